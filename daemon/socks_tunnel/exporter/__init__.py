@@ -1,0 +1,1 @@
+"""The exporter process: /metrics, /healthz and /readyz over HTTP."""

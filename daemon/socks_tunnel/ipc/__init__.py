@@ -1,0 +1,1 @@
+"""Unix-socket shell around the IPC frame codec in protocol.ipc."""

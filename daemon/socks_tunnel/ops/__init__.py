@@ -1,0 +1,1 @@
+"""Operations: logging, sd_notify, metric definitions, supervised tasks."""

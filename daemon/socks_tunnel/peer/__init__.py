@@ -1,0 +1,1 @@
+"""The peer connection: the only package that imports aiortc."""

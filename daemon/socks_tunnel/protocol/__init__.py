@@ -1,0 +1,1 @@
+"""Sans-IO protocol core: bytes in, events out; no sockets, no clocks, no logging."""

@@ -1,0 +1,1 @@
+"""The supervisor: process table, links, routing by CONN_ID, lifecycle."""

@@ -1,0 +1,1 @@
+"""The worker process: SOCKS5 sessions, TCP flows, UDP associations, access policy, dialling."""
