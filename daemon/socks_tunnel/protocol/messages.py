@@ -1,0 +1,579 @@
+"""Tunnel messages: what two socks-tunnel hosts say over the data channels (docs/protocol.md).
+
+Every message starts with the same seven bytes, all integers big-endian::
+
+    +--------+------------+------------+----------------
+    | TYPE:1 | RESERVED:2 | CONN_ID:4  |  body by TYPE
+    +--------+------------+------------+----------------
+     RESERVED is sent as zero and ignored on receipt. CONN_ID 0 means the link itself.
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, ClassVar, TypeAlias
+
+import msgpack
+
+from socks_tunnel.protocol.addresses import (
+    NAME_MAX,
+    Buffer,
+    HostPort,
+    decode_address,
+    decode_name,
+    encode_address,
+)
+from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
+
+HEADER = struct.Struct("!BHI")
+"""TYPE, RESERVED, CONN_ID: 7 bytes."""
+
+MESSAGE_MAX = 65_536
+"""Longest message in bytes: the smallest max-message-size of a data channel (RFC 8841)."""
+
+DATA_MAX = MESSAGE_MAX - HEADER.size
+"""Longest DATA payload in bytes (65,529)."""
+
+PROTOCOL_VERSION = 1
+SUBPROTOCOL = "socks-tunnel/1"
+
+_WINDOW = struct.Struct("!QQ")
+_PORT = struct.Struct("!H")
+_U64_MAX = (1 << 64) - 1
+
+
+class MessageType(IntEnum):
+    """TYPE of a tunnel message."""
+
+    PING = 1
+    PONG = 2
+    HELLO = 10
+    GOAWAY = 11
+    RESUME = 12
+    OPEN_CONNECTION = 14
+    CLOSE_CONNECTION = 15
+    CONNECTION_OPENED = 103
+    SEND_EOF = 104
+    DATA = 105
+    WINDOW_UPDATE = 106
+    UDP_ASSOCIATE = 201
+    UDP_ASSOCIATE_OPENED = 202
+    UDP_PACKET = 203
+    UDP_ASSOCIATE_CLOSED = 204
+    BIND = 211
+    BIND_LISTENING = 212
+    BIND_ACCEPTED = 213
+
+
+LINK_TYPES = frozenset(
+    {MessageType.PING, MessageType.PONG, MessageType.HELLO, MessageType.GOAWAY, MessageType.RESUME}
+)
+"""Types that belong to the link (channel `control`, CONN_ID 0); all others belong to a flow."""
+
+
+def message_header(kind: int, conn_id: int) -> bytes:
+    """Give the seven bytes that start a message."""
+    return HEADER.pack(kind, 0, conn_id)
+
+
+def message_key(message: Buffer) -> tuple[int, int]:
+    """Give (TYPE, CONN_ID) of a message without looking at its body.
+
+    Raises :class:`RemoteProtocolError` if it is shorter than a header.
+    """
+    if len(message) < HEADER.size:
+        raise RemoteProtocolError(
+            f"a message of {len(message)} bytes is shorter than its header", kind="short-message"
+        )
+    kind, _, conn_id = HEADER.unpack_from(message)
+    return kind, conn_id
+
+
+def mix32(value: int) -> int:
+    """Mix the bits of a 32-bit number (the finalizer of MurmurHash3).
+
+    Ids that one worker hands out are equal modulo small numbers; after this they spread evenly
+    over lanes and workers.
+    """
+    value &= 0xFFFFFFFF
+    value ^= value >> 16
+    value = (value * 0x85EBCA6B) & 0xFFFFFFFF
+    value ^= value >> 13
+    value = (value * 0xC2B2AE35) & 0xFFFFFFFF
+    return value ^ (value >> 16)
+
+
+def _short(name: str, conn_id: int) -> RemoteProtocolError:
+    return RemoteProtocolError(
+        f"{name} is shorter than its layout", kind=f"malformed-{name.lower()}", conn_id=conn_id
+    )
+
+
+def _trailing(name: str, conn_id: int) -> RemoteProtocolError:
+    return RemoteProtocolError(
+        f"{name} has bytes after its end", kind=f"malformed-{name.lower()}", conn_id=conn_id
+    )
+
+
+# --- messages of the link ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """PING: `[OPAQUE:8]`, to be echoed."""
+
+    TYPE: ClassVar[MessageType] = MessageType.PING
+    opaque: bytes
+
+    def encode(self) -> bytes:
+        """Give the whole message."""
+        return message_header(self.TYPE, 0) + self.opaque
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """PONG: `[OPAQUE:8]` of the PING that it answers."""
+
+    TYPE: ClassVar[MessageType] = MessageType.PONG
+    opaque: bytes
+
+    def encode(self) -> bytes:
+        """Give the whole message."""
+        return message_header(self.TYPE, 0) + self.opaque
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """HELLO: a msgpack map, the first message each way on `control`.
+
+    `window` is the sender's initial per-flow window in bytes, `max_data` the largest DATA payload
+    that it accepts, `idle_udp` in seconds, `session` 16 bytes chosen by the gateway.
+    """
+
+    TYPE: ClassVar[MessageType] = MessageType.HELLO
+    version: int
+    software: str
+    session: bytes
+    window: int
+    max_data: int
+    features: tuple[str, ...] = ()
+    idle_udp: int = 300
+
+    def encode(self) -> bytes:
+        """Give the whole message."""
+        fields = {
+            "version": self.version,
+            "software": self.software,
+            "session": self.session,
+            "window": self.window,
+            "max_data": self.max_data,
+            "features": list(self.features),
+            "idle_udp": self.idle_udp,
+        }
+        return message_header(self.TYPE, 0) + msgpack.packb(fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Goaway:
+    """GOAWAY: `[REASON:1]`; open nothing new on this link, flows may finish."""
+
+    TYPE: ClassVar[MessageType] = MessageType.GOAWAY
+    reason: int
+
+    def encode(self) -> bytes:
+        """Give the whole message."""
+        return message_header(self.TYPE, 0) + bytes((self.reason,))
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """RESUME: a msgpack map (section 6)."""
+
+    TYPE: ClassVar[MessageType] = MessageType.RESUME
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        """Give the whole message."""
+        return message_header(self.TYPE, 0) + msgpack.packb(dict(self.fields))
+
+
+# --- messages of a TCP flow -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OpenConnection:
+    """OPEN_CONNECTION: `[RESERVED:4] [HOST_LEN:1] [HOST] [PORT:2]`.
+
+    `host` is canonical (see :func:`socks_tunnel.protocol.addresses.canonical_host`).
+    """
+
+    TYPE: ClassVar[MessageType] = MessageType.OPEN_CONNECTION
+    conn_id: int
+    host: str
+    port: int
+
+    def encode(self) -> bytes:
+        """Give the whole message."""
+        host = self.host.encode("ascii")
+        if not 1 <= len(host) <= NAME_MAX:
+            raise ValueError(f"a host of {len(host)} bytes does not fit OPEN_CONNECTION")
+        return b"".join(
+            (
+                message_header(self.TYPE, self.conn_id),
+                b"\0\0\0\0",
+                bytes((len(host),)),
+                host,
+                _PORT.pack(self.port),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CloseConnection:
+    """CLOSE_CONNECTION: nothing, or `[REASON:1]`; absent is the same as 0x00, an orderly close."""
+
+    TYPE: ClassVar[MessageType] = MessageType.CLOSE_CONNECTION
+    conn_id: int
+    reason: int = CloseReason.ORDERLY
+
+    def encode(self) -> bytes:
+        """Give the whole message; an orderly close goes out in the original's form, without REASON."""
+        header = message_header(self.TYPE, self.conn_id)
+        return header + bytes((self.reason,)) if self.reason else header
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionOpened:
+    """CONNECTION_OPENED: `[ATYP] [ADDR] [PORT:2]` of the endpoint's socket (SOCKS5 BND)."""
+
+    TYPE: ClassVar[MessageType] = MessageType.CONNECTION_OPENED
+    conn_id: int
+    bound: HostPort
+
+    def encode(self) -> bytes:
+        """Give the whole message."""
+        return message_header(self.TYPE, self.conn_id) + encode_address(self.bound)
+
+
+@dataclass(frozen=True, slots=True)
+class SendEof:
+    """SEND_EOF: no more DATA from this side (TCP FIN); the other direction lives on."""
+
+    TYPE: ClassVar[MessageType] = MessageType.SEND_EOF
+    conn_id: int
+
+    def encode(self) -> bytes:
+        """Give the whole message."""
+        return message_header(self.TYPE, self.conn_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """DATA: 1 to 65,529 stream bytes. `data` may be a view into the decoded message."""
+
+    TYPE: ClassVar[MessageType] = MessageType.DATA
+    conn_id: int
+    data: Buffer
+
+    def encode(self) -> bytes:
+        """Give the whole message."""
+        return message_header(self.TYPE, self.conn_id) + self.data
+
+
+@dataclass(frozen=True, slots=True)
+class WindowUpdate:
+    """WINDOW_UPDATE: `[CONSUMED:8] [LIMIT:8]`, counted in stream bytes from the flow's start."""
+
+    TYPE: ClassVar[MessageType] = MessageType.WINDOW_UPDATE
+    conn_id: int
+    consumed: int
+    limit: int
+
+    def encode(self) -> bytes:
+        """Give the whole message."""
+        return message_header(self.TYPE, self.conn_id) + _WINDOW.pack(self.consumed, self.limit)
+
+
+# --- messages of a UDP association ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class UdpAssociate:
+    """UDP_ASSOCIATE: open an association."""
+
+    TYPE: ClassVar[MessageType] = MessageType.UDP_ASSOCIATE
+    conn_id: int
+
+    def encode(self) -> bytes:
+        """Give the whole message."""
+        return message_header(self.TYPE, self.conn_id)
+
+
+@dataclass(frozen=True, slots=True)
+class UdpAssociateOpened:
+    """UDP_ASSOCIATE_OPENED: nothing, or `[ATYP] [ADDR] [PORT:2]` of the endpoint's socket."""
+
+    TYPE: ClassVar[MessageType] = MessageType.UDP_ASSOCIATE_OPENED
+    conn_id: int
+    bound: HostPort | None = None
+
+    def encode(self) -> bytes:
+        """Give the whole message."""
+        header = message_header(self.TYPE, self.conn_id)
+        return header if self.bound is None else header + encode_address(self.bound)
+
+
+@dataclass(frozen=True, slots=True)
+class UdpPacket:
+    """UDP_PACKET: a whole SOCKS5 UDP packet, `[RSV:2] [FRAG:1] [ATYP:1] [ADDR] [PORT:2] [DATA]`.
+
+    The packet is not parsed here: see :func:`socks_tunnel.protocol.socks5.parse_udp_packet`.
+    """
+
+    TYPE: ClassVar[MessageType] = MessageType.UDP_PACKET
+    conn_id: int
+    packet: Buffer
+
+    def encode(self) -> bytes:
+        """Give the whole message."""
+        return message_header(self.TYPE, self.conn_id) + self.packet
+
+
+@dataclass(frozen=True, slots=True)
+class UdpAssociateClosed:
+    """UDP_ASSOCIATE_CLOSED: nothing, or `[REASON:1]`."""
+
+    TYPE: ClassVar[MessageType] = MessageType.UDP_ASSOCIATE_CLOSED
+    conn_id: int
+    reason: int = CloseReason.ORDERLY
+
+    def encode(self) -> bytes:
+        """Give the whole message."""
+        header = message_header(self.TYPE, self.conn_id)
+        return header + bytes((self.reason,)) if self.reason else header
+
+
+# --- messages of a BIND -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """BIND: `[ATYP] [ADDR] [PORT:2]` of the expected caller."""
+
+    TYPE: ClassVar[MessageType] = MessageType.BIND
+    conn_id: int
+    caller: HostPort
+
+    def encode(self) -> bytes:
+        """Give the whole message."""
+        return message_header(self.TYPE, self.conn_id) + encode_address(self.caller)
+
+
+@dataclass(frozen=True, slots=True)
+class BindListening:
+    """BIND_LISTENING: `[ATYP] [ADDR] [PORT:2]` of the listening socket (first SOCKS5 reply)."""
+
+    TYPE: ClassVar[MessageType] = MessageType.BIND_LISTENING
+    conn_id: int
+    bound: HostPort
+
+    def encode(self) -> bytes:
+        """Give the whole message."""
+        return message_header(self.TYPE, self.conn_id) + encode_address(self.bound)
+
+
+@dataclass(frozen=True, slots=True)
+class BindAccepted:
+    """BIND_ACCEPTED: `[ATYP] [ADDR] [PORT:2]` of the caller (second SOCKS5 reply)."""
+
+    TYPE: ClassVar[MessageType] = MessageType.BIND_ACCEPTED
+    conn_id: int
+    caller: HostPort
+
+    def encode(self) -> bytes:
+        """Give the whole message."""
+        return message_header(self.TYPE, self.conn_id) + encode_address(self.caller)
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownMessage:
+    """A message of a TYPE that this version does not know: counted and ignored."""
+
+    kind: int
+    conn_id: int
+
+
+Message: TypeAlias = (
+    Ping
+    | Pong
+    | Hello
+    | Goaway
+    | Resume
+    | OpenConnection
+    | CloseConnection
+    | ConnectionOpened
+    | SendEof
+    | Data
+    | WindowUpdate
+    | UdpAssociate
+    | UdpAssociateOpened
+    | UdpPacket
+    | UdpAssociateClosed
+    | Bind
+    | BindListening
+    | BindAccepted
+    | UnknownMessage
+)
+
+
+def decode(message: Buffer) -> Message:
+    """Decode one whole message.
+
+    DATA and UDP_PACKET keep a view into `message` (no copy). Raises :class:`RemoteProtocolError`,
+    with the CONN_ID where one could be read, for a message that does not fit its layout. Bytes after
+    the end of a fixed layout are malformed too: "a message whose lengths do not add up".
+    """
+    kind, conn_id = message_key(message)
+    body = memoryview(message)[HEADER.size :]
+    match kind:
+        case MessageType.DATA:
+            if not 1 <= len(body) <= DATA_MAX:
+                raise _short("DATA", conn_id) if not body else _trailing("DATA", conn_id)
+            return Data(conn_id, body)
+        case MessageType.WINDOW_UPDATE:
+            _exact(body, _WINDOW.size, "WINDOW_UPDATE", conn_id)
+            consumed, limit = _WINDOW.unpack(body)
+            if consumed > limit:
+                raise RemoteProtocolError(
+                    f"WINDOW_UPDATE has CONSUMED {consumed} beyond LIMIT {limit}",
+                    kind="malformed-window_update",
+                    conn_id=conn_id,
+                )
+            return WindowUpdate(conn_id, consumed, limit)
+        case MessageType.UDP_PACKET:
+            return UdpPacket(conn_id, body)
+        case MessageType.OPEN_CONNECTION:
+            return _decode_open(body, conn_id)
+        case MessageType.CLOSE_CONNECTION:
+            return CloseConnection(conn_id, _reason(body, "CLOSE_CONNECTION", conn_id))
+        case MessageType.CONNECTION_OPENED:
+            return ConnectionOpened(conn_id, _address(body, "CONNECTION_OPENED", conn_id))
+        case MessageType.SEND_EOF:
+            _exact(body, 0, "SEND_EOF", conn_id)
+            return SendEof(conn_id)
+        case MessageType.UDP_ASSOCIATE:
+            _exact(body, 0, "UDP_ASSOCIATE", conn_id)
+            return UdpAssociate(conn_id)
+        case MessageType.UDP_ASSOCIATE_OPENED:
+            bound = _address(body, "UDP_ASSOCIATE_OPENED", conn_id) if body else None
+            return UdpAssociateOpened(conn_id, bound)
+        case MessageType.UDP_ASSOCIATE_CLOSED:
+            return UdpAssociateClosed(conn_id, _reason(body, "UDP_ASSOCIATE_CLOSED", conn_id))
+        case MessageType.BIND:
+            return Bind(conn_id, _address(body, "BIND", conn_id))
+        case MessageType.BIND_LISTENING:
+            return BindListening(conn_id, _address(body, "BIND_LISTENING", conn_id))
+        case MessageType.BIND_ACCEPTED:
+            return BindAccepted(conn_id, _address(body, "BIND_ACCEPTED", conn_id))
+        case MessageType.PING:
+            _exact(body, 8, "PING", conn_id)
+            return Ping(bytes(body))
+        case MessageType.PONG:
+            _exact(body, 8, "PONG", conn_id)
+            return Pong(bytes(body))
+        case MessageType.GOAWAY:
+            _exact(body, 1, "GOAWAY", conn_id)
+            return Goaway(body[0])
+        case MessageType.HELLO:
+            return _decode_hello(body)
+        case MessageType.RESUME:
+            return Resume(_map(body, "RESUME"))
+        case _:
+            return UnknownMessage(kind, conn_id)
+
+
+def _exact(body: memoryview, size: int, name: str, conn_id: int) -> None:
+    if len(body) < size:
+        raise _short(name, conn_id)
+    if len(body) > size:
+        raise _trailing(name, conn_id)
+
+
+def _reason(body: memoryview, name: str, conn_id: int) -> int:
+    if len(body) > 1:
+        raise _trailing(name, conn_id)
+    return body[0] if body else CloseReason.ORDERLY
+
+
+def _address(body: memoryview, name: str, conn_id: int) -> HostPort:
+    try:
+        address, end = decode_address(body)
+    except RemoteProtocolError as error:
+        raise RemoteProtocolError(
+            f"{name}: {error}", kind=f"malformed-{name.lower()}", conn_id=conn_id
+        ) from None
+    if end != len(body):
+        raise _trailing(name, conn_id)
+    return address
+
+
+def _decode_open(body: memoryview, conn_id: int) -> OpenConnection:
+    name = "OPEN_CONNECTION"
+    if len(body) < 5:
+        raise _short(name, conn_id)
+    _exact(body, 5 + body[4] + 2, name, conn_id)
+    try:
+        host = decode_name(body[5:-2])
+    except RemoteProtocolError as error:
+        raise RemoteProtocolError(
+            f"{name}: {error}", kind="malformed-open_connection", conn_id=conn_id
+        ) from None
+    (port,) = _PORT.unpack_from(body, len(body) - 2)
+    return OpenConnection(conn_id, host, port)
+
+
+def _map(body: memoryview, name: str) -> dict[str, Any]:
+    try:
+        fields = msgpack.unpackb(body, strict_map_key=True)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise RemoteProtocolError(
+            f"{name} is not a msgpack map: {error}", kind=f"malformed-{name.lower()}"
+        ) from None
+    if not isinstance(fields, dict):
+        raise RemoteProtocolError(f"{name} is not a msgpack map", kind=f"malformed-{name.lower()}")
+    return fields
+
+
+def _decode_hello(body: memoryview) -> Hello:
+    fields = _map(body, "HELLO")
+
+    def malformed(key: str) -> RemoteProtocolError:
+        return RemoteProtocolError(
+            f"HELLO has no usable {key!r}: {fields.get(key)!r}", kind="malformed-hello"
+        )
+
+    def number(key: str, low: int, high: int, default: int | None = None) -> int:
+        value = fields.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise malformed(key)
+        return value
+
+    session = fields.get("session")
+    if not isinstance(session, bytes) or len(session) != 16:
+        raise malformed("session")
+    software = fields.get("software", "")
+    if not isinstance(software, str):
+        raise malformed("software")
+    features = fields.get("features", [])
+    if not isinstance(features, list) or not all(isinstance(f, str) for f in features):
+        raise malformed("features")
+    return Hello(
+        version=number("version", 0, 0xFFFF),
+        software=software[:200],
+        session=session,
+        window=number("window", 1, _U64_MAX, 262_144),
+        max_data=number("max_data", 1, _U64_MAX, DATA_MAX),
+        features=tuple(features),
+        idle_udp=number("idle_udp", 0, _U64_MAX, 300),
+    )
