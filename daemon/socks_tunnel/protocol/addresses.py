@@ -87,10 +87,10 @@ def canonical_host(text: str) -> str:
         try:
             name = idna.encode(name, uts46=True).decode("ascii")
         except idna.IDNAError as error:
-            raise ValueError(f"{text!r} is not a valid internationalized host name: {error}") from None
+            raise ValueError(f"{text!r} is no valid internationalized name: {error}") from None
     name = name.lower()
     if len(name) > NAME_MAX:
-        raise ValueError(f"the host name is {len(name)} bytes long; at most {NAME_MAX} can be carried")
+        raise ValueError(f"the host name is {len(name)} bytes long; at most {NAME_MAX} fit")
     for label in name.split("."):
         if not label:
             raise ValueError(f"{text!r} has an empty label")

@@ -45,7 +45,7 @@ def frame_header(kind: int, link: int, body_length: int) -> bytes:
 
 def encode_control(link: int, fields: dict[str, Any]) -> bytes:
     """Give one whole KIND 1 frame. Raises :class:`ValueError` if it would be over the limit."""
-    body = msgpack.packb(fields)
+    body: bytes = msgpack.packb(fields)
     if len(body) > BODY_MAX:
         raise ValueError(f"a control frame of {len(body)} bytes is over the limit of {BODY_MAX}")
     return frame_header(FrameKind.CONTROL, link, len(body)) + body

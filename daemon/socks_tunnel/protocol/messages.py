@@ -171,7 +171,7 @@ class Hello:
             "features": list(self.features),
             "idle_udp": self.idle_udp,
         }
-        return message_header(self.TYPE, 0) + msgpack.packb(fields)
+        return message_header(self.TYPE, 0) + bytes(msgpack.packb(fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,7 @@ class Resume:
 
     def encode(self) -> bytes:
         """Give the whole message."""
-        return message_header(self.TYPE, 0) + msgpack.packb(dict(self.fields))
+        return message_header(self.TYPE, 0) + bytes(msgpack.packb(dict(self.fields)))
 
 
 # --- messages of a TCP flow -------------------------------------------------------------------
@@ -238,7 +238,7 @@ class CloseConnection:
     reason: int = CloseReason.ORDERLY
 
     def encode(self) -> bytes:
-        """Give the whole message; an orderly close goes out in the original's form, without REASON."""
+        """Give the whole message; an orderly close is the original's form, without REASON."""
         header = message_header(self.TYPE, self.conn_id)
         return header + bytes((self.reason,)) if self.reason else header
 
@@ -431,8 +431,8 @@ def decode(message: Buffer) -> Message:
     """Decode one whole message.
 
     DATA and UDP_PACKET keep a view into `message` (no copy). Raises :class:`RemoteProtocolError`,
-    with the CONN_ID where one could be read, for a message that does not fit its layout. Bytes after
-    the end of a fixed layout are malformed too: "a message whose lengths do not add up".
+    with the CONN_ID where one could be read, for a message that does not fit its layout. Bytes
+    after the end of a fixed layout are malformed too: "a message whose lengths do not add up".
     """
     kind, conn_id = message_key(message)
     body = memoryview(message)[HEADER.size :]
