@@ -1,8 +1,8 @@
 """One flow's windows and half-close state, and the table of flows of a link.
 
-Theory. A TCP flow is two independent byte streams, one each way. For each, the receiver says how far
-the sender may go, because neither a WebRTC data channel nor aiortc's SCTP sender ever holds a fast
-sender back from a slow reader (docs/protocol.md section 4). Both ends count stream bytes from 0:
+Theory. A TCP flow is two independent byte streams, one each way. For each, the receiver says how
+far the sender may go, because neither a WebRTC data channel nor aiortc's SCTP sender ever holds a
+fast sender back from a slow reader (docs/protocol.md section 4). Both ends count bytes from 0:
 
     sender:    CONSUMED <= sent <= LIMIT          retained for a resume: [CONSUMED, sent)
     receiver:  consumed <= received <= limit      limit = consumed + window, when last announced
@@ -19,7 +19,7 @@ CLOSE_CONNECTION. All transitions, and what each side may still do:
                                                              receive_eof() -> HALF_REMOTE
     HALF_LOCAL     WINDOW_UPDATE        DATA, EOF            receive_eof() -> FINISHED
     HALF_REMOTE    DATA, EOF            WINDOW_UPDATE        send_eof() -> FINISHED
-    FINISHED       CLOSE                CLOSE                CLOSE, by whoever has delivered all first
+    FINISHED       CLOSE                CLOSE                CLOSE, by who delivered all first
     CLOSED         nothing              (ignored)            final
 
 CLOSE_CONNECTION leads from every state to CLOSED. DATA after SEND_EOF, and bytes beyond LIMIT, are
@@ -177,7 +177,7 @@ class TcpFlow:
         )
 
     def open(self) -> None:
-        """The far side is connected. Raises :class:`RemoteProtocolError` if it says so twice."""
+        """Note that the far side is connected. Raises :class:`RemoteProtocolError` if it says so twice."""
         if self.opened or self.closed:
             raise RemoteProtocolError(
                 "an answer to an open came twice", kind="opened-twice", conn_id=self.conn_id

@@ -1,9 +1,9 @@
 """What a worker transmits next on one link, within the credit that the supervisor grants.
 
-Order: control messages at once (they are small, each answers something, and may take the credit below
-zero), then datagrams, then flows in turn, a chunk each. Flows hold nothing here: a flow that has to
-wait leaves its bytes in its socket and is asked for them when its turn comes, so nothing piles up
-between the sockets and the data channels.
+Order: control messages at once (they are small, each answers something, and may take the credit
+below zero), then datagrams, then flows in turn, a chunk each. Flows hold nothing here: a flow that
+has to wait leaves its bytes in its socket and is asked for them when its turn comes, so nothing
+piles up between the sockets and the data channels.
 
 The unit of credit is one byte of tunnel message.
 """
