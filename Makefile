@@ -1,0 +1,144 @@
+# A newcomer needs `make demo` and `make test`; CONTRIBUTING.md says what the other targets are for.
+# Everything is installed into .venv from the hashed lock files of the Python that runs make.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCKED_PYTHONS := 3.11 3.12 3.13
+TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
+# pip must neither look at an index for what the lock files name nor warn about being root here.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
+INSTALL := $(PIP) install --root-user-action=ignore --require-hashes --no-build-isolation --no-deps
+SOURCES := daemon workers tests
+
+# Options for pytest, the demo, the bench: make test ARGS='-k reload', make demo ARGS='--listen …'
+ARGS ?=
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+
+# -- environments ---------------------------------------------------------------------------------
+
+# Stamps carry the lock files' Python, so that another PYTHON does not pass for the same environment.
+BUILD_STAMP := $(VENV)/.stamp-build-$(TAG)
+RUNTIME_STAMP := $(VENV)/.stamp-runtime-$(TAG)
+DEV_STAMP := $(VENV)/.stamp-dev-$(TAG)
+PROJECT_STAMP := $(VENV)/.stamp-project-$(TAG)
+PACKAGES_STAMP := $(VENV)/.stamp-packages
+NPM_STAMP := tests/support/npm/node_modules/.stamp
+
+requirements/%-$(TAG).lock:
+	@echo "there is no lock file for this Python ($(TAG)): use one of $(LOCKED_PYTHONS), PYTHON=…" >&2
+	@exit 1
+
+$(BUILD_STAMP): requirements/build-$(TAG).lock
+	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+	  if [ "$$(id -u)" != 0 ]; then \
+	    echo "$(PYTHON) has no venv: as root, apt-get install python3-venv" >&2; exit 1; \
+	  fi; \
+	  echo "installing python3-venv"; \
+	  tests/support/packages --install python3-venv; \
+	fi
+	@echo "making $(VENV) for $$($(PYTHON) --version)"
+	@rm -f $(VENV)/.stamp-*
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) -r $<
+	@touch $@
+
+$(RUNTIME_STAMP): requirements/runtime-$(TAG).lock $(BUILD_STAMP)
+	$(INSTALL) -r $<
+	@touch $@
+
+$(DEV_STAMP): requirements/dev-$(TAG).lock $(BUILD_STAMP)
+	$(INSTALL) -r $<
+	@touch $@ $(RUNTIME_STAMP)
+
+$(PROJECT_STAMP): pyproject.toml $(BUILD_STAMP)
+	$(PIP) install --root-user-action=ignore --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(PACKAGES_STAMP): tests/support/packages tests/support/packages.list $(BUILD_STAMP)
+	@tests/support/packages
+	@touch $@
+
+$(NPM_STAMP): tests/support/npm/package.json tests/support/npm/package-lock.json $(PACKAGES_STAMP)
+	@if command -v npm >/dev/null; then \
+	  cd tests/support/npm && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error; \
+	else \
+	  echo "npm is missing: the tests with the npm package socks will be skipped"; \
+	  mkdir -p tests/support/npm/node_modules; \
+	fi
+	@touch $@
+
+.PHONY: install
+install: $(DEV_STAMP) $(PROJECT_STAMP) ## everything for working on the project, into .venv
+
+# -- what people run ------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(RUNTIME_STAMP) $(PROJECT_STAMP) ## a gateway and an endpoint on loopback, SOCKS5 on 127.0.0.1:1080
+	@exec $(BIN)/socks-tunnel demo $(ARGS)
+
+.PHONY: test
+test: $(DEV_STAMP) $(PROJECT_STAMP) $(PACKAGES_STAMP) $(NPM_STAMP) ## all tests; installs the Debian packages they need when root
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: $(DEV_STAMP) $(PROJECT_STAMP) ## format, lint, types, import contracts
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/mypy $(SOURCES)
+	@$(BIN)/lint-imports
+
+.PHONY: fmt
+fmt: $(DEV_STAMP) ## format and apply the linter's safe fixes
+	@$(BIN)/ruff check --fix --exit-zero $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
+
+.PHONY: bench
+bench: $(DEV_STAMP) $(PROJECT_STAMP) ## the figures of docs/benchmarks.md; needs root
+	@$(BIN)/python tests/bench/run.py $(ARGS)
+
+.PHONY: fuzz
+fuzz: $(DEV_STAMP) $(PROJECT_STAMP) ## the property tests with many more examples
+	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/property --timeout=0 $(ARGS)
+
+# -- lock files -----------------------------------------------------------------------------------
+
+UV := .tools/lock/bin/uv
+COMPILE = $(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
+  --no-header --no-annotate --python-platform x86_64-unknown-linux-gnu
+
+$(UV): requirements/lock-tool.lock
+	$(PYTHON) -m venv .tools/lock
+	.tools/lock/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes --no-deps -r $<
+	@touch $@
+
+.PHONY: lock
+lock: $(UV) ## write requirements/*.lock anew, with the newest versions that pyproject.toml allows
+	@for v in $(LOCKED_PYTHONS); do \
+	  tag=py$${v//./}; \
+	  echo "resolving for Python $$v"; \
+	  $(COMPILE) --python-version $$v pyproject.toml --group dev requirements/build.in \
+	    -o requirements/dev-$$tag.lock; \
+	  $(COMPILE) --python-version $$v -c requirements/dev-$$tag.lock pyproject.toml \
+	    -o requirements/runtime-$$tag.lock; \
+	  $(COMPILE) --python-version $$v -c requirements/dev-$$tag.lock requirements/build.in \
+	    -o requirements/build-$$tag.lock; \
+	done
+	@$(COMPILE) --python-version 3.11 requirements/lock.in -o requirements/lock-tool.lock
+	@if grep -nE '://|^--' requirements/*.lock; then echo "a lock file names an index" >&2; exit 1; fi
+
+# -- cleaning -------------------------------------------------------------------------------------
+
+.PHONY: clean
+clean: ## remove what make made, environments too
+	rm -rf $(VENV) .tools build dist .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf tests/support/npm/node_modules
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
