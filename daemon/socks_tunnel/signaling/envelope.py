@@ -1,0 +1,293 @@
+"""Signed envelopes: how an offer, an answer or a bye travels, whoever carries it. Sans-IO.
+
+An envelope is a msgpack map, and so is the body inside it::
+
+    envelope  { "body": bin, "signature": bin 64 }        Ed25519 over exactly the body's bytes
+    body      { "kind": "offer" | "answer" | "bye",
+                "from": bin 32, "to": bin 32,             Ed25519 public keys
+                "session": bin 16,                        chosen by the gateway
+                "nonce": bin 16,                          never used twice by one sender
+                "in_reply_to": bin 16 | nil,              the nonce of the offer that is answered
+                "expires": int,                           Unix seconds
+                "sdp": str }                              whole SDP, all candidates; "" in a bye
+
+Unknown keys are ignored. The DTLS fingerprints inside the signed SDP pin the peer connection to the
+signer's identity, so the carrier needs no trust: it can lose an envelope, but neither read anything
+that helps it nor change or repeat anything.
+"""
+
+import secrets
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgpack
+
+from socks_tunnel.signaling.identity import (
+    PUBLIC_KEY_SIZE,
+    SIGNATURE_SIZE,
+    PrivateIdentity,
+    public_key_text,
+    verify,
+)
+
+ENVELOPE_MAX: Final = 65_536
+"""Longest envelope in bytes."""
+
+SDP_MAX: Final = 32_768
+"""Longest SDP in bytes (UTF-8)."""
+
+NONCE_SIZE: Final = 16
+SESSION_SIZE: Final = 16
+
+LIFETIME: Final = 60
+"""How long after its making an envelope is good, in seconds, unless the maker says otherwise."""
+
+LIFETIME_MAX: Final = 300
+"""Farthest expiry that is accepted, in seconds from now: so long must a nonce be remembered."""
+
+NONCES_PER_PEER: Final = 1024
+"""How many unexpired nonces of one peer are remembered; past it, the peer has to wait."""
+
+KINDS: Final = frozenset({"offer", "answer", "bye"})
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What an envelope says. `sender` is the key "from", which is a keyword in Python."""
+
+    kind: str
+    sender: bytes
+    to: bytes
+    session: bytes
+    nonce: bytes
+    in_reply_to: bytes | None
+    expires: int
+    sdp: str = ""
+
+
+def new_body(
+    kind: str,
+    identity: PrivateIdentity,
+    to: bytes,
+    *,
+    session: bytes,
+    now: float,
+    sdp: str = "",
+    in_reply_to: bytes | None = None,
+    lifetime: int = LIFETIME,
+) -> Body:
+    """Make a body with a fresh nonce that is good for `lifetime` seconds from `now` (Unix time)."""
+    return Body(
+        kind=kind,
+        sender=identity.public,
+        to=to,
+        session=session,
+        nonce=secrets.token_bytes(NONCE_SIZE),
+        in_reply_to=in_reply_to,
+        expires=int(now) + lifetime,
+        sdp=sdp,
+    )
+
+
+def seal(identity: PrivateIdentity, body: Body) -> bytes:
+    """Give the envelope of `body`, signed.
+
+    Raises :class:`ValueError` if the result would be over :data:`ENVELOPE_MAX`.
+    """
+    packed: bytes = msgpack.packb(
+        {
+            "kind": body.kind,
+            "from": body.sender,
+            "to": body.to,
+            "session": body.session,
+            "nonce": body.nonce,
+            "in_reply_to": body.in_reply_to,
+            "expires": body.expires,
+            "sdp": body.sdp,
+        }
+    )
+    envelope: bytes = msgpack.packb({"body": packed, "signature": identity.sign(packed)})
+    if len(envelope) > ENVELOPE_MAX:
+        raise ValueError(f"the envelope is {len(envelope)} bytes long; at most {ENVELOPE_MAX} fit")
+    return envelope
+
+
+class EnvelopeRejected(Exception):  # noqa: N818 - a verdict on what came in, not a fault of ours
+    """An envelope that must not be acted upon.
+
+    `reason_code` is a short constant for metrics, `sentence` is for the log, `peer_name` the
+    configured peer that it came from: None unless its signature proved that, except that a bad
+    signature names the peer that it claims to be from. Nothing of it goes to the sender.
+    """
+
+    def __init__(self, reason_code: str, sentence: str, peer_name: str | None = None) -> None:
+        super().__init__(sentence)
+        self.reason_code = reason_code
+        self.sentence = sentence
+        self.peer_name = peer_name
+
+
+class Verifier:
+    """Opens envelopes that are addressed to one identity and come from the configured peers.
+
+    `peers` maps raw public keys to peer names. Time comes in as `now`, in Unix seconds. Nonces are
+    remembered until their envelopes expire, :data:`NONCES_PER_PEER` for each peer, so that no peer
+    can crowd out another. They do not outlive the process: an offer repeated within its lifetime
+    after a restart gets an answer, which is of no use without the offerer's DTLS key.
+    """
+
+    def __init__(self, own_public: bytes, peers: Mapping[bytes, str]) -> None:
+        self._own_public = own_public
+        self._peers = dict(peers)
+        self._seen: dict[bytes, dict[bytes, int]] = {}
+
+    def update_peers(self, peers: Mapping[bytes, str]) -> None:
+        """Replace the configured peers. Nonces of removed peers stay known until they expire."""
+        self._peers = dict(peers)
+
+    def open(
+        self,
+        envelope: bytes,
+        now: float,
+        *,
+        kinds: Collection[str] = KINDS,
+        in_reply_to: bytes | None = None,
+    ) -> tuple[Body, str]:
+        """Give the body and the name of the peer that signed it.
+
+        `kinds` is what the caller can use here, `in_reply_to` the nonce of the offer that it waits
+        for an answer to (None: it waits for none). Raises :class:`EnvelopeRejected` with one of the
+        reason codes malformed, unknown-peer, bad-signature, wrong-addressee, expired,
+        too-far-ahead, wrong-kind, unexpected-reply, replayed, too-many.
+        """
+        packed, signature, body = _decode(envelope)
+        name = self._peers.get(body.sender)
+        if name is None:
+            raise EnvelopeRejected(
+                "unknown-peer",
+                f"no configured peer has the public key {public_key_text(body.sender)}",
+            )
+        if not verify(body.sender, signature, packed):
+            raise EnvelopeRejected(
+                "bad-signature", f"the signature is not that of the peer {name}", name
+            )
+        if body.to != self._own_public:
+            raise EnvelopeRejected(
+                "wrong-addressee",
+                f"the peer {name} addressed it to the public key {public_key_text(body.to)}, "
+                "which is not ours",
+                name,
+            )
+        if body.expires <= now:
+            raise EnvelopeRejected(
+                "expired",
+                f"the envelope of the peer {name} expired {now - body.expires:.0f} s ago; "
+                "if that is not a delayed one, a clock is wrong",
+                name,
+            )
+        if body.expires > now + LIFETIME_MAX:
+            raise EnvelopeRejected(
+                "too-far-ahead",
+                f"the envelope of the peer {name} expires in {body.expires - now:.0f} s, at most "
+                f"{LIFETIME_MAX} s are accepted; a clock is wrong",
+                name,
+            )
+        if body.kind not in kinds:
+            raise EnvelopeRejected(
+                "wrong-kind", f"the peer {name} sent {body.kind!r}, which has no place here", name
+            )
+        if body.kind == "answer" and (in_reply_to is None or body.in_reply_to != in_reply_to):
+            raise EnvelopeRejected(
+                "unexpected-reply", f"the peer {name} answered an offer that is not ours", name
+            )
+        self._remember(body, name, now)
+        return body, name
+
+    def _remember(self, body: Body, name: str, now: float) -> None:
+        seen = self._seen.setdefault(body.sender, {})
+        if seen.get(body.nonce, 0) > now:
+            raise EnvelopeRejected(
+                "replayed", f"this envelope of the peer {name} came before", name
+            )
+        if len(seen) >= NONCES_PER_PEER:
+            self._prune(now)
+            seen = self._seen.setdefault(body.sender, {})
+            if len(seen) >= NONCES_PER_PEER:
+                raise EnvelopeRejected(
+                    "too-many",
+                    f"the peer {name} sent {NONCES_PER_PEER} envelopes within {LIFETIME_MAX} s",
+                    name,
+                )
+        seen[body.nonce] = body.expires
+
+    def _prune(self, now: float) -> None:
+        """Forget what has expired: its own expiry keeps it out from now on."""
+        pruned = {
+            sender: {nonce: expires for nonce, expires in seen.items() if expires > now}
+            for sender, seen in self._seen.items()
+        }
+        self._seen = {sender: seen for sender, seen in pruned.items() if seen}
+
+    @property
+    def remembered(self) -> int:
+        """How many nonces are held at the moment."""
+        return sum(map(len, self._seen.values()))
+
+
+def _decode(envelope: bytes) -> tuple[bytes, bytes, Body]:
+    """Give the packed body, the signature and the body. Nothing of it is trusted yet."""
+    if len(envelope) > ENVELOPE_MAX:
+        raise EnvelopeRejected(
+            "malformed",
+            f"an envelope of {len(envelope)} bytes is over the limit of {ENVELOPE_MAX}",
+        )
+    outer = _unpack(envelope, "the envelope")
+    packed = _binary(outer, "body", None)
+    signature = _binary(outer, "signature", SIGNATURE_SIZE)
+    fields = _unpack(packed, "the body")
+    kind = fields.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise EnvelopeRejected("malformed", f"the body has no usable 'kind': {kind!r:.100}")
+    expires = fields.get("expires")
+    if not isinstance(expires, int) or isinstance(expires, bool):
+        raise EnvelopeRejected("malformed", "the body has no usable 'expires'")
+    sdp = fields.get("sdp", "")
+    if not isinstance(sdp, str) or len(sdp.encode()) > SDP_MAX or (kind != "bye") != bool(sdp):
+        raise EnvelopeRejected("malformed", "the body has no usable 'sdp'")
+    in_reply_to = None
+    if fields.get("in_reply_to") is not None:
+        in_reply_to = _binary(fields, "in_reply_to", NONCE_SIZE)
+    if kind == "answer" and in_reply_to is None:
+        raise EnvelopeRejected("malformed", "an answer that does not say to what")
+    return (
+        packed,
+        signature,
+        Body(
+            kind=kind,
+            sender=_binary(fields, "from", PUBLIC_KEY_SIZE),
+            to=_binary(fields, "to", PUBLIC_KEY_SIZE),
+            session=_binary(fields, "session", SESSION_SIZE),
+            nonce=_binary(fields, "nonce", NONCE_SIZE),
+            in_reply_to=in_reply_to,
+            expires=expires,
+            sdp=sdp,
+        ),
+    )
+
+
+def _unpack(data: bytes, what: str) -> dict[str, Any]:
+    try:
+        fields = msgpack.unpackb(data, strict_map_key=True)
+    except (ValueError, msgpack.UnpackException) as error:  # UnicodeDecodeError is a ValueError
+        raise EnvelopeRejected("malformed", f"{what} is not a msgpack map: {error}") from None
+    if not isinstance(fields, dict):
+        raise EnvelopeRejected("malformed", f"{what} is not a msgpack map")
+    return fields
+
+
+def _binary(fields: dict[str, Any], key: str, size: int | None) -> bytes:
+    value = fields.get(key)
+    if not isinstance(value, bytes) or (size is not None and len(value) != size):
+        raise EnvelopeRejected("malformed", f"the envelope has no usable {key!r}")
+    return value
