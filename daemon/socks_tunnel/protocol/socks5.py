@@ -134,7 +134,7 @@ class UdpAssociateRequest:
 
 @dataclass(frozen=True, slots=True)
 class ReplyReceived:
-    """The server's reply: `reply` as sent (see :class:`Reply`), `bound` is BND.ADDR and BND.PORT."""
+    """The server's reply: `reply` is REP (see :class:`Reply`), `bound` BND.ADDR and BND.PORT."""
 
     reply: int
     bound: HostPort
@@ -569,7 +569,7 @@ class UdpDatagram(NamedTuple):
 def parse_udp_packet(packet: Buffer) -> UdpDatagram:
     """Read the header of a whole SOCKS5 UDP packet; the data is neither copied nor looked at.
 
-    Raises :class:`RemoteProtocolError`, kind `udp-header` (cut short), `address-type` or `bad-name`.
+    Raises :class:`RemoteProtocolError`: kind `udp-header` (cut short), `address-type`, `bad-name`.
     """
     length = address_length(packet, _UDP_ADDRESS_OFFSET)
     if length is None or len(packet) < _UDP_ADDRESS_OFFSET + length:

@@ -1,0 +1,555 @@
+"""The access policy: may this destination be reached, and which rule says so.
+
+Rules come as four lists: `denied_ports`, `denied_hosts`, `allowed_ports`, `allowed_hosts`. A
+destination is allowed if no denied list has it and both allowed lists have it. Host rules::
+
+    0.0.0.0          every IPv4 address           10.0.0.0/8      a range
+    ::               every IPv6 address           192.0.2.7       that address
+    *.example.com    every name below it          example.com     that name
+
+Theory of the decision. Rules about names and rules about addresses speak of different things, and a
+client may ask for either. An IP literal is decided at once. A name is decided in two steps, because
+only its addresses are what will be dialled:
+
+    check(name)         DENIED    its port, or a denied name: never looked up
+                        ALLOWED   an allowed name rule has it
+                        RESOLVE   no name rule has it: each address decides for itself
+    check_address(...)  for each address that the name resolves to
+
+Three things hold for every address, however it was come by:
+
+1.  An IPv4-mapped IPv6 address (`::ffff:192.0.2.7`) *is* the IPv4 address, in rules and requests.
+2.  An IPv6 address that a translator or tunnel turns into an IPv4 address (6to4, NAT64, Teredo,
+    IPv4-compatible) is denied wherever that IPv4 address is denied: the way around would lead to
+    the same host. It is not *allowed* by IPv4 rules.
+3.  Special addresses (loopback, link-local, multicast, broadcast, unspecified), and IPv6 addresses
+    that embed one, are refused, also where an allowed name resolves to them, unless a rule names
+    the address or a range within its block. `0.0.0.0` and `112.0.0.0/4` are no such rules,
+    `127.0.0.0/8` is one.
+
+Of several rules of one list that have a destination, the first one written is reported (of names:
+the nearest one). Which of them it is never changes the verdict.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from heapq import heappop, heappush
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Final, NamedTuple, Self, TypeAlias
+
+from socks_tunnel.protocol.addresses import HostPort, IPAddress, canonical_host, parse_ip
+
+Rules: TypeAlias = str | Sequence[str | int]
+"""Rules as configuration holds them: one string, a rule a line (the original's form), or a list."""
+
+_IPNetwork: TypeAlias = IPv4Network | IPv6Network
+
+NO_PORT_RULE: Final = "allowed_ports: no match"
+NO_HOST_RULE: Final = "no allowed_hosts rule"
+ADDRESSES_DECIDE: Final = "no rule for the name"
+NOT_A_HOST: Final = "not a host name or address"
+
+
+class Verdict(Enum):
+    """What the policy says."""
+
+    ALLOWED = "allowed"
+    DENIED = "denied"
+    RESOLVE = "resolve"
+    """Of a name only: look it up and ask about each address."""
+
+
+class Decision(NamedTuple):
+    """A verdict and what it rests on, for the audit log and `policy test`.
+
+    `rule` is the deciding rule as it was written, after the list that it stands in
+    (`allowed_hosts: *.example.com`), or one of a few constant texts (`loopback address`,
+    `allowed_ports: no match`).
+    """
+
+    verdict: Verdict
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class RuleProblem:
+    """One rule that cannot be parsed: where it stands, what it is, what is wrong with it."""
+
+    field: str
+    position: str
+    text: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.position}: {self.text!r}: {self.reason}"
+
+
+class PolicyError(ValueError):
+    """Rules that cannot be parsed, all of them in `problems`; the text is one line."""
+
+    def __init__(self, problems: Sequence[RuleProblem]) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
+# --- special addresses ------------------------------------------------------------------------
+
+_SPECIAL_IPV4: Final = (
+    (IPv4Network("0.0.0.0/32"), "unspecified address"),
+    (IPv4Network("0.0.0.0/8"), "this-network address"),  # RFC 791; Linux routes 0.x to itself
+    (IPv4Network("127.0.0.0/8"), "loopback address"),
+    (IPv4Network("169.254.0.0/16"), "link-local address"),
+    (IPv4Network("224.0.0.0/4"), "multicast address"),
+    (IPv4Network("255.255.255.255/32"), "broadcast address"),
+)
+
+_SPECIAL_IPV6: Final = (
+    (IPv6Network("::/128"), "unspecified address"),
+    (IPv6Network("::1/128"), "loopback address"),
+    (IPv6Network("fe80::/10"), "link-local address"),
+    (IPv6Network("ff00::/8"), "multicast address"),
+)
+
+_IPV4_AFTER: Final = (
+    IPv6Network("64:ff9b::/96"),  # NAT64, RFC 6052
+    IPv6Network("2002::/16"),  # 6to4, RFC 3056
+    IPv6Network("::/96"),  # IPv4-compatible, RFC 4291 section 2.5.5.1
+    IPv6Network("::ffff:0:0:0/96"),  # IPv4-translated, RFC 2765
+)
+"""Prefixes right after which an IPv4 address is embedded."""
+
+_EMBEDDINGS: Final = tuple(
+    (int(prefix.network_address) >> 96 - prefix.prefixlen >> 32, 96 - prefix.prefixlen)
+    for prefix in _IPV4_AFTER
+)
+"""The same as (bits of the prefix, bits after the IPv4 address), for one shift and comparison."""
+
+_TEREDO: Final = 0x2001_0000
+"""2001::/32, the upper 32 bits (RFC 4380)."""
+
+_NAT64_LOCAL: Final = 0x0064_FF9B_0001
+"""64:ff9b:1::/48, the upper 48 bits (RFC 8215)."""
+
+
+def _translated(network: IPv4Network, prefix: IPv6Network) -> IPv6Network:
+    """Give the IPv6 network that embeds `network` after `prefix`."""
+    room = 96 - prefix.prefixlen
+    base = int(prefix.network_address) | int(network.network_address) << room
+    return IPv6Network((base, prefix.prefixlen + network.prefixlen))
+
+
+_SPECIAL_BLOCKS: Final[tuple[tuple[_IPNetwork, str], ...]] = (
+    *_SPECIAL_IPV4,
+    *_SPECIAL_IPV6,
+    *(
+        (_translated(network, prefix), f"embedded {label}")
+        for prefix in _IPV4_AFTER
+        for network, label in _SPECIAL_IPV4
+    ),
+)
+
+
+def _embedded_ipv4(address: IPAddress) -> list[IPv4Address]:
+    """Give the IPv4 addresses that a translator or tunnel could make of an IPv6 address."""
+    value = int(address)
+    if address.version == 4 or value <= 1:  # `::` and `::1` are in ::/96, but no IPv4 addresses
+        return []
+    found = [value >> after for bits, after in _EMBEDDINGS if value >> after + 32 == bits]
+    if value >> 96 == _TEREDO:
+        # RFC 4380 section 4: the server's address, and the client's with every bit inverted.
+        found += (value >> 64, ~value)
+    elif value >> 80 == _NAT64_LOCAL:
+        found += _nat64_readings(value)
+    return [IPv4Address(ipv4 & 0xFFFFFFFF) for ipv4 in found]
+
+
+def _nat64_readings(value: int) -> list[int]:
+    """Give each IPv4 address that an address of the local-use NAT64 prefix can stand for.
+
+    RFC 8215 leaves the length of the prefix in use to the operator, and with it the place of the
+    IPv4 address (RFC 6052 section 2.2). All but the last form end in zeros, and octet 8 is zero::
+
+        /48   bits 48-63 and 72-87      /64   bits 72-103
+        /56   bits 56-63 and 72-95      /96   bits 96-127
+
+    A reading in 0.0.0.0/8 only tells that its form is not the one in use, if there is another.
+    """
+    readings = [value & 0xFFFFFFFF]
+    if (value >> 56) & 0xFF == 0:
+        without_octet_8 = value >> 64 << 56 | value & (1 << 56) - 1
+        readings += [
+            without_octet_8 >> suffix & 0xFFFFFFFF
+            for suffix in (24, 32, 40)
+            if value & (1 << suffix) - 1 == 0
+        ]
+    return [ipv4 for ipv4 in readings if ipv4 >> 24] or readings
+
+
+def _unmapped(address: IPAddress) -> IPAddress:
+    """Give the IPv4 address that an IPv4-mapped IPv6 address is, or the address itself."""
+    if isinstance(address, IPv6Address):
+        return address.ipv4_mapped or address
+    return address
+
+
+def _unmapped_network(network: _IPNetwork) -> _IPNetwork:
+    if isinstance(network, IPv6Network) and network.prefixlen >= 96:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return IPv4Network((mapped, network.prefixlen - 96))
+    return network
+
+
+# --- tables of rules --------------------------------------------------------------------------
+
+
+class _Ranges:
+    """Which rule has a number: the line of numbers, cut where the answer changes."""
+
+    __slots__ = ("_starts", "_texts")
+
+    def __init__(self, ranges: Iterable[tuple[int, int, str]]) -> None:
+        """Take (first, last, text of the rule), in the order in which they were written."""
+        by_start = sorted(
+            (first, order, last, text) for order, (first, last, text) in enumerate(ranges)
+        )
+        cuts = sorted({r[0] for r in by_start} | {r[2] + 1 for r in by_start})
+        self._starts: list[int] = []
+        self._texts: list[str | None] = []
+        open_rules: list[tuple[int, int, str]] = []  # a heap: the first one written on top
+        pending = iter(by_start)
+        following = next(pending, None)
+        for cut in cuts:
+            while following is not None and following[0] == cut:
+                heappush(open_rules, following[1:])
+                following = next(pending, None)
+            while open_rules and open_rules[0][1] < cut:
+                heappop(open_rules)
+            text = open_rules[0][2] if open_rules else None
+            if not self._texts or text != self._texts[-1]:
+                self._starts.append(cut)
+                self._texts.append(text)
+
+    def __bool__(self) -> bool:
+        return bool(self._starts)
+
+    def find(self, value: int) -> str | None:
+        """Give the text of the first rule that has `value`."""
+        index = bisect_right(self._starts, value) - 1
+        return self._texts[index] if index >= 0 else None
+
+
+class _Networks:
+    """Which rule has an address."""
+
+    __slots__ = ("_ipv4", "_ipv6")
+
+    def __init__(self, networks: Sequence[tuple[_IPNetwork, str]]) -> None:
+        self._ipv4 = _ranges_of(networks, 4)
+        self._ipv6 = _ranges_of(networks, 6)
+
+    def __bool__(self) -> bool:
+        return bool(self._ipv4) or bool(self._ipv6)
+
+    def find(self, address: IPAddress) -> str | None:
+        """Give the text of the first rule that has `address`."""
+        return (self._ipv4 if address.version == 4 else self._ipv6).find(int(address))
+
+
+def _ranges_of(networks: Sequence[tuple[_IPNetwork, str]], version: int) -> _Ranges:
+    return _Ranges(
+        (int(network.network_address), int(network.broadcast_address), text)
+        for network, text in networks
+        if network.version == version
+    )
+
+
+class _Names:
+    """Which rule has a name: exact names and `*.domain`, looked up label by label."""
+
+    __slots__ = ("_below", "_exact")
+
+    def __init__(self, names: Sequence[tuple[str, str]], below: Sequence[tuple[str, str]]) -> None:
+        # Reversed, so that of two equal rules the first one written stays.
+        self._exact = dict(reversed(names))
+        self._below = dict(reversed(below))
+
+    def find(self, name: str) -> str | None:
+        """Give the text of the rule that has the canonical `name`, the nearest one if several."""
+        rule = self._exact.get(name)
+        while rule is None:
+            _, dot, name = name.partition(".")
+            if not dot:
+                return None
+            rule = self._below.get(name)
+        return rule
+
+
+_SPECIAL: Final = _Networks(_SPECIAL_BLOCKS)
+
+
+def _special_label(address: IPAddress, embedded: Sequence[IPv4Address]) -> str | None:
+    label = _SPECIAL.find(address)
+    if label is None:
+        inner = next(filter(None, map(_SPECIAL.find, embedded)), None)
+        label = f"embedded {inner}" if inner else None
+    return label
+
+
+def _within_special_block(network: _IPNetwork) -> bool:
+    """Tell whether a rule speaks of special addresses only, and so lifts their refusal."""
+    if network.prefixlen == network.max_prefixlen:
+        address = network.network_address
+        return _special_label(address, _embedded_ipv4(address)) is not None
+    first, last = int(network.network_address), int(network.broadcast_address)
+    return any(
+        block.version == network.version
+        and int(block.network_address) <= first
+        and last <= int(block.broadcast_address)
+        for block, _ in _SPECIAL_BLOCKS
+    )
+
+
+# --- parsing ----------------------------------------------------------------------------------
+
+
+def _split(rules: Rules) -> Iterator[tuple[str, object]]:
+    """Yield (where it stands, rule) for each rule; blank lines of a string are no rules."""
+    if isinstance(rules, str):
+        for number, line in enumerate(rules.split("\n"), 1):
+            if line.strip():
+                yield f"line {number}", line
+    else:
+        for number, rule in enumerate(rules, 1):
+            yield f"item {number}", rule
+
+
+def _text_of(rule: object) -> str:
+    """Give the text of a rule that configuration may hold as anything."""
+    if isinstance(rule, bool) or not isinstance(rule, str | int):
+        raise ValueError(f"a rule is text or a port number, not {type(rule).__name__}")
+    return str(rule).strip()
+
+
+def _parse_network(text: str) -> _IPNetwork | None:
+    """Give the addresses that a host rule names, None if it names none (it is about names then)."""
+    address = parse_ip(text)
+    if address is not None:
+        if address.is_unspecified:
+            return IPv4Network((0, 0)) if address.version == 4 else IPv6Network((0, 0))
+        return _unmapped_network(ip_network(address))
+    base, slash, length = text.partition("/")
+    if not slash:
+        return None
+    address = parse_ip(base)
+    if address is None or "[" in base:
+        raise ValueError(f"{base!r} is not an IP address")
+    if not (length.isascii() and length.isdigit()) or int(length) > address.max_prefixlen:
+        raise ValueError(f"{length!r} is not a prefix length (0 to {address.max_prefixlen})")
+    network = ip_network((address, int(length)), strict=False)
+    if network.network_address != address:
+        raise ValueError(f"the address has bits beyond the prefix; the range is {network}")
+    return _unmapped_network(network)
+
+
+def _parse_name(text: str) -> str:
+    if "*" in text:
+        raise ValueError("a wildcard is `*.` and a domain; all addresses are `0.0.0.0` and `::`")
+    name = canonical_host(text)
+    # No top-level domain is a number (RFC 3696 section 2), so this is an address that is mistyped,
+    # or one where only a name can stand.
+    if parse_ip(name) is not None or name.rpartition(".")[2].isdigit():
+        raise ValueError("this is neither an address nor a name that can exist")
+    return name
+
+
+class _HostRules:
+    """One list of host rules, parsed."""
+
+    def __init__(self) -> None:
+        self.networks: list[tuple[_IPNetwork, str]] = []
+        self.names: list[tuple[str, str]] = []
+        self.below: list[tuple[str, str]] = []
+
+    def add(self, text: str, label: str) -> None:
+        """Parse one rule. Raises :class:`ValueError` with what is wrong with it."""
+        network = _parse_network(text)
+        if network is not None:
+            self.networks.append((network, label))
+        elif text.startswith("*."):
+            self.below.append((_parse_name(text[2:]), label))
+        else:
+            self.names.append((_parse_name(text), label))
+
+
+class _PortRules:
+    """One list of port rules, parsed."""
+
+    def __init__(self) -> None:
+        self.ranges: list[tuple[int, int, str]] = []
+
+    def add(self, text: str, label: str) -> None:
+        """Parse one rule. Raises :class:`ValueError` with what is wrong with it."""
+        if text == "*":
+            self.ranges.append((0, 65535, label))
+            return
+        first_text, dash, last_text = text.partition("-")
+        first = _parse_port(first_text.strip())
+        last = _parse_port(last_text.strip()) if dash else first
+        if first > last:
+            raise ValueError("the range ends before it starts")
+        self.ranges.append((first, last, label))
+
+
+def _parse_port(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 65535:
+        raise ValueError(f"{text!r} is not a port (1 to 65535; `*` is all of them)")
+    return int(text)
+
+
+def _parse_into(parsed: _HostRules | _PortRules, field: str, rules: Rules) -> list[RuleProblem]:
+    """Add the rules to `parsed`; give those that cannot be."""
+    problems = []
+    for position, rule in _split(rules):
+        try:
+            text = _text_of(rule)
+            parsed.add(text, f"{field}: {text}")
+        except ValueError as error:
+            problems.append(RuleProblem(field, position, str(rule).strip(), str(error)))
+    return problems
+
+
+# --- the policy -------------------------------------------------------------------------------
+
+
+class Policy:
+    """Rules, ready to decide. Immutable; a decision takes microseconds with thousands of rules."""
+
+    __slots__ = (
+        "_allowed",
+        "_allowed_names",
+        "_allowed_ports",
+        "_denied",
+        "_denied_names",
+        "_denied_ports",
+        "_lifting",
+    )
+
+    def __init__(
+        self,
+        allowed_hosts: _HostRules,
+        allowed_ports: _PortRules,
+        denied_hosts: _HostRules,
+        denied_ports: _PortRules,
+    ) -> None:
+        self._allowed_ports = _Ranges(allowed_ports.ranges)
+        self._allowed_names = _Names(allowed_hosts.names, allowed_hosts.below)
+        self._allowed = _Networks(allowed_hosts.networks)
+        self._lifting = _Networks(
+            [rule for rule in allowed_hosts.networks if _within_special_block(rule[0])]
+        )
+        self._denied_ports = _Ranges(denied_ports.ranges)
+        self._denied_names = _Names(denied_hosts.names, denied_hosts.below)
+        self._denied = _Networks(denied_hosts.networks)
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        allowed_hosts: Rules,
+        allowed_ports: Rules,
+        denied_hosts: Rules = (),
+        denied_ports: Rules = (),
+    ) -> Self:
+        """Make a policy of rules as configuration holds them.
+
+        Raises :class:`PolicyError`, which names every rule that cannot be parsed.
+        """
+        hosts, ports = _HostRules(), _PortRules()
+        no_hosts, no_ports = _HostRules(), _PortRules()
+        problems = [
+            *_parse_into(hosts, "allowed_hosts", allowed_hosts),
+            *_parse_into(ports, "allowed_ports", allowed_ports),
+            *_parse_into(no_hosts, "denied_hosts", denied_hosts),
+            *_parse_into(no_ports, "denied_ports", denied_ports),
+        ]
+        if problems:
+            raise PolicyError(problems)
+        return cls(hosts, ports, no_hosts, no_ports)
+
+    def check(self, destination: HostPort) -> Decision:
+        """Decide about a destination as a client asked for it.
+
+        Final for an IP literal. For a name see :class:`Verdict`: an ALLOWED name may be looked up,
+        and each of its addresses still needs :meth:`check_address`.
+        """
+        try:
+            host = canonical_host(destination.host)
+        except ValueError:
+            return Decision(Verdict.DENIED, NOT_A_HOST)
+        address = parse_ip(host)
+        if address is not None:
+            return self._decide(address, destination.port, None)
+        denied = self._denied_ports.find(destination.port) or self._denied_names.find(host)
+        if denied is not None:
+            return Decision(Verdict.DENIED, denied)
+        if self._allowed_ports.find(destination.port) is None:
+            return Decision(Verdict.DENIED, NO_PORT_RULE)
+        allowed = self._allowed_names.find(host)
+        if allowed is not None:
+            return Decision(Verdict.ALLOWED, allowed)
+        if not self._allowed:
+            # No address could change this, so nothing is asked of any name server either.
+            return Decision(Verdict.DENIED, NO_HOST_RULE)
+        return Decision(Verdict.RESOLVE, ADDRESSES_DECIDE)
+
+    def check_address(self, name_decision: Decision, address: IPAddress, port: int) -> Decision:
+        """Decide about one address of a name of which :meth:`check` said `name_decision`."""
+        match name_decision.verdict:
+            case Verdict.DENIED:
+                return name_decision
+            case Verdict.ALLOWED:
+                return self._decide(address, port, name_decision.rule)
+            case Verdict.RESOLVE:
+                return self._decide(address, port, None)
+
+    def choose(
+        self, destination: HostPort, addresses: Sequence[IPAddress]
+    ) -> tuple[Decision, list[IPAddress]]:
+        """Give the decision about a destination, and which of its addresses may be dialled.
+
+        `addresses` is what a name resolved to; of an IP literal it is ignored. Without any the
+        decision about the name stands as it is. ALLOWED if one address at least is allowed.
+        """
+        decision = self.check(destination)
+        literal = parse_ip(destination.host)
+        if literal is not None:
+            return decision, [literal] if decision.verdict is Verdict.ALLOWED else []
+        if decision.verdict is Verdict.DENIED or not addresses:
+            return decision, []
+        decisions = [self.check_address(decision, a, destination.port) for a in addresses]
+        allowed = [d.verdict is Verdict.ALLOWED for d in decisions]
+        dialable = [a for a, ok in zip(addresses, allowed, strict=True) if ok]
+        return decisions[allowed.index(True) if dialable else 0], dialable
+
+    def _decide(self, address: IPAddress, port: int, name_rule: str | None) -> Decision:
+        """Decide about an address; `name_rule` is the rule that allows the name it belongs to."""
+        address = _unmapped(address)
+        embedded = _embedded_ipv4(address)
+        denied = self._denied_ports.find(port) or next(
+            filter(None, map(self._denied.find, (address, *embedded))), None
+        )
+        if denied is not None:
+            return Decision(Verdict.DENIED, denied)
+        if self._allowed_ports.find(port) is None:
+            return Decision(Verdict.DENIED, NO_PORT_RULE)
+        special = _special_label(address, embedded)
+        if special is None:
+            allowed = name_rule or self._allowed.find(address)
+            return Decision(Verdict.ALLOWED if allowed else Verdict.DENIED, allowed or NO_HOST_RULE)
+        lifted = self._lifting.find(address)
+        if lifted is None:
+            return Decision(Verdict.DENIED, special)
+        return Decision(Verdict.ALLOWED, lifted)
