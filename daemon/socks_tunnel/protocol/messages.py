@@ -38,6 +38,9 @@ DATA_MAX = MESSAGE_MAX - HEADER.size
 PROTOCOL_VERSION = 1
 SUBPROTOCOL = "socks-tunnel/1"
 
+SOFTWARE_MAX = 200
+"""Characters of HELLO's `software` that are kept: it goes into logs."""
+
 _WINDOW = struct.Struct("!QQ")
 _PORT = struct.Struct("!H")
 _U64_MAX = (1 << 64) - 1
@@ -148,7 +151,8 @@ class Hello:
     """HELLO: a msgpack map, the first message each way on `control`.
 
     `window` is the sender's initial per-flow window in bytes, `max_data` the largest DATA payload
-    that it accepts, `idle_udp` in seconds, `session` 16 bytes chosen by the gateway.
+    that it accepts, `idle_udp` in seconds, `session` 16 bytes chosen by the gateway. Of a HELLO
+    with another `version` than :data:`PROTOCOL_VERSION` only `version` and `software` are decoded.
     """
 
     TYPE: ClassVar[MessageType] = MessageType.HELLO
@@ -559,18 +563,24 @@ def _decode_hello(body: memoryview) -> Hello:
             raise malformed(key)
         return value
 
+    version = number("version", 0, _U64_MAX)
+    software = fields.get("software", "")
+    if version != PROTOCOL_VERSION:
+        # The link ends with a log line that names both versions; what else such a HELLO has to hold
+        # is not ours to say.
+        software = software[:SOFTWARE_MAX] if isinstance(software, str) else ""
+        return Hello(version=version, software=software, session=b"", window=0, max_data=0)
     session = fields.get("session")
     if not isinstance(session, bytes) or len(session) != 16:
         raise malformed("session")
-    software = fields.get("software", "")
     if not isinstance(software, str):
         raise malformed("software")
     features = fields.get("features", [])
     if not isinstance(features, list) or not all(isinstance(f, str) for f in features):
         raise malformed("features")
     return Hello(
-        version=number("version", 0, 0xFFFF),
-        software=software[:200],
+        version=version,
+        software=software[:SOFTWARE_MAX],
         session=session,
         window=number("window", 1, _U64_MAX, 262_144),
         max_data=number("max_data", 1, _U64_MAX, DATA_MAX),

@@ -121,7 +121,7 @@ _IPV4_AFTER: Final = (
 """Prefixes right after which an IPv4 address is embedded."""
 
 _EMBEDDINGS: Final = tuple(
-    (int(prefix.network_address) >> 96 - prefix.prefixlen >> 32, 96 - prefix.prefixlen)
+    (int(prefix.network_address) >> 128 - prefix.prefixlen, 96 - prefix.prefixlen)
     for prefix in _IPV4_AFTER
 )
 """The same as (bits of the prefix, bits after the IPv4 address), for one shift and comparison."""
@@ -329,7 +329,7 @@ def _split(rules: Rules) -> Iterator[tuple[str, object]]:
 def _text_of(rule: object) -> str:
     """Give the text of a rule that configuration may hold as anything."""
     if isinstance(rule, bool) or not isinstance(rule, str | int):
-        raise ValueError(f"a rule is text or a port number, not {type(rule).__name__}")
+        raise TypeError(f"a rule is text or a port number, not {type(rule).__name__}")
     return str(rule).strip()
 
 
@@ -416,7 +416,7 @@ def _parse_into(parsed: _HostRules | _PortRules, field: str, rules: Rules) -> li
         try:
             text = _text_of(rule)
             parsed.add(text, f"{field}: {text}")
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             problems.append(RuleProblem(field, position, str(rule).strip(), str(error)))
     return problems
 
