@@ -1,0 +1,67 @@
+"""Audit records: who asked for what, what was decided by which rule, and how each flow ended.
+
+They go to the logger `socks_tunnel.audit` at level INFO, which `socks_tunnel.ops.logging` keeps on
+whatever the log level is: an audit trail that a quieter log level switches off is none.
+The field names are the same in every record and are part of the interface to log pipelines.
+"""
+
+import logging
+
+from socks_tunnel.protocol.addresses import HostPort
+
+LOGGER_NAME = "socks_tunnel.audit"
+
+_log = logging.getLogger(LOGGER_NAME)
+
+
+def decision(
+    *,
+    peer: str,
+    conn_id: int,
+    command: str,
+    destination: HostPort | str,
+    verdict: str,
+    rule: str,
+) -> None:
+    """Record one decision of the access policy.
+
+    `peer` is the configured name of the other host, `command` one of "connect", "udp", "bind",
+    `verdict` "allowed" or "denied", `rule` the text of the rule that decided.
+    """
+    _log.info(
+        "policy decision",
+        extra={
+            "fields": {
+                "peer": peer,
+                "flow": conn_id,
+                "command": command,
+                "destination": str(destination),
+                "verdict": verdict,
+                "rule": rule,
+            }
+        },
+    )
+
+
+def flow_end(
+    *,
+    peer: str,
+    conn_id: int,
+    command: str,
+    destination: HostPort | str | None,
+    up: int,
+    down: int,
+    seconds: float,
+    reason: str,
+) -> None:
+    """Record the end of one flow.
+
+    `up` counts the payload bytes from the SOCKS client to the target and `down` those back, on
+    either host; `seconds` is how long the flow was open. A UDP association has no single
+    `destination`: None leaves the field out.
+    """
+    fields: dict[str, object] = {"peer": peer, "flow": conn_id, "command": command}
+    if destination is not None:
+        fields["destination"] = str(destination)
+    fields |= {"up": up, "down": down, "seconds": round(seconds, 3), "reason": reason}
+    _log.info("flow ended", extra={"fields": fields})

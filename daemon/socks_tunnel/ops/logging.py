@@ -1,0 +1,267 @@
+"""Log lines for an operator: one per record, on standard error, in one of three formats.
+
+* `text`: time, level, component, logger, sentence, then the fields as `key=value`;
+* `journal`: the same without the time, behind the `<priority>` that sd-daemon(3) describes;
+* `json`: one object per line, the fields as keys of their own.
+
+Fields are given as `logger.info("sentence", extra={"fields": {"peer": name}})`. Text that came from
+elsewhere cannot start a line of its own: line breaks and control characters are escaped. Only a
+traceback takes further lines, in the two formats for people.
+
+Standard error may be a pipe that nobody reads, and a write to it would then stop the event loop and
+every flow with it. So lines are handed to a thread through a queue of bounded size; when it is full
+they are dropped, and the number of those is the first line after that.
+"""
+
+import atexit
+import io
+import json
+import logging
+import os
+import select
+import sys
+import threading
+from collections import deque
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from socks_tunnel.ops import audit
+
+QUEUE_LIMIT: Final = 4 * 1024 * 1024
+"""Bytes of formatted lines that may wait for standard error."""
+
+FLUSH_TIMEOUT: Final = 2.0
+"""Longest that the end of the process waits for waiting lines to be written, in seconds."""
+
+_LEVELS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+# Chatty at INFO about what is only of use to their authors: each candidate pair, each request.
+_QUIET_LIBRARIES: Final = ("aiortc", "aioice", "aiohttp", "asyncio")
+
+_ESCAPES: Final = {
+    **{code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))},
+    ord("\n"): "\\n",
+    ord("\r"): "\\r",
+    ord("\t"): "\\t",
+    **{code: f"\\u{code:04x}" for code in (0x2028, 0x2029)},
+}
+
+_handler: "_QueueHandler | None" = None
+
+
+def setup(level: str, format: str, *, component: str) -> None:  # noqa: A002 - the setting's name
+    """Send all log records of this process to standard error.
+
+    `level` is "debug", "info", "warning" or "error"; `format` "journal", "json", "text" or "auto",
+    which is journal where standard error is the journal's stream and text elsewhere. `component`
+    names the process in each line ("supervisor", "worker-3"). Calling it again replaces what the
+    call before it set up.
+    """
+    global _handler  # noqa: PLW0603 - logging is a property of the process
+    if _handler is None:
+        _handler = _QueueHandler(sys.stderr.fileno())
+        atexit.register(shutdown)
+        logging.captureWarnings(capture=True)
+    if format == "auto":
+        format = "journal" if _stderr_is_journal() else "text"  # noqa: A001 - as above
+    _handler.setFormatter(_FORMATTERS[format](component))
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+    root.addHandler(_handler)
+    logging.getLogger(audit.LOGGER_NAME).setLevel(logging.INFO)
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Change the level of what is logged, in a running process; the audit trail stays on."""
+    number = _LEVELS[level]
+    logging.getLogger().setLevel(number)
+    for name in _QUIET_LIBRARIES:
+        quiet = number if number == logging.DEBUG else max(number, logging.WARNING)
+        logging.getLogger(name).setLevel(quiet)
+
+
+def shutdown() -> None:
+    """Write out what waits, for at most :data:`FLUSH_TIMEOUT`; called at exit by itself."""
+    global _handler  # noqa: PLW0603 - as in setup
+    if _handler is not None:
+        logging.getLogger().removeHandler(_handler)
+        _handler.close()
+        _handler = None
+
+
+def _stderr_is_journal() -> bool:
+    # systemd.exec(5): JOURNAL_STREAM is "device:inode" of the stream, to be compared, because the
+    # variable is inherited also by a process whose standard error was redirected.
+    try:
+        stat = os.fstat(sys.stderr.fileno())
+    except (OSError, io.UnsupportedOperation):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields = getattr(record, "fields", None)
+    return fields if isinstance(fields, dict) else {}
+
+
+def _value(value: object) -> str:
+    text = str(value)
+    if text and not any(c in ' "=\\' or ord(c) in _ESCAPES for c in text):
+        return text
+    quoted = text.replace("\\", "\\\\").replace('"', '\\"').translate(_ESCAPES)
+    return f'"{quoted}"'
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, component: str) -> None:
+        super().__init__()
+        self._component = component
+
+    def _sentence(self, record: logging.LogRecord) -> str:
+        sentence = record.getMessage().translate(_ESCAPES)
+        return " ".join((sentence, *(f"{k}={_value(v)}" for k, v in _fields(record).items())))
+
+    def _traceback(self, record: logging.LogRecord) -> list[str]:
+        if not record.exc_info or record.exc_info[0] is None:
+            return []
+        lines = self.formatException(record.exc_info).splitlines()
+        return ["    " + line.translate(_ESCAPES) for line in lines]
+
+
+class _TextFormatter(_Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC)
+        first = (
+            f"{moment:%Y-%m-%dT%H:%M:%S}.{int(record.msecs):03}Z {record.levelname:<7} "
+            f"{self._component} {record.name}: {self._sentence(record)}"
+        )
+        return "\n".join((first, *self._traceback(record)))
+
+
+class _JournalFormatter(_Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        # Each line is a record of its own to the journal, so each needs its priority (syslog(3)).
+        if record.levelno >= logging.ERROR:
+            prefix = "<3>"
+        elif record.levelno >= logging.WARNING:
+            prefix = "<4>"
+        elif record.levelno >= logging.INFO:
+            prefix = "<6>"
+        else:
+            prefix = "<7>"
+        first = f"{self._component} {record.name}: {self._sentence(record)}"
+        return "\n".join(prefix + line for line in (first, *self._traceback(record)))
+
+
+class _JsonFormatter(_Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "component": self._component,
+            "pid": record.process,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            line["exception"] = self.formatException(record.exc_info)
+        for key, value in _fields(record).items():
+            line[f"field_{key}" if key in line else key] = value
+        return json.dumps(line, default=str, ensure_ascii=True)
+
+
+_FORMATTERS: Final[dict[str, type[_Formatter]]] = {
+    "text": _TextFormatter,
+    "journal": _JournalFormatter,
+    "json": _JsonFormatter,
+}
+
+
+class _QueueHandler(logging.Handler):
+    """Formats in the calling thread, and lets a thread of its own write.
+
+    Lines are written in groups of at most PIPE_BUF bytes, which a pipe takes as one (pipe(7)):
+    the processes of an instance share one standard error, and their lines must not mix.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._lines: deque[bytes] = deque()
+        self._waiting = 0
+        self._dropped = 0
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._write_all, name="log-writer", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self._encode(record)
+        except Exception:  # noqa: BLE001 - a bad logging call is reported, and never fails its caller
+            self.handleError(record)
+            return
+        with self._changed:
+            if self._closing or self._waiting + len(line) > QUEUE_LIMIT:
+                self._dropped += 1
+                return
+            self._lines.append(line)
+            self._waiting += len(line)
+            self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not threading.current_thread():
+            self._thread.join(FLUSH_TIMEOUT)
+        super().close()
+
+    def _write_all(self) -> None:
+        while batch := self._next_batch():
+            try:
+                self._write(batch)
+            except OSError:
+                # Standard error is gone (EPIPE, EBADF): nobody is left to tell, and the tunnel,
+                # which is what people use, goes on.
+                continue
+
+    def _write(self, data: bytes) -> None:
+        while data:
+            try:
+                data = data[os.write(self._fd, data) :]
+            except BlockingIOError:
+                # Another process that shares standard error made it non-blocking.
+                select.select([], [self._fd], [], 1.0)
+
+    def _next_batch(self) -> bytes:
+        """Wait for lines and give some whole ones; nothing once the handler is closing."""
+        with self._changed:
+            while not (self._lines or self._dropped or self._closing):
+                self._changed.wait()
+            batch = bytearray()
+            if self._dropped:
+                batch += self._encode(_dropped_record(self._dropped))
+                self._dropped = 0
+            while self._lines:
+                if batch and len(batch) + len(self._lines[0]) > select.PIPE_BUF:
+                    break
+                line = self._lines.popleft()
+                self._waiting -= len(line)
+                batch += line
+            return bytes(batch)
+
+    def _encode(self, record: logging.LogRecord) -> bytes:
+        return self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _dropped_record(count: int) -> logging.LogRecord:
+    sentence = "%d log lines were dropped: standard error is not read fast enough"
+    return logging.LogRecord(__name__, logging.WARNING, __file__, 0, sentence, (count,), None)

@@ -1,0 +1,44 @@
+"""Background tasks that are never lost and never fail in silence."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+# The event loop itself holds tasks only weakly: without this set a task that waits for something
+# nobody else refers to could be collected in the middle of its work.
+_running: set[asyncio.Task[Any]] = set()
+
+
+def spawn(
+    name: str,
+    coro: Coroutine[Any, Any, _T],
+    *,
+    on_failure: Callable[[BaseException], None] | None = None,
+) -> asyncio.Task[_T]:
+    """Start `coro` as a task called `name` on the running event loop, and give the task.
+
+    A reference is kept until it ends. If it ends with an exception, that is logged once with its
+    traceback and then handed to `on_failure`, called on the event loop. Being cancelled is no
+    failure. Whoever awaits the task gets the exception too.
+    """
+    task = asyncio.get_running_loop().create_task(coro, name=name)
+    _running.add(task)
+
+    def ended(task: asyncio.Task[_T]) -> None:
+        _running.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            return
+        _log.error("task %s failed: %r", name, error, exc_info=error)
+        if on_failure is not None:
+            on_failure(error)
+
+    task.add_done_callback(ended)
+    return task
