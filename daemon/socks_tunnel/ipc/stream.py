@@ -8,7 +8,7 @@ the transport as two pieces, so that a message is never joined to its header.
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.ipc import (
@@ -56,7 +56,7 @@ class Channel(asyncio.BufferedProtocol):
         raise NotImplementedError
 
     def on_closed(self, error: Exception | None) -> None:
-        """The stream has ended, exactly once; `error` is None after EOF or :meth:`close`."""
+        """Take note of the end, exactly once; `error` is None after EOF or :meth:`close`."""
 
     # --- sending ------------------------------------------------------------------------------
 
@@ -112,8 +112,8 @@ class Channel(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports have the interface of asyncio.Transport, but are no subclass of it.
+        self._transport = cast("asyncio.Transport", transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the reader knows better
         """Lend the reader's free room to the event loop."""

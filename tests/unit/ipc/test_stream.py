@@ -1,0 +1,198 @@
+"""The IPC shell: fake transport for the edges, a socketpair under both loops for the whole."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import uvloop
+
+from socks_tunnel.ipc.stream import Channel, connect
+from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.ipc import BODY_MAX, encode_control, frame_header
+
+
+class FakeTransport:
+    """Remembers what was written; as a uvloop transport, it is no asyncio.Transport."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.closed = False
+        self.aborted = False
+
+    def write(self, data: bytes) -> None:
+        self.pieces.append(bytes(data))
+
+    def writelines(self, pieces: Iterable[bytes]) -> None:
+        self.pieces.extend(bytes(piece) for piece in pieces)
+
+    def get_write_buffer_size(self) -> int:
+        return sum(len(piece) for piece in self.pieces)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Recorder(Channel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[Any] = []
+        self.react: Callable[[], None] | None = None
+
+    def on_message(self, link: int, body: memoryview) -> None:
+        self.events.append(("message", link, bytes(body)))
+        if self.react is not None:
+            self.react()
+
+    def on_control(self, link: int, fields: dict[str, Any]) -> None:
+        self.events.append(("control", link, fields))
+
+    def on_closed(self, error: Exception | None) -> None:
+        self.events.append(("closed", error))
+
+
+def recorder() -> tuple[Recorder, FakeTransport]:
+    channel, transport = Recorder(), FakeTransport()
+    channel.connection_made(transport)  # type: ignore[arg-type] # as uvloop's, it is duck-typed
+    return channel, transport
+
+
+def feed(channel: Channel, data: bytes, step: int | None = None) -> None:
+    step = step or len(data)
+    for start in range(0, len(data), step):
+        piece = data[start : start + step]
+        while piece:
+            room = channel.get_buffer(-1)
+            count = min(len(room), len(piece))
+            room[:count] = piece[:count]
+            channel.buffer_updated(count)
+            piece = piece[count:]
+
+
+@pytest.mark.parametrize("step", [None, 1, 5])
+def test_frames_arrive_in_order_however_they_are_cut(step: int | None) -> None:
+    channel, _ = recorder()
+    data = (
+        frame_header(0, 3, 4)
+        + b"abcd"
+        + encode_control(0, {"op": "ping"})
+        + frame_header(0, 65535, 0)
+    )
+    feed(channel, data, step)
+    assert channel.events == [
+        ("message", 3, b"abcd"),
+        ("control", 0, {"op": "ping"}),
+        ("message", 65535, b""),
+    ]
+
+
+def test_a_message_is_sent_as_header_and_body_in_two_pieces() -> None:
+    channel, transport = recorder()
+    channel.send_message(7, b"payload")
+    assert transport.pieces == [frame_header(0, 7, 7), b"payload"]
+    assert channel.buffered == 14
+
+
+def test_what_one_end_sends_the_other_understands() -> None:
+    sender, transport = recorder()
+    receiver, _ = recorder()
+    sender.send_control(0, {"op": "credit", "bytes": 9})
+    sender.send_message(1, bytes(BODY_MAX))
+    feed(receiver, b"".join(transport.pieces))
+    assert receiver.events == [
+        ("control", 0, {"op": "credit", "bytes": 9}),
+        ("message", 1, bytes(BODY_MAX)),
+    ]
+
+
+def test_too_long_a_message_or_control_frame_is_refused_before_it_breaks_the_stream() -> None:
+    channel, transport = recorder()
+    with pytest.raises(ValueError, match="over the IPC limit"):
+        channel.send_message(1, bytes(BODY_MAX + 1))
+    with pytest.raises(ValueError, match="over the limit"):
+        channel.send_control(0, {"op": "stats", "rows": bytes(BODY_MAX)})
+    assert transport.pieces == []
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"\xff\xff\xff\xff\0\0\0", "ipc-frame"),
+        (b"\0\0\0\2\0\0\0", "ipc-frame"),
+        (b"\0\0\0\3\2\0\0", "ipc-frame"),
+        (frame_header(1, 0, 1) + b"\xc1", "ipc-control"),
+        (frame_header(1, 0, 1) + b"\x80", "ipc-control"),
+    ],
+    ids=["length-over", "length-under", "unknown-kind", "not-msgpack", "no-op"],
+)
+def test_a_frame_out_of_bounds_ends_the_channel(data: bytes, kind: str) -> None:
+    channel, transport = recorder()
+    feed(channel, frame_header(0, 1, 1) + b"x" + data)
+    assert transport.aborted
+    channel.connection_lost(None)
+    assert channel.events[0] == ("message", 1, b"x")
+    what, error = channel.events[1]
+    assert what == "closed"
+    assert isinstance(error, RemoteProtocolError)
+    assert error.kind == kind
+    assert len(channel.events) == 2
+
+
+def test_nothing_is_delivered_after_a_handler_aborted() -> None:
+    channel, transport = recorder()
+    channel.react = channel.abort
+    feed(channel, frame_header(0, 1, 1) + b"x" + frame_header(0, 1, 1) + b"y")
+    assert transport.aborted
+    assert channel.events == [("message", 1, b"x")]
+
+
+def test_sending_before_and_after_the_connection_does_nothing() -> None:
+    channel = Recorder()
+    channel.send_message(1, b"x")
+    channel.send_control(0, {"op": "ping"})
+    assert channel.closing
+    assert channel.buffered == 0
+    channel, transport = recorder()
+    assert not channel.closing
+    channel.close()
+    channel.send_message(1, b"x")
+    channel.send_control(0, {"op": "ping"})
+    assert transport.pieces == []
+    assert transport.closed
+
+
+@pytest.mark.parametrize("loop_factory", [uvloop.new_event_loop, asyncio.new_event_loop])
+def test_a_socketpair_carries_everything_and_closing_flushes(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    class Peer(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.closed: asyncio.Future[Exception | None] = asyncio.Future()
+
+        def on_closed(self, error: Exception | None) -> None:
+            self.closed.set_result(error)
+
+    async def exchange() -> list[Any]:
+        left, right = socket.socketpair()
+        sender, receiver = await connect(left, Peer), await connect(right, Peer)
+        for size in range(0, 60_000, 1_999):
+            sender.send_message(size % 5, bytes(size))
+            sender.send_control(0, {"op": "ping", "id": size})
+        sender.close()
+        async with asyncio.timeout(30):
+            assert await receiver.closed is None
+            assert await sender.closed is None
+        return receiver.events
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        events = runner.run(exchange())
+    expected: list[Any] = []
+    for size in range(0, 60_000, 1_999):
+        expected.append(("message", size % 5, bytes(size)))
+        expected.append(("control", 0, {"op": "ping", "id": size}))
+    assert events == expected
