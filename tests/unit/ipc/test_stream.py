@@ -95,6 +95,9 @@ def test_a_message_is_sent_as_header_and_body_in_two_pieces() -> None:
     channel.send_message(7, b"payload")
     assert transport.pieces == [frame_header(0, 7, 7), b"payload"]
     assert channel.buffered == 14
+    transport.pieces.clear()
+    channel.send_pieces(7, b"head", memoryview(b"data"))
+    assert transport.pieces == [frame_header(0, 7, 8) + b"head", b"data"]
 
 
 def test_what_one_end_sends_the_other_understands() -> None:
@@ -113,6 +116,8 @@ def test_too_long_a_message_or_control_frame_is_refused_before_it_breaks_the_str
     channel, transport = recorder()
     with pytest.raises(ValueError, match="over the IPC limit"):
         channel.send_message(1, bytes(BODY_MAX + 1))
+    with pytest.raises(ValueError, match="over the IPC limit"):
+        channel.send_pieces(1, b"x", bytes(BODY_MAX))
     with pytest.raises(ValueError, match="over the limit"):
         channel.send_control(0, {"op": "stats", "rows": bytes(BODY_MAX)})
     assert transport.pieces == []
@@ -153,6 +158,7 @@ def test_nothing_is_delivered_after_a_handler_aborted() -> None:
 def test_sending_before_and_after_the_connection_does_nothing() -> None:
     channel = Recorder()
     channel.send_message(1, b"x")
+    channel.send_pieces(1, b"x", b"y")
     channel.send_control(0, {"op": "ping"})
     assert channel.closing
     assert channel.buffered == 0
@@ -160,6 +166,7 @@ def test_sending_before_and_after_the_connection_does_nothing() -> None:
     assert not channel.closing
     channel.close()
     channel.send_message(1, b"x")
+    channel.send_pieces(1, b"x", b"y")
     channel.send_control(0, {"op": "ping"})
     assert transport.pieces == []
     assert transport.closed
