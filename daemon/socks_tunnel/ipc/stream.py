@@ -70,8 +70,8 @@ class Channel(asyncio.BufferedProtocol):
             raise ValueError(f"a message of {size} bytes is over the IPC limit of {BODY_MAX}")
         transport.writelines((_pack_header(size + _OVERHEAD, _MESSAGE, link), message))
 
-    def send_pieces(self, link: int, header: bytes, payload: bytes) -> None:
-        """Send one tunnel message of two pieces, joined by nobody: the header and what was read."""
+    def send_pieces(self, link: int, header: bytes, payload: bytes | memoryview) -> None:
+        """Send one tunnel message that is `header` followed by `payload`, as :meth:`send_message`."""
         transport = self._transport
         if transport is None or self._closing:
             return
@@ -79,16 +79,6 @@ class Channel(asyncio.BufferedProtocol):
         if size > BODY_MAX:
             raise ValueError(f"a message of {size} bytes is over the IPC limit of {BODY_MAX}")
         transport.writelines((_pack_header(size + _OVERHEAD, _MESSAGE, link) + header, payload))
-
-    def send_pieces(self, link: int, head: bytes, data: bytes | memoryview) -> None:
-        """Send one tunnel message that is `head` followed by `data`, as :meth:`send_message`."""
-        transport = self._transport
-        if transport is None or self._closing:
-            return
-        size = len(head) + len(data)
-        if size > BODY_MAX:
-            raise ValueError(f"a message of {size} bytes is over the IPC limit of {BODY_MAX}")
-        transport.writelines((_pack_header(size + _OVERHEAD, _MESSAGE, link) + head, data))
 
     def send_control(self, link: int, fields: dict[str, Any]) -> None:
         """Send one control frame. Raises :class:`ValueError` if it is over the frame limit."""
