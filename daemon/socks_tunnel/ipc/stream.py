@@ -71,7 +71,7 @@ class Channel(asyncio.BufferedProtocol):
         transport.writelines((_pack_header(size + _OVERHEAD, _MESSAGE, link), message))
 
     def send_pieces(self, link: int, header: bytes, payload: bytes | memoryview) -> None:
-        """Send one tunnel message that is `header` followed by `payload`, as :meth:`send_message`."""
+        """Send one tunnel message made of two pieces; otherwise as :meth:`send_message`."""
         transport = self._transport
         if transport is None or self._closing:
             return
