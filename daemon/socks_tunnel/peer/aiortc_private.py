@@ -1,0 +1,244 @@
+"""Every name of aiortc and aioice that is not public and that we rely on, in one place.
+
+Imported before anything else of this package. At import it checks the release line and that each
+name is there with the signature that was read in the source; what does not fit raises
+:class:`UnsupportedAiortcError` with a sentence, so that an upgrade fails at start and not on a
+link. Then it installs, once per process, two replacements that aioice needs to be safe and useful
+here: the datagram filter below, and (from :mod:`socks_tunnel.peer.ice`) the choice of addresses.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable
+from importlib.metadata import version
+from types import TracebackType
+from typing import Any, Final
+
+import aioice.ice
+import aiortc.rtcdtlstransport
+from aiortc import (
+    InvalidStateError,
+    RTCDataChannel,
+    RTCDtlsTransport,
+    RTCIceTransport,
+    RTCPeerConnection,
+    RTCSctpTransport,
+)
+
+# pyOpenSSL is aiortc's dependency, not ours: its error is taken from where aiortc catches it.
+_SSLError: Final[type[Exception]] = vars(aiortc.rtcdtlstransport)["SSL"].Error
+
+_log = logging.getLogger(__name__)
+
+AIORTC_RELEASE: Final = "1.16."
+AIOICE_RELEASE: Final = "0.13."
+
+DATAGRAM_QUEUE_MAX: Final = 4096
+"""Datagrams that may wait for DTLS on one connection; what comes beyond is dropped as a full socket
+buffer would (aioice's queue has no bound of its own)."""
+
+
+class UnsupportedAiortcError(ImportError):
+    """The installed aiortc or aioice is not one whose private names we know."""
+
+
+_FUNCTIONS: Final[tuple[tuple[Any, str, tuple[str, ...]], ...]] = (
+    (RTCDataChannel, "_addBufferedAmount", ("self", "amount")),
+    (RTCDataChannel, "send", ("self", "data")),
+    (aioice.ice, "get_host_addresses", ("use_ipv4", "use_ipv6")),
+    (aioice.ice.StunProtocol, "datagram_received", ("self", "data", "addr")),
+    (aioice.ice.Connection, "data_received", ("self", "data", "component")),
+    (aiortc.rtcdtlstransport, "certificate_digest", ("certificate", "algorithm")),
+)
+"""Owner, name and parameters of each function that we call or replace."""
+
+_ATTRIBUTES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
+    (RTCSctpTransport, ("_advertised_rwnd", "_data_channel_queue", "_outbound_queue")),
+    (RTCSctpTransport, ("_sent_queue", "_association_state")),
+    (RTCDtlsTransport, ("_task", "_ssl")),
+    (RTCIceTransport, ("_connection",)),
+    (aioice.ice.Connection, ("_nominated", "_protocols", "_queue")),
+    (aioice.ice.StunProtocol, ("receiver",)),
+)
+
+
+def check_supported() -> None:
+    """Raise :class:`UnsupportedAiortcError` unless all that we rely on is as we know it."""
+    for name, release in (("aiortc", AIORTC_RELEASE), ("aioice", AIOICE_RELEASE)):
+        installed = version(name)
+        if not installed.startswith(release):
+            raise UnsupportedAiortcError(
+                f"{name} {installed} is installed; socks-tunnel relies on private names of "
+                f"{name} {release}x"
+            )
+    for owner, name, parameters in _FUNCTIONS:
+        function = getattr(owner, name, None)
+        found = None if function is None else tuple(inspect.signature(function).parameters)
+        if found != parameters:
+            raise UnsupportedAiortcError(
+                f"{owner.__name__}.{name} takes {found}; socks-tunnel knows it with {parameters}"
+            )
+    for owner, names in _ATTRIBUTES:
+        for name in names:
+            # co_names holds what a constructor assigns: no instance is needed to look.
+            if name not in owner.__init__.__code__.co_names:  # type: ignore[misc] # of a known class
+                raise UnsupportedAiortcError(f"{owner.__name__} has no attribute {name} any more")
+
+
+# --- data channels ----------------------------------------------------------------------------
+
+
+def watch_buffered(channel: RTCDataChannel, watch: Callable[[int], None]) -> None:
+    """Call `watch` with each change of the bytes that wait in `channel`.
+
+    Positive as a message is accepted by `send`, negative as it leaves for the SCTP queue. One queue
+    holds the messages of all channels of a connection, so they leave in the order of sending.
+    """
+    original = channel._addBufferedAmount  # noqa: SLF001
+
+    def hook(amount: int) -> None:
+        original(amount)
+        watch(amount)
+
+    channel._addBufferedAmount = hook  # type: ignore[method-assign]  # noqa: SLF001
+
+
+# --- state of a connection --------------------------------------------------------------------
+
+
+def has_unsent(pc: RTCPeerConnection) -> bool:
+    """Tell whether something that was sent was not acknowledged by the peer's SCTP yet."""
+    sctp = pc.sctp
+    return (
+        sctp is not None
+        and sctp.state == "connected"
+        and bool(sctp._data_channel_queue or sctp._outbound_queue or sctp._sent_queue)  # noqa: SLF001
+    )
+
+
+def reassembly_bytes(pc: RTCPeerConnection) -> int:
+    """Give how many bytes the peer sent beyond the receive window that SCTP offered it.
+
+    aiortc offers 1 MiB and takes whatever comes: fragments of messages that never end would fill
+    the memory.
+    """
+    sctp = pc.sctp
+    return 0 if sctp is None else max(0, -sctp._advertised_rwnd)  # noqa: SLF001
+
+
+def receive_task(pc: RTCPeerConnection) -> Any:
+    """Give the task that reads datagrams, or None. Its exception is why DTLS closed."""
+    return None if pc.sctp is None else pc.sctp.transport._task  # noqa: SLF001
+
+
+def dtls_failure(pc: RTCPeerConnection, fingerprints: list[tuple[str, str]]) -> str:
+    """Say why DTLS failed. `fingerprints`: (hash, value) pairs of the SDP that the peer signed."""
+    connection = None if pc.sctp is None else pc.sctp.transport._ssl  # noqa: SLF001
+    certificate = (
+        None if connection is None else connection.get_peer_certificate(as_cryptography=True)
+    )
+    if certificate is None:
+        return "the DTLS handshake failed"
+    for algorithm, value in fingerprints:
+        if (
+            algorithm in aiortc.rtcdtlstransport.X509_DIGEST_ALGORITHMS
+            and aiortc.rtcdtlstransport.certificate_digest(certificate, algorithm) != value.upper()
+        ):
+            return "the peer's DTLS certificate does not have the fingerprint that its SDP names"
+    return "the DTLS handshake failed after the certificates were checked"
+
+
+def selected_path(pc: RTCPeerConnection) -> str | None:
+    """Give the candidate pair in use as text, `address:port -> address:port`, or None."""
+    if pc.sctp is None:
+        return None
+    for pair in pc.sctp.transport.transport._connection._nominated.values():  # noqa: SLF001
+        kinds = {pair.local_candidate.type, pair.remote_candidate.type}
+        relayed = ", relayed" if "relay" in kinds else ""
+        (local, local_port), (remote, remote_port) = pair.local_addr, pair.remote_addr
+        return f"{local} port {local_port} -> {remote} port {remote_port}{relayed}"
+    return None
+
+
+def abort_sockets(pc: RTCPeerConnection) -> None:
+    """Drop the sockets of a connection whose orderly close hangs."""
+    if pc.sctp is not None:
+        for protocol in list(pc.sctp.transport.transport._connection._protocols):  # noqa: SLF001
+            protocol.transport.abort()
+
+
+# --- errors of the libraries' own tasks -------------------------------------------------------
+
+
+def is_closing_noise(error: BaseException) -> bool:
+    """Tell whether `error` is what a task or timer of aiortc or aioice ends with as a link closes.
+
+    Those start tasks that nobody awaits; when the connection goes meanwhile, they raise
+    ConnectionError, InvalidStateError, an error of the SSL object that was shut down, or, under
+    uvloop, RuntimeError for a closed UDP transport.
+    """
+    if isinstance(error, RuntimeError):
+        if "closed" not in str(error):
+            return False
+    elif not isinstance(error, (ConnectionError, InvalidStateError, _SSLError)):
+        return False
+    return raised_in_library(error.__traceback__)
+
+
+def raised_in_library(trace: TracebackType | None) -> bool:
+    """Tell whether the outermost frame that is not the event loop's own is aiortc's or aioice's."""
+    while trace is not None:
+        module: str = trace.tb_frame.f_globals.get("__name__", "")
+        if not module.startswith(("asyncio.", "uvloop")):
+            return module.startswith(("aiortc.", "aioice."))
+        trace = trace.tb_next
+    return False
+
+
+def is_library_error(error: BaseException) -> bool:
+    """Tell whether `error` was raised by code of aiortc or of what it uses, and not by ours."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").startswith("socks_tunnel"):
+            return False
+        trace = trace.tb_next
+    return True
+
+
+# --- what replaces parts of aioice ------------------------------------------------------------
+
+
+def _datagram_received(self: Any, data: bytes, addr: tuple[Any, ...]) -> None:
+    """Sort a datagram by its first byte (RFC 7983) before aioice sees it.
+
+    aioice hands on what it cannot parse as STUN, and aiortc then reads its first byte: an empty
+    datagram from anyone would end the link with an IndexError, and STUN attributes of an odd length
+    raise struct.error out of the protocol, upon which uvloop closes the socket. Data is sorted out
+    without an attempt to parse it as STUN, which is also cheaper.
+    """
+    if not data:
+        return
+    first = data[0]
+    if 19 < first < 64:  # DTLS
+        receiver = self.receiver
+        if receiver._queue.qsize() < DATAGRAM_QUEUE_MAX:  # noqa: SLF001
+            receiver.data_received(data, 1)
+    elif first < 4:  # STUN
+        try:
+            _aioice_datagram_received(self, data, addr)
+        except Exception as error:  # noqa: BLE001 - whatever aioice makes of bytes from anyone
+            _log.debug("a STUN datagram from %s cannot be read: %r", addr, error)
+
+
+check_supported()
+_aioice_datagram_received = aioice.ice.StunProtocol.datagram_received
+
+
+def install(host_addresses: Callable[[bool, bool], list[str]]) -> None:
+    """Put our replacements in place; `host_addresses` takes (use_ipv4, use_ipv6)."""
+
+    def get_host_addresses(use_ipv4: bool, use_ipv6: bool) -> list[str]:
+        return host_addresses(use_ipv4, use_ipv6)
+
+    aioice.ice.get_host_addresses = get_host_addresses
+    aioice.ice.StunProtocol.datagram_received = _datagram_received  # type: ignore[method-assign,assignment] # its "str" never comes

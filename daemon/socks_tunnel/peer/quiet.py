@@ -1,0 +1,43 @@
+"""What aiortc and aioice may say in the log, and what of their tasks' ends is no news."""
+
+import asyncio
+import logging
+from typing import Any
+
+from socks_tunnel.peer.aiortc_private import is_closing_noise
+
+_log = logging.getLogger(__name__)
+
+
+def set_library_log_level(*, debug: bool) -> None:
+    """Let aiortc and aioice log everything, or only what an operator can use.
+
+    Without `debug`, aioice's line for each candidate pair and aiortc's tracebacks of what a peer
+    sent are left out: :class:`~socks_tunnel.peer.link.Link` says in one sentence why a link ended.
+    """
+    logging.getLogger("aioice").setLevel(logging.NOTSET if debug else logging.WARNING)
+    logging.getLogger("aiortc").setLevel(logging.NOTSET if debug else logging.ERROR)
+
+
+def quiet_loop_exceptions(loop: asyncio.AbstractEventLoop) -> None:
+    """Install an exception handler on `loop` that knows how aiortc's own tasks end.
+
+    aiortc and aioice start tasks and timers that nobody awaits; when a connection closes meanwhile
+    they fail, and the event loop would log a traceback for each. Those become one debug line;
+    everything else goes on to the handler that was there, or to the loop's default.
+    """
+    previous = loop.get_exception_handler()
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if error is not None and is_closing_noise(error):
+            _log.debug("a task of aiortc ended as its connection closed: %r", error)
+        elif previous is not None:
+            previous(loop, context)
+        else:
+            loop.default_exception_handler(context)
+
+    loop.set_exception_handler(handle)
+
+
+set_library_log_level(debug=False)
