@@ -26,7 +26,7 @@ CLOSE_CONNECTION leads from every state to CLOSED. DATA after SEND_EOF, and byte
 protocol errors of the peer: the flow is closed with 0x15.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from enum import Enum
 from typing import Generic, TypeVar
 
@@ -177,7 +177,10 @@ class TcpFlow:
         )
 
     def open(self) -> None:
-        """Note that the far side is connected. Raises :class:`RemoteProtocolError` if it says so twice."""
+        """Take note that the far side is connected.
+
+        Raises :class:`RemoteProtocolError` if it says so twice.
+        """
         if self.opened or self.closed:
             raise RemoteProtocolError(
                 "an answer to an open came twice", kind="opened-twice", conn_id=self.conn_id
@@ -231,10 +234,10 @@ class ConnIdAllocator:
         turns = (1 << 32) // count
         self._next = start % turns
 
-    def allocate(self, in_use: "FlowTable[object] | FlowTable[TcpFlow]") -> int:
+    def allocate(self, in_use: Container[object]) -> int:
         """Give the next id that no flow in `in_use` has."""
         turns = (1 << 32) // self._count
-        for _ in range(len(in_use) + 2):
+        for _ in range(turns):
             conn_id = self._next * self._count + self._index
             self._next = (self._next + 1) % turns
             if conn_id and conn_id not in in_use:
@@ -259,7 +262,7 @@ class FlowTable(Generic[F]):
     def __len__(self) -> int:
         return len(self._flows)
 
-    def __contains__(self, conn_id: int) -> bool:
+    def __contains__(self, conn_id: object) -> bool:
         return conn_id in self._flows
 
     def __iter__(self) -> Iterator[F]:

@@ -1,0 +1,80 @@
+"""`python -m socks_tunnel_workers`: started by the supervisor, never by hand."""
+
+import argparse
+import asyncio
+import ctypes
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import uvloop
+
+from socks_tunnel.config.errors import ConfigError
+from socks_tunnel.ipc.stream import connect
+from socks_tunnel.ops import logging as ops_logging
+from socks_tunnel.ops import metrics
+from socks_tunnel_workers.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to kill us when the supervisor dies, also if our loop is stuck by then."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        logger.warning("prctl(PR_SET_PDEATHSIG): %s", os.strerror(ctypes.get_errno()))
+
+
+async def _run(index: int, ipc_fd: int, listen_fds: list[int]) -> int:
+    done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def on_exit(status: int) -> None:
+        if not done.done():
+            done.set_result(status)
+
+    listening = [socket.socket(fileno=fd) for fd in listen_fds]
+    await connect(socket.socket(fileno=ipc_fd), lambda: Worker(index, listening, on_exit))
+    # What was imported until here lives as long as the process: the collector need not look at it.
+    gc.collect()
+    gc.freeze()
+    return await done
+
+
+def main() -> int:
+    """Run one worker until the supervisor ends it; give the exit status."""
+    parser = argparse.ArgumentParser(prog="socks-tunnel-worker")
+    parser.add_argument("--index", type=int, required=True)
+    parser.add_argument("--ipc-fd", type=int, required=True)
+    parser.add_argument("--listen-fds", default="")
+    parser.add_argument("--log-level", default="info")
+    parser.add_argument("--log-format", default="auto")
+    arguments = parser.parse_args()
+    _die_with_parent()
+    # The supervisor decides when its workers end: a Ctrl-C in its terminal, or a signal to the
+    # whole control group, must not cut its drain short.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    ops_logging.setup(
+        arguments.log_level, arguments.log_format, component=f"worker-{arguments.index}"
+    )
+    metrics.configure(Path(os.environ["SOCKS_TUNNEL_METRICS_DIR"]), f"worker-{arguments.index}")
+    listen_fds = [int(fd) for fd in arguments.listen_fds.split(",") if fd]
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            status = runner.run(_run(arguments.index, arguments.ipc_fd, listen_fds))
+        except ConfigError as error:
+            logger.error("worker %d cannot use its configuration: %s", arguments.index, error)  # noqa: TRY400 - the sentence says it all
+            status = 78
+    return status
+
+
+if __name__ == "__main__":
+    result = main()
+    sys.stderr.flush()
+    logging.shutdown()
+    os._exit(result)  # a name look-up that still waits in a thread must not hold up the exit

@@ -1,0 +1,149 @@
+"""Connecting to a target: Happy Eyeballs version 2 (RFC 8305) over addresses already checked.
+
+Our own, because the answer to the client must be the true one: every attempt's error is kept, and
+the most telling of them becomes the SOCKS reply.
+"""
+
+import asyncio
+import errno
+import itertools
+import socket
+from collections.abc import Sequence
+
+from socks_tunnel.protocol.addresses import IPAddress
+from socks_tunnel.protocol.errors import Reply
+from socks_tunnel_workers.sockets import prepare_stream
+
+ATTEMPT_DELAY = 0.25
+"""Seconds after which the next address is tried beside the one under way (RFC 8305 section 5)."""
+
+ATTEMPTS_MAX = 8
+"""Addresses tried for one connection; a name with hundreds is somebody's load balancer."""
+
+_REPLIES = {
+    errno.ECONNREFUSED: Reply.CONNECTION_REFUSED,
+    errno.ENETUNREACH: Reply.NETWORK_UNREACHABLE,
+    errno.EADDRNOTAVAIL: Reply.NETWORK_UNREACHABLE,
+    errno.EAFNOSUPPORT: Reply.NETWORK_UNREACHABLE,
+    errno.EHOSTUNREACH: Reply.HOST_UNREACHABLE,
+    errno.EHOSTDOWN: Reply.HOST_UNREACHABLE,
+    errno.ETIMEDOUT: Reply.TTL_EXPIRED,
+    errno.EPERM: Reply.NOT_ALLOWED,  # the endpoint's own packet filter
+    errno.EACCES: Reply.NOT_ALLOWED,
+    errno.EMFILE: Reply.GENERAL_FAILURE,
+    errno.ENFILE: Reply.GENERAL_FAILURE,
+}
+
+_TELLING = (
+    Reply.CONNECTION_REFUSED,
+    Reply.NOT_ALLOWED,
+    Reply.TTL_EXPIRED,
+    Reply.HOST_UNREACHABLE,
+    Reply.NETWORK_UNREACHABLE,
+    Reply.GENERAL_FAILURE,
+)
+"""From the reply that tells most: a host that refuses exists, no route to IPv6 is no news."""
+
+
+class DialError(Exception):
+    """No address answered; `reply` is what the SOCKS client is told."""
+
+    def __init__(self, message: str, reply: Reply) -> None:
+        super().__init__(message)
+        self.reply = reply
+
+
+def interleave(addresses: Sequence[IPAddress]) -> list[IPAddress]:
+    """Alternate the families, beginning with the first address's (RFC 8305 section 4)."""
+    if not addresses:
+        return []
+    first = addresses[0].version
+    preferred = [a for a in addresses if a.version == first]
+    other = [a for a in addresses if a.version != first]
+    pairs = itertools.zip_longest(preferred, other)
+    return [a for pair in pairs for a in pair if a is not None]
+
+
+async def _attempt(address: IPAddress, port: int) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        prepare_stream(sock)
+        await loop.sock_connect(sock, (str(address), port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _reply(errors: Sequence[BaseException]) -> Reply:
+    replies = {
+        _REPLIES.get(e.errno or 0, Reply.HOST_UNREACHABLE) for e in errors if isinstance(e, OSError)
+    }
+    return next((r for r in _TELLING if r in replies), Reply.GENERAL_FAILURE)
+
+
+async def dial(addresses: Sequence[IPAddress], port: int, *, seconds: float) -> socket.socket:
+    """Connect to the first of `addresses` that answers, within `seconds` in all.
+
+    The socket is non-blocking with TCP_NODELAY. Raises :class:`DialError`; cancelling leaves no
+    socket behind.
+    """
+    targets = interleave(addresses)[:ATTEMPTS_MAX]
+    if not targets:
+        raise DialError("there is no address to connect to", Reply.HOST_UNREACHABLE)
+    if len(targets) == 1:
+        try:
+            async with asyncio.timeout(seconds):
+                return await _attempt(targets[0], port)
+        except TimeoutError as error:
+            if error.errno is None:
+                raise DialError(f"no answer within {seconds:g} s", Reply.TTL_EXPIRED) from None
+            raise DialError(str(error), Reply.TTL_EXPIRED) from None
+        except OSError as error:
+            raise DialError(str(error), _reply([error])) from None
+    return await _race(targets, port, seconds)
+
+
+async def _race(targets: Sequence[IPAddress], port: int, seconds: float) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    waiting = list(targets)
+    running: set[asyncio.Task[socket.socket]] = set()
+    errors: list[BaseException] = []
+    winner: socket.socket | None = None
+    try:
+        while waiting or running:
+            if waiting:
+                address = waiting.pop(0)
+                # Not ops.tasks.spawn: a failed attempt is an answer here, not a fault to log.
+                running.add(loop.create_task(_attempt(address, port), name=f"dial {address}"))
+            left = deadline - loop.time()
+            pause = min(ATTEMPT_DELAY, left) if waiting else left
+            done, running = await asyncio.wait(
+                running, timeout=max(pause, 0), return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                error = task.exception()
+                if error is not None:
+                    errors.append(error)
+                elif winner is None:
+                    winner = task.result()
+                else:
+                    task.result().close()
+            if winner is not None:
+                return winner
+            if loop.time() >= deadline:
+                raise DialError(f"no answer within {seconds:g} s", Reply.TTL_EXPIRED)
+    finally:
+        for task in running:
+            task.cancel()
+            task.add_done_callback(_close_late_winner)
+    raise DialError("; ".join(str(e) for e in errors), _reply(errors))
+
+
+def _close_late_winner(task: "asyncio.Task[socket.socket]") -> None:
+    """Close the socket of an attempt that won after the race was over."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()

@@ -1,0 +1,74 @@
+"""Accepting SOCKS clients on listening sockets that all workers share."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+from socks_tunnel_workers.sockets import prepare_stream
+from socks_tunnel_workers.socks_session import SocksSession
+
+if TYPE_CHECKING:
+    from socks_tunnel_workers.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+ACCEPTS_PER_TURN = 16
+"""Connections taken at once, so that the other workers get their share of a burst."""
+
+_OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_PAUSE_SECONDS = 0.5
+
+
+class Listener:
+    """One inherited listening socket.
+
+    It is shared with the other workers: a connection that one of them does not take is taken by
+    another, also while it is being restarted.
+    """
+
+    def __init__(self, worker: Worker, sock: socket.socket) -> None:
+        self._worker = worker
+        self._sock = sock
+        self._watching = False
+        sock.setblocking(False)
+
+    def start(self) -> None:
+        """Accept from now on."""
+        if not self._watching:
+            self._watching = True
+            self._worker.loop.add_reader(self._sock, self._acceptable)
+
+    def stop(self) -> None:
+        """Accept no more; what is queued stays for the other workers."""
+        if self._watching:
+            self._watching = False
+            self._worker.loop.remove_reader(self._sock)
+
+    def _acceptable(self) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, client = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _OUT_OF_RESOURCES:
+                    raise
+                # The queue would wake us again at once and for ever: let others close first.
+                self.stop()
+                self._worker.log_resource_error(error)
+                self._worker.loop.call_later(_PAUSE_SECONDS, self._resume)
+                return
+            if self._worker.full:
+                self._worker.log_full()
+                self._worker.metrics.socks_rejected_total.labels("too-many").inc()
+                sock.close()
+                continue
+            prepare_stream(sock)
+            SocksSession(self._worker, sock, client)
+
+    def _resume(self) -> None:
+        if not self._worker.draining:
+            self.start()

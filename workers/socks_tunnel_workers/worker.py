@@ -1,0 +1,473 @@
+"""The worker: owns a slice of the flows wholly, and talks to the supervisor alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from socks_tunnel.config.loader import restore
+from socks_tunnel.config.models import Config
+from socks_tunnel.config.policies import PolicySet, build_policies
+from socks_tunnel.config.users import PasswordChecker
+from socks_tunnel.ipc.stream import Channel
+from socks_tunnel.ops import audit
+from socks_tunnel.ops.metrics import Metrics
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
+from socks_tunnel.protocol.flow import ConnIdAllocator
+from socks_tunnel.protocol.messages import (
+    Bind,
+    Message,
+    OpenConnection,
+    UdpAssociate,
+    UdpAssociateOpened,
+)
+from socks_tunnel.protocol.policy import Policy, Verdict
+from socks_tunnel_workers.flow import Flow
+from socks_tunnel_workers.link import WorkerLink
+from socks_tunnel_workers.listener import Listener
+from socks_tunnel_workers.resolver import Resolver
+from socks_tunnel_workers.socks_session import SocksSession
+from socks_tunnel_workers.target import TargetRelay
+from socks_tunnel_workers.tcp_flow import TcpRelay
+from socks_tunnel_workers.udp_relay import EndpointAssociation
+
+logger = logging.getLogger(__name__)
+
+RECEIVE_WINDOW = 262_144
+"""Bytes that a peer may send on a flow before we have consumed any (HELLO `window`)."""
+
+SWEEP_SECONDS = 2.0
+"""How often timers of flows are looked at: idle times are kept to within this."""
+
+METRICS_SECONDS = 1.0
+"""How often counters of the data path are added to the metrics."""
+
+LOG_SECONDS = 10.0
+"""At most one warning of a kind in this time; what happens meanwhile is in the metrics."""
+
+ROWS_PER_FRAME = 100
+"""Flows in one frame of an answer to `connections`, so that it stays far below the frame limit."""
+
+
+class Worker(Channel):
+    """One worker process. Its base is its end of the IPC stream.
+
+    `on_exit` is called once with the exit status when the worker is done.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        listening: Sequence[socket.socket],
+        on_exit: Callable[[int], None],
+    ) -> None:
+        super().__init__()
+        self.loop = asyncio.get_running_loop()
+        self.index = index
+        self.channel: Channel = self
+        self.config: Config
+        self.policies: PolicySet
+        self.passwords: PasswordChecker | None = None
+        self.metrics = Metrics()
+        self.resolver = Resolver()
+        self.links: dict[int, WorkerLink] = {}
+        self.sessions: set[SocksSession] = set()
+        self.lingering: set[TcpRelay] = set()
+        self.pending_bytes = 0
+        self.receive_window = RECEIVE_WINDOW
+        self.draining = False
+        self._listening = {sock.fileno(): sock for sock in listening}
+        self._listeners: list[Listener] = []
+        self._waiting: dict[SocksSession, None] = {}
+        self._associations: Counter[str] = Counter()
+        self._allocators: dict[int, ConnIdAllocator] = {}
+        self._count = 1
+        self._on_exit = on_exit
+        self._exited = False
+        self._drained_told = False
+        self._logged: dict[str, float] = {}
+        self._drops: Counter[str] = Counter()
+        self._active: Counter[str] = Counter()
+        self._ended_bytes: Counter[tuple[str, str]] = Counter()
+        self._reported_bytes: Counter[tuple[str, str]] = Counter()
+        self._password_threads = ThreadPoolExecutor(2, thread_name_prefix="password")
+
+    # --- IPC ------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Say hello to the supervisor."""
+        super().connection_made(transport)
+        self.send_control(0, {"op": "hello", "index": self.index, "pid": os.getpid()})
+
+    def on_message(self, link: int, body: memoryview) -> None:
+        """Take a tunnel message for one of our flows."""
+        owner = self.links.get(link)
+        if owner is not None:  # else: the link went down while it was under way
+            owner.on_message(body)
+
+    def on_control(self, link: int, fields: dict[str, Any]) -> None:
+        """Take a control frame of the supervisor."""
+        match fields["op"]:
+            case "credit":
+                owner = self.links.get(link)
+                if owner is not None:
+                    owner.grant(fields["bytes"])
+            case "ping":
+                # Answered from the loop that moves the bytes: a stuck loop does not answer.
+                self.send_control(0, {"op": "pong", "id": fields["id"]})
+            case "config":
+                self._configure(fields)
+            case "reload":
+                self._reload(fields)
+            case "link-up":
+                self._link_up(link, fields)
+            case "link-down":
+                self._link_down(link, fields["reason"])
+            case "link-goaway":
+                if link in self.links:
+                    self.links[link].accepts = False
+            case "stats":
+                self._stats(fields)
+            case "drain":
+                self.drain()
+            case "shutdown":
+                self._shutdown()
+            case other:
+                raise RemoteProtocolError(f"unknown control {other!r}", kind="ipc-control")
+
+    def on_closed(self, error: Exception | None) -> None:
+        """The supervisor is gone: nothing is left to do."""
+        if error is not None:
+            logger.error("worker %d lost the supervisor: %s", self.index, error)
+        self._exit(0 if self.draining and error is None else 1)
+
+    # --- configuration --------------------------------------------------------------------------
+
+    def _configure(self, fields: dict[str, Any]) -> None:
+        self._count = fields["count"]
+        self._apply(restore(fields["config"]))
+        for listener in fields["listeners"]:
+            accepting = Listener(self, self._listening[listener["fd"]])
+            self._listeners.append(accepting)
+            accepting.start()
+        self.loop.call_later(SWEEP_SECONDS, self._sweep)
+        self.loop.call_later(METRICS_SECONDS, self._flush_metrics)
+        self.send_control(0, {"op": "ready"})
+
+    def _reload(self, fields: dict[str, Any]) -> None:
+        """Take a changed configuration; flows that are open stay as they were decided."""
+        self._apply(restore(fields["config"]))
+        for link in self.links.values():
+            link.policy = self.policies.for_peer(link.peer)
+
+    def _apply(self, config: Config) -> None:
+        self.config = config
+        self.policies = build_policies(config)
+        self.passwords = PasswordChecker(config.users) if config.users else None
+        logging.getLogger().setLevel(config.log.level.upper())
+
+    # --- links ----------------------------------------------------------------------------------
+
+    def _link_up(self, link_id: int, fields: dict[str, Any]) -> None:
+        link = WorkerLink(self, link_id, fields)
+        self.links[link_id] = link
+        waiting, self._waiting = list(self._waiting), {}
+        for session in waiting:
+            session.open_on(link)
+
+    def _link_down(self, link_id: int, reason: str) -> None:
+        link = self.links.pop(link_id, None)
+        self._allocators.pop(link_id, None)
+        if link is not None:
+            link.down(reason)
+            self._check_drained()
+
+    def best_link(self) -> WorkerLink | None:
+        """Give the link that takes new flows: of those that are up, the first configured peer's."""
+        links = [link for link in self.links.values() if link.accepts]
+        return min(links, key=lambda link: (link.rank, -link.id), default=None)
+
+    def wait_for_link(self, session: SocksSession) -> None:
+        """Open the session's flow as soon as a link comes up."""
+        self._waiting[session] = None
+
+    def stop_waiting(self, session: SocksSession) -> None:
+        """Forget a session that waits for a link; harmless if it does not."""
+        self._waiting.pop(session, None)
+
+    def allocate(self, link: WorkerLink) -> int:
+        """Give a CONN_ID for a new flow of ours on `link`."""
+        allocator = self._allocators.get(link.id)
+        if allocator is None:
+            # A restarted worker does not know what the one before it handed out: start anywhere.
+            allocator = ConnIdAllocator(self.index, self._count, start=secrets.randbits(32))
+            self._allocators[link.id] = allocator
+        return allocator.allocate(link.flows)
+
+    # --- flows ----------------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """Whether this worker holds as many flows and handshakes as it may."""
+        held = sum(len(link.flows) for link in self.links.values()) + len(self.sessions)
+        return held >= self.config.limits.flows_per_worker
+
+    def open_from_peer(self, link: WorkerLink, message: Message) -> None:
+        """Open a flow that the gateway asks for. Raises :class:`RemoteProtocolError`."""
+        if self.config.role != "endpoint":
+            raise RemoteProtocolError(
+                f"{type(message).__name__} came from an endpoint", kind="unexpected-message"
+            )
+        policy = link.policy
+        assert isinstance(message, OpenConnection | Bind | UdpAssociate)
+        assert policy is not None, "build_policies gives every peer of an endpoint a policy"
+        udp = isinstance(message, UdpAssociate)
+        if self.draining:
+            link.close_flow(message.conn_id, CloseReason.SHUTTING_DOWN, udp=udp)
+            return
+        if self.full:
+            self.log_full()
+            link.close_flow(message.conn_id, CloseReason.RESOURCE_LIMIT, udp=udp)
+            return
+        if isinstance(message, UdpAssociate):
+            try:
+                association = EndpointAssociation(link, message.conn_id, policy)
+            except OSError as error:
+                self.log_resource_error(error)
+                link.close_flow(message.conn_id, CloseReason.RESOURCE_LIMIT, udp=True)
+                return
+            link.flows.add(message.conn_id, association)
+            self.flow_started(association)
+            link.send(UdpAssociateOpened(message.conn_id, association.bound).encode())
+            return
+        relay = TargetRelay(link, message.conn_id, policy, message)
+        link.flows.add(message.conn_id, relay)
+        self.flow_started(relay)
+        relay.start()
+
+    def allowed_early(self, flow: Flow, policy: Policy, destination: HostPort) -> bool:
+        """Ask the gateway's own policy; what it cannot tell is left to the endpoint."""
+        decision = policy.check(destination)
+        self.metrics.policy_decisions_total.labels(decision.verdict.value).inc()
+        audit.decision(
+            peer=flow.link.peer,
+            conn_id=flow.conn_id,
+            command=flow.command,
+            destination=destination,
+            verdict=decision.verdict.value,
+            rule=decision.rule,
+        )
+        return decision.verdict is not Verdict.DENIED
+
+    def take_association_slot(self, client_ip: str) -> bool:
+        """Count an association of this client; False if it has as many as it may."""
+        if self._associations[client_ip] >= self.config.limits.associations_per_client:
+            self._warn(
+                "associations",
+                "client %s has %d UDP associations in this worker (limits.associations_per_client)"
+                "; refusing more",
+                client_ip,
+                self._associations[client_ip],
+            )
+            return False
+        self._associations[client_ip] += 1
+        return True
+
+    def free_association_slot(self, client_ip: str) -> None:
+        """Give the slot of an ended association back."""
+        self._associations[client_ip] -= 1
+        if not self._associations[client_ip]:
+            del self._associations[client_ip]
+
+    def check_password(self, session: SocksSession, username: str, password: str) -> None:
+        """Answer the session at once if this login was right before, else from a thread."""
+        checker = self.passwords
+        if checker is None:  # a reload took the users away: nobody can be let in on old terms
+            session.password_checked(ok=False)
+        elif checker.remembers(username, password):
+            session.password_checked(ok=True)
+        else:
+            spawn("check a password", self._check_password(checker, session, username, password))
+
+    async def _check_password(
+        self, checker: PasswordChecker, session: SocksSession, username: str, password: str
+    ) -> None:
+        ok = await self.loop.run_in_executor(
+            self._password_threads, checker.check, username, password
+        )
+        if not ok:
+            logger.warning("client %s offered a wrong user name or password", session.client)
+        session.password_checked(ok=ok)
+
+    # --- counting -------------------------------------------------------------------------------
+
+    def flow_started(self, flow: Flow) -> None:
+        """Count a flow that entered its table."""
+        self._active[flow.kind] += 1
+        self.metrics.flows_total.labels(flow.kind).inc()
+
+    def flow_ended(self, flow: Flow) -> None:
+        """Count a flow that left its table."""
+        self._active[flow.kind] -= 1
+        self._ended_bytes["up", flow.kind] += flow.up
+        self._ended_bytes["down", flow.kind] += flow.down
+        self._check_drained()
+
+    def count_drop(self, reason: str) -> None:
+        """Count one datagram that was dropped."""
+        self._drops[reason] += 1
+
+    def flows(self) -> Iterator[Flow]:
+        """Iterate over all flows."""
+        for link in self.links.values():
+            yield from link.flows
+
+    def _byte_totals(self) -> Counter[tuple[str, str]]:
+        totals = Counter(self._ended_bytes)
+        for flow in self.flows():
+            totals["up", flow.kind] += flow.up
+            totals["down", flow.kind] += flow.down
+        return totals
+
+    def _flush_metrics(self) -> None:
+        metrics = self.metrics
+        totals = self._byte_totals()
+        for key, total in totals.items():
+            # An aborted flow may still deliver a byte less than was counted: never count down.
+            grown = total - self._reported_bytes[key]
+            if grown > 0:
+                metrics.bytes_total.labels(*key).inc(grown)
+                self._reported_bytes[key] = total
+        for link in self.links.values():
+            scheduler = link.scheduler
+            self._drops["expired"] += scheduler.expired
+            self._drops["queue-full"] += scheduler.overflowed
+            scheduler.expired = scheduler.overflowed = 0
+        for reason, count in self._drops.items():
+            if count:
+                metrics.udp_dropped_total.labels(reason).inc(count)
+        self._drops.clear()
+        for kind in ("tcp", "udp"):
+            metrics.flows_active.labels(kind).set(self._active[kind])
+        metrics.buffered_bytes.labels("worker").set(self.pending_bytes)
+        if not self._exited:
+            self.loop.call_later(METRICS_SECONDS, self._flush_metrics)
+
+    def _stats(self, fields: dict[str, Any]) -> None:
+        answer = {"op": "stats", "id": fields["id"]}
+        if fields["what"] == "status":
+            totals = self._byte_totals()
+            self.send_control(
+                0,
+                answer
+                | {
+                    "more": False,
+                    "fields": {
+                        "flows_tcp": self._active["tcp"],
+                        "flows_udp": self._active["udp"],
+                        "sessions": len(self.sessions),
+                        "bytes_up": totals["up", "tcp"] + totals["up", "udp"],
+                        "bytes_down": totals["down", "tcp"] + totals["down", "udp"],
+                        "buffered": self.pending_bytes,
+                    },
+                },
+            )
+            return
+        now = self.loop.time()
+        rows = [flow.row(now) for flow in self.flows()]
+        for start in range(0, max(len(rows), 1), ROWS_PER_FRAME):
+            part = rows[start : start + ROWS_PER_FRAME]
+            more = start + ROWS_PER_FRAME < len(rows)
+            self.send_control(0, answer | {"more": more, "rows": part})
+
+    # --- timers and limits ----------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        now = self.loop.time()
+        for flow in list(self.flows()):
+            flow.sweep(now)
+        for relay in list(self.lingering):
+            relay.sweep(now)
+        if not self._exited:
+            self.loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def _warn(self, kind: str, message: str, *args: object) -> None:
+        now = self.loop.time()
+        if now - self._logged.get(kind, -LOG_SECONDS) >= LOG_SECONDS:
+            self._logged[kind] = now
+            logger.warning(message, *args)
+
+    def log_full(self) -> None:
+        """Tell the operator that flows are refused."""
+        self._warn(
+            "full",
+            "worker %d holds %d flows (limits.flows_per_worker); refusing more",
+            self.index,
+            self.config.limits.flows_per_worker,
+        )
+
+    def log_flow_limit(self, link: WorkerLink, error: RemoteProtocolError) -> None:
+        """Tell the operator that a flow could not be added to a link."""
+        self._warn("flow-limit", "no new flow on the link to %s: %s", link.peer, error)
+
+    def log_memory_limit(self, flow: Flow) -> None:
+        """Tell the operator that a flow was closed for its bytes."""
+        self._warn(
+            "memory",
+            "worker %d buffers %d bytes (limits.memory_per_worker is %d); closed flow %d to %s",
+            self.index,
+            self.pending_bytes,
+            self.config.limits.memory_per_worker,
+            flow.conn_id,
+            flow.destination,
+        )
+
+    def log_resource_error(self, error: OSError) -> None:
+        """Tell the operator that the system refuses something, such as file descriptors."""
+        self._warn("resource", "worker %d cannot serve a client: %s", self.index, error)
+
+    def log_socket_error(self, flow: Flow, error: OSError) -> None:
+        """Note an unusual error of a local socket."""
+        self._warn("socket", "flow %d to %s: %s", flow.conn_id, flow.destination, error)
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Accept nothing new; tell the supervisor when the last flow has ended."""
+        self.draining = True
+        for listener in self._listeners:
+            listener.stop()
+        self._check_drained()
+
+    def _check_drained(self) -> None:
+        if self.draining and not self._drained_told and not any(True for _ in self.flows()):
+            self._drained_told = True
+            self.send_control(0, {"op": "drained"})
+
+    def _shutdown(self) -> None:
+        """Close everything now and exit with status 0."""
+        self.draining = self._drained_told = True
+        for listener in self._listeners:
+            listener.stop()
+        for flow in list(self.flows()):
+            flow.abort(CloseReason.SHUTTING_DOWN)
+        for session in list(self.sessions):
+            session.close()
+        self._flush_metrics()
+        self.close()  # what was sent leaves first; on_closed ends the process
+
+    def _exit(self, status: int) -> None:
+        if not self._exited:
+            self._exited = True
+            self.resolver.close()
+            self._password_threads.shutdown(wait=False, cancel_futures=True)
+            self._on_exit(status)
