@@ -443,7 +443,11 @@ def decode(message: Buffer) -> Message:
     match kind:
         case MessageType.DATA:
             if not 1 <= len(body) <= DATA_MAX:
-                raise _short("DATA", conn_id) if not body else _trailing("DATA", conn_id)
+                raise RemoteProtocolError(
+                    f"DATA has {len(body)} bytes, not 1 to {DATA_MAX}",
+                    kind="malformed-data",
+                    conn_id=conn_id,
+                )
             return Data(conn_id, body)
         case MessageType.WINDOW_UPDATE:
             _exact(body, _WINDOW.size, "WINDOW_UPDATE", conn_id)
