@@ -97,7 +97,7 @@ class LinkObserver(Protocol):
         """Learn that the channels are open and both HELLOs are done."""
 
     def link_message(self, link: "Link", message: bytes) -> None:
-        """Take a flow message, 7 to 65,536 bytes, to keep if it likes; only while the link is up."""
+        """Take a flow message, 7 to 65,536 bytes, to keep if it likes. Only while up."""
 
     def link_drained(self, link: "Link", drained: int) -> None:
         """Learn that `drained` more bytes of what :meth:`Link.send` took left for the SCTP queue.

@@ -1,0 +1,425 @@
+"""The direct carrier: envelopes over HTTP, in the shape of WHIP (RFC 9725), also on a Unix socket.
+
+::
+
+    POST /            body: offer envelope     201, Location: /ID, body: answer envelope
+    DELETE /ID        body: bye envelope       200
+
+What is refused gets 403 and nothing else, so that a stranger learns nothing. HTTP is only the
+carrier: what counts is the signature on each envelope, so plain HTTP is fine where confidentiality
+of the addresses in the SDP does not matter.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+import aiohttp
+from aiohttp import web
+from aiohttp.resolver import ThreadedResolver
+from yarl import URL
+
+from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.signaling.envelope import ENVELOPE_MAX
+
+_log = logging.getLogger(__name__)
+
+CONNECTIONS_MAX: Final = 128
+"""Connections that the server holds open; further ones are dropped at once."""
+
+CONNECTIONS_PER_ADDRESS_MAX: Final = 16
+"""Of those, how many may come from one IP address (no limit on a Unix socket)."""
+
+REQUESTS_MAX: Final = 32
+"""Envelopes that are worked on at the same time; further ones get 503."""
+
+READ_TIMEOUT: Final = 10.0
+"""Seconds in which a whole request must have come, counted from the connection's start."""
+
+HANDLE_TIMEOUT: Final = 30.0
+"""Seconds that the work on one envelope may take."""
+
+CONTENT_TYPE: Final = "application/vnd.msgpack"
+
+remote_address: ContextVar[str] = ContextVar("remote_address", default="")
+"""Where the request that is being handled came from, for log lines: an IP address, or `local`."""
+
+
+class SignalingError(Exception):
+    """The peer cannot be reached, or refused; the text is a sentence for the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An offer was accepted: the answer's envelope, and the name that the session gets in Location.
+
+    `session_id` must consist of characters that need no escape in a URL, such as hex digits.
+    """
+
+    envelope: bytes
+    session_id: str
+
+
+OfferHandler = Callable[[bytes], Awaitable[Answered | None]]
+"""Gets the envelope of a POST; gives the answer, or None if it is rejected."""
+
+ByeHandler = Callable[[str, bytes], Awaitable[bool]]
+"""Gets the session's name and the envelope of a DELETE; tells whether it was accepted."""
+
+
+class DirectServer:
+    """Listens for envelopes on TCP (optionally with TLS) or on a Unix socket.
+
+    `handler` and `bye` run on the event loop, at most :data:`REQUESTS_MAX` at a time, each for at
+    most :data:`HANDLE_TIMEOUT` seconds; they log why they reject something, with
+    :data:`remote_address`. Without `bye`, every DELETE is refused.
+    """
+
+    def __init__(
+        self,
+        listen: HostPort | Path,
+        handler: OfferHandler,
+        *,
+        bye: ByeHandler | None = None,
+        tls: ssl.SSLContext | None = None,
+        read_timeout: float = READ_TIMEOUT,
+        handle_timeout: float = HANDLE_TIMEOUT,
+    ) -> None:
+        self._listen = listen
+        self._handler = handler
+        self._bye = bye
+        self._tls = tls
+        self.read_timeout = read_timeout
+        self.handle_timeout = handle_timeout
+        self._server: asyncio.Server | None = None
+        self._http: web.Server | None = None
+        self._guards: dict[asyncio.Transport, _Guard] = {}
+        self._per_address: Counter[str] = Counter()
+        self._active = 0
+        self._inode: int | None = None
+
+    @property
+    def address(self) -> HostPort | Path:
+        """Where it listens; with the port that the system chose if 0 was asked for."""
+        if isinstance(self._listen, Path) or self._server is None:
+            return self._listen
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return HostPort(host, port)
+
+    async def start(self) -> None:
+        """Bind and listen. Raises :class:`OSError`."""
+        loop = asyncio.get_running_loop()
+        self._http = web.Server(self._handle, access_log=None, logger=_log)
+        if isinstance(self._listen, Path):
+            sock = _bind_unix(self._listen)
+            self._inode = _inode(self._listen)
+            self._server = await loop.create_unix_server(self._protocol, sock=sock)
+        else:
+            self._server = await loop.create_server(
+                self._protocol,
+                self._listen.host,
+                self._listen.port,
+                ssl=self._tls,
+                ssl_handshake_timeout=self.read_timeout if self._tls else None,
+            )
+
+    async def stop(self) -> None:
+        """Stop listening, end all connections, and remove the Unix socket."""
+        if self._server is None or self._http is None:
+            return
+        self._server.close()
+        await self._http.shutdown(timeout=1.0)
+        for transport in list(self._guards):
+            transport.abort()
+        if isinstance(self._listen, Path) and _inode(self._listen) == self._inode:
+            self._listen.unlink(missing_ok=True)
+        self._server = None
+
+    # --- connections --------------------------------------------------------------------------
+
+    def _protocol(self) -> asyncio.BaseProtocol:
+        assert self._http is not None  # start() made it before it listened
+        return _Guard(self, self._http())
+
+    def admit(self, guard: "_Guard", transport: asyncio.Transport) -> bool:
+        """Take a new connection into account; False if there are too many."""
+        if len(self._guards) >= CONNECTIONS_MAX:
+            return False
+        if guard.address and self._per_address[guard.address] >= CONNECTIONS_PER_ADDRESS_MAX:
+            return False
+        self._guards[transport] = guard
+        self._per_address[guard.address] += 1
+        return True
+
+    def release(self, guard: "_Guard", transport: asyncio.Transport) -> None:
+        """Forget a connection that :meth:`admit` took."""
+        if self._guards.pop(transport, None) is not None:
+            self._per_address[guard.address] -= 1
+            if not self._per_address[guard.address]:
+                del self._per_address[guard.address]
+
+    # --- requests -----------------------------------------------------------------------------
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        guard = self._guards.get(cast("asyncio.Transport", request.transport))
+        if guard is None:  # it was dropped meanwhile
+            return _response(503)
+        if request.method not in {"POST", "DELETE"}:
+            return _response(405)
+        envelope = await _read_limited(request.content)
+        if envelope is None:
+            return _response(413)
+        if self._active >= REQUESTS_MAX:
+            return _response(503)
+        guard.allow(self.handle_timeout + 1.0)
+        remote_address.set(guard.address or "local")
+        self._active += 1
+        try:
+            async with asyncio.timeout(self.handle_timeout):
+                return await self._dispatch(request.method, request.path, envelope)
+        except TimeoutError:
+            _log.warning("a signalling request took over %g s; given up", self.handle_timeout)
+            return _response(503)
+        except Exception:  # noqa: BLE001 - a bug in one request must not end the others
+            _log.exception("a signalling request failed")
+            return _response(500)
+        finally:
+            self._active -= 1
+
+    async def _dispatch(self, method: str, path: str, envelope: bytes) -> web.StreamResponse:
+        if method == "POST":
+            answered = await self._handler(envelope) if path == "/" else None
+            if answered is None:
+                return _response(403)
+            return _response(201, answered.envelope, {"Location": f"/{answered.session_id}"})
+        if self._bye is not None and await self._bye(path.removeprefix("/"), envelope):
+            return _response(200)
+        return _response(403)
+
+
+class _Guard(asyncio.Protocol):
+    """Stands before aiohttp's protocol, which has no deadline for a request that never comes."""
+
+    def __init__(self, server: DirectServer, inner: asyncio.Protocol) -> None:
+        self._server = server
+        self._inner = inner
+        self._transport: asyncio.Transport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self.address = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast("asyncio.Transport", transport)  # uvloop's are no instances of it
+        peer = transport.get_extra_info("peername")
+        self.address = peer[0] if isinstance(peer, tuple) else ""
+        if not self._server.admit(self, transport):
+            _log.debug("a signalling connection from %s is one too many", self.address)
+            transport.abort()
+            return
+        self._transport = transport
+        self.allow(self._server.read_timeout)
+        self._inner.connection_made(transport)
+
+    def allow(self, seconds: float) -> None:
+        """Let the connection live for so long from now."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._transport is not None:
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(seconds, self._transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._transport is None:
+            return
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._server.release(self, self._transport)
+        self._transport = None
+        self._inner.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received() if self._transport is not None else None
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+
+class DirectClient:
+    """Brings envelopes to one endpoint.
+
+    `url` is `http://host:port/`, `https://…`, or for a Unix socket `unix:/path` or
+    `http+unix:///path`. Raises :class:`ValueError` for anything else.
+    """
+
+    def __init__(self, url: str, *, tls: ssl.SSLContext | None = None) -> None:
+        self._url, self._socket = parse_url(url)
+        self._name = url
+        self._tls = tls
+
+    async def offer(self, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
+        """Bring an offer; give the envelope of the answer and what :meth:`bye` needs.
+
+        Raises :class:`SignalingError` if nothing usable comes within `timeout` seconds.
+        """
+        status, headers, body = await self._request("POST", self._url, envelope, timeout)
+        if status != 201:
+            raise SignalingError(self._refusal("the offer", status))
+        location = headers.get("Location")
+        if not location or not body:
+            raise SignalingError(f"{self._name} accepted the offer but gave no answer")
+        if len(body) > ENVELOPE_MAX:
+            raise SignalingError(f"the answer of {self._name} is over {ENVELOPE_MAX} bytes long")
+        return body, location
+
+    async def bye(self, location: str, envelope: bytes, timeout: float = 5.0) -> None:  # noqa: ASYNC109
+        """End the session that an offer began. Raises :class:`SignalingError`."""
+        try:
+            target = self._url.join(URL(location))
+        except ValueError:
+            raise SignalingError(f"{self._name} gave a location that is no URL") from None
+        if target.origin() != self._url.origin():
+            raise SignalingError(f"{self._name} gave a location on another host")
+        status, _, _ = await self._request("DELETE", target, envelope, timeout)
+        if status != 200:
+            raise SignalingError(self._refusal("the end of the session", status))
+
+    def _refusal(self, what: str, status: int) -> str:
+        if status == 403:
+            return f"{self._name} refused {what}; its log says why"
+        if status == 503:
+            return f"{self._name} is too busy for {what}"
+        if status >= 500:
+            return f"{self._name} failed on {what} (HTTP status {status})"
+        return f"{self._name} answered {what} with HTTP status {status}: is it an endpoint?"
+
+    async def _request(
+        self,
+        method: str,
+        url: URL,
+        envelope: bytes,
+        seconds: float,
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Make one request on a connection of its own."""
+        connector = (
+            aiohttp.UnixConnector(self._socket, force_close=True)
+            if self._socket
+            else aiohttp.TCPConnector(
+                # The system's resolver, also where aiodns is installed and aiohttp would prefer it.
+                resolver=ThreadedResolver(),
+                ssl=self._tls or True,
+                force_close=True,
+            )
+        )
+        try:
+            async with (
+                aiohttp.ClientSession(
+                    connector=connector,
+                    timeout=aiohttp.ClientTimeout(total=seconds),
+                    auto_decompress=False,
+                ) as session,
+                session.request(
+                    method,
+                    url,
+                    data=envelope,
+                    headers={"Content-Type": CONTENT_TYPE, "User-Agent": "socks-tunnel"},
+                    allow_redirects=False,
+                ) as response,
+            ):
+                body = await _read_limited(response.content)
+                return response.status, response.headers, body if body is not None else b""
+        except TimeoutError:
+            raise SignalingError(f"{self._name} did not answer within {seconds:g} s") from None
+        except aiohttp.ClientConnectorError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error.os_error)
+            raise SignalingError(f"{self._name} cannot be reached: {reason}") from None
+        except (aiohttp.ClientError, OSError) as error:
+            what = str(error) or type(error).__name__
+            raise SignalingError(f"the request to {self._name} failed: {what}") from None
+
+
+def parse_url(url: str) -> tuple[URL, str]:
+    """Give the URL to request and the path of the Unix socket to do it on ("" for TCP).
+
+    Raises :class:`ValueError` with a sentence about what is wrong with it.
+    """
+    for prefix in ("http+unix://", "unix://", "unix:"):
+        if url.startswith(prefix):
+            path = url.removeprefix(prefix)
+            if not path.startswith("/"):
+                raise ValueError(f"{url!r}: the path of a Unix socket must be absolute")
+            return URL("http://localhost/"), path
+    try:
+        parsed = URL(url)
+    except ValueError as error:
+        raise ValueError(f"{url!r} is no URL: {error}") from None
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise ValueError(f"{url!r} is none of http://…, https://… and unix:/path")
+    if parsed.user is not None or parsed.query_string or parsed.fragment:
+        raise ValueError(f"{url!r}: only a host, a port and a path may be given")
+    return parsed, ""
+
+
+async def _read_limited(stream: aiohttp.StreamReader) -> bytes | None:
+    """Read all of a body; None if it is longer than an envelope can be."""
+    body = bytearray()
+    async for chunk in stream.iter_any():
+        body += chunk
+        if len(body) > ENVELOPE_MAX:
+            return None
+    return bytes(body)
+
+
+def _response(
+    status: int, body: bytes = b"", headers: dict[str, str] | None = None
+) -> web.StreamResponse:
+    """Make a response that ends its connection and does not name what serves it."""
+    fields: dict[str, Any] = {"Server": "socks-tunnel", **(headers or {})}
+    if body:
+        fields["Content-Type"] = CONTENT_TYPE
+    response = web.Response(status=status, body=body or None, headers=fields)
+    response.force_close()
+    return response
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    """Bind a Unix socket that only our user and group can use; replace one that nobody serves."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    try:
+        if path.is_socket():
+            try:
+                sock.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
+            except BlockingIOError:  # its backlog is full
+                raise OSError(errno.EADDRINUSE, "another process listens there", path) from None
+            else:
+                raise OSError(errno.EADDRINUSE, "another process listens there", path)
+        sock.bind(str(path))
+        path.chmod(0o660)  # before it listens: nobody can have connected
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
