@@ -1,0 +1,457 @@
+"""Reads a configuration file, and what it names, and finds every mistake in them at once."""
+
+import json
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from socks_tunnel.config.errors import ConfigError, Problem, unknown_key
+from socks_tunnel.config.models import (
+    NOT_YET,
+    Config,
+    ConfigFile,
+    Identity,
+    Peer,
+    PolicyRules,
+    Signaling,
+    Socks,
+)
+from socks_tunnel.config.policies import RULE_KEYS, parse_policy, read_policy_file
+from socks_tunnel.config.positions import KeyPath, key_lines
+from socks_tunnel.config.users import parse_users
+from socks_tunnel.protocol.addresses import HostPort, IPAddress, parse_ip
+from socks_tunnel.protocol.policy import PolicyError, RuleProblem
+
+CREDENTIAL: Final = "identity"
+"""Name of the systemd credential that stands in for `private_key_file`."""
+
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
+_TOML_PLACE: Final = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
+
+
+def load(path: Path) -> Config:
+    """Read and check the configuration at `path`, and the files that it names.
+
+    Raises :class:`ConfigError` with every mistake that can be found.
+    """
+    path = path.absolute()
+    text = _read_text(path)
+    return _Loader(path, _parse_toml(path, text), key_lines(text)).load()
+
+
+def dump(config: Config) -> dict[str, Any]:
+    """Give the configuration as plain values, for a worker process on this host.
+
+    With the contents of the files that workers need (policies, users), without what they do not:
+    ICE servers, which may have credentials. See :func:`restore`.
+    """
+    return config.model_dump(mode="json", exclude={"ice": {"servers"}})
+
+
+def restore(fields: dict[str, Any]) -> Config:
+    """Give the configuration that :func:`dump` was given; no file is read.
+
+    Raises :class:`ValueError` for fields that :func:`dump` did not make.
+    """
+    return Config.model_validate(fields)
+
+
+def _read_text(path: Path) -> str:
+    """Read a file. Raises :class:`ConfigError`."""
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise ConfigError([Problem(path, None, "", f"cannot be read: {error.strerror}")]) from None
+    except UnicodeDecodeError:
+        raise ConfigError([Problem(path, None, "", "is not UTF-8 text")]) from None
+
+
+def _parse_toml(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message = str(error)
+        line = None
+        place = _TOML_PLACE.search(message)
+        if place:
+            message = message[: place.start()]
+            line = int(place[1]) if place[1] else text.count("\n") + 1
+        raise ConfigError([Problem(path, line, "", f"is not valid TOML: {message}")]) from None
+    except RecursionError:
+        raise ConfigError([Problem(path, None, "", "is nested too deeply")]) from None
+
+
+class _Loader:
+    """One pass over one file. Collects problems instead of stopping at the first."""
+
+    def __init__(self, path: Path, raw: dict[str, Any], lines: dict[KeyPath, int]) -> None:
+        self._path = path
+        self._raw = raw
+        self._lines = lines
+        self._problems: list[Problem] = []
+        self._context = {"directory": path.parent}
+        self._broken: set[KeyPath] = set()  # tables and settings that were complained of
+
+    def load(self) -> Config:
+        file = self._validate()
+        if file is None:
+            raise ConfigError(self._problems)
+        peers = self._usable_peers(file)
+        self._check_role(file, peers)
+        self._check_peers_differ(peers)
+        self._check_not_yet(file, peers)
+        self._check_policy_names(peers)
+        users = self._read_users(file)
+        self._check_listeners(file, users)
+        identity = self._find_identity(file)
+        policy, policies = self._read_policies(file)
+        if self._problems:
+            raise ConfigError(self._problems)
+        fields = {name: getattr(file, name) for name in ConfigFile.model_fields}
+        fields |= {"identity": identity, "policy": policy, "policies": policies, "users": users}
+        if file.role == "endpoint":
+            fields["socks"] = Socks(listen=())
+        return Config.model_validate({**fields, "source": self._path})
+
+    def _add(self, at: KeyPath, message: str, *, file: Path | None = None) -> None:
+        """Note a mistake in the value at `at`, or in the file that is named there."""
+        line = None
+        if file is None:
+            line = next((self._lines[p] for p in _upwards(at) if p in self._lines), None)
+        self._problems.append(Problem(file or self._path, line, _key_text(at), message))
+
+    # --- values by themselves -----------------------------------------------------------------
+
+    def _validate(self) -> ConfigFile | None:
+        """Give the tables, with defaults in place of settings that have mistakes.
+
+        So that a mistake in one place does not hide those that only several places together make.
+        None if the role itself is not known.
+        """
+        try:
+            return ConfigFile.model_validate(self._raw, context=self._context)
+        except ValidationError as error:
+            for details in error.errors(include_url=False):
+                at = details["loc"]
+                self._add(at, _sentence(details))
+                # A setting in a table is left out alone, an array of tables as a whole.
+                self._broken.add(at[:2] if len(at) > 1 and isinstance(at[1], str) else at[:1])
+        usable = {
+            key: {k: v for k, v in value.items() if (key, k) not in self._broken}
+            if isinstance(value, dict)
+            else value
+            for key, value in self._raw.items()
+            if (key,) not in self._broken
+        }
+        if "role" not in usable:
+            return None
+        return ConfigFile.model_validate(usable, context=self._context)
+
+    def _is_broken(self, *at: str) -> bool:
+        """Tell whether the setting at `at`, or its table, was complained of."""
+        return any(path in self._broken for path in _upwards(at))
+
+    def _usable_peers(self, file: ConfigFile) -> list[tuple[int, Peer]]:
+        """Give the peers that have no mistake of their own, with their numbers in the file."""
+        if not self._is_broken("peers"):
+            return list(enumerate(file.peers))
+        peers = []
+        raw_peers = self._raw["peers"]
+        for index, raw_peer in enumerate(raw_peers if isinstance(raw_peers, list) else []):
+            try:
+                peers.append((index, Peer.model_validate(raw_peer, context=self._context)))
+            except ValidationError:
+                continue  # reported by _validate
+        return peers
+
+    # --- values together ----------------------------------------------------------------------
+
+    def _check_role(self, file: ConfigFile, peers: list[tuple[int, Peer]]) -> None:
+        senseless = f"has no meaning in the configuration of {_a(file.role)}"
+        is_gateway = file.role == "gateway"
+        for key in ("signaling", "udp_filtering", "policies") if is_gateway else ("socks",):
+            if key in self._raw:
+                self._add((key,), senseless)
+        foreign = ("policy",) if is_gateway else ("url", "rendezvous")
+        for index, peer in peers:
+            for key in foreign:
+                if getattr(peer, key) is not None:
+                    self._add(("peers", index, key), senseless)
+            if is_gateway and peer.url is None and peer.rendezvous is None:
+                self._add(("peers", index, "url"), "is missing: where does the endpoint listen?")
+        if not file.peers and not self._is_broken("peers"):
+            what = "the endpoint that it leads to" if is_gateway else "a gateway that may connect"
+            self._add(("peers",), f"is missing: {_a(file.role)} needs {what}")
+        if not is_gateway and not self._is_broken("signaling", "listen"):
+            signaling = file.signaling or Signaling()
+            if signaling.listen is None and signaling.rendezvous is None:
+                self._add(("signaling", "listen"), "is missing: where do gateways send offers to?")
+
+    def _check_peers_differ(self, peers: list[tuple[int, Peer]]) -> None:
+        for key in ("name", "public_key"):
+            seen: dict[str, int] = {}
+            for index, peer in peers:
+                first = seen.setdefault(getattr(peer, key), index)
+                if first != index:
+                    self._add(("peers", index, key), f"is the same as that of peers[{first}]")
+
+    def _check_not_yet(self, file: ConfigFile, peers: list[tuple[int, Peer]]) -> None:
+        if file.forwards:
+            self._add(("forwards",), NOT_YET)
+        for index, peer in peers:
+            if peer.rendezvous is not None:
+                self._add(("peers", index, "rendezvous"), NOT_YET)
+        for key in ("rendezvous", "tls_certificate", "tls_key"):
+            if file.signaling is not None and getattr(file.signaling, key) is not None:
+                self._add(("signaling", key), NOT_YET)
+
+    def _check_policy_names(self, peers: list[tuple[int, Peer]]) -> None:
+        tables = self._raw.get("policies", {})
+        known = list(tables) if isinstance(tables, dict) else []
+        for index, peer in peers:
+            if peer.policy is None or peer.policy in known:
+                continue
+            listing = ", ".join(map(json.dumps, known)) or "none"
+            self._add(
+                ("peers", index, "policy"),
+                f"there is no [policies.{peer.policy}]; those that there are: {listing}",
+            )
+
+    def _check_listeners(self, file: ConfigFile, users: dict[str, str]) -> None:
+        if file.role == "gateway" and not file.socks.listen:
+            self._add(("socks", "listen"), "is empty: clients could not reach the gateway")
+        for index, listener in enumerate(file.socks.listen):
+            if _address(listener).is_loopback:
+                continue
+            at: KeyPath = ("socks", "listen", index)
+            if not file.socks.allow_remote_clients:
+                self._add(
+                    at,
+                    f"{listener} is no loopback address: remote clients must be allowed with "
+                    "allow_remote_clients, and named in users_file",
+                )
+            elif file.socks.users_file is None:
+                self._add(at, f"{listener} is no loopback address: users_file is needed")
+            elif not users and file.socks.users_file not in (p.file for p in self._problems):
+                self._add(at, f"{listener} is no loopback address: users_file names no user")
+        seen: list[tuple[KeyPath, HostPort]] = []
+        for at, listener in self._listeners(file):
+            for other_at, other in seen:
+                if _collide(listener, other):
+                    self._add(at, f"{listener} is taken by {_key_text(other_at)}")
+                    break
+            seen.append((at, listener))
+
+    def _listeners(self, file: ConfigFile) -> Iterator[tuple[KeyPath, HostPort]]:
+        if file.role == "gateway" and not self._is_broken("socks", "listen"):
+            for index, listener in enumerate(file.socks.listen):
+                yield ("socks", "listen", index), listener
+        if file.signaling is not None and isinstance(file.signaling.listen, HostPort):
+            yield ("signaling", "listen"), file.signaling.listen
+        if file.metrics.listen is not None and not self._is_broken("metrics", "listen"):
+            yield ("metrics", "listen"), file.metrics.listen
+
+    # --- files ---------------------------------------------------------------------------------
+
+    def _read_users(self, file: ConfigFile) -> dict[str, str]:
+        path = file.socks.users_file
+        if path is None or file.role != "gateway":
+            return {}
+        try:
+            users, problems = parse_users(_read_text(path))
+        except ConfigError as error:
+            self._problems += error.problems
+            return {}
+        self._problems += [Problem(path, line, "", message) for line, message in problems]
+        return users
+
+    def _find_identity(self, file: ConfigFile) -> Identity:
+        """Find the private key and see that it can be read, and by nobody else."""
+        at = ("identity", "private_key_file")
+        path = file.identity.private_key_file
+        directory = os.environ.get("CREDENTIALS_DIRECTORY")
+        is_credential = path is None and directory is not None
+        if path is None and directory is not None:
+            path = Path(directory) / CREDENTIAL
+        if path is None:
+            if not self._is_broken("identity", "private_key_file"):
+                self._add(at, f"is missing, and there is no systemd credential {CREDENTIAL!r}")
+            return file.identity
+        try:
+            with path.open("rb") as key_file:
+                mode = os.fstat(key_file.fileno()).st_mode
+        except OSError as error:
+            self._add(at, f"{path} cannot be read: {error.strerror}")
+            return file.identity
+        if not stat.S_ISREG(mode):
+            self._add(at, f"{path} is not a file")
+        # systemd guards its credentials by other means, and their mode shows the ACL's mask.
+        elif mode & 0o077 and not is_credential:
+            self._add(
+                at,
+                f"{path} has mode {stat.S_IMODE(mode):04o}: others may use the key; "
+                f"`chmod 600` makes it private",
+            )
+        return Identity(private_key_file=path)
+
+    def _read_policies(self, file: ConfigFile) -> tuple[PolicyRules | None, dict[str, PolicyRules]]:
+        """Read policy files and see that all rules can be parsed."""
+        policy = file.policy
+        at: KeyPath = ("policy",)
+        if file.policy_file is not None:
+            at = ()
+            if policy is not None:
+                self._add(("policy_file",), "and [policy] exclude each other")
+            policy = PolicyRules(policy_file=file.policy_file)
+        if policy is not None:
+            policy = self._read_policy(at, policy)
+        policies = {
+            name: self._read_policy(("policies", name), rules)
+            for name, rules in file.policies.items()
+        }
+        return policy, policies
+
+    def _read_policy(self, at: KeyPath, rules: PolicyRules) -> PolicyRules:
+        source = rules.policy_file
+        if source is not None:
+            for key in RULE_KEYS:
+                if getattr(rules, key):
+                    self._add((*at, key), "and policy_file exclude each other")
+            try:
+                rules = read_policy_file(source)
+            except ConfigError as error:
+                self._problems += error.problems
+                return rules
+        try:
+            parse_policy(rules)
+        except PolicyError as error:
+            for problem in error.problems:
+                self._add_rule_problem(() if source else at, problem, source)
+        return rules
+
+    def _add_rule_problem(self, at: KeyPath, problem: RuleProblem, file: Path | None) -> None:
+        message = f"{problem.text!r}: {problem.reason}"
+        kind, _, number = problem.position.partition(" ")
+        if kind == "item":
+            self._add((*at, problem.field, int(number) - 1), message, file=file)
+        else:
+            self._add((*at, problem.field), f"{problem.position}: {message}", file=file)
+
+
+# --- wording ----------------------------------------------------------------------------------
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def _upwards(at: KeyPath) -> Iterator[KeyPath]:
+    """Give the path and those above it, nearest first."""
+    for length in range(len(at), 0, -1):
+        yield at[:length]
+
+
+def _key_text(at: KeyPath) -> str:
+    text = ""
+    for part in at:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            name = part if _BARE_KEY.fullmatch(part) else json.dumps(part)
+            text += f".{name}" if text else name
+    return text
+
+
+def _sentence(details: ErrorDetails) -> str:
+    """Put a finding of pydantic's into words that fit after the key."""
+    context = details.get("ctx", {})
+    value = details["input"]
+    match details["type"]:
+        case "extra_forbidden":
+            return _unknown_key(details["loc"])
+        case "missing":
+            return "is missing"
+        case "value_error":
+            return str(context["error"])
+        case "literal_error":
+            return f"must be {context['expected']}, not {value!r}"
+        case "int_type":
+            return f"must be a whole number, not {value!r}"
+        case "float_type" | "finite_number":
+            return f"must be a number, not {value!r}"
+        case "bool_type":
+            return f"must be true or false, not {value!r}"
+        case "string_type":
+            return f"must be text, not {value!r}"
+        case "string_pattern_mismatch":
+            return (
+                f"{value!r} must be 1 to 64 letters, digits, dots, hyphens and underscores, "
+                "and start with a letter or digit"
+            )
+        case "tuple_type":
+            return f"must be a list, not {value!r}"
+        case "too_short":
+            return "must not be empty"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"must be a table, not {value!r}"
+        case "greater_than_equal":
+            return f"must be at least {_plain(context['ge'])}, not {value!r}"
+        case "greater_than":
+            return f"must be more than {_plain(context['gt'])}, not {value!r}"
+        case "less_than_equal":
+            return f"must be at most {_plain(context['le'])}, not {value!r}"
+        case _:
+            return f"{details['msg']}, not {value!r}"
+
+
+def _plain(number: float) -> str:
+    return str(int(number) if number == int(number) else number)
+
+
+def _unknown_key(at: KeyPath) -> str:
+    key = str(at[-1])
+    if len(at) > 1 and key in ConfigFile.model_fields:
+        # TOML has no way back to the top level: a setting written below a table is in the table.
+        return "is not a key of this table; it must stand above the first [table]"
+    return unknown_key(key, _model_at(at[:-1]).model_fields)
+
+
+def _model_at(at: KeyPath) -> type[BaseModel]:
+    """Give the class of the table at `at`."""
+    model: type[BaseModel] = ConfigFile
+    for part in at:
+        # Numbers of items, and names in a table of tables, lead to no other class.
+        if isinstance(part, str) and part in model.model_fields:
+            model = next(_models_in(model.model_fields[part].annotation), model)
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+# --- addresses --------------------------------------------------------------------------------
+
+
+def _address(listener: HostPort) -> IPAddress:
+    address = parse_ip(listener.host)
+    assert address is not None, "the models take no names as listeners"
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _collide(one: HostPort, other: HostPort) -> bool:
+    """Tell whether only one of two listeners could be bound. Port 0 is any free port."""
+    if one.port != other.port or one.port == 0:
+        return False
+    a, b = _address(one), _address(other)
+    return a == b or (a.version == b.version and (a.is_unspecified or b.is_unspecified))

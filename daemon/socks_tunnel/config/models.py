@@ -1,0 +1,363 @@
+"""What a configuration holds: one class per table, each setting with its default.
+
+These classes say what each value must be by itself. What depends on the role, on other settings or
+on files is checked by :mod:`socks_tunnel.config.loader`. Durations are seconds. Paths are absolute
+once read: relative ones are relative to the configuration file.
+"""
+
+import base64
+import binascii
+import ipaddress
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    StrictBool,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from socks_tunnel.protocol.addresses import HostPort, parse_host_port, parse_ip
+from socks_tunnel.protocol.policy import Rules
+
+NOT_YET: Final = "is not supported yet"
+
+_INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")  # IFNAMSIZ is 16 with the final NUL
+_LOOKS_NUMERIC = re.compile(r"[0-9./]+|.*[:/].*")
+
+
+# --- values -----------------------------------------------------------------------------------
+# Each takes the text that a file has, and what it has been made into: so tables can be built in
+# code, and read back from what `loader.dump` gave.
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, not {value!r}")  # noqa: TRY004 - pydantic wants ValueError
+    return value
+
+
+def _absolute(text: str, info: ValidationInfo) -> Path:
+    directory: Path = (info.context or {}).get("directory", Path("/"))
+    if not text:
+        raise ValueError("the path is empty")
+    return directory / text
+
+
+def _path(value: Any, info: ValidationInfo) -> Path:
+    return value if isinstance(value, Path) else _absolute(_text(value), info)
+
+
+def _optional_path(value: Any, info: ValidationInfo) -> Path | None:
+    return None if value is None or value == "" else _path(value, info)
+
+
+def _destination(value: Any) -> HostPort:
+    return value if isinstance(value, HostPort) else parse_host_port(_text(value))
+
+
+def _listener(value: Any) -> HostPort:
+    text = str(value) if isinstance(value, HostPort) else _text(value)
+    if text.startswith("unix:"):
+        raise ValueError(f"listening on a Unix socket {NOT_YET}")
+    listener = parse_host_port(text)
+    if parse_ip(listener.host) is None:
+        raise ValueError(
+            f"{listener.host!r} is a name; a listener needs an address (127.0.0.1, [::1])"
+        )
+    return listener
+
+
+def _optional_listener(value: Any) -> HostPort | None:
+    return None if value is None or value == "" else _listener(value)
+
+
+def _signaling_listener(value: Any, info: ValidationInfo) -> HostPort | Path:
+    if isinstance(value, Path):
+        return value
+    if isinstance(value, str) and value.startswith("unix:"):
+        return _absolute(value.removeprefix("unix:"), info)
+    return _listener(value)
+
+
+def _listener_text(listener: HostPort | Path) -> str:
+    return f"unix:{listener}" if isinstance(listener, Path) else str(listener)
+
+
+def _signaling_url(value: Any, info: ValidationInfo) -> str:
+    text = _text(value)
+    if text.startswith("unix:"):
+        return f"unix:{_absolute(text.removeprefix('unix:'), info)}"
+    try:
+        url = urlsplit(text)
+        host, port = url.hostname, url.port
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a URL: {error}") from None
+    if url.scheme == "https":
+        raise ValueError(f"https {NOT_YET}; what http carries is signed and needs no secrecy")
+    if url.scheme != "http" or not host:
+        raise ValueError(f"{text!r} is neither http://HOST:PORT/ nor unix:PATH")
+    if url.username is not None or url.query or url.fragment:
+        raise ValueError(f"{text!r} has a user, query or fragment, which has no meaning here")
+    if port == 0:
+        raise ValueError(f"{text!r} names port 0")
+    return text
+
+
+def _public_key(value: Any) -> str:
+    text = _text(value).strip()
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("is not a public key: it is not base64") from None
+    if len(raw) != 32:
+        raise ValueError(f"is not a public key: {len(raw)} bytes, where an Ed25519 key has 32")
+    return base64.b64encode(raw).decode("ascii")
+
+
+def _rules(value: Any) -> Rules:
+    """Take rules as they are written; :mod:`socks_tunnel.protocol.policy` parses them."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list | tuple):
+        raise ValueError("must be a list of rules, or one text with a rule in each line")  # noqa: TRY004
+    return tuple(value)
+
+
+def _candidate_filter(value: Any) -> str:
+    """Check an interface name, an address or a range; the latter two in canonical form."""
+    text = _text(value)
+    try:
+        if "/" in text:
+            return str(ipaddress.ip_network(text, strict=False))
+        if _LOOKS_NUMERIC.fullmatch(text):
+            return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError(f"{text!r} is not an address or a range of addresses") from None
+    if not _INTERFACE.fullmatch(text):
+        raise ValueError(f"{text!r} is no interface name, address or range of addresses")
+    return text
+
+
+def _ice_url(value: Any) -> str:
+    text = _text(value)
+    scheme, colon, rest = text.partition(":")
+    if not colon or scheme not in {"stun", "turn", "turns"} or not rest or rest.startswith("//"):
+        raise ValueError(f"{text!r} is not stun:HOST[:PORT], turn:HOST[:PORT] or turns:HOST[:PORT]")
+    return text
+
+
+def _forward_listener(value: Any) -> str:
+    text = _text(value)
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme not in {"tcp", "udp"}:
+        raise ValueError(f"{text!r} is neither tcp://ADDRESS:PORT nor udp://ADDRESS:PORT")
+    return f"{scheme}://{_listener(rest)}"
+
+
+_as_text = PlainSerializer(_listener_text, when_used="unless-none")
+
+Seconds: TypeAlias = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+Positive: TypeAlias = Annotated[int, Field(ge=1, strict=True)]
+Destination: TypeAlias = Annotated[HostPort, PlainValidator(_destination), _as_text]
+Listener: TypeAlias = Annotated[HostPort, PlainValidator(_listener), _as_text]
+FilePath: TypeAlias = Annotated[Path, PlainValidator(_path)]
+OptionalFilePath: TypeAlias = Annotated[Path | None, PlainValidator(_optional_path)]
+PolicyRuleList: TypeAlias = Annotated[Rules, PlainValidator(_rules)]
+PeerName: TypeAlias = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+]
+"""Names of peers stand in logs and on command lines, so they have no spaces or odd characters."""
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+
+class Table(BaseModel):
+    """A table of the configuration: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Identity(Table):
+    """`[identity]`: the private key of this host."""
+
+    private_key_file: FilePath | None = None
+    """PEM, PKCS #8, Ed25519. None only in a file: the loader finds the systemd credential."""
+
+
+class Socks(Table):
+    """`[socks]`: the SOCKS5 listeners of a gateway."""
+
+    listen: tuple[Listener, ...] = (HostPort("127.0.0.1", 1080), HostPort("::1", 1080))
+    allow_remote_clients: StrictBool = False
+    users_file: OptionalFilePath = None
+    connect_timeout: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] = 30
+    idle_tcp: Seconds = 0
+    """0: never."""
+    idle_udp: Positive = 300
+
+
+class Peer(Table):
+    """`[[peers]]`: a host at the other end of a link."""
+
+    name: PeerName
+    public_key: Annotated[str, PlainValidator(_public_key)]
+    """Base64 of the 32 raw bytes, in canonical form."""
+    url: Annotated[str, PlainValidator(_signaling_url)] | None = None
+    """Of a gateway's peer: `http://HOST:PORT/…` or `unix:/PATH`."""
+    rendezvous: str | None = None
+    policy: str | None = None
+    """Of an endpoint's peer: the name of one of `[policies]`. None: the `[policy]` table."""
+
+
+class Forward(Table):
+    """`[[forwards]]`: a local port that leads to one target."""
+
+    listen: Annotated[str, PlainValidator(_forward_listener)]
+    target: Destination
+
+
+class PolicyRules(Table):
+    """`[policy]` and `[policies.NAME]`: rules as written, in a list or as the lines of one text."""
+
+    policy_file: OptionalFilePath = None
+    """JSON that holds the rules instead. Once loaded, they stand in the fields below."""
+    allowed_hosts: PolicyRuleList = ()
+    allowed_ports: PolicyRuleList = ()
+    denied_hosts: PolicyRuleList = ()
+    denied_ports: PolicyRuleList = ()
+
+
+class IceServer(Table):
+    """One of `ice.servers`: a STUN or TURN server."""
+
+    urls: tuple[Annotated[str, PlainValidator(_ice_url)], ...] = Field(min_length=1)
+    username: str | None = None
+    credential: str | None = Field(default=None, repr=False)
+
+    @field_validator("urls", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _turn_needs_a_login(self) -> "IceServer":
+        needed = any(url.startswith("turn") for url in self.urls)
+        if needed and (self.username is None or self.credential is None):
+            raise ValueError("a turn: server needs username and credential")
+        return self
+
+
+class Ice(Table):
+    """`[ice]`: how the peer connection finds its way (RFC 8445)."""
+
+    servers: tuple[IceServer, ...] = ()
+    addresses: tuple[Annotated[str, PlainValidator(_candidate_filter)], ...] = ()
+    """Interfaces, addresses and ranges that candidates are restricted to; empty: all."""
+
+
+class Workers(Table):
+    """`[workers]`: the processes that carry the flows."""
+
+    count: Annotated[int, Field(ge=0, le=64, strict=True)] = 0
+    """0: one for each core that this process may use, at most 8."""
+
+    @property
+    def effective_count(self) -> int:
+        """How many workers to start."""
+        return self.count or min(len(os.sched_getaffinity(0)), 8)
+
+
+class Limits(Table):
+    """`[limits]`: what one worker, and one client, may take."""
+
+    flows_per_worker: Positive = 20_000
+    memory_per_worker: Annotated[int, Field(ge=16 << 20, strict=True)] = 256 << 20
+    """Bytes for the windows of flows; at least 16 MiB."""
+    associations_per_client: Positive = 256
+    """UDP associations at once from one client address."""
+
+
+class Metrics(Table):
+    """`[metrics]`: where the exporter listens. None, written `""`: there is no exporter."""
+
+    listen: Annotated[HostPort | None, PlainValidator(_optional_listener), _as_text] = HostPort(
+        "127.0.0.1", 9464
+    )
+
+
+class Log(Table):
+    """`[log]`."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "journal", "json", "text"] = "auto"
+
+
+class Signaling(Table):
+    """`[signaling]`: where an endpoint takes offers."""
+
+    listen: (
+        Annotated[
+            HostPort | Path,
+            PlainValidator(_signaling_listener),
+            _as_text,
+        ]
+        | None
+    ) = None
+    """An address and port, or the path of a Unix socket (written `unix:PATH`)."""
+    tls_certificate: OptionalFilePath = None
+    tls_key: OptionalFilePath = None
+    rendezvous: str | None = None
+
+
+class ConfigFile(Table):
+    """All that can be written in a configuration file, before what it refers to is read."""
+
+    role: Literal["gateway", "endpoint"]
+    drain_timeout: Seconds = 20
+    resume_timeout: Seconds = 60
+    udp_filtering: Literal[
+        "address-dependent", "endpoint-independent", "address-and-port-dependent"
+    ] = "address-dependent"
+    policy_file: OptionalFilePath = None
+    """The same as `policy_file` in `[policy]`."""
+    identity: Identity = Identity()
+    socks: Socks = Socks()
+    signaling: Signaling | None = None
+    peers: tuple[Peer, ...] = ()
+    forwards: tuple[Forward, ...] = ()
+    policy: PolicyRules | None = None
+    policies: dict[str, PolicyRules] = {}
+    ice: Ice = Ice()
+    workers: Workers = Workers()
+    limits: Limits = Limits()
+    metrics: Metrics = Metrics()
+    log: Log = Log()
+
+
+class Config(ConfigFile):
+    """A whole, checked configuration with the contents of the files that it names.
+
+    Of the private key it has the path only.
+    """
+
+    source: FilePath
+    """The configuration file."""
+    users: dict[str, str] = Field(default={}, repr=False)
+    """Password hashes by user name (RFC 1929); empty: clients need no password."""
+
+    @property
+    def instance(self) -> str:
+        """The name of the instance: that of its configuration file."""
+        return self.source.stem

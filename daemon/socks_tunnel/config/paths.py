@@ -1,0 +1,93 @@
+"""Where an instance keeps its sockets and metrics while it runs.
+
+In this order: `$RUNTIME_DIRECTORY` (systemd, RuntimeDirectory=), `/run/socks-tunnel/INSTANCE`,
+`$XDG_RUNTIME_DIR/socks-tunnel/INSTANCE`, and a private directory for temporary files. The instance
+is named after its configuration file: `office` for `/etc/socks-tunnel/office.toml`.
+"""
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+SYSTEM_DIRECTORY: Final = Path("/run/socks-tunnel")
+CONTROL_SOCKET: Final = "control.sock"
+METRICS: Final = "metrics"
+
+
+def runtime_directory(instance: str, *, create: bool) -> Path:
+    """Give the directory of `instance`.
+
+    With `create`, it is the first place that can be written to, made (mode 0750) if need be; this
+    is for the supervisor. Without, it is the first place where the instance has a control socket,
+    and failing that the first place of all; this is for commands that look for a running instance.
+
+    Raises :class:`OSError` if no place can be written to, :class:`ValueError` if `instance` is not
+    a plain name.
+    """
+    if not instance or "/" in instance or instance in {".", ".."}:
+        raise ValueError(f"{instance!r} cannot name an instance")
+    places = list(_places(instance))
+    if not create:
+        return next((p for p in places if (p / CONTROL_SOCKET).exists()), places[0])
+    for place in places[:-1]:
+        try:
+            _make(place)
+        except OSError:
+            continue  # read-only, or another user's: the next place is for that
+        return place
+    _make(places[-1])
+    return places[-1]
+
+
+def control_socket(directory: Path) -> Path:
+    """Give the path of the control socket in a runtime directory."""
+    return directory / CONTROL_SOCKET
+
+
+def metrics_directory(directory: Path) -> Path:
+    """Give the directory of the metrics files in a runtime directory."""
+    return directory / METRICS
+
+
+def running_instances() -> dict[str, Path]:
+    """Give the control sockets that are there, by instance name, from every place."""
+    found: dict[str, Path] = {}
+    for root in _roots():
+        for path in sorted(root.glob(f"*/{CONTROL_SOCKET}")):
+            found.setdefault(path.parent.name, path)
+    return found
+
+
+def _roots() -> Iterator[Path]:
+    yield SYSTEM_DIRECTORY
+    xdg = os.environ.get("XDG_RUNTIME_DIR")
+    if xdg:
+        yield Path(xdg) / "socks-tunnel"
+    yield Path(tempfile.gettempdir()) / f"socks-tunnel-{os.getuid()}"
+
+
+def _places(instance: str) -> Iterator[Path]:
+    # systemd lists several directories with colons between; the unit has one.
+    given = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    if given:
+        yield Path(given)
+    for root in _roots():
+        yield root / instance
+
+
+def _make(directory: Path) -> None:
+    """Make `directory` and see that it is ours. Raises :class:`OSError`."""
+    parent = directory.parent
+    # In a directory that all may write to, an unknown owner could swap the sockets under us.
+    private = parent.parent.is_dir() and bool(parent.parent.stat().st_mode & stat.S_IWOTH)
+    parent.mkdir(mode=0o700 if private else 0o755, exist_ok=True)
+    directory.mkdir(mode=0o750, exist_ok=True)
+    for made in (parent, directory) if private else (directory,):
+        status = made.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+            raise PermissionError(f"{made} belongs to someone else")
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise PermissionError(f"{directory} cannot be written to")
