@@ -110,7 +110,7 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         self.links = gauge("links", "Links by state", "state")
-        self.links_total = counter("links_total", "Links that ended or came up", "outcome")
+        self.links_total = counter("link_events_total", "Links that ended or came up", "outcome")
         self.link_rtt_seconds = histogram(
             "link_rtt_seconds", "Round trip of PING on each link", _RTT_BUCKETS
         )
