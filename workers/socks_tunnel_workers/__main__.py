@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from pathlib import Path
 
 import uvloop
@@ -75,6 +74,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     result = main()
-    sys.stderr.flush()
-    logging.shutdown()
+    ops_logging.shutdown()
     os._exit(result)  # a name look-up that still waits in a thread must not hold up the exit

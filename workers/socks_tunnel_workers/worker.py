@@ -18,6 +18,7 @@ from socks_tunnel.config.policies import PolicySet, build_policies
 from socks_tunnel.config.users import PasswordChecker
 from socks_tunnel.ipc.stream import Channel
 from socks_tunnel.ops import audit
+from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.addresses import HostPort
@@ -173,7 +174,7 @@ class Worker(Channel):
         self.config = config
         self.policies = build_policies(config)
         self.passwords = PasswordChecker(config.users) if config.users else None
-        logging.getLogger().setLevel(config.log.level.upper())
+        ops_logging.set_level(config.log.level)
 
     # --- links ----------------------------------------------------------------------------------
 
