@@ -14,6 +14,7 @@ import asyncio
 import errno
 import logging
 import os
+import re
 import socket
 import ssl
 from collections import Counter
@@ -363,14 +364,15 @@ def parse_url(url: str) -> tuple[URL, str]:
             if not path.startswith("/"):
                 raise ValueError(f"{url!r}: the path of a Unix socket must be absolute")
             return URL("http://localhost/"), path
+    shown = re.sub(r"//[^/]*@", "//***@", url)  # what should not be in it must not be in a log
     try:
         parsed = URL(url)
     except ValueError as error:
-        raise ValueError(f"{url!r} is no URL: {error}") from None
+        raise ValueError(f"{shown!r} is no URL: {error}") from None
     if parsed.scheme not in {"http", "https"} or not parsed.host:
-        raise ValueError(f"{url!r} is none of http://…, https://… and unix:/path")
+        raise ValueError(f"{shown!r} is none of http://…, https://… and unix:/path")
     if parsed.user is not None or parsed.query_string or parsed.fragment:
-        raise ValueError(f"{url!r}: only a host, a port and a path may be given")
+        raise ValueError(f"{shown!r}: only a host, a port and a path may be given")
     return parsed, ""
 
 
