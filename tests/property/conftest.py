@@ -1,0 +1,25 @@
+"""Hypothesis profiles: `fast` in every test run, `deep` (HYPOTHESIS_PROFILE=deep) for `make fuzz`."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# No deadlines: how long an example takes says more about the machine than about the code.
+settings.register_profile(
+    "fast",
+    max_examples=100,
+    stateful_step_count=40,
+    deadline=None,
+    # The same examples in each run, so that a failure is the change's; `deep` looks for new ones.
+    derandomize=True,
+    print_blob=True,
+)
+settings.register_profile(
+    "deep",
+    max_examples=5_000,
+    stateful_step_count=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
