@@ -96,17 +96,16 @@ def _listener_text(listener: HostPort | Path) -> str:
 
 def _signaling_url(value: Any, info: ValidationInfo) -> str:
     text = _text(value)
-    if text.startswith("unix:"):
-        return f"unix:{_absolute(text.removeprefix('unix:'), info)}"
+    for prefix in ("http+unix://", "unix:"):
+        if text.startswith(prefix):
+            return f"unix:{_absolute(text.removeprefix(prefix), info)}"
     try:
         url = urlsplit(text)
         host, port = url.hostname, url.port
     except ValueError as error:
         raise ValueError(f"{text!r} is not a URL: {error}") from None
-    if url.scheme == "https":
-        raise ValueError(f"https {NOT_YET}; what http carries is signed and needs no secrecy")
-    if url.scheme != "http" or not host:
-        raise ValueError(f"{text!r} is neither http://HOST:PORT/ nor unix:PATH")
+    if url.scheme not in {"http", "https"} or not host:
+        raise ValueError(f"{text!r} is none of http://HOST:PORT/, https://HOST/ and unix:PATH")
     if url.username is not None or url.query or url.fragment:
         raise ValueError(f"{text!r} has a user, query or fragment, which has no meaning here")
     if port == 0:
@@ -215,7 +214,7 @@ class Peer(Table):
     public_key: Annotated[str, PlainValidator(_public_key)]
     """Base64 of the 32 raw bytes, in canonical form."""
     url: Annotated[str, PlainValidator(_signaling_url)] | None = None
-    """Of a gateway's peer: `http://HOST:PORT/…` or `unix:/PATH`."""
+    """Of a gateway's peer: `http://HOST:PORT/…`, `https://…` or `unix:/PATH`."""
     rendezvous: str | None = None
     policy: str | None = None
     """Of an endpoint's peer: the name of one of `[policies]`. None: the `[policy]` table."""

@@ -1,0 +1,128 @@
+"""Writes the two configurations of a new gateway and endpoint that name each other."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+
+from socks_tunnel.config.models import Peer
+from socks_tunnel.protocol.addresses import parse_ip
+
+GATEWAY_KEY = "gateway.key"
+ENDPOINT_KEY = "endpoint.key"
+
+_GATEWAY = """\
+# A gateway: SOCKS5 clients connect to it, and it tunnels to the endpoint below.
+# The annotated gateway.toml that comes with socks-tunnel has all settings and their defaults.
+role = "gateway"
+
+[identity]
+private_key_file = "{key_file}"
+
+[socks]
+listen = ["127.0.0.1:1080"]             # for IPv6 clients too: add "[::1]:1080"
+
+[[peers]]
+name = "endpoint"
+public_key = "{public_key}"
+url = {url}
+
+[metrics]
+listen = "127.0.0.1:9464"
+"""
+
+_ENDPOINT = """\
+# An endpoint: it takes the gateway below in, checks the policy, and connects to the targets.
+# The annotated endpoint.toml that comes with socks-tunnel has all settings and their defaults.
+role = "endpoint"
+
+[identity]
+private_key_file = "{key_file}"
+
+[signaling]
+listen = {listen}
+
+[[peers]]
+name = "gateway"
+public_key = "{public_key}"
+
+# What the gateway's clients may reach. This is wide: narrow it to the hosts that they need.
+[policy]
+allowed_hosts = ["0.0.0.0", "::"]       # every address but loopback, link-local and multicast
+allowed_ports = [22, 53, 80, 443, "8000-8100"]
+
+[metrics]
+listen = "127.0.0.1:9465"               # not 9464, so that a gateway can run on the same host
+"""
+
+_LOOPBACK_ICE = """
+[ice]
+addresses = [{address}]               # both ends are on one host
+"""
+
+
+class SignalingAddress(NamedTuple):
+    """Where the endpoint is, as each side writes it."""
+
+    url: str
+    listen: str
+    loopback: str | None
+    """The loopback address, if both ends are on one host."""
+
+
+class Pair(NamedTuple):
+    """The texts of the two configurations."""
+
+    gateway: str
+    endpoint: str
+
+
+def signaling_address(url: str, directory: Path) -> SignalingAddress:
+    """Tell how the endpoint must listen so that a gateway finds it at `url`.
+
+    A relative `unix:` path is relative to `directory`. Raises :class:`ValueError` with a sentence
+    if that is no URL for signalling that an endpoint can serve.
+    """
+    try:
+        # Any key will do: what is checked here is the URL, by the rules for configurations.
+        peer = {"name": "endpoint", "public_key": "A" * 43 + "=", "url": url}
+        checked = Peer.model_validate(peer, context={"directory": directory}).url
+    except ValidationError as error:
+        raise ValueError(str(error.errors()[0]["ctx"]["error"])) from None
+    assert checked is not None, "the model keeps the URL that it is given"
+    if checked.startswith("unix:"):
+        return SignalingAddress(checked, checked, "127.0.0.1")
+    parts = urlsplit(checked)
+    if parts.scheme == "https":
+        raise ValueError("an endpoint serves http or a Unix socket; https is for a proxy before it")
+    port = parts.port or 80
+    host = parts.hostname or ""
+    address = parse_ip("127.0.0.1" if host == "localhost" else host)
+    if address is not None and address.is_loopback:
+        text = f"[{address}]" if address.version == 6 else str(address)
+        return SignalingAddress(checked, f"{text}:{port}", str(address))
+    # Not the address itself: behind NAT, the host does not have the address that others see.
+    everywhere = "[::]" if address is not None and address.version == 6 else "0.0.0.0"  # noqa: S104
+    return SignalingAddress(checked, f"{everywhere}:{port}", None)
+
+
+def pair(signaling: SignalingAddress, *, gateway_key: str, endpoint_key: str) -> Pair:
+    """Give two configurations that name each other by their public keys (base64).
+
+    The private keys are expected beside them, as :data:`GATEWAY_KEY` and :data:`ENDPOINT_KEY`.
+    """
+    ice = ""
+    if signaling.loopback is not None:
+        ice = _LOOPBACK_ICE.format(address=json.dumps(signaling.loopback))
+    return Pair(
+        gateway=_GATEWAY.format(
+            key_file=GATEWAY_KEY, public_key=endpoint_key, url=json.dumps(signaling.url)
+        )
+        + ice,
+        endpoint=_ENDPOINT.format(
+            key_file=ENDPOINT_KEY, public_key=gateway_key, listen=json.dumps(signaling.listen)
+        )
+        + ice,
+    )
