@@ -1,0 +1,179 @@
+"""A gateway worker and an endpoint worker on one event loop, with the wire between them in hand.
+
+The supervisors and the peer connection are left out: what one worker sends arrives at the other, as
+`Wire` says. Everything else is real: the IPC streams, the workers, sockets on loopback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from socks_tunnel.config.loader import dump, load
+from socks_tunnel.ipc.stream import Channel, connect
+from socks_tunnel.protocol.messages import decode
+from socks_tunnel_workers.worker import Worker
+
+KEY = "3Bw2Hcbo4LnVRzJ2cMpHhS0cQKVg7SqTbcQyCPSQH0k="
+LINK = 7
+WINDOW = 262_144
+MAX_DATA = 65_529
+
+
+class Side(Channel):
+    """The supervisor's end of one worker's IPC stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peer: Side | None = None
+        self.sent: list[bytes] = []
+        self.controls: list[dict[str, Any]] = []
+        self.changed = asyncio.Event()
+        self.keep_credit = False
+        self.filter: Callable[[bytes], bool] | None = None
+        self.recording = False
+
+    def on_message(self, link: int, body: memoryview) -> None:
+        message = bytes(body)
+        if self.recording:
+            self.sent.append(message)
+            self.changed.set()
+        if not self.keep_credit:
+            self.send_control(link, {"op": "credit", "bytes": len(message)})
+        if self.peer is not None and (self.filter is None or self.filter(message)):
+            self.peer.send_message(link, message)
+
+    def on_control(self, link: int, fields: dict[str, Any]) -> None:
+        self.controls.append(fields)
+        self.changed.set()
+
+    async def control(self, op: str) -> dict[str, Any]:
+        """Wait for a control frame, and give it."""
+        async with asyncio.timeout(10):
+            while True:
+                for fields in self.controls:
+                    if fields["op"] == op:
+                        self.controls.remove(fields)
+                        return fields
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def message(self, kind: type) -> Any:
+        """Wait for a message of a kind that the worker sent (with `recording` on)."""
+        async with asyncio.timeout(10):
+            while True:
+                for raw in self.sent:
+                    message = decode(raw)
+                    if isinstance(message, kind):
+                        self.sent.remove(raw)
+                        return message
+                self.changed.clear()
+                await self.changed.wait()
+
+
+class Pair:
+    """Both workers, up and linked."""
+
+    def __init__(
+        self, gateway: Side, endpoint: Side, workers: tuple[Worker, Worker], port: int
+    ) -> None:
+        self.gateway = gateway
+        self.endpoint = endpoint
+        self.gateway_worker, self.endpoint_worker = workers
+        self.port = port
+
+
+async def _start(role: str, config: Path, listening: list[socket.socket]) -> tuple[Side, Worker]:
+    ours, theirs = socket.socketpair()
+    side = await connect(ours, Side)
+    worker = await connect(theirs, lambda: Worker(0, listening, lambda _status: None))
+    await side.control("hello")
+    side.send_control(
+        0,
+        {
+            "op": "config",
+            "role": role,
+            "index": 0,
+            "count": 1,
+            "instance": "test",
+            "config": dump(load(config)),
+            "listeners": [
+                {"fd": s.fileno(), "kind": "socks", "address": str(s.getsockname())}
+                for s in listening
+            ],
+        },
+    )
+    await side.control("ready")
+    return side, worker
+
+
+def write_configs(
+    directory: Path, *, endpoint: str = "", gateway: str = "", policy: str | None = None
+) -> tuple[Path, Path]:
+    """Write two configurations; the extra texts are put where top-level keys can stand."""
+    if policy is None:
+        policy = (
+            '[policy]\nallowed_hosts = ["127.0.0.0/8", "::1", "localhost"]\nallowed_ports = ["*"]\n'
+        )
+    key = directory / "key.pem"
+    key.write_text("unused by workers\n")
+    key.chmod(0o600)
+    files = directory / "gateway.toml", directory / "endpoint.toml"
+    files[0].write_text(
+        f'role = "gateway"\n{gateway}\n[identity]\nprivate_key_file = "key.pem"\n'
+        f'[[peers]]\nname = "office"\npublic_key = "{KEY}"\nurl = "http://127.0.0.1:1/"\n'
+    )
+    files[1].write_text(
+        f'role = "endpoint"\n{endpoint}\n[identity]\nprivate_key_file = "key.pem"\n'
+        f'[signaling]\nlisten = "127.0.0.1:1"\n'
+        f'[[peers]]\nname = "laptop"\npublic_key = "{KEY}"\n{policy}'
+    )
+    return files
+
+
+def link_up(side: Side, peer: str, *, credit: int = 1 << 20, link: int = LINK) -> None:
+    """Tell a worker that a link is up."""
+    side.send_control(
+        link,
+        {
+            "op": "link-up",
+            "peer": peer,
+            "rank": 0,
+            "policy": "",
+            "window": WINDOW,
+            "max_data": MAX_DATA,
+            "idle_udp": 300,
+            "features": ["udp", "bind"],
+            "credit": credit,
+            "session": b"s" * 16,
+        },
+    )
+
+
+@contextlib.asynccontextmanager
+async def worker_pair(
+    directory: Path, *, linked: bool = True, **configs: Any
+) -> AsyncIterator[Pair]:
+    """Run both workers; at the end they are told to shut down."""
+    gateway_config, endpoint_config = write_configs(directory, **configs)
+    listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    port = listening.getsockname()[1]
+    gateway, gateway_worker = await _start("gateway", gateway_config, [listening])
+    endpoint, endpoint_worker = await _start("endpoint", endpoint_config, [])
+    gateway.peer, endpoint.peer = endpoint, gateway
+    if linked:
+        link_up(gateway, "office")
+        link_up(endpoint, "laptop")
+    try:
+        yield Pair(gateway, endpoint, (gateway_worker, endpoint_worker), port)
+    finally:
+        for side in (gateway, endpoint):
+            side.send_control(0, {"op": "shutdown"})
+        async with asyncio.timeout(10):
+            while not (gateway.closing and endpoint.closing):
+                await asyncio.sleep(0.01)
+        listening.close()
