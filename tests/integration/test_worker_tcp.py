@@ -23,6 +23,7 @@ from socks_tunnel.protocol.messages import (
     WindowUpdate,
     decode,
 )
+from socks_tunnel_workers.tcp_flow import TcpRelay
 from support.worker_pair import LINK, WINDOW, Pair, link_up, worker_pair
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
