@@ -103,7 +103,7 @@ fmt: $(DEV_STAMP) ## format and apply the linter's safe fixes
 
 .PHONY: bench
 bench: $(DEV_STAMP) $(PROJECT_STAMP) ## the figures of docs/benchmarks.md; needs root
-	@$(BIN)/python tests/bench/run.py $(ARGS)
+	@PYTHONPATH=tests $(BIN)/python -m bench.run $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(DEV_STAMP) $(PROJECT_STAMP) ## the property tests with many more examples

@@ -1,0 +1,276 @@
+"""Real processes under test: `socks-tunnel run` and `demo`, with their logs, notifications and memory."""
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+SOCKS_TUNNEL = str(Path(sys.executable).with_name("socks-tunnel"))
+TARGETS = str(Path(__file__).with_name("targets.py"))
+
+# What no log of a healthy run holds, whatever was done to the run from outside.
+_BUGS = re.compile(
+    r"Traceback|never awaited|was destroyed but it is pending|never retrieved|Exception in callback"
+    r"|ResourceWarning|Fatal Python error"
+)
+
+
+def wait_until(
+    probe: Callable[[], T | None], what: str, *, timeout: float = 30, interval: float = 0.02
+) -> T:
+    """The first true value that `probe` gives; AssertionError naming `what` after `timeout` seconds.
+
+    For states that announce themselves to nobody, so that only asking again and again shows them.
+    """
+    end = time.monotonic() + timeout
+    while True:
+        if value := probe():
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {timeout} s: {what}")
+        select.select([], [], [], interval)
+
+
+def toml(table: Mapping[str, Any], path: str = "") -> str:
+    """TOML text of nested dicts, lists and scalars."""
+    scalars = []
+    tables = []
+    for key, value in table.items():
+        name = f"{path}.{key}" if path else key
+        if isinstance(value, Mapping):
+            tables.append(f"\n[{name}]\n{toml(value, name)}")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            tables.extend(f"\n[[{name}]]\n{toml(item, name)}" for item in value)
+        else:
+            # For strings, numbers, booleans and lists of them, JSON's notation is TOML's too.
+            scalars.append(f"{key} = {json.dumps(value)}\n")
+    return "".join(scalars + tables)
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """Process ids of all living children of `pid`, their children and so on."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(child) for t in tasks for child in (t / "children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    for child in children:
+        yield child
+        yield from descendants(child)
+
+
+def command_line(pid: int) -> str:
+    """The arguments of a process, joined by spaces; empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory of a process, shared pages divided among those that share them (PSS)."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"process {pid} has no PSS")
+
+
+class Process:
+    """A process of the project, with its standard error in a file and an sd_notify socket."""
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        directory: Path,
+        *,
+        prefix: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start it. `prefix` is a command that runs another one, such as `ip netns exec NAME`."""
+        self.name = name
+        self.runtime_directory = directory / f"run-{name}"
+        self.runtime_directory.mkdir(exist_ok=True)
+        self.log = directory / f"{name}.log"
+        self.output = directory / f"{name}.out"
+        self.notifications: list[str] = []
+        self.killed = False
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        notify_path = directory / f"{name}.notify"
+        notify_path.unlink(missing_ok=True)
+        self._notify.bind(str(notify_path))
+        env = {
+            **os.environ,
+            "NOTIFY_SOCKET": str(notify_path),
+            "RUNTIME_DIRECTORY": str(self.runtime_directory),
+            "PYTHONWARNINGS": "default",
+            **(environment or {}),
+        }
+        with self.log.open("ab") as log, self.output.open("ab") as output:
+            self.popen = subprocess.Popen(
+                [*prefix, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=log,
+                env=env,
+                # Its own group: a Ctrl-C at the terminal ends pytest, which ends this in order.
+                process_group=0,
+            )
+
+    @property
+    def pid(self) -> int:
+        """The process id of the program itself (`ip netns exec` execs it)."""
+        return self.popen.pid
+
+    def log_text(self) -> str:
+        """All that it and its children wrote to standard error."""
+        return self.log.read_text(errors="replace")
+
+    def wait_log(self, pattern: str, *, timeout: float = 30, after: int = 0) -> re.Match[str]:
+        """The first match of `pattern` in the log behind offset `after`."""
+        expression = re.compile(pattern)
+        return wait_until(
+            lambda: expression.search(self.log_text(), after),
+            f"{pattern!r} in the log of {self.name}:\n{self.tail()}",
+            timeout=timeout,
+        )
+
+    def notified(self) -> list[str]:
+        """Every sd_notify assignment so far, oldest first."""
+        while True:
+            try:
+                message = self._notify.recv(65_536)
+            except BlockingIOError:
+                return self.notifications
+            self.notifications.extend(message.decode().splitlines())
+
+    def wait_notified(self, wanted: str, *, timeout: float = 30) -> None:
+        """Wait for an assignment that begins with `wanted`; fails at once when the process ends."""
+
+        def probe() -> bool:
+            if any(line.startswith(wanted) for line in self.notified()):
+                return True
+            status = self.popen.poll()
+            if status is not None:
+                raise AssertionError(
+                    f"{self.name} ended with status {status} before {wanted}:\n{self.tail()}"
+                )
+            return False
+
+        wait_until(probe, f"{wanted} from {self.name}:\n{self.tail()}", timeout=timeout)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the main process."""
+        self.popen.send_signal(number)
+
+    def wait(self, timeout: float = 30) -> int:
+        """Its exit status, once it has ended by itself."""
+        try:
+            return self.popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(
+                f"{self.name} still runs after {timeout} s:\n{self.tail()}"
+            ) from None
+
+    def children(self, containing: str = "") -> list[int]:
+        """Ids of its descendants whose command line contains a text, lowest first."""
+        return sorted(p for p in descendants(self.pid) if containing in command_line(p))
+
+    def workers(self) -> list[int]:
+        """Ids of its worker processes."""
+        return self.children("socks_tunnel_workers")
+
+    def memory(self) -> int:
+        """Bytes of memory of it and all its descendants (PSS)."""
+        return resident(self.pid) + sum(resident(p) for p in self.children())
+
+    def tail(self, lines: int = 60) -> str:
+        """The end of its log."""
+        return "\n".join(self.log_text().splitlines()[-lines:])
+
+    def stop(self, timeout: float = 30) -> None:
+        """End it as systemd would, and assert that it went well: status 0, no child left, no traceback."""
+        left = self.children()
+        try:
+            if self.popen.poll() is None:
+                self.signal(signal.SIGTERM)
+            status = self.wait(timeout)
+        finally:
+            self.kill()
+        assert status == 0 or self.killed, f"{self.name}: status {status}\n{self.tail()}"
+        wait_until(
+            lambda: not any(command_line(p) for p in left),
+            f"{self.name}'s children gone",
+            timeout=5,
+        )
+        self.assert_clean()
+
+    def kill(self) -> None:
+        """Make sure that nothing of it stays behind, and free what belongs to the test."""
+        for pid in [*self.children(), self.pid]:
+            if self.popen.returncode is None or pid != self.pid:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+        self.popen.wait()
+        self._notify.close()
+
+    def assert_clean(self) -> None:
+        """Assert that the log shows no bug."""
+        for line in self.log_text().splitlines():
+            assert not _BUGS.search(line), f"{self.name}: {line}\n{self.tail(200)}"
+
+
+class Daemon(Process):
+    """A `socks-tunnel run` with its configuration and its control socket."""
+
+    def __init__(self, name: str, directory: Path, *, prefix: Sequence[str] = ()) -> None:
+        self.config = directory / f"{name}.toml"
+        super().__init__(
+            name, [SOCKS_TUNNEL, "run", "--config", str(self.config)], directory, prefix=prefix
+        )
+
+    def control(self, operation: str, timeout: float = 10) -> Any:
+        """What the control socket answers to an operation such as `status`."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(timeout)
+            sock.connect(str(self.runtime_directory / "control.sock"))
+            sock.sendall(json.dumps({"op": operation}).encode() + b"\n")
+            answer = b""
+            while not answer.endswith(b"\n"):
+                piece = sock.recv(65_536)
+                if not piece:
+                    raise AssertionError(f"the control socket closed after {answer!r}")
+                answer += piece
+        decoded = json.loads(answer)
+        assert decoded["ok"], decoded
+        return decoded["result"]
+
+
+class Targets:
+    """A running targets.py: `ports` by server name."""
+
+    def __init__(self, prefix: Sequence[str] = ()) -> None:
+        self.popen = subprocess.Popen(
+            [*prefix, sys.executable, TARGETS, "serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self.popen.stdout is not None
+        line = self.popen.stdout.readline()
+        self.ports: dict[str, int] = json.loads(line)
+
+    def stop(self) -> None:
+        """End it; it ends with its standard input."""
+        self.popen.communicate(timeout=30)

@@ -1,0 +1,119 @@
+"""Fixtures of the system tests: real processes, on three hosts that are network namespaces."""
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.hosts import why_no_namespaces
+from support.tunnels import MakeTunnel, Site, Tunnel
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[Site]:
+    """The three hosts and the target servers, for the whole run."""
+    if reason := why_no_namespaces():
+        pytest.skip(reason)
+    site = Site()
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def own_site() -> Iterator[Site]:
+    """Three hosts of the test's own, for tests that break the network."""
+    if reason := why_no_namespaces():
+        pytest.skip(reason)
+    site = Site()
+    yield site
+    site.close()
+
+
+@pytest.fixture(scope="session")
+def shared_tunnel(site: Site) -> Iterator[Tunnel]:
+    """A tunnel that many tests share one after another; it has to survive them all."""
+    tunnel = site.tunnel()
+    try:
+        tunnel.start()
+    except BaseException:
+        for daemon in tunnel.daemons:
+            daemon.kill()
+        raise
+    yield tunnel
+    tunnel.stop()
+
+
+@pytest.fixture
+def tunnel(
+    shared_tunnel: Tunnel, request: pytest.FixtureRequest, report_logs: Callable[[Tunnel], None]
+) -> Iterator[Tunnel]:
+    """The shared tunnel; its processes must be the same and without a traceback after the test."""
+    before = [d.workers() for d in shared_tunnel.daemons]
+    report_logs(shared_tunnel)
+    yield shared_tunnel
+    assert [d.workers() for d in shared_tunnel.daemons] == before
+    for daemon in shared_tunnel.daemons:
+        daemon.assert_clean()
+
+
+@pytest.fixture
+def make_tunnel(
+    request: pytest.FixtureRequest, report_logs: Callable[[Tunnel], None]
+) -> Iterator[MakeTunnel]:
+    """A function that makes tunnels for this test alone; at the end each is stopped and checked."""
+    made: list[Tunnel] = []
+
+    def make(
+        gateway: Mapping[str, Any] | None = None,
+        endpoint: Mapping[str, Any] | None = None,
+        *,
+        start: bool = True,
+        site: Site | None = None,
+    ) -> Tunnel:
+        chosen: Site = site or request.getfixturevalue("site")
+        tunnel = chosen.tunnel(gateway, endpoint)
+        made.append(tunnel)
+        report_logs(tunnel)
+        if start:
+            tunnel.start()
+        return tunnel
+
+    yield make
+    for tunnel in reversed(made):
+        tunnel.stop()
+
+
+@pytest.fixture
+def report_logs(request: pytest.FixtureRequest) -> Iterator[Callable[[Tunnel], None]]:
+    """Have the logs of a tunnel shown with the report when the test fails."""
+    tunnels: list[Tunnel] = []
+    yield tunnels.append
+    report = request.node.stash.get(FAILED, None)
+    if report:
+        for tunnel in tunnels:
+            print(tunnel.logs())
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember for `report_logs` whether a phase of the test failed."""
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs namespaces, by the fixtures it uses."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and {"site", "own_site"} & set(
+            getattr(item, "fixturenames", ())
+        ):
+            item.add_marker("netns")
