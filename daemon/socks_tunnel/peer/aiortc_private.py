@@ -182,7 +182,7 @@ def is_closing_noise(error: BaseException) -> bool:
             return False
     elif not isinstance(error, (ConnectionError, InvalidStateError, _SSLError)):
         return False
-    return raised_in_library(error.__traceback__)
+    return raised_in_library(error.__traceback__) and is_library_error(error)
 
 
 def raised_in_library(trace: TracebackType | None) -> bool:
