@@ -22,4 +22,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
     print_blob=True,
 )
+# The name under which tests/conftest.py and `make fuzz` ask for it.
+settings.register_profile("fuzz", settings.get_profile("deep"))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
