@@ -32,6 +32,9 @@ from socks_tunnel.protocol.policy import PolicyError, RuleProblem
 CREDENTIAL: Final = "identity"
 """Name of the systemd credential that stands in for `private_key_file`."""
 
+_SECRETS: Final = ("credential",)
+"""Keys whose values are never shown."""
+
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _TOML_PLACE: Final = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
@@ -42,8 +45,8 @@ def load(path: Path) -> Config:
     Raises :class:`ConfigError` with every mistake that can be found.
     """
     path = path.absolute()
-    text = _read_text(path)
-    return _Loader(path, _parse_toml(path, text), key_lines(text)).load()
+    raw, lines = _parse_toml(path, _read_text(path))
+    return _Loader(path, raw, lines).load()
 
 
 def dump(config: Config) -> dict[str, Any]:
@@ -73,9 +76,10 @@ def _read_text(path: Path) -> str:
         raise ConfigError([Problem(path, None, "", "is not UTF-8 text")]) from None
 
 
-def _parse_toml(path: Path, text: str) -> dict[str, Any]:
+def _parse_toml(path: Path, text: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """Give the values and their lines. Raises :class:`ConfigError`."""
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(text), key_lines(text)
     except tomllib.TOMLDecodeError as error:
         message = str(error)
         line = None
@@ -107,7 +111,8 @@ class _Loader:
         self._check_role(file, peers)
         self._check_peers_differ(peers)
         self._check_not_yet(file, peers)
-        self._check_policy_names(peers)
+        if file.role == "endpoint":
+            self._check_policy_names(peers)
         users = self._read_users(file)
         self._check_listeners(file, users)
         identity = self._find_identity(file)
@@ -372,7 +377,9 @@ def _key_text(at: KeyPath) -> str:
 def _sentence(details: ErrorDetails) -> str:
     """Put a finding of pydantic's into words that fit after the key."""
     context = details.get("ctx", {})
-    value = details["input"]
+    not_this = f", not {_shown(details['input'])}"
+    if details["loc"][-1] in _SECRETS:
+        not_this = ""
     match details["type"]:
         case "extra_forbidden":
             return _unknown_key(details["loc"])
@@ -381,34 +388,41 @@ def _sentence(details: ErrorDetails) -> str:
         case "value_error":
             return str(context["error"])
         case "literal_error":
-            return f"must be {context['expected']}, not {value!r}"
+            return f"must be {context['expected']}{not_this}"
         case "int_type":
-            return f"must be a whole number, not {value!r}"
+            return f"must be a whole number{not_this}"
         case "float_type" | "finite_number":
-            return f"must be a number, not {value!r}"
+            return f"must be a number{not_this}"
         case "bool_type":
-            return f"must be true or false, not {value!r}"
+            return f"must be true or false{not_this}"
         case "string_type":
-            return f"must be text, not {value!r}"
+            return f"must be text{not_this}"
         case "string_pattern_mismatch":
             return (
-                f"{value!r} must be 1 to 64 letters, digits, dots, hyphens and underscores, "
-                "and start with a letter or digit"
+                "must be 1 to 64 letters, digits, dots, hyphens and underscores, and start with a "
+                f"letter or digit{not_this}"
             )
         case "tuple_type":
-            return f"must be a list, not {value!r}"
-        case "too_short":
-            return "must not be empty"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return f"must be a table, not {value!r}"
+            return f"must be a list{not_this}"
+        case "model_type" | "dict_type":
+            return f"must be a table{not_this}"
         case "greater_than_equal":
-            return f"must be at least {_plain(context['ge'])}, not {value!r}"
+            return f"must be at least {_plain(context['ge'])}{not_this}"
         case "greater_than":
-            return f"must be more than {_plain(context['gt'])}, not {value!r}"
+            return f"must be more than {_plain(context['gt'])}{not_this}"
         case "less_than_equal":
-            return f"must be at most {_plain(context['le'])}, not {value!r}"
+            return f"must be at most {_plain(context['le'])}{not_this}"
         case _:
-            return f"{details['msg']}, not {value!r}"
+            return f"{details['msg']}{not_this}"
+
+
+def _shown(value: Any) -> str:
+    # What is inside a table or list is not shown: it may be a password that stands in it.
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "a list"
+    return json.dumps(value) if isinstance(value, bool) else repr(value)
 
 
 def _plain(number: float) -> str:

@@ -11,7 +11,7 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -33,17 +33,24 @@ from socks_tunnel.protocol.policy import Rules
 NOT_YET: Final = "is not supported yet"
 
 _INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")  # IFNAMSIZ is 16 with the final NUL
+# RFC 7064 and RFC 7065, as far as aiortc takes them: it knows no stuns:, and no IPv6 literals.
+_ICE_URL = re.compile(
+    r"stun:[^?:@/\s]+(:[0-9]{1,5})?|turns?:[^?:@/\s]+(:[0-9]{1,5})?(\?transport=(udp|tcp))?"
+)
 _LOOKS_NUMERIC = re.compile(r"[0-9./]+|.*[:/].*")
 
 
 # --- values -----------------------------------------------------------------------------------
 # Each takes the text that a file has, and what it has been made into: so tables can be built in
-# code, and read back from what `loader.dump` gave.
+# code, and read back from what `loader.dump` gave. All raise ValueError, because that is what
+# pydantic reports. Text that may have a password in it is not repeated.
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict | list):
+        raise ValueError(f"must be text, not a {'table' if isinstance(value, dict) else 'list'}")  # noqa: TRY004
     if not isinstance(value, str):
-        raise ValueError(f"must be text, not {value!r}")  # noqa: TRY004 - pydantic wants ValueError
+        raise ValueError(f"must be text, not {value!r}")  # noqa: TRY004
     return value
 
 
@@ -103,13 +110,13 @@ def _signaling_url(value: Any, info: ValidationInfo) -> str:
         url = urlsplit(text)
         host, port = url.hostname, url.port
     except ValueError as error:
-        raise ValueError(f"{text!r} is not a URL: {error}") from None
+        raise ValueError(f"is not a URL: {error}") from None
     if url.scheme not in {"http", "https"} or not host:
-        raise ValueError(f"{text!r} is none of http://HOST:PORT/, https://HOST/ and unix:PATH")
+        raise ValueError("is none of http://HOST:PORT/, https://HOST/ and unix:PATH")
     if url.username is not None or url.query or url.fragment:
-        raise ValueError(f"{text!r} has a user, query or fragment, which has no meaning here")
+        raise ValueError("has a user, query or fragment, which has no meaning here")
     if port == 0:
-        raise ValueError(f"{text!r} names port 0")
+        raise ValueError("names port 0")
     return text
 
 
@@ -150,9 +157,8 @@ def _candidate_filter(value: Any) -> str:
 
 def _ice_url(value: Any) -> str:
     text = _text(value)
-    scheme, colon, rest = text.partition(":")
-    if not colon or scheme not in {"stun", "turn", "turns"} or not rest or rest.startswith("//"):
-        raise ValueError(f"{text!r} is not stun:HOST[:PORT], turn:HOST[:PORT] or turns:HOST[:PORT]")
+    if not _ICE_URL.fullmatch(text):
+        raise ValueError("is not of the form stun:HOST:PORT or turn:HOST:PORT?transport=udp")
     return text
 
 
@@ -241,7 +247,7 @@ class PolicyRules(Table):
 class IceServer(Table):
     """One of `ice.servers`: a STUN or TURN server."""
 
-    urls: tuple[Annotated[str, PlainValidator(_ice_url)], ...] = Field(min_length=1)
+    urls: tuple[Annotated[str, PlainValidator(_ice_url)], ...]
     username: str | None = None
     credential: str | None = Field(default=None, repr=False)
 
@@ -250,8 +256,15 @@ class IceServer(Table):
     def _one_or_several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("urls")
+    @classmethod
+    def _at_least_one(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        if not urls:
+            raise ValueError("must not be empty")
+        return urls
+
     @model_validator(mode="after")
-    def _turn_needs_a_login(self) -> "IceServer":
+    def _turn_needs_a_login(self) -> Self:
         needed = any(url.startswith("turn") for url in self.urls)
         if needed and (self.username is None or self.credential is None):
             raise ValueError("a turn: server needs username and credential")
