@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 # No deadlines: how long an example takes says more about the machine than about the code.
 settings.register_profile(
     "fast",
-    max_examples=100,
+    max_examples=60,
     stateful_step_count=40,
     deadline=None,
     # The same examples in each run, so that a failure is the change's; `deep` looks for new ones.
