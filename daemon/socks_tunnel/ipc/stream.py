@@ -44,6 +44,8 @@ class Channel(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._error: Exception | None = None
         self._closing = False
+        self.paused = False
+        """True while the other side reads too slowly and much waits in this process."""
 
     # --- for subclasses -----------------------------------------------------------------------
 
@@ -135,6 +137,14 @@ class Channel(asyncio.BufferedProtocol):
         except RemoteProtocolError as error:
             self._error = error
             self.abort()
+
+    def pause_writing(self) -> None:
+        """Note that more waits than the transport's high-water mark."""
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        """Note that little waits."""
+        self.paused = False
 
     def eof_received(self) -> bool:
         """Close: neither side ever half-closes an IPC stream."""

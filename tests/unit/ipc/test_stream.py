@@ -172,6 +172,15 @@ def test_sending_before_and_after_the_connection_does_nothing() -> None:
     assert transport.closed
 
 
+def test_paused_follows_the_transport() -> None:
+    channel, _ = recorder()
+    assert not channel.paused
+    channel.pause_writing()
+    assert channel.paused
+    channel.resume_writing()
+    assert not channel.paused
+
+
 @pytest.mark.parametrize("loop_factory", [uvloop.new_event_loop, asyncio.new_event_loop])
 def test_a_socketpair_carries_everything_and_closing_flushes(
     loop_factory: Callable[[], asyncio.AbstractEventLoop],

@@ -1,0 +1,221 @@
+"""What runs in the slots of the process table: the workers, and the exporter."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from socks_tunnel.config.models import Log
+from socks_tunnel.ops import metrics as ops_metrics
+from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.supervisor.listeners import Listener
+from socks_tunnel.supervisor.processes import Slot
+from socks_tunnel.supervisor.router import Router, WorkerRoutes
+
+_log = logging.getLogger(__name__)
+
+# -P: whatever lies in the working directory is not imported.
+# faulthandler: a child that hangs is aborted with SIGABRT, and then shows where it was.
+_PYTHON: Final = (sys.executable, "-P", "-X", "faulthandler", "-m")
+
+WORKER_COMMAND: Final = (*_PYTHON, "socks_tunnel_workers")
+EXPORTER_COMMAND: Final = (*_PYTHON, "socks_tunnel.exporter")
+
+METRICS_VARIABLE: Final = "SOCKS_TUNNEL_METRICS_DIR"
+"""Tells a worker where the files of its metrics are."""
+
+STATS_PENDING_MAX: Final = 64
+"""Questions that one worker may have to answer at a time."""
+
+
+class WorkerSlot(Slot):
+    """One worker.
+
+    `configuration` gives the fields of the `config` frame, but for `index`. `on_unbootable` is
+    called with a sentence if the worker cannot be started at all.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        *,
+        router: Router,
+        metrics: ops_metrics.Metrics,
+        metrics_directory: Path,
+        listeners: Sequence[Listener],
+        log: Log,
+        configuration: Callable[[], dict[str, Any]],
+        on_unbootable: Callable[[str], None],
+        command: Sequence[str] = WORKER_COMMAND,
+    ) -> None:
+        super().__init__(f"worker {index}")
+        self.index = index
+        self.drained = asyncio.Event()
+        """Set when a worker that was told to drain has no flow left, or has died."""
+        self._router = router
+        self._metrics = metrics
+        self._metrics_directory = metrics_directory
+        self._listeners = listeners
+        self._log = log
+        self._configuration = configuration
+        self._report_unbootable = on_unbootable
+        self._command = command
+        self._routes = WorkerRoutes()
+        self._questions: dict[int, tuple[list[Any], asyncio.Future[list[Any]]]] = {}
+        self._last_question = 0
+
+    def command(self, ipc_fd: int) -> Sequence[str]:
+        """Start a worker of this index on the shared listening sockets."""
+        return (
+            *self._command,
+            f"--index={self.index}",
+            f"--ipc-fd={ipc_fd}",
+            f"--listen-fds={','.join(str(fd) for fd in self.inherited_fds())}",
+            f"--log-level={self._log.level}",
+            f"--log-format={self._log.format}",
+        )
+
+    def environment(self) -> dict[str, str]:
+        """Say where the metrics are."""
+        return {METRICS_VARIABLE: str(self._metrics_directory)}
+
+    def inherited_fds(self) -> Sequence[int]:
+        """Share the listening sockets."""
+        return [listener.socket.fileno() for listener in self._listeners]
+
+    def on_hello(self) -> None:
+        """Configure the worker."""
+        assert self.channel is not None
+        self.channel.send_control(0, {"op": "config", "index": self.index, **self._configuration()})
+
+    def on_ready(self) -> None:
+        """Let the worker take flows."""
+        assert self.channel is not None
+        self._routes = self._router.worker_up(self.index, self.channel)
+        self._metrics.workers.set(self._router.workers)
+        _log.debug("%s is ready (pid %d)", self.name, self.pid or 0)
+        if self._router.draining:
+            self.channel.send_control(0, {"op": "drain"})
+
+    def on_lost(self) -> None:
+        """Close the worker's flows at the peers, at once."""
+        closed = self._router.worker_down(self.index)
+        self._routes = WorkerRoutes()
+        self._metrics.workers.set(self._router.workers)
+        ops_metrics.slot_died(self._metrics_directory, f"worker-{self.index}")
+        self.drained.set()
+        questions, self._questions = self._questions, {}
+        for _, answer in questions.values():
+            if not answer.done():
+                answer.set_exception(ConnectionError(f"{self.name} ended"))
+        if closed:
+            _log.warning("%d flows ended with %s; their peers were told", closed, self.name)
+
+    def on_unbootable(self, reason: str) -> None:
+        """Report it."""
+        self._report_unbootable(reason)
+
+    def on_restart(self) -> None:
+        """Count it."""
+        self._metrics.worker_restarts_total.inc()
+
+    def on_message(self, link: int, body: memoryview) -> None:
+        """Send a tunnel message on."""
+        self._routes.from_worker(link, body)
+
+    def on_control(self, link: int, fields: dict[str, Any]) -> None:
+        """Take `drained` and answers to :meth:`ask`."""
+        match fields["op"]:
+            case "drained":
+                self.drained.set()
+            case "stats":
+                self._answered(fields)
+            case _:
+                super().on_control(link, fields)
+
+    def drain(self) -> None:
+        """Tell the worker to accept nothing new and to say when its last flow has ended."""
+        self.drained.clear()
+        if self.channel is None or not self.running:
+            self.drained.set()
+        else:
+            self.channel.send_control(0, {"op": "drain"})
+
+    def reload(self, configuration: dict[str, Any]) -> None:
+        """Give the worker a changed configuration; one that is starting gets it anyway."""
+        if self.channel is not None and self.running:
+            self.channel.send_control(0, {"op": "reload", "config": configuration})
+
+    async def ask(self, what: str) -> list[Any]:
+        """Ask the worker for `status` (one map) or `connections` (a row for each flow).
+
+        Raises :class:`ConnectionError` if it is not running or ends before it has answered.
+        """
+        if self.channel is None or not self.running or len(self._questions) >= STATS_PENDING_MAX:
+            raise ConnectionError(f"{self.name} does not take questions at the moment")
+        self._last_question += 1
+        number = self._last_question
+        answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self._questions[number] = [], answer
+        self.channel.send_control(0, {"op": "stats", "id": number, "what": what})
+        try:
+            return await answer
+        finally:
+            self._questions.pop(number, None)
+
+    def _answered(self, fields: dict[str, Any]) -> None:
+        number, rows = fields.get("id"), fields.get("rows", [fields.get("fields")])
+        if not isinstance(number, int) or not isinstance(rows, list):
+            raise RemoteProtocolError("stats without id or rows", kind="ipc-control")
+        question = self._questions.get(number)
+        if question is None:
+            return  # whoever asked has given up
+        parts, answer = question
+        parts.extend(rows)
+        if not fields.get("more") and not answer.done():
+            answer.set_result(parts)
+
+
+class ExporterSlot(Slot):
+    """The exporter, which may fail as often as it likes.
+
+    It serves on a socket that is bound here: no scrape is refused while it is being restarted.
+    """
+
+    def __init__(
+        self,
+        listener: Listener,
+        *,
+        metrics_directory: Path,
+        log: Log,
+        command: Sequence[str] = EXPORTER_COMMAND,
+    ) -> None:
+        super().__init__("the exporter", boot_attempts=None)
+        self._listener = listener
+        self._metrics_directory = metrics_directory
+        self._log = log
+        self._command = command
+
+    def command(self, ipc_fd: int) -> Sequence[str]:
+        """Start the exporter on its listening socket."""
+        return (
+            *self._command,
+            f"--ipc-fd={ipc_fd}",
+            f"--listen-fd={self._listener.socket.fileno()}",
+            f"--metrics-dir={self._metrics_directory}",
+            f"--log-level={self._log.level}",
+            f"--log-format={self._log.format}",
+        )
+
+    def inherited_fds(self) -> Sequence[int]:
+        """Hand the listening socket on."""
+        return [self._listener.socket.fileno()]
+
+    def push_state(self, reason: str | None) -> None:
+        """Say whether the daemon is ready: it is not for `reason`, or it is (None)."""
+        if self.channel is not None and self.running:
+            self.channel.send_control(
+                0, {"op": "state", "ready": reason is None, "reason": reason or ""}
+            )

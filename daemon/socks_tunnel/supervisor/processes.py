@@ -1,0 +1,384 @@
+"""The process table: each slot holds one child process and keeps it running.
+
+The life of a slot, all transitions of which are in :class:`Slot`::
+
+    starting --ready--> running
+       |                   |
+       +-----ends----------+--> waiting (back-off) --> starting
+       |                   |
+       +-----stop()--------+--> stopped
+
+Children are started by exec, each with one end of a socketpair: when this process dies, whatever
+the way, they read end-of-file and end too.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+from socks_tunnel.ipc.stream import Channel, connect
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.supervisor.backoff import Backoff
+
+_log = logging.getLogger(__name__)
+
+TICK: Final = 2.0
+"""Seconds between two calls of :meth:`Slot.tick`, each of which sends a ping."""
+
+UNANSWERED_MAX: Final = 10
+"""Pings in a row without an answer after which a child is killed. They are counted instead of the
+time: if this process itself was stopped, its children are not to blame."""
+
+UNANSWERED_RECENT: Final = 4
+"""Unanswered pings up to which a child counts as responsive, for the watchdog."""
+
+BOOT_TICKS: Final = 30
+"""Ticks that a child has to become ready."""
+
+BOOT_ATTEMPTS: Final = 3
+"""Deaths before the first time it was ready after which a child counts as unable to boot."""
+
+EXIT_CONFIG: Final = 78
+"""Exit status of a child that cannot use its configuration: trying again is of no use."""
+
+LIVED_LONG: Final = 30.0
+"""Seconds after which a child's death does not count as following the one before."""
+
+CHANNEL_GRACE: Final = 5.0
+"""Seconds that a child may live on after it closed its IPC stream."""
+
+SlotState = Literal["starting", "running", "waiting", "stopped"]
+
+# What concerns the main process alone must not reach its children: one that answered the service
+# manager in its name, or took its sockets, would be believed.
+_OWN_ENVIRONMENT: Final = (
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "CREDENTIALS_DIRECTORY",
+)
+
+
+class Slot:
+    """A place in the process table. Subclasses say what is run and what its frames mean.
+
+    `name` is for logs ("worker 1"). `restarts` counts how often the process had to be started
+    again; `boot_attempts` how often it may die before it was ever ready (None: for ever). The child
+    may be anything that speaks the IPC framing: `hello` with its pid first, later
+    `ready`, and `pong` to each `ping`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        first_delay: float = 0.2,
+        longest_delay: float = 10.0,
+        boot_attempts: int | None = BOOT_ATTEMPTS,
+    ) -> None:
+        self.name = name
+        self.state: SlotState = "starting"
+        self.pid: int | None = None
+        self.restarts = 0
+        self.channel: Channel | None = None
+        self.was_ready = asyncio.Event()
+        """Set for good once the child was ready for the first time."""
+        self.ended: asyncio.Task[None] | None = None
+        """The task that keeps the process running; done once the slot is stopped."""
+        self._backoff = Backoff(first_delay, longest_delay)
+        self._boot_attempts = boot_attempts
+        self._boot_failures = 0
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = asyncio.Event()
+        self._boot_ticks = 0
+        self._pings_sent = 0
+        self._unanswered = 0
+        self._condemned = False
+        self._pong = asyncio.Event()
+        self._killed_by_us = False
+
+    # --- for subclasses -----------------------------------------------------------------------
+
+    def command(self, ipc_fd: int) -> Sequence[str]:
+        """Give the command line; `ipc_fd` is the child's end of the stream."""
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        """Give what the child's environment has besides ours."""
+        return {}
+
+    def inherited_fds(self) -> Sequence[int]:
+        """Give further file descriptors that the child inherits under the same number."""
+        return ()
+
+    def on_hello(self) -> None:
+        """The child has connected; it is not ready yet."""
+
+    def on_ready(self) -> None:
+        """The child is ready: :attr:`channel` takes messages."""
+
+    def on_lost(self) -> None:
+        """The child that had said hello is of no use any more; called once for each hello."""
+
+    def on_unbootable(self, reason: str) -> None:
+        """The child was never ready and there is no point in trying again."""
+
+    def on_restart(self) -> None:
+        """The child is about to be started again."""
+
+    def on_control(self, link: int, fields: dict[str, Any]) -> None:
+        """Take a control frame that the slot itself has no use for."""
+        del link
+        raise RemoteProtocolError(f"unknown control {fields['op']!r}", kind="ipc-control")
+
+    def on_message(self, link: int, body: memoryview) -> None:
+        """Take a tunnel message; `body` is valid only during the call."""
+        del link, body
+        raise RemoteProtocolError("this child has no tunnel messages to send", kind="ipc-message")
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the process, and keep it running until :meth:`stop` or :meth:`kill`."""
+        self.ended = spawn(f"keep {self.name} running", self._keep())
+
+    @property
+    def running(self) -> bool:
+        """True while the child is ready and its stream is open."""
+        return self.state == "running"
+
+    @property
+    def responsive(self) -> bool:
+        """False if the child runs but has not answered lately."""
+        return not self.running or self._unanswered <= UNANSWERED_RECENT
+
+    async def stop(self, timeout: float) -> None:  # noqa: ASYNC109 - the kill after it is part of it
+        """Tell the child to shut down; kill it if it still runs after `timeout` seconds."""
+        self._stopping.set()
+        if self.ended is None:
+            return
+        if self.channel is not None:
+            self.channel.send_control(0, {"op": "shutdown"})
+        else:
+            self._signal(signal.SIGKILL)
+        done, _ = await asyncio.wait([self.ended], timeout=timeout)
+        if not done:
+            _log.warning(
+                "%s did not shut down within %.0f s; killing it (SIGKILL)", self.name, timeout
+            )
+            self._signal(signal.SIGKILL)
+            await self.ended
+
+    def kill(self) -> None:
+        """End the child at once; :attr:`ended` is done soon after."""
+        self._stopping.set()
+        self._signal(signal.SIGKILL)
+
+    async def acknowledged(self, timeout: float) -> bool:  # noqa: ASYNC109 - giving up is an answer
+        """Wait until the child has dealt with all that was sent to it so far."""
+        channel = self.channel
+        if channel is None or not self.running:
+            return False
+        self._ping()
+        awaited = self._pings_sent
+        try:
+            async with asyncio.timeout(timeout):
+                while self.channel is channel and self._pings_sent - self._unanswered < awaited:
+                    self._pong.clear()
+                    await self._pong.wait()
+        except TimeoutError:
+            return False
+        return self.channel is channel
+
+    def tick(self) -> None:
+        """Look after the child; called each :data:`TICK` seconds."""
+        if self._process is None or self._stopping.is_set():
+            return
+        if self._condemned:
+            _log.error("%s survived SIGABRT; killing it (SIGKILL)", self.name)
+            self._signal(signal.SIGKILL)
+        elif self.state == "starting":
+            self._boot_ticks += 1
+            if self._boot_ticks >= BOOT_TICKS:
+                self._condemn(f"was not ready within {BOOT_TICKS * TICK:.0f} s")
+        elif self.running:
+            if self._unanswered >= UNANSWERED_MAX:
+                self._condemn(f"has not answered for {UNANSWERED_MAX * TICK:.0f} s")
+            else:
+                self._ping()
+
+    def _ping(self) -> None:
+        assert self.channel is not None
+        self._pings_sent += 1
+        self._unanswered += 1
+        self.channel.send_control(0, {"op": "ping", "id": self._pings_sent})
+
+    def _condemn(self, why: str) -> None:
+        self._condemned = True
+        _log.error("%s %s; aborting it (SIGABRT)", self.name, why)
+        self._signal(signal.SIGABRT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._killed_by_us = True
+            try:
+                self._process.send_signal(number)
+            except ProcessLookupError:
+                # It ended, and the event loop has not taken note of it yet.
+                return
+
+    async def _keep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._stopping.is_set():
+            began = loop.time()
+            self.state = "starting"
+            status: int | None = None
+            try:
+                status = await self._run_once()
+                ending = describe_exit(status, killed_by_us=self._killed_by_us)
+            except OSError as error:
+                ending = f"cannot be started: {error}"
+            if self._stopping.is_set():
+                _log.debug("%s %s", self.name, ending)
+                break
+            if not self.was_ready.is_set() and self._boot_attempts is not None:
+                self._boot_failures += 1
+                if status == EXIT_CONFIG or self._boot_failures >= self._boot_attempts:
+                    self.on_unbootable(f"{self.name} {ending} before it was ready")
+                    break
+            if loop.time() - began >= LIVED_LONG:
+                self._backoff.reset()
+            delay = self._backoff.next()
+            _log.error("%s %s; restarting in %.1f s", self.name, ending, delay)
+            self.state = "waiting"
+            try:
+                async with asyncio.timeout(delay):
+                    await self._stopping.wait()
+            except TimeoutError:
+                self.restarts += 1
+                self.on_restart()
+        self.state = "stopped"
+
+    async def _run_once(self) -> int:
+        """Run the process once; give its exit status, negative for a signal. May raise OSError."""
+        self._boot_ticks = self._pings_sent = self._unanswered = 0
+        self._condemned = self._killed_by_us = False
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                env = {k: v for k, v in os.environ.items() if k not in _OWN_ENVIRONMENT}
+                process = await asyncio.create_subprocess_exec(
+                    *self.command(theirs.fileno()),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    env=env | self.environment(),
+                    pass_fds=(theirs.fileno(), *self.inherited_fds()),
+                    # Out of the terminal's process group: Ctrl-C is for the supervisor, which
+                    # then drains.
+                    start_new_session=True,
+                )
+        except BaseException:
+            ours.close()
+            raise
+        self._process = process
+        self.pid = process.pid
+        exited = spawn(f"{self.name} exits", process.wait())
+        try:
+            channel = await connect(ours, lambda: _SlotChannel(self))
+            if self._stopping.is_set():  # stop() or kill() came while there was nothing to stop
+                self._signal(signal.SIGKILL)
+            closed = channel.closed
+            either: list[asyncio.Future[Any]] = [exited, closed]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not exited.done():
+                await asyncio.wait([exited], timeout=CHANNEL_GRACE)
+            if not exited.done():
+                _log.error("%s closed its stream but lives on; killing it (SIGKILL)", self.name)
+                self._signal(signal.SIGKILL)
+            status = await exited
+            if not closed.done():
+                # Usually its last frames are still being read; only a grandchild keeps it open.
+                await asyncio.wait([closed], timeout=1.0)
+            channel.abort()
+            await closed
+        finally:
+            self._signal(signal.SIGKILL)
+            self._process = None
+            self.pid = None
+        return status
+
+    # --- frames -------------------------------------------------------------------------------
+
+    def frame(self, channel: Channel, link: int, fields: dict[str, Any]) -> None:
+        """Take a control frame of the child."""
+        op = fields["op"]
+        if self.channel is None:
+            if op != "hello" or fields.get("pid") != self.pid:
+                raise RemoteProtocolError("the first frame is no hello", kind="ipc-control")
+            self.channel = channel
+            self.on_hello()
+        elif op == "pong":
+            number = fields.get("id")
+            if not isinstance(number, int) or not 0 < number <= self._pings_sent:
+                raise RemoteProtocolError("a pong to no ping of ours", kind="ipc-control")
+            self._unanswered = min(self._unanswered, self._pings_sent - number)
+            self._pong.set()
+        elif op == "ready" and self.state == "starting":
+            self.state = "running"
+            self.was_ready.set()
+            self.on_ready()
+        else:
+            self.on_control(link, fields)
+
+    def closed(self, error: Exception | None) -> None:
+        """Take note that the stream of the child has ended."""
+        if isinstance(error, RemoteProtocolError):
+            _log.error("%s broke the IPC protocol (%s); killing it (SIGKILL)", self.name, error)
+            self._signal(signal.SIGKILL)
+        elif error is not None:
+            _log.debug("the IPC stream of %s ended: %r", self.name, error)
+        self._pong.set()
+        if self.channel is not None:
+            self.channel = None
+            if self.running:
+                self.state = "starting"  # nothing may be sent to it any more
+            self.on_lost()
+
+
+class _SlotChannel(Channel):
+    """The supervisor's end of one child's stream."""
+
+    def __init__(self, slot: Slot) -> None:
+        super().__init__()
+        self._slot = slot
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def on_message(self, link: int, body: memoryview) -> None:
+        self._slot.on_message(link, body)
+
+    def on_control(self, link: int, fields: dict[str, Any]) -> None:
+        self._slot.frame(self, link, fields)
+
+    def on_closed(self, error: Exception | None) -> None:
+        self._slot.closed(error)
+        self.closed.set_result(None)
+
+
+def describe_exit(status: int, *, killed_by_us: bool = False) -> str:
+    """Say in words how a process ended; `status` is negative for a signal, as in `subprocess`."""
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    if status == -signal.SIGKILL and not killed_by_us:
+        return f"was killed by {name} (by the kernel for want of memory, or by hand)"
+    return f"was killed by {name}"
