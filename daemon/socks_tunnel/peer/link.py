@@ -261,6 +261,9 @@ class Link:
                 await pc.setLocalDescription(description)
         except Exception as error:
             raise self._unusable(f"no {kind} can be made: {error!r}") from error
+        finally:
+            if self._ended():  # the teardown may have been over before these sockets were made
+                aiortc_private.abort_sockets(pc)
         self._still_connecting()
         sdp: str = pc.localDescription.sdp
         if "a=candidate:" not in sdp:
@@ -291,8 +294,11 @@ class Link:
         self._down(reason)
         return LinkError(reason)
 
+    def _ended(self) -> bool:
+        return self.state == "down"
+
     def _still_connecting(self) -> None:
-        if self.state == "down":
+        if self._ended():
             raise LinkError("the link was closed while it was set up")
 
     def _restart_connect_timer(self) -> None:

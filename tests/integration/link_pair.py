@@ -1,0 +1,256 @@
+"""Links and raw aiortc peers for the integration tests, all on loopback, in one event loop."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from aiortc import (
+    RTCConfiguration,
+    RTCDataChannel,
+    RTCPeerConnection,
+    RTCSessionDescription,
+)
+
+from socks_tunnel.peer import IceSettings, Link, quiet_loop_exceptions
+from socks_tunnel.peer.ice import candidate_addresses
+from socks_tunnel.protocol.messages import SUBPROTOCOL, Hello
+
+LOOPBACK = IceSettings(addresses=["127.0.0.1"])
+SESSION = bytes(range(16))
+PATIENCE = 30.0
+"""Seconds after which a test gives up on something that is to happen at once."""
+
+
+def hello(**changes: Any) -> Hello:
+    """A HELLO of ours."""
+    fields: dict[str, Any] = {
+        "version": 1,
+        "software": "test",
+        "session": SESSION,
+        "window": 262_144,
+        "max_data": 65_529,
+    }
+    return Hello(**(fields | changes))
+
+
+class Recorder:
+    """A LinkObserver that writes all down, and can be waited on."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.messages: list[bytes] = []
+        self.drained: list[int] = []
+        self.goaways: list[int] = []
+        self.rtts: list[float] = []
+        self.reason: str | None = None
+        self.hook: Callable[[bytes], None] | None = None
+        self._changed = asyncio.Event()
+
+    def link_up(self, link: Link) -> None:
+        assert link.state == "up"
+        self._note("up")
+
+    def link_message(self, link: Link, message: bytes) -> None:
+        self.messages.append(message)
+        if self.hook is not None:
+            self.hook(message)
+        self._note("message")
+
+    def link_drained(self, link: Link, drained: int) -> None:
+        self.drained.append(drained)
+        self._note("drained")
+
+    def link_goaway(self, link: Link, reason: int) -> None:
+        self.goaways.append(reason)
+        self._note("goaway")
+
+    def link_down(self, link: Link, reason: str) -> None:
+        assert link.state == "down"
+        assert self.reason is None, "link_down was called twice"
+        self.reason = reason
+        self._note("down")
+
+    def on_rtt(self, seconds: float) -> None:
+        self.rtts.append(seconds)
+        self._note("rtt")
+
+    def _note(self, call: str) -> None:
+        self.calls.append(call)
+        self._changed.set()
+
+    async def until(self, condition: Callable[[], bool], timeout: float = PATIENCE) -> None:
+        """Wait for `condition`, looking again at each call."""
+        async with asyncio.timeout(timeout):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def up(self) -> None:
+        await self.until(lambda: "up" in self.calls or self.reason is not None)
+        assert self.reason is None, self.reason
+
+    async def down(self) -> str:
+        await self.until(lambda: self.reason is not None)
+        assert self.reason is not None
+        return self.reason
+
+
+class Site:
+    """Makes links, closes them at the end, and fails the test for what the loop complains about."""
+
+    def __init__(self) -> None:
+        self.complaints: list[dict[str, Any]] = []
+        self._links: list[Link] = []
+        self._raw: list[RTCPeerConnection] = []
+
+    def link(self, role: Any, **options: Any) -> tuple[Link, Recorder]:
+        observer = Recorder()
+        settings: dict[str, Any] = {
+            "hello": hello(),
+            "ice": LOOPBACK,
+            "name": role,
+            "on_rtt": observer.on_rtt,
+        }
+        link = Link(observer, role=role, **(settings | options))
+        self._links.append(link)
+        return link, observer
+
+    def gateway(self, **options: Any) -> tuple[Link, Recorder]:
+        return self.link("gateway", **options)
+
+    def endpoint(self, **options: Any) -> tuple[Link, Recorder]:
+        return self.link("endpoint", **({"hello": hello(session=bytes(16))} | options))
+
+    async def pair(self, **options: Any) -> tuple[Link, Recorder, Link, Recorder]:
+        """A gateway and an endpoint that are up; `options` go to both."""
+        gateway, at_gateway = self.gateway(**options)
+        endpoint, at_endpoint = self.endpoint(
+            **{key: value for key, value in options.items() if key != "lanes"}
+        )
+        await gateway.accept_answer(await endpoint.accept_offer(await gateway.create_offer()))
+        await at_gateway.up()
+        await at_endpoint.up()
+        return gateway, at_gateway, endpoint, at_endpoint
+
+    def raw(self) -> RTCPeerConnection:
+        """A peer connection with nothing of ours around it."""
+        pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self._raw.append(pc)
+        return pc
+
+    async def close(self) -> None:
+        for link in self._links:
+            await link.close("the test is over")
+        for pc in self._raw:
+            async with asyncio.timeout(PATIENCE):
+                await pc.close()
+
+
+@contextlib.asynccontextmanager
+async def site() -> AsyncIterator[Site]:
+    """A :class:`Site`, which closes what it made and complains at the end."""
+    loop = asyncio.get_running_loop()
+    here = Site()
+    loop.set_exception_handler(lambda _, context: here.complaints.append(context))
+    quiet_loop_exceptions(loop)
+    try:
+        yield here
+    finally:
+        await here.close()
+        # Tasks that were cancelled, and callbacks that are due, end before the loop is judged.
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert here.complaints == []
+
+
+async def describe(pc: RTCPeerConnection, kind: str) -> str:
+    """Give a raw peer connection's offer or answer."""
+    with candidate_addresses(LOOPBACK):
+        await pc.setLocalDescription(
+            await (pc.createOffer() if kind == "offer" else pc.createAnswer())
+        )
+    sdp: str = pc.localDescription.sdp
+    return sdp
+
+
+class RawGateway:
+    """A gateway that a test plays by hand, against a Link that is an endpoint."""
+
+    def __init__(self, here: Site, endpoint: Link) -> None:
+        self.pc = here.raw()
+        self.endpoint = endpoint
+        self.channels: dict[str, RTCDataChannel] = {}
+        self.got: list[tuple[str, bytes]] = []
+        self._changed = asyncio.Event()
+
+    def open(self, label: str, **options: Any) -> RTCDataChannel:
+        channel = self.pc.createDataChannel(label, **({"protocol": SUBPROTOCOL} | options))
+
+        def on_message(message: bytes) -> None:
+            self.got.append((label, message))
+            self._changed.set()
+
+        channel.on("message", on_message)
+        channel.on("open", self._changed.set)
+        self.channels[label] = channel
+        return channel
+
+    def open_all(self, lanes: int = 2) -> None:
+        self.open("control")
+        self.open("datagram", ordered=False, maxRetransmits=0)
+        for number in range(lanes):
+            self.open(f"lane-{number}")
+
+    async def connect(self) -> None:
+        """Connect and wait until all channels are open."""
+        answer = await self.endpoint.accept_offer(await describe(self.pc, "offer"))
+        await self.pc.setRemoteDescription(RTCSessionDescription(sdp=answer, type="answer"))
+        await self.until(lambda: all(c.readyState == "open" for c in self.channels.values()))
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    def on(self, label: str) -> list[bytes]:
+        """What came on one channel."""
+        return [message for channel, message in self.got if channel == label]
+
+
+class RawEndpoint:
+    """An endpoint that a test plays by hand, against a Link that is a gateway."""
+
+    def __init__(self, here: Site, gateway: Link) -> None:
+        self.pc = here.raw()
+        self.gateway = gateway
+        self.channels: dict[str, RTCDataChannel] = {}
+        self.got: list[tuple[str, bytes]] = []
+        self._changed = asyncio.Event()
+        self.pc.on("datachannel", self._arrived)
+
+    def _arrived(self, channel: RTCDataChannel) -> None:
+        self.channels[channel.label] = channel
+
+        def on_message(message: bytes) -> None:
+            self.got.append((channel.label, message))
+            self._changed.set()
+
+        channel.on("message", on_message)
+
+    async def connect(self, change: Callable[[str], str] = lambda sdp: sdp) -> None:
+        """Connect, with an answer that `change` may have changed, and wait for HELLO."""
+        offer = await self.gateway.create_offer()
+        await self.pc.setRemoteDescription(RTCSessionDescription(sdp=offer, type="offer"))
+        await self.gateway.accept_answer(change(await describe(self.pc, "answer")))
+        await self.until(lambda: bool(self.on("control")))
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    def on(self, label: str) -> list[bytes]:
+        return [message for channel, message in self.got if channel == label]

@@ -1,0 +1,437 @@
+"""Two links with each other over loopback: what an owner sees of a link's life."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+
+import pytest
+import uvloop
+
+from integration.link_pair import LOOPBACK, RawEndpoint, Site, hello, site
+from socks_tunnel.peer import IceSettings, LinkError
+from socks_tunnel.peer import link as link_module
+from socks_tunnel.protocol.errors import LocalProtocolError
+from socks_tunnel.protocol.messages import (
+    CloseConnection,
+    Data,
+    MessageType,
+    OpenConnection,
+    SendEof,
+    UdpPacket,
+    message_key,
+)
+
+
+async def exchange(here: Site, ice: IceSettings = LOOPBACK) -> None:
+    """Bring a pair up, send each way, and take it down: the whole of an uneventful life."""
+    gateway, at_gateway, endpoint, at_endpoint = await here.pair(ice=ice)
+    assert endpoint.remote_hello == hello()
+    assert gateway.remote_hello == hello()  # with the session that the gateway chose
+    assert gateway.path is not None
+
+    there = [Data(7, bytes([number]) * 65_529).encode() for number in range(20)]
+    there += [SendEof(7).encode(), OpenConnection(8, "example.com", 443).encode()]
+    for message in there:
+        assert gateway.send(message)
+    assert gateway.buffered > 0
+    back = [Data(7, b"x").encode(), CloseConnection(7, 1).encode()]
+    for message in back:
+        assert endpoint.send(message)
+    await at_endpoint.until(lambda: len(at_endpoint.messages) == len(there))
+    await at_gateway.until(lambda: len(at_gateway.messages) == len(back))
+    of_flow = [message for message in at_endpoint.messages if message_key(message)[1] == 7]
+    assert of_flow == there[:-1]
+    assert sorted(at_endpoint.messages) == sorted(there)
+    assert sorted(at_gateway.messages) == sorted(back)
+    assert at_gateway.drained == [len(message) for message in there]
+    assert gateway.buffered == 0
+
+    await at_gateway.until(lambda: bool(at_gateway.rtts))
+    assert gateway.rtt == at_gateway.rtts[-1]
+    assert 0 < gateway.rtt < 15
+
+    gateway.goaway(0x12)
+    await gateway.close("enough")
+    assert at_gateway.reason == "enough"
+    assert await at_endpoint.down() == "the peer closed the connection"
+    assert at_endpoint.goaways == [0x12]
+    assert not gateway.send(back[0])
+    assert not endpoint.send(back[0])
+    assert gateway.buffered == 0
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_whole_life(
+    factory: Callable[[], asyncio.AbstractEventLoop],
+    address: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def life() -> None:
+        async with site() as here:
+            await exchange(here, IceSettings(addresses=[address]))
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(life())
+    assert [record.getMessage() for record in caplog.records if record.levelno > logging.INFO] == []
+
+
+async def test_udp_goes_on_datagram_and_flows_spread_over_lanes() -> None:
+    async with site() as here:
+        gateway, seen = here.gateway(lanes=4)
+        endpoint = RawEndpoint(here, gateway)
+        await endpoint.connect()
+        endpoint.channels["control"].send(hello().encode())
+        assert sorted(endpoint.channels) == [
+            "control",
+            "datagram",
+            *(f"lane-{n}" for n in range(4)),
+        ]
+        datagram = endpoint.channels["datagram"]
+        assert (datagram.ordered, datagram.maxRetransmits) == (False, 0)
+        await seen.up()
+
+        ids = range(8, 8 * 200, 8)  # as one of eight workers hands them out
+        for conn_id in ids:
+            gateway.send(Data(conn_id, b"a").encode())
+            gateway.send(Data(conn_id, b"b").encode())
+        gateway.send(UdpPacket(5, b"packet").encode())
+        await endpoint.until(lambda: len(endpoint.got) >= 2 * len(ids) + 3)  # HELLO and PING too
+        assert endpoint.on("datagram") == [UdpPacket(5, b"packet").encode()]
+        per_lane = {label: endpoint.on(label) for label in endpoint.channels if "lane" in label}
+        assert all(2 * len(ids) / 8 < len(messages) for messages in per_lane.values())
+        for conn_id in ids:
+            (lane,) = [
+                [message for message in messages if message_key(message)[1] == conn_id]
+                for messages in per_lane.values()
+                if any(message_key(message)[1] == conn_id for message in messages)
+            ]
+            assert lane == [Data(conn_id, b"a").encode(), Data(conn_id, b"b").encode()]
+
+
+async def test_the_sdp_names_what_we_take() -> None:
+    async with site() as here:
+        gateway, _ = here.gateway()
+        offer = await gateway.create_offer()
+        assert re.findall("a=max-message-size:(.*)\r", offer) == ["65536"]
+        assert re.findall("a=candidate:.* ([0-9.]+) [0-9]+ typ (.*)\r", offer) == [
+            ("127.0.0.1", "host")
+        ]
+
+
+async def test_each_connection_has_its_own_addresses() -> None:
+    async with site() as here:
+        rules = [["127.0.0.1"], ["::1"], ["127.0.0.2", "::1"], ["lo"]]
+        links = [here.gateway(ice=IceSettings(addresses=addresses))[0] for addresses in rules]
+        offers = await asyncio.gather(*(link.create_offer() for link in links))
+        found = [
+            sorted(set(re.findall("a=candidate:.* udp [0-9]+ ([0-9a-f.:]+) ", sdp)))
+            for sdp in offers
+        ]
+        assert found[:3] == [["127.0.0.1"], ["::1"], ["127.0.0.2", "::1"]]
+        assert "127.0.0.1" in found[3]
+
+
+async def test_nobody_is_asked_for_candidates_by_default() -> None:
+    async with site() as here:
+        gateway, _ = here.gateway()
+        await gateway.create_offer()
+        assert gateway._pc is not None
+        assert gateway._pc.sctp is not None
+        ice = gateway._pc.sctp.transport.transport._connection
+        assert ice.stun_server is None
+        assert ice.turn_server is None
+
+
+async def test_without_an_address_there_is_no_offer() -> None:
+    async with site() as here:
+        gateway, seen = here.gateway(ice=IceSettings(addresses=["203.0.113.7", "nosuch0"]))
+        with pytest.raises(LinkError, match=r"ice\.addresses allows \(203\.0\.113\.7, nosuch0\)"):
+            await gateway.create_offer()
+        assert "no local address" in await seen.down()
+
+
+async def test_bad_ice_servers_are_refused_at_once() -> None:
+    async with site() as here:
+        with pytest.raises(ValueError, match="cannot be used"):
+            here.gateway(ice=IceSettings(servers=[{"urls": "http://example.net"}]))
+
+
+# --- messages ---------------------------------------------------------------------------------
+
+
+async def test_what_is_no_flow_message_is_our_bug() -> None:
+    async with site() as here:
+        gateway, _, _, _ = await here.pair()
+        for message in (b"\x69", hello().encode(), bytes([MessageType.PING]) + bytes(14)):
+            with pytest.raises(LocalProtocolError):
+                gateway.send(message)
+        with pytest.raises(LocalProtocolError, match="over the peer's limit"):
+            gateway.send(Data(1, bytes(65_530)).encode())
+        assert gateway.state == "up"
+
+
+async def test_a_smaller_limit_of_the_peer_is_respected() -> None:
+    async with site() as here:
+        gateway, seen = here.gateway()
+        endpoint = RawEndpoint(here, gateway)
+        await endpoint.connect(lambda sdp: re.sub("size:[0-9]+", "size:2000", sdp))
+        endpoint.channels["control"].send(hello().encode())
+        await seen.up()
+        assert gateway.max_message == 2000
+        assert gateway.send(Data(1, bytes(1993)).encode())
+        with pytest.raises(LocalProtocolError, match="limit of 2000"):
+            gateway.send(Data(1, bytes(1994)).encode())
+        assert gateway.send(UdpPacket(1, bytes(1993)).encode())
+        assert not gateway.send(UdpPacket(1, bytes(1994)).encode())
+
+
+@pytest.mark.parametrize("size", ["0", "262144"])
+def test_a_larger_limit_of_the_peer_changes_nothing(size: str) -> None:
+    async def check() -> None:
+        async with site() as here:
+            gateway, seen = here.gateway()
+            endpoint = RawEndpoint(here, gateway)
+            await endpoint.connect(lambda sdp: re.sub("size:[0-9]+", f"size:{size}", sdp))
+            endpoint.channels["control"].send(hello().encode())
+            await seen.up()
+            assert gateway.max_message == 65_536
+
+    asyncio.run(check())
+
+
+async def test_sending_before_the_link_is_up_sends_nothing() -> None:
+    async with site() as here:
+        gateway, _ = here.gateway()
+        assert not gateway.send(Data(1, b"x").encode())
+        await gateway.create_offer()
+        assert not gateway.send(Data(1, b"x").encode())
+        gateway.goaway(0x12)
+        assert gateway.buffered == 0
+
+
+# --- ends -------------------------------------------------------------------------------------
+
+
+async def test_a_link_that_was_never_started_can_be_closed() -> None:
+    async with site() as here:
+        gateway, seen = here.gateway()
+        await gateway.close("no need")
+        await gateway.close("again")
+        assert seen.calls == ["down"]
+        assert seen.reason == "no need"
+        with pytest.raises(LinkError):
+            await gateway.create_offer()
+
+
+async def test_a_link_can_be_closed_while_it_is_set_up() -> None:
+    async with site() as here:
+        gateway, seen = here.gateway()
+        offering = asyncio.ensure_future(gateway.create_offer())
+        await asyncio.sleep(0)
+        await gateway.close("changed my mind")
+        with pytest.raises(LinkError):
+            await offering
+        assert seen.calls == ["down"]
+
+        gateway, seen = here.gateway()
+        endpoint, at_endpoint = here.endpoint()
+        answer = await endpoint.accept_offer(await gateway.create_offer())
+        await gateway.accept_answer(answer)
+        await gateway.close("changed my mind")
+        await endpoint.close("me too")
+        assert seen.calls == at_endpoint.calls == ["down"]
+
+
+async def test_calls_out_of_order_are_our_bug() -> None:
+    async with site() as here:
+        gateway, _, endpoint, _ = await here.pair()
+        for call in (gateway.accept_answer("v=0"), gateway.create_offer()):
+            with pytest.raises(LocalProtocolError):
+                await call
+        with pytest.raises(LocalProtocolError):
+            await endpoint.accept_offer("v=0")
+        with pytest.raises(LocalProtocolError):
+            await endpoint.create_offer()
+
+
+async def test_no_answer_in_time_ends_the_link() -> None:
+    async with site() as here:
+        gateway, seen = here.gateway(connect_timeout=0.2)
+        await gateway.create_offer()
+        assert await seen.down() == "not connected within 0.2 s: no answer came"
+
+
+async def test_a_peer_without_a_path_ends_the_link() -> None:
+    async with site() as here:
+        gateway, seen = here.gateway(connect_timeout=0.5)
+        endpoint, _ = here.endpoint()
+        answer = await endpoint.accept_offer(await gateway.create_offer())
+        await endpoint.close("gone before it began")
+        await gateway.accept_answer(answer)
+        assert await seen.down() == (
+            "not connected within 0.5 s: no ICE candidate pair has answered"
+        )
+
+
+async def test_a_peer_without_hello_ends_the_link() -> None:
+    async with site() as here:
+        gateway, seen = here.gateway(connect_timeout=3)
+        await RawEndpoint(here, gateway).connect()
+        assert await seen.down() == "not connected within 3 s: the peer has sent no HELLO"
+
+
+@pytest.mark.parametrize("changed", ["offer", "answer"])
+def test_a_changed_fingerprint_never_comes_up(
+    changed: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the signature is there to prevent, were the signature not there."""
+
+    def change(sdp: str) -> str:
+        start = sdp.index("a=fingerprint:sha-256 ") + len("a=fingerprint:sha-256 ")
+        digit = "0" if sdp[start] != "0" else "1"
+        return sdp[:start] + digit + sdp[start + 1 :]
+
+    async def check() -> None:
+        async with site() as here:
+            gateway, at_gateway = here.gateway(connect_timeout=5)
+            endpoint, at_endpoint = here.endpoint(connect_timeout=5)
+            offer = await gateway.create_offer()
+            answer = await endpoint.accept_offer(change(offer) if changed == "offer" else offer)
+            await gateway.accept_answer(change(answer) if changed == "answer" else answer)
+            deceived, other = at_endpoint, at_gateway
+            if changed == "answer":
+                deceived, other = other, deceived
+            assert await deceived.down() == (
+                "the peer's DTLS certificate does not have the fingerprint that its SDP names"
+            )
+            assert "not connected within" in await other.down()
+            assert at_gateway.calls == at_endpoint.calls == ["down"]
+
+    asyncio.run(check())
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("a=fingerprint", "a=nofingerprint", "no DTLS fingerprint"),
+        ("m=application", "m=video", "one section"),
+        ("a=mid:0", "a=mid:7", "cannot be used"),
+        ("a=setup:active", "a=setup:actpass", "cannot be used"),
+    ],
+)
+async def test_an_unusable_answer_ends_the_link(old: str, new: str, sentence: str) -> None:
+    async with site() as here:
+        gateway, seen = here.gateway()
+        endpoint, _ = here.endpoint()
+        answer = await endpoint.accept_offer(await gateway.create_offer())
+        assert old in answer
+        with pytest.raises(LinkError, match=sentence):
+            await gateway.accept_answer(answer.replace(old, new))
+        assert sentence in await seen.down()
+        assert gateway.protocol_errors["sdp"] == 1
+
+
+async def test_an_unusable_offer_ends_the_link() -> None:
+    async with site() as here:
+        endpoint, seen = here.endpoint()
+        with pytest.raises(LinkError, match="v=0"):
+            await endpoint.accept_offer("nonsense")
+        assert "v=0" in await seen.down()
+
+
+async def test_an_idle_link_is_kept_alive() -> None:
+    async with site() as here:
+        gateway, seen, endpoint, _ = await here.pair(ping_interval=0.05)
+        await seen.until(lambda: len(seen.rtts) >= 10)
+        assert gateway.state == endpoint.state == "up"
+        assert gateway.rtt == seen.rtts[-1]
+
+
+async def test_a_silent_peer_is_noticed() -> None:
+    async with site() as here:
+        gateway, at_gateway, endpoint, _ = await here.pair(ping_interval=0.3, dead_after=0.9)
+        assert endpoint._pc is not None
+        assert endpoint._pc.sctp is not None
+
+        async def swallow(data: bytes) -> None:
+            pass
+
+        loop = asyncio.get_running_loop()
+        cut = loop.time()
+        endpoint._pc.sctp.transport.transport._send = swallow
+        assert "nothing was heard from the peer for" in await at_gateway.down()
+        # Measured from the last message, which is at most one PING interval before the cut.
+        assert loop.time() - cut > 0.9 - 0.3 - 0.1
+        assert gateway.state == "down"
+
+
+async def test_a_pause_of_ours_is_no_silence_of_the_peer() -> None:
+    """After a stop of the whole process the timer is late, and says nothing about the peer."""
+    async with site() as here:
+        gateway, seen, _, _ = await here.pair(ping_interval=1.0, dead_after=3.0)
+        await seen.until(lambda: bool(seen.rtts))
+        pinged = gateway._pinged_at
+        gateway._heard_at -= 60
+        gateway._keepalive_due -= 60
+        gateway._keep_alive()
+        assert gateway.state == "up"
+        assert gateway._pinged_at > pinged
+        # On time, the same silence is the end.
+        gateway._heard_at -= 60
+        gateway._keepalive_due = gateway._now()
+        gateway._keep_alive()
+        assert (await seen.down()).startswith("nothing was heard")
+
+
+async def test_a_close_that_hangs_is_cut_short(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with site() as here:
+        gateway, _, endpoint, _ = await here.pair()
+        assert gateway._pc is not None
+        real_close = gateway._pc.close
+
+        async def hang() -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(gateway._pc, "close", hang)
+        monkeypatch.setattr(link_module, "CLOSE_TIMEOUT", 0.1)
+        async with asyncio.timeout(10):
+            await gateway.close("enough")
+        assert "did not close within" in caplog.text
+        assert gateway._pc.sctp is not None
+        for protocol in gateway._pc.sctp.transport.transport._connection._protocols:
+            assert protocol.transport.is_closing()
+        await endpoint.close("enough")
+        async with asyncio.timeout(10):
+            await real_close()
+
+
+async def test_an_error_while_closing_is_nobodys_traceback(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with site() as here:
+        gateway, _, _, _ = await here.pair()
+        assert gateway._pc is not None
+        real_close = gateway._pc.close
+
+        async def fail() -> None:
+            await real_close()
+            raise RuntimeError("aiortc is confused")
+
+        monkeypatch.setattr(gateway._pc, "close", fail)
+        await gateway.close("enough")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_nothing_is_left_running() -> None:
+    before = asyncio.all_tasks()
+    async with site() as here:
+        await exchange(here)
+    left = asyncio.all_tasks() - before
+    if left:
+        await asyncio.wait(left, timeout=5)
+    assert asyncio.all_tasks() - before == set()
