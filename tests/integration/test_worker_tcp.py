@@ -24,7 +24,7 @@ from socks_tunnel.protocol.messages import (
     decode,
 )
 from socks_tunnel_workers.tcp_flow import TcpRelay
-from support.worker_pair import LINK, WINDOW, Pair, link_up, worker_pair
+from support.worker_pair import LINK, WINDOW, Pair, counted, link_up, worker_pair
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"\x05\x00"
@@ -180,8 +180,7 @@ async def test_unknown_command_and_address_type(pair: Pair, tail: bytes, reply: 
 
 async def test_wrong_first_byte_closes_at_once(pair: Pair) -> None:
     assert await refused(pair, b"GET / HTTP/1.1\r\n\r\n") == b""
-    rejected = pair.gateway_worker.metrics.socks_rejected_total.labels("not-socks5")
-    assert rejected._value.get() == 1
+    assert counted(pair.gateway_worker, "socks_rejected_total", "not-socks5") == 1
 
 
 @pytest.mark.parametrize("name", [b"LocalHost", b"localhost.", b"127.0.0.1", b"[::1]", b"::1"])

@@ -14,7 +14,7 @@ import pytest
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.messages import UdpAssociateClosed, UdpPacket
 from socks_tunnel.protocol.socks5 import parse_udp_packet, udp_header
-from support.worker_pair import LINK, Pair, worker_pair
+from support.worker_pair import LINK, Pair, counted, worker_pair
 
 
 @pytest.fixture
@@ -102,19 +102,17 @@ async def target(host: str = "127.0.0.1") -> AsyncIterator[tuple[Target, int]]:
 
 
 def drops(pair: Pair, reason: str) -> int:
-    return int(pair.gateway_worker._drops[reason] + pair.endpoint_worker._drops[reason])
+    return sum(
+        counted(worker, "udp_dropped_total", reason)
+        for worker in (pair.gateway_worker, pair.endpoint_worker)
+    )
 
 
 async def until_dropped(pair: Pair, reason: str, count: int = 1) -> None:
-    before = 0
     async with asyncio.timeout(10):
-        while before < count:
+        while drops(pair, reason) < count:
             await asyncio.sleep(0.005)
-            before = drops(pair, reason) + int(
-                pair.gateway_worker.metrics.udp_dropped_total.labels(reason)._value.get()
-                + pair.endpoint_worker.metrics.udp_dropped_total.labels(reason)._value.get()
-            )
-    assert before == count
+    assert drops(pair, reason) == count
 
 
 @pytest.mark.parametrize(
@@ -159,6 +157,7 @@ async def test_filtering(
 ) -> None:
     config = f'udp_filtering = "{filtering}"\n'
     async with worker_pair(tmp_path, endpoint=config) as pair:
+        dropped = 0
         for host, passes in (("127.0.0.1", passes_port), ("127.0.0.2", passes_host)):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
                 other.bind((host, 0))
@@ -169,16 +168,8 @@ async def test_filtering(
                         sender, _ = await client.receive()
                         assert sender == HostPort(*other.getsockname())
                     else:
-                        await until_dropped_any(pair, "filtered")
-
-
-async def until_dropped_any(pair: Pair, reason: str) -> None:
-    async with asyncio.timeout(10):
-        while not (
-            drops(pair, reason)
-            or pair.endpoint_worker.metrics.udp_dropped_total.labels(reason)._value.get()
-        ):
-            await asyncio.sleep(0.005)
+                        dropped += 1
+                        await until_dropped(pair, "filtered", dropped)
 
 
 async def test_fragments_are_dropped_and_counted(pair: Pair) -> None:
@@ -222,8 +213,8 @@ async def test_policy_per_destination(pair: Pair) -> None:
         await until_dropped(pair, "policy")
         client.send("10.9.8.7", 53, b"no")
         await until_dropped(pair, "policy", 2)
-        decided = pair.endpoint_worker.metrics.policy_decisions_total.labels("denied")
-        assert decided._value.get() == 1, "decided once, then remembered"
+        decided = counted(pair.endpoint_worker, "policy_decisions_total", "denied")
+        assert decided == 1, "decided once, then remembered"
 
 
 async def test_largest_datagrams(pair: Pair) -> None:

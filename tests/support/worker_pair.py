@@ -87,6 +87,12 @@ class Pair:
         self.port = port
 
 
+def counted(worker: Worker, metric: str, *labels: str) -> int:
+    """Give what a worker has counted, exported already or not."""
+    exported = getattr(worker.metrics, metric).labels(*labels)._value.get()
+    return int(exported) + worker._counts[metric, labels]
+
+
 async def _start(role: str, config: Path, listening: list[socket.socket]) -> tuple[Side, Worker]:
     ours, theirs = socket.socketpair()
     side = await connect(ours, Side)

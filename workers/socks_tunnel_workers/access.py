@@ -28,7 +28,7 @@ class AccessDeniedError(Exception):
 
 
 def _record(worker: Worker, flow: Flow, destination: HostPort, decision: Decision) -> None:
-    worker.metrics.policy_decisions_total.labels(decision.verdict.value).inc()
+    worker.count("policy_decisions_total", decision.verdict.value)
     audit.decision(
         peer=flow.link.peer,
         conn_id=flow.conn_id,

@@ -63,7 +63,7 @@ class Listener:
                 return
             if self._worker.full:
                 self._worker.log_full()
-                self._worker.metrics.socks_rejected_total.labels("too-many").inc()
+                self._worker.count("socks_rejected_total", "too-many")
                 sock.close()
                 continue
             prepare_stream(sock)

@@ -131,7 +131,7 @@ class SocksSession:
     def _handshake_failed(self, error: RemoteProtocolError) -> None:
         self._count_rejected(error.kind)
         if error.kind in ("command", "address-type"):
-            self.worker.metrics.requests_total.labels("unknown", error.reply.name.lower()).inc()
+            self.worker.count("requests_total", "unknown", error.reply.name.lower())
         self._flush()
         self._end()
 
@@ -141,7 +141,7 @@ class SocksSession:
         self.close()
 
     def _count_rejected(self, reason: str) -> None:
-        self.worker.metrics.socks_rejected_total.labels(reason).inc()
+        self.worker.count("socks_rejected_total", reason)
 
     # --- the request ----------------------------------------------------------------------------
 
@@ -309,7 +309,7 @@ class SocksSession:
     # --- replies and the end --------------------------------------------------------------------
 
     def _reply(self, reply: Reply, bound: HostPort = UNSPECIFIED) -> None:
-        self.worker.metrics.requests_total.labels(self.command, reply.name.lower()).inc()
+        self.worker.count("requests_total", self.command, reply.name.lower())
         self.core.reply(reply, bound)
         self._flush()
 

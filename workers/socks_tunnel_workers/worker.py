@@ -96,7 +96,7 @@ class Worker(Channel):
         self._exited = False
         self._drained_told = False
         self._logged: dict[str, float] = {}
-        self._drops: Counter[str] = Counter()
+        self._counts: Counter[tuple[str, tuple[str, ...]]] = Counter()
         self._active: Counter[str] = Counter()
         self._ended_bytes: Counter[tuple[str, str]] = Counter()
         self._reported_bytes: Counter[tuple[str, str]] = Counter()
@@ -258,7 +258,7 @@ class Worker(Channel):
     def allowed_early(self, flow: Flow, policy: Policy, destination: HostPort) -> bool:
         """Ask the gateway's own policy; what it cannot tell is left to the endpoint."""
         decision = policy.check(destination)
-        self.metrics.policy_decisions_total.labels(decision.verdict.value).inc()
+        self.count("policy_decisions_total", decision.verdict.value)
         audit.decision(
             peer=flow.link.peer,
             conn_id=flow.conn_id,
@@ -314,7 +314,7 @@ class Worker(Channel):
     def flow_started(self, flow: Flow) -> None:
         """Count a flow that entered its table."""
         self._active[flow.kind] += 1
-        self.metrics.flows_total.labels(flow.kind).inc()
+        self.count("flows_total", flow.kind)
 
     def flow_ended(self, flow: Flow) -> None:
         """Count a flow that left its table."""
@@ -323,9 +323,13 @@ class Worker(Channel):
         self._ended_bytes["down", flow.kind] += flow.down
         self._check_drained()
 
+    def count(self, metric: str, *labels: str) -> None:
+        """Add one to a counter of :class:`Metrics`, with the others once a second."""
+        self._counts[metric, labels] += 1
+
     def count_drop(self, reason: str) -> None:
         """Count one datagram that was dropped."""
-        self._drops[reason] += 1
+        self._counts["udp_dropped_total", (reason,)] += 1
 
     def flows(self) -> Iterator[Flow]:
         """Iterate over all flows."""
@@ -350,13 +354,13 @@ class Worker(Channel):
                 self._reported_bytes[key] = total
         for link in self.links.values():
             scheduler = link.scheduler
-            self._drops["expired"] += scheduler.expired
-            self._drops["queue-full"] += scheduler.overflowed
+            self._counts["udp_dropped_total", ("expired",)] += scheduler.expired
+            self._counts["udp_dropped_total", ("queue-full",)] += scheduler.overflowed
             scheduler.expired = scheduler.overflowed = 0
-        for reason, count in self._drops.items():
+        for (metric, labels), count in self._counts.items():
             if count:
-                metrics.udp_dropped_total.labels(reason).inc(count)
-        self._drops.clear()
+                getattr(metrics, metric).labels(*labels).inc(count)
+        self._counts.clear()
         for kind in ("tcp", "udp"):
             metrics.flows_active.labels(kind).set(self._active[kind])
         metrics.buffered_bytes.labels("worker").set(self.pending_bytes)

@@ -12,6 +12,7 @@
 import ipaddress
 import struct
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 import idna
@@ -22,6 +23,9 @@ IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _PORT = struct.Struct("!H")
+CACHE_ENTRIES = 4096
+"""Addresses whose text or encoding is kept, for each direction; process-wide, least recent out."""
+
 NAME_MAX = 255
 """Longest host name that the one-byte length field can carry, in bytes."""
 
@@ -51,6 +55,7 @@ class HostPort(NamedTuple):
 UNSPECIFIED = HostPort("0.0.0.0", 0)  # noqa: S104 - an address field with nothing to say, never bound
 
 
+@lru_cache(CACHE_ENTRIES)
 def parse_ip(text: str) -> IPAddress | None:
     """Give the address that `text` is a literal of, or None if it is a name.
 
@@ -116,6 +121,7 @@ def parse_host_port(text: str) -> HostPort:
     return HostPort(canonical_host(host), int(port_text))
 
 
+@lru_cache(CACHE_ENTRIES)
 def encode_address(address: HostPort) -> bytes:
     """Encode ATYP, ADDR and PORT. A host that is no IP literal goes out as a domain name."""
     host, port = address
@@ -167,7 +173,7 @@ def decode_address(data: Buffer, offset: int = 0) -> tuple[HostPort, int]:
     (port,) = _PORT.unpack_from(data, end - 2)
     kind = data[offset]
     if kind == AddressType.IPV4:
-        return HostPort(str(ipaddress.IPv4Address(bytes(data[offset + 1 : end - 2]))), port), end
+        return HostPort(".".join(map(str, data[offset + 1 : end - 2])), port), end
     if kind == AddressType.IPV6:
         return HostPort(str(ipaddress.IPv6Address(bytes(data[offset + 1 : end - 2]))), port), end
     return HostPort(decode_name(data[offset + 2 : end - 2]), port), end
