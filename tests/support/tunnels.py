@@ -156,9 +156,9 @@ class Tunnel:
         self.site = site
         self.directory = site.directory / f"tunnel-{number}"
         self.directory.mkdir()
-        self.socks_port = 1080 + number
-        self.metrics_port = 9464 + number
-        self.signaling_port = 8765 + number
+        self.socks_port = 11080 + number
+        self.metrics_port = 19464 + number
+        self.signaling_port = 18765 + number
         self.daemons: list[Daemon] = []
         gateway_key = write_key(self.directory / "gateway.key")
         endpoint_key = write_key(self.directory / "endpoint.key")

@@ -1,0 +1,436 @@
+"""Starting, stopping, crashing, reloading, and losing the link: real processes and real signals."""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from support.hosts import TARGET_ADDRESS
+from support.processes import SOCKS_TUNNEL, Daemon, command_line, wait_until
+from support.rawsocks import request
+from support.tunnels import MakeTunnel, Site, Tunnel, write_key
+
+
+def echo(sock: socket.socket, data: bytes = b"x") -> bool:
+    """Whether a flow to the echo server brings data back."""
+    try:
+        sock.sendall(data)
+        return sock.recv(len(data)) == data
+    except OSError:
+        return False
+
+
+def ended(sock: socket.socket, timeout: float) -> bool:
+    """Whether the connection ends within `timeout`."""
+    if not select.select([sock], [], [], timeout)[0]:
+        return False
+    try:
+        return sock.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+# --- starting -------------------------------------------------------------------------------------
+
+
+def test_ready_means_that_clients_can_connect(make_tunnel: MakeTunnel) -> None:
+    tunnel = make_tunnel(start=False)
+    tunnel.start_gateway()
+    with tunnel.site.gateway.inside():
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, tunnel.socks_port), timeout=1).close()
+    assert len(tunnel.gateway.workers()) == 2
+    assert any(line.startswith("STATUS=") for line in tunnel.gateway.notified())
+
+
+def run_with(site: Site, directory: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """`socks-tunnel run` with a configuration that cannot work."""
+    write_key(directory / "gateway.key")
+    config = directory / "gateway.toml"
+    config.write_text(text)
+    return site.gateway.run(SOCKS_TUNNEL, "run", "--config", config, check=False)
+
+
+GATEWAY = """
+role = "gateway"
+[identity]
+private_key_file = "gateway.key"
+[[peers]]
+name = "office"
+public_key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+url = "http://10.77.0.2:8765/"
+"""
+
+
+def test_listener_off_loopback_is_refused(site: Site, tmp_path: Path) -> None:
+    done = run_with(site, tmp_path, GATEWAY + '[socks]\nlisten = ["10.77.0.1:1080"]\n')
+    assert done.returncode == 78
+    assert "10.77.0.1:1080" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_occupied_port_ends_with_a_clear_message(site: Site, tmp_path: Path) -> None:
+    with site.gateway.inside():
+        occupied = socket.create_server(("127.0.0.1", 0))
+    with occupied:
+        address = f"127.0.0.1:{occupied.getsockname()[1]}"
+        done = run_with(
+            site,
+            tmp_path,
+            GATEWAY + f'[socks]\nlisten = ["{address}"]\n[metrics]\nlisten = ""\n',
+        )
+    assert done.returncode not in (0, 70)
+    assert address in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_mistakes_end_with_78(site: Site, tmp_path: Path) -> None:
+    done = run_with(site, tmp_path, GATEWAY + "[sox]\nlisten = 1\n")
+    assert done.returncode == 78
+    assert "sox" in done.stderr
+
+
+# --- waiting for the link -------------------------------------------------------------------------
+
+
+def test_requests_wait_for_the_link(make_tunnel: MakeTunnel) -> None:
+    tunnel = make_tunnel(start=False)
+    tunnel.start_gateway()
+    with tunnel.site.gateway.inside():
+        sock = socket.create_connection(tunnel.proxy, timeout=30)
+    with sock:
+        name = TARGET_ADDRESS.encode()
+        port = tunnel.site.ports["echo"].to_bytes(2, "big")
+        sock.sendall(b"\x05\x01\x00\x05\x01\x00\x03" + bytes([len(name)]) + name + port)
+        tunnel.start_endpoint()
+        answer = b""
+        while len(answer) < 12:
+            piece = sock.recv(100)
+            assert piece, f"closed after {answer!r}"
+            answer += piece
+        assert answer[:4] == b"\x05\x00\x05\x00"
+        assert echo(sock)
+
+
+def test_requests_without_a_link_fail_after_connect_timeout(make_tunnel: MakeTunnel) -> None:
+    tunnel = make_tunnel(gateway={"socks": {"connect_timeout": 2}}, start=False)
+    tunnel.start_gateway()
+    start = time.monotonic()
+    with tunnel.site.gateway.inside():
+        sock, answer = request(tunnel.proxy, TARGET_ADDRESS, 80)
+    sock.close()
+    assert answer.code == 1
+    assert 1.9 < time.monotonic() - start < 10
+    assert not tunnel.linked()
+
+
+def test_stranger_is_refused_and_both_logs_say_so(make_tunnel: MakeTunnel, tmp_path: Path) -> None:
+    stranger = write_key(tmp_path / "stranger.key")
+    tunnel = make_tunnel(
+        endpoint={"peers": [{"name": "laptop-17", "public_key": stranger}]}, start=False
+    )
+    tunnel.start_endpoint()
+    tunnel.start_gateway()
+    tunnel.gateway.wait_log(r"403")
+    tunnel.endpoint.wait_log(r"(?i)unknown.peer|not.*(known|configured)")
+    assert tunnel.metric("signaling_rejected_total", "endpoint") >= 1
+    assert not tunnel.linked()
+
+
+# --- crashes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["gateway", "endpoint"])
+def test_killed_worker_takes_only_its_own_flows(make_tunnel: MakeTunnel, role: str) -> None:
+    tunnel = make_tunnel()
+    daemon = tunnel.gateway if role == "gateway" else tunnel.endpoint
+    with contextlib.ExitStack() as held:
+        socks = [held.enter_context(tunnel.connect("echo", timeout=10)) for _ in range(24)]
+        assert all(echo(sock) for sock in socks)
+        at_target = tunnel.site.state()["open"]["echo"]
+        workers = daemon.workers()
+        victim = workers[0]
+        os.kill(victim, signal.SIGKILL)
+        # Told by the other worker's side at once, not by any timeout.
+        wait_until(
+            lambda: tunnel.site.state()["open"]["echo"] < at_target,
+            "flows of the killed worker closed at the target",
+            timeout=5,
+        )
+        start = time.monotonic()
+        wait_until(
+            lambda: len(daemon.workers()) == 2 and victim not in daemon.workers(),
+            "another worker in its place",
+        )
+        assert time.monotonic() - start < 15
+        alive = [sock for sock in socks if not ended(sock, 0)]
+        assert 0 < len(alive) < len(socks)
+        assert all(echo(sock) for sock in alive)
+        assert tunnel.site.state()["open"]["echo"] == len(alive)
+    assert tunnel.metric("worker_restarts_total", role) == 1
+    with tunnel.connect("echo") as sock:
+        assert echo(sock)
+    daemon.wait_log(r"worker \d+ .*(signal|status)")
+
+
+def test_killed_exporter_comes_back(make_tunnel: MakeTunnel) -> None:
+    tunnel = make_tunnel()
+    assert tunnel.metrics()[0] == 200
+    exporters = tunnel.gateway.children("exporter")
+    assert len(exporters) == 1
+    os.kill(exporters[0], signal.SIGKILL)
+
+    def served() -> bool:
+        try:
+            return tunnel.metrics()[0] == 200
+        except OSError:
+            return False
+
+    wait_until(lambda: tunnel.gateway.children("exporter") not in ([], exporters), "another one")
+    wait_until(served, "a scrape")
+
+
+def test_killed_supervisor_leaves_no_process(make_tunnel: MakeTunnel) -> None:
+    tunnel = make_tunnel()
+    children = tunnel.endpoint.children()
+    assert len(children) >= 3
+    tunnel.endpoint.killed = True
+    tunnel.endpoint.signal(signal.SIGKILL)
+    tunnel.endpoint.wait()
+    wait_until(lambda: not any(map(command_line, children)), "its children gone", timeout=10)
+    # A new one in its place is found by the gateway.
+    tunnel.start_endpoint()
+    wait_until(lambda: not tunnel.linked() or echo_once(tunnel), "a way through", timeout=60)
+    wait_until(lambda: echo_once(tunnel), "a way through", timeout=60)
+
+
+def echo_once(tunnel: Tunnel) -> bool:
+    """Whether a new flow to the echo server works."""
+    import socks
+
+    try:
+        with tunnel.connect("echo", timeout=20) as sock:
+            return echo(sock)
+    except (OSError, socks.ProxyError):
+        return False
+
+
+def test_workers_that_cannot_boot_end_the_start(make_tunnel: MakeTunnel) -> None:
+    tunnel = make_tunnel(start=False)
+    tunnel.write("gateway")
+    # A module of this name first on the path, so that a worker's interpreter ends at once.
+    broken = tunnel.directory / "broken"
+    broken.mkdir()
+    (broken / "socks_tunnel_workers.py").write_text("raise SystemExit('cannot boot')\n")
+    done = tunnel.site.gateway.run(
+        *(SOCKS_TUNNEL, "run", "--config", tunnel.directory / "gateway.toml"),
+        env={**os.environ, "PYTHONPATH": str(broken), "RUNTIME_DIRECTORY": str(broken)},
+        check=False,
+    )
+    assert done.returncode not in (0, -signal.SIGTERM)
+    assert "worker" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- stopping -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["gateway", "endpoint"])
+def test_drain_waits_for_flows_and_ends_with_the_last(make_tunnel: MakeTunnel, role: str) -> None:
+    tunnel = make_tunnel(gateway={"drain_timeout": 60}, endpoint={"drain_timeout": 60})
+    daemon = tunnel.gateway if role == "gateway" else tunnel.endpoint
+    with tunnel.connect("echo") as sock:
+        assert echo(sock)
+        daemon.signal(signal.SIGTERM)
+        daemon.wait_notified("STOPPING=1")
+        if role == "gateway":
+            with tunnel.site.gateway.inside():
+
+                def refused() -> bool:
+                    try:
+                        socket.create_connection(tunnel.proxy, timeout=1).close()
+                    except ConnectionRefusedError:
+                        return True
+                    return False
+
+                wait_until(refused, "the listener closed")
+        assert echo(sock, b"still here")
+        with pytest.raises(subprocess.TimeoutExpired):
+            daemon.popen.wait(1.5)
+        assert echo(sock, b"and still")
+    start = time.monotonic()
+    assert daemon.wait(30) == 0
+    assert time.monotonic() - start < 15
+
+
+def test_drain_timeout_ends_what_is_left(make_tunnel: MakeTunnel) -> None:
+    tunnel = make_tunnel(gateway={"drain_timeout": 2})
+    with tunnel.connect("echo") as sock:
+        assert echo(sock)
+        start = time.monotonic()
+        tunnel.gateway.signal(signal.SIGTERM)
+        assert tunnel.gateway.wait(30) == 0
+        assert 1.9 < time.monotonic() - start < 12
+        assert ended(sock, 1)
+
+
+def test_second_sigterm_ends_at_once(make_tunnel: MakeTunnel) -> None:
+    tunnel = make_tunnel(gateway={"drain_timeout": 120})
+    with tunnel.connect("echo") as sock:
+        assert echo(sock)
+        tunnel.gateway.signal(signal.SIGTERM)
+        tunnel.gateway.wait_notified("STOPPING=1")
+        start = time.monotonic()
+        tunnel.gateway.signal(signal.SIGTERM)
+        assert tunnel.gateway.wait(30) == 0
+        assert time.monotonic() - start < 10
+        assert ended(sock, 1)
+
+
+def test_idle_gateway_stops_at_once_and_tells_the_endpoint(make_tunnel: MakeTunnel) -> None:
+    tunnel = make_tunnel(gateway={"drain_timeout": 120})
+    start = time.monotonic()
+    tunnel.gateway.stop()
+    assert time.monotonic() - start < 15
+    # By its own word, and not by the 15 s of silence that a lost link needs.
+    wait_until(
+        lambda: (
+            not any(link["state"] == "up" for link in tunnel.endpoint.control("status")["links"])
+        ),
+        "the link gone at the endpoint",
+        timeout=5,
+    )
+
+
+def test_drain_by_the_command(make_tunnel: MakeTunnel) -> None:
+    tunnel = make_tunnel(gateway={"drain_timeout": 60})
+    with tunnel.connect("echo") as sock:
+        assert echo(sock)
+        tunnel.gateway.control("drain")
+        assert echo(sock, b"still here")
+
+
+# --- reload ---------------------------------------------------------------------------------------
+
+
+def answer_of(tunnel: Tunnel, port: int) -> int:
+    """The reply code for a CONNECT to the target."""
+    with tunnel.site.gateway.inside():
+        sock, answer = request(tunnel.proxy, TARGET_ADDRESS, port)
+    sock.close()
+    return answer.code
+
+
+def reload(daemon: Daemon) -> None:
+    """SIGHUP, and wait until it has been acted upon."""
+    seen = len(daemon.notified())
+    daemon.signal(signal.SIGHUP)
+
+    def done() -> bool:
+        fresh = daemon.notified()[seen:]
+        return "RELOADING=1" in fresh and "READY=1" in fresh[fresh.index("RELOADING=1") :]
+
+    wait_until(done, f"RELOADING=1 and READY=1:\n{daemon.tail()}")
+
+
+def test_reload_changes_the_policy_and_keeps_flows(make_tunnel: MakeTunnel) -> None:
+    tunnel = make_tunnel()
+    port = tunnel.site.ports["echo"]
+    with tunnel.connect("echo") as sock:
+        assert echo(sock)
+        tunnel.write("endpoint", {"policy": {"denied_ports": [25, port]}})
+        reload(tunnel.endpoint)
+        wait_until(lambda: answer_of(tunnel, port) == 2, "the new policy")
+        assert echo(sock)
+        tunnel.write("endpoint", {"policy": {"denied_ports": [25]}})
+        reload(tunnel.endpoint)
+        wait_until(lambda: answer_of(tunnel, port) == 0, "the old policy again")
+
+
+def test_reload_of_a_broken_configuration_changes_nothing(make_tunnel: MakeTunnel) -> None:
+    tunnel = make_tunnel()
+    good = (tunnel.directory / "endpoint.toml").read_text()
+    (tunnel.directory / "endpoint.toml").write_text(good + "\n[polcy]\n")
+    tunnel.endpoint.signal(signal.SIGHUP)
+    tunnel.endpoint.wait_log("polcy")
+    assert echo_once(tunnel)
+    (tunnel.directory / "endpoint.toml").write_text(good)
+
+
+def test_reload_that_removes_a_peer_ends_its_link(make_tunnel: MakeTunnel, tmp_path: Path) -> None:
+    tunnel = make_tunnel()
+    stranger = write_key(tmp_path / "stranger.key")
+    tunnel.write("endpoint", {"peers": [{"name": "another", "public_key": stranger}]})
+    reload(tunnel.endpoint)
+    wait_until(lambda: not tunnel.linked(), "the link gone", timeout=20)
+
+
+# --- the link -------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(240)
+def test_dead_link_is_noticed_and_dialled_again(make_tunnel: MakeTunnel, own_site: Site) -> None:
+    tunnel = make_tunnel(site=own_site)
+    with tunnel.connect("echo") as sock:
+        assert echo(sock)
+        own_site.hosts.cut()
+        start = time.monotonic()
+        # The flow ends when the link is given up: 15 s after the last sign of life.
+        assert ended(sock, 40)
+        took = time.monotonic() - start
+        assert 8 < took < 22, took
+    assert not tunnel.linked()
+    own_site.hosts.mend()
+    tunnel.wait_linked(90)
+    assert echo_once(tunnel)
+    # The endpoint has let go of the old link, and of its flows.
+    wait_until(
+        lambda: tunnel.metric("flows_active", "endpoint", kind="tcp") == 0,
+        "no flow left at the endpoint",
+    )
+    wait_until(
+        lambda: (
+            [link["state"] for link in tunnel.endpoint.control("status")["links"]].count("up") == 1
+        ),
+        "one link at the endpoint",
+    )
+
+
+def test_endpoint_serves_several_gateways(make_tunnel: MakeTunnel, site: Site) -> None:
+    """Two identities with policies of their own on one endpoint; one gateway's end leaves the other."""
+    first = make_tunnel(start=False)
+    second = make_tunnel(start=False)
+    echo_port = site.ports["echo"]
+    peers = [
+        *first.endpoint_settings["peers"],
+        {
+            "name": "second",
+            "public_key": second.endpoint_settings["peers"][0]["public_key"],
+            "policy": "narrow",
+        },
+    ]
+    first.write(
+        "endpoint",
+        {
+            "peers": peers,
+            "policies": {"narrow": {"allowed_hosts": ["0.0.0.0"], "allowed_ports": [echo_port]}},
+        },
+    )
+    second.write("gateway", {"peers": first.gateway_settings["peers"]})
+    first.start()
+    second.start_gateway()
+    second.wait_linked()
+    with first.connect("echo") as one, second.connect("echo") as two:
+        assert echo(one)
+        assert echo(two)
+        assert answer_of(first, site.ports["discard"]) == 0
+        assert answer_of(second, site.ports["discard"]) == 2
+        second.gateway.stop()
+        assert ended(two, 10)
+        assert echo(one)

@@ -1,0 +1,229 @@
+"""What an operator sees: status, metrics, logs, audit records."""
+
+import json
+import re
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support.hosts import TARGET_ADDRESS
+from support.processes import SOCKS_TUNNEL, wait_until
+from support.rawsocks import Association, request
+from support.tunnels import MakeTunnel, Site, Tunnel
+
+
+def command(tunnel: Tunnel, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command about the tunnel's gateway."""
+    name, *rest = arguments
+    return tunnel.site.gateway.run(
+        *(SOCKS_TUNNEL, name, "--socket", tunnel.gateway.runtime_directory / "control.sock"),
+        *rest,
+    )
+
+
+def test_status(tunnel: Tunnel) -> None:
+    status = json.loads(command(tunnel, "status", "--json").stdout)
+    assert status == json.loads(json.dumps(status))
+    assert status["role"] == "gateway"
+    assert [link["state"] for link in status["links"]] == ["up"]
+    assert len(status["workers"]) == 2
+    assert "office" in command(tunnel, "status").stdout
+
+
+def test_connections(tunnel: Tunnel) -> None:
+    with tunnel.connect("echo") as sock:
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+        done = tunnel.gateway.control("connections")
+        text = json.dumps(done)
+        assert TARGET_ADDRESS in text
+        assert str(tunnel.site.ports["echo"]) in text
+
+
+def test_control_socket_is_closed_to_others(tunnel: Tunnel) -> None:
+    path = tunnel.gateway.runtime_directory / "control.sock"
+    assert path.stat().st_mode & 0o777 == 0o660
+    tunnel.gateway.control("status")
+    tunnel.gateway.wait_log(r"uid.?0|uid=0|user 0|pid")
+
+
+def test_metrics(tunnel: Tunnel) -> None:
+    payload = bytes(100_000)
+    up = tunnel.metric("bytes_total", direction="up", kind="tcp")
+    down = tunnel.metric("bytes_total", direction="down", kind="tcp")
+    with tunnel.connect("echo") as sock:
+        sock.sendall(payload)
+        received = b""
+        while len(received) < len(payload):
+            received += sock.recv(65_536)
+        assert tunnel.metric("flows_active", kind="tcp") >= 1
+    wait_until(
+        lambda: (
+            tunnel.metric("bytes_total", direction="up", kind="tcp") == up + len(payload)
+            and tunnel.metric("bytes_total", direction="down", kind="tcp") == down + len(payload)
+        ),
+        "every byte counted once",
+    )
+    status, text = tunnel.metrics()
+    assert status == 200
+    names = {
+        "up", "build_info", "links", "link_rtt_seconds_bucket", "flows_active", "flows_total",
+        "requests_total", "bytes_total", "connect_seconds_bucket", "worker_restarts_total",
+        "buffered_bytes", "workers",
+    }  # fmt: skip
+    missing = {n for n in names if not re.search(rf"^socks_tunnel_{n}[{{ ]", text, re.MULTILINE)}
+    assert not missing
+    assert tunnel.metric("up") == 1
+    assert tunnel.metric("links", state="up") == 1
+    assert tunnel.metric("link_rtt_seconds_count") >= 1
+    # No destination, user or peer in any label.
+    for forbidden in (TARGET_ADDRESS, str(tunnel.site.ports["echo"]), "office", "laptop-17"):
+        assert f'"{forbidden}' not in text
+
+
+def test_health(tunnel: Tunnel) -> None:
+    assert tunnel.metrics(path="/healthz")[0] == 200
+    assert tunnel.metrics(path="/readyz")[0] == 200
+    assert tunnel.metrics(path="/elsewhere")[0] == 404
+
+
+def test_policy_decisions_are_counted_and_audited(tunnel: Tunnel) -> None:
+    port = tunnel.site.ports["echo"]
+    allowed = tunnel.metric("policy_decisions_total", "endpoint", verdict="allowed")
+    denied = tunnel.metric("policy_decisions_total", "endpoint", verdict="denied")
+    log = len(tunnel.endpoint.log_text())
+    with tunnel.connect("echo") as sock:
+        sock.sendall(b"12345")
+        assert sock.recv(5) == b"12345"
+    with tunnel.site.gateway.inside():
+        request(tunnel.proxy, TARGET_ADDRESS, 25)[0].close()
+        with Association(tunnel.proxy) as association:
+            udp = tunnel.site.ports["udp_echo"]
+            assert association.ask(TARGET_ADDRESS, udp, b"123")[2] == b"123"
+    wait_until(
+        lambda: (
+            tunnel.metric("policy_decisions_total", "endpoint", verdict="allowed") >= allowed + 2
+            and tunnel.metric("policy_decisions_total", "endpoint", verdict="denied") == denied + 1
+        ),
+        "the decisions counted",
+    )
+    for pattern in (
+        rf"policy decision.*peer=laptop-17.*{TARGET_ADDRESS}:{port}.*verdict=allowed.*10\.77\.1\.0",
+        rf"policy decision.*peer=laptop-17.*{TARGET_ADDRESS}:25\b.*verdict=denied.*rule=.*25",
+        rf"policy decision.*peer=laptop-17.*command=udp.*{TARGET_ADDRESS}:{udp}.*verdict=allowed",
+        rf"flow ended.*peer=laptop-17.*command=connect.*{TARGET_ADDRESS}:{port}.*up=5.*down=5",
+        r"flow ended.*peer=laptop-17.*command=udp.*up=3.*down=3",
+    ):
+        tunnel.endpoint.wait_log(pattern, after=log, timeout=10)
+
+
+def test_killed_workers_leave_neither_gauges_nor_files(make_tunnel: MakeTunnel) -> None:
+    """Counters never fall, live gauges go with their worker, files stay as many as they were."""
+    tunnel = make_tunnel()
+    directory = tunnel.gateway.runtime_directory / "metrics"
+    held = [tunnel.connect("echo") for _ in range(8)]
+    for sock in held:
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+    total = tunnel.metric("flows_total", kind="tcp")
+    assert total >= 8
+    assert tunnel.metric("flows_active", kind="tcp") == 8
+    files = len(list(directory.glob("*.db")))
+    victims = tunnel.gateway.workers()
+    for victim in victims:
+        subprocess.run(["kill", "-9", str(victim)], check=True)
+    wait_until(
+        lambda: (
+            len(tunnel.gateway.workers()) == 2
+            and not set(tunnel.gateway.workers()) & set(victims)
+            and tunnel.metric("workers") == 2
+        ),
+        "two new workers",
+    )
+    assert tunnel.metric("flows_active", kind="tcp") == 0
+    assert tunnel.metric("flows_total", kind="tcp") >= total
+    assert tunnel.metric("worker_restarts_total") == 2
+    with tunnel.connect("echo") as sock:
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+        assert tunnel.metric("flows_total", kind="tcp") == total + 1
+    assert len(list(directory.glob("*.db"))) <= files
+    for sock in held:
+        sock.close()
+
+
+@pytest.fixture
+def users_file(tmp_path: Path) -> Path:
+    """One user, `ana`, with the password `hunter2-in-clear`."""
+    from socks_tunnel.config.users import hash_password
+
+    path = tmp_path / "users"
+    path.write_text(f"ana:{hash_password('hunter2-in-clear')}\n")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_nothing_secret_in_any_log(
+    make_tunnel: MakeTunnel, site: Site, users_file: Path, log_format: str
+) -> None:
+    log = {"level": "debug", "format": log_format}
+    tunnel = make_tunnel(
+        gateway={"log": log, "socks": {"users_file": str(users_file)}}, endpoint={"log": log}
+    )
+    url = f"http://{TARGET_ADDRESS}:{site.ports['http']}/whoami?secret-of-the-payload"
+    curl = ["curl", "-sS", "--socks5", f"127.0.0.1:{tunnel.socks_port}"]
+    good = site.gateway.run(*curl, "--proxy-user", "ana:hunter2-in-clear", url)
+    assert '"address"' in good.stdout
+    bad = site.gateway.run(*curl, "--proxy-user", "ana:wrong-in-clear", url, check=False)
+    assert bad.returncode == 97
+    none = site.gateway.run(*curl, url, check=False)
+    assert none.returncode == 97
+    tunnel.gateway.control("status")
+    tunnel.stop()
+    secrets = ["in-clear", "secret-of-the-payload", "$scrypt$", "BEGIN PRIVATE KEY"]
+    for name in ("gateway.key", "endpoint.key"):
+        secrets += (tunnel.directory / name).read_text().splitlines()[1:-1]
+    for daemon in tunnel.daemons:
+        text = daemon.log_text()
+        assert text
+        for secret in secrets:
+            assert secret not in text
+        # ICE's passwords and the DTLS keys' fingerprints are of no use to an operator either.
+        assert "ice-pwd" not in text
+        if log_format == "json":
+            assert all(isinstance(json.loads(line), dict) for line in text.splitlines())
+
+
+def test_state_report_on_sigusr1(tunnel: Tunnel) -> None:
+    import signal
+
+    before = len(tunnel.gateway.log_text())
+    tunnel.gateway.signal(signal.SIGUSR1)
+    tunnel.gateway.wait_log("office", after=before)
+
+
+def test_notifies_a_watchdog(make_tunnel: MakeTunnel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "2000000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    tunnel = make_tunnel()
+    seen = tunnel.gateway.notified().count("WATCHDOG=1")
+    wait_until(lambda: tunnel.gateway.notified().count("WATCHDOG=1") >= seen + 3, "WATCHDOG=1")
+
+
+def test_a_second_instance_is_refused(tunnel: Tunnel) -> None:
+    """The control socket of a running instance is not taken away by another start of it."""
+    import os
+
+    done = tunnel.site.gateway.run(
+        *(SOCKS_TUNNEL, "run", "--config", tunnel.directory / "gateway.toml"),
+        env={**os.environ, "RUNTIME_DIRECTORY": str(tunnel.gateway.runtime_directory)},
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert tunnel.gateway.control("status")["role"] == "gateway"
+    with tunnel.site.gateway.inside(), socket.create_connection(tunnel.proxy, timeout=5):
+        pass
