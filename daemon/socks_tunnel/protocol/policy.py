@@ -507,13 +507,10 @@ class Policy:
 
     def check_address(self, name_decision: Decision, address: IPAddress, port: int) -> Decision:
         """Decide about one address of a name of which :meth:`check` said `name_decision`."""
-        match name_decision.verdict:
-            case Verdict.DENIED:
-                return name_decision
-            case Verdict.ALLOWED:
-                return self._decide(address, port, name_decision.rule)
-            case Verdict.RESOLVE:
-                return self._decide(address, port, None)
+        if name_decision.verdict is Verdict.DENIED:
+            return name_decision
+        allowed_by_name = name_decision.verdict is Verdict.ALLOWED
+        return self._decide(address, port, name_decision.rule if allowed_by_name else None)
 
     def choose(
         self, destination: HostPort, addresses: Sequence[IPAddress]

@@ -127,6 +127,23 @@ def test_offers_a_password_and_sends_it_when_asked() -> None:
     assert connection.data_to_send().startswith(b"\x05\x01\x00\x03")
 
 
+def test_every_answer_may_come_byte_by_byte() -> None:
+    connection = ClientConnection(TARGET, username="alice", password="secret")
+    sent = connection.data_to_send()
+    events = []
+    for byte in b"\x05\x02\x01\x00" + bytes.fromhex(SUCCESS):
+        assert connection.next_event() is NEED_DATA
+        connection.receive_data(bytes((byte,)))
+        events.append(connection.next_event())
+        sent += connection.data_to_send()
+
+    assert events[:-1] == [NEED_DATA] * 13
+    assert events[-1] == ReplyReceived(Reply.SUCCEEDED, BOUND)
+    assert sent == (
+        b"\x05\x02\x00\x02\x01\x05alice\x06secret\x05\x01\x00\x03\x0bexample.com\x01\xbb"
+    )
+
+
 def test_sends_no_password_to_a_server_that_wants_none() -> None:
     connection = ClientConnection(TARGET, username="alice", password="secret")
     connection.data_to_send()

@@ -95,6 +95,13 @@ def test_answers_ff_where_a_password_is_required_and_not_offered() -> None:
     assert connection.data_to_send() == b"\x05\xff"
 
 
+def test_has_nothing_to_tell_before_anything_came() -> None:
+    connection = ServerConnection()
+
+    assert connection.next_event() is NEED_DATA
+    assert connection.data_to_send() == b""
+
+
 @pytest.mark.parametrize("first", [0x00, 0x04, 0x16, ord("G")])
 def test_a_first_byte_other_than_5_ends_it_at_once_without_an_answer(first: int) -> None:
     connection = ServerConnection()
@@ -180,6 +187,17 @@ def test_a_malformed_password_message_is_refused(offer: str) -> None:
 
     assert error_of(connection).kind == "authentication"
     assert connection.data_to_send() == b"\x01\x01"
+
+
+def test_a_password_may_come_byte_by_byte() -> None:
+    connection = asked_for_password()
+    raw = bytes.fromhex(OFFER)
+    for byte in raw[:-1]:
+        connection.receive_data(bytes((byte,)))
+        assert connection.next_event() is NEED_DATA
+    connection.receive_data(raw[-1:])
+
+    assert connection.next_event() == PasswordOffered("alice", "secret")
 
 
 @pytest.mark.parametrize(
