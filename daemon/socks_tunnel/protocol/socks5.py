@@ -57,7 +57,7 @@ BUFFER_MAX = 1 << 20
 (greeting 257, password 513, request 262); the rest is early data, which a shell stops reading."""
 
 UDP_CACHE_ENTRIES = 4096
-"""Addresses of UDP headers that are kept decoded, and encoded; process-wide, least recent out."""
+"""Addresses of UDP headers that are kept decoded; process-wide, the least recently used goes."""
 
 _UDP_ADDRESS_OFFSET = 3
 """ATYP comes after RSV:2 and FRAG:1 (RFC 1928 section 7)."""
@@ -580,14 +580,9 @@ def parse_udp_packet(packet: Buffer) -> UdpDatagram:
 
 def udp_header(source: HostPort) -> bytes:
     """Give the header, with FRAG 0, that goes before the data of a datagram from or to `source`."""
-    return _udp_header(source)
+    return b"\0\0\0" + encode_address(source)
 
 
 @lru_cache(UDP_CACHE_ENTRIES)
 def _decoded(raw: bytes) -> HostPort:
     return decode_address(raw)[0]
-
-
-@lru_cache(UDP_CACHE_ENTRIES)
-def _udp_header(source: HostPort) -> bytes:
-    return b"\0\0\0" + encode_address(source)
