@@ -21,7 +21,8 @@ from support.hosts import (
 from support.processes import wait_until
 from support.tunnels import Site, Tunnel
 
-NPM = Path(__file__).parent.parent / "support" / "npm"
+SUPPORT = Path(__file__).parent.parent / "support"
+NPM = SUPPORT / "npm"
 
 
 def need(command: str) -> str:
@@ -257,21 +258,31 @@ def test_npm_socks(tunnel: Tunnel, command: str, server: str, expected: str) -> 
 # --- programs that know no proxy ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("host", [TARGET_ADDRESS, f"www.{DOMAIN}"])
-def test_proxychains4_with_a_program_that_knows_no_proxy(
-    tunnel: Tunnel, tmp_path: Path, host: str
-) -> None:
-    need("proxychains4")
+@pytest.fixture
+def proxychains(tunnel: Tunnel, tmp_path: Path) -> list[str | Path]:
+    """The beginning of a command line that runs a program under proxychains4."""
+    program = need("proxychains4")
     config = tmp_path / "proxychains.conf"
     config.write_text(
         "strict_chain\nproxy_dns\nremote_dns_subnet 224\ntcp_read_time_out 15000\n"
         f"tcp_connect_time_out 8000\n[ProxyList]\nsocks5 127.0.0.1 {tunnel.socks_port}\n"
     )
+    return [program, "-q", "-f", config]
+
+
+@pytest.mark.parametrize("host", [TARGET_ADDRESS, f"v4.{DOMAIN}"])
+def test_proxychains4_with_curl(tunnel: Tunnel, proxychains: list[str | Path], host: str) -> None:
     url = f"http://{host}:{tunnel.site.ports['http']}/whoami"
-    done = tunnel.site.gateway.run(
-        "proxychains4", "-q", "-f", config, need("curl"), "-sS", "--noproxy", "*", url
-    )
+    done = tunnel.site.gateway.run(*proxychains, need("curl"), "-sS", "--noproxy", "*", url)
     assert f'"address": "{ENDPOINT_INSIDE_ADDRESS}"' in done.stdout
+
+
+def test_proxychains4_with_dig_over_tcp(tunnel: Tunnel, proxychains: list[str | Path]) -> None:
+    done = tunnel.site.gateway.run(
+        *(*proxychains, need("dig"), f"@{TARGET_ADDRESS}"),
+        *(f"text.{DOMAIN}", "TXT", "+tcp", "+short"),
+    )
+    assert done.stdout.split() == [f'"{letter * 200}"' for letter in "xyz"]
 
 
 @pytest.fixture
@@ -291,17 +302,11 @@ def socksify(tunnel: Tunnel, tmp_path: Path) -> list[str | Path]:
 def test_socksify_with_dig_over_udp(tunnel: Tunnel, socksify: list[str | Path]) -> None:
     before = tunnel.metric("flows_total", kind="udp")
     done = tunnel.site.gateway.run(
-        *socksify, need("dig"), f"@{TARGET_ADDRESS}", f"v4.{DOMAIN}", "A", "+notcp", "+short"
+        *(sys.executable, SUPPORT / "without_sendmmsg.py", *socksify, need("dig")),
+        *(f"@{TARGET_ADDRESS}", f"v4.{DOMAIN}", "A", "+notcp", "+short"),
     )
     assert done.stdout.strip() == TARGET_ADDRESS
     assert tunnel.metric("flows_total", kind="udp") > before
-
-
-def test_socksify_with_dig_over_tcp(tunnel: Tunnel, socksify: list[str | Path]) -> None:
-    done = tunnel.site.gateway.run(
-        *socksify, need("dig"), f"@{TARGET_ADDRESS}", f"text.{DOMAIN}", "TXT", "+tcp", "+short"
-    )
-    assert done.stdout.split() == [f'"{letter * 200}"' for letter in "xyz"]
 
 
 def test_socksify_with_a_program_over_tcp(tunnel: Tunnel, socksify: list[str | Path]) -> None:
