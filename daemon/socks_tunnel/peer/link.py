@@ -225,7 +225,6 @@ class Link:
     async def accept_offer(self, sdp: str) -> str:
         """Take the gateway's offer and give the answer. Endpoint only, as :meth:`create_offer`."""
         pc = self._start("endpoint")
-        pc.on("datachannel", self._channel_arrived)
         await self._describe_remote(pc, sdp, "offer")
         return await self._describe_local(pc, "answer")
 
@@ -237,6 +236,7 @@ class Link:
         self.state = "connecting"
         pc = self._pc = RTCPeerConnection(self._configuration)
         pc.on("connectionstatechange", self._connection_changed)
+        pc.on("datachannel", self._channel_arrived)
         self._restart_connect_timer()
         return pc
 
@@ -335,6 +335,10 @@ class Link:
         if self.state == "down":
             return
         label = channel.label
+        if self.role == "gateway":
+            self._count("channel")
+            self._down(f"the peer opened a channel, {label[:40]!r}; only a gateway does that")
+            return
         if label == DATAGRAM:
             fits = not channel.ordered and channel.maxRetransmits == 0
         elif label == CONTROL or label in LANE_LABELS:
@@ -473,14 +477,16 @@ class Link:
         if self.remote_hello is not None:
             self._protocol_error("second-hello", "sent HELLO twice")
             return
+        fits = hello.version == PROTOCOL_VERSION
         if self.role == "endpoint":
             # Also before a refusal: the other side's operator is to see both versions.
-            self._send_control(replace(self._hello, session=hello.session).encode())
-        if hello.version != PROTOCOL_VERSION:
+            answer = replace(self._hello, session=hello.session) if fits else self._hello
+            self._send_control(answer.encode())
+        if not fits:
             _log.error(
                 "link %s: the peer (%s) speaks protocol version %d, we speak %d; upgrade one side",
                 self.name,
-                hello.software or "unnamed",
+                "".join(filter(str.isprintable, hello.software)) or "unnamed",
                 hello.version,
                 PROTOCOL_VERSION,
             )
