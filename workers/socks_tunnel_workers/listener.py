@@ -1,14 +1,14 @@
-"""Accepting SOCKS clients on listening sockets that all workers share."""
+"""Accepting clients on listening sockets that all workers share."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import socket
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from socks_tunnel_workers.sockets import prepare_stream
-from socks_tunnel_workers.socks_session import SocksSession
 
 if TYPE_CHECKING:
     from socks_tunnel_workers.worker import Worker
@@ -23,14 +23,17 @@ _PAUSE_SECONDS = 0.5
 
 
 class Listener:
-    """One inherited listening socket.
+    """One inherited listening TCP socket; `serve` takes each client that it accepts.
 
     It is shared with the other workers: a connection that one of them does not take is taken by
     another, also while it is being restarted.
     """
 
-    def __init__(self, worker: Worker, sock: socket.socket) -> None:
+    def __init__(
+        self, worker: Worker, sock: socket.socket, serve: Callable[[socket.socket, Any], object]
+    ) -> None:
         self._worker = worker
+        self._serve = serve
         self._sock = sock
         self._watching = False
         sock.setblocking(False)
@@ -67,7 +70,7 @@ class Listener:
                 sock.close()
                 continue
             prepare_stream(sock)
-            SocksSession(self._worker, sock, client)
+            self._serve(sock, client)
 
     def _resume(self) -> None:
         if not self._worker.draining:

@@ -104,6 +104,24 @@ class Association(Flow):
         """Open, or waiting for the endpoint."""
         return "open" if self.opened else "opening"
 
+    def mark_opened(self) -> None:
+        """Take the endpoint's answer. Raises :class:`RemoteProtocolError` if it comes twice."""
+        if self.opened:
+            raise RemoteProtocolError(
+                "an answer to an open came twice", kind="opened-twice", conn_id=self.conn_id
+            )
+        self.opened = True
+
+    def abort(self, reason: int, *, tell_peer: bool = True) -> None:
+        """End it at once; on the gateway the control connection ends with it."""
+        if tell_peer and not self.ended:
+            self.link.close_flow(self.conn_id, reason, udp=True)
+        self._close(reason)
+
+    def _close(self, reason: int) -> None:
+        """Leave the table and close what is ours; harmless if that was done before."""
+        raise NotImplementedError
+
     def drop(self, reason: str) -> None:
         """Count one datagram that goes nowhere."""
         self.link.worker.count_drop(reason)
@@ -146,11 +164,7 @@ class GatewayAssociation(Association):
         """Take the endpoint's answer, or the end."""
         match message:
             case UdpAssociateOpened():
-                if self.opened:
-                    raise RemoteProtocolError(
-                        "an answer to an open came twice", kind="opened-twice", conn_id=self.conn_id
-                    )
-                self.opened = True
+                self.mark_opened()
                 self.link.worker.loop.add_reader(self.sock, self._readable)
                 self.session.associated(self)
             case UdpAssociateClosed(reason=reason):
@@ -231,12 +245,6 @@ class GatewayAssociation(Association):
         """End an association that was silent for idle_udp seconds."""
         if self.opened and now - self.active > self.link.worker.config.socks.idle_udp:
             self.abort(CloseReason.IDLE_TIMEOUT)
-
-    def abort(self, reason: int, *, tell_peer: bool = True) -> None:
-        """End it; the control connection ends with it."""
-        if tell_peer and not self.ended:
-            self.link.close_flow(self.conn_id, reason, udp=True)
-        self._close(reason)
 
     def _close(self, reason: int) -> None:
         if not self.end(reason):
@@ -419,12 +427,6 @@ class EndpointAssociation(Association):
         """End an association that the gateway seems to have forgotten."""
         if now - self.active > self.link.idle_udp + IDLE_GRACE:
             self.abort(CloseReason.IDLE_TIMEOUT)
-
-    def abort(self, reason: int, *, tell_peer: bool = True) -> None:
-        """End it at once."""
-        if tell_peer and not self.ended:
-            self.link.close_flow(self.conn_id, reason, udp=True)
-        self._close(reason)
 
     def _close(self, reason: int) -> None:
         if not self.end(reason):

@@ -10,7 +10,8 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 from socks_tunnel.config.loader import restore
 from socks_tunnel.config.models import Config
@@ -33,6 +34,7 @@ from socks_tunnel.protocol.messages import (
 )
 from socks_tunnel.protocol.policy import Policy, Verdict
 from socks_tunnel_workers.flow import Flow
+from socks_tunnel_workers.forwards import TcpForwardSession, UdpForward
 from socks_tunnel_workers.link import WorkerLink
 from socks_tunnel_workers.listener import Listener
 from socks_tunnel_workers.resolver import Resolver
@@ -42,6 +44,9 @@ from socks_tunnel_workers.tcp_flow import TcpRelay
 from socks_tunnel_workers.udp_relay import EndpointAssociation
 
 logger = logging.getLogger(__name__)
+
+Session: TypeAlias = SocksSession | TcpForwardSession
+"""A client whose flow is not open yet."""
 
 RECEIVE_WINDOW = 262_144
 """Bytes that a peer may send on a flow before we have consumed any (HELLO `window`)."""
@@ -81,14 +86,14 @@ class Worker(Channel):
         self.metrics = Metrics()
         self.resolver = Resolver()
         self.links: dict[int, WorkerLink] = {}
-        self.sessions: set[SocksSession] = set()
+        self.sessions: set[Session] = set()
         self.lingering: set[TcpRelay] = set()
         self.pending_bytes = 0
         self.receive_window = RECEIVE_WINDOW
         self.draining = False
         self._listening = {sock.fileno(): sock for sock in listening}
-        self._listeners: list[Listener] = []
-        self._waiting: dict[SocksSession, None] = {}
+        self._listeners: list[Listener | UdpForward] = []
+        self._waiting: dict[Session, None] = {}
         self._associations: Counter[str] = Counter()
         self._allocators: dict[int, ConnIdAllocator] = {}
         self._count = 1
@@ -157,12 +162,24 @@ class Worker(Channel):
         self._count = fields["count"]
         self._apply(restore(fields["config"]))
         for listener in fields["listeners"]:
-            accepting = Listener(self, self._listening[listener["fd"]])
+            accepting = self._listener(listener)
             self._listeners.append(accepting)
             accepting.start()
         self.loop.call_later(SWEEP_SECONDS, self._sweep)
         self.loop.call_later(METRICS_SECONDS, self._flush_metrics)
         self.send_control(0, {"op": "ready"})
+
+    def _listener(self, fields: dict[str, Any]) -> Listener | UdpForward:
+        sock = self._listening[fields["fd"]]
+        if fields["kind"] == "socks":
+            return Listener(self, sock, partial(SocksSession, self))
+        host, port = fields["target"]
+        target = HostPort(host, port)
+        if fields["kind"] == "forward-udp":
+            return UdpForward(self, sock, target)
+        return Listener(
+            self, sock, lambda client, name: TcpForwardSession(self, client, name, target)
+        )
 
     def _reload(self, fields: dict[str, Any]) -> None:
         """Take a changed configuration; flows that are open stay as they were decided."""
@@ -197,11 +214,11 @@ class Worker(Channel):
         links = [link for link in self.links.values() if link.accepts]
         return min(links, key=lambda link: (link.rank, -link.id), default=None)
 
-    def wait_for_link(self, session: SocksSession) -> None:
+    def wait_for_link(self, session: Session) -> None:
         """Open the session's flow as soon as a link comes up."""
         self._waiting[session] = None
 
-    def stop_waiting(self, session: SocksSession) -> None:
+    def stop_waiting(self, session: Session) -> None:
         """Forget a session that waits for a link; harmless if it does not."""
         self._waiting.pop(session, None)
 

@@ -1,0 +1,277 @@
+"""Static forwards: local ports that lead to one target each, for programs that know no proxy.
+
+A TCP forward is a CONNECT without the SOCKS handshake. A UDP forward keeps one association for each
+client address and port, with the idle time of any other. Its target passes the policies like any
+other destination.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
+from socks_tunnel.protocol.messages import (
+    Message,
+    OpenConnection,
+    UdpAssociate,
+    UdpAssociateClosed,
+    UdpAssociateOpened,
+)
+from socks_tunnel.protocol.socks5 import parse_udp_packet, udp_header
+from socks_tunnel_workers.sockets import reset
+from socks_tunnel_workers.tcp_flow import TcpRelay
+from socks_tunnel_workers.udp_relay import (
+    DATAGRAMS_PER_TURN,
+    PENDING_PER_NAME_MAX,
+    Association,
+    SockAddr,
+)
+
+if TYPE_CHECKING:
+    from socks_tunnel_workers.link import WorkerLink
+    from socks_tunnel_workers.worker import Worker
+
+CLIENTS_MAX = 4096
+"""Client addresses that one UDP forward keeps associations for; the least recent one is ended."""
+
+
+class TcpForwardSession:
+    """A client of a TCP forward until its flow is open.
+
+    There is no reply to give: the flow opens, or the connection is reset.
+    """
+
+    __slots__ = ("client", "relay", "sock", "target", "timer", "worker")
+
+    def __init__(
+        self, worker: Worker, sock: socket.socket, client: SockAddr, target: HostPort
+    ) -> None:
+        self.worker = worker
+        self.sock: socket.socket | None = sock
+        self.client = str(HostPort(str(client[0]), int(client[1])))
+        self.target = target
+        self.relay: TcpRelay | None = None
+        self.timer: asyncio.TimerHandle | None = worker.loop.call_later(
+            worker.config.socks.connect_timeout, self._connect_timeout
+        )
+        worker.sessions.add(self)
+        link = worker.best_link()
+        if link is None:
+            worker.wait_for_link(self)
+        else:
+            self.open_on(link)
+
+    def open_on(self, link: WorkerLink) -> None:
+        """Open the flow on a link that is up."""
+        worker = self.worker
+        relay = TcpRelay(
+            link,
+            worker.allocate(link),
+            command="connect",
+            client=self.client,
+            destination=self.target,
+            sock=self.sock,
+            opener=self,
+        )
+        policy = worker.policies.default
+        if policy is not None and not worker.allowed_early(relay, policy, self.target):
+            self.close()
+            return
+        try:
+            link.flows.add(relay.conn_id, relay)
+        except RemoteProtocolError as error:
+            worker.log_flow_limit(link, error)
+            self.close()
+            return
+        worker.flow_started(relay)
+        self.relay = relay
+        link.send(OpenConnection(relay.conn_id, self.target.host, self.target.port).encode())
+        # No reply is awaited, so what the client says at once saves a round trip.
+        relay.resume_reading()
+
+    def opened(self, bound: HostPort) -> None:
+        """Leave the socket to the flow."""
+        del bound
+        self.sock = None
+        self.relay = None
+        self._forget()
+
+    def listening(self, bound: HostPort) -> None:
+        """Never called: a forward does not BIND."""
+        raise AssertionError(bound)
+
+    def failed(self, reason: int) -> None:
+        """Pass the failure on in the only way there is."""
+        del reason
+        self.relay = None
+        self.close()
+
+    def close(self) -> None:
+        """Reset the client's connection."""
+        if self.sock is not None:
+            reset(self.sock)
+            self.sock = None
+        self._forget()
+
+    def _connect_timeout(self) -> None:
+        self.timer = None
+        if self.relay is not None:
+            self.relay.abort(CloseReason.TTL_EXPIRED)
+        else:
+            self.close()
+
+    def _forget(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.worker.stop_waiting(self)
+        self.worker.sessions.discard(self)
+
+
+class UdpForward:
+    """One UDP forward: its socket, and an association for each client that spoke lately."""
+
+    def __init__(self, worker: Worker, sock: socket.socket, target: HostPort) -> None:
+        self.worker = worker
+        self.sock = sock
+        self.target = target
+        self.header = udp_header(target)
+        self.clients: OrderedDict[SockAddr, ForwardAssociation] = OrderedDict()
+        self._watching = False
+        sock.setblocking(False)
+
+    def start(self) -> None:
+        """Take datagrams from now on."""
+        if not self._watching:
+            self._watching = True
+            self.worker.loop.add_reader(self.sock, self._readable)
+
+    def stop(self) -> None:
+        """Take none from new clients or old ones."""
+        if self._watching:
+            self._watching = False
+            self.worker.loop.remove_reader(self.sock)
+
+    def _readable(self) -> None:
+        for _ in range(DATAGRAMS_PER_TURN):
+            try:
+                data, client = self.sock.recvfrom(65_536)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                # A pending ICMP error of an earlier send: nothing was received, nothing is lost.
+                return
+            self._from_client(data, client)
+
+    def _from_client(self, data: bytes, client: SockAddr) -> None:
+        association = self.clients.get(client)
+        if association is None:
+            association = self._associate(client)
+            if association is None:
+                return
+        else:
+            self.clients.move_to_end(client)
+        association.from_client(data)
+
+    def _associate(self, client: SockAddr) -> ForwardAssociation | None:
+        worker = self.worker
+        link = worker.best_link()
+        if link is None:
+            worker.count_drop("no-link")
+            return None
+        if worker.full or not worker.take_association_slot(str(client[0])):
+            worker.count_drop("too-many")
+            return None
+        association = ForwardAssociation(link, worker.allocate(link), self, client)
+        policy = worker.policies.default
+        if policy is not None and not worker.allowed_early(association, policy, self.target):
+            worker.free_association_slot(str(client[0]))
+            worker.count_drop("policy")
+            return None
+        try:
+            link.flows.add(association.conn_id, association)
+        except RemoteProtocolError as error:
+            worker.free_association_slot(str(client[0]))
+            worker.log_flow_limit(link, error)
+            worker.count_drop("too-many")
+            return None
+        worker.flow_started(association)
+        self.clients[client] = association
+        if len(self.clients) > CLIENTS_MAX:
+            next(iter(self.clients.values())).abort(CloseReason.RESOURCE_LIMIT)
+        link.send(UdpAssociate(association.conn_id).encode())
+        return association
+
+
+class ForwardAssociation(Association):
+    """The association of one client of a UDP forward."""
+
+    __slots__ = ("address", "forward", "waiting")
+
+    def __init__(
+        self, link: WorkerLink, conn_id: int, forward: UdpForward, address: SockAddr
+    ) -> None:
+        super().__init__(link, conn_id, client=str(HostPort(str(address[0]), int(address[1]))))
+        self.destination = forward.target
+        self.forward = forward
+        self.address = address
+        self.waiting: list[bytes] = []
+
+    def from_client(self, data: bytes) -> None:
+        """Send a datagram of the client's on its way."""
+        if not self.opened:
+            # One round trip; a datagram that the endpoint does not expect yet would be lost there.
+            if len(self.waiting) < PENDING_PER_NAME_MAX:
+                self.waiting.append(data)
+            else:
+                self.drop("opening")
+            return
+        if len(self.forward.header) + len(data) > self.link.max_data:
+            self.drop("too-long")
+            return
+        self.active = self.link.worker.loop.time()
+        self._up += len(data)
+        self.link.send_datagram(self.conn_id, self.forward.header, data)
+
+    def on_message(self, message: Message) -> None:
+        """Take the endpoint's answer, or the end."""
+        match message:
+            case UdpAssociateOpened():
+                self.mark_opened()
+                waiting, self.waiting = self.waiting, []
+                for data in waiting:
+                    self.from_client(data)
+            case UdpAssociateClosed(reason=reason):
+                self._close(reason)
+            case _:
+                raise self.unexpected(type(message).__name__)
+
+    def on_datagram(self, packet: memoryview) -> None:
+        """Pass a reply to the client, without its SOCKS header: the client knows no proxy."""
+        offset = parse_udp_packet(packet).offset
+        try:
+            self.forward.sock.sendto(packet[offset:], self.address)
+        except OSError as error:
+            self._send_failed(error)
+            return
+        self.active = self.link.worker.loop.time()
+        self._down += len(packet) - offset
+
+    def sweep(self, now: float) -> None:
+        """End an association that was silent for idle_udp seconds, or never answered."""
+        socks = self.link.worker.config.socks
+        if now - self.active > (socks.idle_udp if self.opened else socks.connect_timeout):
+            self.abort(CloseReason.IDLE_TIMEOUT)
+
+    def _close(self, reason: int) -> None:
+        if not self.end(reason):
+            return
+        for _ in self.waiting:
+            self.drop("opening")
+        self.waiting.clear()
+        del self.forward.clients[self.address]
+        self.link.worker.free_association_slot(str(self.address[0]))
