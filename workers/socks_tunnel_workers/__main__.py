@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import ctypes
 import gc
 import logging
 import os
@@ -13,20 +12,13 @@ from pathlib import Path
 import uvloop
 
 from socks_tunnel.config.errors import ConfigError
+from socks_tunnel.ipc.leash import die_with_parent
 from socks_tunnel.ipc.stream import connect
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics
 from socks_tunnel_workers.worker import Worker
 
 logger = logging.getLogger(__name__)
-
-_PR_SET_PDEATHSIG = 1
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill us when the supervisor dies, also if our loop is stuck by then."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
-        logger.warning("prctl(PR_SET_PDEATHSIG): %s", os.strerror(ctypes.get_errno()))
 
 
 async def _run(index: int, ipc_fd: int, listen_fds: list[int]) -> int:
@@ -53,7 +45,7 @@ def main() -> int:
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--log-format", default="auto")
     arguments = parser.parse_args()
-    _die_with_parent()
+    die_with_parent()
     # The supervisor decides when its workers end: a Ctrl-C in its terminal, or a signal to the
     # whole control group, must not cut its drain short.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
