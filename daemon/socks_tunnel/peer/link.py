@@ -85,6 +85,10 @@ LINGER: Final = 1.0
 _MAX_MESSAGE_SIZE = re.compile(r"(?m)^a=max-message-size:[0-9]+")
 _MICROSECONDS = struct.Struct("!Q")
 
+# Plain integers for the message path: a comparison with an enum member costs several of these.
+_UDP_PACKET: Final = int(MessageType.UDP_PACKET)
+_HEADER_SIZE: Final = HEADER.size
+
 
 class LinkError(Exception):
     """The link cannot be set up; the text is a sentence for the log."""
@@ -394,7 +398,7 @@ class Link:
         self._heard_at = self._now()
         if (
             isinstance(message, bytes)
-            and HEADER.size <= len(message) <= MESSAGE_MAX
+            and _HEADER_SIZE <= len(message) <= MESSAGE_MAX
             and self.state == "up"
         ):
             self._observer.link_message(self, message)
@@ -405,8 +409,8 @@ class Link:
         self._heard_at = self._now()
         if (
             isinstance(message, bytes)
-            and HEADER.size <= len(message) <= MESSAGE_MAX
-            and message[0] == MessageType.UDP_PACKET
+            and _HEADER_SIZE <= len(message) <= MESSAGE_MAX
+            and message[0] == _UDP_PACKET
             and self.state == "up"
         ):
             self._observer.link_message(self, message)
@@ -419,11 +423,11 @@ class Link:
             return
         if isinstance(message, str):
             self._protocol_error("text-message", "sent a text message; all are binary")
-        elif len(message) < HEADER.size:
+        elif len(message) < _HEADER_SIZE:
             self._protocol_error("short-message", "sent a message shorter than its header")
         elif len(message) > MESSAGE_MAX:
             self._protocol_error("long-message", f"sent a message of {len(message)} bytes")
-        elif datagram and message[0] != MessageType.UDP_PACKET:
+        elif datagram and message[0] != _UDP_PACKET:
             self._protocol_error(
                 "wrong-channel", f"sent a message of type {message[0]} on `datagram`"
             )
@@ -530,9 +534,9 @@ class Link:
             return False
         length = len(message)
         kind = message[0]
-        if length < HEADER.size or kind in LINK_TYPES:
+        if length < _HEADER_SIZE or kind in LINK_TYPES:
             raise LocalProtocolError(f"not a flow message: type {kind}, {length} bytes")
-        if kind == MessageType.UDP_PACKET:
+        if kind == _UDP_PACKET:
             if length > self.max_message:
                 return False
             channel = self._datagram
