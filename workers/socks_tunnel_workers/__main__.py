@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import gc
-import logging
 import os
 import signal
 import socket
@@ -11,14 +10,11 @@ from pathlib import Path
 
 import uvloop
 
-from socks_tunnel.config.errors import ConfigError
 from socks_tunnel.ipc.leash import die_with_parent
 from socks_tunnel.ipc.stream import connect
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics
 from socks_tunnel_workers.worker import Worker
-
-logger = logging.getLogger(__name__)
 
 
 async def _run(index: int, ipc_fd: int, listen_fds: list[int]) -> int:
@@ -56,12 +52,7 @@ def main() -> int:
     metrics.configure(Path(os.environ["SOCKS_TUNNEL_METRICS_DIR"]), f"worker-{arguments.index}")
     listen_fds = [int(fd) for fd in arguments.listen_fds.split(",") if fd]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
-            status = runner.run(_run(arguments.index, arguments.ipc_fd, listen_fds))
-        except ConfigError as error:
-            logger.error("worker %d cannot use its configuration: %s", arguments.index, error)  # noqa: TRY400 - the sentence says it all
-            status = 78
-    return status
+        return runner.run(_run(arguments.index, arguments.ipc_fd, listen_fds))
 
 
 if __name__ == "__main__":

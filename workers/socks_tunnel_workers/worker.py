@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeAlias
 
+from socks_tunnel.config.errors import ConfigError
 from socks_tunnel.config.loader import restore
 from socks_tunnel.config.models import Config
 from socks_tunnel.config.policies import PolicySet, build_policies
@@ -56,6 +57,9 @@ SWEEP_SECONDS = 2.0
 
 METRICS_SECONDS = 1.0
 """How often counters of the data path are added to the metrics."""
+
+EXIT_CONFIG = 78
+"""Exit status that tells the supervisor not to try again (sysexits.h, EX_CONFIG)."""
 
 LOG_SECONDS = 10.0
 """At most one warning of a kind in this time; what happens meanwhile is in the metrics."""
@@ -160,7 +164,13 @@ class Worker(Channel):
 
     def _configure(self, fields: dict[str, Any]) -> None:
         self._count = fields["count"]
-        self._apply(restore(fields["config"]))
+        try:
+            self._apply(restore(fields["config"]))
+        except (ConfigError, ValueError) as error:
+            # The supervisor has checked it: this is two versions at work, which no restart mends.
+            logger.error("worker %d cannot use its configuration: %s", self.index, error)  # noqa: TRY400 - the sentence says it all
+            self._exit(EXIT_CONFIG)
+            return
         for listener in fields["listeners"]:
             accepting = self._listener(listener)
             self._listeners.append(accepting)
