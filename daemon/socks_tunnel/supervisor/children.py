@@ -34,7 +34,7 @@ class WorkerSlot(Slot):
     """One worker.
 
     `configuration` gives the fields of the `config` frame, but for `index`. `on_unbootable` is
-    called with a sentence if the worker cannot be started at all.
+    called with a sentence and the exit status if the worker cannot be started at all.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class WorkerSlot(Slot):
         listeners: Sequence[Listener],
         log: Log,
         configuration: Callable[[], dict[str, Any]],
-        on_unbootable: Callable[[str], None],
+        on_unbootable: Callable[[str, int | None], None],
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         super().__init__(f"worker {index}")
@@ -58,7 +58,7 @@ class WorkerSlot(Slot):
         self._metrics = metrics
         self._metrics_directory = metrics_directory
         self._listeners = listeners
-        self._log = log
+        self.log = log
         self._configuration = configuration
         self._report_unbootable = on_unbootable
         self._command = command
@@ -73,8 +73,8 @@ class WorkerSlot(Slot):
             f"--index={self.index}",
             f"--ipc-fd={ipc_fd}",
             f"--listen-fds={','.join(str(fd) for fd in self.inherited_fds())}",
-            f"--log-level={self._log.level}",
-            f"--log-format={self._log.format}",
+            f"--log-level={self.log.level}",
+            f"--log-format={self.log.format}",
         )
 
     def environment(self) -> dict[str, str]:
@@ -96,8 +96,6 @@ class WorkerSlot(Slot):
         self._routes = self._router.worker_up(self.index, self.channel)
         self._metrics.workers.set(self._router.workers)
         _log.debug("%s is ready (pid %d)", self.name, self.pid or 0)
-        if self._router.draining:
-            self.channel.send_control(0, {"op": "drain"})
 
     def on_lost(self) -> None:
         """Close the worker's flows at the peers, at once."""
@@ -113,9 +111,9 @@ class WorkerSlot(Slot):
         if closed:
             _log.warning("%d flows ended with %s; their peers were told", closed, self.name)
 
-    def on_unbootable(self, reason: str) -> None:
+    def on_unbootable(self, reason: str, status: int | None) -> None:
         """Report it."""
-        self._report_unbootable(reason)
+        self._report_unbootable(reason, status)
 
     def on_restart(self) -> None:
         """Count it."""
@@ -136,12 +134,16 @@ class WorkerSlot(Slot):
                 super().on_control(link, fields)
 
     def drain(self) -> None:
-        """Tell the worker to accept nothing new and to say when its last flow has ended."""
-        self.drained.clear()
+        """Tell the worker to accept nothing new and to say when its last flow has ended.
+
+        If it dies meanwhile it is not started again.
+        """
         if self.channel is None or not self.running:
             self.drained.set()
         else:
+            self.drained.clear()
             self.channel.send_control(0, {"op": "drain"})
+        self.retire()
 
     def reload(self, configuration: dict[str, Any]) -> None:
         """Give the worker a changed configuration; one that is starting gets it anyway."""
@@ -195,7 +197,7 @@ class ExporterSlot(Slot):
         super().__init__("the exporter", boot_attempts=None)
         self._listener = listener
         self._metrics_directory = metrics_directory
-        self._log = log
+        self.log = log
         self._command = command
 
     def command(self, ipc_fd: int) -> Sequence[str]:
@@ -205,8 +207,8 @@ class ExporterSlot(Slot):
             f"--ipc-fd={ipc_fd}",
             f"--listen-fd={self._listener.socket.fileno()}",
             f"--metrics-dir={self._metrics_directory}",
-            f"--log-level={self._log.level}",
-            f"--log-format={self._log.format}",
+            f"--log-level={self.log.level}",
+            f"--log-format={self.log.format}",
         )
 
     def inherited_fds(self) -> Sequence[int]:

@@ -91,7 +91,7 @@ def open_listeners(
     """
     chosen: dict[int, socket.socket] = {}
     for position, address in enumerate(wanted):
-        match = next((sock for sock in activated if _is_at(sock, address)), None)
+        match = next((sock for sock in activated if listens_at(sock, address)), None)
         if match is not None:
             activated.remove(match)
             chosen[position] = match
@@ -163,7 +163,8 @@ def _has_no_ipv6(address: HostPort, error: ListenError) -> bool:
     )
 
 
-def _is_at(sock: socket.socket, address: HostPort) -> bool:
+def listens_at(sock: socket.socket, address: HostPort) -> bool:
+    """Tell whether a socket is bound to exactly this address and port."""
     host, port = sock.getsockname()[:2]
     return parse_ip(host) == parse_ip(address.host) and port == address.port
 

@@ -104,6 +104,7 @@ class Slot:
         self._condemned = False
         self._pong = asyncio.Event()
         self._killed_by_us = False
+        self._retired = False
 
     # --- for subclasses -----------------------------------------------------------------------
 
@@ -128,8 +129,8 @@ class Slot:
     def on_lost(self) -> None:
         """The child that had said hello is of no use any more; called once for each hello."""
 
-    def on_unbootable(self, reason: str) -> None:
-        """The child was never ready and there is no point in trying again."""
+    def on_unbootable(self, reason: str, status: int | None) -> None:
+        """The child was never ready, ended with `status`, and it makes no sense to try again."""
 
     def on_restart(self) -> None:
         """The child is about to be started again."""
@@ -176,6 +177,12 @@ class Slot:
             )
             self._signal(signal.SIGKILL)
             await self.ended
+
+    def retire(self) -> None:
+        """Start no further process in this slot; the one that runs goes on."""
+        self._retired = True
+        if not self.running:
+            self.kill()
 
     def kill(self) -> None:
         """End the child at once; :attr:`ended` is done soon after."""
@@ -249,10 +256,13 @@ class Slot:
             if self._stopping.is_set():
                 _log.debug("%s %s", self.name, ending)
                 break
+            if self._retired:
+                _log.error("%s %s", self.name, ending)
+                break
             if not self.was_ready.is_set() and self._boot_attempts is not None:
                 self._boot_failures += 1
                 if status == EXIT_CONFIG or self._boot_failures >= self._boot_attempts:
-                    self.on_unbootable(f"{self.name} {ending} before it was ready")
+                    self.on_unbootable(f"{self.name} {ending} before it was ready", status)
                     break
             if loop.time() - began >= LIVED_LONG:
                 self._backoff.reset()

@@ -1,0 +1,122 @@
+"""The control socket of a running instance: a JSON line asks, a JSON line answers.
+
+::
+
+    {"op": "status"}                     {"ok": true, "result": …}
+    {"op": "reload"}                     {"ok": false, "error": "a sentence"}
+
+A connection may ask several times. Who may connect is decided by the socket's mode (0660); who did
+is in the log, by SO_PEERCRED (unix(7)).
+"""
+
+import asyncio
+import json
+import logging
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+_log = logging.getLogger(__name__)
+
+REQUEST_MAX: Final = 4096
+"""Longest request in bytes."""
+
+CLIENTS_MAX: Final = 16
+"""Connections at a time; further ones are closed at once."""
+
+IDLE_TIMEOUT: Final = 60.0
+"""Seconds that a connection may be silent."""
+
+_UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid
+
+
+class ControlError(Exception):
+    """A request that cannot be fulfilled; the text is a sentence for whoever asked."""
+
+
+Handler = Callable[[dict[str, Any]], Awaitable[Any]]
+"""Gets a request, which has a text `op`; gives what JSON can hold, or raises ControlError."""
+
+
+class ControlServer:
+    """Listens on a Unix socket at `path`, of which there must be no other owner alive."""
+
+    def __init__(self, path: Path, handler: Handler) -> None:
+        self._path = path
+        self._handler = handler
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.StreamWriter] = set()
+
+    async def start(self) -> None:
+        """Bind and listen. Raises :class:`OSError`."""
+        self._path.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.bind(str(self._path))
+            self._path.chmod(0o660)  # before it listens: nobody can have connected
+            sock.setblocking(False)
+        except OSError:
+            sock.close()
+            raise
+        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=REQUEST_MAX)
+
+    async def stop(self) -> None:
+        """Stop listening and end all connections."""
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
+        for writer in list(self._clients):
+            writer.close()
+        self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._clients) >= CLIENTS_MAX:
+            writer.close()
+            return
+        self._clients.add(writer)
+        try:
+            async with asyncio.timeout(IDLE_TIMEOUT) as deadline:
+                while line := await reader.readline():
+                    answer = await self._answer(line, writer)
+                    writer.write(json.dumps(answer).encode() + b"\n")
+                    await writer.drain()
+                    deadline.reschedule(asyncio.get_running_loop().time() + IDLE_TIMEOUT)
+        except TimeoutError:
+            _log.debug("a control connection was silent for %.0f s; closed", IDLE_TIMEOUT)
+        except (ValueError, ConnectionError) as error:
+            # A line over the limit, or a client that did not wait for the answer.
+            _log.info("a control connection ended: %s", error)
+        finally:
+            self._clients.discard(writer)
+            writer.close()
+
+    async def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+        except ValueError:
+            request = None
+        if not isinstance(request, dict) or not isinstance(request.get("op"), str):
+            return {"ok": False, "error": 'a request is a JSON object in a line, with an "op"'}
+        pid, uid, gid = _peer_of(writer)
+        _log.info(
+            "control request %.20r of process %d (uid %d, gid %d)", request["op"], pid, uid, gid
+        )
+        try:
+            return {"ok": True, "result": await self._handler(request)}
+        except ControlError as error:
+            return {"ok": False, "error": str(error)}
+        except Exception:  # noqa: BLE001 - a bug in one answer must not end the others
+            _log.exception("the control request %.20r failed", request["op"])
+            return {"ok": False, "error": "a bug; the log of the instance has the details"}
+
+
+def _peer_of(writer: asyncio.StreamWriter) -> tuple[int, int, int]:
+    """Give (pid, uid, gid) of the process that connected."""
+    sock = writer.get_extra_info("socket")
+    pid, uid, gid = _UCRED.unpack(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    )
+    return pid, uid, gid

@@ -1,0 +1,540 @@
+"""One running instance: its links, its children, and what it does with signals and requests.
+
+States, all transitions of which are in :class:`Instance`::
+
+    starting --all workers ready, links begun--> ready --SIGTERM--> draining --no flow left,
+       |                                                              |        or time is up
+       |                                                              |              |
+       +-- SIGTERM, or what makes        SIGTERM again --(at once)----+              v
+           a start impossible ---------------------------------------------------> the end
+
+Signal handlers, and tasks that end, only put an event into a queue; one loop takes from it.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from socks_tunnel.config import paths
+from socks_tunnel.config.errors import ConfigError, Problem
+from socks_tunnel.config.loader import dump, load
+from socks_tunnel.config.models import Config
+from socks_tunnel.ops import logging as ops_logging
+from socks_tunnel.ops import metrics as ops_metrics
+from socks_tunnel.ops.notify import Notifier
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.peer.quiet import quiet_loop_exceptions, set_library_log_level
+from socks_tunnel.protocol.ipc import encode_control
+from socks_tunnel.signaling.identity import PrivateIdentity
+from socks_tunnel.supervisor import report
+from socks_tunnel.supervisor.children import (
+    EXPORTER_COMMAND,
+    WORKER_COMMAND,
+    ExporterSlot,
+    WorkerSlot,
+)
+from socks_tunnel.supervisor.control import ControlError, ControlServer
+from socks_tunnel.supervisor.links import EndpointLinks, GatewayLinks, Links, software
+from socks_tunnel.supervisor.listeners import (
+    Listener,
+    ListenError,
+    activated_sockets,
+    listens_at,
+    open_listeners,
+)
+from socks_tunnel.supervisor.problems import (
+    EXIT_BUG,
+    EXIT_CANNOT_CREATE,
+    EXIT_CONFIG,
+    StartError,
+)
+from socks_tunnel.supervisor.processes import TICK, Slot
+from socks_tunnel.supervisor.reload import merge
+from socks_tunnel.supervisor.router import RoutedLink, Router
+
+_log = logging.getLogger(__name__)
+
+START_TIMEOUT: Final = 90.0
+"""Seconds that the workers have to become ready."""
+
+ACKNOWLEDGE_TIMEOUT: Final = 2.0
+"""Seconds that workers have to stop accepting before the listening sockets are shut."""
+
+STOP_TIMEOUT: Final = 5.0
+"""Seconds that a child has to end after it was told to."""
+
+FORCED_CLOSE_TIMEOUT: Final = 0.5
+"""Seconds that links have to close when the end is forced."""
+
+STATUS_PERIOD: Final = 5
+"""Seconds between two looks at the status line for the service manager."""
+
+State = Literal["starting", "ready", "draining"]
+
+
+class _Drain:
+    """The event that a drain was asked for on the control socket."""
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+
+
+class Instance:
+    """One running instance. Made and run once, on the event loop of its process.
+
+    `directory` is its runtime directory, which has the metrics directory already. Raises
+    :class:`StartError`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        *,
+        worker_command: Sequence[str] = WORKER_COMMAND,
+        exporter_command: Sequence[str] = EXPORTER_COMMAND,
+    ) -> None:
+        self.config = config
+        self.directory = directory
+        self.state: State = "starting"
+        self.started_at = time.monotonic()
+        self.metrics = ops_metrics.Metrics()
+        self.notifier = Notifier(os.environ)
+        self.router = Router(
+            opens=config.role == "gateway",
+            worker_count=config.workers.effective_count,
+            flows_per_worker=config.limits.flows_per_worker,
+            metrics=self.metrics,
+            on_abuse=self._abuse,
+        )
+        links = GatewayLinks if config.role == "gateway" else EndpointLinks
+        self.links: Links = links(
+            config, _load_identity(config), self.router, self.metrics, self._links_changed
+        )
+        self.workers: list[WorkerSlot] = []
+        self.exporter: ExporterSlot | None = None
+        self._worker_command = worker_command
+        self._exporter_command = exporter_command
+        self._listeners: list[Listener] = []
+        self._metrics_listener: Listener | None = None
+        self._control = ControlServer(paths.control_socket(directory), self._answer)
+        self._events: asyncio.Queue[Any] = asyncio.Queue()
+        self._unbootable: asyncio.Future[tuple[str, int | None]] = asyncio.Future()
+        self._background: list[asyncio.Task[None]] = []
+        self._starting: asyncio.Task[StartError | None] | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._reloading = asyncio.Lock()
+        self._status_line = ""
+        self._forced = False
+
+    # --- the main loop ------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Start, serve, and end. Raises :class:`StartError`."""
+        loop = asyncio.get_running_loop()
+        quiet_loop_exceptions(loop)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            loop.add_signal_handler(number, self._events.put_nowait, number)
+        try:
+            self._starting = spawn("start", self._start())
+            self._starting.add_done_callback(self._events.put_nowait)
+            await self._serve()
+        except BaseException:
+            self._forced = True
+            raise
+        finally:
+            await self._end()
+
+    async def _serve(self) -> None:
+        """Deal with what happens until it is time to end."""
+        while True:
+            event = await self._events.get()
+            match event:
+                case signal.SIGTERM | signal.SIGINT:
+                    name = signal.Signals(event).name
+                    if self.state != "ready":
+                        again = " again" if self.state == "draining" else " while starting"
+                        _log.warning("%s%s: ending at once", name, again)
+                        self._forced = True
+                        return
+                    self._begin_drain(name, self.config.drain_timeout)
+                case _Drain(timeout=timeout):
+                    if self.state == "ready":
+                        self._begin_drain("asked to drain", timeout)
+                case signal.SIGHUP:
+                    spawn("reload", self._reload_on_signal())
+                case signal.SIGUSR1:
+                    spawn("report", report.log_report(self))
+                case asyncio.Task() if event is self._starting:
+                    problem = event.result()
+                    if problem is not None:
+                        raise problem
+                case asyncio.Task():
+                    event.result()  # raises what the drain failed with
+                    return
+
+    # --- the start ----------------------------------------------------------------------------
+
+    async def _start(self) -> StartError | None:
+        """Start everything; give the problem if that is not possible."""
+        try:
+            self._check_frame(self.config)
+            self._bind()
+            await self._start_control()
+            self._start_children()
+            await self._wait_for_workers()
+            await self._start_links()
+        except StartError as problem:
+            return problem
+        self.state = "ready"
+        self._status_line = self._make_status_line()
+        _log.info(
+            "ready: %s %s, %s, %d workers%s",
+            self.config.role,
+            self.config.instance,
+            software(),
+            self.router.workers,
+            "".join(f", SOCKS5 on {listener.address}" for listener in self._listeners),
+        )
+        self.notifier.ready(self._status_line)
+        return None
+
+    def _check_frame(self, config: Config) -> None:
+        """See that what workers need of the configuration fits a frame. Raises StartError."""
+        try:
+            encode_control(0, {"op": "config", "index": 0, **self._worker_fields(config)})
+        except ValueError as error:
+            raise StartError(
+                f"{config.source}: policies and users are too large for a worker: {error}",
+                EXIT_CONFIG,
+            ) from None
+
+    def _bind(self) -> None:
+        config = self.config
+        activated = activated_sockets(os.environ)
+        try:
+            where = config.metrics.listen
+            if where is not None:
+                matching = [sock for sock in activated if listens_at(sock, where)][:1]
+                for sock in matching:
+                    activated.remove(sock)
+                (self._metrics_listener,) = open_listeners("metrics.listen", [where], matching)
+            if config.role == "gateway":
+                self._listeners = open_listeners("socks.listen", config.socks.listen, activated)
+        except ListenError as error:
+            raise StartError(str(error), EXIT_CANNOT_CREATE) from None
+        for sock in activated:
+            _log.warning("systemd passed a socket that nothing is configured for: %s", sock)
+            sock.close()
+
+    async def _start_control(self) -> None:
+        try:
+            await self._control.start()
+        except OSError as error:
+            raise StartError(
+                f"the control socket {paths.control_socket(self.directory)}: {error}",
+                EXIT_CANNOT_CREATE,
+            ) from None
+
+    def _start_children(self) -> None:
+        config = self.config
+        metrics_directory = paths.metrics_directory(self.directory)
+        self.metrics.set_build_info()
+        self.workers = [
+            WorkerSlot(
+                index,
+                router=self.router,
+                metrics=self.metrics,
+                metrics_directory=metrics_directory,
+                listeners=self._listeners,
+                log=config.log,
+                configuration=lambda: self._worker_fields(self.config),
+                on_unbootable=self._worker_cannot_boot,
+                command=self._worker_command,
+            )
+            for index in range(self.router.worker_count)
+        ]
+        if self._metrics_listener is not None:
+            self.exporter = ExporterSlot(
+                self._metrics_listener,
+                metrics_directory=metrics_directory,
+                log=config.log,
+                command=self._exporter_command,
+            )
+        for slot in self._slots():
+            slot.start()
+        self._background = [
+            spawn("look after children", self._look_after_children()),
+            spawn("each second", self._each_second()),
+        ]
+        if self.notifier.watchdog_interval is not None:
+            self._background.append(
+                spawn("watchdog", self._feed_watchdog(self.notifier.watchdog_interval))
+            )
+
+    def _worker_cannot_boot(self, reason: str, status: int | None) -> None:
+        if not self._unbootable.done():
+            self._unbootable.set_result((reason, status))
+
+    async def _wait_for_workers(self) -> None:
+        ready = spawn("workers ready", _all(slot.was_ready.wait() for slot in self.workers))
+        try:
+            either: list[asyncio.Future[Any]] = [ready, self._unbootable]
+            await asyncio.wait(either, timeout=START_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+        if self._unbootable.done():
+            reason, status = self._unbootable.result()
+            raise StartError(reason, EXIT_CONFIG if status == EXIT_CONFIG else EXIT_BUG)
+        late = [slot.name for slot in self.workers if not slot.was_ready.is_set()]
+        if late:
+            raise StartError(f"{', '.join(late)} not ready within {START_TIMEOUT:.0f} s", EXIT_BUG)
+
+    async def _start_links(self) -> None:
+        try:
+            await self.links.start()
+        except OSError as error:
+            signaling = self.config.signaling
+            where = signaling.listen if signaling is not None else None
+            raise StartError(
+                f"signaling.listen: cannot listen on {where}: {error.strerror or error}",
+                EXIT_CANNOT_CREATE,
+            ) from None
+
+    def _worker_fields(self, config: Config) -> dict[str, Any]:
+        return {
+            "role": config.role,
+            "count": self.router.worker_count,
+            "instance": config.instance,
+            "config": dump(config),
+            "listeners": [
+                {
+                    "fd": listener.socket.fileno(),
+                    "kind": "socks",
+                    "address": str(listener.address),
+                }
+                for listener in self._listeners
+            ],
+        }
+
+    # --- while it runs ------------------------------------------------------------------------
+
+    def _slots(self) -> list[Slot]:
+        return [*self.workers, *([self.exporter] if self.exporter is not None else [])]
+
+    async def _look_after_children(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            for slot in self._slots():
+                slot.tick()
+
+    async def _each_second(self) -> None:
+        seconds = 0
+        while True:
+            if self.exporter is not None:
+                self.exporter.push_state(self._why_not_ready())
+            buffered = self.metrics.buffered_bytes
+            buffered.labels("link").set(sum(a.link.buffered for a in self.links.attempts))
+            buffered.labels("ipc").set(
+                sum(slot.channel.buffered for slot in self.workers if slot.channel is not None)
+            )
+            if seconds % STATUS_PERIOD == 0:
+                self._tell_status()
+            seconds += 1
+            await asyncio.sleep(1.0)
+
+    async def _feed_watchdog(self, interval: float) -> None:
+        """Feed it only while all workers answer: a worker that hangs for good is our failure."""
+        fed = True
+        while True:
+            hanging = [slot.name for slot in self.workers if not slot.responsive]
+            if not hanging:
+                self.notifier.watchdog()
+            elif fed:
+                _log.warning(
+                    "%s not answering: the service manager's watchdog is not fed meanwhile",
+                    " and ".join(hanging),
+                )
+            fed = not hanging
+            await asyncio.sleep(interval)
+
+    def _why_not_ready(self) -> str | None:
+        if self.state != "ready":
+            return self.state
+        if not self.router.workers:
+            return "no worker is running"
+        if self.config.role == "gateway" and not self.links.up():
+            return "no link is up"
+        return None
+
+    def _make_status_line(self) -> str:
+        line = report.status_line(
+            self.config.role, self.links.status(), self.router.flows, self.router.workers
+        )
+        return line if self.state == "ready" else f"{self.state}; {line}"
+
+    def _tell_status(self) -> None:
+        line = self._make_status_line()
+        if line != self._status_line:
+            self._status_line = line
+            self.notifier.status(line)
+
+    def _links_changed(self) -> None:
+        if self.state != "starting":
+            self._tell_status()
+
+    def _abuse(self, link: RoutedLink, reason: str) -> None:
+        self.links.abuse(link, reason)
+
+    # --- requests on the control socket -------------------------------------------------------
+
+    async def _answer(self, request: dict[str, Any]) -> Any:
+        match request["op"]:
+            case "status":
+                return await report.status(self)
+            case "connections":
+                return await report.connections(self)
+            case "reload":
+                try:
+                    waiting = await self._reload()
+                except ConfigError as error:
+                    raise ControlError(f"the old configuration stays: {error}") from None
+                return {"reloaded": True, "needs_restart": waiting}
+            case "drain":
+                timeout = request.get("timeout", self.config.drain_timeout)
+                if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+                    raise ControlError(f"a timeout is a number of seconds, not {timeout!r}")
+                if self.state != "ready":
+                    raise ControlError(f"the instance is {self.state}")
+                self._events.put_nowait(_Drain(max(0.0, float(timeout))))
+                return {"draining": True, "timeout": timeout, "flows": self.router.flows}
+            case other:
+                raise ControlError(f"unknown op {other!r}")
+
+    # --- reload -------------------------------------------------------------------------------
+
+    async def _reload_on_signal(self) -> None:
+        try:
+            await self._reload()
+        except ConfigError as error:
+            for problem in error.problems:
+                _log.error("%s", problem)
+            _log.error("not reloaded: the old configuration stays")
+        except ControlError as error:
+            _log.warning("not reloaded: %s", error)
+
+    async def _reload(self) -> list[str]:
+        """Read the configuration again; give the keys whose changes wait for a restart.
+
+        Raises :class:`ConfigError`, and :class:`ControlError` if this is not the time for it;
+        nothing has changed then.
+        """
+        if self.state != "ready":
+            raise ControlError(f"the instance is {self.state}")
+        async with self._reloading:
+            self.notifier.reloading()
+            try:
+                read = await asyncio.to_thread(load, self.config.source)
+                config, waiting = merge(self.config, read)
+                try:
+                    self._check_frame(config)
+                except StartError as error:
+                    problem = Problem(config.source, None, "", str(error))
+                    raise ConfigError([problem]) from None
+                self._apply(config)
+            finally:
+                self.notifier.ready(self._status_line)
+        _log.info("reloaded %s", self.config.source)
+        if waiting:
+            _log.warning("changes to %s take effect with a restart", ", ".join(waiting))
+        return waiting
+
+    def _apply(self, config: Config) -> None:
+        self.config = config
+        ops_logging.set_level(config.log.level)
+        set_library_log_level(debug=config.log.level == "debug")
+        self.router.flows_per_link = config.limits.flows_per_worker * self.router.worker_count
+        fields = dump(config)
+        for slot in self.workers:
+            slot.log = config.log
+            slot.reload(fields)
+        if self.exporter is not None:
+            self.exporter.log = config.log
+        self.links.apply(config)
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def _begin_drain(self, why: str, timeout: float) -> None:
+        self.state = "draining"
+        _log.info(
+            "%s: draining; %d flows have up to %.0f s to end", why, self.router.flows, timeout
+        )
+        self.notifier.stopping()
+        self._tell_status()
+        self._draining = spawn("drain", self._drain(timeout))
+        self._draining.add_done_callback(self._events.put_nowait)
+
+    async def _drain(self, timeout: float) -> None:  # noqa: ASYNC109 - running out of it is one of two good ends
+        self.router.draining = True
+        self.links.goaway()
+        for slot in self.workers:
+            slot.drain()
+        try:
+            async with asyncio.timeout(timeout):
+                await _all(slot.acknowledged(ACKNOWLEDGE_TIMEOUT) for slot in self.workers)
+                # Only now: a worker must not find a socket shut that it still accepts on.
+                for listener in self._listeners:
+                    listener.refuse()
+                await _all(slot.drained.wait() for slot in self.workers)
+        except TimeoutError:
+            _log.warning("%d flows are still open after %.0f s", self.router.flows, timeout)
+        else:
+            _log.info("all flows have ended")
+
+    async def _end(self) -> None:
+        """End all that was begun; at once if forced, in order if not. Bounded in time."""
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
+        if self._draining is not None:
+            self._draining.cancel()
+        for task in self._background:
+            task.cancel()
+        if self._forced:
+            for slot in self._slots():
+                slot.kill()
+        else:
+            # Workers first: what they say to the peers about their flows still has a link.
+            await _all(slot.stop(STOP_TIMEOUT) for slot in self.workers)
+        closing = spawn("close links", self.links.stop("the peer is shutting down"))
+        await asyncio.wait([closing], timeout=FORCED_CLOSE_TIMEOUT if self._forced else None)
+        if self.exporter is not None:
+            await self.exporter.stop(STOP_TIMEOUT)
+        running = [slot.ended for slot in self._slots() if slot.ended is not None]
+        if running:
+            await asyncio.wait(running)
+        await self._control.stop()
+        for listener in self._listeners:
+            listener.close()
+        if self._metrics_listener is not None:
+            self._metrics_listener.close()
+        self.notifier.close()
+        _log.info("ended")
+
+
+def _load_identity(config: Config) -> PrivateIdentity:
+    path = config.identity.private_key_file
+    assert path is not None, "the loader finds one"
+    try:
+        return PrivateIdentity.load(path)
+    except (OSError, ValueError) as error:
+        raise StartError(f"{path}: {error}", EXIT_CONFIG) from None
+
+
+async def _all(awaitables: Any) -> None:
+    await asyncio.gather(*awaitables)

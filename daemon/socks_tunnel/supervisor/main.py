@@ -1,0 +1,102 @@
+"""`socks-tunnel run`: what is there before and after the event loop, and the exit status."""
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from socks_tunnel.config import paths
+from socks_tunnel.config.errors import ConfigError
+from socks_tunnel.config.loader import load
+from socks_tunnel.config.models import Config
+from socks_tunnel.ipc.leash import die_with_parent
+from socks_tunnel.ops import logging as ops_logging
+from socks_tunnel.ops import metrics as ops_metrics
+from socks_tunnel.peer.quiet import set_library_log_level
+from socks_tunnel.supervisor.instance import Instance
+from socks_tunnel.supervisor.problems import (
+    EXIT_BUG,
+    EXIT_CANNOT_CREATE,
+    EXIT_CONFIG,
+    StartError,
+)
+
+_log = logging.getLogger(__name__)
+
+PARENT_VARIABLE: Final = "SOCKS_TUNNEL_PARENT"
+"""Holds the process id of a parent that this instance must not outlive; `demo` sets it."""
+
+
+def run(config_path: Path) -> int:
+    """Run one instance until it ends; give the exit status of the process.
+
+    0 after a drain or a forced end, 70 for a bug, 73 for what cannot be created (a listener, the
+    runtime directory), 78 for a configuration that cannot be used.
+    """
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent:
+        die_with_parent(int(parent))
+    try:
+        config = load(config_path)
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_CONFIG
+    ops_logging.setup(config.log.level, config.log.format, component="supervisor")
+    set_library_log_level(debug=config.log.level == "debug")
+    try:
+        _run(config)
+    except StartError as error:
+        _log.error("cannot start: %s", error)
+        return error.exit_code
+    except Exception:  # noqa: BLE001 - the last resort, which reports it and ends the process
+        _log.exception("a bug ended the supervisor")
+        return EXIT_BUG
+    else:
+        return 0
+    finally:
+        ops_logging.shutdown()
+
+
+def _run(config: Config) -> None:
+    try:
+        directory = paths.runtime_directory(config.instance, create=True)
+        lock = _lock(directory, config.instance)
+    except OSError as error:
+        raise StartError(f"no runtime directory: {error}", EXIT_CANNOT_CREATE) from None
+    try:
+        metrics_directory = paths.metrics_directory(directory)
+        try:
+            ops_metrics.prepare_directory(metrics_directory)
+        except OSError as error:
+            raise StartError(f"no metrics directory: {error}", EXIT_CANNOT_CREATE) from None
+        ops_metrics.configure(metrics_directory, "supervisor")
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run_instance(config, directory))
+    finally:
+        os.close(lock)
+
+
+async def _run_instance(config: Config, directory: Path) -> None:
+    await Instance(config, directory).run()
+
+
+def _lock(directory: Path, instance: str) -> int:
+    """See that no other supervisor uses the directory; give the descriptor that holds the lock."""
+    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        if error.errno not in {errno.EAGAIN, errno.EACCES}:
+            raise
+        raise StartError(
+            f"an instance {instance!r} is running already: it holds {directory / 'lock'}",
+            EXIT_CANNOT_CREATE,
+        ) from None
+    return fd

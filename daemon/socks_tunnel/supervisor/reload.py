@@ -1,0 +1,55 @@
+"""Which settings a reload changes. No files, no loop: two configurations go in, one comes out."""
+
+from typing import Final
+
+from socks_tunnel.config.errors import ConfigError, Problem
+from socks_tunnel.config.models import Config, Socks
+
+RELOADED: Final = frozenset(
+    {
+        "drain_timeout",
+        "ice",
+        "limits",
+        "log",
+        "peers",
+        "policies",
+        "policy",
+        "policy_file",
+        "resume_timeout",
+        "udp_filtering",
+        "users",
+    }
+)
+"""Tables and settings that a reload changes, besides those of `[socks]` but for its listeners."""
+
+_BOUND_AT_START: Final = frozenset({"listen", "allow_remote_clients"})
+
+
+def merge(running: Config, read: Config) -> tuple[Config, list[str]]:
+    """Give the configuration to go on with, and the keys whose changes need a restart.
+
+    Raises :class:`ConfigError` if `read` is for another role: that is no change but another
+    instance.
+    """
+    if read.role != running.role:
+        message = f"is {read.role!r} now, but the running instance is a {running.role}"
+        raise ConfigError([Problem(read.source, None, "role", message)])
+    changed = {name: getattr(read, name) for name in RELOADED}
+    waiting = [
+        name
+        for name in Config.model_fields
+        if name not in RELOADED
+        and name not in {"socks", "source"}
+        and getattr(read, name) != getattr(running, name)
+    ]
+    kept = {name: getattr(running.socks, name) for name in _BOUND_AT_START}
+    waiting += [
+        f"socks.{name}"
+        for name in Socks.model_fields
+        if name in _BOUND_AT_START and getattr(read.socks, name) != kept[name]
+    ]
+    changed["socks"] = read.socks.model_copy(update=kept)
+    if read.log.format != running.log.format:
+        waiting.append("log.format")
+        changed["log"] = read.log.model_copy(update={"format": running.log.format})
+    return running.model_copy(update=changed), sorted(waiting)

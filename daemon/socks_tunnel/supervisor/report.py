@@ -1,0 +1,128 @@
+"""What an instance says of itself: `status`, `connections`, the status line, the report in the log.
+
+Workers are asked for what only they know. One that does not answer in time is shown without.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import socks_tunnel
+
+if TYPE_CHECKING:
+    from socks_tunnel.supervisor.children import WorkerSlot
+    from socks_tunnel.supervisor.instance import Instance
+
+_log = logging.getLogger(__name__)
+
+ANSWER_TIMEOUT: Final = 2.0
+"""Seconds that a worker has to answer a question about itself."""
+
+PEERS_IN_LINE: Final = 3
+"""Up to so many peers are named in the status line; more are only counted."""
+
+_OF_WORKER: Final = ("flows_tcp", "flows_udp", "bytes_up", "bytes_down", "buffered")
+
+
+async def status(instance: "Instance") -> dict[str, Any]:
+    """Give the answer to `status`."""
+    answers = await asyncio.gather(*(_ask(slot, "status") for slot in instance.workers))
+    workers = []
+    for slot, answer in zip(instance.workers, answers, strict=True):
+        known = answer[0] if answer and isinstance(answer[0], dict) else {}
+        workers.append(
+            {
+                "index": slot.index,
+                "pid": slot.pid,
+                "state": slot.state if slot.responsive else "hanging",
+                "restarts": slot.restarts,
+                **{key: known.get(key, 0) for key in _OF_WORKER},
+            }
+        )
+    return {
+        "instance": instance.config.instance,
+        "role": instance.config.role,
+        "version": socks_tunnel.__version__,
+        "pid": os.getpid(),
+        "uptime": round(time.monotonic() - instance.started_at, 1),
+        "state": instance.state,
+        "links": instance.links.status(),
+        "workers": workers,
+        "counters": {
+            **{key: sum(worker[key] for worker in workers) for key in _OF_WORKER},
+            "restarts": sum(worker["restarts"] for worker in workers),
+        },
+    }
+
+
+async def connections(instance: "Instance") -> list[dict[str, Any]]:
+    """Give the answer to `connections`: a row for each flow."""
+    answers = await asyncio.gather(*(_ask(slot, "connections") for slot in instance.workers))
+    return [
+        {**row, "worker": slot.index}
+        for slot, answer in zip(instance.workers, answers, strict=True)
+        for row in answer
+        if isinstance(row, dict)
+    ]
+
+
+def status_line(role: str, links: Sequence[dict[str, Any]], flows: int, workers: int) -> str:
+    """Give the sentence that the service manager shows: role, links, flows, workers."""
+    if len(links) <= PEERS_IN_LINE:
+        parts = [_link_words(link) for link in links]
+    else:
+        up = sum(link["state"] == "up" for link in links)
+        parts = [f"{up} of {len(links)} links up"]
+    parts.append(_count(flows, "flow"))
+    parts.append(_count(workers, "worker"))
+    return f"{role}: {', '.join(parts)}"
+
+
+async def log_report(instance: "Instance") -> None:
+    """Write the whole state into the log, a line for each thing."""
+    state = await status(instance)
+    counters = state["counters"]
+    _log.info(
+        "report: %s %s, version %s, %s, up for %.0f s; %d TCP flows, %d UDP associations, "
+        "%d bytes up, %d bytes down, %d worker restarts",
+        state["role"],
+        state["instance"],
+        state["version"],
+        state["state"],
+        state["uptime"],
+        counters["flows_tcp"],
+        counters["flows_udp"],
+        counters["bytes_up"],
+        counters["bytes_down"],
+        counters["restarts"],
+    )
+    for link in state["links"]:
+        _log.info("report: link %s is %s", link["peer"], link["state"], extra={"fields": link})
+    for worker in state["workers"]:
+        _log.info(
+            "report: worker %d is %s", worker["index"], worker["state"], extra={"fields": worker}
+        )
+
+
+async def _ask(slot: "WorkerSlot", what: str) -> list[Any]:
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            return await slot.ask(what)
+    except (TimeoutError, ConnectionError) as error:
+        _log.debug("%s gives no %s: %s", slot.name, what, error)
+        return []
+
+
+def _link_words(link: dict[str, Any]) -> str:
+    words = f"link {link['peer']} {link['state']}"
+    if link["state"] == "up" and link["rtt_ms"] is not None:
+        rtt: float = link["rtt_ms"]
+        words += f" (rtt {rtt:.{0 if rtt >= 10 else 1}f} ms)"
+    return words
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
