@@ -14,18 +14,18 @@ they are dropped, and the number of those is the first line after that.
 """
 
 import atexit
-import io
 import json
 import logging
 import os
 import select
-import sys
 import threading
 from collections import deque
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from socks_tunnel.ops import audit
+
+STDERR: Final = 2
 
 QUEUE_LIMIT: Final = 4 * 1024 * 1024
 """Bytes of formatted lines that may wait for standard error."""
@@ -54,8 +54,14 @@ _ESCAPES: Final = {
 _handler: "_QueueHandler | None" = None
 
 
-def setup(level: str, format: str, *, component: str) -> None:  # noqa: A002 - the setting's name
-    """Send all log records of this process to standard error.
+def setup(
+    level: str,
+    format: str,  # noqa: A002 - the setting's name
+    *,
+    component: str,
+    fd: int = STDERR,
+) -> None:
+    """Send all log records of this process to standard error, or another file descriptor.
 
     `level` is "debug", "info", "warning" or "error"; `format` "journal", "json", "text" or "auto",
     which is journal where standard error is the journal's stream and text elsewhere. `component`
@@ -64,11 +70,11 @@ def setup(level: str, format: str, *, component: str) -> None:  # noqa: A002 - t
     """
     global _handler  # noqa: PLW0603 - logging is a property of the process
     if _handler is None:
-        _handler = _QueueHandler(sys.stderr.fileno())
+        _handler = _QueueHandler(fd)
         atexit.register(shutdown)
         logging.captureWarnings(capture=True)
     if format == "auto":
-        format = "journal" if _stderr_is_journal() else "text"  # noqa: A001 - as above
+        format = "journal" if _is_journal(fd) else "text"  # noqa: A001 - as above
     _handler.setFormatter(_FORMATTERS[format](component))
     root = logging.getLogger()
     for handler in root.handlers[:]:
@@ -96,12 +102,12 @@ def shutdown() -> None:
         _handler = None
 
 
-def _stderr_is_journal() -> bool:
+def _is_journal(fd: int) -> bool:
     # systemd.exec(5): JOURNAL_STREAM is "device:inode" of the stream, to be compared, because the
     # variable is inherited also by a process whose standard error was redirected.
     try:
-        stat = os.fstat(sys.stderr.fileno())
-    except (OSError, io.UnsupportedOperation):
+        stat = os.fstat(fd)
+    except OSError:  # standard error is closed
         return False
     return os.environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
 
@@ -212,8 +218,9 @@ class _QueueHandler(logging.Handler):
             if self._closing or self._waiting + len(line) > QUEUE_LIMIT:
                 self._dropped += 1
                 return
-            self._lines.append(line)
-            self._waiting += len(line)
+            if self._dropped:
+                self._tell_dropped()
+            self._enqueue(line)
             self._changed.notify()
 
     def close(self) -> None:
@@ -246,10 +253,9 @@ class _QueueHandler(logging.Handler):
         with self._changed:
             while not (self._lines or self._dropped or self._closing):
                 self._changed.wait()
+            if self._dropped and not self._lines:
+                self._tell_dropped()
             batch = bytearray()
-            if self._dropped:
-                batch += self._encode(_dropped_record(self._dropped))
-                self._dropped = 0
             while self._lines:
                 if batch and len(batch) + len(self._lines[0]) > select.PIPE_BUF:
                     break
@@ -258,10 +264,17 @@ class _QueueHandler(logging.Handler):
                 batch += line
             return bytes(batch)
 
+    def _tell_dropped(self) -> None:
+        """Put a line where those that were dropped would be."""
+        sentence = "%d log lines were dropped: standard error is not read fast enough"
+        args = (self._dropped,)
+        record = logging.LogRecord(__name__, logging.WARNING, __file__, 0, sentence, args, None)
+        self._dropped = 0
+        self._enqueue(self._encode(record))
+
+    def _enqueue(self, line: bytes) -> None:
+        self._lines.append(line)
+        self._waiting += len(line)
+
     def _encode(self, record: logging.LogRecord) -> bytes:
         return self.format(record).encode("utf-8", "backslashreplace") + b"\n"
-
-
-def _dropped_record(count: int) -> logging.LogRecord:
-    sentence = "%d log lines were dropped: standard error is not read fast enough"
-    return logging.LogRecord(__name__, logging.WARNING, __file__, 0, sentence, (count,), None)
