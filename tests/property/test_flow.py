@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
+    MultipleResults,
     RuleBasedStateMachine,
     consumes,
     initialize,
     invariant,
+    multiple,
     precondition,
     rule,
 )
@@ -22,7 +24,10 @@ from socks_tunnel.protocol.errors import LocalProtocolError
 from socks_tunnel.protocol.flow import FlowState, FlowTable, TcpFlow
 from socks_tunnel.protocol.messages import Data, SendEof, WindowUpdate, decode
 
-FLOWS = (1, 2, 0xFFFFFFFF)
+FLOWS = (1, 0xFFFFFFFF)
+
+Update = tuple[int, bytes]
+"""Which side it is for, and the message."""
 
 
 @dataclass
@@ -31,6 +36,8 @@ class Side:
 
     table: FlowTable[TcpFlow]
     lane: deque[bytes] = field(default_factory=deque)
+    told: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """The highest CONSUMED and LIMIT of each flow that an update has brought so far."""
 
     def flow(self, conn_id: int) -> TcpFlow:
         found = self.table.get(conn_id)
@@ -58,6 +65,7 @@ class FlowTables(RuleBasedStateMachine):
                 )
                 flow.open()
                 side.table.add(conn_id, flow)
+                side.told[conn_id] = (0, flow.send.limit)
 
     @rule(index=sides, conn_id=ids, share=st.floats(0, 1))
     def send(self, index: int, conn_id: int, share: float) -> None:
@@ -98,27 +106,35 @@ class FlowTables(RuleBasedStateMachine):
             self.receive(1 - index, lane.popleft())
 
     @rule(target=updates, index=sides, conn_id=ids, share=st.floats(0, 1))
-    def consume(self, index: int, conn_id: int, share: float) -> tuple[int, bytes] | None:
+    def consume(self, index: int, conn_id: int, share: float) -> Update | MultipleResults[Update]:
         """Let a local socket take some of what came; an update that is then due goes out."""
         window = self.sides_[index].flow(conn_id).receive
         if window.consume(round(window.buffered * share)):
             return 1 - index, WindowUpdate(conn_id, *window.announce()).encode()
-        return None
+        return multiple()
 
     @rule(target=updates, index=sides, conn_id=ids)
-    def announce(self, index: int, conn_id: int) -> tuple[int, bytes]:
+    def announce(self, index: int, conn_id: int) -> Update:
         """Send an update that nobody asked for, as a resume does."""
         window = self.sides_[index].flow(conn_id).receive
         return 1 - index, WindowUpdate(conn_id, *window.announce()).encode()
 
+    @rule(target=updates, index=sides, conn_id=ids, share=st.floats(0.1, 1))
+    def transfer(self, index: int, conn_id: int, share: float) -> Update:
+        """Do all of it at once: send, deliver, consume, announce."""
+        self.send(index, conn_id, share)
+        self.deliver(index, len(self.sides_[index].lane))
+        window = self.sides_[1 - index].flow(conn_id).receive
+        window.consume(window.buffered)
+        return index, WindowUpdate(conn_id, *window.announce()).encode()
+
     @rule(update=updates)
-    def deliver_update(self, update: tuple[int, bytes] | None) -> None:
-        """Deliver any update that was ever sent: late, early, again."""
-        if update is not None:
-            self.receive(*update)
+    def deliver_update(self, update: Update) -> None:
+        """Deliver any update that was ever sent and is not lost: late, early, again."""
+        self.receive(*update)
 
     @rule(update=consumes(updates))
-    def lose_update(self, update: tuple[int, bytes] | None) -> None:
+    def lose_update(self, update: Update) -> None:
         """Lose an update for good."""
 
     @precondition(lambda self: hasattr(self, "sides_"))
@@ -134,19 +150,28 @@ class FlowTables(RuleBasedStateMachine):
                 assert sender.sent <= sender.limit <= receiver.limit
                 assert receiver.limit <= receiver.consumed + window
                 assert receiver.buffered <= window
+                # What an update has once allowed no later one takes back.
+                assert (sender.consumed, sender.limit) == side.told[conn_id]
 
     def receive(self, index: int, raw: bytes) -> None:
         """Give a message to a side, as its shell would. A RemoteProtocolError fails the test."""
         message = decode(raw)
         assert isinstance(message, Data | SendEof | WindowUpdate)
-        flow = self.sides_[index].flow(message.conn_id)
+        side = self.sides_[index]
+        flow = side.flow(message.conn_id)
         match message:
             case Data():
                 flow.receive_data(len(message.data))
             case SendEof():
                 flow.receive_eof()
             case WindowUpdate():
-                flow.send.update(message.consumed, message.limit)
+                consumed, limit = side.told[message.conn_id]
+                grown = flow.send.update(message.consumed, message.limit)
+                assert grown == (message.limit > limit)
+                side.told[message.conn_id] = (
+                    max(consumed, message.consumed),
+                    max(limit, message.limit),
+                )
 
     def teardown(self) -> None:
         """In the end one update that arrives is enough: the whole window is there again."""
