@@ -29,6 +29,7 @@ from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.ops.notify import Notifier
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.quiet import quiet_loop_exceptions, set_library_log_level
+from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.ipc import encode_control
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor import report
@@ -199,7 +200,7 @@ class Instance:
             self.config.instance,
             software(),
             self.router.workers,
-            "".join(f", SOCKS5 on {listener.address}" for listener in self._listeners),
+            "".join(f", SOCKS5 on {address}" for address in self.addresses),
         )
         self.notifier.ready(self._status_line)
         return None
@@ -323,6 +324,16 @@ class Instance:
         }
 
     # --- while it runs ------------------------------------------------------------------------
+
+    @property
+    def addresses(self) -> list[HostPort]:
+        """Where SOCKS5 clients are served."""
+        return [listener.address for listener in self._listeners]
+
+    @property
+    def metrics_address(self) -> HostPort | None:
+        """Where the exporter serves."""
+        return None if self._metrics_listener is None else self._metrics_listener.address
 
     def _slots(self) -> list[Slot]:
         return [*self.workers, *([self.exporter] if self.exporter is not None else [])]

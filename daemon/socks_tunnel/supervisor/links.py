@@ -87,6 +87,7 @@ class Attempt:
         """Names an endpoint's session in its Location."""
         self._links = links
         self._closing = False
+        self._goaway = False
         metrics = links.metrics
         self.link = Link(
             self,
@@ -141,6 +142,7 @@ class Attempt:
             self.peer.name,
             "it is shutting down" if reason == CloseReason.SHUTTING_DOWN else f"reason {reason:#x}",
         )
+        self._goaway = True
         if self.routed is not None:
             self.routed.goaway()
 
@@ -150,7 +152,8 @@ class Attempt:
         if routed is not None:
             flows = routed.flows
             self._links.router.link_down(routed, reason)
-            level = logging.INFO if self._closing else logging.WARNING
+            expected = self._closing or self._goaway
+            level = logging.INFO if expected else logging.WARNING
             _log.log(level, "link %s is down: %s; %d flows ended", self.peer.name, reason, flows)
         self._links.metrics.links_total.labels("failed" if self.up_at is None else "ended").inc()
         self.ended.set_result(reason)
@@ -424,7 +427,8 @@ class _Dialler:
                 _log.exception("dialling %s failed; trying again in %.1f s", name, delay)
             else:
                 up_at = asyncio.get_running_loop().time()
-                reason = await attempt.ended
+                # Shielded, as below: hold() cancels this task, not what others look at too.
+                reason = await asyncio.shield(attempt.ended)
                 if asyncio.get_running_loop().time() - up_at >= LIVED_LONG:
                     backoff.reset()
                 delay = self._failed(reason, backoff)

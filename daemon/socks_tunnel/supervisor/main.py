@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Final
 
@@ -76,6 +77,8 @@ def _run(config: Config) -> None:
         except OSError as error:
             raise StartError(f"no metrics directory: {error}", EXIT_CANNOT_CREATE) from None
         ops_metrics.configure(metrics_directory, "supervisor")
+        # The library keeps its files open until the very end and has no way to close them.
+        warnings.filterwarnings("ignore", r"unclosed file .*\.db'", ResourceWarning)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run_instance(config, directory))
     finally:

@@ -56,7 +56,7 @@ SlotState = Literal["starting", "running", "waiting", "stopped"]
 
 # What concerns the main process alone must not reach its children: one that answered the service
 # manager in its name, or took its sockets, would be believed.
-_OWN_ENVIRONMENT: Final = (
+OWN_ENVIRONMENT: Final = (
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
@@ -284,7 +284,7 @@ class Slot:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                env = {k: v for k, v in os.environ.items() if k not in _OWN_ENVIRONMENT}
+                env = {k: v for k, v in os.environ.items() if k not in OWN_ENVIRONMENT}
                 process = await asyncio.create_subprocess_exec(
                     *self.command(theirs.fileno()),
                     stdin=asyncio.subprocess.DEVNULL,

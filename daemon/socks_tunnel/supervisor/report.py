@@ -49,6 +49,8 @@ async def status(instance: "Instance") -> dict[str, Any]:
         "pid": os.getpid(),
         "uptime": round(time.monotonic() - instance.started_at, 1),
         "state": instance.state,
+        "listen": [str(address) for address in instance.addresses],
+        "metrics": None if instance.metrics_address is None else str(instance.metrics_address),
         "links": instance.links.status(),
         "workers": workers,
         "counters": {

@@ -1,0 +1,307 @@
+"""`socks-tunnel demo`: a gateway and an endpoint on this host, real ones, for a newcomer to try.
+
+Two supervisors are started as anybody would start them, with keys and configurations made on the
+fly in a temporary directory. They meet on a Unix socket and on 127.0.0.1, so the machine needs no
+address but loopback. Whatever way the demo ends, nothing of it stays: the kernel kills the two when
+this process dies, and their children end with them.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import uvloop
+from aiohttp import web
+
+from socks_tunnel.config import paths
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol.addresses import HostPort, parse_ip
+from socks_tunnel.signaling.identity import PrivateIdentity
+from socks_tunnel.supervisor import control_client
+from socks_tunnel.supervisor.listeners import ListenError, bind
+from socks_tunnel.supervisor.main import PARENT_VARIABLE
+from socks_tunnel.supervisor.problems import EXIT_CANNOT_CREATE, EXIT_UNAVAILABLE
+from socks_tunnel.supervisor.processes import OWN_ENVIRONMENT, describe_exit
+
+EXIT_USAGE: Final = 2
+
+LINK_TIMEOUT: Final = 60.0
+"""Seconds until the link must be up."""
+
+STOP_TIMEOUT: Final = 15.0
+"""Seconds that both have to end."""
+
+_POLL: Final = 0.1
+
+_COMMON: Final = """\
+role = {role}
+drain_timeout = 3
+
+[identity]
+private_key_file = {key}
+
+[[peers]]
+name = {peer}
+public_key = {public_key}
+{url}
+[ice]
+addresses = ["127.0.0.1"]
+
+[metrics]
+listen = "127.0.0.1:0"
+
+[log]
+level = "warning"
+format = "text"
+"""
+
+_GATEWAY: Final = """
+[socks]
+listen = [{listen}]
+"""
+
+_ENDPOINT: Final = """
+[signaling]
+listen = {signaling}
+"""
+
+# A demonstration on one machine has its targets on that machine: loopback must be named.
+_OPEN_POLICY: Final = """
+[policy]
+allowed_hosts = ["0.0.0.0", "::", "127.0.0.0/8", "::1"]
+allowed_ports = ["*"]
+"""
+
+
+class _DemoError(Exception):
+    """The demo cannot go on; the text is a sentence for the user."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def run(listen: HostPort, policy_file: Path | None) -> int:
+    """Run the demo until Ctrl-C or SIGTERM; give the exit status.
+
+    `listen` is where SOCKS5 clients connect, on loopback; `policy_file` a policy for the endpoint
+    (JSON), where None allows every destination. 0 after a signal, 2 for an address off loopback, 69
+    if the two sides do not find each other or one of them ends, 73 for an address that is taken.
+    """
+    try:
+        _check_address(listen)
+        with tempfile.TemporaryDirectory(prefix="socks-tunnel-demo-") as directory:
+            uvloop.run(_Demo(listen, policy_file, Path(directory)).run())
+    except _DemoError as error:
+        sys.stderr.write(f"socks-tunnel demo: {error}\n")
+        return error.exit_code
+    return 0
+
+
+def _check_address(listen: HostPort) -> None:
+    """See that the listener can be had before anything is started. Raises :class:`_DemoError`."""
+    ip = parse_ip(listen.host)
+    if ip is None or not ip.is_loopback:
+        raise _DemoError(
+            f"--listen {listen}: the demo serves this machine only; give an address such as "
+            "127.0.0.1:1080",
+            EXIT_USAGE,
+        )
+    try:
+        bind("--listen", listen).close()
+    except ListenError as error:
+        other = HostPort(listen.host, 1081 if listen.port == 1080 else 1080)
+        raise _DemoError(
+            f"{error}. For instance: socks-tunnel demo --listen {other}", EXIT_CANNOT_CREATE
+        ) from None
+
+
+class _Demo:
+    def __init__(self, listen: HostPort, policy_file: Path | None, directory: Path) -> None:
+        self._listen = listen
+        self._policy_file = policy_file
+        self._directory = directory
+        self._signals: asyncio.Queue[int] = asyncio.Queue()
+        self._sides: dict[str, asyncio.subprocess.Process] = {}
+        self._exits: dict[str, asyncio.Task[int]] = {}
+
+    async def run(self) -> None:
+        """Start both sides, say what to try, wait for a signal. Raises :class:`_DemoError`."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._signals.put_nowait, number)
+        self._write_configurations()
+        target = web.AppRunner(_target(), access_log=None, handle_signals=False)
+        stopped = spawn("signal", self._signals.get())
+        try:
+            await target.setup()
+            site = web.SockSite(target, bind("target", HostPort("127.0.0.1", 0)).socket)
+            await site.start()
+            for role in ("endpoint", "gateway"):
+                await self._start(role)
+            linked = spawn("wait for the link", self._linked())
+            await asyncio.wait(
+                [linked, stopped, *self._exits.values()], return_when=asyncio.FIRST_COMPLETED
+            )
+            if linked.done():
+                status = await linked
+                if status is None:
+                    raise _DemoError(
+                        f"gateway and endpoint did not find each other within {LINK_TIMEOUT:.0f} s",
+                        EXIT_UNAVAILABLE,
+                    )
+                self._say(status, target.addresses[0])
+                await asyncio.wait(
+                    [stopped, *self._exits.values()], return_when=asyncio.FIRST_COMPLETED
+                )
+            linked.cancel()
+            if not stopped.done():
+                self._report_exit()
+        finally:
+            stopped.cancel()
+            await self._stop()
+            await target.cleanup()
+
+    # --- before -------------------------------------------------------------------------------
+
+    def _write_configurations(self) -> None:
+        keys = {role: PrivateIdentity.generate() for role in ("gateway", "endpoint")}
+        signaling = f"unix:{self._directory / 'signaling.sock'}"
+        own = {
+            "gateway": _GATEWAY.format(listen=_toml(str(self._listen))),
+            "endpoint": _ENDPOINT.format(signaling=_toml(signaling)),
+        }
+        if self._policy_file is None:
+            own["endpoint"] += _OPEN_POLICY
+        for role, other in (("gateway", "endpoint"), ("endpoint", "gateway")):
+            key_file = self._directory / f"{role}.key"
+            key_file.touch(mode=0o600)
+            key_file.write_bytes(keys[role].to_pem())
+            text = _COMMON.format(
+                role=_toml(role),
+                key=_toml(str(key_file)),
+                peer=_toml(other),
+                public_key=_toml(keys[other].public_text),
+                url=f"url = {_toml(signaling)}\n" if role == "gateway" else "",
+            )
+            if role == "endpoint" and self._policy_file is not None:
+                text = f"policy_file = {_toml(str(self._policy_file.absolute()))}\n{text}"
+            (self._directory / f"{role}.toml").write_text(text + own[role], "utf-8")
+
+    async def _start(self, role: str) -> None:
+        runtime = self._runtime_directory(role)
+        runtime.mkdir()
+        environment = {k: v for k, v in os.environ.items() if k not in OWN_ENVIRONMENT}
+        environment["RUNTIME_DIRECTORY"] = str(runtime)
+        environment[PARENT_VARIABLE] = str(os.getpid())
+        command = (sys.executable, "-P", "-m", "socks_tunnel", "run", "--config")
+        side = await asyncio.create_subprocess_exec(
+            *command,
+            str(self._directory / f"{role}.toml"),
+            stdin=asyncio.subprocess.DEVNULL,
+            env=environment,
+            # Out of the terminal's process group: Ctrl-C is for us, and we end both in order.
+            start_new_session=True,
+        )
+        self._sides[role] = side
+        self._exits[role] = spawn(f"{role} exits", side.wait())
+
+    def _runtime_directory(self, role: str) -> Path:
+        return self._directory / f"run-{role}"
+
+    async def _linked(self) -> dict[str, Any] | None:
+        """Wait for the link; give the gateway's status, or None if it takes too long."""
+        control = paths.control_socket(self._runtime_directory("gateway"))
+        try:
+            async with asyncio.timeout(LINK_TIMEOUT):
+                while True:
+                    status = await asyncio.to_thread(_status, control)
+                    if any(link["state"] == "up" for link in status.get("links", ())):
+                        return status
+                    await asyncio.sleep(_POLL)
+        except TimeoutError:
+            return None
+
+    # --- while it runs, and after ---------------------------------------------------------------
+
+    def _say(self, status: Mapping[str, Any], target: Any) -> None:
+        proxy = status["listen"][0]
+        allowed = "every destination"
+        if self._policy_file is not None:
+            allowed = f"what {self._policy_file} allows"
+        sys.stdout.write(
+            f"""
+A gateway and an endpoint run on this machine, with a WebRTC data channel between them.
+
+  SOCKS5 proxy   {proxy}
+  policy         {allowed}
+  metrics        http://{status["metrics"]}/metrics
+  status         socks-tunnel status --socket {self._runtime_directory("gateway")}/control.sock
+
+Try this in another terminal; the page is served by the demo itself, so it works offline:
+
+  curl --socks5-hostname {proxy} http://{target[0]}:{target[1]}/
+
+Ctrl-C ends it all.
+"""
+        )
+        sys.stdout.flush()
+
+    def _report_exit(self) -> None:
+        for role, exited in self._exits.items():
+            if exited.done():
+                raise _DemoError(f"the {role} {describe_exit(exited.result())}", EXIT_UNAVAILABLE)
+
+    async def _stop(self) -> None:
+        """End both, the gateway first so that it can say goodbye; a second signal ends them now."""
+        again = spawn("second signal", self._signals.get())
+        try:
+            for role in ("gateway", "endpoint"):
+                if role in self._exits and not self._exits[role].done():
+                    self._sides[role].send_signal(signal.SIGTERM)
+                    await asyncio.wait(
+                        [self._exits[role], again],
+                        timeout=STOP_TIMEOUT,
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+        finally:
+            again.cancel()
+            for role, exited in self._exits.items():
+                if not exited.done():
+                    self._sides[role].kill()
+                    await exited
+
+
+def _status(control: Path) -> dict[str, Any]:
+    """Ask the gateway; give nothing while it does not answer yet."""
+    try:
+        answer = control_client.request(control, {"op": "status"}, timeout=5.0)
+    except OSError:
+        return {}
+    result = answer.get("result")
+    return result if isinstance(result, dict) else {}
+
+
+def _target() -> web.Application:
+    """Give a web server for the first thing that a newcomer fetches through the tunnel."""
+
+    async def hello(request: web.Request) -> web.Response:
+        return web.Response(
+            text="It works: this came through SOCKS5, a WebRTC data channel and the endpoint.\n"
+            f"To this server, the client is the endpoint's socket {request.remote}.\n"
+        )
+
+    app = web.Application()
+    app.router.add_get("/", hello)
+    return app
+
+
+def _toml(text: str) -> str:
+    """Give a TOML string; JSON's notation is one."""
+    return json.dumps(text, ensure_ascii=False)
