@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -97,7 +97,7 @@ def run(listen: HostPort, policy_file: Path | None) -> int:
     try:
         _check_address(listen)
         with tempfile.TemporaryDirectory(prefix="socks-tunnel-demo-") as directory:
-            uvloop.run(_Demo(listen, policy_file, Path(directory)).run())
+            uvloop.run(_demonstrate(listen, policy_file, Path(directory)))
     except _DemoError as error:
         sys.stderr.write(f"socks-tunnel demo: {error}\n")
         return error.exit_code
@@ -122,6 +122,10 @@ def _check_address(listen: HostPort) -> None:
         ) from None
 
 
+async def _demonstrate(listen: HostPort, policy_file: Path | None, directory: Path) -> None:
+    await _Demo(listen, policy_file, directory).run()
+
+
 class _Demo:
     def __init__(self, listen: HostPort, policy_file: Path | None, directory: Path) -> None:
         self._listen = listen
@@ -130,6 +134,7 @@ class _Demo:
         self._signals: asyncio.Queue[int] = asyncio.Queue()
         self._sides: dict[str, asyncio.subprocess.Process] = {}
         self._exits: dict[str, asyncio.Task[int]] = {}
+        self._failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
         """Start both sides, say what to try, wait for a signal. Raises :class:`_DemoError`."""
@@ -143,12 +148,9 @@ class _Demo:
             await target.setup()
             site = web.SockSite(target, bind("target", HostPort("127.0.0.1", 0)).socket)
             await site.start()
-            for role in ("endpoint", "gateway"):
-                await self._start(role)
-            linked = spawn("wait for the link", self._linked())
-            await asyncio.wait(
-                [linked, stopped, *self._exits.values()], return_when=asyncio.FIRST_COMPLETED
-            )
+            await self._start("endpoint")
+            linked = spawn("wait for the link", self._link())
+            await _first(linked, stopped, self._failed)
             if linked.done():
                 status = await linked
                 if status is None:
@@ -157,12 +159,10 @@ class _Demo:
                         EXIT_UNAVAILABLE,
                     )
                 self._say(status, target.addresses[0])
-                await asyncio.wait(
-                    [stopped, *self._exits.values()], return_when=asyncio.FIRST_COMPLETED
-                )
+                await _first(stopped, self._failed)
             linked.cancel()
             if not stopped.done():
-                self._report_exit()
+                raise _DemoError(self._failed.result(), EXIT_UNAVAILABLE)
         finally:
             stopped.cancel()
             await self._stop()
@@ -210,23 +210,40 @@ class _Demo:
             start_new_session=True,
         )
         self._sides[role] = side
-        self._exits[role] = spawn(f"{role} exits", side.wait())
+        exited = self._exits[role] = spawn(f"{role} exits", side.wait())
+
+        def report(task: asyncio.Task[int]) -> None:
+            if not task.cancelled() and not self._failed.done():
+                self._failed.set_result(f"the {role} {describe_exit(task.result())}")
+
+        exited.add_done_callback(report)
 
     def _runtime_directory(self, role: str) -> Path:
         return self._directory / f"run-{role}"
 
-    async def _linked(self) -> dict[str, Any] | None:
-        """Wait for the link; give the gateway's status, or None if it takes too long."""
-        control = paths.control_socket(self._runtime_directory("gateway"))
+    async def _link(self) -> dict[str, Any] | None:
+        """Wait for the endpoint, start the gateway, wait for the link.
+
+        Gives the gateway's status, or None if it takes too long.
+        """
         try:
             async with asyncio.timeout(LINK_TIMEOUT):
-                while True:
-                    status = await asyncio.to_thread(_status, control)
-                    if any(link["state"] == "up" for link in status.get("links", ())):
-                        return status
-                    await asyncio.sleep(_POLL)
+                await self._until("endpoint", lambda status: status["state"] == "ready")
+                await self._start("gateway")
+                return await self._until(
+                    "gateway", lambda status: any(link["state"] == "up" for link in status["links"])
+                )
         except TimeoutError:
             return None
+
+    async def _until(self, role: str, reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Ask one side for its status until it is as wanted."""
+        control = paths.control_socket(self._runtime_directory(role))
+        while True:
+            status = await asyncio.to_thread(_status, control)
+            if status is not None and reached(status):
+                return status
+            await asyncio.sleep(_POLL)
 
     # --- while it runs, and after ---------------------------------------------------------------
 
@@ -253,11 +270,6 @@ Ctrl-C ends it all.
         )
         sys.stdout.flush()
 
-    def _report_exit(self) -> None:
-        for role, exited in self._exits.items():
-            if exited.done():
-                raise _DemoError(f"the {role} {describe_exit(exited.result())}", EXIT_UNAVAILABLE)
-
     async def _stop(self) -> None:
         """End both, the gateway first so that it can say goodbye; a second signal ends them now."""
         again = spawn("second signal", self._signals.get())
@@ -278,14 +290,18 @@ Ctrl-C ends it all.
                     await exited
 
 
-def _status(control: Path) -> dict[str, Any]:
-    """Ask the gateway; give nothing while it does not answer yet."""
+async def _first(*futures: asyncio.Future[Any]) -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _status(control: Path) -> dict[str, Any] | None:
+    """Ask one side for its status; None while it does not answer yet."""
     try:
         answer = control_client.request(control, {"op": "status"}, timeout=5.0)
     except OSError:
-        return {}
+        return None
     result = answer.get("result")
-    return result if isinstance(result, dict) else {}
+    return result if isinstance(result, dict) else None
 
 
 def _target() -> web.Application:
