@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO, Any, Final, NoReturn, TypeVar
 
 import click
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -310,14 +309,18 @@ def status(instance: str | None, socket_path: Path | None, *, as_json: bool) -> 
 @_json_option
 def connections(instance: str | None, socket_path: Path | None, *, as_json: bool) -> None:
     """Show each live flow."""
-    _show(_request(instance, socket_path, {"op": "connections"}), as_json=as_json)
+    flows = _request(instance, socket_path, {"op": "connections"})
+    _show(flows if as_json else {"flows": flows}, as_json=as_json)
 
 
 @cli.command()
 @_of_instance
 def reload(instance: str | None, socket_path: Path | None) -> None:
     """Read the configuration again: policy, peers, log level."""
-    _show(_request(instance, socket_path, {"op": "reload"}), as_json=False)
+    result = _request(instance, socket_path, {"op": "reload"})
+    click.echo("reloaded")
+    if result["needs_restart"]:
+        click.echo(f"changes that take effect with a restart: {', '.join(result['needs_restart'])}")
 
 
 @cli.command()
@@ -328,7 +331,8 @@ def drain(instance: str | None, socket_path: Path | None, timeout: float | None)
     request: dict[str, Any] = {"op": "drain"}
     if timeout is not None:
         request["timeout"] = timeout
-    _show(_request(instance, socket_path, request), as_json=False)
+    result = _request(instance, socket_path, request)
+    click.echo(f"draining: {result['flows']} flows may go on for {result['timeout']:g} s")
 
 
 def _request(instance: str | None, socket_path: Path | None, fields: dict[str, Any]) -> Any:
@@ -364,7 +368,7 @@ def _control_socket(instance: str | None) -> Path:
     return next(iter(running.values()))
 
 
-def _show(result: Any, *, as_json: bool) -> None:
+def _show(result: dict[str, Any] | list[Any], *, as_json: bool) -> None:
     """Print a result: as JSON, or lists of objects as tables and the rest as lines."""
     if as_json:
         click.echo(json.dumps(result, indent=2))
@@ -372,34 +376,25 @@ def _show(result: Any, *, as_json: bool) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 10_000  # for grep and awk: a line for each row, nothing cut off
-    if isinstance(result, list):
-        _show_value(console, "", result)
-        return
-    for key, value in (result or {}).items():
-        _show_value(console, key, value)
-
-
-def _show_value(console: Console, key: str, value: Any) -> None:
-    title = key.replace("_", " ")
-    if isinstance(value, list) and all(isinstance(row, dict) for row in value):
-        if title:
+    for key, value in dict(result).items():
+        title = key.replace("_", " ")
+        if isinstance(value, list) and all(isinstance(row, dict) for row in value):
             console.print(Text(f"{title}: {len(value)}"))
-        if value:
-            console.print(_table(value))
-    elif isinstance(value, dict):
-        console.print(Text(f"{title}:"))
-        for name, inner in value.items():
-            console.print(Text(f"  {name.replace('_', ' ')}: {_cell(inner)}"))
-    else:
-        console.print(Text(f"{title}: {_cell(value)}"))
+            if value:
+                console.print(_table(value))
+        elif isinstance(value, dict):
+            inner = (f"{name.replace('_', ' ')} {_cell(part)}" for name, part in value.items())
+            console.print(Text(f"{title}: {', '.join(inner)}"))
+        else:
+            console.print(Text(f"{title}: {_cell(value)}"))
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in dict.fromkeys(name for row in rows for name in row):
-        numeric = all(isinstance(row.get(column, 0), int | float) for row in rows)
-        table.add_column(column.replace("_", " "), justify="right" if numeric else "left")
+    table = Table(box=None, pad_edge=False)
     names = list(dict.fromkeys(name for row in rows for name in row))
+    for name in names:
+        numeric = all(isinstance(row.get(name) or 0, int | float) for row in rows)
+        table.add_column(name.replace("_", " "), justify="right" if numeric else "left")
     for row in rows:
         # Text, because a plain string would be read as rich's markup: "[::1]:80" is none.
         table.add_row(*(Text(_cell(row.get(name))) for name in names))
@@ -413,9 +408,9 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3f}".rstrip("0").rstrip(".")
-    if isinstance(value, list | dict):
-        return json.dumps(value)
-    return str(value)
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value)) or "-"
+    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 # --- version ----------------------------------------------------------------------------------

@@ -58,10 +58,10 @@ def flow_end(
 
     `up` counts the payload bytes from the SOCKS client to the target and `down` those back, on
     either host; `seconds` is how long the flow was open. A UDP association has no single
-    `destination`: None leaves the field out.
+    `destination`: None or "" leaves the field out.
     """
     fields: dict[str, object] = {"peer": peer, "flow": conn_id, "command": command}
-    if destination is not None:
+    if destination:
         fields["destination"] = str(destination)
     fields |= {"up": up, "down": down, "seconds": round(seconds, 3), "reason": reason}
     _log.info("flow ended", extra={"fields": fields})

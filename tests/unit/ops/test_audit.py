@@ -69,8 +69,16 @@ def test_the_end_of_a_flow(fields: Any) -> None:
     )
 
 
-def test_an_association_has_no_destination(fields: Any) -> None:
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_an_association_has_no_destination(fields: Any, nothing: str | None) -> None:
     audit.flow_end(
-        peer="p", conn_id=7, command="udp", destination=None, up=0, down=0, seconds=0, reason="idle"
+        peer="p",
+        conn_id=7,
+        command="udp",
+        destination=nothing,
+        up=0,
+        down=0,
+        seconds=0,
+        reason="idle",
     )
     assert "destination" not in fields()[1]

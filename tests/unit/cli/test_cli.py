@@ -1,0 +1,583 @@
+"""The command line: what it prints, and its exit codes.
+
+`run` and `demo` are started by the system tests; here it is only seen that they are called.
+"""
+
+import os
+import socket
+import stat
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import socks_tunnel
+from socks_tunnel import cli
+from socks_tunnel.config.loader import load
+from socks_tunnel.config.users import parse_users, verify_password
+from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
+
+KEY = "A" * 42 + "E="
+
+
+def call(*arguments: str | Path, input: str | None = None) -> Result:  # noqa: A002 - click's name
+    result = CliRunner().invoke(cli.cli, [str(a) for a in arguments], input=input)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def refusal(result: Result, exit_code: int) -> str:
+    """Give what a failed command said; it says that on standard error."""
+    assert result.exit_code == exit_code, result.output
+    assert result.stdout == ""
+    return result.stderr
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> Path:
+    (tmp_path / "host.key").touch(mode=0o600)
+    file = tmp_path / "endpoint.toml"
+    file.write_text(
+        f"""\
+role = "endpoint"
+[identity]
+private_key_file = "host.key"
+[signaling]
+listen = "127.0.0.1:8765"
+[[peers]]
+name = "laptop"
+public_key = "{KEY}"
+[[peers]]
+name = "workstation"
+public_key = "{KEY.replace("E", "I")}"
+policy = "engineering"
+[policy]
+allowed_hosts = ["192.0.2.0/24", "*.internal.corp"]
+allowed_ports = [80]
+denied_hosts = ["192.0.2.66"]
+[policies.engineering]
+allowed_hosts = ["0.0.0.0"]
+allowed_ports = [22]
+"""
+    )
+    return file
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Path:
+    (tmp_path / "host.key").touch(mode=0o600)
+    file = tmp_path / "gateway.toml"
+    file.write_text(
+        f"""\
+role = "gateway"
+[identity]
+private_key_file = "host.key"
+[[peers]]
+name = "office"
+public_key = "{KEY}"
+url = "http://192.0.2.1/"
+"""
+    )
+    return file
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# --- the frame --------------------------------------------------------------------------------
+
+
+def test_the_commands_are_these() -> None:
+    running = {"run", "demo", "status", "connections", "reload", "drain"}
+    preparing = {"check-config", "keygen", "passwd", "pair", "policy", "version"}
+    assert set(cli.cli.commands) == running | preparing
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["run"], ["policy"], ["pair"], ["status", "--nonsense"], []]
+)
+def test_usage(arguments: list[str]) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert "Usage: " in result.stderr
+
+
+def test_help_is_there_for_each_command() -> None:
+    for name, command in cli.cli.commands.items():
+        assert command.help, name
+        assert call(name, "-h").exit_code == 0
+
+
+def test_main_exits_with_the_commands_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["socks-tunnel", "check-config", "/nonexistent.toml"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 78
+
+
+def test_a_bug_is_told_from_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli.cli, "main", fail)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 70
+    said = capsys.readouterr().err
+    assert "RuntimeError: a bug" in said
+    assert "please report" in said
+
+
+def test_as_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    import runpy
+
+    monkeypatch.setattr(sys, "argv", ["socks_tunnel", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("socks_tunnel", run_name="__main__")
+    assert caught.value.code == 0
+
+
+# --- running ----------------------------------------------------------------------------------
+
+
+def replace(monkeypatch: pytest.MonkeyPatch, module: str, **functions: object) -> None:
+    """Put a module with only these functions in the place of one of the supervisor's."""
+    import socks_tunnel.supervisor
+
+    stand_in = ModuleType(f"socks_tunnel.supervisor.{module}")
+    vars(stand_in).update(functions)
+    monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+    monkeypatch.setattr(socks_tunnel.supervisor, module, stand_in, raising=False)
+
+
+@pytest.mark.parametrize("code", [0, 70, 73, 78])
+def test_run(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    asked: list[Path] = []
+
+    def run(path: Path) -> int:
+        asked.append(path)
+        return code
+
+    replace(monkeypatch, "main", run=run)
+    assert call("run", "--config", "/etc/x.toml").exit_code == code
+    assert asked == [Path("/etc/x.toml")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], (HostPort("127.0.0.1", 1080), None)),
+        (["--listen", "[::1]:9"], (HostPort("::1", 9), None)),
+        (["--policy", "p.json"], (HostPort("127.0.0.1", 1080), Path("p.json"))),
+    ],
+)
+def test_demo(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: tuple[HostPort, Path | None]
+) -> None:
+    asked: list[tuple[HostPort, Path | None]] = []
+
+    def run(listen: HostPort, policy_file: Path | None) -> int:
+        asked.append((listen, policy_file))
+        return 73
+
+    replace(monkeypatch, "demo", run=run)
+    assert call("demo", *arguments).exit_code == 73
+    assert asked == [expected]
+
+
+def test_demo_with_a_bad_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace(monkeypatch, "demo", run=None)
+    assert "'1080' is not HOST:PORT" in refusal(call("demo", "--listen", "1080"), 2)
+
+
+# --- preparing --------------------------------------------------------------------------------
+
+
+def test_check_config(endpoint: Path) -> None:
+    result = call("check-config", endpoint)
+    assert result.exit_code == 0
+    assert result.stdout == (
+        f"{endpoint}: this is a usable endpoint, with the peers: laptop, workstation\n"
+    )
+
+
+def test_check_config_prints_every_mistake(gateway: Path) -> None:
+    gateway.write_text(gateway.read_text() + "[log]\nlevl = 'x'\n[socks]\nidle_udp = 0\n")
+    result = call("check-config", gateway)
+    assert result.exit_code == 78
+    assert result.stdout == (
+        f'{gateway}:9: log.levl: unknown key; the nearest known key is "level"\n'
+        f"{gateway}:11: socks.idle_udp: must be at least 1, not 0\n"
+    )
+
+
+def test_check_config_of_nothing(tmp_path: Path) -> None:
+    result = call("check-config", tmp_path / "none.toml")
+    assert result.exit_code == 78
+    assert "cannot be read: No such file or directory" in result.stdout
+
+
+def test_keygen(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "host.key"
+    result = call("keygen", file)
+    assert result.exit_code == 0
+    assert mode(file) == 0o600
+    assert PrivateIdentity.load(file).public == parse_public_key(result.stdout)
+
+
+def test_keygen_never_overwrites(tmp_path: Path) -> None:
+    file = tmp_path / "host.key"
+    file.write_text("precious")
+    assert refusal(call("keygen", file), 73) == f"{file}: File exists\n"
+    assert file.read_text() == "precious"
+
+
+def test_keygen_follows_no_symbolic_link(tmp_path: Path) -> None:
+    file = tmp_path / "host.key"
+    file.symlink_to(tmp_path / "elsewhere")
+    refusal(call("keygen", file), 73)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_keygen_where_nothing_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refusal(call("keygen", tmp_path / "file" / "host.key"), 73)
+
+
+def test_keygen_does_not_trust_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        call("keygen", tmp_path / "host.key")
+    finally:
+        os.umask(old)
+    assert mode(tmp_path / "host.key") == 0o600
+
+
+def test_passwd() -> None:
+    result = call("passwd", "alice", "--password", "secret")
+    users, problems = parse_users(result.stdout)
+    assert not problems
+    assert verify_password("secret", users["alice"])
+    assert "secret" not in result.output
+
+
+def test_passwd_asks() -> None:
+    result = call("passwd", "alice", input="secret\nsecret\n")
+    assert result.exit_code == 0
+    assert "secret" not in result.output
+    users, _ = parse_users(result.stdout.splitlines()[-1])
+    assert verify_password("secret", users["alice"])
+
+
+@pytest.mark.parametrize("name", ["", "a:b", "a\nb", "x" * 256])
+def test_passwd_for_an_impossible_name(name: str) -> None:
+    assert "a user name has" in refusal(call("passwd", name, "--password", "x"), 2)
+
+
+@pytest.mark.parametrize("password", ["", "x" * 256])
+def test_passwd_with_an_impossible_password(password: str) -> None:
+    assert "1 to 255 bytes" in refusal(call("passwd", "alice", "--password", password), 2)
+
+
+def test_pair(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "a" / "two"
+    result = call("pair", "--gateway", one, "--endpoint", two, "--url", "http://192.0.2.1:8765/")
+    assert result.exit_code == 0
+    assert f"socks-tunnel run --config {one}/gateway.toml" in result.stdout
+
+    gateway, endpoint = load(one / "gateway.toml"), load(two / "endpoint.toml")
+    assert gateway.peers[0].public_key == PrivateIdentity.load(two / "endpoint.key").public_text
+    assert endpoint.peers[0].public_key == PrivateIdentity.load(one / "gateway.key").public_text
+    assert {mode(one / "gateway.key"), mode(two / "endpoint.key")} == {0o600}
+    for file in (one / "gateway.toml", two / "endpoint.toml"):
+        assert call("check-config", file).exit_code == 0
+
+
+def test_pair_in_one_directory(tmp_path: Path) -> None:
+    url = f"unix:{tmp_path}/signal.sock"
+    assert call("pair", "--gateway", tmp_path, "--endpoint", tmp_path, "--url", url).exit_code == 0
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("name", ["gateway.toml", "gateway.key", "endpoint.toml", "endpoint.key"])
+def test_pair_writes_all_or_nothing(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("precious")
+    result = call("pair", "--gateway", tmp_path, "--endpoint", tmp_path, "--url", "http://h/")
+    assert refusal(result, 73) == f"{tmp_path / name}: File exists\n"
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_pair_with_a_bad_url(tmp_path: Path) -> None:
+    result = call("pair", "--gateway", tmp_path, "--endpoint", tmp_path, "--url", "192.0.2.1:8765")
+    assert "is none of http://HOST:PORT/" in refusal(result, 2)
+    assert not list(tmp_path.iterdir())
+
+
+# --- the policy -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "exit_code", "said"),
+    [
+        ("192.0.2.1", 80, 0, "allowed: allowed_hosts: 192.0.2.0/24"),
+        ("WWW.Internal.Corp.", 80, 0, "allowed: allowed_hosts: *.internal.corp"),
+        ("192.0.2.1", 81, 1, "denied: allowed_ports: no match"),
+        ("192.0.2.66", 80, 1, "denied: denied_hosts: 192.0.2.66"),
+        ("198.51.100.1", 80, 1, "denied: no allowed_hosts rule"),
+        ("[::1]", 80, 1, "denied: loopback address"),
+    ],
+)
+def test_policy_without_a_look_up(
+    endpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    port: int,
+    exit_code: int,
+    said: str,
+) -> None:
+    monkeypatch.delattr(socket, "getaddrinfo")
+    result = call("policy", "test", "--config", endpoint, host, str(port))
+    assert (result.exit_code, result.stdout) == (exit_code, said + "\n")
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> list[Any]:
+    asked = []
+
+    def getaddrinfo(host: str, port: int, *, type: int) -> list[Any]:  # noqa: A002 - its name
+        asked.append((host, port, type))
+        return [(0, type, 0, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return asked
+
+
+def test_policy_of_a_name_whose_addresses_decide(
+    endpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = resolve_to(
+        monkeypatch, "198.51.100.1", "192.0.2.1", "192.0.2.1", "127.0.0.1", "fe80::1%eth0"
+    )
+    result = call("policy", "test", "--config", endpoint, "www.example.com", "80")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "allowed: allowed_hosts: 192.0.2.0/24",
+        "  198.51.100.1: denied: no allowed_hosts rule",
+        "  192.0.2.1: allowed: allowed_hosts: 192.0.2.0/24",
+        "  127.0.0.1: denied: loopback address",
+        "  fe80::1: denied: link-local address",
+    ]
+    assert asked == [("www.example.com", 80, socket.SOCK_STREAM)]
+
+
+def test_policy_for_udp_looks_up_for_udp(endpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = resolve_to(monkeypatch, "198.51.100.1")
+    result = call("policy", "test", "--config", endpoint, "--udp", "www.example.com", "80")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("denied: ")
+    assert asked == [("www.example.com", 80, socket.SOCK_DGRAM)]
+
+
+def test_policy_of_a_name_that_cannot_be_looked_up(
+    endpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def getaddrinfo(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    result = call("policy", "test", "--config", endpoint, "www.example.com", "80")
+    assert "www.example.com cannot be looked up" in refusal(result, 69)
+
+
+def test_policy_of_a_peer(endpoint: Path) -> None:
+    def ask(peer: str, port: str) -> int:
+        arguments = ["--peer", peer, "192.0.2.1", port]
+        return call("policy", "test", "--config", endpoint, *arguments).exit_code
+
+    assert (ask("laptop", "80"), ask("laptop", "22")) == (0, 1)
+    assert (ask("workstation", "80"), ask("workstation", "22")) == (1, 0)
+    assert ask("stranger", "80") == 2
+
+
+def test_policy_of_a_gateway_without_one(gateway: Path) -> None:
+    result = call("policy", "test", "--config", gateway, "192.0.2.1", "80")
+    assert (result.exit_code, result.stdout) == (
+        0,
+        "allowed: this gateway has no policy; the endpoint decides\n",
+    )
+
+
+@pytest.mark.parametrize("arguments", [["a..b", "80"], ["host", "0"], ["host", "65536"], ["host"]])
+def test_policy_usage(endpoint: Path, arguments: list[str]) -> None:
+    refusal(call("policy", "test", "--config", endpoint, *arguments), 2)
+
+
+def test_policy_with_a_bad_configuration(gateway: Path) -> None:
+    gateway.write_text(gateway.read_text() + "x = 1\n")
+    said = refusal(call("policy", "test", "--config", gateway, "host", "80"), 78)
+    assert said.startswith(f"{gateway}:8: peers[0].x: unknown key")
+
+
+# --- a running instance -----------------------------------------------------------------------
+
+STATUS = {
+    "instance": "office",
+    "uptime": 12.25,
+    "listen": ["127.0.0.1:1080", "[::1]:1080"],
+    "links": [
+        {"peer": "[red]a[/red]", "state": "up", "rtt_ms": 1.5, "flows": 12},
+        {"peer": "b", "state": "connecting", "rtt_ms": None, "flows": 3},
+    ],
+    "workers": [],
+    "counters": {"flows_tcp": 15, "ok": True},
+}
+
+
+class Instance:
+    """What the commands find when they ask."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Path, Mapping[str, Any]]] = []
+        self.answer: dict[str, Any] | OSError = {"ok": True, "result": STATUS}
+
+    def request(self, path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+        self.asked.append((path, fields))
+        if isinstance(self.answer, OSError):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def instance(monkeypatch: pytest.MonkeyPatch) -> Instance:
+    instance = Instance()
+    replace(monkeypatch, "control_client", request=instance.request)
+    return instance
+
+
+def test_status(instance: Instance) -> None:
+    result = call("status", "--socket", "/run/x.sock")
+    assert result.exit_code == 0
+    assert [line.rstrip() for line in result.stdout.splitlines()] == [
+        "instance: office",
+        "uptime: 12.25",
+        "listen: 127.0.0.1:1080, [::1]:1080",
+        "links: 2",
+        "peer          state       rtt ms  flows",
+        "[red]a[/red]  up             1.5     12",
+        "b             connecting       -      3",
+        "workers: 0",
+        "counters: flows tcp 15, ok yes",
+    ]
+    assert instance.asked == [(Path("/run/x.sock"), {"op": "status"})]
+
+
+def test_status_as_json(instance: Instance) -> None:
+    import json
+
+    assert json.loads(call("status", "--socket", "/run/x.sock", "--json").stdout) == STATUS
+
+
+def test_connections(instance: Instance) -> None:
+    flows = [{"peer": "office", "conn_id": 7, "destination": "[2001:db8::1]:443", "up": 1}]
+    instance.answer = {"ok": True, "result": flows}
+    lines = call("connections", "--socket", "/run/x.sock").stdout.splitlines()
+    assert lines[0] == "flows: 1"
+    assert lines[1].split() == ["peer", "conn", "id", "destination", "up"]
+    assert lines[2].split() == ["office", "7", "[2001:db8::1]:443", "1"]
+    assert call("connections", "--socket", "/x", "--json").stdout.startswith("[\n")
+    instance.answer = {"ok": True, "result": []}
+    assert call("connections", "--socket", "/x").stdout == "flows: 0\n"
+
+
+def test_long_lines_are_not_cut_in_a_pipe(instance: Instance) -> None:
+    name = "a" * 300 + ".example.com:443"
+    instance.answer = {"ok": True, "result": [{"destination": name, "up": 1}]}
+    assert name in call("connections", "--socket", "/x").stdout
+
+
+def test_reload(instance: Instance) -> None:
+    instance.answer = {"ok": True, "result": {"reloaded": True, "needs_restart": []}}
+    assert call("reload", "--socket", "/x").stdout == "reloaded\n"
+    instance.answer["result"]["needs_restart"] = ["socks.listen", "workers"]
+    assert call("reload", "--socket", "/x").stdout.splitlines()[1] == (
+        "changes that take effect with a restart: socks.listen, workers"
+    )
+
+
+def test_drain(instance: Instance) -> None:
+    instance.answer = {"ok": True, "result": {"draining": True, "timeout": 1.5, "flows": 3}}
+    assert call("drain", "--socket", "/x").stdout == "draining: 3 flows may go on for 1.5 s\n"
+    call("drain", "--socket", "/x", "--timeout", "1.5")
+    assert [fields for _, fields in instance.asked] == [
+        {"op": "drain"},
+        {"op": "drain", "timeout": 1.5},
+    ]
+    refusal(call("drain", "--socket", "/x", "--timeout", "-1"), 2)
+
+
+def test_what_the_instance_refuses(instance: Instance) -> None:
+    instance.answer = {"ok": False, "error": "the instance is draining"}
+    assert refusal(call("reload", "--socket", "/x"), 1) == "refused: the instance is draining\n"
+
+
+def test_an_instance_that_does_not_answer(instance: Instance) -> None:
+    instance.answer = ConnectionRefusedError(111, "Connection refused")
+    assert refusal(call("status", "--socket", "/run/x.sock"), 69) == (
+        "no instance answers on /run/x.sock: Connection refused\n"
+    )
+    instance.answer = TimeoutError("timed out")
+    assert refusal(call("status", "--socket", "/x"), 69).endswith(": timed out\n")
+
+
+def test_how_an_instance_is_found(
+    instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr("socks_tunnel.config.paths.SYSTEM_DIRECTORY", tmp_path / "system")
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "tmp"))
+
+    assert refusal(call("status"), 69) == "no instance runs on this host\n"
+
+    def start(name: str) -> Path:
+        path = tmp_path / "socks-tunnel" / name / "control.sock"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        return path
+
+    office = start("office")
+    assert call("status").exit_code == 0
+    branch = start("branch")
+    assert "name one with --instance: branch, office" in refusal(call("status"), 2)
+    assert call("status", "--instance", "branch").exit_code == 0
+    call("status", "--instance", "unknown")
+    assert [path for path, _ in instance.asked] == [
+        office,
+        branch,
+        tmp_path / "system" / "unknown" / "control.sock",
+    ]
+    refusal(call("status", "--instance", "a/b"), 2)
+    refusal(call("status", "--instance", "office", "--socket", "/x"), 2)
+
+
+# --- version ----------------------------------------------------------------------------------
+
+
+def test_version() -> None:
+    lines = call("version").stdout.splitlines()
+    said = dict(line.split(maxsplit=1) for line in lines)
+    assert said["socks-tunnel"] == socks_tunnel.__version__
+    assert said["Python"].startswith("3.")
+    assert said["aiortc"].startswith("1.")
+    assert said["OpenSSL"][0].isdigit()
+    assert {"aioice", "uvloop"} <= set(said)
+    assert said["accelerations:"].startswith("uvloop")
