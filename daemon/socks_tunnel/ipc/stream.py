@@ -14,9 +14,9 @@ from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.ipc import (
     BODY_MAX,
     FRAME_HEADER,
+    ControlReader,
     FrameKind,
     FrameReader,
-    decode_control,
     encode_control,
 )
 
@@ -41,6 +41,7 @@ class Channel(asyncio.BufferedProtocol):
 
     def __init__(self) -> None:
         self._reader = FrameReader()
+        self._control_reader = ControlReader()
         self._transport: asyncio.Transport | None = None
         self._error: Exception | None = None
         self._closing = False
@@ -133,7 +134,9 @@ class Channel(asyncio.BufferedProtocol):
                 if kind == _MESSAGE:
                     on_message(link, body)
                 else:
-                    self.on_control(link, decode_control(body))
+                    fields = self._control_reader.decode(body)
+                    if fields is not None:
+                        self.on_control(link, fields)
         except RemoteProtocolError as error:
             self._error = error
             self.abort()

@@ -28,6 +28,11 @@ FRAME_HEADER = struct.Struct("!IBH")
 BODY_MAX = 65_536 + 65_536
 """Longest BODY in bytes: the tunnel message limit and 64 KiB."""
 
+CONTROL_MAX = 16 * 1_048_576
+"""Longest control map in bytes. One that a frame does not hold is cut into `part` frames, which
+follow each other; their `data`, joined, is its body: {"op": "part", "data": bin, "more": bool}."""
+
+_PART_SIZE = 65_536
 _OVERHEAD = FRAME_HEADER.size - 4
 
 
@@ -44,11 +49,22 @@ def frame_header(kind: int, link: int, body_length: int) -> bytes:
 
 
 def encode_control(link: int, fields: dict[str, Any]) -> bytes:
-    """Give one whole KIND 1 frame. Raises :class:`ValueError` if it would be over the limit."""
+    """Give the KIND 1 frame for a map, or the frames if one does not hold it (a `config`).
+
+    Raises :class:`ValueError` if it is over :data:`CONTROL_MAX`.
+    """
     body: bytes = msgpack.packb(fields)
-    if len(body) > BODY_MAX:
-        raise ValueError(f"a control frame of {len(body)} bytes is over the limit of {BODY_MAX}")
-    return frame_header(FrameKind.CONTROL, link, len(body)) + body
+    if len(body) <= BODY_MAX:
+        return frame_header(FrameKind.CONTROL, link, len(body)) + body
+    if len(body) > CONTROL_MAX:
+        raise ValueError(f"a control map of {len(body)} bytes is over the limit of {CONTROL_MAX}")
+    frames = []
+    for start in range(0, len(body), _PART_SIZE):
+        more = start + _PART_SIZE < len(body)
+        part = {"op": "part", "data": body[start : start + _PART_SIZE], "more": more}
+        packed: bytes = msgpack.packb(part)
+        frames += [frame_header(FrameKind.CONTROL, link, len(packed)), packed]
+    return b"".join(frames)
 
 
 def decode_control(body: Buffer) -> dict[str, Any]:
@@ -60,6 +76,36 @@ def decode_control(body: Buffer) -> dict[str, Any]:
     if not isinstance(fields, dict) or not isinstance(fields.get("op"), str):
         raise RemoteProtocolError("a control frame is not a map with an op", kind="ipc-control")
     return fields
+
+
+class ControlReader:
+    """Joins the parts of control maps that one frame does not hold."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def decode(self, body: Buffer) -> dict[str, Any] | None:
+        """Give the map that a KIND 1 frame completes, or None: more parts are to come.
+
+        Raises :class:`RemoteProtocolError`.
+        """
+        fields = decode_control(body)
+        if fields["op"] != "part":
+            if self._parts:
+                raise RemoteProtocolError("a control map is cut short", kind="ipc-control")
+            return fields
+        data = fields.get("data")
+        if not isinstance(data, bytes) or self._size + len(data) > CONTROL_MAX:
+            raise RemoteProtocolError("a bad part of a control map", kind="ipc-control")
+        self._parts.append(data)
+        self._size += len(data)
+        if fields.get("more"):
+            return None
+        whole = b"".join(self._parts)
+        self._parts.clear()
+        self._size = 0
+        return decode_control(whole)
 
 
 class FrameReader:

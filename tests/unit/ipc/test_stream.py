@@ -10,7 +10,7 @@ import uvloop
 
 from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.protocol.errors import RemoteProtocolError
-from socks_tunnel.protocol.ipc import BODY_MAX, encode_control, frame_header
+from socks_tunnel.protocol.ipc import BODY_MAX, CONTROL_MAX, encode_control, frame_header
 
 
 class FakeTransport:
@@ -119,7 +119,7 @@ def test_too_long_a_message_or_control_frame_is_refused_before_it_breaks_the_str
     with pytest.raises(ValueError, match="over the IPC limit"):
         channel.send_pieces(1, b"x", bytes(BODY_MAX))
     with pytest.raises(ValueError, match="over the limit"):
-        channel.send_control(0, {"op": "stats", "rows": bytes(BODY_MAX)})
+        channel.send_control(0, {"op": "stats", "rows": bytes(CONTROL_MAX)})
     assert transport.pieces == []
 
 

@@ -1,12 +1,16 @@
 """IPC frames between the supervisor and its children."""
 
+from typing import Any
+
 import msgpack
 import pytest
 
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.ipc import (
     BODY_MAX,
+    CONTROL_MAX,
     FRAME_HEADER,
+    ControlReader,
     FrameKind,
     FrameReader,
     decode_control,
@@ -129,7 +133,50 @@ def test_a_reader_that_could_not_hold_the_longest_frame_is_our_own_mistake() -> 
 
 def test_a_control_frame_over_the_limit_is_our_own_mistake() -> None:
     with pytest.raises(ValueError, match="over the limit"):
-        encode_control(0, {"op": "config", "config": "x" * BODY_MAX})
+        encode_control(0, {"op": "config", "config": "x" * CONTROL_MAX})
+
+
+def control_maps(wire: bytes) -> list[dict[str, Any]]:
+    """Give what a child would get from these bytes."""
+    frames, control = FrameReader(), ControlReader()
+    maps = []
+    while wire:
+        room = frames.get_buffer()
+        count = min(len(room), len(wire))
+        room[:count], wire = wire[:count], wire[count:]
+        frames.buffer_updated(count)
+        maps += [control.decode(body) for _, _, body in frames.frames()]
+    return [fields for fields in maps if fields is not None]
+
+
+@pytest.mark.parametrize("size", [BODY_MAX - 64, BODY_MAX, 5 * BODY_MAX + 1])
+def test_a_control_map_of_any_size_arrives_whole(size: int) -> None:
+    sent = {"op": "config", "config": "x" * size}
+    assert control_maps(encode_control(3, sent) + encode_control(0, {"op": "drain"})) == [
+        sent,
+        {"op": "drain"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        encode_control(0, {"op": "part", "data": "text", "more": True}),
+        encode_control(0, {"op": "part", "more": True}),
+        encode_control(0, {"op": "part", "data": b"\x80", "more": False}),
+        encode_control(0, {"op": "part", "data": b"x", "more": True})
+        + encode_control(0, {"op": "drain"}),
+    ],
+)
+def test_bad_parts_are_refused(wire: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        control_maps(wire)
+
+
+def test_parts_are_bounded() -> None:
+    part = encode_control(0, {"op": "part", "data": bytes(BODY_MAX // 2), "more": True})
+    with pytest.raises(RemoteProtocolError, match="bad part"):
+        control_maps(part * (2 * CONTROL_MAX // BODY_MAX + 1))
 
 
 @pytest.mark.parametrize(
