@@ -27,6 +27,7 @@ from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
 from socks_tunnel.protocol.flow import ConnIdAllocator
 from socks_tunnel.protocol.messages import (
+    INITIAL_WINDOW,
     Bind,
     Message,
     OpenConnection,
@@ -48,9 +49,6 @@ logger = logging.getLogger(__name__)
 
 Session: TypeAlias = SocksSession | TcpForwardSession
 """A client whose flow is not open yet."""
-
-RECEIVE_WINDOW = 262_144
-"""Bytes that a peer may send on a flow before we have consumed any (HELLO `window`)."""
 
 SWEEP_SECONDS = 2.0
 """How often timers of flows are looked at: idle times are kept to within this."""
@@ -93,7 +91,7 @@ class Worker(Channel):
         self.sessions: set[Session] = set()
         self.lingering: set[TcpRelay] = set()
         self.pending_bytes = 0
-        self.receive_window = RECEIVE_WINDOW
+        self.receive_window = INITIAL_WINDOW
         self.draining = False
         self._listening = {sock.fileno(): sock for sock in listening}
         self._listeners: list[Listener | UdpForward] = []

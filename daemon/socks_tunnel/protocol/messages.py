@@ -35,6 +35,9 @@ MESSAGE_MAX = 65_536
 DATA_MAX = MESSAGE_MAX - HEADER.size
 """Longest DATA payload in bytes (65,529)."""
 
+INITIAL_WINDOW = 262_144
+"""Bytes that a peer may send on a new flow before any were consumed (HELLO `window`)."""
+
 PROTOCOL_VERSION = 1
 SUBPROTOCOL = "socks-tunnel/1"
 
@@ -586,7 +589,7 @@ def _decode_hello(body: memoryview) -> Hello:
         version=version,
         software=software[:SOFTWARE_MAX],
         session=session,
-        window=number("window", 1, _U64_MAX, 262_144),
+        window=number("window", 1, _U64_MAX, INITIAL_WINDOW),
         max_data=number("max_data", 1, _U64_MAX, DATA_MAX),
         features=tuple(features),
         idle_udp=number("idle_udp", 0, _U64_MAX, 300),

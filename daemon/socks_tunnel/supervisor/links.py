@@ -21,7 +21,13 @@ from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.ice import IceSettings
 from socks_tunnel.peer.link import Link, LinkError
 from socks_tunnel.protocol.errors import CloseReason
-from socks_tunnel.protocol.messages import DATA_MAX, HEADER, PROTOCOL_VERSION, Hello
+from socks_tunnel.protocol.messages import (
+    DATA_MAX,
+    HEADER,
+    INITIAL_WINDOW,
+    PROTOCOL_VERSION,
+    Hello,
+)
 from socks_tunnel.signaling.direct import (
     Answered,
     DirectClient,
@@ -40,9 +46,6 @@ from socks_tunnel.supervisor.backoff import Backoff
 from socks_tunnel.supervisor.router import RoutedLink, Router
 
 _log = logging.getLogger(__name__)
-
-WINDOW: Final = 262_144
-"""Bytes that a peer may send on a new flow (HELLO `window`): what the workers start with."""
 
 FEATURES: Final = ("udp", "bind")
 
@@ -251,7 +254,7 @@ class Links:
             version=PROTOCOL_VERSION,
             software=software(),
             session=session,
-            window=WINDOW,
+            window=INITIAL_WINDOW,
             max_data=DATA_MAX,
             features=FEATURES,
             idle_udp=self.config.socks.idle_udp,
