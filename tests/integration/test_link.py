@@ -152,6 +152,33 @@ async def test_without_an_address_there_is_no_offer() -> None:
         assert "no local address" in await seen.down()
 
 
+async def test_what_aiortc_cannot_offer_ends_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(_: object) -> None:
+        raise OSError("no sockets left")
+
+    monkeypatch.setattr("aiortc.RTCPeerConnection.createOffer", fail)
+    async with site() as here:
+        gateway, seen = here.gateway()
+        with pytest.raises(LinkError, match="no offer can be made"):
+            await gateway.create_offer()
+        assert "no sockets left" in await seen.down()
+
+
+@pytest.mark.parametrize("lanes", [0, 65])
+async def test_the_number_of_lanes_is_bounded(lanes: int) -> None:
+    async with site() as here:
+        with pytest.raises(LocalProtocolError, match="1 to 64 lanes"):
+            here.gateway(lanes=lanes)
+
+
+async def test_as_many_lanes_as_allowed_work() -> None:
+    async with site() as here:
+        gateway, _, _, seen = await here.pair(lanes=64)
+        for number in range(64):
+            gateway.send(Data(number, b"x").encode())
+        await seen.until(lambda: len(seen.messages) == 64)
+
+
 async def test_bad_ice_servers_are_refused_at_once() -> None:
     async with site() as here:
         with pytest.raises(ValueError, match="cannot be used"):
@@ -273,6 +300,33 @@ async def test_a_peer_without_a_path_ends_the_link() -> None:
         assert await seen.down() == (
             "not connected within 0.5 s: no ICE candidate pair has answered"
         )
+
+
+async def test_no_path_is_said_with_the_candidates_that_were_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aioice.stun.RETRY_MAX", 1)
+    monkeypatch.setattr("aioice.stun.RETRY_RTO", 0.05)
+    async with site() as here:
+        gateway, seen = here.gateway()
+        endpoint, _ = here.endpoint()
+        answer = await endpoint.accept_offer(await gateway.create_offer())
+        await endpoint.close("gone before it began")
+        await gateway.accept_answer(answer)
+        assert re.fullmatch(
+            r"no path to the peer works \(its candidates: 127\.0\.0\.1 port [0-9]+\)",
+            await seen.down(),
+        )
+
+
+async def test_a_lost_path_ends_the_link() -> None:
+    """As aioice does it when nothing answers its consent checks (RFC 7675) any more."""
+    async with site() as here:
+        gateway, seen, _, _ = await here.pair()
+        assert gateway._pc is not None
+        assert gateway._pc.sctp is not None
+        await gateway._pc.sctp.transport.transport._connection.close()
+        assert await seen.down() == "the path to the peer is lost (ICE consent expired)"
 
 
 async def test_a_peer_without_hello_ends_the_link() -> None:

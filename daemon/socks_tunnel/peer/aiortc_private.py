@@ -57,7 +57,7 @@ _ATTRIBUTES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
     (RTCSctpTransport, ("_sent_queue", "_association_state")),
     (RTCDtlsTransport, ("_task", "_ssl")),
     (RTCIceTransport, ("_connection",)),
-    (aioice.ice.Connection, ("_nominated", "_protocols", "_queue")),
+    (aioice.ice.Connection, ("_closed", "_nominated", "_protocols", "_queue")),
     (aioice.ice.StunProtocol, ("receiver",)),
 )
 
@@ -146,6 +146,11 @@ def dtls_failure(pc: RTCPeerConnection, fingerprints: list[tuple[str, str]]) -> 
         ):
             return "the peer's DTLS certificate does not have the fingerprint that its SDP names"
     return "the DTLS handshake failed after the certificates were checked"
+
+
+def path_is_closed(pc: RTCPeerConnection) -> bool:
+    """Tell whether ICE has closed its sockets, as it does by itself when consent has expired."""
+    return pc.sctp is not None and pc.sctp.transport.transport._connection._closed  # noqa: SLF001
 
 
 def selected_path(pc: RTCPeerConnection) -> str | None:

@@ -22,7 +22,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Final, Literal, Protocol
 
 from aiortc import (
@@ -82,6 +81,7 @@ CLOSE_TIMEOUT: Final = 5.0
 LINGER: Final = 1.0
 """Seconds that :meth:`Link.close` waits for what was sent to be acknowledged."""
 
+_PATH_LOST: Final = "the path to the peer is lost (ICE consent expired)"
 _MAX_MESSAGE_SIZE = re.compile(r"(?m)^a=max-message-size:[0-9]+")
 _MICROSECONDS = struct.Struct("!Q")
 
@@ -319,7 +319,7 @@ class Link:
         """Take a channel of a known label into use."""
         label = channel.label
         self._channels[label] = channel
-        channel.on("close", partial(self._channel_closed, label))
+        channel.on("close", self._channel_closed)
         if label == CONTROL:
             self._control = channel
             channel.on("message", self._control_message)
@@ -368,9 +368,8 @@ class Link:
         ):
             self._send_control(self._hello.encode())
 
-    def _channel_closed(self, label: str) -> None:
-        del label  # whichever is first: channels close one after the other as a connection ends
-        self._lost("the peer closed the connection")
+    def _channel_closed(self) -> None:
+        self._lost()
 
     def _go_up_if_ready(self) -> None:
         if (
@@ -673,12 +672,12 @@ class Link:
             case "failed":
                 self._down(self._why_failed(pc))
             case "closed":
-                self._lost("the peer closed the connection")
+                self._lost()
 
     def _why_failed(self, pc: RTCPeerConnection) -> str:
         if pc.iceConnectionState == "failed":
             if self.state == "up":
-                return "the path to the peer is lost (ICE consent expired)"
+                return _PATH_LOST
             remote = self._remote_sdp.candidates if self._remote_sdp else []
             return f"no path to the peer works (its candidates: {', '.join(remote) or 'none'})"
         return aiortc_private.dtls_failure(
@@ -693,12 +692,13 @@ class Link:
 
     def _receiver_ended(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled():
-            self._lost("the peer closed the connection")
+            self._lost()
 
-    def _lost(self, reason: str) -> None:
-        """End the link; say what the receiving task ended with, if it failed."""
+    def _lost(self) -> None:
+        """End the link that was ended by the peer, by ICE, or by an error in receiving."""
         if self.state == "down":
             return
+        reason = "the peer closed the connection"
         task = self._receiver
         error = task.exception() if task and task.done() and not task.cancelled() else None
         if error is not None:
@@ -707,6 +707,8 @@ class Link:
             if not aiortc_private.is_library_error(error):
                 _log.error("link %s: a bug in handling a message", self.name, exc_info=error)
                 reason = f"a message of the peer's hit a bug here ({error!r})"
+        elif self._pc is not None and aiortc_private.path_is_closed(self._pc):
+            reason = _PATH_LOST
         self._down(reason)
 
     def _connect_timed_out(self) -> None:
