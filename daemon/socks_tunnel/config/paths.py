@@ -89,5 +89,3 @@ def _make(directory: Path) -> None:
         status = made.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
             raise PermissionError(f"{made} belongs to someone else")
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise PermissionError(f"{directory} cannot be written to")

@@ -28,7 +28,7 @@ FILES = {
     "good.json": '{"allowed_hosts": "0.0.0.0\\n::", "allowed_ports": "53\\n80"}',
     "unknown-key.json": '{"allowed_host": ["0.0.0.0"], "allowed_ports": 80}',
     "bad-rules.json": '{"allowed_hosts": ["0.0.0.0", "*"], "allowed_ports": "80\\nhttp"}',
-    "syntax.json": '{\n  "allowed_hosts": "0.0.0.0",\n}\n',
+    "syntax.json": '{\n  "allowed_hosts" "0.0.0.0"\n}\n',
     "shape.json": '["0.0.0.0"]',
 }
 
