@@ -98,7 +98,7 @@ class PolicyError(ValueError):
 
 _SPECIAL_IPV4: Final = (
     (IPv4Network("0.0.0.0/32"), "unspecified address"),
-    (IPv4Network("0.0.0.0/8"), "this-network address"),  # RFC 791; Linux routes 0.x to itself
+    (IPv4Network("0.0.0.0/8"), "this-network address"),  # RFC 1122 section 3.2.1.3
     (IPv4Network("127.0.0.0/8"), "loopback address"),
     (IPv4Network("169.254.0.0/16"), "link-local address"),
     (IPv4Network("224.0.0.0/4"), "multicast address"),
