@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +93,15 @@ def counted(worker: Worker, metric: str, *labels: str) -> int:
     return int(exported) + worker._counts[metric, labels]
 
 
-async def _start(role: str, config: Path, listening: list[socket.socket]) -> tuple[Side, Worker]:
+Listening = tuple[socket.socket, str, tuple[str, int] | None]
+"""A socket, its kind (`socks`, `forward-tcp`, `forward-udp`), and a forward's target."""
+
+
+async def _start(role: str, config: Path, listening: list[Listening]) -> tuple[Side, Worker]:
     ours, theirs = socket.socketpair()
     side = await connect(ours, Side)
-    worker = await connect(theirs, lambda: Worker(0, listening, lambda _status: None))
+    sockets = [sock for sock, _, _ in listening]
+    worker = await connect(theirs, lambda: Worker(0, sockets, lambda _status: None))
     await side.control("hello")
     side.send_control(
         0,
@@ -108,8 +113,8 @@ async def _start(role: str, config: Path, listening: list[socket.socket]) -> tup
             "instance": "test",
             "config": dump(load(config)),
             "listeners": [
-                {"fd": s.fileno(), "kind": "socks", "address": str(s.getsockname())}
-                for s in listening
+                {"fd": s.fileno(), "kind": kind, "address": "", "target": target}
+                for s, kind, target in listening
             ],
         },
     )
@@ -162,13 +167,15 @@ def link_up(side: Side, peer: str, *, credit: int = 1 << 20, link: int = LINK) -
 
 @contextlib.asynccontextmanager
 async def worker_pair(
-    directory: Path, *, linked: bool = True, **configs: Any
+    directory: Path, *, linked: bool = True, forwards: Sequence[Listening] = (), **configs: Any
 ) -> AsyncIterator[Pair]:
     """Run both workers; at the end they are told to shut down."""
     gateway_config, endpoint_config = write_configs(directory, **configs)
     listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listening.getsockname()[1]
-    gateway, gateway_worker = await _start("gateway", gateway_config, [listening])
+    gateway, gateway_worker = await _start(
+        "gateway", gateway_config, [(listening, "socks", None), *forwards]
+    )
     endpoint, endpoint_worker = await _start("endpoint", endpoint_config, [])
     gateway.peer, endpoint.peer = endpoint, gateway
     if linked:

@@ -169,7 +169,10 @@ class Worker(Channel):
             logger.error("worker %d cannot use its configuration: %s", self.index, error)  # noqa: TRY400 - the sentence says it all
             self._exit(EXIT_CONFIG)
             return
-        for listener in fields["listeners"]:
+        for number, listener in enumerate(fields["listeners"]):
+            # An association belongs to one worker: the socket of a UDP forward is read by one.
+            if listener["kind"] == "forward-udp" and number % self._count != self.index:
+                continue
             accepting = self._listener(listener)
             self._listeners.append(accepting)
             accepting.start()

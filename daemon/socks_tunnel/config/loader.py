@@ -181,7 +181,8 @@ class _Loader:
     def _check_role(self, file: ConfigFile, peers: list[tuple[int, Peer]]) -> None:
         senseless = f"has no meaning in the configuration of {_a(file.role)}"
         is_gateway = file.role == "gateway"
-        for key in ("signaling", "udp_filtering", "policies") if is_gateway else ("socks",):
+        gateways, endpoints = ("socks", "forwards"), ("signaling", "udp_filtering", "policies")
+        for key in endpoints if is_gateway else gateways:
             if key in self._raw:
                 self._add((key,), senseless)
         foreign = ("policy",) if is_gateway else ("url", "rendezvous")
@@ -208,8 +209,6 @@ class _Loader:
                     self._add(("peers", index, key), f"is the same as that of peers[{first}]")
 
     def _check_not_yet(self, file: ConfigFile, peers: list[tuple[int, Peer]]) -> None:
-        if file.forwards:
-            self._add(("forwards",), NOT_YET)
         for index, peer in peers:
             if peer.rendezvous is not None:
                 self._add(("peers", index, "rendezvous"), NOT_YET)
@@ -230,7 +229,7 @@ class _Loader:
             )
 
     def _check_listeners(self, file: ConfigFile, users: dict[str, str]) -> None:
-        if file.role == "gateway" and not file.socks.listen:
+        if file.role == "gateway" and not file.socks.listen and not file.forwards:
             self._add(("socks", "listen"), "is empty: clients could not reach the gateway")
         for index, listener in enumerate(file.socks.listen):
             if _address(listener).is_loopback:
@@ -246,8 +245,19 @@ class _Loader:
                 self._add(at, f"{listener} is no loopback address: users_file is needed")
             elif not users and file.socks.users_file not in (p.file for p in self._problems):
                 self._add(at, f"{listener} is no loopback address: users_file names no user")
+        for index, forward in enumerate(file.forwards):
+            if not _address(forward.address).is_loopback and not file.socks.allow_remote_clients:
+                self._add(
+                    ("forwards", index, "listen"),
+                    f"{forward.address} is no loopback address: remote clients must be allowed "
+                    "with allow_remote_clients in [socks]; a forward asks nobody for a password",
+                )
+        self._check_taken(self._listeners(file))
+        self._check_taken(self._udp_listeners(file))
+
+    def _check_taken(self, listeners: Iterator[tuple[KeyPath, HostPort]]) -> None:
         seen: list[tuple[KeyPath, HostPort]] = []
-        for at, listener in self._listeners(file):
+        for at, listener in listeners:
             for other_at, other in seen:
                 if _collide(listener, other):
                     self._add(at, f"{listener} is taken by {_key_text(other_at)}")
@@ -258,10 +268,18 @@ class _Loader:
         if file.role == "gateway" and not self._is_broken("socks", "listen"):
             for index, listener in enumerate(file.socks.listen):
                 yield ("socks", "listen", index), listener
+        for index, forward in enumerate(file.forwards):
+            if forward.protocol == "tcp":
+                yield ("forwards", index, "listen"), forward.address
         if file.signaling is not None and isinstance(file.signaling.listen, HostPort):
             yield ("signaling", "listen"), file.signaling.listen
         if file.metrics.listen is not None and not self._is_broken("metrics", "listen"):
             yield ("metrics", "listen"), file.metrics.listen
+
+    def _udp_listeners(self, file: ConfigFile) -> Iterator[tuple[KeyPath, HostPort]]:
+        for index, forward in enumerate(file.forwards):
+            if forward.protocol == "udp":
+                yield ("forwards", index, "listen"), forward.address
 
     # --- files ---------------------------------------------------------------------------------
 

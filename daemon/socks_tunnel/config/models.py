@@ -230,7 +230,18 @@ class Forward(Table):
     """`[[forwards]]`: a local port that leads to one target."""
 
     listen: Annotated[str, PlainValidator(_forward_listener)]
+    """`tcp://ADDRESS:PORT` or `udp://ADDRESS:PORT`, in canonical form."""
     target: Destination
+
+    @property
+    def protocol(self) -> Literal["tcp", "udp"]:
+        """What it forwards."""
+        return "udp" if self.listen.startswith("udp://") else "tcp"
+
+    @property
+    def address(self) -> HostPort:
+        """Where it listens."""
+        return parse_host_port(self.listen.partition("://")[2])
 
 
 class PolicyRules(Table):

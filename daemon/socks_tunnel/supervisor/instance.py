@@ -46,6 +46,7 @@ from socks_tunnel.supervisor.listeners import (
     ListenError,
     activated_sockets,
     listens_at,
+    open_forwards,
     open_listeners,
 )
 from socks_tunnel.supervisor.problems import (
@@ -226,7 +227,9 @@ class Instance:
                     activated.remove(sock)
                 (self._metrics_listener,) = open_listeners("metrics.listen", [where], matching)
             if config.role == "gateway":
-                self._listeners = open_listeners("socks.listen", config.socks.listen, activated)
+                forwards = [(f.protocol, f.address, f.target) for f in config.forwards]
+                self._listeners = open_forwards(forwards, activated)
+                self._listeners += open_listeners("socks.listen", config.socks.listen, activated)
         except ListenError as error:
             raise StartError(str(error), EXIT_CANNOT_CREATE) from None
         for sock in activated:
@@ -316,8 +319,9 @@ class Instance:
             "listeners": [
                 {
                     "fd": listener.socket.fileno(),
-                    "kind": "socks",
+                    "kind": listener.kind,
                     "address": str(listener.address),
+                    "target": listener.target,
                 }
                 for listener in self._listeners
             ],
@@ -328,7 +332,7 @@ class Instance:
     @property
     def addresses(self) -> list[HostPort]:
         """Where SOCKS5 clients are served."""
-        return [listener.address for listener in self._listeners]
+        return [listener.address for listener in self._listeners if listener.target is None]
 
     @property
     def metrics_address(self) -> HostPort | None:

@@ -29,10 +29,22 @@ class ListenError(Exception):
 
 @dataclass(slots=True)
 class Listener:
-    """A listening TCP socket. `activated`: it is systemd's, which goes on to hold it."""
+    """A listening TCP socket, or the bound UDP socket of a forward.
+
+    `activated`: it is systemd's, which goes on to hold it. `target` is where a forward leads to,
+    None for a SOCKS listener.
+    """
 
     socket: socket.socket
     activated: bool
+    target: HostPort | None = None
+
+    @property
+    def kind(self) -> str:
+        """What a worker is told of it."""
+        if self.target is None:
+            return "socks"
+        return "forward-udp" if self.socket.type == socket.SOCK_DGRAM else "forward-tcp"
 
     @property
     def address(self) -> HostPort:
@@ -45,7 +57,7 @@ class Listener:
 
         systemd's socket is left as it is: connections wait there for the next start.
         """
-        if not self.activated:
+        if not self.activated and self.socket.type == socket.SOCK_STREAM:
             try:
                 self.socket.shutdown(socket.SHUT_RD)
             except OSError as error:
@@ -60,8 +72,8 @@ class Listener:
 def activated_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
     """Give the sockets that systemd passed to this process (sd_listen_fds(3)).
 
-    Those that do not listen on TCP are closed, with a warning. Children do not inherit them unless
-    they are passed on.
+    Those that are neither listening TCP sockets nor UDP sockets are closed, with a warning.
+    Children do not inherit them unless they are passed on.
     """
     if environ.get("LISTEN_PID") != str(os.getpid()):
         return []
@@ -70,12 +82,13 @@ def activated_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
     for fd in range(_FIRST_ACTIVATED_FD, _FIRST_ACTIVATED_FD + int(count or 0)):
         sock = socket.socket(fileno=fd)
         sock.set_inheritable(False)
-        if sock.family in {socket.AF_INET, socket.AF_INET6} and sock.getsockopt(
-            socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+        if sock.family in {socket.AF_INET, socket.AF_INET6} and (
+            sock.type == socket.SOCK_DGRAM
+            or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         ):
             sockets.append(sock)
         else:
-            _log.warning("systemd passed file descriptor %d, which is no listening TCP socket", fd)
+            _log.warning("systemd passed file descriptor %d, which no listener can use", fd)
             sock.close()
     return sockets
 
@@ -98,8 +111,11 @@ def open_listeners(
     listeners: list[Listener] = []
     for position, address in enumerate(wanted):
         sock = chosen.get(position)
-        if sock is None and activated:
-            sock = activated.pop(0)
+        if sock is None:
+            sock = next((s for s in activated if s.type == socket.SOCK_STREAM), None)
+            if sock is not None:
+                activated.remove(sock)
+        if sock is not None and position not in chosen:
             _log.info("%s: %s is served on systemd's socket %s", setting, address, _name_of(sock))
         if sock is not None:
             sock.setblocking(False)
@@ -117,20 +133,50 @@ def open_listeners(
     return listeners
 
 
-def bind(setting: str, address: HostPort) -> Listener:
-    """Bind one address and listen on it. Raises :class:`ListenError`."""
+def open_forwards(
+    forwards: Sequence[tuple[str, HostPort, HostPort]], activated: list[socket.socket]
+) -> list[Listener]:
+    """Give a listener for each forward: ("tcp" or "udp", where it listens, its target).
+
+    An `activated` socket is used only where it has that address. Raises :class:`ListenError`;
+    nothing stays bound then.
+    """
+    listeners: list[Listener] = []
+    for index, (protocol, address, target) in enumerate(forwards):
+        kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
+        match = next((s for s in activated if listens_at(s, address, kind)), None)
+        try:
+            if match is not None:
+                activated.remove(match)
+                match.setblocking(False)
+                listener = Listener(match, activated=True)
+            else:
+                listener = bind(f"forwards[{index}].listen", address, kind)
+        except ListenError:
+            for other in listeners:
+                other.close()
+            raise
+        listener.target = target
+        listeners.append(listener)
+    return listeners
+
+
+def bind(setting: str, address: HostPort, kind: socket.SocketKind = socket.SOCK_STREAM) -> Listener:
+    """Bind one address and, for TCP, listen on it. Raises :class:`ListenError`."""
     ip = parse_ip(address.host)
     assert ip is not None, "the configuration takes no names as listeners"
     try:
-        sock = socket.socket(socket.AF_INET if ip.version == 4 else socket.AF_INET6)
+        sock = socket.socket(socket.AF_INET if ip.version == 4 else socket.AF_INET6, kind)
     except OSError as error:
         raise ListenError(f"{setting}: cannot listen on {address}: {_advice(error)}") from error
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if kind == socket.SOCK_STREAM:  # on UDP it would let others take the port as well
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if ip.version == 6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((address.host, address.port))
-        sock.listen(BACKLOG)
+        if kind == socket.SOCK_STREAM:
+            sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as error:
         sock.close()
@@ -163,10 +209,12 @@ def _has_no_ipv6(address: HostPort, error: ListenError) -> bool:
     )
 
 
-def listens_at(sock: socket.socket, address: HostPort) -> bool:
-    """Tell whether a socket is bound to exactly this address and port."""
+def listens_at(
+    sock: socket.socket, address: HostPort, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> bool:
+    """Tell whether a socket is of this kind and bound to exactly this address and port."""
     host, port = sock.getsockname()[:2]
-    return parse_ip(host) == parse_ip(address.host) and port == address.port
+    return sock.type == kind and parse_ip(host) == parse_ip(address.host) and port == address.port
 
 
 def _name_of(sock: socket.socket) -> HostPort:
