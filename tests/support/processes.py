@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -105,10 +106,13 @@ class Process:
         self.output = directory / f"{name}.out"
         self.notifications: list[str] = []
         self.killed = False
-        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         notify_path = directory / f"{name}.notify"
         notify_path.unlink(missing_ok=True)
         self._notify.bind(str(notify_path))
+        # Taken as it comes, as a service manager does: the queue of such a socket is short.
+        self._taker = threading.Thread(target=self._take_notifications, name=f"notify {name}")
+        self._taker.start()
         env = {
             **os.environ,
             "NOTIFY_SOCKET": str(notify_path),
@@ -145,14 +149,13 @@ class Process:
             timeout=timeout,
         )
 
+    def _take_notifications(self) -> None:
+        while message := self._notify.recv(65_536):
+            self.notifications.extend(message.decode().splitlines())
+
     def notified(self) -> list[str]:
         """Every sd_notify assignment so far, oldest first."""
-        while True:
-            try:
-                message = self._notify.recv(65_536)
-            except BlockingIOError:
-                return self.notifications
-            self.notifications.extend(message.decode().splitlines())
+        return list(self.notifications)
 
     def wait_notified(self, wanted: str, *, timeout: float = 30) -> None:
         """Wait for an assignment that begins with `wanted`; fails at once when the process ends."""
@@ -224,7 +227,12 @@ class Process:
                 except ProcessLookupError:
                     continue
         self.popen.wait()
-        self._notify.close()
+        if self._taker.is_alive():
+            # An empty datagram to itself ends the thread.
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
+                own.sendto(b"", self._notify.getsockname())
+            self._taker.join()
+            self._notify.close()
 
     def assert_clean(self) -> None:
         """Assert that the log shows no bug."""

@@ -216,25 +216,28 @@ class Tunnel:
 
     def start_endpoint(self) -> Daemon:
         """Start the endpoint, and wait until it is ready."""
-        self.endpoint = self._start("endpoint", self.site.hosts.endpoint)
+        self.endpoint = self._spawn("endpoint", self.site.hosts.endpoint)
+        self.endpoint.wait_notified("READY=1")
         return self.endpoint
 
     def start_gateway(self) -> Daemon:
         """Start the gateway, and wait until it is ready: listening, with or without a link."""
-        self.gateway = self._start("gateway", self.site.hosts.gateway)
+        self.gateway = self._spawn("gateway", self.site.hosts.gateway)
+        self.gateway.wait_notified("READY=1")
         return self.gateway
 
-    def _start(self, role: str, host: Host) -> Daemon:
+    def _spawn(self, role: str, host: Host) -> Daemon:
         self.write(role)
         daemon = Daemon(role, self.directory, prefix=host.command())
         self.daemons.append(daemon)
-        daemon.wait_notified("READY=1")
         return daemon
 
     def start(self) -> "Tunnel":
         """Start both, and wait for the link."""
-        self.start_endpoint()
-        self.start_gateway()
+        self.endpoint = self._spawn("endpoint", self.site.hosts.endpoint)
+        self.gateway = self._spawn("gateway", self.site.hosts.gateway)
+        self.endpoint.wait_notified("READY=1")
+        self.gateway.wait_notified("READY=1")
         self.wait_linked()
         return self
 
@@ -310,7 +313,10 @@ class Tunnel:
 
 
 class MakeTunnel(Protocol):
-    """Starts a tunnel of the test's own; the settings are laid over the usual configurations."""
+    """Starts a tunnel of the test's own; the settings are laid over the usual configurations.
+
+    With `own_network`, its hosts are its own too, so that the network may be broken.
+    """
 
     def __call__(
         self,
@@ -318,5 +324,5 @@ class MakeTunnel(Protocol):
         endpoint: Mapping[str, Any] | None = None,
         *,
         start: bool = True,
-        site: Site | None = None,
+        own_network: bool = False,
     ) -> Tunnel: ...

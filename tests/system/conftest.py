@@ -1,5 +1,6 @@
 """Fixtures of the system tests: real processes, on three hosts that are network namespaces."""
 
+import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,6 @@ from support.tunnels import MakeTunnel, Site, Tunnel
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
     """The three hosts and the target servers, for the whole run."""
-    if reason := why_no_namespaces():
-        pytest.skip(reason)
-    site = Site()
-    yield site
-    site.close()
-
-
-@pytest.fixture
-def own_site() -> Iterator[Site]:
-    """Three hosts of the test's own, for tests that break the network."""
     if reason := why_no_namespaces():
         pytest.skip(reason)
     site = Site()
@@ -63,15 +54,19 @@ def make_tunnel(
 ) -> Iterator[MakeTunnel]:
     """A function that makes tunnels for this test alone; at the end each is stopped and checked."""
     made: list[Tunnel] = []
+    sites = contextlib.ExitStack()
 
     def make(
         gateway: Mapping[str, Any] | None = None,
         endpoint: Mapping[str, Any] | None = None,
         *,
         start: bool = True,
-        site: Site | None = None,
+        own_network: bool = False,
     ) -> Tunnel:
-        chosen: Site = site or request.getfixturevalue("site")
+        chosen: Site = request.getfixturevalue("site")
+        if own_network:
+            chosen = Site()
+            sites.callback(chosen.close)
         tunnel = chosen.tunnel(gateway, endpoint)
         made.append(tunnel)
         report_logs(tunnel)
@@ -80,8 +75,9 @@ def make_tunnel(
         return tunnel
 
     yield make
-    for tunnel in reversed(made):
-        tunnel.stop()
+    with sites:
+        for tunnel in reversed(made):
+            sites.callback(tunnel.stop)
 
 
 @pytest.fixture
@@ -113,7 +109,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs namespaces, by the fixtures it uses."""
     here = Path(__file__).parent
     for item in items:
-        if here in item.path.parents and {"site", "own_site"} & set(
-            getattr(item, "fixturenames", ())
-        ):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if here in item.path.parents and fixtures & {"site", "make_tunnel", "lonely_host"}:
             item.add_marker("netns")

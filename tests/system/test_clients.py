@@ -306,7 +306,7 @@ def test_socksify_with_dig_over_udp(tunnel: Tunnel, socksify: list[str | Path]) 
         *(f"@{TARGET_ADDRESS}", f"v4.{DOMAIN}", "A", "+notcp", "+short"),
     )
     assert done.stdout.strip() == TARGET_ADDRESS
-    assert tunnel.metric("flows_total", kind="udp") > before
+    wait_until(lambda: tunnel.metric("flows_total", kind="udp") > before, "an association counted")
 
 
 def test_socksify_with_a_program_over_tcp(tunnel: Tunnel, socksify: list[str | Path]) -> None:

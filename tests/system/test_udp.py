@@ -145,32 +145,26 @@ def test_stricter_filtering_refuses_another_port(make_tunnel: MakeTunnel) -> Non
         assert association.ask(TARGET_ADDRESS, port, b"y") == (TARGET_ADDRESS, port, b"y")
 
 
-def test_association_ends_with_its_control_connection(tunnel: Tunnel) -> None:
+def test_association_ends_with_its_control_connection(make_tunnel: MakeTunnel) -> None:
+    tunnel = make_tunnel()
     with tunnel.site.gateway.inside():
         association = Association(tunnel.proxy)
     port = tunnel.site.ports["udp_echo"]
     assert association.ask(TARGET_ADDRESS, port, b"x")[2] == b"x"
-    before = tunnel.metric("flows_active", "endpoint", kind="udp")
-    assert before >= 1
+    wait_until(
+        lambda: tunnel.metric("flows_active", "endpoint", kind="udp") == 1,
+        "the association at the endpoint",
+    )
     association.control.close()
     wait_until(
-        lambda: tunnel.metric("flows_active", "endpoint", kind="udp") == before - 1,
+        lambda: tunnel.metric("flows_active", "endpoint", kind="udp") == 0,
         "the association gone at the endpoint",
     )
-
-    def refused() -> bool:
-        try:
-            association.send(TARGET_ADDRESS, port, b"x")
-            association.sock.settimeout(0.05)
-            association.sock.recv(100)
-        except ConnectionRefusedError:
-            return True
-        except TimeoutError:
-            pass
-        return False
-
-    wait_until(refused, "the relay's port closed")
-    association.sock.close()
+    association.sock.settimeout(5)
+    association.send(TARGET_ADDRESS, port, b"x")
+    # The relay's port is closed: the datagram is answered with an ICMP error.
+    with association.sock, pytest.raises(ConnectionRefusedError):
+        association.receive()
 
 
 def test_idle_association_ends(make_tunnel: MakeTunnel) -> None:
