@@ -10,6 +10,7 @@ is in the log, by SO_PEERCRED (unix(7)).
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -68,13 +69,12 @@ class ControlServer:
             return
         self._server.close()
         self._server = None
-        for writer in list(self._clients):
-            writer.close()
+        await asyncio.gather(*(_close(writer) for writer in list(self._clients)))
         self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._clients) >= CLIENTS_MAX:
-            writer.close()
+            await _close(writer)
             return
         self._clients.add(writer)
         try:
@@ -91,7 +91,7 @@ class ControlServer:
             _log.info("a control connection ended: %s", error)
         finally:
             self._clients.discard(writer)
-            writer.close()
+            await _close(writer)
 
     async def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> dict[str, Any]:
         try:
@@ -111,6 +111,12 @@ class ControlServer:
         except Exception:  # noqa: BLE001 - a bug in one answer must not end the others
             _log.exception("the control request %.20r failed", request["op"])
             return {"ok": False, "error": "a bug; the log of the instance has the details"}
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(ConnectionError):  # the client was faster
+        await writer.wait_closed()
 
 
 def _peer_of(writer: asyncio.StreamWriter) -> tuple[int, int, int]:
