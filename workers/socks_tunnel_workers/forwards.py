@@ -235,6 +235,7 @@ class ForwardAssociation(Association):
             return
         self.active = self.link.worker.loop.time()
         self._up += len(data)
+        self.link.worker.sent["udp"] += len(data)
         self.link.send_datagram(self.conn_id, self.forward.header, data)
 
     def on_message(self, message: Message) -> None:
@@ -260,10 +261,13 @@ class ForwardAssociation(Association):
             return
         self.active = self.link.worker.loop.time()
         self._down += len(packet) - offset
+        self.link.worker.received["udp"] += len(packet) - offset
 
     def sweep(self, now: float) -> None:
         """End an association that was silent for idle_udp seconds, or never answered."""
         socks = self.link.worker.config.socks
+        if self.ended:
+            return
         if now - self.active > (socks.idle_udp if self.opened else socks.connect_timeout):
             self.abort(CloseReason.IDLE_TIMEOUT)
 

@@ -133,6 +133,7 @@ class TcpRelay(Flow):
         for start in range(0, len(data), limit):
             piece = data[start : start + limit]
             self.flow.send_data(len(piece))
+            self.link.worker.sent["tcp"] += len(piece)
             self.link.send_data(self.conn_id, piece)
 
     # --- local socket -> tunnel -----------------------------------------------------------------
@@ -188,6 +189,7 @@ class TcpRelay(Flow):
                 self._local_eof()
                 return False
             send.sent += len(data)
+            link.worker.sent["tcp"] += len(data)
             link.send_data(self.conn_id, data)
             if len(data) < room:
                 self.active = link.worker.loop.time()
@@ -223,6 +225,7 @@ class TcpRelay(Flow):
         """Write stream bytes to the local socket; keep what it does not take."""
         size = len(data)
         self.flow.receive_data(size)
+        self.link.worker.received["tcp"] += size
         sock = self.sock
         if sock is None or self.pending or not self.flow.opened:
             self._keep(bytes(data))
@@ -419,6 +422,8 @@ class TcpRelay(Flow):
 
     def sweep(self, now: float) -> None:
         """Close a flow that has been silent for too long."""
+        if self.ended and not self.closing:
+            return  # it ended since the sweep began
         idle = now - self.active
         if self.closing:
             if idle > LINGER_IDLE_MAX:

@@ -211,6 +211,7 @@ class GatewayAssociation(Association):
             return
         self.active = self.link.worker.loop.time()
         self._up += len(packet) - datagram.offset
+        self.link.worker.sent["udp"] += len(packet) - datagram.offset
         self.link.send_datagram(self.conn_id, b"", packet)
 
     def _allowed(self, policy: Policy, destination: HostPort) -> bool:
@@ -240,10 +241,15 @@ class GatewayAssociation(Association):
             return
         self.active = self.link.worker.loop.time()
         self._down += len(packet) - offset
+        self.link.worker.received["udp"] += len(packet) - offset
 
     def sweep(self, now: float) -> None:
         """End an association that was silent for idle_udp seconds."""
-        if self.opened and now - self.active > self.link.worker.config.socks.idle_udp:
+        if (
+            self.opened
+            and not self.ended
+            and now - self.active > self.link.worker.config.socks.idle_udp
+        ):
             self.abort(CloseReason.IDLE_TIMEOUT)
 
     def _close(self, reason: int) -> None:
@@ -322,6 +328,7 @@ class EndpointAssociation(Association):
             self._send_failed(error)
             return
         self._up += len(data)
+        self.link.worker.received["udp"] += len(data)
 
     def _new_destination(self, destination: HostPort, data: bytes) -> None:
         """Decide on a destination that is new to this association; a name has to be looked up."""
@@ -413,6 +420,7 @@ class EndpointAssociation(Association):
                 continue
             self.active = self.link.worker.loop.time()
             self._down += len(data)
+            self.link.worker.sent["udp"] += len(data)
             self.link.send_datagram(self.conn_id, header, data)
 
     # --- end ------------------------------------------------------------------------------------
@@ -425,7 +433,7 @@ class EndpointAssociation(Association):
 
     def sweep(self, now: float) -> None:
         """End an association that the gateway seems to have forgotten."""
-        if now - self.active > self.link.idle_udp + IDLE_GRACE:
+        if not self.ended and now - self.active > self.link.idle_udp + IDLE_GRACE:
             self.abort(CloseReason.IDLE_TIMEOUT)
 
     def _close(self, reason: int) -> None:

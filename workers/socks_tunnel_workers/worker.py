@@ -53,6 +53,9 @@ Session: TypeAlias = SocksSession | TcpForwardSession
 SWEEP_SECONDS = 2.0
 """How often timers of flows are looked at: idle times are kept to within this."""
 
+SWEEP_FLOWS = 500
+"""Flows looked at in one go."""
+
 METRICS_SECONDS = 1.0
 """How often counters of the data path are added to the metrics."""
 
@@ -105,7 +108,8 @@ class Worker(Channel):
         self._logged: dict[str, float] = {}
         self._counts: Counter[tuple[str, tuple[str, ...]]] = Counter()
         self._active: Counter[str] = Counter()
-        self._ended_bytes: Counter[tuple[str, str]] = Counter()
+        self.sent: Counter[str] = Counter()
+        self.received: Counter[str] = Counter()
         self._reported_bytes: Counter[tuple[str, str]] = Counter()
         self._password_threads = ThreadPoolExecutor(2, thread_name_prefix="password")
 
@@ -247,7 +251,7 @@ class Worker(Channel):
     @property
     def full(self) -> bool:
         """Whether this worker holds as many flows and handshakes as it may."""
-        held = sum(len(link.flows) for link in self.links.values()) + len(self.sessions)
+        held = self._active["tcp"] + self._active["udp"] + len(self.sessions)
         return held >= self.config.limits.flows_per_worker
 
     def open_from_peer(self, link: WorkerLink, message: Message) -> None:
@@ -347,8 +351,6 @@ class Worker(Channel):
     def flow_ended(self, flow: Flow) -> None:
         """Count a flow that left its table."""
         self._active[flow.kind] -= 1
-        self._ended_bytes["up", flow.kind] += flow.up
-        self._ended_bytes["down", flow.kind] += flow.down
         self._check_drained()
 
     def count(self, metric: str, *labels: str) -> None:
@@ -365,21 +367,18 @@ class Worker(Channel):
             yield from link.flows
 
     def _byte_totals(self) -> Counter[tuple[str, str]]:
-        totals = Counter(self._ended_bytes)
-        for flow in self.flows():
-            totals["up", flow.kind] += flow.up
-            totals["down", flow.kind] += flow.down
-        return totals
+        """Give payload bytes by direction and kind; what a gateway sends goes up."""
+        gateway = self.config.role == "gateway"
+        up, down = (self.sent, self.received) if gateway else (self.received, self.sent)
+        kinds = ("tcp", "udp")
+        return Counter({("up", k): up[k] for k in kinds} | {("down", k): down[k] for k in kinds})
 
     def _flush_metrics(self) -> None:
         metrics = self.metrics
         totals = self._byte_totals()
         for key, total in totals.items():
-            # An aborted flow may still deliver a byte less than was counted: never count down.
-            grown = total - self._reported_bytes[key]
-            if grown > 0:
-                metrics.bytes_total.labels(*key).inc(grown)
-                self._reported_bytes[key] = total
+            metrics.bytes_total.labels(*key).inc(total - self._reported_bytes[key])
+            self._reported_bytes[key] = total
         for link in self.links.values():
             scheduler = link.scheduler
             self._counts["udp_dropped_total", ("expired",)] += scheduler.expired
@@ -425,12 +424,19 @@ class Worker(Channel):
     # --- timers and limits ----------------------------------------------------------------------
 
     def _sweep(self) -> None:
+        self._sweep_some([*self.flows(), *self.lingering])
+
+    def _sweep_some(self, left: list[Flow]) -> None:
+        """Look at some flows, then let the others' bytes move before the next ones."""
         now = self.loop.time()
-        for flow in list(self.flows()):
+        for flow in left[-SWEEP_FLOWS:]:
             flow.sweep(now)
-        for relay in list(self.lingering):
-            relay.sweep(now)
-        if not self._exited:
+        del left[-SWEEP_FLOWS:]
+        if self._exited:
+            return
+        if left:
+            self.loop.call_soon(self._sweep_some, left)
+        else:
             self.loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def _warn(self, kind: str, message: str, *args: object) -> None:
