@@ -174,11 +174,12 @@ def test_sending_before_and_after_the_connection_does_nothing() -> None:
 
 def test_paused_follows_the_transport() -> None:
     channel, _ = recorder()
-    assert not channel.paused
+    states = [channel.paused]
     channel.pause_writing()
-    assert channel.paused
+    states.append(channel.paused)
     channel.resume_writing()
-    assert not channel.paused
+    states.append(channel.paused)
+    assert states == [False, True, False]
 
 
 @pytest.mark.parametrize("loop_factory", [uvloop.new_event_loop, asyncio.new_event_loop])

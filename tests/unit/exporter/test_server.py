@@ -1,0 +1,250 @@
+"""The exporter: its verdicts, its pages, its manners towards the supervisor."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.web import Application, Request
+
+from socks_tunnel.exporter import server
+from socks_tunnel.exporter.server import STATE_MAX_AGE, Exporter, State, SupervisorChannel
+from socks_tunnel.ipc.stream import Channel, connect
+from socks_tunnel.ops import metrics
+from socks_tunnel.protocol.errors import RemoteProtocolError
+
+Client = TestClient[Request, Application]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# --- the verdicts -------------------------------------------------------------------------------
+
+
+def test_nothing_is_healthy_before_the_supervisor_spoke() -> None:
+    state = State(Clock())
+    assert state.unhealthy() == "the supervisor has not said anything yet"
+    assert state.unready() == state.unhealthy()
+
+
+def test_health_lasts_as_long_as_the_supervisor_speaks() -> None:
+    clock = Clock()
+    state = State(clock)
+    state.push("no link is up")
+    assert state.unhealthy() is None
+    assert state.unready() == "no link is up"
+    state.push(None)
+    clock.now += STATE_MAX_AGE
+    assert (state.unhealthy(), state.unready()) == (None, None)
+    clock.now += 0.1
+    assert state.unhealthy() == "the supervisor has not said anything for 15 s"
+    assert state.unready() == state.unhealthy()
+    state.push(None)
+    assert state.unready() is None
+
+
+# --- the pages ----------------------------------------------------------------------------------
+
+
+class Setup:
+    def __init__(self, directory: Path) -> None:
+        self.clock = Clock()
+        self.state = State(self.clock)
+        self.render: Callable[[Path], bytes] = lambda _: b"metric 1\n"
+        self.exporter = Exporter(self.state, directory, render=lambda d: self.render(d))
+        self.client: Client = TestClient(TestServer(self.exporter.application()))
+
+    async def get(self, path: str) -> tuple[int, str]:
+        async with self.client.get(path) as response:
+            return response.status, await response.text()
+
+
+@pytest.fixture
+async def setup(tmp_path: Path) -> AsyncIterator[Setup]:
+    made = Setup(tmp_path)
+    async with made.client:
+        yield made
+
+
+async def test_health_and_readiness_follow_the_state(setup: Setup) -> None:
+    assert await setup.get("/healthz") == (503, "the supervisor has not said anything yet\n")
+    setup.state.push("starting")
+    assert await setup.get("/healthz") == (200, "ok\n")
+    assert await setup.get("/readyz") == (503, "starting\n")
+    setup.state.push(None)
+    assert await setup.get("/readyz") == (200, "ok\n")
+    setup.clock.now += STATE_MAX_AGE + 1
+    assert (await setup.get("/healthz"))[0] == 503
+    assert (await setup.get("/readyz"))[0] == 503
+
+
+async def test_metrics_are_served_with_their_content_type(setup: Setup) -> None:
+    async with setup.client.get("/metrics") as response:
+        assert response.headers["Content-Type"] == metrics.CONTENT_TYPE
+        assert await response.text() == "metric 1\n"
+
+
+async def test_metrics_that_cannot_be_read_are_an_error_in_the_log(
+    setup: Setup, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", "/x")
+
+    setup.render = fail
+    assert await setup.get("/metrics") == (503, "the metrics cannot be read\n")
+    assert "the metrics cannot be read: [Errno 13] Permission denied" in caplog.text
+
+
+async def test_a_scrape_that_takes_long_holds_up_no_health_check_and_few_others(
+    setup: Setup,
+) -> None:
+    go = threading.Event()
+    rendered = 0
+
+    def slow(_: Path) -> bytes:
+        nonlocal rendered
+        go.wait(60)
+        rendered += 1
+        return b"metric 2\n"
+
+    setup.render = slow
+    setup.state.push(None)
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        scrapes = [
+            group.create_task(setup.get("/metrics")) for _ in range(server.RENDERS_WAITING_MAX)
+        ]
+        while setup.exporter._waiting < server.RENDERS_WAITING_MAX:
+            await asyncio.sleep(0.01)
+        assert await setup.get("/healthz") == (200, "ok\n")
+        assert await setup.get("/metrics") == (503, "too many scrapes\n")
+        go.set()
+    assert {scrape.result() for scrape in scrapes} == {(200, "metric 2\n")}
+    assert rendered == server.RENDERS_WAITING_MAX
+
+
+async def test_other_paths_and_methods_are_refused(setup: Setup) -> None:
+    assert (await setup.get("/"))[0] == 404
+    async with setup.client.post("/metrics", data=b"x") as response:
+        assert response.status == 405
+
+
+# --- the stream to the supervisor ---------------------------------------------------------------
+
+
+class Supervisor(Channel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+    def on_control(self, link: int, fields: dict[str, Any]) -> None:
+        self.frames.put_nowait(fields)
+
+    def on_closed(self, error: Exception | None) -> None:
+        self.frames.put_nowait(None)
+
+    async def next(self) -> dict[str, Any] | None:
+        async with asyncio.timeout(60):
+            return await self.frames.get()
+
+
+async def test_the_exporter_does_as_the_supervisor_says() -> None:
+    ours, theirs = socket.socketpair()
+    state, done = State(), asyncio.Event()
+    supervisor = await connect(ours, Supervisor)
+    await connect(theirs, lambda: SupervisorChannel(state, done.set))
+    assert await supervisor.next() == {"op": "hello", "pid": os.getpid()}
+    supervisor.send_control(0, {"op": "state", "ready": False, "reason": "no link is up"})
+    supervisor.send_control(0, {"op": "ping", "id": 4})
+    assert await supervisor.next() == {"op": "pong", "id": 4}
+    assert state.unready() == "no link is up"
+    supervisor.send_control(0, {"op": "state", "ready": True, "reason": ""})
+    supervisor.send_control(0, {"op": "shutdown"})
+    assert await supervisor.next() is None
+    assert state.unready() is None
+    assert done.is_set()
+
+
+async def test_frames_that_have_no_business_here_end_the_stream() -> None:
+    channel = SupervisorChannel(State(), lambda: None)
+    with pytest.raises(RemoteProtocolError):
+        channel.on_message(1, memoryview(b"x"))
+    with pytest.raises(RemoteProtocolError):
+        channel.on_control(0, {"op": "credit"})
+
+
+# --- the process --------------------------------------------------------------------------------
+
+
+class Process:
+    def __init__(self, directory: Path) -> None:
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listening.getsockname()[1]
+        self.ours, theirs = socket.socketpair()
+        self.popen = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "socks_tunnel.exporter",
+                f"--ipc-fd={theirs.fileno()}",
+                f"--listen-fd={self.listening.fileno()}",
+                f"--metrics-dir={directory}",
+                "--log-format=text",
+            ],
+            pass_fds=(theirs.fileno(), self.listening.fileno()),
+            stderr=subprocess.PIPE,
+        )
+        theirs.close()
+
+    async def get(self, path: str) -> tuple[int, str]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{self.port}{path}") as response,
+        ):
+            return response.status, await response.text()
+
+    async def wait(self) -> tuple[int, bytes]:
+        _, errors = await asyncio.to_thread(self.popen.communicate, timeout=60)
+        self.listening.close()
+        return self.popen.returncode, errors
+
+
+async def test_the_process_serves_on_the_inherited_socket_until_it_is_told_to_end(
+    tmp_path: Path,
+) -> None:
+    process = Process(tmp_path)
+    supervisor = await connect(process.ours, Supervisor)
+    hello = await supervisor.next()
+    assert hello == {"op": "hello", "pid": process.popen.pid}
+    assert await supervisor.next() == {"op": "ready"}
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        process.popen.send_signal(number)  # as for the whole group: not its business
+    supervisor.send_control(0, {"op": "state", "ready": True, "reason": ""})
+    supervisor.send_control(0, {"op": "ping", "id": 1})
+    assert await supervisor.next() == {"op": "pong", "id": 1}
+    assert await process.get("/readyz") == (200, "ok\n")
+    assert (await process.get("/metrics"))[0] == 200
+    supervisor.send_control(0, {"op": "shutdown"})
+    assert await process.wait() == (0, b"")
+
+
+async def test_the_process_ends_when_the_supervisor_is_gone(tmp_path: Path) -> None:
+    process = Process(tmp_path)
+    supervisor = await connect(process.ours, Supervisor)
+    await supervisor.next()
+    supervisor.abort()
+    assert (await process.wait())[0] == 0

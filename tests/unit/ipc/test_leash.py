@@ -1,0 +1,38 @@
+"""A process on the leash dies with its parent, whatever its parent dies of."""
+
+import select
+import subprocess
+import sys
+
+import pytest
+
+# The outer process starts the inner one and is then killed; the inner one holds the pipe open.
+OUTER = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", sys.argv[1]], pass_fds=(1,))
+time.sleep(600)
+"""
+INNER = """
+import sys, time
+sys.path[:0] = {path!r}
+from socks_tunnel.ipc.leash import die_with_parent
+die_with_parent({expected})
+print("on the leash", flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_kernel_kills_it_when_its_parent_is_killed() -> None:
+    inner = INNER.format(path=sys.path, expected="None")
+    with subprocess.Popen([sys.executable, "-c", OUTER, inner], stdout=subprocess.PIPE) as outer:
+        assert outer.stdout is not None
+        assert outer.stdout.readline() == b"on the leash\n"
+        outer.kill()
+        assert select.select([outer.stdout], [], [], 30)[0]
+        assert outer.stdout.read() == b"", "the inner process no longer holds the pipe"
+
+
+@pytest.mark.parametrize(("expected", "status"), [("__import__('os').getppid()", 0), ("1", 1)])
+def test_a_parent_that_is_gone_already_is_noticed(expected: str, status: int) -> None:
+    script = INNER.format(path=sys.path, expected=expected).replace("time.sleep(600)", "")
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == status
