@@ -30,6 +30,9 @@ STDERR: Final = 2
 QUEUE_LIMIT: Final = 4 * 1024 * 1024
 """Bytes of formatted lines that may wait for standard error."""
 
+GATHER_SECONDS: Final = 0.02
+"""How long lines may gather after a write before the next one."""
+
 FLUSH_TIMEOUT: Final = 2.0
 """Longest that the end of the process waits for waiting lines to be written, in seconds."""
 
@@ -204,6 +207,7 @@ class _QueueHandler(logging.Handler):
         self._waiting = 0
         self._dropped = 0
         self._closing = False
+        self._closed = threading.Event()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._write_all, name="log-writer", daemon=True)
         self._thread.start()
@@ -227,6 +231,7 @@ class _QueueHandler(logging.Handler):
         with self._changed:
             self._closing = True
             self._changed.notify()
+        self._closed.set()
         if self._thread is not threading.current_thread():
             self._thread.join(FLUSH_TIMEOUT)
         super().close()
@@ -239,6 +244,10 @@ class _QueueHandler(logging.Handler):
                 # Standard error is gone (EPIPE, EBADF): nobody is left to tell, and the tunnel,
                 # which is what people use, goes on.
                 continue
+            if not self._lines:
+                # A line after silence is written at once. In a stream of them each would wake this
+                # thread, which takes the interpreter from the one that moves the bytes.
+                self._closed.wait(GATHER_SECONDS)
 
     def _write(self, data: bytes) -> None:
         while data:
