@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from support.hosts import TARGET_ADDRESS, Host, why_no_namespaces
+from support.processes import resident
 from support.tunnels import Site, Tunnel
 
 HERE = Path(__file__).parent
@@ -81,13 +82,6 @@ class RawPair:
         """End both."""
         self.dialler.quit()
         self.answerer.quit()
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory of a process (PSS)."""
-    from support.processes import resident as of
-
-    return of(pid)
 
 
 def cpu_seconds(pid: int) -> float:
@@ -213,6 +207,9 @@ class Bench:
             try:
                 tunnel.start()
                 self.measure(site, tunnel)
+            except BaseException:
+                self.console.print(tunnel.logs(), markup=False)
+                raise
             finally:
                 tunnel.stop()
         finally:
