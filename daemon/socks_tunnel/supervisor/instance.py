@@ -115,9 +115,7 @@ class Instance:
             on_abuse=self._abuse,
         )
         links = GatewayLinks if config.role == "gateway" else EndpointLinks
-        self.links: Links = links(
-            config, _load_identity(config), self.router, self.metrics, self._links_changed
-        )
+        self.links: Links = links(config, _load_identity(config), self.router, self.metrics)
         self.workers: list[WorkerSlot] = []
         self.exporter: ExporterSlot | None = None
         self._worker_command = worker_command
@@ -195,13 +193,14 @@ class Instance:
             return problem
         self.state = "ready"
         self._status_line = self._make_status_line()
+        where = " and ".join(map(str, self.addresses))
         _log.info(
             "ready: %s %s, %s, %d workers%s",
             self.config.role,
             self.config.instance,
             software(),
             self.router.workers,
-            "".join(f", SOCKS5 on {address}" for address in self.addresses),
+            f", SOCKS5 on {where}" if where else "",
         )
         self.notifier.ready(self._status_line)
         return None
@@ -398,10 +397,6 @@ class Instance:
         if line != self._status_line:
             self._status_line = line
             self.notifier.status(line)
-
-    def _links_changed(self) -> None:
-        if self.state != "starting":
-            self._tell_status()
 
     def _abuse(self, link: RoutedLink, reason: str) -> None:
         self.links.abuse(link, reason)

@@ -9,8 +9,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -195,17 +194,17 @@ class Links:
         identity: PrivateIdentity,
         router: Router,
         metrics: Metrics,
-        on_change: Callable[[], None],
     ) -> None:
         self.config = config
         self.identity = identity
         self.router = router
         self.metrics = metrics
         self.ice = ice_settings(config.ice)
+        self.peers = {peer.name: peer for peer in config.peers}
+        self._ranks = {name: rank for rank, name in enumerate(self.peers)}
         self.verifier = Verifier(identity.public, _by_key(config.peers))
         self.draining = False
         self.attempts: list[Attempt] = []
-        self._on_change = on_change
         self._rejections = 0
         self._rejections_since = 0.0
 
@@ -221,6 +220,8 @@ class Links:
         """Take a changed configuration: peers, ICE settings."""
         self.config = config
         self.ice = ice_settings(config.ice)
+        self.peers = {peer.name: peer for peer in config.peers}
+        self._ranks = {name: rank for rank, name in enumerate(self.peers)}
         self.verifier.update_peers(_by_key(config.peers))
 
     def goaway(self) -> None:
@@ -231,11 +232,14 @@ class Links:
 
     def status(self) -> list[dict[str, Any]]:
         """Describe each configured peer's links, in the order of the configuration."""
-        rows = []
-        for peer in self.config.peers:
-            own = [a for a in self.attempts if a.peer.name == peer.name]
-            rows += [a.status() for a in own] or [self._absent(peer)]
-        return rows
+        present: dict[str, list[dict[str, Any]]] = {}
+        for attempt in self.attempts:
+            present.setdefault(attempt.peer.name, []).append(attempt.status())
+        return [
+            row
+            for peer in self.config.peers
+            for row in present.get(peer.name) or [self._absent(peer)]
+        ]
 
     def up(self) -> list[Attempt]:
         """Give the links that are up."""
@@ -262,8 +266,7 @@ class Links:
 
     def rank(self, peer: Peer) -> int:
         """Give the peer's place in the configuration: the first one that is up is used."""
-        names = [other.name for other in self.config.peers]
-        return names.index(peer.name) if peer.name in names else len(names)
+        return self._ranks.get(peer.name, len(self._ranks))
 
     def on_up(self, attempt: Attempt) -> None:
         """Take note of a link that has come up."""
@@ -285,10 +288,11 @@ class Links:
         return attempt
 
     def _changed(self) -> None:
-        states = Counter(row["state"] for row in self.status())
-        for state in ("up", "connecting", "down"):
-            self.metrics.links.labels(state).set(states[state])
-        self._on_change()
+        up = len(self.up())
+        absent = self.peers.keys() - {attempt.peer.name for attempt in self.attempts}
+        self.metrics.links.labels("up").set(up)
+        self.metrics.links.labels("connecting").set(len(self.attempts) - up)
+        self.metrics.links.labels("down").set(len(absent))
 
     def _absent(self, peer: Peer) -> dict[str, Any]:
         return {
@@ -336,9 +340,8 @@ class GatewayLinks(Links):
     def apply(self, config: Config) -> None:
         """End what leads to peers that are gone or changed, and dial the new ones."""
         super().apply(config)
-        wanted = {peer.name: peer for peer in config.peers}
         for name, dialler in list(self._diallers.items()):
-            peer = wanted.get(name)
+            peer = self.peers.get(name)
             if peer is None or _route_of(peer) != _route_of(dialler.peer):
                 del self._diallers[name]
                 reason = "the peer was removed from the configuration"
@@ -506,9 +509,9 @@ class EndpointLinks(Links):
     def apply(self, config: Config) -> None:
         """End the links of peers that are gone or have another key."""
         super().apply(config)
-        wanted = {peer.name: _route_of(peer) for peer in config.peers}
         for attempt in list(self.attempts):
-            if wanted.get(attempt.peer.name) != _route_of(attempt.peer):
+            peer = self.peers.get(attempt.peer.name)
+            if peer is None or _route_of(peer) != _route_of(attempt.peer):
                 reason = "the peer was removed from the configuration, or has another key now"
                 spawn(f"close link {attempt.peer.name}", attempt.close(reason))
         self._changed()
@@ -548,8 +551,7 @@ class EndpointLinks(Links):
             return None
         if not self._make_room(name):
             return None
-        peer = next(peer for peer in self.config.peers if peer.name == name)
-        attempt = self.new_attempt(peer, offer.session)
+        attempt = self.new_attempt(self.peers[name], offer.session)
         try:
             sdp = await attempt.link.accept_offer(offer.sdp)
         except LinkError:
