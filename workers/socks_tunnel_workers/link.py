@@ -156,10 +156,10 @@ class WorkerLink:
 
     def _unowned(self, kind: int, conn_id: int) -> None:
         """A message for a flow that is not here: late, or the peer is confused."""
-        self.worker.metrics.protocol_errors_total.labels("unknown-flow").inc()
         # A CLOSE is never answered, nor is what may still be under way after one; the sender of
         # stream bytes has to learn that nobody takes them.
         if kind in (Data.TYPE, SendEof.TYPE):
+            self.worker.count("protocol_errors_total", "unknown-flow")
             self.close_flow(conn_id, CloseReason.UNKNOWN_FLOW)
         elif kind == UdpPacket.TYPE:
             self.worker.count_drop("unknown-flow")

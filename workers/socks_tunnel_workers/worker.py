@@ -201,6 +201,7 @@ class Worker(Channel):
         self._apply(restore(fields["config"]))
         for link in self.links.values():
             link.policy = self.policies.for_peer(link.peer)
+            link.flows.limit = self.config.limits.flows_per_worker
 
     def _apply(self, config: Config) -> None:
         self.config = config

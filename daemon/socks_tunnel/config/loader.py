@@ -114,7 +114,7 @@ class _Loader:
         if file.role == "endpoint":
             self._check_policy_names(peers)
         users = self._read_users(file)
-        self._check_listeners(file, users)
+        self._check_listeners(file)
         identity = self._find_identity(file)
         policy, policies = self._read_policies(file)
         if self._problems:
@@ -228,7 +228,7 @@ class _Loader:
                 f"there is no [policies.{peer.policy}]; those that there are: {listing}",
             )
 
-    def _check_listeners(self, file: ConfigFile, users: dict[str, str]) -> None:
+    def _check_listeners(self, file: ConfigFile) -> None:
         if file.role == "gateway" and not file.socks.listen and not file.forwards:
             self._add(("socks", "listen"), "is empty: clients could not reach the gateway")
         for index, listener in enumerate(file.socks.listen):
@@ -243,8 +243,6 @@ class _Loader:
                 )
             elif file.socks.users_file is None:
                 self._add(at, f"{listener} is no loopback address: users_file is needed")
-            elif not users and file.socks.users_file not in (p.file for p in self._problems):
-                self._add(at, f"{listener} is no loopback address: users_file names no user")
         for index, forward in enumerate(file.forwards):
             if not _address(forward.address).is_loopback and not file.socks.allow_remote_clients:
                 self._add(
@@ -293,6 +291,9 @@ class _Loader:
             self._problems += error.problems
             return {}
         self._problems += [Problem(path, line, "", message) for line, message in problems]
+        if not users and not problems:
+            # Taken for "no password needed", an empty file would let everybody in.
+            self._add(("socks", "users_file"), "names a file without any user: nobody could log in")
         return users
 
     def _find_identity(self, file: ConfigFile) -> Identity:

@@ -25,8 +25,9 @@ def decision(
 ) -> None:
     """Record one decision of the access policy.
 
-    `peer` is the configured name of the other host, `command` one of "connect", "udp", "bind",
-    `verdict` "allowed" or "denied", `rule` the text of the rule that decided.
+    `peer` is the configured name of the other host, `command` one of "connect",
+    "udp-associate", "bind", `verdict` "allowed", "denied" or, on a gateway that cannot tell, as it
+    resolves no names, "resolve"; `rule` is the text of the rule that decided.
     """
     _log.info(
         "policy decision",

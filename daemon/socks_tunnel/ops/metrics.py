@@ -130,7 +130,9 @@ class Metrics:
         )
         self.udp_dropped_total = counter("udp_dropped_total", "Datagrams dropped", "reason")
         self.connect_seconds = histogram(
-            "connect_seconds", "From the request to its answer, for TCP", _CONNECT_BUCKETS
+            "connect_seconds",
+            "From accepting a client (endpoint: from the request) until its flow is open",
+            _CONNECT_BUCKETS,
         )
         self.worker_restarts_total = counter("worker_restarts_total", "Workers started again")
         self.workers = gauge("workers", "Workers that are up")

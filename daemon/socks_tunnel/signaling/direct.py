@@ -399,7 +399,8 @@ def _response(
     status: int, body: bytes = b"", headers: dict[str, str] | None = None
 ) -> web.StreamResponse:
     """Make a response that ends its connection and does not name what serves it."""
-    fields: dict[str, Any] = {"Server": "socks-tunnel", **(headers or {})}
+    # Empty, because aiohttp would put its own name and version where there is none.
+    fields: dict[str, Any] = {"Server": "", **(headers or {})}
     if body:
         fields["Content-Type"] = CONTENT_TYPE
     response = web.Response(status=status, body=body or None, headers=fields)

@@ -14,9 +14,9 @@ EXAMPLES = Path(__file__).parents[3] / "etc" / "socks-tunnel"
 KEY = "A" * 42 + "E="
 
 SETTING = re.compile(r"^#(\w+ = .*)$", re.MULTILINE)
-# Settings that the other role has, and what is refused for now.
+# Settings that the other role has.
 NOT_SHOWN = {
-    "gateway": {"udp_filtering", "signaling", "policies", "forwards"},
+    "gateway": {"udp_filtering", "signaling", "policies"},
     "endpoint": {"socks", "forwards"},
 }
 
@@ -31,6 +31,7 @@ def load_example(role: str, directory: Path, *, with_comments: bool) -> Config:
     text = re.sub('"PUT .* KEY HERE"', f'"{KEY}"', text)
     if with_comments:
         text = re.sub(r"^#policy = .*\n", "", text, flags=re.MULTILINE)  # an example, no default
+        text = re.sub(r"^#\[\[forwards\]\]\n(#.*\n)+", "", text, flags=re.MULTILINE)  # as above
         text = text.replace(
             "#[policies.engineering]\n#allowed_hosts", "[policies.e]\n#allowed_hosts"
         )
