@@ -101,6 +101,7 @@ class Instance:
         worker_command: Sequence[str] = WORKER_COMMAND,
         exporter_command: Sequence[str] = EXPORTER_COMMAND,
     ) -> None:
+        identity = _load_identity(config)
         self.config = config
         self.directory = directory
         self.state: State = "starting"
@@ -115,7 +116,7 @@ class Instance:
             on_abuse=self._abuse,
         )
         links = GatewayLinks if config.role == "gateway" else EndpointLinks
-        self.links: Links = links(config, _load_identity(config), self.router, self.metrics)
+        self.links: Links = links(config, identity, self.router, self.metrics)
         self.workers: list[WorkerSlot] = []
         self.exporter: ExporterSlot | None = None
         self._worker_command = worker_command
