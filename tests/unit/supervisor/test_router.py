@@ -27,10 +27,9 @@ from socks_tunnel.protocol.messages import (
     message_header,
     mix32,
 )
+from socks_tunnel.supervisor import router
 from socks_tunnel.supervisor.router import (
     ANSWERS_MAX,
-    CREDIT_MIN,
-    CREDIT_PER_LINK,
     DATAGRAM_BACKLOG_MAX,
     LINK_BACKLOG_MAX,
     WORKER_BACKLOG_MAX,
@@ -39,7 +38,15 @@ from socks_tunnel.supervisor.router import (
     WorkerRoutes,
 )
 
+CREDIT_PER_LINK, CREDIT_MIN = 131_072, 32_768
 FIELDS = {"peer": "office", "rank": 0, "window": 262_144}
+
+
+@pytest.fixture(autouse=True)
+def known_credit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the arithmetic below independent of how the daemon is tuned."""
+    monkeypatch.setattr(router, "CREDIT_PER_LINK", CREDIT_PER_LINK)
+    monkeypatch.setattr(router, "CREDIT_MIN", CREDIT_MIN)
 
 
 class FakeWorker:
