@@ -32,6 +32,9 @@ from socks_tunnel.protocol.policy import PolicyError, RuleProblem
 CREDENTIAL: Final = "identity"
 """Name of the systemd credential that stands in for `private_key_file`."""
 
+NO_CREDENTIAL: Final = b"absent"
+"""What the unit sets the credential to if there is no key file to load it from."""
+
 _SECRETS: Final = ("credential",)
 """Keys whose values are never shown."""
 
@@ -300,10 +303,12 @@ class _Loader:
         """Find the private key and see that it can be read, and by nobody else."""
         at = ("identity", "private_key_file")
         path = file.identity.private_key_file
-        directory = os.environ.get("CREDENTIALS_DIRECTORY")
-        is_credential = path is None and directory is not None
-        if path is None and directory is not None:
-            path = Path(directory) / CREDENTIAL
+        credential = _credential()
+        # The packaged unit loads the key that is named like the configuration, which then may belong
+        # to root alone.
+        is_credential = credential is not None and path in {None, self._path.with_suffix(".key")}
+        if is_credential:
+            path = credential
         if path is None:
             if not self._is_broken("identity", "private_key_file"):
                 self._add(at, f"is missing, and there is no systemd credential {CREDENTIAL!r}")
@@ -367,6 +372,18 @@ class _Loader:
             self._add((*at, problem.field, int(number) - 1), message, file=file)
         else:
             self._add((*at, problem.field), f"{problem.position}: {message}", file=file)
+
+
+def _credential() -> Path | None:
+    """Give the path of the systemd credential with the key; None if there is none."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if directory is None:
+        return None
+    path = Path(directory) / CREDENTIAL
+    try:
+        return None if path.read_bytes() == NO_CREDENTIAL else path
+    except OSError:
+        return path  # the caller reports why it cannot be read
 
 
 # --- wording ----------------------------------------------------------------------------------

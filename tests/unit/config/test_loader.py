@@ -11,7 +11,7 @@ import msgpack
 import pytest
 
 from socks_tunnel.config.errors import ConfigError
-from socks_tunnel.config.loader import dump, load, restore
+from socks_tunnel.config.loader import NO_CREDENTIAL, dump, load, restore
 from socks_tunnel.config.models import Config
 from socks_tunnel.protocol.addresses import HostPort
 
@@ -293,6 +293,18 @@ def test_the_systemd_credential_stands_in_for_the_key(
     (credentials / "identity").write_text("key")
     (credentials / "identity").chmod(0o440)  # what systemd shows for one that has an ACL
     assert load_text(directory, text).identity.private_key_file == credentials / "identity"
+
+    # The unit loads the key that is named like the configuration; another one is the file itself.
+    named_alike = GATEWAY.replace("host.key", "office.key")
+    assert load_text(directory, named_alike).identity.private_key_file == credentials / "identity"
+    assert load_text(directory, GATEWAY).identity.private_key_file == directory / "host.key"
+
+    (credentials / "identity").write_bytes(NO_CREDENTIAL)
+    (directory / "office.toml").write_text(text)
+    assert "there is no systemd credential" in mistakes(directory, directory / "office.toml")
+    (directory / "office.key").write_text("key")
+    (directory / "office.key").chmod(0o600)
+    assert load_text(directory, named_alike).identity.private_key_file == directory / "office.key"
 
 
 @pytest.mark.parametrize("text", [GATEWAY, ENDPOINT, FULL_GATEWAY, FULL_ENDPOINT])
