@@ -60,8 +60,8 @@ def merged(base: Settings, changes: Mapping[str, Any]) -> Settings:
 class Site:
     """Three hosts, with target servers and a name server running on the target's."""
 
-    def __init__(self) -> None:
-        self.hosts = ThreeHosts()
+    def __init__(self, hosts: ThreeHosts | None = None) -> None:
+        self.hosts = hosts or ThreeHosts()
         self.directory = Path(tempfile.mkdtemp(prefix="socks-tunnel-test-"))
         self._numbers = itertools.count()
         self._exit = contextlib.ExitStack()

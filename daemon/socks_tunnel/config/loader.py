@@ -296,7 +296,7 @@ class _Loader:
         self._problems += [Problem(path, line, "", message) for line, message in problems]
         if not users and not problems:
             # Taken for "no password needed", an empty file would let everybody in.
-            self._add(("socks", "users_file"), "names a file without any user: nobody could log in")
+            self._add(("socks", "users_file"), "names a file with no user: nobody could log in")
         return users
 
     def _find_identity(self, file: ConfigFile) -> Identity:
@@ -304,8 +304,8 @@ class _Loader:
         at = ("identity", "private_key_file")
         path = file.identity.private_key_file
         credential = _credential()
-        # The packaged unit loads the key that is named like the configuration, which then may belong
-        # to root alone.
+        # The packaged unit loads the key that is named like the configuration, which then may
+        # belong to root alone.
         is_credential = credential is not None and path in {None, self._path.with_suffix(".key")}
         if is_credential:
             path = credential
