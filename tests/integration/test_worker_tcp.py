@@ -23,6 +23,7 @@ from socks_tunnel.protocol.messages import (
     WindowUpdate,
     decode,
 )
+from socks_tunnel_workers import tcp_flow
 from socks_tunnel_workers.tcp_flow import TcpRelay
 from support.worker_pair import LINK, WINDOW, Pair, counted, link_up, worker_pair
 
@@ -475,3 +476,32 @@ async def test_memory_limit_closes_the_flow_that_tips_it(tmp_path: Path) -> None
             assert pair.endpoint_worker.pending_bytes <= 16_777_216
             for plug in plugs:
                 plug.close()
+
+
+async def test_one_close_ends_a_flow(pair: Pair) -> None:
+    pair.gateway.recording = pair.endpoint.recording = True
+    async with target(echo) as port:
+        reader, writer = await connect(pair, "127.0.0.1", port)
+        writer.write(b"x")
+        writer.write_eof()
+        assert await reader.read() == b"x"
+        writer.close()
+        assert await pair.gateway.message(CloseConnection)
+        await until(lambda: not list(pair.endpoint_worker.flows()))
+    sent = [decode(message) for message in (*pair.gateway.sent, *pair.endpoint.sent)]
+    assert not any(isinstance(message, CloseConnection) for message in sent)
+
+
+async def test_an_endpoint_does_not_wait_for_ever_for_the_close(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tcp_flow, "FINISHED_IDLE_MAX", 0.1)
+    pair.gateway.filter = lambda message: message[0] != CloseConnection.TYPE
+    pair.endpoint.recording = True
+    async with target(echo) as port:
+        reader, writer = await connect(pair, "127.0.0.1", port)
+        writer.write_eof()
+        assert await reader.read() == b""
+        writer.close()
+        assert (await pair.endpoint.message(CloseConnection)).reason == 0
+        await until(lambda: not list(pair.endpoint_worker.flows()))

@@ -44,6 +44,9 @@ _IOV_MAX = 64
 HALF_CLOSED_IDLE_MAX = 3600.0
 """Seconds without a byte after which a flow whose one direction has ended is closed."""
 
+FINISHED_IDLE_MAX = 10.0
+"""Seconds that an endpoint waits for the gateway's CLOSE of a finished flow, to send it itself."""
+
 LINGER_IDLE_MAX = 60.0
 """Seconds without progress after which what a closed flow still owes its socket is dropped."""
 
@@ -315,10 +318,17 @@ class TcpRelay(Flow):
         self._finish_if_delivered()
 
     def _finish_if_delivered(self) -> None:
-        if self.flow.delivered and self.local_eof_done and not self.ended:
-            self.link.send(CloseConnection(self.conn_id).encode())
-            self.end(CloseReason.ORDERLY)
-            self._close_socket()
+        if not (self.flow.delivered and self.local_eof_done) or self.ended:
+            return
+        self._close_socket()
+        if self.upstream:
+            self._send_orderly_close()
+        # Else the gateway's CLOSE is on its way; if both sent one, one would be for nothing.
+
+    def _send_orderly_close(self) -> None:
+        self.link.send(CloseConnection(self.conn_id).encode())
+        self.flow.close()
+        self.end(CloseReason.ORDERLY)
 
     # --- messages of the peer -------------------------------------------------------------------
 
@@ -431,6 +441,10 @@ class TcpRelay(Flow):
             return
         if not self.flow.opened:
             return  # the connect timeout watches it
+        if self.sock is None:
+            if idle > FINISHED_IDLE_MAX:
+                self._send_orderly_close()
+            return
         limit = self.link.worker.config.socks.idle_tcp
         half_closed = self.flow.sent_eof or self.flow.received_eof
         if (limit and idle > limit) or (half_closed and idle > HALF_CLOSED_IDLE_MAX):

@@ -19,7 +19,7 @@ CLOSE_CONNECTION. All transitions, and what each side may still do:
                                                              receive_eof() -> HALF_REMOTE
     HALF_LOCAL     WINDOW_UPDATE        DATA, EOF            receive_eof() -> FINISHED
     HALF_REMOTE    DATA, EOF            WINDOW_UPDATE        send_eof() -> FINISHED
-    FINISHED       CLOSE                CLOSE                CLOSE, by who delivered all first
+    FINISHED       CLOSE                CLOSE                CLOSE, by the gateway: all is delivered
     CLOSED         nothing              (ignored)            final
 
 CLOSE_CONNECTION leads from every state to CLOSED. DATA after SEND_EOF, and bytes beyond LIMIT, are
