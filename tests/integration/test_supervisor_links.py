@@ -1,0 +1,514 @@
+"""Dialling and answering with real peer connections on loopback; workers are fakes."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from socks_tunnel.config.models import Config
+from socks_tunnel.ops.metrics import Metrics
+from socks_tunnel.peer import quiet_loop_exceptions
+from socks_tunnel.peer.link import Link
+from socks_tunnel.protocol.messages import CloseConnection, Data, OpenConnection
+from socks_tunnel.signaling.direct import DirectClient, SignalingError
+from socks_tunnel.signaling.envelope import new_body, seal
+from socks_tunnel.signaling.identity import PrivateIdentity
+from socks_tunnel.supervisor import links
+from socks_tunnel.supervisor.links import Attempt, EndpointLinks, GatewayLinks
+from socks_tunnel.supervisor.router import RoutedLink, Router, WorkerRoutes
+
+
+class FakeWorker:
+    """The supervisor's end of a worker: remembers what it was sent."""
+
+    def __init__(self) -> None:
+        self.paused = False
+        self.buffered = 0
+        self.messages: list[tuple[int, bytes]] = []
+        self.controls: list[tuple[int, dict[str, Any]]] = []
+
+    def send_message(self, link: int, message: bytes) -> None:
+        self.messages.append((link, message))
+
+    def send_control(self, link: int, fields: dict[str, Any]) -> None:
+        self.controls.append((link, fields))
+
+    def ops(self, op: str) -> list[dict[str, Any]]:
+        return [fields for _, fields in self.controls if fields["op"] == op]
+
+
+class Side:
+    """One host: its router with one fake worker, and its links."""
+
+    manager: GatewayLinks | EndpointLinks
+
+    def __init__(self, role: str, identity: PrivateIdentity, config: Config) -> None:
+        self.registry = CollectorRegistry()
+        self.identity = identity
+        self.abused: list[str] = []
+        metrics = Metrics(self.registry)
+        self.router = Router(
+            opens=role == "gateway",
+            worker_count=1,
+            flows_per_worker=100,
+            metrics=metrics,
+            on_abuse=self.abuse,
+        )
+        self.worker = FakeWorker()
+        self.routes: WorkerRoutes = self.router.worker_up(0, self.worker)
+        kind = GatewayLinks if role == "gateway" else EndpointLinks
+        self.manager = kind(config, identity, self.router, metrics)
+
+    def abuse(self, link: RoutedLink, reason: str) -> None:
+        self.abused.append(reason)
+        self.manager.abuse(link, reason)
+
+    @property
+    def up(self) -> list[Attempt]:
+        return self.manager.up()
+
+    def row(self, peer: str) -> dict[str, Any]:
+        (row,) = [row for row in self.manager.status() if row["peer"] == peer]
+        return row
+
+    def detail(self, peer: str) -> str:
+        return self.row(peer).get("detail") or ""
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"socks_tunnel_{name}", labels) or 0.0
+
+
+class World:
+    """Makes hosts that meet on Unix sockets in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.sides: list[Side] = []
+        self.keys: dict[str, PrivateIdentity] = {}
+
+    def key(self, name: str) -> PrivateIdentity:
+        return self.keys.setdefault(name, PrivateIdentity.generate())
+
+    def config(self, role: str, *peers: str, **tables: Any) -> Config:
+        rows = []
+        for peer in peers:
+            row = {"name": peer, "public_key": self.key(peer).public_text}
+            if role == "gateway":
+                row["url"] = f"unix:{self.directory}/{peer}.sock"
+            rows.append(row)
+        fields: dict[str, Any] = {
+            "role": role,
+            "source": str(self.directory / f"{role}.toml"),
+            "identity": {"private_key_file": "key"},
+            "peers": rows,
+            "ice": {"addresses": ["127.0.0.1"]},
+            **tables,
+        }
+        return Config.model_validate(fields, context={"directory": self.directory})
+
+    def side(self, role: str, name: str, *peers: str, **tables: Any) -> Side:
+        if role == "endpoint":
+            tables["signaling"] = {"listen": f"unix:{self.directory}/{name}.sock"}
+        side = Side(role, self.key(name), self.config(role, *peers, **tables))
+        self.sides.append(side)
+        return side
+
+    def gateway(self, name: str = "laptop", *peers: str, **tables: Any) -> Side:
+        return self.side("gateway", name, *(peers or ("office",)), **tables)
+
+    def endpoint(self, name: str = "office", *peers: str, **tables: Any) -> Side:
+        return self.side("endpoint", name, *(peers or ("laptop",)), **tables)
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    monkeypatch.setattr(links, "FIRST_DELAY", 0.05)
+    quiet_loop_exceptions(asyncio.get_running_loop())
+    made = World(tmp_path)
+    yield made
+    for side in made.sides:
+        await side.manager.stop("the test is over")
+
+
+async def linked(world: World, **gateway: Any) -> tuple[Side, Side]:
+    endpoint, side = world.endpoint(), world.gateway(**gateway)
+    await endpoint.manager.start()
+    await side.manager.start()
+    await until(lambda: side.up and endpoint.up)
+    return side, endpoint
+
+
+# --- up and down --------------------------------------------------------------------------------
+
+
+async def test_a_gateway_finds_its_endpoint_and_messages_flow(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    gateway, endpoint = await linked(world)
+    (told,) = gateway.worker.ops("link-up")
+    session = told.pop("session")
+    assert told == {
+        "op": "link-up",
+        "peer": "office",
+        "rank": 0,
+        "policy": "",
+        "window": 262_144,
+        "max_data": 65_529,
+        "idle_udp": 300,
+        "features": ["udp", "bind"],
+        "credit": told["credit"],
+    }
+    assert endpoint.worker.ops("link-up")[0]["session"] == session
+    (at_gateway,) = gateway.router.links
+    opening, data = OpenConnection(2, "example.com", 80).encode(), Data(2, bytes(60_000)).encode()
+    gateway.routes.from_worker(at_gateway, memoryview(opening))
+    gateway.routes.from_worker(at_gateway, memoryview(data))
+    await until(lambda: len(endpoint.worker.messages) == 2)
+    ((at_endpoint, first), (_, second)) = endpoint.worker.messages
+    assert (first, second) == (opening, data)
+    await until(lambda: gateway.worker.ops("credit"))
+    close = CloseConnection(2, 5).encode()
+    endpoint.routes.from_worker(at_endpoint, memoryview(close))
+    await until(lambda: gateway.worker.messages)
+    assert gateway.worker.messages == [(at_gateway, close)]
+    row = gateway.row("office")
+    assert row["state"] == "up"
+    assert row["remote_software"].startswith("socks-tunnel/")
+    assert row["path"].startswith("127.0.0.1 port ")
+    assert row["since"].endswith("+00:00")
+    assert gateway.metric("links", state="up") == 1
+    assert gateway.metric("link_events_total", outcome="up") == 1
+    await until(lambda: gateway.metric("link_rtt_seconds_count") > 0)
+    assert "link office is up: socks-tunnel/" in caplog.text
+    assert "link laptop is up: socks-tunnel/" in caplog.text
+
+
+async def test_stopping_a_gateway_says_goodbye(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    gateway, endpoint = await linked(world)
+    await gateway.manager.stop("the peer is shutting down")
+    await until(lambda: not endpoint.up)
+    assert gateway.worker.ops("link-down") == [
+        {"op": "link-down", "reason": "the peer is shutting down"}
+    ]
+    assert endpoint.row("laptop")["state"] == "down"
+    assert endpoint.metric("links", state="down") == 1
+    assert endpoint.metric("signaling_rejected_total", reason="replayed") == 0
+    assert "rejected" not in caplog.text
+
+
+async def test_a_lost_link_is_dialled_again_and_the_worker_told(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    gateway, endpoint = await linked(world)
+    opening = OpenConnection(2, "example.com", 80).encode()
+    (old,) = gateway.router.links
+    gateway.routes.from_worker(old, memoryview(opening))
+    session = gateway.worker.ops("link-up")[0]["session"]
+    await endpoint.up[0].close("a test")
+    await until(lambda: len(gateway.worker.ops("link-up")) == 2)
+    assert gateway.worker.ops("link-up")[1]["session"] == session
+    (new,) = gateway.router.links
+    assert new != old
+    assert len(gateway.worker.ops("link-down")) == 1
+    assert "link office is down: the peer closed the connection; 1 flows ended" in caplog.text
+    assert "dialling office again in " in caplog.text
+
+
+async def test_an_endpoint_that_is_not_there_is_tried_again_until_it_is(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway, endpoint = world.gateway(), world.endpoint()
+    await gateway.manager.start()
+    await until(lambda: caplog.text.count("cannot reach office: ") >= 2)
+    assert "trying again in" in caplog.text
+    row = gateway.row("office")
+    assert row["state"] in {"down", "connecting"}
+    await until(lambda: "cannot be reached" in gateway.detail("office"))
+    assert gateway.metric("link_events_total", outcome="failed") >= 2
+    await endpoint.manager.start()
+    await until(lambda: gateway.up)
+
+
+async def test_peers_have_the_rank_of_their_place_in_the_configuration(world: World) -> None:
+    offices = [world.endpoint(name) for name in ("first", "second")]
+    gateway = world.gateway("laptop", "first", "second")
+    for side in (*offices, gateway):
+        await side.manager.start()
+    await until(lambda: len(gateway.up) == 2)
+    ranks = {told["peer"]: told["rank"] for told in gateway.worker.ops("link-up")}
+    assert ranks == {"first": 0, "second": 1}
+
+
+# --- many at one endpoint -----------------------------------------------------------------------
+
+
+async def test_an_endpoint_serves_several_gateways(world: World) -> None:
+    endpoint = world.endpoint("office", "laptop", "tablet")
+    gateways = [world.gateway(name) for name in ("laptop", "tablet")]
+    for side in (endpoint, *gateways):
+        await side.manager.start()
+    await until(lambda: len(endpoint.up) == 2)
+    assert {told["peer"] for told in endpoint.worker.ops("link-up")} == {"laptop", "tablet"}
+    await gateways[0].manager.stop("enough")
+    await until(lambda: len(endpoint.up) == 1)
+    assert endpoint.row("tablet")["state"] == "up"
+
+
+async def test_a_newer_link_of_a_peer_replaces_the_older_one(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    first, endpoint = await linked(world)
+    (old,) = endpoint.up
+    second = world.gateway()  # the same identity: restarted, and the old link not noticed dead
+    await second.manager.start()
+    await until(lambda: old.ended.done() and second.up)
+    assert old.ended.result() == "replaced by a newer link of the same peer"
+    assert "link laptop: a newer link replaces the older one" in caplog.text
+    await until(lambda: len(endpoint.up) == 1)
+    await first.manager.stop("enough")
+
+
+async def test_links_that_are_coming_up_are_bounded(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint = world.endpoint("office", "laptop", "tablet")
+    await endpoint.manager.start()
+    client = DirectClient(f"unix:{world.directory}/office.sock")
+
+    async def offer(name: str) -> None:
+        side = world.gateway(name)
+        attempt = side.manager.new_attempt(side.manager.peers["office"], bytes(16))
+        body = new_body(
+            "offer",
+            world.key(name),
+            world.key("office").public,
+            session=bytes(16),
+            now=time.time(),
+            sdp=await attempt.link.create_offer(),
+        )
+        try:
+            await client.offer(seal(world.key(name), body), 10)
+        finally:
+            await attempt.close("never mind")
+
+    for _ in range(links.HANDSHAKES_PER_PEER + 2):
+        await offer("laptop")
+    await until(lambda: len(endpoint.manager.attempts) == links.HANDSHAKES_PER_PEER)
+    assert "did not come up: the peer has dialled again" in caplog.text
+    monkeypatch.setattr(links, "HANDSHAKES_MAX", links.HANDSHAKES_PER_PEER)
+    with pytest.raises(SignalingError, match="refused"):
+        await offer("tablet")
+    assert "refused an offer of tablet: 2 links are coming up" in caplog.text
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+
+async def test_a_stranger_is_rejected_and_the_log_says_why(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint, stranger = world.endpoint("office", "tablet"), world.gateway()
+    await endpoint.manager.start()
+    await stranger.manager.start()
+    await until(lambda: "cannot reach office" in caplog.text)
+    assert "rejected an offer from local: no configured peer has the public key" in caplog.text
+    assert endpoint.metric("signaling_rejected_total", reason="unknown-peer") >= 1
+    assert endpoint.manager.attempts == []
+
+
+async def test_strangers_cannot_fill_the_log(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(links, "REJECTIONS_LOGGED", 3)
+    endpoint = world.endpoint()
+    await endpoint.manager.start()
+    client = DirectClient(f"unix:{world.directory}/office.sock")
+    for _ in range(6):
+        with pytest.raises(SignalingError):
+            await client.offer(b"junk", 10)
+    assert caplog.text.count("rejected an offer") == 3
+    assert caplog.text.count("further rejections within 10 s are only counted") == 1
+    assert endpoint.metric("signaling_rejected_total", reason="malformed") == 6
+
+
+async def test_an_impostor_s_answer_is_rejected(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway = world.gateway("laptop", "office", "branch")
+    impostor = world.endpoint("branch")
+    await impostor.manager.start()
+    (world.directory / "office.sock").symlink_to(world.directory / "branch.sock")
+    await gateway.manager.start()
+    # The offer to the office is not addressed to the branch, which therefore refuses it.
+    await until(lambda: "which is not ours" in caplog.text)
+    await until(lambda: len(gateway.up) == 1)
+    assert gateway.row("branch")["state"] == "up"
+
+
+async def test_an_offer_that_cannot_be_used_is_refused(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint = world.endpoint()
+    await endpoint.manager.start()
+    key, client = world.key("laptop"), DirectClient(f"unix:{world.directory}/office.sock")
+    body = new_body(
+        "offer",
+        key,
+        endpoint.identity.public,
+        session=bytes(16),
+        now=time.time(),
+        sdp="v=0\r\nnonsense",
+    )
+    with pytest.raises(SignalingError, match="refused"):
+        await client.offer(seal(key, body), 10)
+    assert "link laptop did not come up: the peer's SDP cannot be used" in caplog.text
+    assert endpoint.manager.attempts == []
+
+
+async def test_a_goodbye_needs_a_signature_and_ends_one_link(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway, endpoint = await linked(world)
+    (attempt,) = endpoint.up
+    client = DirectClient(f"unix:{world.directory}/office.sock")
+
+    def bye(name: str, session: bytes) -> bytes:
+        key = world.key(name)
+        body = new_body("bye", key, endpoint.identity.public, session=session, now=time.time())
+        return seal(key, body)
+
+    with pytest.raises(SignalingError):
+        await client.bye(f"/{attempt.session_id}", bye("stranger", attempt.session))
+    assert "rejected a goodbye from local" in caplog.text
+    await client.bye(f"/{attempt.session_id}", bye("laptop", bytes(16)))
+    await client.bye("/another", bye("laptop", attempt.session))
+    assert endpoint.up == [attempt]
+    await client.bye(f"/{attempt.session_id}", bye("laptop", attempt.session))
+    await until(lambda: attempt.ended.done())
+    assert attempt.ended.result() == "the peer said goodbye"
+    await gateway.manager.stop("enough")
+
+
+# --- drain, abuse, reload -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", ["gateway", "endpoint"])
+async def test_goaway_lets_nothing_new_in_and_keeps_what_is_there(world: World, who: str) -> None:
+    gateway, endpoint = await linked(world)
+    leaving, other = (gateway, endpoint) if who == "gateway" else (endpoint, gateway)
+    leaving.manager.goaway()
+    await until(lambda: other.worker.ops("link-goaway"))
+    assert len(gateway.up) == len(endpoint.up) == 1
+    if who == "endpoint":
+        newcomer = world.gateway()
+        await newcomer.manager.start()
+        await until(lambda: "refused the offer" in newcomer.detail("office"))
+        assert endpoint.metric("link_events_total", outcome="up") == 1
+    else:
+        await endpoint.up[0].close("a test")
+        await until(lambda: not gateway.up)
+        assert gateway.manager.attempts == []
+
+
+async def test_a_link_that_the_router_wants_no_more_of_is_closed(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway, endpoint = await linked(world)
+    (attempt,) = endpoint.up
+    assert attempt.routed is not None
+    endpoint.abuse(attempt.routed, "the peer ignores its windows")
+    await until(lambda: attempt.ended.done())
+    assert "closing link laptop: the peer ignores its windows" in caplog.text
+    await until(lambda: len(gateway.worker.ops("link-down")) == 1)
+
+
+async def test_a_reload_ends_what_leads_nowhere_and_dials_what_is_new(world: World) -> None:
+    offices = [world.endpoint(name) for name in ("first", "second")]
+    gateway = world.gateway("laptop", "first")
+    for side in (*offices, gateway):
+        await side.manager.start()
+    await until(lambda: gateway.up)
+    unchanged = gateway.up[0]
+    gateway.manager.apply(world.config("gateway", "first", "second"))
+    await until(lambda: len(gateway.up) == 2)
+    assert unchanged in gateway.up
+    gateway.manager.apply(world.config("gateway", "second"))
+    await until(lambda: [a.peer.name for a in gateway.up] == ["second"])
+    assert unchanged.ended.result() == "the peer was removed from the configuration"
+    assert [row["peer"] for row in gateway.manager.status()] == ["second"]
+    world.keys["second"] = PrivateIdentity.generate()
+    gateway.manager.apply(world.config("gateway", "second"))
+    await until(lambda: gateway.worker.ops("link-down")[1:])
+    assert "key or url has changed" in gateway.worker.ops("link-down")[1]["reason"]
+
+
+async def test_an_endpoint_s_reload_ends_links_of_peers_that_are_gone(world: World) -> None:
+    gateway, endpoint = await linked(world)
+    (attempt,) = endpoint.up
+    endpoint.manager.apply(world.config("endpoint", "laptop", "tablet"))
+    await asyncio.sleep(0)
+    assert endpoint.up == [attempt]
+    endpoint.manager.apply(world.config("endpoint", "tablet"))
+    await until(lambda: not endpoint.up)
+    await until(lambda: "refused the offer" in gateway.detail("office"))
+    assert endpoint.metric("signaling_rejected_total", reason="unknown-peer") >= 1
+
+
+# --- bugs ---------------------------------------------------------------------------------------
+
+
+async def test_a_bug_in_dialling_is_logged_and_no_reason_to_give_up(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint, gateway = world.endpoint(), world.gateway()
+    await endpoint.manager.start()
+    real, calls = Link.create_offer, 0
+
+    async def failing(self: Link) -> str:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise KeyError("oops")
+        return await real(self)
+
+    monkeypatch.setattr(Link, "create_offer", failing)
+    await gateway.manager.start()
+    await until(lambda: gateway.up)
+    assert "dialling office failed; trying again in" in caplog.text
+    assert "KeyError" in caplog.text
+
+
+async def test_stopping_while_dialling_ends_soon(world: World) -> None:
+    gateway = world.gateway()
+    over, closed = asyncio.Event(), asyncio.Event()
+
+    async def never_answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await over.wait()
+        writer.close()
+        await writer.wait_closed()
+        closed.set()
+
+    async with await asyncio.start_unix_server(never_answer, world.directory / "office.sock"):
+        await gateway.manager.start()
+        await until(lambda: gateway.manager.attempts)
+        async with asyncio.timeout(10):
+            await gateway.manager.stop("enough")
+        assert gateway.manager.attempts == []
+        over.set()
+        await closed.wait()
