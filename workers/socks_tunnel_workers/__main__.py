@@ -10,7 +10,7 @@ from pathlib import Path
 
 import uvloop
 
-from socks_tunnel.ipc.leash import die_with_parent
+from socks_tunnel.ipc.leash import die_before_parent, die_with_parent
 from socks_tunnel.ipc.stream import connect
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics
@@ -49,6 +49,7 @@ def main() -> int:
     ops_logging.setup(
         arguments.log_level, arguments.log_format, component=f"worker-{arguments.index}"
     )
+    die_before_parent()
     metrics.configure(Path(os.environ["SOCKS_TUNNEL_METRICS_DIR"]), f"worker-{arguments.index}")
     listen_fds = [int(fd) for fd in arguments.listen_fds.split(",") if fd]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -1,10 +1,19 @@
-"""A child that must not outlive its parent asks the kernel to see to that (prctl(2))."""
+"""What a child asks of the kernel for its parent's sake: not to outlive it, to die in its stead."""
 
 import ctypes
+import logging
 import os
 import signal
+from pathlib import Path
+from typing import Final
+
+_log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+
+OOM_SCORE_RAISE: Final = 200
+"""How much more of the machine's memory, in thousandths, a child seems to use than it does when the
+kernel looks for a process to kill (oom_score_adj in proc(5))."""
 
 
 def die_with_parent(expected_parent: int | None = None) -> None:
@@ -21,3 +30,16 @@ def die_with_parent(expected_parent: int | None = None) -> None:
         raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
     if expected_parent is not None and os.getppid() != expected_parent:
         raise SystemExit(1)
+
+
+def die_before_parent() -> None:
+    """Have the kernel choose this process before its parent when memory runs out.
+
+    A worker costs its own flows; the supervisor costs them all. Where the kernel refuses, that is
+    logged, and nothing else changes.
+    """
+    score = Path("/proc/self/oom_score_adj")
+    try:
+        score.write_text(str(min(1000, int(score.read_text()) + OOM_SCORE_RAISE)))
+    except OSError as error:
+        _log.debug("%s cannot be raised: %s", score, error)

@@ -36,3 +36,22 @@ def test_the_kernel_kills_it_when_its_parent_is_killed() -> None:
 def test_a_parent_that_is_gone_already_is_noticed(expected: str, status: int) -> None:
     script = INNER.format(path=sys.path, expected=expected).replace("time.sleep(600)", "")
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == status
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="oom_score_adj is Linux's")
+def test_the_kernel_is_asked_to_take_a_child_first() -> None:
+    script = """
+import sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from socks_tunnel.ipc.leash import die_before_parent
+before = int(Path("/proc/self/oom_score_adj").read_text())
+for _ in range(9):
+    die_before_parent()
+    print(int(Path("/proc/self/oom_score_adj").read_text()) - before)
+""".format(path=sys.path)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    raised = [int(line) for line in done.stdout.split()]
+    assert raised[0] == 200
+    assert raised == sorted(raised)
+    assert raised[-1] <= 2000, "the kernel's limit is 1000, its lowest value -1000"
