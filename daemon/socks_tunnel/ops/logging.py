@@ -17,10 +17,12 @@ import atexit
 import json
 import logging
 import os
+import re
 import select
 import threading
 from collections import deque
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from socks_tunnel.ops import audit
@@ -54,6 +56,9 @@ _ESCAPES: Final = {
     **{code: f"\\u{code:04x}" for code in (0x2028, 0x2029)},
 }
 
+# Printable ASCII without space, quote, equals sign and backslash needs no quotes as a value.
+_PLAIN: Final = re.compile(r"[!#-<>-\[\]-~]+")
+
 _handler: "_QueueHandler | None" = None
 
 
@@ -75,6 +80,9 @@ def setup(
     if _handler is None:
         _handler = _QueueHandler(fd)
         atexit.register(shutdown)
+        # Of no use in our lines, and half of a record's cost (logging HOWTO, "Optimization").
+        logging._srcfile = None  # noqa: SLF001 - as documented there
+        logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
         logging.captureWarnings(capture=True)
     if format == "auto":
         format = "journal" if _is_journal(fd) else "text"  # noqa: A001 - as above
@@ -122,10 +130,16 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 def _value(value: object) -> str:
     text = str(value)
-    if text and not any(c in ' "=\\' or ord(c) in _ESCAPES for c in text):
+    if _PLAIN.fullmatch(text):
         return text
     quoted = text.replace("\\", "\\\\").replace('"', '\\"').translate(_ESCAPES)
     return f'"{quoted}"'
+
+
+@lru_cache(2)
+def _second(seconds: int) -> str:
+    """Give a moment as text; most lines of a busy process are of the same second."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 class _Formatter(logging.Formatter):
@@ -134,7 +148,9 @@ class _Formatter(logging.Formatter):
         self._component = component
 
     def _sentence(self, record: logging.LogRecord) -> str:
-        sentence = record.getMessage().translate(_ESCAPES)
+        sentence = record.getMessage()
+        if not sentence.isprintable():
+            sentence = sentence.translate(_ESCAPES)
         return " ".join((sentence, *(f"{k}={_value(v)}" for k, v in _fields(record).items())))
 
     def _traceback(self, record: logging.LogRecord) -> list[str]:
@@ -146,9 +162,8 @@ class _Formatter(logging.Formatter):
 
 class _TextFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        moment = datetime.fromtimestamp(record.created, UTC)
         first = (
-            f"{moment:%Y-%m-%dT%H:%M:%S}.{int(record.msecs):03}Z {record.levelname:<7} "
+            f"{_second(int(record.created))}.{int(record.msecs):03}Z {record.levelname:<7} "
             f"{self._component} {record.name}: {self._sentence(record)}"
         )
         return "\n".join((first, *self._traceback(record)))
@@ -175,7 +190,7 @@ class _JsonFormatter(_Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "component": self._component,
-            "pid": record.process,
+            "pid": os.getpid(),
             "logger": record.name,
             "message": record.getMessage(),
         }
