@@ -40,16 +40,16 @@ def test_a_parent_that_is_gone_already_is_noticed(expected: str, status: int) ->
 
 @pytest.mark.skipif(sys.platform != "linux", reason="oom_score_adj is Linux's")
 def test_the_kernel_is_asked_to_take_a_child_first() -> None:
-    script = """
+    script = f"""
 import sys
-sys.path[:0] = {path!r}
+sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from socks_tunnel.ipc.leash import die_before_parent
 before = int(Path("/proc/self/oom_score_adj").read_text())
 for _ in range(9):
     die_before_parent()
     print(int(Path("/proc/self/oom_score_adj").read_text()) - before)
-""".format(path=sys.path)
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     raised = [int(line) for line in done.stdout.split()]
     assert raised[0] == 200
