@@ -1,5 +1,6 @@
 """Real processes under test: `socks-tunnel run` and `demo`, with their logs, notifications and memory."""
 
+import itertools
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_numbers = itertools.count()
 
 SOCKS_TUNNEL = str(Path(sys.executable).with_name("socks-tunnel"))
 TARGETS = str(Path(__file__).with_name("targets.py"))
@@ -107,8 +110,8 @@ class Process:
         self.notifications: list[str] = []
         self.killed = False
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        notify_path = directory / f"{name}.notify"
-        notify_path.unlink(missing_ok=True)
+        # A name of its own, also for the successor of a process that was killed.
+        notify_path = directory / f"{name}-{next(_numbers)}.notify"
         self._notify.bind(str(notify_path))
         # Taken as it comes, as a service manager does: the queue of such a socket is short.
         self._taker = threading.Thread(target=self._take_notifications, name=f"notify {name}")

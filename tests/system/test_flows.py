@@ -247,7 +247,8 @@ def fill(socks: list[socket.socket]) -> list[int]:
     taken = dict.fromkeys(socks, 0)
     for sock in socks:
         sock.setblocking(False)
-    while writable := select.select([], socks, [], 1.0)[1]:
+    # Longer than SCTP needs for a retransmission or two (its timer starts at 1 s and doubles).
+    while writable := select.select([], socks, [], 4.0)[1]:
         for sock in writable:
             taken[sock] += sock.send(block)
             assert taken[sock] < 64 << 20, "a flow whose target reads nothing goes on taking bytes"
