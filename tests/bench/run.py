@@ -366,7 +366,8 @@ def main() -> None:
     table = Table(*HEADINGS, title=machine())
     for row in bench.rows:
         table.add_row(*cells(row))
-    Console().print(table)
+    # Not squeezed into 80 columns where it goes to a file.
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 if __name__ == "__main__":
