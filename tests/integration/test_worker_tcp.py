@@ -16,6 +16,9 @@ import pytest
 
 from socks_tunnel.protocol.addresses import HostPort, encode_address
 from socks_tunnel.protocol.messages import (
+    Bind,
+    BindAccepted,
+    BindListening,
     CloseConnection,
     ConnectionOpened,
     Data,
@@ -505,3 +508,38 @@ async def test_an_endpoint_does_not_wait_for_ever_for_the_close(
         writer.close()
         assert (await pair.endpoint.message(CloseConnection)).reason == 0
         await until(lambda: not list(pair.endpoint_worker.flows()))
+
+
+@pytest.mark.parametrize("command", [1, 2])
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [BindListening, BindListening],
+        [BindAccepted],
+        [ConnectionOpened, ConnectionOpened],
+        [BindListening, BindAccepted, BindAccepted],
+        [BindListening, ConnectionOpened],
+    ],
+)
+async def test_answers_out_of_turn_cost_the_flow_and_not_the_worker(
+    tmp_path: Path,
+    command: int,
+    answers: list[type[BindListening | BindAccepted | ConnectionOpened]],
+) -> None:
+    async with worker_pair(tmp_path, linked=False) as pair:
+        pair.gateway.peer = None
+        pair.gateway.recording = True
+        link_up(pair.gateway, "office")
+        for _ in range(2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", pair.port)
+            writer.write(b"\x05\x01\x00" + request("127.0.0.1", 4000, command))
+            opening = await pair.gateway.message(OpenConnection if command == 1 else Bind)
+            for answer in answers:
+                message = answer(opening.conn_id, HostPort("192.0.2.1", 1))
+                pair.gateway.send_message(LINK, message.encode())
+            closed = await pair.gateway.message(CloseConnection)
+            assert closed == CloseConnection(opening.conn_id, 0x15)
+            with contextlib.suppress(ConnectionResetError):
+                await reader.read()
+            writer.close()
+            assert not list(pair.gateway_worker.flows())

@@ -114,7 +114,9 @@ class Process:
         notify_path = directory / f"{name}-{next(_numbers)}.notify"
         self._notify.bind(str(notify_path))
         # Taken as it comes, as a service manager does: the queue of such a socket is short.
-        self._taker = threading.Thread(target=self._take_notifications, name=f"notify {name}")
+        self._taker = threading.Thread(
+            target=self._take_notifications, name=f"notify {name}", daemon=True
+        )
         self._taker.start()
         env = {
             **os.environ,

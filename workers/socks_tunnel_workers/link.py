@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
+from socks_tunnel.protocol.errors import CloseReason, LocalProtocolError, RemoteProtocolError
 from socks_tunnel.protocol.flow import FlowTable
 from socks_tunnel.protocol.messages import (
     HEADER,
@@ -153,6 +153,12 @@ class WorkerLink:
                 flow.on_message(message)
         except RemoteProtocolError as error:
             self.protocol_error(error, kind, conn_id)
+        except LocalProtocolError:
+            # A bug of ours costs the flow that met it, not the flows of everybody in this worker.
+            logger.exception("flow %d met a bug: closing it", conn_id)
+            flow = self.flows.get(conn_id)
+            if flow is not None:
+                flow.abort(CloseReason.GENERAL_FAILURE)
 
     def _unowned(self, kind: int, conn_id: int) -> None:
         """A message for a flow that is not here: late, or the peer is confused."""

@@ -72,6 +72,7 @@ class TcpRelay(Flow):
     __slots__ = (
         "closing",
         "flow",
+        "listened",
         "local_eof_done",
         "opener",
         "pending",
@@ -106,6 +107,7 @@ class TcpRelay(Flow):
         self.reading = False
         self.writing = False
         self.local_eof_done = False
+        self.listened = False
         self.closing = False
 
     # --- opening --------------------------------------------------------------------------------
@@ -344,13 +346,18 @@ class TcpRelay(Flow):
                 self._closed_by_peer(reason)
             case ConnectionOpened(bound=bound) if opener is not None and self.command == "connect":
                 self._opened_by_peer(bound, opener)
-            case BindListening(bound=bound) if opener is not None and self.command == "bind":
+            case BindListening(bound=bound) if opener is not None and self._awaits(listened=False):
+                self.listened = True
                 opener.listening(bound)
-            case BindAccepted(caller=caller) if opener is not None and self.command == "bind":
+            case BindAccepted(caller=caller) if opener is not None and self._awaits(listened=True):
                 self.destination = caller
                 self._opened_by_peer(caller, opener)
             case _:
                 raise self.unexpected(type(message).__name__)
+
+    def _awaits(self, *, listened: bool) -> bool:
+        """Whether this is a BIND that waits for its first reply, or for its second one."""
+        return self.command == "bind" and self.listened is listened
 
     def _opened_by_peer(self, bound: HostPort, opener: Opener) -> None:
         self.flow.open()
