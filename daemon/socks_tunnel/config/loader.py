@@ -1,5 +1,6 @@
 """Reads a configuration file, and what it names, and finds every mistake in them at once."""
 
+import glob
 import json
 import os
 import re
@@ -34,6 +35,9 @@ CREDENTIAL: Final = "identity"
 
 NO_CREDENTIAL: Final = b"absent"
 """What the unit sets the credential to if there is no key file to load it from."""
+
+_INCLUDABLE: Final = ("peers", "policies", "policy")
+"""What an included file may hold."""
 
 _SECRETS: Final = ("credential",)
 """Keys whose values are never shown."""
@@ -105,8 +109,10 @@ class _Loader:
         self._problems: list[Problem] = []
         self._context = {"directory": path.parent}
         self._broken: set[KeyPath] = set()  # tables and settings that were complained of
+        self._files: dict[KeyPath, Path] = {}  # where what was included stands
 
     def load(self) -> Config:
+        self._include()
         file = self._validate()
         if file is None:
             raise ConfigError(self._problems)
@@ -132,8 +138,80 @@ class _Loader:
         """Note a mistake in the value at `at`, or in the file that is named there."""
         line = None
         if file is None:
-            line = next((self._lines[p] for p in _upwards(at) if p in self._lines), None)
+            place = next((p for p in _upwards(at) if p in self._lines), None)
+            if place is not None:
+                line = self._lines[place]
+                file = self._files.get(place)
         self._problems.append(Problem(file or self._path, line, _key_text(at), message))
+
+    # --- included files -----------------------------------------------------------------------
+
+    def _include(self) -> None:
+        """Add what the files hold that `include` names, in the order of the patterns and names.
+
+        Peers and policies are added to those there are, rules of `[policy]` to its lists. No file
+        need match: a drop-in directory may be empty.
+        """
+        patterns = self._raw.get("include", [])
+        if not isinstance(patterns, list):
+            return  # reported by _validate
+        for pattern in patterns:
+            if not isinstance(pattern, str):
+                continue  # as above
+            # Path.glob would take no absolute pattern.
+            for name in sorted(glob.glob(str(self._path.parent / pattern))):  # noqa: PTH207
+                file = Path(name)
+                try:
+                    raw, lines = _parse_toml(file, _read_text(file))
+                except ConfigError as error:
+                    self._problems += error.problems
+                    continue
+                self._add_file(file, raw, lines)
+
+    def _add_file(self, file: Path, raw: dict[str, Any], lines: dict[KeyPath, int]) -> None:
+        def complain(at: KeyPath, message: str) -> None:
+            self._problems.append(Problem(file, lines.get(at), _key_text(at), message))
+
+        def adopt(at: KeyPath, whole: KeyPath) -> None:
+            """Note where what stands at `at` in the file is from, now that it is at `whole`."""
+            for path, line in lines.items():
+                if path[: len(at)] == at:
+                    moved = whole + path[len(at) :]
+                    self._lines[moved] = line
+                    self._files[moved] = file
+
+        for key, value in raw.items():
+            if key not in _INCLUDABLE:
+                complain((key,), f"an included file may have {', '.join(_INCLUDABLE)} only")
+                continue
+            mine = self._raw.setdefault(key, [] if key == "peers" else {})
+            if type(value) is not type(mine):
+                complain((key,), f"must be {'a list' if key == 'peers' else 'a table'}")
+            elif key == "peers":
+                for index, peer in enumerate(value):
+                    adopt((key, index), (key, len(mine)))
+                    mine.append(peer)
+            elif key == "policies":
+                for name, rules in value.items():
+                    if name in mine:
+                        complain((key, name), "is there already, in another file")
+                        continue
+                    mine[name] = rules
+                    adopt((key, name), (key, name))
+            else:
+                for name, rules in value.items():
+                    if name not in RULE_KEYS:
+                        complain(
+                            (key, name), f"an included [policy] may have {', '.join(RULE_KEYS)}"
+                        )
+                        continue
+                    ours = _rule_list(mine.get(name, []))
+                    mine[name] = ours
+                    for index, rule in enumerate(_rule_list(rules)):
+                        place = (key, name, index) if (key, name, index) in lines else (key, name)
+                        self._lines[key, name, len(ours)] = lines.get(place, 1)
+                        self._files[key, name, len(ours)] = file
+                        ours.append(rule)
 
     # --- values by themselves -----------------------------------------------------------------
 
@@ -372,6 +450,13 @@ class _Loader:
             self._add((*at, problem.field, int(number) - 1), message, file=file)
         else:
             self._add((*at, problem.field), f"{problem.position}: {message}", file=file)
+
+
+def _rule_list(rules: Any) -> list[Any]:
+    """Give rules as a list, also those that are the lines of one text; a copy."""
+    if isinstance(rules, str):
+        return [line for line in rules.splitlines() if line.strip()]
+    return list(rules) if isinstance(rules, list) else [rules]
 
 
 def _credential() -> Path | None:

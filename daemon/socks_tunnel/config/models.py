@@ -355,6 +355,8 @@ class ConfigFile(Table):
     ] = "address-dependent"
     policy_file: OptionalFilePath = None
     """The same as `policy_file` in `[policy]`."""
+    include: tuple[str, ...] = ()
+    """Patterns of further files, which add peers, policies and rules; relative to the file."""
     identity: Identity = Identity()
     socks: Socks = Socks()
     signaling: Signaling | None = None

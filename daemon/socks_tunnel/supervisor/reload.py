@@ -9,6 +9,7 @@ RELOADED: Final = frozenset(
     {
         "drain_timeout",
         "ice",
+        "include",
         "limits",
         "log",
         "peers",
