@@ -103,8 +103,8 @@ def test_mistakes_stand_where_they_were_made(directory: Path) -> None:
         'peers.d/1.toml:5: peers[1].polcy: unknown key; the nearest known key is "policy"',
         "peers.d/2.toml:2: peers[2].name: is the same as that of peers[0]",
         "peers.d/2.toml:3: peers[2].public_key: is the same as that of peers[0]",
-        "policy.d/1.toml:5: policy.allowed_hosts[1]: '10.0.0.0/99': '99' is not a prefix "
-        "length (0 to 32)",
+        "policy.d/1.toml:5: policy.allowed_hosts[1]: '10.0.0.0/99': '99' is not a prefix length "
+        + "(0 to 32)",
     ]
 
 
