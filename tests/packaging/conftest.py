@@ -1,0 +1,92 @@
+"""Fixtures of the packaging tests: the packages, built here, and booted hosts that have them installed."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from support.installed import SUITES, Scene
+from support.machines import tool, why_no_boot
+
+PREVIOUS = "0.0.9-1"
+"""A version before any that this checkout builds."""
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The package of each release, built from this checkout."""
+    if reason := why_no_boot():
+        pytest.skip(reason)
+    if given := os.environ.get("SOCKS_TUNNEL_PACKAGES"):  # while working on these tests
+        numbers = dict(zip(SUITES, ("12", "13"), strict=True))
+        return {s: next(Path(given).glob(f"*~deb{numbers[s]}u1_amd64.deb")) for s in SUITES}
+    return build(tmp_path_factory.mktemp("packages"))
+
+
+@pytest.fixture(scope="session")
+def rebuilt_packages(
+    packages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The same, built a second time."""
+    return build(tmp_path_factory.mktemp("rebuilt"))
+
+
+def build(output: Path) -> dict[str, Path]:
+    """Build for all releases at the same time: each build uses one core most of its time."""
+    with ThreadPoolExecutor() as pool:
+        built = pool.map(lambda suite: Path(tool("build-deb", suite, output)[-1]), SUITES)
+        return dict(zip(SUITES, built, strict=True))
+
+
+@pytest.fixture(scope="session")
+def previous_packages(
+    packages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The same under an earlier version number, as what a host has that is to be upgraded.
+
+    They are packed anew, without compression, because building takes a minute.
+    """
+    output = tmp_path_factory.mktemp("previous")
+    return {suite: repack(package, output / suite) for suite, package in packages.items()}
+
+
+def repack(package: Path, folder: Path) -> Path:
+    """A copy of a package with the version number :data:`PREVIOUS`."""
+    run("dpkg-deb", "--raw-extract", package, folder)
+    control = folder / "DEBIAN" / "control"
+    lines = [
+        f"Version: {PREVIOUS}" if line.startswith("Version: ") else line
+        for line in control.read_text().splitlines()
+    ]
+    control.write_text("\n".join(lines) + "\n")
+    result = folder.parent / f"previous-{folder.name}.deb"
+    run("dpkg-deb", "--root-owner-group", "-Znone", "--build", folder, result)
+    shutil.rmtree(folder)
+    return result
+
+
+def run(*command: str | Path) -> None:
+    """Run a command of this machine."""
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture(
+    scope="session",
+    params=[("bookworm", "trixie"), ("trixie", "bookworm")],
+    ids=["gateway-deb12-endpoint-deb13", "gateway-deb13-endpoint-deb12"],
+)
+def scene(request: pytest.FixtureRequest, previous_packages: dict[str, Path]) -> Iterator[Scene]:
+    """Two hosts that run the previous version; the tests of test_service.py use them in their order."""
+    scene = Scene(*request.param)
+    try:
+        scene.prepare(previous_packages)
+        for host in scene.both:
+            host.systemctl("start")
+        scene.wait_works()
+        yield scene
+    finally:
+        scene.close()

@@ -1,0 +1,363 @@
+"""The unit on a booted systemd, on two hosts of different Debian releases.
+
+The tests of one pair of hosts run in the order of this file: each leaves the tunnel working, the last
+ones upgrade, remove and purge it.
+"""
+
+import contextlib
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.hosts import DOMAIN
+from support.installed import PROXY, WATCHDOG, Host, Scene
+from support.processes import wait_until
+from support.rawsocks import greet, request
+from support.targets import body_hash
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(300)]
+
+ANSWER_OF_DNS = bytes([10, 77, 1, 2])
+
+
+def hold_flows(scene: Scene, count: int) -> list[socket.socket]:
+    """Connections to the echo server through the tunnel, from the gateway's host."""
+
+    def connect() -> list[socket.socket]:
+        flows = []
+        for _ in range(count):
+            sock, answer = request(PROXY, f"www.{DOMAIN}", scene.site.ports["echo"])
+            assert answer.code == 0
+            flows.append(sock)
+        return flows
+
+    flows: list[socket.socket] = scene.on_gateway(connect)
+    return flows
+
+
+def echoes(flow: socket.socket) -> bool:
+    """Tell whether a held flow still answers."""
+    try:
+        flow.sendall(b"ping")
+        return flow.recv(4) == b"ping"
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def changed(host: Host, **changes: object) -> Iterator[None]:
+    """Another configuration for the length of a block; starting with it is up to the caller."""
+    host.configure(**changes)
+    try:
+        yield
+    finally:
+        host.configure()
+
+
+# --- the unit as it is ------------------------------------------------------------------------
+
+
+def test_the_unit_says_what_it_does(scene: Scene) -> None:
+    for host in scene.both:
+        host.wait_for_status(" up ")
+        shown = host.show("ActiveState", "StatusText", "Type", "NotifyAccess", "User", "Slice")
+        assert re.fullmatch(
+            rf"{host.role}: link (office|laptop) up .*, \d+ flows?, 2 workers", shown["StatusText"]
+        )
+        kind = "notify" if host.machine.suite == "bookworm" else "notify-reload"
+        assert shown["Type"] == kind
+        assert shown["User"] == "socks-tunnel"
+        assert shown["Slice"] == "sockstunnel.slice"
+
+
+def test_the_sandbox(scene: Scene) -> None:
+    for host in scene.both:
+        machine = host.machine
+        table = machine.sh(f"systemd-analyze security --no-pager {host.unit}", check=False)
+        exposure = re.search(r"Overall exposure level for \S+: ([0-9.]+)", table)
+        assert exposure, table
+        assert float(exposure[1]) <= 1.5, table
+        for pid in (host.pid, *host.workers()):
+            status = machine.sh(f"cat /proc/{pid}/status")
+            assert re.search(r"^CapEff:\s0+$", status, re.MULTILINE)
+            assert re.search(r"^CapBnd:\s0+$", status, re.MULTILINE)
+            assert re.search(r"^NoNewPrivs:\s1$", status, re.MULTILINE)
+            assert re.search(r"^Seccomp:\s2$", status, re.MULTILINE)
+        complaints = machine.sh(
+            "systemd-analyze verify --man=no socks-tunnel@gateway.service socks-tunnel@gateway.socket 2>&1"
+        )
+        assert complaints == ""
+
+
+def test_the_key_stays_roots(scene: Scene) -> None:
+    for host in scene.both:
+        owner = host.machine.sh(f"stat -c '%U %a' /etc/socks-tunnel/{host.role}.key")
+        assert owner == "root 600"
+        denied = host.machine.sh(
+            f"setpriv --reuid=socks-tunnel --clear-groups cat /etc/socks-tunnel/{host.role}.key 2>&1",
+            check=False,
+        )
+        assert "Permission denied" in denied
+
+
+# --- traffic under the sandbox ----------------------------------------------------------------
+
+
+def test_tcp_both_ways(scene: Scene) -> None:
+    size = 16 << 20
+    received = scene.curl(f"bytes/{size}", "| sha256sum")
+    assert received.split()[0] == body_hash(size)
+    scene.gateway.machine.sh(f"head -c {size} /dev/urandom >/var/tmp/upload")
+    answer = scene.curl("upload", "--upload-file /var/tmp/upload")
+    sent = scene.gateway.machine.sh("sha256sum /var/tmp/upload").split()[0]
+    assert sent in answer
+
+
+def test_udp(scene: Scene) -> None:
+    answer = scene.ask_dns()
+    assert answer[:2] == b"\x07\x07"
+    assert ANSWER_OF_DNS in answer
+
+
+def test_metrics(scene: Scene) -> None:
+    for host in scene.both:
+        text = host.machine.sh("curl --silent --fail http://127.0.0.1:9464/metrics")
+        assert re.search(r'^socks_tunnel_flows_total\{kind="tcp"\} [1-9]', text, re.MULTILINE), text
+        host.machine.sh("curl --silent --fail http://127.0.0.1:9464/readyz")
+
+
+def test_commands_on_the_instance(scene: Scene) -> None:
+    for host in scene.both:
+        assert f'"role": "{host.role}"' in host.machine.sh(
+            f"socks-tunnel status --instance {host.role} --json"
+        )
+
+
+# --- reload -----------------------------------------------------------------------------------
+
+
+def test_reload_of_a_policy(scene: Scene) -> None:
+    endpoint = scene.endpoint
+    (flow,) = hold_flows(scene, 1)
+    pid = endpoint.pid
+    policy = {"allowed_ports": [53, scene.site.ports["echo"]]}
+    with contextlib.closing(flow), changed(endpoint, policy=policy):
+        endpoint.systemctl("reload")
+        assert endpoint.state == "active"
+        # curl's exit status 97: the proxy refused.
+        assert scene.curl("whoami", "; echo $?", check=False).endswith("97")
+        assert echoes(flow)
+    endpoint.systemctl("reload")
+    assert scene.works()
+    assert endpoint.pid == pid
+
+
+def test_a_reload_with_mistakes_fails_and_changes_nothing(scene: Scene) -> None:
+    for host in scene.both:
+        since = host.machine.cursor()
+        with changed(host, drain_timout=3):
+            with pytest.raises(AssertionError, match="exit status 1"):
+                host.systemctl("reload")
+        assert "drain_timeout" in host.journal(since)  # the nearest key is named
+        assert host.state == "active"
+    assert scene.works()
+
+
+# --- failures ---------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_takes_its_own_flows_only(scene: Scene) -> None:
+    for host in scene.both:
+        flows = hold_flows(scene, 8)
+        pid = host.pid
+        victim, *others = host.workers()
+        host.machine.sh(f"kill -KILL {victim}")
+        host.wait_for_another_worker(victim, 2)
+        alive = [flow for flow in flows if echoes(flow)]
+        assert 0 < len(alive) < len(flows)
+        assert set(others) < set(host.workers())
+        assert (host.state, host.pid) == ("active", pid)
+        assert scene.works()
+        for flow in flows:
+            flow.close()
+
+
+def test_a_killed_supervisor_is_started_again(scene: Scene) -> None:
+    for host in scene.both:
+        pid = host.pid
+        began = time.monotonic()
+        host.machine.sh(f"kill -KILL {pid}")
+        host.wait_for_another(pid)
+        scene.wait_works()
+        assert 1 < time.monotonic() - began < 60
+        assert host.show("NRestarts")["NRestarts"] != "0"
+
+
+def test_the_watchdog_ends_a_frozen_supervisor(scene: Scene) -> None:
+    host = scene.gateway
+    pid = host.pid
+    began = time.monotonic()
+    host.machine.sh(f"kill -STOP {pid}")
+    host.wait_for_another(pid)
+    assert time.monotonic() - began > WATCHDOG / 2
+    assert "watchdog" in host.journal().lower()
+    scene.wait_works()
+
+
+def test_a_bad_configuration_fails_once(scene: Scene) -> None:
+    for host in scene.both:
+        since = host.machine.cursor()
+        with changed(host, workers={"cuont": 2}):
+            host.systemctl("restart", check=False)
+            shown = host.show("ActiveState", "ExecMainStatus", "NRestarts")
+            assert (shown["ActiveState"], shown["ExecMainStatus"]) == ("failed", "78")
+            journal = host.journal(since)
+            assert re.search(rf"{host.role}\.toml:\d+: workers\.cuont: .*count", journal), journal
+            # RestartSec is 2 s: by now it would have tried again.
+            time.sleep(4)
+            assert host.state == "failed"
+            assert host.journal(since).count("cuont") == 1
+        host.systemctl("start")
+    scene.wait_works()
+
+
+# --- socket activation ------------------------------------------------------------------------
+
+
+def test_with_the_socket_unit_a_restart_refuses_nobody(scene: Scene) -> None:
+    host = scene.gateway
+    host.systemctl("stop")
+    host.machine.sh("systemctl start socks-tunnel@gateway.socket")
+    host.systemctl("start")
+    scene.wait_works()
+    failures: list[OSError | AssertionError] = []
+    greeted = 0
+    ending = threading.Event()
+
+    def keep_connecting() -> None:
+        nonlocal greeted
+        while not ending.is_set():
+            try:
+                greet(PROXY, timeout=60).close()
+                greeted += 1
+            except (OSError, AssertionError) as error:
+                failures.append(error)
+            ending.wait(0.01)
+
+    client = threading.Thread(target=scene.on_gateway, args=(keep_connecting,))
+    client.start()
+    try:
+        wait_until(lambda: greeted > 20, "some greetings")
+        before, pid = greeted, host.pid
+        host.systemctl("restart")
+        wait_until(lambda: greeted > before + 20, "greetings by the new supervisor")
+        assert host.pid != pid
+    finally:
+        ending.set()
+        client.join()
+    assert failures == []
+    host.systemctl("stop")
+    host.machine.sh("systemctl stop socks-tunnel@gateway.socket")
+    host.systemctl("start")
+    scene.wait_works()
+
+
+# --- stop, upgrade, removal -------------------------------------------------------------------
+
+
+def test_stop_lets_a_download_end(scene: Scene) -> None:
+    download = scene.start_download(7)
+    began = time.monotonic()
+    scene.gateway.systemctl("stop")
+    took = time.monotonic() - began
+    download.assert_whole()
+    assert 1 < took < 15
+    shown = scene.gateway.show("Result", "ActiveState", "ExecMainStatus")
+    assert shown == {"Result": "success", "ActiveState": "inactive", "ExecMainStatus": "0"}
+    scene.gateway.systemctl("start")
+    scene.wait_works()
+
+
+def test_stop_cuts_what_does_not_end(scene: Scene) -> None:
+    (flow,) = hold_flows(scene, 1)
+    with contextlib.closing(flow):
+        began = time.monotonic()
+        scene.gateway.systemctl("stop")
+        took = time.monotonic() - began
+    # drain_timeout is 15 s here, TimeoutStopSec 45 s.
+    assert 14 < took < 30
+    assert scene.gateway.show("Result")["Result"] == "success"
+    scene.gateway.systemctl("start")
+    scene.wait_works()
+
+
+def test_upgrade_under_a_running_download(scene: Scene, packages: dict[str, Path]) -> None:
+    machine = scene.gateway.machine
+    conffile = "/etc/needrestart/conf.d/socks-tunnel.conf"
+    machine.sh(f"echo '# mine' >>{conffile}")
+    configuration = machine.sh("sha256sum /etc/socks-tunnel/* " + conffile)
+    for host in scene.both:
+        pid = host.pid
+        # The restart is the last that the installation does; it must still find the download running,
+        # and let it end within drain_timeout.
+        download = scene.start_download(20)
+        since = host.machine.cursor()
+        printed = host.install(packages[host.machine.suite])
+        assert re.search(r"draining; [1-9]\d* flows", host.journal(since))
+        download.assert_whole()
+        assert f"restarting {host.unit}" in printed
+        assert host.state == "active"
+        assert host.pid != pid
+        scene.wait_works()
+    assert machine.sh("sha256sum /etc/socks-tunnel/* " + conffile) == configuration
+
+
+def test_needrestart_reports_and_does_not_restart(scene: Scene) -> None:
+    host = scene.gateway
+    pid = host.pid
+    library = host.machine.sh(f"awk '/libm\\.so/ {{ print $6; exit }}' /proc/{pid}/maps")
+    # As an upgrade of the library does: a new file takes the place of the one that is in use.
+    host.machine.sh(f"cp {library} {library}.new && mv {library}.new {library}")
+    listed = host.machine.sh("needrestart -b -r a 2>&1")
+    assert f"NEEDRESTART-SVC: {host.unit}" in listed, listed
+    assert host.pid == pid
+
+
+def test_the_journal_has_no_traceback(scene: Scene) -> None:
+    for host in scene.both:
+        journal = host.journal()
+        assert "ready" in journal
+        assert not re.search(r"Traceback|never retrieved|was destroyed but it is pending", journal)
+
+
+def test_remove_stops_and_purge_keeps_keys(scene: Scene) -> None:
+    for host in scene.both:
+        machine = host.machine
+        machine.sh(f"systemctl enable {host.unit} 2>&1")
+        machine.sh(
+            "systemctl start socks-tunnel@other.socket" if host.role == "endpoint" else "true"
+        )
+        machine.sh("apt-get remove --yes socks-tunnel 2>&1")
+        assert host.state != "active"
+        running = machine.sh("ps -eo user=,args= | grep -c '^socks-tu' || true")
+        assert running == "0"
+        assert "socks-tunnel@" not in machine.sh(
+            "systemctl list-units --no-legend 'socks-tunnel@*'"
+        )
+        machine.sh("apt-get purge --yes socks-tunnel 2>&1")
+        left = machine.sh(
+            "find / -xdev \\( -path /proc -o -path /sys -o -path /var/tmp \\) -prune -o "
+            "\\( -name '*socks-tunnel*' -o -name '*sockstunnel*' -o -path '*/socks-tunnel/*' \\) -print"
+        )
+        # What docs/packaging.md says: the administrator's own files, keys among them.
+        assert set(left.splitlines()) == {
+            "/etc/socks-tunnel",
+            f"/etc/socks-tunnel/{host.role}.key",
+            f"/etc/socks-tunnel/{host.role}.toml",
+            "/etc/systemd/system/socks-tunnel@.service.d",
+        }

@@ -1,0 +1,241 @@
+"""Two booted hosts with the package installed, a target behind the endpoint, and what tests do to them."""
+
+import resource
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from support.hosts import DOMAIN, ENDPOINT_ADDRESS, TARGET_ADDRESS
+from support.machines import BootedHosts, Machine
+from support.processes import toml, wait_until
+from support.rawsocks import Association
+from support.targets import body_hash
+from support.tunnels import Site, merged
+
+SUITES = ("bookworm", "trixie")
+PROXY = ("127.0.0.1", 1080)
+WATCHDOG = 8
+"""Seconds; the unit's own 30 would only make the test longer."""
+
+_CAP_SYS_RESOURCE = 24
+
+
+def limits_drop_in() -> str:
+    """What the unit asks for and this machine cannot give, made smaller; nothing on most machines."""
+    lines = [f"WatchdogSec={WATCHDOG}"]
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY and hard < 65_536:
+        lines.append(f"LimitNOFILE={hard}")
+    status = Path("/proc/self/status").read_text()
+    capabilities = int(next(s for s in status.splitlines() if s.startswith("CapEff"))[8:], 16)
+    if not capabilities >> _CAP_SYS_RESOURCE & 1:
+        lines.append("OOMScoreAdjust=0")
+    return "[Service]\n" + "\n".join(lines) + "\n"
+
+
+class Host:
+    """One of the two hosts: a machine, and the instance that it runs."""
+
+    def __init__(self, machine: Machine, role: str) -> None:
+        self.machine = machine
+        self.role = role
+        self.unit = f"socks-tunnel@{role}.service"
+        self.settings: dict[str, Any] = {}
+        self.public_key = ""
+
+    def install(self, package: Path) -> str:
+        """Install a package file with apt; what apt printed."""
+        self.machine.copy_in(package, f"/var/tmp/{package.name}")
+        return self.machine.sh(
+            "DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "
+            f"/var/tmp/{package.name} 2>&1",
+            timeout=180,
+        )
+
+    def configure(self, **changes: Any) -> None:
+        """Write the configuration, with changes laid over the usual one."""
+        text = toml(merged(self.settings, changes))
+        self.machine.write(f"/etc/socks-tunnel/{self.role}.toml", text)
+
+    def systemctl(self, verb: str, *, check: bool = True, timeout: float = 90) -> str:
+        """`systemctl VERB` on the unit."""
+        return self.machine.sh(f"systemctl {verb} {self.unit} 2>&1", check=check, timeout=timeout)
+
+    def show(self, *names: str) -> dict[str, str]:
+        """Properties of the unit."""
+        return self.machine.properties(self.unit, *names)
+
+    @property
+    def state(self) -> str:
+        """The unit's ActiveState."""
+        return self.show("ActiveState")["ActiveState"]
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's process id inside."""
+        return self.machine.main_pid(self.unit)
+
+    def workers(self) -> list[int]:
+        """The workers' process ids inside."""
+        return self.machine.children(self.pid, "socks_tunnel_workers")
+
+    def wait_active(self, timeout: float = 40) -> None:
+        """Wait until the unit has started."""
+        wait_until(lambda: self.state == "active", f"{self.unit} is active", timeout=timeout)
+
+    def wait_for_another(self, pid: int) -> None:
+        """Wait until the unit runs with another supervisor than `pid`."""
+        wait_until(
+            lambda: self.pid not in {0, pid} and self.state == "active",
+            f"{self.unit} runs again",
+            timeout=90,
+        )
+
+    def wait_for_another_worker(self, pid: int, count: int) -> None:
+        """Wait until `count` workers run, none of them `pid`."""
+        wait_until(
+            lambda: len(workers := self.workers()) == count and pid not in workers,
+            f"another worker than {pid}",
+        )
+
+    def wait_for_status(self, containing: str) -> None:
+        """Wait until the unit's status line has some text in it."""
+        wait_until(lambda: containing in self.show("StatusText")["StatusText"], containing)
+
+    def journal(self, since: str = "") -> str:
+        """What the unit wrote, and what systemd wrote about it."""
+        return self.machine.journal(self.unit, since)
+
+
+class Scene:
+    """The whole: `gateway` and `endpoint` with their machines, and the site with targets and DNS."""
+
+    def __init__(self, gateway_suite: str, endpoint_suite: str) -> None:
+        hosts = BootedHosts(gateway_suite, endpoint_suite)
+        self.site = Site(hosts)
+        self.gateway = Host(hosts.gateway, "gateway")
+        self.endpoint = Host(hosts.endpoint, "endpoint")
+
+    @property
+    def both(self) -> tuple[Host, Host]:
+        """Both hosts."""
+        return self.gateway, self.endpoint
+
+    def prepare(self, packages: Mapping[str, Path]) -> None:
+        """Install on both, make keys, write configurations; nothing is started."""
+        for host in self.both:
+            host.install(packages[host.machine.suite])
+            host.machine.write(
+                "/etc/systemd/system/socks-tunnel@.service.d/test.conf", limits_drop_in()
+            )
+            host.machine.sh("systemctl daemon-reload")
+            host.public_key = host.machine.sh(
+                f"socks-tunnel keygen /etc/socks-tunnel/{host.role}.key"
+            )
+        ports = self.site.ports
+        self.gateway.settings = {
+            "role": "gateway",
+            "drain_timeout": 15,
+            "peers": [
+                {
+                    "name": "office",
+                    "public_key": self.endpoint.public_key,
+                    "url": f"http://{ENDPOINT_ADDRESS}:8765/",
+                }
+            ],
+            "workers": {"count": 2},
+        }
+        self.endpoint.settings = {
+            "role": "endpoint",
+            "drain_timeout": 15,
+            "signaling": {"listen": f"{ENDPOINT_ADDRESS}:8765"},
+            "peers": [{"name": "laptop", "public_key": self.gateway.public_key}],
+            "workers": {"count": 2},
+            "policy": {
+                "allowed_hosts": ["10.77.1.0/24", f"*.{DOMAIN}"],
+                "allowed_ports": [53, ports["http"], ports["echo"]],
+            },
+        }
+        for host in self.both:
+            host.configure()
+
+    def url(self, path: str) -> str:
+        """A URL at the target, by its name in the corporate network."""
+        return f"http://www.{DOMAIN}:{self.site.ports['http']}/{path}"
+
+    def curl(self, path: str, *options: str, check: bool = True) -> str:
+        """Run curl on the gateway, through the tunnel; `options` may end with more of a shell script."""
+        command = ["curl", "--silent", "--show-error", "--max-time", "60"]
+        proxy = ["--proxy", f"socks5h://{PROXY[0]}:{PROXY[1]}"]
+        return self.gateway.machine.sh(
+            " ".join([*command, *proxy, self.url(path), *options]), check=check
+        )
+
+    def works(self) -> bool:
+        """True if a request gets through now."""
+        return '"address"' in self.curl("whoami", "--max-time 10", check=False)
+
+    def wait_works(self, timeout: float = 60) -> None:
+        """Wait until requests get through."""
+        wait_until(self.works, "a request that gets through", timeout=timeout, interval=0.2)
+
+    def start_download(self, seconds: int) -> "Download":
+        """Start a download on the gateway that lasts so long; it has begun when this returns."""
+        return Download(self, seconds)
+
+    def on_gateway(self, function: Callable[[], Any]) -> Any:
+        """What a function returns whose sockets are the gateway host's."""
+        return self.gateway.machine.call(function)
+
+    def ask_dns(self) -> bytes:
+        """Ask the name server behind the endpoint for www.DOMAIN over a UDP association."""
+        labels = b"".join(bytes([len(p)]) + p.encode() for p in ["www", *DOMAIN.split(".")])
+        query = b"\x07\x07\x01\x00\0\x01\0\0\0\0\0\0" + labels + b"\0\0\x01\0\x01"
+
+        def ask() -> bytes:
+            with Association(PROXY) as association:
+                return association.ask(TARGET_ADDRESS, 53, query)[2]
+
+        answer: bytes = self.on_gateway(ask)
+        return answer
+
+    def close(self) -> None:
+        """Power everything off."""
+        self.site.close()
+
+
+class Download:
+    """A download on the gateway's host, at a bounded rate, into a file there."""
+
+    RATE = 1 << 20
+    """Bytes a second."""
+
+    FILE = "/var/tmp/download"
+
+    def __init__(self, scene: Scene, seconds: int) -> None:
+        self._machine = scene.gateway.machine
+        self._size = seconds * self.RATE
+        self._machine.sh(f"rm -f {self.FILE}")
+        self._curl = subprocess.Popen(
+            self._machine.enter(
+                *("curl", "--silent", "--show-error", "--max-time", "120"),
+                *("--limit-rate", str(self.RATE), "--output", self.FILE),
+                *("--proxy", f"socks5h://{PROXY[0]}:{PROXY[1]}", scene.url(f"bytes/{self._size}")),
+            ),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        file = self._machine.root / self.FILE.lstrip("/")
+        wait_until(lambda: file.exists() and file.stat().st_size > 1 << 20, "a first mebibyte")
+
+    @property
+    def running(self) -> bool:
+        """True while bytes are still to come."""
+        return self._curl.poll() is None
+
+    def assert_whole(self) -> None:
+        """Wait for its end; it must have got every byte."""
+        _, errors = self._curl.communicate(timeout=120)
+        assert self._curl.returncode == 0, errors.decode()
+        assert self._machine.sh(f"sha256sum {self.FILE}").split()[0] == body_hash(self._size)
