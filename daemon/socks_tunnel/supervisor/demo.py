@@ -37,6 +37,10 @@ LINK_TIMEOUT: Final = 60.0
 STOP_TIMEOUT: Final = 15.0
 """Seconds that both have to end."""
 
+TEMPORARY_MAX: Final = 50
+"""Longest path of the directory for temporary files that is used, in bytes: the sockets below it
+must fit into the 107 that an address has room for (unix(7))."""
+
 _POLL: Final = 0.1
 
 _COMMON: Final = """\
@@ -96,12 +100,23 @@ def run(listen: HostPort, policy_file: Path | None) -> int:
     """
     try:
         _check_address(listen)
-        with tempfile.TemporaryDirectory(prefix="socks-tunnel-demo-") as directory:
+        with _temporary_directory() as directory:
             uvloop.run(_demonstrate(listen, policy_file, Path(directory)))
     except _DemoError as error:
         sys.stderr.write(f"socks-tunnel demo: {error}\n")
         return error.exit_code
     return 0
+
+
+def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
+    """Make a directory for all that the demo needs. Raises :class:`_DemoError`."""
+    parent = tempfile.gettempdir()
+    if len(os.fsencode(parent)) > TEMPORARY_MAX:
+        parent = "/tmp"  # noqa: S108 - what is made there is private and has an unguessable name
+    try:
+        return tempfile.TemporaryDirectory(prefix="socks-tunnel-demo-", dir=parent)
+    except OSError as error:
+        raise _DemoError(f"no temporary directory: {error}", EXIT_CANNOT_CREATE) from None
 
 
 def _check_address(listen: HostPort) -> None:
