@@ -109,6 +109,14 @@ bench: $(DEV_STAMP) $(PROJECT_STAMP) ## the figures of docs/benchmarks.md; needs
 fuzz: $(DEV_STAMP) $(PROJECT_STAMP) ## the property tests with many more examples
 	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/property --timeout=0 $(ARGS)
 
+# -- packages -------------------------------------------------------------------------------------
+
+.PHONY: deb
+deb: $(BUILD_STAMP) $(PACKAGES_STAMP) ## the packages for Debian 12 and 13, into dist/; needs root
+	@for suite in bookworm trixie; do \
+	  PYTHON=$(abspath $(BIN)/python) packaging/tools/build-deb $$suite; \
+	done
+
 # -- lock files -----------------------------------------------------------------------------------
 
 UV := .tools/lock/bin/uv

@@ -14,7 +14,7 @@ import pytest
 from support.installed import limits_drop_in
 from support.machines import TOOLS, Machine, why_no_boot
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(1500)]
 
 ROLES = TOOLS.parent / "ansible" / "roles"
 UNIT = "socks-tunnel@gateway.service"

@@ -14,7 +14,7 @@ import pytest
 from support.installed import SUITES
 from support.machines import TOOLS, tool
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(1500)]
 
 CHECKOUT = TOOLS.parents[1]
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}

@@ -20,7 +20,8 @@ from support.processes import wait_until
 from support.rawsocks import greet, request
 from support.targets import body_hash
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(300)]
+# The first test of a run waits for roots to be made and packages to be built.
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(1500)]
 
 ANSWER_OF_DNS = bytes([10, 77, 1, 2])
 
@@ -160,9 +161,8 @@ def test_reload_of_a_policy(scene: Scene) -> None:
 def test_a_reload_with_mistakes_fails_and_changes_nothing(scene: Scene) -> None:
     for host in scene.both:
         since = host.machine.cursor()
-        with changed(host, drain_timout=3):
-            with pytest.raises(AssertionError, match="exit status 1"):
-                host.systemctl("reload")
+        with changed(host, drain_timout=3), pytest.raises(AssertionError, match="exit status 1"):
+            host.systemctl("reload")
         assert "drain_timeout" in host.journal(since)  # the nearest key is named
         assert host.state == "active"
     assert scene.works()

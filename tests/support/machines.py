@@ -12,6 +12,7 @@ import platform
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def tool(name: str, *arguments: str | Path, **environment: str) -> list[str]:
     """Run one of packaging/tools; the lines that it prints."""
     done = subprocess.run(
         ["nice", str(TOOLS / name), *map(str, arguments)],
-        env=os.environ | environment,
+        env={"PYTHON": sys.executable} | os.environ | environment,
         capture_output=True,
         text=True,
         check=False,
