@@ -16,7 +16,7 @@ import pytest
 
 from support.hosts import DOMAIN
 from support.installed import PROXY, WATCHDOG, Host, Scene
-from support.processes import wait_until
+from support.processes import toml, wait_until
 from support.rawsocks import greet, request
 from support.targets import body_hash
 
@@ -83,7 +83,10 @@ def test_the_sandbox(scene: Scene) -> None:
         exposure = re.search(r"Overall exposure level for \S+: ([0-9.]+)", table)
         assert exposure, table
         assert float(exposure[1]) <= 1.5, table
-        for pid in (host.pid, *host.workers()):
+        workers = host.workers()
+        scores = [int(machine.sh(f"cat /proc/{pid}/oom_score_adj")) for pid in (host.pid, *workers)]
+        assert all(score > scores[0] for score in scores[1:])
+        for pid in (host.pid, *workers):
             status = machine.sh(f"cat /proc/{pid}/status")
             assert re.search(r"^CapEff:\s0+$", status, re.MULTILINE)
             assert re.search(r"^CapBnd:\s0+$", status, re.MULTILINE)
@@ -166,6 +169,24 @@ def test_a_reload_with_mistakes_fails_and_changes_nothing(scene: Scene) -> None:
         assert "drain_timeout" in host.journal(since)  # the nearest key is named
         assert host.state == "active"
     assert scene.works()
+
+
+def test_a_key_is_changed_while_both_are_accepted(scene: Scene) -> None:
+    gateway, endpoint = scene.gateway, scene.endpoint
+    public = gateway.machine.sh("socks-tunnel keygen /etc/socks-tunnel/gateway.key.new")
+    peer = {"name": "laptop-new", "public_key": public}
+    endpoint.machine.write("/etc/socks-tunnel/peers.d/new.toml", toml({"peers": [peer]}))
+    with changed(endpoint, include=["peers.d/*.toml"]):
+        endpoint.systemctl("reload")
+        assert scene.works()
+        gateway.machine.sh("cd /etc/socks-tunnel && mv gateway.key.new gateway.key")
+        gateway.systemctl("restart")
+        scene.wait_works()
+        endpoint.settings["peers"] = [peer]
+    endpoint.machine.sh("rm -r /etc/socks-tunnel/peers.d")
+    endpoint.systemctl("reload")
+    assert scene.works()  # by the link that was up: the old key's peer is gone, the new one's stays
+    assert "laptop-new up" in endpoint.show("StatusText")["StatusText"]
 
 
 # --- failures ---------------------------------------------------------------------------------
