@@ -497,10 +497,15 @@ class Instance:
             slot.drain()
         try:
             async with asyncio.timeout(timeout):
-                await _all(slot.acknowledged(ACKNOWLEDGE_TIMEOUT) for slot in self.workers)
-                # Only now: a worker must not find a socket shut that it still accepts on.
-                for listener in self._listeners:
-                    listener.refuse()
+                stopped = await asyncio.gather(
+                    *(slot.acknowledged(ACKNOWLEDGE_TIMEOUT) for slot in self.workers)
+                )
+                # No worker must find a socket shut that it still accepts on: with one that does
+                # not answer, clients have to wait for the end instead of being refused.
+                accepting = zip(stopped, self.workers, strict=True)
+                if all(ok or not slot.running for ok, slot in accepting):
+                    for listener in self._listeners:
+                        listener.refuse()
                 await _all(slot.drained.wait() for slot in self.workers)
         except TimeoutError:
             _log.warning("%d flows are still open after %.0f s", self.router.flows, timeout)

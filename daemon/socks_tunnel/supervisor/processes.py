@@ -377,8 +377,10 @@ class _SlotChannel(Channel):
         self._slot.frame(self, link, fields)
 
     def on_closed(self, error: Exception | None) -> None:
-        self._slot.closed(error)
-        self.closed.set_result(None)
+        try:
+            self._slot.closed(error)
+        finally:
+            self.closed.set_result(None)
 
 
 def describe_exit(status: int, *, killed_by_us: bool = False) -> str:

@@ -365,6 +365,21 @@ async def test_a_retired_slot_keeps_its_process_but_starts_no_other(
     await booting.ended
 
 
+async def test_a_bug_in_a_hook_does_not_keep_the_child_from_being_started_again(
+    make_slot: MakeSlot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot = make_slot("boot-exit-1", "good")
+
+    def fail() -> None:
+        slot.note("lost")
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(slot, "on_lost", fail)
+    slot.start()
+    await slot.until_event("ready", 2)
+    monkeypatch.undo()
+
+
 async def test_frames_that_make_no_sense_are_the_child_s_fault() -> None:
     slot = Slot("worker 7")
     with pytest.raises(RemoteProtocolError, match="tunnel messages"):
