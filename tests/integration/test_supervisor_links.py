@@ -496,9 +496,10 @@ async def test_a_bug_in_dialling_is_logged_and_no_reason_to_give_up(
 
 async def test_stopping_while_dialling_ends_soon(world: World) -> None:
     gateway = world.gateway()
-    over, closed = asyncio.Event(), asyncio.Event()
+    asked, over, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def never_answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
         await over.wait()
         writer.close()
         await writer.wait_closed()
@@ -506,7 +507,8 @@ async def test_stopping_while_dialling_ends_soon(world: World) -> None:
 
     async with await asyncio.start_unix_server(never_answer, world.directory / "office.sock"):
         await gateway.manager.start()
-        await until(lambda: gateway.manager.attempts)
+        await asked.wait()
+        assert len(gateway.manager.attempts) == 1
         async with asyncio.timeout(10):
             await gateway.manager.stop("enough")
         assert gateway.manager.attempts == []
