@@ -199,8 +199,8 @@ def test_nothing_secret_in_any_log(
         assert text
         for secret in secrets:
             assert secret not in text
-        # ICE's passwords and the DTLS keys' fingerprints are of no use to an operator either.
-        assert "ice-pwd" not in text
+        # aiortc logs the SDP, without what lets others move the path (RFC 8445 section 7.2.2).
+        assert "ice-pwd" not in text.replace("ice-pwd:...", "")
         if log_format == "json":
             assert all(isinstance(json.loads(line), dict) for line in text.splitlines())
 

@@ -2,11 +2,22 @@
 
 import asyncio
 import logging
+import re
 from typing import Any
 
 from socks_tunnel.peer.aiortc_private import is_closing_noise
 
 _log = logging.getLogger(__name__)
+
+
+_ICE_PASSWORD = re.compile(r"(a=ice-pwd:)[^\s\\]+")
+
+
+def _without_ice_password(record: logging.LogRecord) -> bool:
+    """Take the ICE passwords out of the SDP that aiortc logs: who has one can move the path."""
+    record.msg = _ICE_PASSWORD.sub(r"\1...", record.getMessage())
+    record.args = ()
+    return True
 
 
 def set_library_log_level(*, debug: bool) -> None:
@@ -40,4 +51,6 @@ def quiet_loop_exceptions(loop: asyncio.AbstractEventLoop) -> None:
     loop.set_exception_handler(handle)
 
 
+# The one logger of theirs that SDP goes to (tests/unit/peer/test_quiet.py looks at all of them).
+logging.getLogger("aiortc.rtcpeerconnection").addFilter(_without_ice_password)
 set_library_log_level(debug=False)
