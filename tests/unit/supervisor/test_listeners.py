@@ -15,6 +15,7 @@ from socks_tunnel.supervisor.listeners import (
     activated_sockets,
     bind,
     listens_at,
+    open_forwards,
     open_listeners,
 )
 
@@ -178,3 +179,56 @@ def test_only_usable_sockets_that_were_passed_to_this_process_are_taken(
 def test_without_activation_there_are_none() -> None:
     assert activated_sockets({}) == []
     assert activated_sockets({"LISTEN_FDS": "1"}) == []
+
+
+# --- forwards ---------------------------------------------------------------------------------
+
+TARGET = HostPort("10.77.1.2", 53)
+
+
+def datagrams(host: str = "127.0.0.1") -> tuple[socket.socket, HostPort]:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((host, 0))
+    return sock, HostPort(*sock.getsockname()[:2])
+
+
+def test_forwards_of_both_kinds_are_bound_and_lead_to_their_targets() -> None:
+    tcp, udp = open_forwards([("tcp", ANY_PORT, TARGET), ("udp", ANY_PORT, TARGET)], [])
+    assert (tcp.kind, udp.kind) == ("forward-tcp", "forward-udp")
+    assert tcp.target == udp.target == TARGET
+    assert not tcp.socket.getblocking()
+    assert not udp.socket.getblocking()
+    tcp.refuse()
+    udp.refuse()  # a UDP socket refuses nobody, and this is no error
+    tcp.close()
+    udp.close()
+
+
+def test_a_forwards_socket_of_systemd_is_taken_only_at_its_address_and_kind() -> None:
+    tcp, tcp_address = listening()
+    udp, udp_address = datagrams()
+    activated = [tcp, udp]
+    wanted = [("udp", udp_address, TARGET), ("tcp", tcp_address, TARGET), ("udp", ANY_PORT, TARGET)]
+    opened = open_forwards(wanted, activated)
+    assert [listener.activated for listener in opened] == [True, True, False]
+    assert opened[0].socket is udp
+    assert opened[1].socket is tcp
+    assert activated == []
+    for listener in opened:
+        listener.close()
+
+
+def test_a_udp_socket_of_systemd_never_serves_socks() -> None:
+    udp, _ = datagrams()
+    activated = [udp]
+    (listener,) = open_listeners("socks.listen", [ANY_PORT], activated)
+    assert not listener.activated
+    assert activated == [udp]
+    listener.close()
+    udp.close()
+
+
+def test_a_forward_that_cannot_be_bound_is_named_and_leaves_nothing_bound() -> None:
+    taken, address = datagrams()
+    with taken, pytest.raises(ListenError, match=r"^forwards\[1\]\.listen: cannot listen on"):
+        open_forwards([("udp", ANY_PORT, TARGET), ("udp", address, TARGET)], [])
