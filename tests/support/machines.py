@@ -70,7 +70,7 @@ def why_no_boot() -> str | None:
 def tool(name: str, *arguments: str | Path, **environment: str) -> list[str]:
     """Run one of packaging/tools; the lines that it prints."""
     done = subprocess.run(
-        ["nice", str(TOOLS / name), *map(str, arguments)],
+        [str(TOOLS / name), *map(str, arguments)],
         env={"PYTHON": sys.executable} | os.environ | environment,
         capture_output=True,
         text=True,
