@@ -24,7 +24,13 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     if given := os.environ.get("SOCKS_TUNNEL_PACKAGES"):  # while working on these tests
         numbers = dict(zip(SUITES, ("12", "13"), strict=True))
         return {s: next(Path(given).glob(f"*~deb{numbers[s]}u1_amd64.deb")) for s in SUITES}
-    return build(tmp_path_factory.mktemp("packages"))
+    with ThreadPoolExecutor() as pool:
+        # Where roots are not in the cache, most of the time goes into waiting for downloads.
+        roots = [*(("root", suite, "run") for suite in SUITES), ("root", "trixie", "lint")]
+        made = pool.map(lambda command: tool(*command), roots)
+        built = build(tmp_path_factory.mktemp("packages"))
+        list(made)
+    return built
 
 
 @pytest.fixture(scope="session")
