@@ -186,7 +186,7 @@ def test_a_key_is_changed_while_both_are_accepted(scene: Scene) -> None:
     endpoint.machine.sh("rm -r /etc/socks-tunnel/peers.d")
     endpoint.systemctl("reload")
     assert scene.works()  # by the link that was up: the old key's peer is gone, the new one's stays
-    assert "laptop-new up" in endpoint.show("StatusText")["StatusText"]
+    endpoint.wait_for_status("link laptop-new up")
 
 
 # --- failures ---------------------------------------------------------------------------------
