@@ -1,10 +1,12 @@
 """Two links with each other over loopback: what an owner sees of a link's life."""
 
 import asyncio
+import gc
 import logging
 import re
 from collections.abc import Callable
 
+import aioice.ice
 import pytest
 import uvloop
 
@@ -489,3 +491,34 @@ async def test_nothing_is_left_running() -> None:
     if left:
         await asyncio.wait(left, timeout=5)
     assert asyncio.all_tasks() - before == set()
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("turns", range(6))
+def test_a_caller_that_is_cancelled_while_it_gathers_loses_no_socket(
+    factory: Callable[[], asyncio.AbstractEventLoop], turns: int
+) -> None:
+    async def cancelled() -> None:
+        async with site() as here:
+            gateway, _ = here.gateway()
+            offering = asyncio.create_task(gateway.create_offer())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            offering.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await offering
+            await gateway.close("the caller was cancelled")
+            assert gateway._gathering is None or await until_done(gateway._gathering)
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(cancelled())
+    gc.collect()  # a socket that was lost complains here, and warnings are errors
+
+
+async def until_done(task: "asyncio.Task[None]") -> bool:
+    await asyncio.wait([task], timeout=10)
+    return task.done()
+
+
+def test_aioice_does_not_cut_a_link_that_is_only_slow() -> None:
+    assert aioice.ice.CONSENT_FAILURES > 1_000_000

@@ -61,7 +61,7 @@ class Notifier:
 
     def status(self, text: str) -> None:
         """Set the sentence that `systemctl status` shows."""
-        self._send(f"STATUS={_one_line(text)}")
+        self._send(f"STATUS={_one_line(text)}", wait=False)
 
     def reloading(self) -> None:
         """Say that a reload begins; :meth:`ready` ends it.
@@ -77,7 +77,7 @@ class Notifier:
 
     def watchdog(self) -> None:
         """Say that the event loop is alive. Call it from the event loop itself."""
-        self._send("WATCHDOG=1")
+        self._send("WATCHDOG=1", wait=False)
 
     def close(self) -> None:
         """Close the socket; later calls do nothing."""
@@ -85,10 +85,12 @@ class Notifier:
             self._socket.socket.close()
             self._socket = None
 
-    def _send(self, state: str) -> None:
+    def _send(self, state: str, *, wait: bool = True) -> None:
+        """Send a message; one that is soon followed by the next does not wait for room."""
         if self._socket is None:
             return
         try:
+            self._socket.socket.settimeout(SEND_TIMEOUT if wait else 0.0)
             self._socket.notify(state)
         except OSError as error:
             _log.warning("the service manager did not take %r: %s", state, error)

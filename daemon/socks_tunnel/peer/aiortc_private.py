@@ -38,6 +38,14 @@ DATAGRAM_QUEUE_MAX: Final = 4096
 buffer would (aioice's queue has no bound of its own)."""
 
 
+CONSENT_FAILURES: Final = 1 << 30
+"""Failed consent checks (RFC 7675) in a row after which aioice closes a connection: never.
+
+It gives each check 0.5 s, and closes after six: a link whose round trip is longer for half a
+minute, as under a burst on a slow host, would be cut in full health. The PING of docs/protocol.md section 5
+notices a dead peer sooner and is answered by the very loop that moves the bytes."""
+
+
 class UnsupportedAiortcError(ImportError):
     """The installed aiortc or aioice is not one whose private names we know."""
 
@@ -78,6 +86,8 @@ def check_supported() -> None:
             raise UnsupportedAiortcError(
                 f"{owner.__name__}.{name} takes {found}; socks-tunnel knows it with {parameters}"
             )
+    if "CONSENT_FAILURES" not in aioice.ice.Connection.query_consent.__code__.co_names:
+        raise UnsupportedAiortcError("aioice counts failed consent checks in another way now")
     for owner, names in _ATTRIBUTES:
         for name in names:
             # co_names holds what a constructor assigns: no instance is needed to look.
@@ -245,5 +255,6 @@ def install(host_addresses: Callable[[bool, bool], list[str]]) -> None:
     def get_host_addresses(use_ipv4: bool, use_ipv6: bool) -> list[str]:
         return host_addresses(use_ipv4, use_ipv6)
 
+    aioice.ice.CONSENT_FAILURES = CONSENT_FAILURES
     aioice.ice.get_host_addresses = get_host_addresses
     aioice.ice.StunProtocol.datagram_received = _datagram_received  # type: ignore[method-assign,assignment] # its "str" never comes

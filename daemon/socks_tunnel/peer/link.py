@@ -190,6 +190,7 @@ class Link:
         self._epoch = time.monotonic()
         self._receiver: asyncio.Task[None] | None = None
         self._teardown_task: asyncio.Task[None] | None = None
+        self._gathering: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Link {self.name} ({self.role}) {self.state}>"
@@ -259,15 +260,15 @@ class Link:
         self._adopt(channel)
 
     async def _describe_local(self, pc: RTCPeerConnection, kind: str) -> str:
+        # A task that goes on when its caller is cancelled: aioice loses a socket that it is just
+        # making. Not spawn: what it fails with is told in one sentence here.
+        gathering = self._loop.create_task(self._gather(pc, kind), name=f"gather {self.name}")
+        gathering.add_done_callback(_retrieve)
+        self._gathering = gathering
         try:
-            with candidate_addresses(self._ice):
-                description = await (pc.createOffer() if kind == "offer" else pc.createAnswer())
-                await pc.setLocalDescription(description)
+            await asyncio.shield(gathering)
         except Exception as error:
             raise self._unusable(f"no {kind} can be made: {error!r}") from error
-        finally:
-            if self._ended():  # the teardown may have been over before these sockets were made
-                aiortc_private.abort_sockets(pc)
         self._still_connecting()
         sdp: str = pc.localDescription.sdp
         if "a=candidate:" not in sdp:
@@ -278,6 +279,15 @@ class Link:
             )
         # aiortc offers to take 256 KiB; a message of this protocol never has more than 64 KiB.
         return _MAX_MESSAGE_SIZE.sub(f"a=max-message-size:{MESSAGE_MAX}", sdp)
+
+    async def _gather(self, pc: RTCPeerConnection, kind: str) -> None:
+        try:
+            with candidate_addresses(self._ice):
+                description = await (pc.createOffer() if kind == "offer" else pc.createAnswer())
+                await pc.setLocalDescription(description)
+        finally:
+            if self._ended():  # the teardown may have been over before these sockets were made
+                aiortc_private.abort_sockets(pc)
 
     async def _describe_remote(self, pc: RTCPeerConnection, sdp: str, kind: str) -> None:
         try:
@@ -724,3 +734,9 @@ class Link:
         else:
             stage = "the peer has sent no HELLO"
         self._down(f"not connected within {self._connect_timeout:g} s: {stage}")
+
+
+def _retrieve(task: "asyncio.Task[None]") -> None:
+    """Take a failure note of, for the case that whoever waited for the task was cancelled."""
+    if not task.cancelled():
+        task.exception()
