@@ -184,7 +184,7 @@ class Corporate(Tunnel):
         path.mkdir()
         path.chmod(0o755)
         if owner is not None:
-            shutil.chown(path, owner, owner)
+            shutil.chown(path, owner)
         return path
 
     @contextlib.contextmanager
@@ -296,6 +296,33 @@ def corporate_tunnel(
         raise
     yield corporate
     corporate.stop()
+
+
+@contextlib.contextmanager
+def ssh_server(corporate: Corporate, directory: Path) -> Iterator[list[str | Path]]:
+    """An SSH server in the office, port 22; options for its clients, who come through the tunnel."""
+    program = need("sshd")
+    for name in ("host", "user"):
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name], check=True
+        )
+    shutil.copy(directory / "user.pub", directory / "authorized_keys")
+    (directory / "sshd_config").write_text(
+        f"ListenAddress {TARGET_ADDRESS}:22\nPidFile none\nUsePAM no\nStrictModes no\n"
+        f"PermitRootLogin prohibit-password\nHostKey {directory}/host\n"
+        f"AuthorizedKeysFile {directory}/authorized_keys\n"
+        "Subsystem sftp internal-sftp\n"
+    )
+    Path("/run/sshd").mkdir(exist_ok=True)
+    with corporate.serve(
+        program, "-D", "-e", "-f", directory / "sshd_config", directory=directory, tcp=[22]
+    ):
+        proxy = f"{need('nc.openbsd')} -X 5 -x {corporate.socks} %h %p"
+        yield [
+            *("-F", "/dev/null", "-i", directory / "user", "-o", "BatchMode=yes"),
+            *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"),
+            *("-o", "LogLevel=ERROR", "-o", f"ProxyCommand={proxy}"),
+        ]
 
 
 def write_certificate(directory: Path, name: str) -> tuple[Path, Path]:

@@ -74,6 +74,12 @@ class Stream:
             jitter += (abs(after - before) - jitter) / 16
         return jitter * 1000
 
+    def delay(self, since: "Stream", share: float) -> float:
+        """Milliseconds that this share of the packets took at most since they were in another stream."""
+        start = dict(zip(since.numbers, since.times, strict=True))
+        taken = sorted(t - start[n] for n, t in zip(self.numbers, self.times, strict=True))
+        return taken[math.ceil(share * len(taken)) - 1] * 1000
+
     def __str__(self) -> str:
         return (
             f"{self.received} packets, {self.out_of_order} out of order, jitter {self.jitter:.2f} ms, "
