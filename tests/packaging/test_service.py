@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from support.hosts import DOMAIN
-from support.installed import PROXY, WATCHDOG, Host, Scene
+from support.hosts import DOMAIN, TARGET_ADDRESS
+from support.installed import PROXY, QUERY, WATCHDOG, Host, Scene
 from support.processes import toml, wait_until
 from support.rawsocks import greet, request
 from support.targets import body_hash
@@ -187,6 +187,31 @@ def test_a_key_is_changed_while_both_are_accepted(scene: Scene) -> None:
     endpoint.systemctl("reload")
     assert scene.works()  # by the link that was up: the old key's peer is gone, the new one's stays
     endpoint.wait_for_status("link laptop-new up")
+
+
+def test_ports_below_1024_with_the_drop_in(scene: Scene) -> None:
+    gateway = scene.gateway
+    folder = f"/etc/systemd/system/{gateway.unit}.d"
+    forward = {"listen": "udp://127.0.0.1:53", "target": f"{TARGET_ADDRESS}:53"}
+    with changed(gateway, forwards=[forward]):
+        gateway.machine.sh(
+            f"install -D -m 644 -t {folder} /usr/share/doc/socks-tunnel/examples/low-ports.conf"
+        )
+        gateway.machine.sh("systemctl daemon-reload")
+        gateway.systemctl("restart")
+        scene.wait_works()
+
+        def ask() -> bytes:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(10)
+                sock.connect(("127.0.0.1", 53))
+                sock.send(QUERY)
+                return sock.recv(512)
+
+        assert ANSWER_OF_DNS in scene.on_gateway(ask)
+    gateway.machine.sh(f"rm -r {folder} && systemctl daemon-reload")
+    gateway.systemctl("restart")
+    scene.wait_works()
 
 
 # --- failures ---------------------------------------------------------------------------------

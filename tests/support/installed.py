@@ -18,6 +18,13 @@ PROXY = ("127.0.0.1", 1080)
 WATCHDOG = 8
 """Seconds; the unit's own 30 would only make the test longer."""
 
+QUERY = (
+    b"\x07\x07\x01\x00\0\x01\0\0\0\0\0\0"
+    + b"".join(bytes([len(label)]) + label.encode() for label in ["www", *DOMAIN.split(".")])
+    + b"\0\0\x01\0\x01"
+)
+"""A DNS query for the address of www.DOMAIN (RFC 1035 section 4)."""
+
 _CAP_SYS_RESOURCE = 24
 
 
@@ -190,12 +197,10 @@ class Scene:
 
     def ask_dns(self) -> bytes:
         """Ask the name server behind the endpoint for www.DOMAIN over a UDP association."""
-        labels = b"".join(bytes([len(p)]) + p.encode() for p in ["www", *DOMAIN.split(".")])
-        query = b"\x07\x07\x01\x00\0\x01\0\0\0\0\0\0" + labels + b"\0\0\x01\0\x01"
 
         def ask() -> bytes:
             with Association(PROXY) as association:
-                return association.ask(TARGET_ADDRESS, 53, query)[2]
+                return association.ask(TARGET_ADDRESS, 53, QUERY)[2]
 
         answer: bytes = self.on_gateway(ask)
         return answer
