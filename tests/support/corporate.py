@@ -10,6 +10,7 @@ import datetime as dt
 import hashlib
 import ipaddress
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -148,7 +149,8 @@ class Server:
 
 def as_user(name: str) -> tuple[str, ...]:
     """The beginning of a command line that runs a program as that user."""
-    return "setpriv", f"--reuid={name}", f"--regid={name}", "--clear-groups", "--"
+    user = pwd.getpwnam(name)
+    return "setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--"
 
 
 class Corporate(Tunnel):
