@@ -494,7 +494,7 @@ async def test_nothing_is_left_running() -> None:
 
 
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
-@pytest.mark.parametrize("turns", range(6))
+@pytest.mark.parametrize("turns", range(12))
 def test_a_caller_that_is_cancelled_while_it_gathers_loses_no_socket(
     factory: Callable[[], asyncio.AbstractEventLoop], turns: int
 ) -> None:

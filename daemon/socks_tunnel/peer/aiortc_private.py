@@ -42,8 +42,8 @@ CONSENT_FAILURES: Final = 1 << 30
 """Failed consent checks (RFC 7675) in a row after which aioice closes a connection: never.
 
 It gives each check 0.5 s, and closes after six: a link whose round trip is longer for half a
-minute, as under a burst on a slow host, would be cut in full health. The PING of docs/protocol.md section 5
-notices a dead peer sooner and is answered by the very loop that moves the bytes."""
+minute, as under a burst on a slow host, would be cut in full health. PING notices a dead peer
+sooner (docs/protocol.md section 5), and is answered by the very loop that moves the bytes."""
 
 
 class UnsupportedAiortcError(ImportError):
