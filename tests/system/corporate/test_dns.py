@@ -145,3 +145,22 @@ def test_edns(corporate: Corporate, name: str, size: int, records: int, way: str
     received = re.search(r"MSG SIZE  rcvd: (\d+)", output)
     assert received
     assert 200 * records < int(received[1]) <= size
+
+
+@pytest.mark.parametrize("way", ["socksify", "forward"])
+def test_one_percent_loss(corporate: Corporate, tmp_path: Path, way: str) -> None:
+    """A lost question is asked again by who asked it; no answer waits for one that was lost."""
+    names = [f"www.{DOMAIN}", f"fifteen.{DOMAIN} TXT"] * 30
+    (tmp_path / "names").write_text("".join(f"{name}\n" for name in names))
+    program: list[str | Path] = [need("dig"), "@127.0.0.1"]
+    if way == "socksify":
+        program = [*corporate.socksify(sendmmsg=False), need("dig"), f"@{OTHER_ADDRESS}"]
+    with corporate.loss():
+        output = corporate.run(
+            *(*program, "+bufsize=4096", "+notcp", "+timeout=1", "+tries=8"),
+            *("-f", tmp_path / "names"),
+        ).stdout
+    assert output.count("status: NOERROR") == len(names)
+    again = output.count("timed out")
+    median = sorted(int(t) for t in re.findall(r"Query time: (\d+) msec", output))[len(names) // 2]
+    print(f"\n1 % loss, {way}: {len(names)} answers, {again} asked again, median {median} ms")

@@ -19,12 +19,14 @@ from support.hosts import DOMAIN, TARGET_ADDRESS
 
 NAME = f"www.{DOMAIN}"
 SIZE = 100_000_000
+MEDIUM = 5_000_000
 
 
 @dataclass
 class Nginx:
     certificate: Path
     hash: str
+    medium: str
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,7 @@ def nginx(shared_corporate: Corporate, folder: Path) -> Iterator[Nginx]:
     certificate, key = write_certificate(folder, NAME)
     (folder / "www").mkdir()
     digest = write_random(folder / "www" / "big", SIZE)
+    medium = write_random(folder / "www" / "medium", MEDIUM)
     (folder / "www" / "small").write_text("small\n")
     (folder / "nginx.conf").write_text(
         f"daemon off; master_process off; pid {folder}/pid; error_log stderr;\n"
@@ -48,7 +51,7 @@ def nginx(shared_corporate: Corporate, folder: Path) -> Iterator[Nginx]:
     with shared_corporate.serve(
         program, "-c", folder / "nginx.conf", directory=folder, tcp=[80, 443]
     ):
-        yield Nginx(certificate, digest)
+        yield Nginx(certificate, digest, medium)
 
 
 def curl(corporate: Corporate, nginx: Nginx) -> list[str | Path]:
@@ -83,6 +86,16 @@ def test_large_download(corporate: Corporate, nginx: Nginx, tmp_path: Path) -> N
     print(f"\n{SIZE / 1e6:.0f} MB over HTTP/2: {int(speed) / 1e6:.1f} MB/s")
     assert (version, size) == ("2", str(SIZE))
     assert sha256(tmp_path / "got") == nginx.hash
+
+
+def test_one_percent_loss(corporate: Corporate, nginx: Nginx, tmp_path: Path) -> None:
+    with corporate.loss():
+        done = corporate.run(
+            *(*curl(corporate, nginx), "-o", tmp_path / "got", "-w", "%{speed_download}"),
+            f"https://{NAME}/medium",
+        )
+    print(f"\n{MEDIUM / 1e6:.0f} MB with 1 % loss: {int(done.stdout) / 1e6:.1f} MB/s")
+    assert sha256(tmp_path / "got") == nginx.medium
 
 
 def test_keep_alive_connections_that_are_silent(corporate: Corporate, nginx: Nginx) -> None:
