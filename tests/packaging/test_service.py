@@ -5,11 +5,13 @@ ones upgrade, remove and purge it.
 """
 
 import contextlib
+import json
 import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,19 +28,28 @@ pytestmark = [pytest.mark.netns, pytest.mark.timeout(1500)]
 ANSWER_OF_DNS = bytes([10, 77, 1, 2])
 
 
-def hold_flows(scene: Scene, count: int) -> list[socket.socket]:
-    """Connections to the echo server through the tunnel, from the gateway's host."""
+def hold_flow(scene: Scene) -> socket.socket:
+    """A connection to the echo server through the tunnel, from the gateway's host."""
 
-    def connect() -> list[socket.socket]:
-        flows = []
-        for _ in range(count):
-            sock, answer = request(PROXY, f"www.{DOMAIN}", scene.site.ports["echo"])
-            assert answer.code == 0
-            flows.append(sock)
-        return flows
+    def connect() -> socket.socket:
+        sock, answer = request(PROXY, f"www.{DOMAIN}", scene.site.ports["echo"])
+        assert answer.code == 0
+        return sock
 
-    flows: list[socket.socket] = scene.on_gateway(connect)
-    return flows
+    flow: socket.socket = scene.on_gateway(connect)
+    return flow
+
+
+def hold_flows_on_all_workers(scene: Scene, host: Host) -> list[socket.socket]:
+    """Such connections, so many that each worker of `host` has one."""
+    flows: list[socket.socket] = []
+    with ThreadPoolExecutor(8) as pool:  # at once, so that no worker can take them all
+        while len(flows) < 400:
+            flows += pool.map(lambda _: hold_flow(scene), range(8))
+            listed = host.machine.sh(f"socks-tunnel connections --instance {host.role} --json")
+            if len({row["worker"] for row in json.loads(listed)}) == 2:
+                return flows
+    raise AssertionError(f"one worker has all {len(flows)} flows")
 
 
 def echoes(flow: socket.socket) -> bool:
@@ -147,7 +158,7 @@ def test_commands_on_the_instance(scene: Scene) -> None:
 
 def test_reload_of_a_policy(scene: Scene) -> None:
     endpoint = scene.endpoint
-    (flow,) = hold_flows(scene, 1)
+    flow = hold_flow(scene)
     pid = endpoint.pid
     policy = {"allowed_ports": [53, scene.site.ports["echo"]]}
     with contextlib.closing(flow), changed(endpoint, policy=policy):
@@ -219,7 +230,7 @@ def test_ports_below_1024_with_the_drop_in(scene: Scene) -> None:
 
 def test_a_killed_worker_takes_its_own_flows_only(scene: Scene) -> None:
     for host in scene.both:
-        flows = hold_flows(scene, 8)
+        flows = hold_flows_on_all_workers(scene, host)
         pid = host.pid
         victim, *others = host.workers()
         host.machine.sh(f"kill -KILL {victim}")
@@ -330,7 +341,7 @@ def test_stop_lets_a_download_end(scene: Scene) -> None:
 
 
 def test_stop_cuts_what_does_not_end(scene: Scene) -> None:
-    (flow,) = hold_flows(scene, 1)
+    flow = hold_flow(scene)
     with contextlib.closing(flow):
         began = time.monotonic()
         scene.gateway.systemctl("stop")
@@ -346,14 +357,19 @@ def test_upgrade_under_a_running_download(scene: Scene, packages: dict[str, Path
     machine = scene.gateway.machine
     conffile = "/etc/needrestart/conf.d/socks-tunnel.conf"
     machine.sh(f"echo '# mine' >>{conffile}")
+    for host in scene.both:
+        host.configure(drain_timeout=35)  # longer than the download, shorter than TimeoutStopSec
+        host.systemctl("reload")
     configuration = machine.sh("sha256sum /etc/socks-tunnel/* " + conffile)
     for host in scene.both:
         pid = host.pid
-        # The restart is the last that the installation does; it must still find the download running,
-        # and let it end within drain_timeout.
-        download = scene.start_download(20)
         since = host.machine.cursor()
-        printed = host.install(packages[host.machine.suite])
+        with ThreadPoolExecutor(1) as pool:
+            installing = pool.submit(host.install, packages[host.machine.suite])
+            # The restart is the last that an installation does. The download must be running then.
+            host.wait_for_unpacked_upgrade()
+            download = scene.start_download(25)
+            printed = installing.result()
         assert re.search(r"draining; [1-9]\d* flows", host.journal(since))
         download.assert_whole()
         assert f"restarting {host.unit}" in printed

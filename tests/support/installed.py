@@ -60,6 +60,15 @@ class Host:
             timeout=180,
         )
 
+    def wait_for_unpacked_upgrade(self) -> None:
+        """Wait until dpkg has unpacked a package over one that was installed."""
+        log = self.machine.root / "var/log/dpkg.log"
+        wait_until(
+            lambda: log.read_text().rpartition(" upgrade socks-tunnel")[2].count("status unpacked"),
+            "an unpacked upgrade",
+            timeout=120,
+        )
+
     def configure(self, **changes: Any) -> None:
         """Write the configuration, with changes laid over the usual one."""
         text = toml(merged(self.settings, changes))
