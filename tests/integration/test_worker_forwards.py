@@ -194,3 +194,14 @@ async def test_udp_forward_takes_the_largest_datagram(tmp_path: Path) -> None:
             client.send(bytes(65_507))
             assert await receive(client) == bytes(65_507)
             assert len(server.seen) == 1
+
+
+async def test_udp_forward_takes_a_burst_of_a_new_client(tmp_path: Path) -> None:
+    async with udp_forward(tmp_path) as (pair, forward, server):
+        with udp_client(forward) as client:
+            for number in range(200):
+                client.send(b"line %d" % number)
+            async with asyncio.timeout(10):
+                while len(server.seen) < 200:
+                    await asyncio.sleep(0.005)
+        assert counted(pair.gateway_worker, "udp_dropped_total", "opening") == 0

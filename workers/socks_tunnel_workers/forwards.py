@@ -26,14 +26,17 @@ from socks_tunnel_workers.sockets import reset
 from socks_tunnel_workers.tcp_flow import TcpRelay
 from socks_tunnel_workers.udp_relay import (
     DATAGRAMS_PER_TURN,
-    PENDING_PER_NAME_MAX,
     Association,
     SockAddr,
+    make_room,
 )
 
 if TYPE_CHECKING:
     from socks_tunnel_workers.link import WorkerLink
     from socks_tunnel_workers.worker import Worker
+
+OPENING_BYTES_MAX = 262_144
+"""Bytes of a client's first datagrams that wait for the association to open: one round trip."""
 
 CLIENTS_MAX = 4096
 """Client addresses that one UDP forward keeps associations for; the least recent one is ended."""
@@ -142,7 +145,7 @@ class UdpForward:
         self.header = udp_header(target)
         self.clients: OrderedDict[SockAddr, ForwardAssociation] = OrderedDict()
         self._watching = False
-        sock.setblocking(False)
+        make_room(sock)
 
     def start(self) -> None:
         """Take datagrams from now on."""
@@ -210,7 +213,7 @@ class UdpForward:
 class ForwardAssociation(Association):
     """The association of one client of a UDP forward."""
 
-    __slots__ = ("address", "forward", "waiting")
+    __slots__ = ("address", "forward", "waiting", "waiting_bytes")
 
     def __init__(
         self, link: WorkerLink, conn_id: int, forward: UdpForward, address: SockAddr
@@ -220,13 +223,15 @@ class ForwardAssociation(Association):
         self.forward = forward
         self.address = address
         self.waiting: list[bytes] = []
+        self.waiting_bytes = 0
 
     def from_client(self, data: bytes) -> None:
         """Send a datagram of the client's on its way."""
         if not self.opened:
             # One round trip; a datagram that the endpoint does not expect yet would be lost there.
-            if len(self.waiting) < PENDING_PER_NAME_MAX:
+            if self.waiting_bytes + len(data) <= OPENING_BYTES_MAX:
                 self.waiting.append(data)
+                self.waiting_bytes += len(data)
             else:
                 self.drop("opening")
             return

@@ -60,13 +60,18 @@ SOCKET_BUFFER = 1 << 20
 SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 
+def make_room(sock: socket.socket) -> None:
+    """Make a UDP socket non-blocking, with room for bursts."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+
+
 def _udp_socket(family: int, address: tuple[str, int]) -> socket.socket:
     """Make a bound, non-blocking UDP socket with room for bursts. Raises :class:`OSError`."""
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+        make_room(sock)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)
