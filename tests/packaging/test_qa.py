@@ -1,0 +1,343 @@
+"""The package under Debian's own tools, piuparts and autopkgtest, and on hosts with several instances.
+
+The tests of one release's host run in the order of this file: it is upgraded, then the package is
+removed, then purged in every way from the state that the removal left.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from support.installed import SUITES, Host, limits_drop_in
+from support.machines import TOOLS, Machine, tool
+from support.processes import SOCKS_TUNNEL
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(1500)]
+
+DEBIAN = TOOLS.parent / "debian"
+CONFFILE = "/etc/needrestart/conf.d/socks-tunnel.conf"
+QUESTION = "socks-tunnel/delete-configuration"
+EVERY_RELEASE = "SOCKS_TUNNEL_EVERY_RELEASE" in os.environ
+"""What a release hardly changes is tested on one of them, unless this is asked for: it saves a minute."""
+STAYS = "configurations and keys stay in /etc/socks-tunnel"
+
+
+# --- piuparts and autopkgtest -----------------------------------------------------------------
+
+
+def test_piuparts_finds_nothing(
+    packages: Mapping[str, Path], previous_packages: Mapping[str, Path]
+) -> None:
+    with ThreadPoolExecutor() as pool:
+        reports = pool.map(
+            lambda suite: tool("piuparts-deb", suite, packages[suite], previous_packages[suite]),
+            SUITES,
+        )
+        for report in reports:
+            assert report == [
+                "PASS: Installation and purging test.",
+                "PASS: Installation, upgrade and purging tests.",
+                "PASS: All tests.",
+            ]
+
+
+@pytest.mark.parametrize("suite", SUITES if EVERY_RELEASE else ["bookworm"])
+def test_autopkgtest(packages: Mapping[str, Path], suite: str) -> None:
+    machine = boot(suite)
+    try:
+        # The tests of the source package, and debian/files, which says that nothing has to be built.
+        tree = machine.root / "var/tmp/socks-tunnel"
+        shutil.copytree(DEBIAN, tree / "debian")
+        (tree / "debian/files").touch()
+        machine.copy_in(packages[suite], "/var/tmp/socks-tunnel.deb")
+        # There is no network, so nothing but the package can be had. The server `null` of Debian 13
+        # does not know that it is in a container.
+        said = machine.sh(
+            "rm -f /etc/apt/sources.list /etc/apt/sources.list.d/* && cd /var/tmp && "
+            "autopkgtest --ignore-restrictions=isolation-container "
+            "./socks-tunnel.deb ./socks-tunnel -- null 2>&1",
+            timeout=300,
+        )
+    finally:
+        machine.delete()
+    summary = said.rpartition("@@ summary\n")[2].splitlines()[:2]
+    assert [line.split() for line in summary] == [["commands", "PASS"], ["tunnel", "PASS"]]
+
+
+def boot(suite: str) -> Machine:
+    """Boot a host on which units of the package can be started."""
+    machine = Machine("qa", suite)
+    machine.write("/etc/systemd/system/socks-tunnel@.service.d/test.conf", limits_drop_in())
+    return machine
+
+
+# --- several instances ------------------------------------------------------------------------
+
+
+class Office:
+    """A host with a gateway and an endpoint that are linked, and a third instance that does not run.
+
+    As in an image for a fleet, configurations, keys and the links of enabled units are there first.
+    """
+
+    def __init__(self, suite: str, package: Path) -> None:
+        self.suite = suite
+        self.machine = boot(suite)
+        self.gateway, self.endpoint, self.spare = (
+            Host(self.machine, name) for name in ("gateway", "endpoint", "spare")
+        )
+        folder = self.machine.root / "etc/socks-tunnel"
+        pair = (SOCKS_TUNNEL, "pair", "--gateway", folder, "--endpoint", folder)
+        subprocess.run([*pair, "--url", "http://127.0.0.1:8765/"], check=True, capture_output=True)
+        self.machine.sh(
+            "cd /etc/socks-tunnel && cp endpoint.key spare.key && "
+            "sed 's/endpoint.key/spare.key/; s/8765/8766/; s/9465/9466/' endpoint.toml >spare.toml"
+        )
+        wants = self.machine.root / "etc/systemd/system/multi-user.target.wants"
+        for host in self.running:
+            (wants / host.unit).symlink_to("/usr/lib/systemd/system/socks-tunnel@.service")
+        self.gateway.install(package)
+
+    @property
+    def running(self) -> tuple[Host, Host]:
+        """The instances that run, in the order of their names."""
+        return self.endpoint, self.gateway
+
+    def files(self) -> str:
+        """What is in the administrator's files."""
+        return self.machine.sh(f"sha256sum /etc/socks-tunnel/* {CONFFILE}")
+
+    def times(self, host: Host) -> tuple[int, int]:
+        """When an instance was last left and last entered, in microseconds of the host's clock."""
+        names = ("ActiveExitTimestampMonotonic", "ActiveEnterTimestampMonotonic")
+        left, entered = (int(host.show(name)[name]) for name in names)
+        return left, entered
+
+    def maintainer_script(self, name: str, *arguments: str) -> str:
+        """Run one of the installed package's scripts as dpkg does."""
+        return self.machine.sh(
+            f"DPKG_MAINTSCRIPT_PACKAGE=socks-tunnel DPKG_MAINTSCRIPT_NAME={name} "
+            f"/var/lib/dpkg/info/socks-tunnel.{name} {' '.join(arguments)}"
+        )
+
+    def states(self) -> list[str]:
+        """The state of each instance, in the order of their names."""
+        return [host.state for host in (self.endpoint, self.gateway, self.spare)]
+
+    def break_configuration(self, host: Host) -> None:
+        """Put a line that is no setting first."""
+        self.machine.sh(f"sed -i '1i drain_timout = 3' /etc/socks-tunnel/{host.role}.toml")
+
+    def mend_configuration(self, host: Host) -> None:
+        """Take that line away."""
+        self.machine.sh(f"sed -i 1d /etc/socks-tunnel/{host.role}.toml")
+
+
+@pytest.fixture(scope="module", params=SUITES if EVERY_RELEASE else ["trixie"])
+def office(
+    request: pytest.FixtureRequest, previous_packages: Mapping[str, Path]
+) -> Iterator[Office]:
+    office = Office(request.param, previous_packages[request.param])
+    try:
+        yield office
+    finally:
+        office.machine.delete()
+
+
+def test_what_was_enabled_before_is_started(office: Office) -> None:
+    assert office.states() == ["active", "active", "inactive"]
+    assert office.machine.sh("stat -c '%U:%G %a' /etc/socks-tunnel") == "root:socks-tunnel 750"
+
+
+def test_an_upgrade_restarts_one_after_another(
+    office: Office, packages: Mapping[str, Path]
+) -> None:
+    pids = [host.pid for host in office.running]
+    office.machine.sh(f"echo '# mine' >>{CONFFILE}")
+    files = office.files()
+    printed = office.gateway.install(packages[office.suite])
+    assert office.states() == ["active", "active", "inactive"]
+    assert not set(pids) & {host.pid for host in office.running}
+    assert office.spare.unit not in printed
+    assert printed.index(office.endpoint.unit) < printed.index(office.gateway.unit)
+    assert office.times(office.endpoint)[1] < office.times(office.gateway)[0]
+    assert office.files() == files
+
+
+def test_one_that_does_not_come_back_stops_nothing(
+    office: Office, packages: Mapping[str, Path]
+) -> None:
+    first, second = office.running
+    office.break_configuration(first)
+    files = office.files()
+    pid = second.pid
+    printed = office.machine.sh(
+        "DEBIAN_FRONTEND=noninteractive apt-get install --yes --reinstall "
+        f"/var/tmp/{packages[office.suite].name} 2>&1"
+    )
+    assert f"{first.unit} did not start" in printed
+    assert office.states() == ["failed", "active", "inactive"]
+    assert second.pid != pid
+    assert office.machine.sh("dpkg-query --show --showformat '${Status}' socks-tunnel") == (
+        "install ok installed"
+    )
+    assert office.files() == files
+    office.mend_configuration(first)
+    first.systemctl("start")
+
+
+def test_policy_rc_d_and_statoverrides_are_respected(office: Office) -> None:
+    machine = office.machine
+    pids = [host.pid for host in office.running]
+    machine.write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", mode=0o755)
+    machine.sh("dpkg-statoverride --update --add root adm 0710 /etc/socks-tunnel")
+    office.maintainer_script("postinst", "configure", "0.0.9-1")
+    assert [host.pid for host in office.running] == pids
+    assert machine.sh("stat -c '%U:%G %a' /etc/socks-tunnel") == "root:adm 710"
+    machine.sh("rm /usr/sbin/policy-rc.d && dpkg-statoverride --remove /etc/socks-tunnel")
+    office.maintainer_script("postinst", "abort-upgrade", "0.0.9-1")
+    assert [host.pid for host in office.running] == pids
+    machine.sh("chgrp socks-tunnel /etc/socks-tunnel")
+
+
+def test_a_removal_that_is_called_off(office: Office) -> None:
+    office.maintainer_script("prerm", "remove")
+    assert office.states() == ["inactive", "inactive", "inactive"]
+    office.maintainer_script("postinst", "abort-remove")
+    assert office.states() == ["active", "active", "inactive"]
+
+
+def test_remove_stops_all(office: Office) -> None:
+    office.break_configuration(office.spare)
+    office.spare.systemctl("start", check=False)
+    assert office.states() == ["active", "active", "failed"]
+    office.machine.sh("apt-get remove --yes socks-tunnel 2>&1")
+    assert office.machine.sh("ps -eo user= | grep -c '^socks-tu' || true") == "0"
+    known = office.machine.sh("systemctl list-units --no-legend 'socks-tunnel@*' sockstunnel.slice")
+    assert known == ""
+
+
+# --- purge ------------------------------------------------------------------------------------
+
+
+STATE = "var/lib/dpkg var/cache/debconf etc/socks-tunnel"
+"""Where dpkg, debconf and the administrator keep what is there after a removal."""
+
+
+@pytest.fixture(scope="module")
+def removal(office: Office) -> Machine:
+    """The host without the package; what is left is saved."""
+    machine = office.machine
+    machine.sh("apt-get remove --yes socks-tunnel 2>&1")
+    machine.sh(f"mkdir /var/tmp/left && cd / && cp -a --parents {STATE} /var/tmp/left")
+    return machine
+
+
+@pytest.fixture
+def removed(removal: Machine) -> Iterator[Machine]:
+    """The host as the removal left it. At the end of the test, dpkg and debconf know nothing of it."""
+    removal.sh(f"cd / && rm -rf {STATE} && cp -a /var/tmp/left/* /")
+    assert removal.sh("dpkg-query --show --showformat '${Status}' socks-tunnel") == (
+        "deinstall ok config-files"
+    )
+    yield removal
+    assert removal.sh("debconf-show socks-tunnel") == ""
+    assert "socks-tunnel" not in removal.sh("dpkg-query --show")
+
+
+def configuration(machine: Machine) -> list[str]:
+    """The names in /etc/socks-tunnel; none if it is gone."""
+    return machine.sh("ls -A /etc/socks-tunnel 2>/dev/null || true").split()
+
+
+FILES = ["endpoint.key", "endpoint.toml", "gateway.key", "gateway.toml", "spare.key", "spare.toml"]
+
+
+def purge(machine: Machine, *, answer: str = "", frontend: str = "noninteractive") -> str:
+    """Purge on a terminal, and answer the question once it is there; what was printed."""
+    command = ("timeout", "60", "script", "--quiet", "--return", "/dev/null", "--command")
+    printed = ""
+    with subprocess.Popen(
+        machine.enter(
+            *("env", "TERM=vt100", f"DEBIAN_FRONTEND={frontend}"),
+            *(*command, "apt-get purge --yes socks-tunnel"),
+        ),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        while piece := os.read(process.stdout.fileno(), 65_536).decode():
+            printed += piece
+            if answer and "[yes/no]" in printed:
+                process.stdin.write(f"{answer}\n".encode())
+                process.stdin.flush()
+                answer = ""
+    assert process.returncode == 0, printed
+    return printed
+
+
+def preseed(machine: Machine, value: str) -> None:
+    """Answer the question beforehand."""
+    machine.sh(f"echo 'socks-tunnel {QUESTION} boolean {value}' | debconf-set-selections")
+
+
+def test_purge_keeps_keys_where_nobody_is_asked(removed: Machine) -> None:
+    assert STAYS in purge(removed)
+    assert configuration(removed) == FILES
+
+
+def test_purge_deletes_keys_if_that_was_answered_beforehand(removed: Machine) -> None:
+    preseed(removed, "true")
+    assert "/etc/socks-tunnel are deleted" in purge(removed)
+    assert not (removed.root / "etc/socks-tunnel").exists()
+
+
+@pytest.mark.parametrize("answer", ["yes", "no"])
+def test_purge_asks(removed: Machine, answer: str) -> None:
+    printed = purge(removed, answer=answer, frontend="readline")
+    assert "Delete the configurations and private keys" in printed
+    assert configuration(removed) == ([] if answer == "yes" else FILES)
+    assert (STAYS in printed) == (answer == "no")
+
+
+def test_purge_asks_nothing_where_nothing_is_left(removed: Machine) -> None:
+    removed.sh("rm /etc/socks-tunnel/*")
+    printed = purge(removed, frontend="readline")
+    assert "Delete the configurations" not in printed
+    assert STAYS not in printed
+    assert not (removed.root / "etc/socks-tunnel").exists()
+
+
+def test_purge_leaves_what_a_link_leads_to(removed: Machine) -> None:
+    removed.sh("mv /etc/socks-tunnel /srv/ && ln -s /srv/socks-tunnel /etc/socks-tunnel")
+    preseed(removed, "true")
+    assert "stay in /srv/socks-tunnel" in purge(removed)
+    assert removed.sh("ls /srv/socks-tunnel").split() == FILES
+    removed.sh("rm -r /srv/socks-tunnel")
+
+
+def test_purge_without_debconf(removed: Machine) -> None:
+    preseed(removed, "true")
+    removed.sh("mv /usr/share/debconf /usr/share/debconf.away")
+    try:
+        assert STAYS in purge(removed)
+    finally:
+        removed.sh("mv /usr/share/debconf.away /usr/share/debconf")
+        removed.sh("echo PURGE | debconf-communicate socks-tunnel")
+    assert configuration(removed) == FILES
+
+
+def test_purge_may_be_repeated(removed: Machine) -> None:
+    removed.sh("cp /var/lib/dpkg/info/socks-tunnel.postrm /var/tmp/")
+    purge(removed)
+    for _ in range(2):
+        assert STAYS in removed.sh(
+            "DEBCONF_PACKAGE=socks-tunnel /var/tmp/socks-tunnel.postrm purge"
+        )
+    assert configuration(removed) == FILES
