@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -44,6 +45,20 @@ def test_building_again_gives_the_same_bytes(
     assert first.name == second.name
     digests = {hashlib.sha256(package.read_bytes()).hexdigest() for package in (first, second)}
     assert len(digests) == 1
+
+
+def test_translators_have_the_question_as_it_is(tmp_path: Path) -> None:
+    shutil.copytree(CHECKOUT / "packaging/debian", tmp_path / "debian")
+    template = tmp_path / "debian/po/templates.pot"
+
+    def text() -> list[str]:
+        heads = ('"POT-Creation-Date', '"Report-Msgid-Bugs-To', '"Content-Type')
+        return [line for line in template.read_text().splitlines() if not line.startswith(heads)]
+
+    committed = text()
+    (root,) = tool("root", "trixie", "build")
+    tool("in-root", root, tmp_path, "debconf-updatepo", "--podir=debian/po")
+    assert text() == committed
 
 
 def test_what_it_depends_on(tree: Path, suite: str) -> None:
