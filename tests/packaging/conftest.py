@@ -23,7 +23,9 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         pytest.skip(reason)
     if given := os.environ.get("SOCKS_TUNNEL_PACKAGES"):  # while working on these tests
         numbers = dict(zip(SUITES, ("12", "13"), strict=True))
-        return {s: next(Path(given).glob(f"*~deb{numbers[s]}u1_amd64.deb")) for s in SUITES}
+        return {
+            s: next(Path(given).absolute().glob(f"*~deb{numbers[s]}u1_amd64.deb")) for s in SUITES
+        }
     with ThreadPoolExecutor() as pool:
         # Where roots are not in the cache, most of the time goes into waiting for downloads.
         roots = [*(("root", suite, "run") for suite in SUITES), ("root", "trixie", "lint")]
