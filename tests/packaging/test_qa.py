@@ -22,9 +22,11 @@ pytestmark = [pytest.mark.netns, pytest.mark.timeout(1500)]
 DEBIAN = TOOLS.parent / "debian"
 CONFFILE = "/etc/needrestart/conf.d/socks-tunnel.conf"
 QUESTION = "socks-tunnel/delete-configuration"
+STAYS = "configurations and keys stay in /etc/socks-tunnel"
+FILES = ["endpoint.key", "endpoint.toml", "gateway.key", "gateway.toml", "spare.key", "spare.toml"]
+
 EVERY_RELEASE = "SOCKS_TUNNEL_EVERY_RELEASE" in os.environ
 """What a release hardly changes is tested on one of them, unless this is asked for: it saves a minute."""
-STAYS = "configurations and keys stay in /etc/socks-tunnel"
 
 
 # --- piuparts and autopkgtest -----------------------------------------------------------------
@@ -80,17 +82,17 @@ def boot(suite: str) -> Machine:
 
 
 class Office:
-    """A host with a gateway and an endpoint that are linked, and a third instance that does not run.
+    """A host with a gateway and an endpoint that are linked, and a third instance that does not run."""
 
-    As in an image for a fleet, configurations, keys and the links of enabled units are there first.
-    """
-
-    def __init__(self, suite: str, package: Path) -> None:
+    def __init__(self, suite: str) -> None:
         self.suite = suite
         self.machine = boot(suite)
         self.gateway, self.endpoint, self.spare = (
             Host(self.machine, name) for name in ("gateway", "endpoint", "spare")
         )
+
+    def prepare(self, package: Path) -> None:
+        """Install a package; as on an image for a fleet, configurations, keys and links are there first."""
         folder = self.machine.root / "etc/socks-tunnel"
         pair = (SOCKS_TUNNEL, "pair", "--gateway", folder, "--endpoint", folder)
         subprocess.run([*pair, "--url", "http://127.0.0.1:8765/"], check=True, capture_output=True)
@@ -99,6 +101,7 @@ class Office:
             "sed 's/endpoint.key/spare.key/; s/8765/8766/; s/9465/9466/' endpoint.toml >spare.toml"
         )
         wants = self.machine.root / "etc/systemd/system/multi-user.target.wants"
+        wants.mkdir(parents=True, exist_ok=True)
         for host in self.running:
             (wants / host.unit).symlink_to("/usr/lib/systemd/system/socks-tunnel@.service")
         self.gateway.install(package)
@@ -142,8 +145,9 @@ class Office:
 def office(
     request: pytest.FixtureRequest, previous_packages: Mapping[str, Path]
 ) -> Iterator[Office]:
-    office = Office(request.param, previous_packages[request.param])
+    office = Office(request.param)
     try:
+        office.prepare(previous_packages[request.param])
         yield office
     finally:
         office.machine.delete()
@@ -158,6 +162,7 @@ def test_an_upgrade_restarts_one_after_another(
     office: Office, packages: Mapping[str, Path]
 ) -> None:
     pids = [host.pid for host in office.running]
+    office.spare.systemctl("enable")  # yet it has been stopped
     office.machine.sh(f"echo '# mine' >>{CONFFILE}")
     files = office.files()
     printed = office.gateway.install(packages[office.suite])
@@ -167,6 +172,7 @@ def test_an_upgrade_restarts_one_after_another(
     assert printed.index(office.endpoint.unit) < printed.index(office.gateway.unit)
     assert office.times(office.endpoint)[1] < office.times(office.gateway)[0]
     assert office.files() == files
+    office.spare.systemctl("disable")
 
 
 def test_one_that_does_not_come_back_stops_nothing(
@@ -255,9 +261,6 @@ def configuration(machine: Machine) -> list[str]:
     return machine.sh("ls -A /etc/socks-tunnel 2>/dev/null || true").split()
 
 
-FILES = ["endpoint.key", "endpoint.toml", "gateway.key", "gateway.toml", "spare.key", "spare.toml"]
-
-
 def purge(machine: Machine, *, answer: str = "", frontend: str = "noninteractive") -> str:
     """Purge on a terminal, and answer the question once it is there; what was printed."""
     command = ("timeout", "60", "script", "--quiet", "--return", "/dev/null", "--command")
@@ -272,7 +275,7 @@ def purge(machine: Machine, *, answer: str = "", frontend: str = "noninteractive
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        while piece := os.read(process.stdout.fileno(), 65_536).decode():
+        while piece := os.read(process.stdout.fileno(), 65_536).decode(errors="replace"):
             printed += piece
             if answer and "[yes/no]" in printed:
                 process.stdin.write(f"{answer}\n".encode())
@@ -282,9 +285,9 @@ def purge(machine: Machine, *, answer: str = "", frontend: str = "noninteractive
     return printed
 
 
-def preseed(machine: Machine, value: str) -> None:
-    """Answer the question beforehand."""
-    machine.sh(f"echo 'socks-tunnel {QUESTION} boolean {value}' | debconf-set-selections")
+def preseed(machine: Machine) -> None:
+    """Say yes beforehand."""
+    machine.sh(f"echo 'socks-tunnel {QUESTION} boolean true' | debconf-set-selections")
 
 
 def test_purge_keeps_keys_where_nobody_is_asked(removed: Machine) -> None:
@@ -293,7 +296,7 @@ def test_purge_keeps_keys_where_nobody_is_asked(removed: Machine) -> None:
 
 
 def test_purge_deletes_keys_if_that_was_answered_beforehand(removed: Machine) -> None:
-    preseed(removed, "true")
+    preseed(removed)
     assert "/etc/socks-tunnel are deleted" in purge(removed)
     assert not (removed.root / "etc/socks-tunnel").exists()
 
@@ -316,14 +319,14 @@ def test_purge_asks_nothing_where_nothing_is_left(removed: Machine) -> None:
 
 def test_purge_leaves_what_a_link_leads_to(removed: Machine) -> None:
     removed.sh("mv /etc/socks-tunnel /srv/ && ln -s /srv/socks-tunnel /etc/socks-tunnel")
-    preseed(removed, "true")
+    preseed(removed)
     assert "stay in /srv/socks-tunnel" in purge(removed)
     assert removed.sh("ls /srv/socks-tunnel").split() == FILES
     removed.sh("rm -r /srv/socks-tunnel")
 
 
 def test_purge_without_debconf(removed: Machine) -> None:
-    preseed(removed, "true")
+    preseed(removed)
     removed.sh("mv /usr/share/debconf /usr/share/debconf.away")
     try:
         assert STAYS in purge(removed)
