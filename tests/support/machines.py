@@ -186,6 +186,16 @@ class Machine(Host):
         """The main process of a unit, by its number inside; 0 if none runs."""
         return int(self.property(unit, "MainPID"))
 
+    def outside(self, pid: int) -> int:
+        """The number that this machine has for a process of the host that PID 1 there started."""
+        children = Path(f"/proc/{self.leader}/task/{self.leader}/children").read_text()
+        for child in children.split():
+            status = Path(f"/proc/{child}/status").read_text()
+            numbers = next(line for line in status.splitlines() if line.startswith("NSpid:"))
+            if int(numbers.split()[-1]) == pid:
+                return int(child)
+        raise AssertionError(f"PID 1 of {self.name} has no child {pid}")
+
     def children(self, pid: int, containing: str = "") -> list[int]:
         """The child processes of one, by their numbers inside."""
         listing = self.sh(f"ps -o pid=,args= --ppid {pid} || true")
