@@ -4,6 +4,7 @@
                                 and serves until its standard input ends
     targets.py generate SIZE    writes the body that GET /bytes/SIZE has
 
+GET /bytes/SIZE answers as fast as the client takes it, with ?rate=N not more than N bytes a second.
 A body of SIZE bytes is the same wherever it is made: blocks of 64 KiB, each beginning with its own
 number, so that a block that was lost, repeated or moved changes the hash.
 """
@@ -282,9 +283,16 @@ def http(state: State) -> web.Application:
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
         response.content_length = size
         await response.prepare(request)
+        rate = int(request.query.get("rate", 0))
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        sent = 0
         with contextlib.suppress(ConnectionError):
             for piece in body(size):
                 await response.write(piece)
+                sent += len(piece)
+                if rate:
+                    await asyncio.sleep(began + sent / rate - loop.time())
         return response
 
     async def put_bytes(request: web.Request) -> web.Response:
