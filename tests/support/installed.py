@@ -1,5 +1,7 @@
 """Two booted hosts with the package installed, a target behind the endpoint, and what tests do to them."""
 
+import itertools
+import re
 import resource
 import subprocess
 from collections.abc import Callable, Mapping
@@ -73,13 +75,13 @@ class Host:
         """Install a package file with apt; what apt printed."""
         return install(self.machine, package)
 
-    def wait_for_unpacked_upgrade(self) -> None:
-        """Wait until dpkg has unpacked a package over one that was installed."""
-        log = self.machine.root / "var/log/dpkg.log"
+    def wait_for_drain(self, since: str, timeout: float = 30) -> None:
+        """Wait until it drains, with flows, according to the journal behind a cursor."""
         wait_until(
-            lambda: log.read_text().rpartition(" upgrade socks-tunnel")[2].count("status unpacked"),
-            "an unpacked upgrade",
-            timeout=120,
+            lambda: re.search(r"draining; [1-9]\d* flows", self.journal(since)),
+            f"a drain of {self.unit}",
+            timeout=timeout,
+            interval=0.1,
         )
 
     def configure(self, **changes: Any) -> None:
@@ -209,9 +211,9 @@ class Scene:
         """Wait until requests get through."""
         wait_until(self.works, "a request that gets through", timeout=timeout, interval=0.2)
 
-    def start_download(self, seconds: int) -> "Download":
-        """Start a download on the gateway that lasts so long; it has begun when this returns."""
-        return Download(self, seconds)
+    def start_download(self) -> "Download":
+        """Start a download on the gateway; half of it arrives."""
+        return Download(self)
 
     def on_gateway(self, function: Callable[[], Any]) -> Any:
         """What a function returns whose sockets are the gateway host's."""
@@ -233,37 +235,41 @@ class Scene:
 
 
 class Download:
-    """A download on the gateway's host into a file there."""
+    """A download on the gateway's host, into a file there; the server stops half-way."""
 
-    RATE = 1 << 20
-    """Bytes a second that the server sends. A client that takes no more would not do: all the rest
-    may lie in its kernel's buffers, and the flow has ended."""
-
+    SIZE = 8 << 20
     FILE = "/var/tmp/download"
 
-    def __init__(self, scene: Scene, seconds: int) -> None:
+    _numbers = itertools.count()
+
+    def __init__(self, scene: Scene) -> None:
+        self._site = scene.site
         self._machine = scene.gateway.machine
-        self._size = seconds * self.RATE
+        self._gate = str(next(self._numbers))
         self._machine.sh(f"rm -f {self.FILE}")
         self._curl = subprocess.Popen(
             self._machine.enter(
-                *("curl", "--silent", "--show-error", "--max-time", "120"),
+                *("curl", "--silent", "--show-error", "--max-time", "240"),
                 *("--output", self.FILE, "--proxy", f"socks5h://{PROXY[0]}:{PROXY[1]}"),
-                scene.url(f"bytes/{self._size}?rate={self.RATE}"),
+                scene.url(f"bytes/{self.SIZE}?gate={self._gate}"),
             ),
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
         file = self._machine.root / self.FILE.lstrip("/")
-        wait_until(lambda: file.exists() and file.stat().st_size > 1 << 20, "a first mebibyte")
+        # curl writes what it has when it has a whole block, so the very half may not be there.
+        wait_until(
+            lambda: file.exists() and file.stat().st_size > self.SIZE // 4, "a first quarter"
+        )
 
     @property
     def running(self) -> bool:
-        """True while bytes are still to come."""
+        """True while it has not ended, in whatever way."""
         return self._curl.poll() is None
 
-    def assert_whole(self) -> None:
-        """Wait for its end; it must have got every byte."""
+    def finish(self) -> None:
+        """Let the server go on, and wait for the end: every byte must have come."""
+        self._site.open_gate(self._gate)
         _, errors = self._curl.communicate(timeout=120)
         assert self._curl.returncode == 0, errors.decode()
-        assert self._machine.sh(f"sha256sum {self.FILE}").split()[0] == body_hash(self._size)
+        assert self._machine.sh(f"sha256sum {self.FILE}").split()[0] == body_hash(self.SIZE)

@@ -151,14 +151,22 @@ class Site:
             wait_until(answered, "an answer of dnsmasq")
 
     def state(self) -> dict[str, Any]:
-        """What the target servers saw so far, asked from the target's own host."""
+        """What the target servers saw so far."""
+        state: dict[str, Any] = json.loads(self._ask("GET", "/state"))
+        return state
 
-        def ask() -> dict[str, Any]:
+    def open_gate(self, name: str) -> None:
+        """Let the HTTP server go on with a body that waits at a gate."""
+        self._ask("POST", f"/gates/{name}")
+
+    def _ask(self, method: str, path: str) -> bytes:
+        """Ask the HTTP server, from its own host."""
+
+        def ask() -> bytes:
             connection = http.client.HTTPConnection("127.0.0.1", self.ports["http"], timeout=30)
             with contextlib.closing(connection):
-                connection.request("GET", "/state")
-                result: dict[str, Any] = json.load(connection.getresponse())
-                return result
+                connection.request(method, path)
+                return connection.getresponse().read()
 
         return self.hosts.target.call(ask)
 
