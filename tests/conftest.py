@@ -1,7 +1,8 @@
 """Options and fixtures that hold for all tests."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -51,18 +52,59 @@ def hosts_are(pytestconfig: pytest.Config) -> Hosts:
     return chosen_hosts(pytestconfig)[0]
 
 
+# --- the packages -----------------------------------------------------------------------------
+
+_building = pytest.StashKey[Future[dict[str, Path]]]()
+
+BUILD_TIMEOUT = 1500
+"""Seconds; on a machine that has made no root yet, most of the time goes into downloads."""
+
+
+def needs_packages(item: pytest.Item) -> bool:
+    """Whether a test needs the packages, or the system tests' hosts with the packages on them."""
+    names = set(getattr(item, "fixturenames", ()))
+    return "packages" in names or (
+        "make_site" in names and chosen_hosts(item.config)[0] == "booted"
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the first test that waits for the packages the time for that."""
+    first = next(filter(needs_packages, items), None)
+    if first is not None:
+        first.add_marker(pytest.mark.timeout(BUILD_TIMEOUT), append=False)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin to build the packages while tests run that do not need them."""
+    given = os.environ.get("SOCKS_TUNNEL_PACKAGES")  # while working on these tests
+    if session.config.option.collectonly or given or why_no_boot():
+        return
+    if any(map(needs_packages, session.items)):
+        output = tempfile.TemporaryDirectory(prefix="socks-tunnel-packages-")
+        pool = ThreadPoolExecutor(1, "packages")
+        session.config.stash[_building] = pool.submit(make_packages, Path(output.name))
+        session.config.add_cleanup(output.cleanup)
+        session.config.add_cleanup(pool.shutdown)
+
+
+def make_packages(output: Path) -> dict[str, Path]:
+    """The package of each release, built from this checkout; roots for all that follows are made too."""
+    roots = [*(("root", suite, "run") for suite in SUITES), ("root", "trixie", "lint")]
+    with ThreadPoolExecutor() as pool:
+        made = pool.map(lambda command: tool(*command), roots)
+        built = build_packages(output)
+        list(made)
+    return built
+
+
 @pytest.fixture(scope="session")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def packages(pytestconfig: pytest.Config) -> dict[str, Path]:
     """The package of each release, built from this checkout."""
     if reason := why_no_boot():
         pytest.skip(reason)
-    if given := os.environ.get("SOCKS_TUNNEL_PACKAGES"):  # while working on these tests
+    if given := os.environ.get("SOCKS_TUNNEL_PACKAGES"):
         numbers = dict(zip(SUITES, ("12", "13"), strict=True))
         return {s: next(Path(given).glob(f"*~deb{numbers[s]}u1_amd64.deb")) for s in SUITES}
-    with ThreadPoolExecutor() as pool:
-        # Where roots are not in the cache, most of the time goes into waiting for downloads.
-        roots = [*(("root", suite, "run") for suite in SUITES), ("root", "trixie", "lint")]
-        made = pool.map(lambda command: tool(*command), roots)
-        built = build_packages(tmp_path_factory.mktemp("packages"))
-        list(made)
-    return built
+    return pytestconfig.stash[_building].result()
