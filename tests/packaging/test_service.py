@@ -80,7 +80,7 @@ def changed(host: Host, **changes: object) -> Iterator[None]:
 def test_the_unit_says_what_it_does(scene: Scene) -> None:
     for host in scene.both:
         host.wait_for_status(" up ")
-        shown = host.show("ActiveState", "StatusText", "Type", "NotifyAccess", "User", "Slice")
+        shown = host.show("StatusText", "Type", "User", "Slice", "LogRateLimitBurst")
         assert re.fullmatch(
             rf"{host.role}: link (office|laptop) up .*, \d+ flows?, 2 workers", shown["StatusText"]
         )
@@ -88,6 +88,7 @@ def test_the_unit_says_what_it_does(scene: Scene) -> None:
         assert shown["Type"] == kind
         assert shown["User"] == "socks-tunnel"
         assert shown["Slice"] == "sockstunnel.slice"
+        assert shown["LogRateLimitBurst"] == "100000"
 
 
 def test_the_sandbox(scene: Scene) -> None:
