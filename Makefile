@@ -89,10 +89,6 @@ demo: $(RUNTIME_STAMP) $(PROJECT_STAMP) ## a gateway and an endpoint on loopback
 test: $(DEV_STAMP) $(PROJECT_STAMP) $(PACKAGES_STAMP) $(NPM_STAMP) ## all tests; installs the Debian packages they need when root
 	@$(BIN)/python -m pytest $(ARGS)
 
-.PHONY: test-packages
-test-packages: $(DEV_STAMP) $(PROJECT_STAMP) $(PACKAGES_STAMP) ## the Debian packages on booted hosts; needs root
-	@$(BIN)/python -m pytest tests/packaging $(ARGS)
-
 .PHONY: check
 check: $(DEV_STAMP) $(PROJECT_STAMP) ## format, lint, types, import contracts
 	@$(BIN)/ruff format --check $(SOURCES)

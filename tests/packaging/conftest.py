@@ -1,38 +1,16 @@
-"""Fixtures of the packaging tests: the packages, built here, and booted hosts that have them installed."""
+"""Fixtures of the packaging tests: further packages, and booted hosts that have them installed."""
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from support.installed import SUITES, Scene
-from support.machines import tool, why_no_boot
+from support.installed import Scene, build_packages
 
 PREVIOUS = "0.0.9-1"
 """A version before any that this checkout builds."""
-
-
-@pytest.fixture(scope="session")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The package of each release, built from this checkout."""
-    if reason := why_no_boot():
-        pytest.skip(reason)
-    if given := os.environ.get("SOCKS_TUNNEL_PACKAGES"):  # while working on these tests
-        numbers = dict(zip(SUITES, ("12", "13"), strict=True))
-        return {
-            s: next(Path(given).absolute().glob(f"*~deb{numbers[s]}u1_amd64.deb")) for s in SUITES
-        }
-    with ThreadPoolExecutor() as pool:
-        # Where roots are not in the cache, most of the time goes into waiting for downloads.
-        roots = [*(("root", suite, "run") for suite in SUITES), ("root", "trixie", "lint")]
-        made = pool.map(lambda command: tool(*command), roots)
-        built = build(tmp_path_factory.mktemp("packages"))
-        list(made)
-    return built
 
 
 @pytest.fixture(scope="session")
@@ -40,14 +18,7 @@ def rebuilt_packages(
     packages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """The same, built a second time."""
-    return build(tmp_path_factory.mktemp("rebuilt"))
-
-
-def build(output: Path) -> dict[str, Path]:
-    """Build for all releases at the same time: each build uses one core most of its time."""
-    with ThreadPoolExecutor() as pool:
-        built = pool.map(lambda suite: Path(tool("build-deb", suite, output)[-1]), SUITES)
-        return dict(zip(SUITES, built, strict=True))
+    return build_packages(tmp_path_factory.mktemp("rebuilt"))
 
 
 @pytest.fixture(scope="session")

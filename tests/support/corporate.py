@@ -165,7 +165,6 @@ class Corporate(Tunnel):
         ]
         super().__init__(
             site,
-            next(site._numbers),
             {"forwards": tables, "socks": {"idle_tcp": IDLE_TCP}},
             merged({"policy": {"denied_ports": []}}, endpoint or {}),
         )

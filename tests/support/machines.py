@@ -5,6 +5,7 @@ there is no bus to register at, and control groups may be of the old, hybrid kin
 in a mount namespace of its own, where /sys/fs/cgroup is a plain cgroup v2 tree.
 """
 
+import contextlib
 import functools
 import itertools
 import os
@@ -14,12 +15,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from support.hosts import Host, ThreeHosts, ip, why_no_namespaces
 from support.processes import wait_until
 
 TOOLS = Path(__file__).parents[2] / "packaging" / "tools"
+
+MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
+"""The memory controller of cgroup v1, on machines that have it."""
 
 _numbers = itertools.count()
 
@@ -186,6 +191,16 @@ class Machine(Host):
         """The main process of a unit, by its number inside; 0 if none runs."""
         return int(self.property(unit, "MainPID"))
 
+    def outside(self, pid: int) -> int:
+        """The number that this machine has for a process of the host that PID 1 there started."""
+        children = Path(f"/proc/{self.leader}/task/{self.leader}/children").read_text()
+        for child in children.split():
+            status = Path(f"/proc/{child}/status").read_text()
+            numbers = next(line for line in status.splitlines() if line.startswith("NSpid:"))
+            if int(numbers.split()[-1]) == pid:
+                return int(child)
+        raise AssertionError(f"PID 1 of {self.name} has no child {pid}")
+
     def children(self, pid: int, containing: str = "") -> list[int]:
         """The child processes of one, by their numbers inside."""
         listing = self.sh(f"ps -o pid=,args= --ppid {pid} || true")
@@ -204,6 +219,26 @@ class Machine(Host):
         """Where the journal ends now."""
         last = self.sh("journalctl --sync && journalctl --lines=0 --show-cursor --quiet")
         return last.rpartition("-- cursor: ")[2]
+
+    # --- memory -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def memory_group(self) -> Iterator[Path]:
+        """A memory control group for what systemd starts on this host during the block.
+
+        A folder of files as the kernel's documentation of cgroup v1 describes them. The processes
+        must have ended, or been started again, before the block ends.
+        """
+        group = MEMORY_GROUPS / self.name
+        group.mkdir()
+        try:
+            (group / "cgroup.procs").write_text(f"{self.leader}\n")
+            try:
+                yield group
+            finally:
+                (MEMORY_GROUPS / "cgroup.procs").write_text(f"{self.leader}\n")
+        finally:
+            group.rmdir()
 
     # --- the end ------------------------------------------------------------------------------
 

@@ -89,7 +89,117 @@ def resident(pid: int) -> int:
     raise AssertionError(f"process {pid} has no PSS")
 
 
-class Process:
+class Observed:
+    """A running program with children, as its log, its processes and its files show it."""
+
+    name: str
+    log: Path
+    """All that it and its children write to standard error."""
+    runtime_directory: Path
+    """Its control socket and its metrics are in there."""
+    killed = False
+    """Set by a test that ends it by force: its exit status is no mistake then."""
+
+    @property
+    def pid(self) -> int:
+        """The process id of the program itself, in this machine's numbers."""
+        raise NotImplementedError
+
+    def log_text(self) -> str:
+        """All that it and its children wrote to standard error."""
+        return self.log.read_text(errors="replace")
+
+    def wait_log(self, pattern: str, *, timeout: float = 30, after: int = 0) -> re.Match[str]:
+        """The first match of `pattern` in the log behind offset `after`."""
+        expression = re.compile(pattern)
+        return wait_until(
+            lambda: expression.search(self.log_text(), after),
+            f"{pattern!r} in the log of {self.name}:\n{self.tail()}",
+            timeout=timeout,
+        )
+
+    def tail(self, lines: int = 60) -> str:
+        """The end of its log."""
+        return "\n".join(self.log_text().splitlines()[-lines:])
+
+    def assert_clean(self) -> None:
+        """Assert that the log shows no bug."""
+        for line in self.log_text().splitlines():
+            assert not _BUGS.search(line), f"{self.name}: {line}\n{self.tail(200)}"
+
+    def children(self, containing: str = "") -> list[int]:
+        """Ids of its descendants whose command line contains a text, lowest first."""
+        return sorted(p for p in descendants(self.pid) if containing in command_line(p))
+
+    def workers(self) -> list[int]:
+        """Ids of its worker processes."""
+        return self.children("socks_tunnel_workers")
+
+    def memory(self) -> int:
+        """Bytes of memory of it and all its descendants (PSS)."""
+        return resident(self.pid) + sum(resident(p) for p in self.children())
+
+
+class Instance(Observed):
+    """A running instance: a gateway or an endpoint, in the foreground or as a unit."""
+
+    config: Path
+    """Its configuration file, under the name that this machine has for it."""
+
+    def control(self, operation: str, timeout: float = 10) -> Any:
+        """What the control socket answers to an operation such as `status`."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(timeout)
+            sock.connect(str(self.runtime_directory / "control.sock"))
+            sock.sendall(json.dumps({"op": operation}).encode() + b"\n")
+            answer = b""
+            while not answer.endswith(b"\n"):
+                piece = sock.recv(65_536)
+                if not piece:
+                    raise AssertionError(f"the control socket closed after {answer!r}")
+                answer += piece
+        decoded = json.loads(answer)
+        assert decoded["ok"], decoded
+        return decoded["result"]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the main process."""
+        raise NotImplementedError
+
+    def wait_ready(self, timeout: float = 30) -> None:
+        """Wait until the start is complete; fails at once when the main process ends."""
+        raise NotImplementedError
+
+    def wait_stopping(self) -> None:
+        """Wait until the service manager knows that it is draining."""
+        raise NotImplementedError
+
+    def status_line(self) -> str:
+        """What the service manager shows as its status."""
+        raise NotImplementedError
+
+    def reload(self) -> None:
+        """Have it read its configuration again, and wait until it has."""
+        raise NotImplementedError
+
+    def ends_within(self, timeout: float) -> bool:
+        """Whether the main process ends by itself in so many seconds."""
+        raise NotImplementedError
+
+    def wait(self, timeout: float = 30) -> int:
+        """Its exit status, once it has ended by itself."""
+        raise NotImplementedError
+
+    def stop(self, timeout: float = 30) -> None:
+        """End it, if it runs, as systemd does; assert that it went well, and that nothing is left."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """Make sure that nothing of it stays behind, and free what belongs to the test."""
+        raise NotImplementedError
+
+
+class Process(Observed):
     """A process of the project, with its standard error in a file and an sd_notify socket."""
 
     def __init__(
@@ -108,7 +218,6 @@ class Process:
         self.log = directory / f"{name}.log"
         self.output = directory / f"{name}.out"
         self.notifications: list[str] = []
-        self.killed = False
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         # A name of its own, also for the successor of a process that was killed.
         notify_path = directory / f"{name}-{next(_numbers)}.notify"
@@ -141,19 +250,6 @@ class Process:
         """The process id of the program itself (`ip netns exec` execs it)."""
         return self.popen.pid
 
-    def log_text(self) -> str:
-        """All that it and its children wrote to standard error."""
-        return self.log.read_text(errors="replace")
-
-    def wait_log(self, pattern: str, *, timeout: float = 30, after: int = 0) -> re.Match[str]:
-        """The first match of `pattern` in the log behind offset `after`."""
-        expression = re.compile(pattern)
-        return wait_until(
-            lambda: expression.search(self.log_text(), after),
-            f"{pattern!r} in the log of {self.name}:\n{self.tail()}",
-            timeout=timeout,
-        )
-
     def _take_notifications(self) -> None:
         while message := self._notify.recv(65_536):
             self.notifications.extend(message.decode().splitlines())
@@ -181,30 +277,20 @@ class Process:
         """Send a signal to the main process."""
         self.popen.send_signal(number)
 
+    def ends_within(self, timeout: float) -> bool:
+        """Whether the process ends by itself in so many seconds."""
+        try:
+            self.popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def wait(self, timeout: float = 30) -> int:
         """Its exit status, once it has ended by itself."""
-        try:
-            return self.popen.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(
-                f"{self.name} still runs after {timeout} s:\n{self.tail()}"
-            ) from None
-
-    def children(self, containing: str = "") -> list[int]:
-        """Ids of its descendants whose command line contains a text, lowest first."""
-        return sorted(p for p in descendants(self.pid) if containing in command_line(p))
-
-    def workers(self) -> list[int]:
-        """Ids of its worker processes."""
-        return self.children("socks_tunnel_workers")
-
-    def memory(self) -> int:
-        """Bytes of memory of it and all its descendants (PSS)."""
-        return resident(self.pid) + sum(resident(p) for p in self.children())
-
-    def tail(self, lines: int = 60) -> str:
-        """The end of its log."""
-        return "\n".join(self.log_text().splitlines()[-lines:])
+        if not self.ends_within(timeout):
+            raise AssertionError(f"{self.name} still runs after {timeout} s:\n{self.tail()}")
+        status: int = self.popen.returncode
+        return status
 
     def stop(self, timeout: float = 30) -> None:
         """End it as systemd would, and assert that it went well: status 0, no child left, no traceback."""
@@ -239,14 +325,9 @@ class Process:
             self._taker.join()
             self._notify.close()
 
-    def assert_clean(self) -> None:
-        """Assert that the log shows no bug."""
-        for line in self.log_text().splitlines():
-            assert not _BUGS.search(line), f"{self.name}: {line}\n{self.tail(200)}"
 
-
-class Daemon(Process):
-    """A `socks-tunnel run` with its configuration and its control socket."""
+class Daemon(Process, Instance):
+    """A `socks-tunnel run` in the foreground, its service manager being the test."""
 
     def __init__(self, name: str, directory: Path, *, prefix: Sequence[str] = ()) -> None:
         self.config = directory / f"{name}.toml"
@@ -254,21 +335,29 @@ class Daemon(Process):
             name, [SOCKS_TUNNEL, "run", "--config", str(self.config)], directory, prefix=prefix
         )
 
-    def control(self, operation: str, timeout: float = 10) -> Any:
-        """What the control socket answers to an operation such as `status`."""
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(timeout)
-            sock.connect(str(self.runtime_directory / "control.sock"))
-            sock.sendall(json.dumps({"op": operation}).encode() + b"\n")
-            answer = b""
-            while not answer.endswith(b"\n"):
-                piece = sock.recv(65_536)
-                if not piece:
-                    raise AssertionError(f"the control socket closed after {answer!r}")
-                answer += piece
-        decoded = json.loads(answer)
-        assert decoded["ok"], decoded
-        return decoded["result"]
+    def wait_ready(self, timeout: float = 30) -> None:
+        """Wait until it says so."""
+        self.wait_notified("READY=1", timeout=timeout)
+
+    def wait_stopping(self) -> None:
+        """Wait until it says so."""
+        self.wait_notified("STOPPING=1")
+
+    def status_line(self) -> str:
+        """The last one that it told."""
+        told = [line for line in self.notified() if line.startswith("STATUS=")]
+        return told[-1].removeprefix("STATUS=") if told else ""
+
+    def reload(self) -> None:
+        """SIGHUP, and wait until it says that it has begun and is ready again."""
+        seen = len(self.notified())
+        self.signal(signal.SIGHUP)
+
+        def done() -> bool:
+            fresh = self.notified()[seen:]
+            return "RELOADING=1" in fresh and "READY=1" in fresh[fresh.index("RELOADING=1") :]
+
+        wait_until(done, f"RELOADING=1 and READY=1:\n{self.tail()}")
 
 
 class Targets:

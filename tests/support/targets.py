@@ -4,11 +4,13 @@
                                 and serves until its standard input ends
     targets.py generate SIZE    writes the body that GET /bytes/SIZE has
 
+With ?gate=NAME the second half of a body waits for a POST to /gates/NAME.
 A body of SIZE bytes is the same wherever it is made: blocks of 64 KiB, each beginning with its own
 number, so that a block that was lost, repeated or moved changes the hash.
 """
 
 import asyncio
+import collections
 import contextlib
 import functools
 import hashlib
@@ -276,16 +278,26 @@ async def hold(listener: socket.socket, state: State) -> None:
 
 def http(state: State) -> web.Application:
     """The HTTP server."""
+    gates: collections.defaultdict[str, asyncio.Event] = collections.defaultdict(asyncio.Event)
 
     async def get_bytes(request: web.Request) -> web.StreamResponse:
         size = int(request.match_info["size"])
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
         response.content_length = size
         await response.prepare(request)
+        gate = request.query.get("gate")
+        left = size
         with contextlib.suppress(ConnectionError):
             for piece in body(size):
+                if gate and left <= size // 2:
+                    await gates[gate].wait()
                 await response.write(piece)
+                left -= len(piece)
         return response
+
+    async def open_gate(request: web.Request) -> web.Response:
+        gates[request.match_info["name"]].set()
+        return web.Response()
 
     async def put_bytes(request: web.Request) -> web.Response:
         digest = hashlib.sha256()
@@ -305,6 +317,7 @@ def http(state: State) -> web.Application:
     application.add_routes(
         [
             web.get("/bytes/{size}", get_bytes),
+            web.post("/gates/{name}", open_gate),
             web.put("/upload", put_bytes),
             web.get("/state", get_state),
             web.get("/whoami", get_whoami),

@@ -30,7 +30,7 @@ from support.hosts import (
     Host,
     ThreeHosts,
 )
-from support.processes import Daemon, Targets, toml, wait_until
+from support.processes import Daemon, Instance, Targets, toml, wait_until
 
 Settings = dict[str, Any]
 
@@ -57,13 +57,41 @@ def merged(base: Settings, changes: Mapping[str, Any]) -> Settings:
     return result
 
 
+class Home:
+    """Where one side of a tunnel lives: its files, and how it is run.
+
+    This one is a directory of the test, and the program runs in the foreground on the host.
+    """
+
+    def __init__(self, host: Host, directory: Path, role: str) -> None:
+        self.host = host
+        self.folder = directory
+        self.instance = role
+
+    def put(self, name: str, text: str) -> Path:
+        """Write a file beside the configuration that the program can read and others cannot."""
+        path = self.folder / name
+        path.touch(0o600)
+        path.write_text(text)
+        return path
+
+    def make_key(self) -> str:
+        """A private key of its own, under the instance's name; the public key."""
+        return write_key(self.folder / f"{self.instance}.key")
+
+    def start(self, settings: Settings) -> Instance:
+        """Start the program with these settings, which are in its configuration file already."""
+        del settings
+        return Daemon(self.instance, self.folder, prefix=self.host.command())
+
+
 class Site:
     """Three hosts, with target servers and a name server running on the target's."""
 
     def __init__(self, hosts: ThreeHosts | None = None) -> None:
         self.hosts = hosts or ThreeHosts()
         self.directory = Path(tempfile.mkdtemp(prefix="socks-tunnel-test-"))
-        self._numbers = itertools.count()
+        self.numbers = itertools.count()
         self._exit = contextlib.ExitStack()
         self._exit.callback(shutil.rmtree, self.directory)
         self._exit.callback(self.hosts.delete)
@@ -123,24 +151,44 @@ class Site:
             wait_until(answered, "an answer of dnsmasq")
 
     def state(self) -> dict[str, Any]:
-        """What the target servers saw so far, asked from the target's own host."""
+        """What the target servers saw so far."""
+        state: dict[str, Any] = json.loads(self._ask("GET", "/state"))
+        return state
 
-        def ask() -> dict[str, Any]:
+    def open_gate(self, name: str) -> None:
+        """Let the HTTP server go on with a body that waits at a gate."""
+        self._ask("POST", f"/gates/{name}")
+
+    def _ask(self, method: str, path: str) -> bytes:
+        """Ask the HTTP server, from its own host."""
+
+        def ask() -> bytes:
             connection = http.client.HTTPConnection("127.0.0.1", self.ports["http"], timeout=30)
             with contextlib.closing(connection):
-                connection.request("GET", "/state")
-                result: dict[str, Any] = json.load(connection.getresponse())
-                return result
+                connection.request(method, path)
+                return connection.getresponse().read()
 
         return self.hosts.target.call(ask)
+
+    def home(self, role: str, number: int, directory: Path) -> Home:
+        """Where one side of tunnel `number`, which has that directory, is to live."""
+        del number
+        return self.foreground_home(role, directory)
+
+    def foreground_home(self, role: str, directory: Path) -> Home:
+        """The same for a program in the foreground."""
+        host = self.hosts.gateway if role == "gateway" else self.hosts.endpoint
+        return Home(host, directory, role)
 
     def tunnel(
         self,
         gateway: Mapping[str, Any] | None = None,
         endpoint: Mapping[str, Any] | None = None,
+        *,
+        foreground: bool = False,
     ) -> "Tunnel":
         """A gateway and an endpoint, not started; arguments are laid over the usual configurations."""
-        return Tunnel(self, next(self._numbers), gateway or {}, endpoint or {})
+        return Tunnel(self, gateway or {}, endpoint or {}, foreground=foreground)
 
     def close(self) -> None:
         """End everything."""
@@ -148,24 +196,38 @@ class Site:
 
 
 class Tunnel:
-    """A gateway and an endpoint of a site, each a real `socks-tunnel run`; ports are their own."""
+    """A gateway and an endpoint of a site, each a real `socks-tunnel run`; ports are their own.
+
+    They run as the site runs them, or, if asked for, in the foreground.
+    """
 
     def __init__(
-        self, site: Site, number: int, gateway: Mapping[str, Any], endpoint: Mapping[str, Any]
+        self,
+        site: Site,
+        gateway: Mapping[str, Any],
+        endpoint: Mapping[str, Any],
+        *,
+        foreground: bool = False,
     ) -> None:
         self.site = site
+        number = next(site.numbers)
         self.directory = site.directory / f"tunnel-{number}"
         self.directory.mkdir()
         self.socks_port = 11080 + number
         self.metrics_port = 19464 + number
         self.signaling_port = 18765 + number
-        self.daemons: list[Daemon] = []
-        gateway_key = write_key(self.directory / "gateway.key")
-        endpoint_key = write_key(self.directory / "endpoint.key")
+        self.daemons: list[Instance] = []
+        self.homes = {
+            role: site.foreground_home(role, self.directory)
+            if foreground
+            else site.home(role, number, self.directory)
+            for role in ("gateway", "endpoint")
+        }
+        keys = {role: home.make_key() for role, home in self.homes.items()}
         usual_gateway: Settings = {
             "role": "gateway",
             "drain_timeout": 5,
-            "identity": {"private_key_file": "gateway.key"},
+            "identity": {"private_key_file": f"{self.homes['gateway'].instance}.key"},
             "socks": {
                 "listen": [f"127.0.0.1:{self.socks_port}", f"[::1]:{self.socks_port}"],
                 "connect_timeout": 20,
@@ -173,7 +235,7 @@ class Tunnel:
             "peers": [
                 {
                     "name": "office",
-                    "public_key": endpoint_key,
+                    "public_key": keys["endpoint"],
                     "url": f"http://{ENDPOINT_ADDRESS}:{self.signaling_port}/",
                 }
             ],
@@ -184,9 +246,9 @@ class Tunnel:
         usual_endpoint: Settings = {
             "role": "endpoint",
             "drain_timeout": 5,
-            "identity": {"private_key_file": "endpoint.key"},
+            "identity": {"private_key_file": f"{self.homes['endpoint'].instance}.key"},
             "signaling": {"listen": f"{ENDPOINT_ADDRESS}:{self.signaling_port}"},
-            "peers": [{"name": "laptop-17", "public_key": gateway_key}],
+            "peers": [{"name": "laptop-17", "public_key": keys["gateway"]}],
             "policy": {
                 "allowed_hosts": ["10.77.1.0/24", "fd77:1::/64", f"*.{DOMAIN}"],
                 "allowed_ports": ["*"],
@@ -198,8 +260,8 @@ class Tunnel:
         }
         self.gateway_settings = merged(usual_gateway, gateway)
         self.endpoint_settings = merged(usual_endpoint, endpoint)
-        self.gateway: Daemon
-        self.endpoint: Daemon
+        self.gateway: Instance
+        self.endpoint: Instance
 
     @property
     def proxy(self) -> tuple[str, int]:
@@ -210,34 +272,34 @@ class Tunnel:
         """Write one side's configuration file, with changes that stay for later calls."""
         settings = self.gateway_settings if role == "gateway" else self.endpoint_settings
         settings.update(merged(copy.deepcopy(settings), changes or {}))
-        path = self.directory / f"{role}.toml"
-        path.write_text(toml(settings))
-        return path
+        home = self.homes[role]
+        return home.put(f"{home.instance}.toml", toml(settings))
 
-    def start_endpoint(self) -> Daemon:
+    def start_endpoint(self) -> Instance:
         """Start the endpoint, and wait until it is ready."""
-        self.endpoint = self._spawn("endpoint", self.site.hosts.endpoint)
-        self.endpoint.wait_notified("READY=1")
+        self.endpoint = self._spawn("endpoint")
+        self.endpoint.wait_ready()
         return self.endpoint
 
-    def start_gateway(self) -> Daemon:
+    def start_gateway(self) -> Instance:
         """Start the gateway, and wait until it is ready: listening, with or without a link."""
-        self.gateway = self._spawn("gateway", self.site.hosts.gateway)
-        self.gateway.wait_notified("READY=1")
+        self.gateway = self._spawn("gateway")
+        self.gateway.wait_ready()
         return self.gateway
 
-    def _spawn(self, role: str, host: Host) -> Daemon:
+    def _spawn(self, role: str) -> Instance:
         self.write(role)
-        daemon = Daemon(role, self.directory, prefix=host.command())
-        self.daemons.append(daemon)
-        return daemon
+        settings = self.gateway_settings if role == "gateway" else self.endpoint_settings
+        instance = self.homes[role].start(settings)
+        self.daemons.append(instance)
+        return instance
 
     def start(self) -> "Tunnel":
         """Start both, and wait for the link."""
-        self.endpoint = self._spawn("endpoint", self.site.hosts.endpoint)
-        self.gateway = self._spawn("gateway", self.site.hosts.gateway)
-        self.endpoint.wait_notified("READY=1")
-        self.gateway.wait_notified("READY=1")
+        self.endpoint = self._spawn("endpoint")
+        self.gateway = self._spawn("gateway")
+        self.endpoint.wait_ready()
+        self.gateway.wait_ready()
         self.wait_linked()
         return self
 
@@ -303,10 +365,7 @@ class Tunnel:
         """End both in order, the gateway first, and assert that each went well."""
         try:
             for daemon in reversed(self.daemons):
-                if daemon.popen.returncode is None:
-                    daemon.stop()
-                else:
-                    daemon.assert_clean()
+                daemon.stop()
         finally:
             for daemon in self.daemons:
                 daemon.kill()
@@ -315,7 +374,8 @@ class Tunnel:
 class MakeTunnel(Protocol):
     """Starts a tunnel of the test's own; the settings are laid over the usual configurations.
 
-    With `own_network`, its hosts are its own too, so that the network may be broken.
+    With `own_network`, its hosts are its own too, so that the network may be broken. With
+    `foreground`, both run in the foreground, for what is about a process and no unit.
     """
 
     def __call__(
@@ -325,4 +385,5 @@ class MakeTunnel(Protocol):
         *,
         start: bool = True,
         own_network: bool = False,
+        foreground: bool = False,
     ) -> Tunnel: ...

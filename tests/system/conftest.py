@@ -1,22 +1,40 @@
-"""Fixtures of the system tests: real processes, on three hosts that are network namespaces."""
+"""Fixtures of the system tests: real processes, on three hosts with a network of their own.
+
+With `--hosts=booted`, the default where a machine can do that, gateway and endpoint are hosts that boot
+systemd and have the package installed: each daemon is its hardened unit, on the Python of its release.
+With `--hosts=namespaces` they are plain network namespaces, and daemons run in the foreground, from the
+checkout.
+"""
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from support.hosts import why_no_namespaces
 from support.tunnels import MakeTunnel, Site, Tunnel
+from support.units import InstalledSite
 
 
 @pytest.fixture(scope="session")
-def site() -> Iterator[Site]:
-    """The three hosts and the target servers, for the whole run."""
+def make_site(
+    request: pytest.FixtureRequest, hosts_are: Literal["booted", "namespaces"]
+) -> Callable[[], Site]:
+    """A function that makes three hosts with target servers; the caller closes them."""
     if reason := why_no_namespaces():
         pytest.skip(reason)
-    site = Site()
+    if hosts_are == "namespaces":
+        return Site
+    packages: dict[str, Path] = request.getfixturevalue("packages")
+    return lambda: InstalledSite(packages)
+
+
+@pytest.fixture(scope="session")
+def site(make_site: Callable[[], Site]) -> Iterator[Site]:
+    """The three hosts and the target servers, for the whole run."""
+    site = make_site()
     yield site
     site.close()
 
@@ -62,12 +80,14 @@ def make_tunnel(
         *,
         start: bool = True,
         own_network: bool = False,
+        foreground: bool = False,
     ) -> Tunnel:
-        chosen: Site = request.getfixturevalue("site")
         if own_network:
-            chosen = Site()
+            chosen: Site = request.getfixturevalue("make_site")()
             sites.callback(chosen.close)
-        tunnel = chosen.tunnel(gateway, endpoint)
+        else:
+            chosen = request.getfixturevalue("site")
+        tunnel = chosen.tunnel(gateway, endpoint, foreground=foreground)
         made.append(tunnel)
         report_logs(tunnel)
         if start:

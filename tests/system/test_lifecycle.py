@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.hosts import TARGET_ADDRESS
-from support.processes import SOCKS_TUNNEL, Daemon, command_line, wait_until
+from support.processes import SOCKS_TUNNEL, command_line, wait_until
 from support.rawsocks import request
 from support.tunnels import MakeTunnel, Site, Tunnel, write_key
 
@@ -46,7 +46,7 @@ def test_ready_means_that_clients_can_connect(make_tunnel: MakeTunnel) -> None:
         for host in ("127.0.0.1", "::1"):
             socket.create_connection((host, tunnel.socks_port), timeout=1).close()
     assert len(tunnel.gateway.workers()) == 2
-    assert any(line.startswith("STATUS=") for line in tunnel.gateway.notified())
+    assert "2 workers" in tunnel.gateway.status_line()
 
 
 def run_with(site: Site, directory: Path, text: str) -> subprocess.CompletedProcess[str]:
@@ -203,7 +203,7 @@ def test_killed_exporter_comes_back(make_tunnel: MakeTunnel) -> None:
 
 
 def test_killed_supervisor_leaves_no_process(make_tunnel: MakeTunnel) -> None:
-    tunnel = make_tunnel()
+    tunnel = make_tunnel(foreground=True)  # systemd would start it again
     children = tunnel.endpoint.children()
     assert len(children) >= 3
     tunnel.endpoint.killed = True
@@ -228,14 +228,14 @@ def echo_once(tunnel: Tunnel) -> bool:
 
 
 def test_workers_that_cannot_boot_end_the_start(make_tunnel: MakeTunnel) -> None:
-    tunnel = make_tunnel(start=False)
-    tunnel.write("gateway")
+    tunnel = make_tunnel(start=False, foreground=True)  # the module path is the test's
+    config = tunnel.write("gateway")
     # A module of this name first on the path, so that a worker's interpreter ends at once.
     broken = tunnel.directory / "broken"
     broken.mkdir()
     (broken / "socks_tunnel_workers.py").write_text("raise SystemExit('cannot boot')\n")
     done = tunnel.site.gateway.run(
-        *(SOCKS_TUNNEL, "run", "--config", tunnel.directory / "gateway.toml"),
+        *(SOCKS_TUNNEL, "run", "--config", config),
         env={**os.environ, "PYTHONPATH": str(broken), "RUNTIME_DIRECTORY": str(broken)},
         check=False,
     )
@@ -254,7 +254,7 @@ def test_drain_waits_for_flows_and_ends_with_the_last(make_tunnel: MakeTunnel, r
     with tunnel.connect("echo") as sock:
         assert echo(sock)
         daemon.signal(signal.SIGTERM)
-        daemon.wait_notified("STOPPING=1")
+        daemon.wait_stopping()
         if role == "gateway":
             with tunnel.site.gateway.inside():
 
@@ -267,8 +267,7 @@ def test_drain_waits_for_flows_and_ends_with_the_last(make_tunnel: MakeTunnel, r
 
                 wait_until(refused, "the listener closed")
         assert echo(sock, b"still here")
-        with pytest.raises(subprocess.TimeoutExpired):
-            daemon.popen.wait(1.5)
+        assert not daemon.ends_within(1.5)
         assert echo(sock, b"and still")
     start = time.monotonic()
     assert daemon.wait(30) == 0
@@ -291,7 +290,7 @@ def test_second_sigterm_ends_at_once(make_tunnel: MakeTunnel) -> None:
     with tunnel.connect("echo") as sock:
         assert echo(sock)
         tunnel.gateway.signal(signal.SIGTERM)
-        tunnel.gateway.wait_notified("STOPPING=1")
+        tunnel.gateway.wait_stopping()
         start = time.monotonic()
         tunnel.gateway.signal(signal.SIGTERM)
         assert tunnel.gateway.wait(30) == 0
@@ -333,47 +332,36 @@ def answer_of(tunnel: Tunnel, port: int) -> int:
     return answer.code
 
 
-def reload(daemon: Daemon) -> None:
-    """SIGHUP, and wait until it has been acted upon."""
-    seen = len(daemon.notified())
-    daemon.signal(signal.SIGHUP)
-
-    def done() -> bool:
-        fresh = daemon.notified()[seen:]
-        return "RELOADING=1" in fresh and "READY=1" in fresh[fresh.index("RELOADING=1") :]
-
-    wait_until(done, f"RELOADING=1 and READY=1:\n{daemon.tail()}")
-
-
 def test_reload_changes_the_policy_and_keeps_flows(make_tunnel: MakeTunnel) -> None:
     tunnel = make_tunnel()
     port = tunnel.site.ports["echo"]
     with tunnel.connect("echo") as sock:
         assert echo(sock)
         tunnel.write("endpoint", {"policy": {"denied_ports": [25, port]}})
-        reload(tunnel.endpoint)
+        tunnel.endpoint.reload()
         wait_until(lambda: answer_of(tunnel, port) == 2, "the new policy")
         assert echo(sock)
         tunnel.write("endpoint", {"policy": {"denied_ports": [25]}})
-        reload(tunnel.endpoint)
+        tunnel.endpoint.reload()
         wait_until(lambda: answer_of(tunnel, port) == 0, "the old policy again")
 
 
 def test_reload_of_a_broken_configuration_changes_nothing(make_tunnel: MakeTunnel) -> None:
     tunnel = make_tunnel()
-    good = (tunnel.directory / "endpoint.toml").read_text()
-    (tunnel.directory / "endpoint.toml").write_text(good + "\n[polcy]\n")
+    config = tunnel.endpoint.config
+    good = config.read_text()
+    config.write_text(good + "\n[polcy]\n")
     tunnel.endpoint.signal(signal.SIGHUP)
     tunnel.endpoint.wait_log("polcy")
     assert echo_once(tunnel)
-    (tunnel.directory / "endpoint.toml").write_text(good)
+    config.write_text(good)
 
 
 def test_reload_that_removes_a_peer_ends_its_link(make_tunnel: MakeTunnel, tmp_path: Path) -> None:
     tunnel = make_tunnel()
     stranger = write_key(tmp_path / "stranger.key")
     tunnel.write("endpoint", {"peers": [{"name": "another", "public_key": stranger}]})
-    reload(tunnel.endpoint)
+    tunnel.endpoint.reload()
     wait_until(lambda: not tunnel.linked(), "the link gone", timeout=20)
 
 

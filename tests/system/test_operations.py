@@ -4,12 +4,11 @@ import json
 import re
 import socket
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from support.hosts import TARGET_ADDRESS
-from support.processes import SOCKS_TUNNEL, wait_until
+from support.processes import SOCKS_TUNNEL, Daemon, wait_until
 from support.rawsocks import Association, request
 from support.tunnels import MakeTunnel, Site, Tunnel
 
@@ -162,25 +161,16 @@ def test_killed_workers_leave_neither_gauges_nor_files(make_tunnel: MakeTunnel) 
         sock.close()
 
 
-@pytest.fixture
-def users_file(tmp_path: Path) -> Path:
-    """One user, `ana`, with the password `hunter2-in-clear`."""
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_nothing_secret_in_any_log(make_tunnel: MakeTunnel, site: Site, log_format: str) -> None:
     from socks_tunnel.config.users import hash_password
 
-    path = tmp_path / "users"
-    path.write_text(f"ana:{hash_password('hunter2-in-clear')}\n")
-    path.chmod(0o600)
-    return path
-
-
-@pytest.mark.parametrize("log_format", ["text", "json"])
-def test_nothing_secret_in_any_log(
-    make_tunnel: MakeTunnel, site: Site, users_file: Path, log_format: str
-) -> None:
     log = {"level": "debug", "format": log_format}
     tunnel = make_tunnel(
-        gateway={"log": log, "socks": {"users_file": str(users_file)}}, endpoint={"log": log}
+        gateway={"log": log, "socks": {"users_file": "users"}}, endpoint={"log": log}, start=False
     )
+    tunnel.homes["gateway"].put("users", f"ana:{hash_password('hunter2-in-clear')}\n")
+    tunnel.start()
     url = f"http://{TARGET_ADDRESS}:{site.ports['http']}/whoami?secret-of-the-payload"
     curl = ["curl", "-sS", "--socks5", f"127.0.0.1:{tunnel.socks_port}"]
     good = site.gateway.run(*curl, "--proxy-user", "ana:hunter2-in-clear", url)
@@ -192,8 +182,8 @@ def test_nothing_secret_in_any_log(
     tunnel.gateway.control("status")
     tunnel.stop()
     secrets = ["in-clear", "secret-of-the-payload", "$scrypt$", "BEGIN PRIVATE KEY"]
-    for name in ("gateway.key", "endpoint.key"):
-        secrets += (tunnel.directory / name).read_text().splitlines()[1:-1]
+    for daemon in tunnel.daemons:
+        secrets += daemon.config.with_suffix(".key").read_text().splitlines()[1:-1]
     for daemon in tunnel.daemons:
         text = daemon.log_text()
         assert text
@@ -216,9 +206,10 @@ def test_state_report_on_sigusr1(tunnel: Tunnel) -> None:
 def test_notifies_a_watchdog(make_tunnel: MakeTunnel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "2000000")
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
-    tunnel = make_tunnel()
-    seen = tunnel.gateway.notified().count("WATCHDOG=1")
-    wait_until(lambda: tunnel.gateway.notified().count("WATCHDOG=1") >= seen + 3, "WATCHDOG=1")
+    gateway = make_tunnel(foreground=True).gateway  # in the place of systemd
+    assert isinstance(gateway, Daemon)
+    seen = gateway.notified().count("WATCHDOG=1")
+    wait_until(lambda: gateway.notified().count("WATCHDOG=1") >= seen + 3, "WATCHDOG=1")
 
 
 def test_a_second_instance_is_refused(tunnel: Tunnel) -> None:
@@ -226,7 +217,7 @@ def test_a_second_instance_is_refused(tunnel: Tunnel) -> None:
     import os
 
     done = tunnel.site.gateway.run(
-        *(SOCKS_TUNNEL, "run", "--config", tunnel.directory / "gateway.toml"),
+        *(SOCKS_TUNNEL, "run", "--config", tunnel.gateway.config),
         env={**os.environ, "RUNTIME_DIRECTORY": str(tunnel.gateway.runtime_directory)},
         check=False,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import uvloop
 
 from socks_tunnel.exporter import server
-from socks_tunnel.ipc.leash import die_with_parent
+from socks_tunnel.ipc.leash import die_before_parent, die_with_parent
 from socks_tunnel.ops import logging as ops_logging
 
 
@@ -27,6 +27,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     ops_logging.setup(arguments.log_level, arguments.log_format, component="exporter")
+    die_before_parent()
     uvloop.run(
         server.serve(arguments.ipc_fd, arguments.listen_fd, arguments.metrics_dir), debug=False
     )

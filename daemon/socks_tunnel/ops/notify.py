@@ -75,6 +75,14 @@ class Notifier:
         """Say that shutdown begins."""
         self._send("STOPPING=1")
 
+    def extend(self, seconds: float) -> None:
+        """Ask for patience: what goes on may take this long until the next such message.
+
+        It moves TimeoutStopSec=, and other time limits of the state that the unit is in, only to
+        later (EXTEND_TIMEOUT_USEC= in sd_notify(3)).
+        """
+        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}", wait=False)
+
     def watchdog(self) -> None:
         """Say that the event loop is alive. Call it from the event loop itself."""
         self._send("WATCHDOG=1", wait=False)

@@ -73,6 +73,10 @@ STOP_TIMEOUT: Final = 5.0
 FORCED_CLOSE_TIMEOUT: Final = 0.5
 """Seconds that links have to close when the end is forced."""
 
+DRAIN_EXTENSION: Final = 20.0
+"""Seconds that the service manager is asked to wait from each second of a drain on. More than the
+end after a drain takes: a child has :data:`STOP_TIMEOUT`, and then links are closed."""
+
 STATUS_PERIOD: Final = 5
 """Seconds between two looks at the status line for the service manager."""
 
@@ -360,6 +364,10 @@ class Instance:
             )
             if seconds % STATUS_PERIOD == 0:
                 self._tell_status()
+            if self.state == "draining":
+                # Again and again and never far ahead: one that hangs is ended in time. The watchdog
+                # does not do that any more once a unit is stopping.
+                self.notifier.extend(DRAIN_EXTENSION)
             seconds += 1
             await asyncio.sleep(1.0)
 
@@ -486,6 +494,7 @@ class Instance:
             "%s: draining; %d flows have up to %.0f s to end", why, self.router.flows, timeout
         )
         self.notifier.stopping()
+        self.notifier.extend(DRAIN_EXTENSION)
         self._tell_status()
         self._draining = spawn("drain", self._drain(timeout))
         self._draining.add_done_callback(self._events.put_nowait)

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from socks_tunnel.ipc import leash
+
 # The outer process starts the inner one and is then killed; the inner one holds the pipe open.
 OUTER = """
 import subprocess, sys, time
@@ -52,6 +54,6 @@ for _ in range(9):
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     raised = [int(line) for line in done.stdout.split()]
-    assert raised[0] == 200
+    assert raised[0] == leash.OOM_SCORE_RAISE
     assert raised == sorted(raised)
     assert raised[-1] <= 2000, "the kernel's limit is 1000, its lowest value -1000"

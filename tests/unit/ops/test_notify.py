@@ -35,6 +35,8 @@ def test_messages(notifier: Notifier, systemd: socket.socket) -> None:
     assert systemd.recv(1000) == b"WATCHDOG=1"
     notifier.stopping()
     assert systemd.recv(1000) == b"STOPPING=1"
+    notifier.extend(2.5)
+    assert systemd.recv(1000) == b"EXTEND_TIMEOUT_USEC=2500000"
 
 
 def test_reloading_has_the_monotonic_time(

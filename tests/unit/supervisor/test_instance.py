@@ -331,6 +331,20 @@ async def test_a_drain_waits_for_workers_with_flows_as_long_as_it_may(
     await running.ended()
     assert loop.time() - began >= 1
     assert "flows are still open after 1 s" in caplog.text
+    said = running.notified()
+    extensions = said[said.index("STOPPING=1") :].count("EXTEND_TIMEOUT_USEC=20000000")
+    assert 1 < extensions < 5  # at once, and each second
+
+
+async def test_the_service_manager_waits_only_while_a_drain_lasts(running: Running) -> None:
+    running.gateway()
+    running.start()
+    await running.ready()
+    running.signal(signal.SIGTERM)
+    await running.ended()
+    said = running.notified()
+    first = next(i for i, line in enumerate(said) if line.startswith("EXTEND_TIMEOUT_USEC="))
+    assert first == said.index("STOPPING=1") + 1
 
 
 async def test_a_second_signal_ends_at_once(
