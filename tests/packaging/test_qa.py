@@ -1,7 +1,7 @@
 """The package under Debian's own tools, piuparts and autopkgtest, and on hosts with several instances.
 
-The tests of one release's host run in the order of this file: it is upgraded, then the package is
-removed, then purged in every way from the state that the removal left.
+The tests of one release's host run in the order of this file: the package is upgraded, removed, installed
+again, and in the end purged in every way, each time from the state that a removal left.
 """
 
 import os
@@ -226,6 +226,15 @@ def test_remove_stops_all(office: Office) -> None:
     assert office.machine.sh("ps -eo user= | grep -c '^socks-tu' || true") == "0"
     known = office.machine.sh("systemctl list-units --no-legend 'socks-tunnel@*' sockstunnel.slice")
     assert known == ""
+
+
+def test_installing_again_starts_what_is_enabled(
+    office: Office, packages: Mapping[str, Path]
+) -> None:
+    office.machine.sh(
+        f"DEBIAN_FRONTEND=noninteractive dpkg --install /var/tmp/{packages[office.suite].name} 2>&1"
+    )
+    assert office.states() == ["active", "active", "inactive"]
 
 
 # --- purge ------------------------------------------------------------------------------------
