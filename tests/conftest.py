@@ -106,5 +106,7 @@ def packages(pytestconfig: pytest.Config) -> dict[str, Path]:
         pytest.skip(reason)
     if given := os.environ.get("SOCKS_TUNNEL_PACKAGES"):
         numbers = dict(zip(SUITES, ("12", "13"), strict=True))
-        return {s: next(Path(given).glob(f"*~deb{numbers[s]}u1_amd64.deb")) for s in SUITES}
+        return {
+            s: next(Path(given).absolute().glob(f"*~deb{numbers[s]}u1_amd64.deb")) for s in SUITES
+        }
     return pytestconfig.stash[_building].result()
