@@ -33,6 +33,13 @@ public_key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE="
 url = "http://10.77.0.2:8765/"
 """
 
+FACT_CACHE = """
+[defaults]
+fact_caching = jsonfile
+fact_caching_timeout = 0
+fact_caching_connection = {{CWD}}/facts
+"""
+
 # What apt says of a signature: gpgv's words on Debian 12, Sequoia's on Debian 13.
 UNKNOWN_KEY = {"bookworm": "NO_PUBKEY", "trixie": "Missing key"}
 
@@ -233,11 +240,21 @@ class Fleet:
         self.gateway.sh(f"echo {GATEWAY_ADDRESS} endpoint-1.example.com >>/etc/hosts")
         network.repository.run(shown_commands("cp -r packaging/ansible fleet"))
         self._playbook = network.repository.directory / "fleet" / "site.yml"
+        self._directory = directory
+        self._controller = self._make_controller("with-cache", FACT_CACHE)
+
+    def _make_controller(self, name: str, configuration: str) -> Controller:
+        directory = self._directory / name
+        directory.mkdir()
         inventory = {
             "endpoints": {"endpoint-1": self.endpoint},
             "gateways": {"laptop-17": self.gateway},
         }
-        self._controller = Controller(directory, inventory)
+        return Controller(directory, inventory, configuration)
+
+    def forget_facts(self) -> None:
+        """From here on have a controller that knows nothing but what hosts tell it in the same run."""
+        self._controller = self._make_controller("without-cache", "")
 
     @property
     def instances(self) -> tuple[tuple[Machine, str], ...]:
@@ -317,11 +334,14 @@ def test_a_host_that_fails_ends_the_move(fleet: Fleet) -> None:
     assert fleet.pids() == pids
 
 
-def test_a_gateway_whose_key_is_not_known_is_not_forgotten(
+def test_a_gateway_that_is_off_is_not_forgotten(
     fleet: Fleet, previous_packages: dict[str, Path]
 ) -> None:
+    version = upstream(previous_packages)
     files = fleet.files()
-    play = fleet.play(upstream(previous_packages), "--limit", "endpoints")
+    assert fleet.play(version, "--limit", "endpoints").changed == {"endpoint-1": 0}
+    fleet.forget_facts()
+    play = fleet.play(version, "--limit", "endpoints")
     assert play.status != 0
     assert "'socks_tunnel_public_key'" in play.output
     assert fleet.files() == files

@@ -33,16 +33,23 @@ class Play:
 
     @property
     def changed(self) -> dict[str, int]:
-        """How much was changed on each host; the run must have gone well."""
+        """How much was changed on each host; the run must have gone well, with nothing to warn of."""
         assert self.status == 0, self.output
+        assert "WARNING]" not in self.output, self.output
         return {host: counters["changed"] for host, counters in self.counters.items()}
 
 
 class Controller:
     """Runs playbooks; `groups` is the inventory: groups of hosts by their names."""
 
-    def __init__(self, directory: Path, groups: Mapping[str, Mapping[str, Machine]]) -> None:
-        self._home = directory / "home"
+    def __init__(
+        self,
+        directory: Path,
+        groups: Mapping[str, Mapping[str, Machine]],
+        configuration: str = "",
+    ) -> None:
+        """`configuration` is what ansible.cfg says, in place of one that the user may have."""
+        self._directory = directory
         self._ssh = directory / "ssh"
         cases = [
             f'{name}) exec {shlex.join(machine.enter())} sh -c "${{@: -1}}" ;;'
@@ -51,8 +58,8 @@ class Controller:
         ]
         self._ssh.write_text(_SSH.format(cases="\n".join(cases)))
         self._ssh.chmod(0o755)
-        self._configuration = directory / "ansible.cfg"  # instead of one of the user's
-        self._configuration.touch()
+        self._configuration = directory / "ansible.cfg"
+        self._configuration.write_text(configuration)
         self._inventory = directory / "inventory.json"
         inventory = {name: {"hosts": dict.fromkeys(members)} for name, members in groups.items()}
         self._inventory.write_text(json.dumps(inventory))
@@ -67,10 +74,11 @@ class Controller:
         ]
         done = subprocess.run(
             command,
+            cwd=self._directory,
             env={name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
             | {
                 "ANSIBLE_CONFIG": str(self._configuration),
-                "ANSIBLE_HOME": str(self._home),
+                "ANSIBLE_HOME": str(self._directory / "home"),
                 "ANSIBLE_LOCALHOST_WARNING": "false",
                 "ANSIBLE_NOCOLOR": "true",
                 "ANSIBLE_PIPELINING": "true",
