@@ -81,7 +81,11 @@ class Repository:
             stdout=self._log,
             stderr=self._log,
         )
-        wait_until(lambda: host.call(_answers), "the web server")
+        try:
+            wait_until(lambda: host.call(_answers), "the web server")
+        except BaseException:
+            self.close()
+            raise
 
     def run(self, script: str) -> None:
         """Run a shell script in :attr:`directory`, as the page's commands are meant to be."""
