@@ -1,5 +1,6 @@
 """Fixtures of the packaging tests: further packages, and booted hosts that have them installed."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ import pytest
 
 from support.installed import Scene, build_packages
 
-PREVIOUS = "0.0.9-1"
+PREVIOUS = "0.0.9"
 """A version before any that this checkout builds."""
 
 
@@ -34,14 +35,16 @@ def previous_packages(
 
 
 def repack(package: Path, folder: Path) -> Path:
-    """A copy of a package with the version number :data:`PREVIOUS`."""
+    """A copy of a package with the version :data:`PREVIOUS`, which the program in it says too."""
     run("dpkg-deb", "--raw-extract", package, folder)
     control = folder / "DEBIAN" / "control"
-    lines = [
-        f"Version: {PREVIOUS}" if line.startswith("Version: ") else line
-        for line in control.read_text().splitlines()
-    ]
-    control.write_text("\n".join(lines) + "\n")
+    text, count = re.subn(r"(?m)^(Version: )[^-]+", rf"\g<1>{PREVIOUS}", control.read_text())
+    assert count == 1
+    control.write_text(text)
+    (module,) = folder.glob("usr/lib/socks-tunnel/lib/*/site-packages/socks_tunnel/__init__.py")
+    text, count = re.subn(r'(?m)^(__version__ = )".*"', rf'\g<1>"{PREVIOUS}"', module.read_text())
+    assert count == 1
+    module.write_text(text)
     result = folder.parent / f"previous-{folder.name}.deb"
     run("dpkg-deb", "--root-owner-group", "-Znone", "--build", folder, result)
     shutil.rmtree(folder)

@@ -1,123 +1,173 @@
-"""The Ansible role against a booted host."""
+"""The Ansible role, with a package file, against hosts of both releases in one run.
+
+The tests run in the order of this file. How the role works with a repository: test_fleet.py.
+"""
 
 import base64
 import json
-import os
 import re
-import shutil
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from support.installed import limits_drop_in
-from support.machines import TOOLS, Machine, why_no_boot
+from support.ansible import Controller, Play
+from support.installed import SUITES, limits_drop_in
+from support.machines import Machine, why_no_boot
+from support.tunnels import write_key
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(1500)]
 
-ROLES = TOOLS.parent / "ansible" / "roles"
 UNIT = "socks-tunnel@gateway.service"
-
-# What ssh does for Ansible, done by entering the container: options, host name, one shell command.
-SSH = """#!/bin/bash
-exec {enter} sh -c "${{@: -1}}"
-"""
+CONFIGURATION = "/etc/socks-tunnel/gateway.toml"
 
 PLAYBOOK = """
 - hosts: all
   gather_facts: false
   roles: [socks_tunnel]
+  post_tasks:
+    - debug:
+        msg: "public key: {{ socks_tunnel_public_key }}"
 """
+
+PEERS = [
+    {
+        "name": "office",
+        "public_key": base64.b64encode(bytes(31) + b"\1").decode(),
+        "url": "http://10.77.0.2:8765/",
+    }
+]
+
+
+class Fleet:
+    """Two hosts without the package, and their controller; a host's name is that of its release."""
+
+    def __init__(self, directory: Path, packages: Mapping[str, Path]) -> None:
+        self.machines: dict[str, Machine] = {}
+        self._packages = {suite: str(package.absolute()) for suite, package in packages.items()}
+        self._playbook = directory / "play.yml"
+        self._playbook.write_text(PLAYBOOK)
+        try:
+            for suite in SUITES:
+                machine = self.machines[suite] = Machine("an", suite)
+                machine.write(
+                    "/etc/systemd/system/socks-tunnel@.service.d/test.conf", limits_drop_in()
+                )
+            self._controller = Controller(directory, {"hosts": self.machines})
+        except BaseException:
+            self.close()
+            raise
+
+    def play(self, *options: str, settings: str = "", **variables: object) -> Play:
+        """Run the role, with a gateway's configuration that `settings` adds to."""
+        return self._controller.play(
+            self._playbook,
+            *options,
+            packages=self._packages,
+            socks_tunnel_deb="{{ packages[inventory_hostname] }}",
+            socks_tunnel_instance="gateway",
+            socks_tunnel_settings=f'role = "gateway"\nworkers = {{ count = 1 }}\n{settings}',
+            socks_tunnel_peers=PEERS,
+            **variables,
+        )
+
+    def everywhere(self, script: str) -> set[str]:
+        """What a shell script prints; one element if it is the same on all hosts."""
+        return {machine.sh(script) for machine in self.machines.values()}
+
+    def pids(self) -> list[int]:
+        """The supervisors."""
+        return [machine.main_pid(UNIT) for machine in self.machines.values()]
+
+    def close(self) -> None:
+        """Power the hosts off."""
+        for machine in self.machines.values():
+            machine.delete()
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    """A host without the package. Debian 12: the controller's Ansible is as old."""
+def fleet(packages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     if reason := why_no_boot():
         pytest.skip(reason)
-    if shutil.which("ansible-playbook") is None:
-        pytest.skip("the command ansible-playbook (Debian package ansible-core) is missing")
-    machine = Machine("an", "bookworm")
-    machine.write("/etc/systemd/system/socks-tunnel@.service.d/test.conf", limits_drop_in())
-    yield machine
-    machine.delete()
+    fleet = Fleet(tmp_path_factory.mktemp("controller"), packages)
+    yield fleet
+    fleet.close()
 
 
-def play(machine: Machine, directory: Path, **variables: object) -> tuple[int, dict[str, int], str]:
-    """Run the role; the exit status, Ansible's counters, and what it printed."""
-    ssh = directory / "ssh"
-    ssh.write_text(SSH.format(enter=" ".join(machine.enter())))
-    ssh.chmod(0o755)
-    (directory / "play.yml").write_text(PLAYBOOK)
-    done = subprocess.run(
-        [
-            *("ansible-playbook", "--inventory", "host,", "--extra-vars", json.dumps(variables)),
-            str(directory / "play.yml"),
-        ],
-        env=os.environ
-        | {
-            "ANSIBLE_SSH_EXECUTABLE": str(ssh),
-            "ANSIBLE_SSH_TRANSFER_METHOD": "piped",
-            "ANSIBLE_SSH_ARGS": "",
-            "ANSIBLE_PIPELINING": "true",
-            "ANSIBLE_ROLES_PATH": str(ROLES),
-            "ANSIBLE_PYTHON_INTERPRETER": "/usr/bin/python3",
-            "ANSIBLE_LOCAL_TEMP": str(directory / "local"),
-            "ANSIBLE_NOCOLOR": "true",
-            "ANSIBLE_LOCALHOST_WARNING": "false",
-            "LC_ALL": "C.UTF-8",
-        },
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    recap = re.search(r"^host +: (.*)$", done.stdout, re.MULTILINE)
-    assert recap, done.stdout + done.stderr
-    counters = {k: int(v) for k, v in (pair.split("=") for pair in recap[1].split())}
-    return done.returncode, counters, done.stdout + done.stderr
+def same(number: int) -> dict[str, int]:
+    """A number of changes on each host."""
+    return dict.fromkeys(SUITES, number)
 
 
-def test_the_role_is_idempotent_and_reloads(
-    machine: Machine, packages: dict[str, Path], tmp_path: Path
-) -> None:
-    variables = {
-        "socks_tunnel_deb": str(packages["bookworm"]),
-        "socks_tunnel_instance": "gateway",
-        "socks_tunnel_settings": 'role = "gateway"\nworkers = { count = 1 }\n',
-        "socks_tunnel_peers": [
-            {
-                "name": "office",
-                "public_key": base64.b64encode(bytes(31) + b"\1").decode(),
-                "url": "http://10.77.0.2:8765/",
-            }
-        ],
+def test_check_mode_on_a_host_without_the_package(fleet: Fleet) -> None:
+    assert fleet.play("--check", "--diff").status == 0
+    assert fleet.everywhere(
+        "ls -d /etc/socks-tunnel /usr/lib/socks-tunnel 2>/dev/null || true"
+    ) == {""}
+
+
+def test_the_role_installs_and_runs(fleet: Fleet) -> None:
+    play = fleet.play()
+    assert min(play.changed.values()) > 3
+    assert fleet.everywhere(f"systemctl is-active {UNIT}; systemctl is-enabled {UNIT}") == {
+        "active\nenabled"
     }
-    status, counters, printed = play(machine, tmp_path, **variables)
-    assert status == 0, printed
-    assert counters["changed"] > 3
-    assert machine.property(UNIT, "ActiveState") == "active"
-    assert (
-        machine.sh("stat -c '%U:%G %a' /etc/socks-tunnel/gateway.toml") == "root:socks-tunnel 640"
-    )
-    pid = machine.main_pid(UNIT)
-
-    status, counters, printed = play(machine, tmp_path, **variables)
-    assert (status, counters["changed"]) == (0, 0), printed
-
-    changed = variables | {
-        "socks_tunnel_settings": 'role = "gateway"\ndrain_timeout = 5\nworkers = { count = 1 }\n'
+    assert fleet.everywhere("cd /etc/socks-tunnel && stat -c '%U:%G %a %n' *") == {
+        "root:root 600 gateway.key\nroot:socks-tunnel 640 gateway.toml"
     }
-    status, counters, printed = play(machine, tmp_path, **changed)
-    assert status == 0, printed
-    assert counters["changed"] == 2, "the file and the reload"
-    assert "reloaded /etc/socks-tunnel/gateway.toml" in machine.journal(UNIT)
+    keys = set(re.findall(r"public key: ([\w+/]{43}=)", play.output))
+    assert len(keys) == 2, "each host has its own"
+    # Nothing changes in a second run.
+    assert fleet.play().changed == same(0)
 
-    wrong = variables | {"socks_tunnel_settings": 'role = "gateway"\ndrain_timout = 5\n'}
-    status, counters, printed = play(machine, tmp_path, **wrong)
-    assert status != 0
-    assert counters["failed"] == 1
-    assert machine.property(UNIT, "ActiveState") == "active"
-    assert machine.main_pid(UNIT) == pid, "nothing was restarted"
+
+def test_a_change_is_reloaded(fleet: Fleet) -> None:
+    pids = fleet.pids()
+    settings = "drain_timeout = 5\n"
+    assert fleet.play("--check", settings=settings).changed == same(1)
+    assert fleet.everywhere(f"grep -c drain_timeout {CONFIGURATION} || true") == {"0"}
+    assert fleet.play(settings=settings).changed == same(2), "the file and the reload"
+    for machine in fleet.machines.values():
+        assert f"reloaded {CONFIGURATION}" in machine.journal(UNIT)
+    assert fleet.pids() == pids
+
+
+def test_a_change_that_is_refused_is_taken_back(fleet: Fleet) -> None:
+    pids = fleet.pids()
+    before = [machine.sh("sha256sum /etc/socks-tunnel/*") for machine in fleet.machines.values()]
+    play = fleet.play(settings="drain_timout = 5\n", socks_tunnel_restart=True)
+    assert play.status != 0
+    assert [counters["failed"] for counters in play.counters.values()] == [1, 1]
+    assert "The new configuration was refused" in play.output
+    after = [machine.sh("sha256sum /etc/socks-tunnel/*") for machine in fleet.machines.values()]
+    assert after == before
+    assert fleet.pids() == pids, "nothing was restarted"
+
+
+def test_a_given_key_and_held_listeners(fleet: Fleet, tmp_path: Path) -> None:
+    pids = fleet.pids()
+    public_key = write_key(tmp_path / "key")
+    secret = (tmp_path / "key").read_text()
+    play = fleet.play("--diff", socks_tunnel_private_key=secret, socks_tunnel_socket=True)
+    assert play.status == 0, play.output
+    assert "drain_timeout" in play.output, "the difference of the configuration is shown"
+    assert secret.splitlines()[1] not in play.output
+    assert play.output.count(f"public key: {public_key}") == 2
+    assert not set(fleet.pids()) & set(pids)
+    assert fleet.everywhere("systemctl is-active socks-tunnel@gateway.socket") == {"active"}
+
+
+def test_a_restart_and_listeners_of_its_own(fleet: Fleet) -> None:
+    pids = fleet.pids()
+    play = fleet.play(
+        settings="metrics = { listen = '127.0.0.1:9999' }\n", socks_tunnel_restart=True
+    )
+    # The file, the reload that checks it, the restart, the socket unit that is not wanted any more.
+    assert play.changed == same(4)
+    assert not set(fleet.pids()) & set(pids)
+    for machine in fleet.machines.values():
+        status = json.loads(machine.sh("socks-tunnel status --json --instance gateway"))
+        assert status["metrics"] == "127.0.0.1:9999"
+    assert fleet.everywhere("systemctl is-active socks-tunnel@gateway.socket || true") == {
+        "inactive"
+    }
