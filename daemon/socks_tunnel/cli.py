@@ -147,6 +147,21 @@ def keygen(key_file: Path) -> None:
 
 
 @cli.command()
+@click.argument("key_file", type=_path, metavar="FILE")
+def pubkey(key_file: Path) -> None:
+    """Print the public key of the private key in FILE."""
+    from socks_tunnel.signaling.identity import PrivateIdentity
+
+    try:
+        identity = PrivateIdentity.load(key_file)
+    except OSError as error:
+        raise _Misconfigured(f"{key_file} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise _Misconfigured(f"{key_file}: {error}") from None
+    click.echo(identity.public_text)
+
+
+@cli.command()
 @click.argument("name")
 @click.password_option(help="Asked for if it is not given.")
 def passwd(name: str, password: str) -> None:

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from support.hosts import TARGET_ADDRESS
+from support.hosts import ENDPOINT_ADDRESS, TARGET_ADDRESS
 from support.processes import SOCKS_TUNNEL, Daemon, wait_until
 from support.rawsocks import Association, request
 from support.tunnels import MakeTunnel, Site, Tunnel
@@ -37,7 +37,10 @@ def test_status(tunnel: Tunnel) -> None:
     assert status["role"] == "gateway"
     assert [link["state"] for link in status["links"]] == ["up"]
     assert len(status["workers"]) == 2
+    assert status["listen"] == [f"{host}:{tunnel.socks_port}" for host in ("127.0.0.1", "[::1]")]
     assert "office" in command(tunnel, "status").stdout
+    endpoint = tunnel.endpoint.control("status")
+    assert endpoint["listen"] == [f"{ENDPOINT_ADDRESS}:{tunnel.signaling_port}"]
 
 
 def test_connections(tunnel: Tunnel) -> None:

@@ -388,9 +388,16 @@ class _Loader:
         if is_credential:
             path = credential
         if path is None:
-            if not self._is_broken("identity", "private_key_file"):
-                self._add(at, f"is missing, and there is no systemd credential {CREDENTIAL!r}")
-            return file.identity
+            if self._is_broken("identity", "private_key_file"):
+                return file.identity
+            path = self._path.with_suffix(".key")
+            if not path.exists():
+                self._add(
+                    at,
+                    f"is missing, and there is neither a file {path.name} nor a systemd credential "
+                    f"{CREDENTIAL!r} in its place",
+                )
+                return file.identity
         try:
             with path.open("rb") as key_file:
                 mode = os.fstat(key_file.fileno()).st_mode

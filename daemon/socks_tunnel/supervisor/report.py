@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import socks_tunnel
@@ -49,7 +50,7 @@ async def status(instance: "Instance") -> dict[str, Any]:
         "pid": os.getpid(),
         "uptime": round(time.monotonic() - instance.started_at, 1),
         "state": instance.state,
-        "listen": [str(address) for address in instance.addresses],
+        "listen": _listening(instance),
         "metrics": None if instance.metrics_address is None else str(instance.metrics_address),
         "links": instance.links.status(),
         "workers": workers,
@@ -58,6 +59,15 @@ async def status(instance: "Instance") -> dict[str, Any]:
             "restarts": sum(worker["restarts"] for worker in workers),
         },
     }
+
+
+def _listening(instance: "Instance") -> list[str]:
+    """Give where SOCKS5 clients are served, or where an endpoint takes offers."""
+    signaling = instance.config.signaling
+    if signaling is None or signaling.listen is None:
+        return [str(address) for address in instance.addresses]
+    where = signaling.listen
+    return [f"unix:{where}" if isinstance(where, Path) else str(where)]
 
 
 async def connections(instance: "Instance") -> list[dict[str, Any]]:

@@ -96,7 +96,7 @@ def mode(path: Path) -> int:
 
 def test_the_commands_are_these() -> None:
     running = {"run", "demo", "status", "connections", "reload", "drain"}
-    preparing = {"check-config", "keygen", "passwd", "pair", "policy", "version"}
+    preparing = {"check-config", "keygen", "pubkey", "passwd", "pair", "policy", "version"}
     assert set(cli.cli.commands) == running | preparing
 
 
@@ -232,6 +232,22 @@ def test_keygen(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert mode(file) == 0o600
     assert PrivateIdentity.load(file).public == parse_public_key(result.stdout)
+
+
+def test_pubkey(tmp_path: Path) -> None:
+    printed = call("keygen", tmp_path / "host.key").stdout
+    result = call("pubkey", tmp_path / "host.key")
+    assert (result.exit_code, result.stdout) == (0, printed)
+
+
+def test_pubkey_of_what_is_no_key(tmp_path: Path) -> None:
+    file = tmp_path / "host.key"
+    assert (
+        refusal(call("pubkey", file), 78) == f"{file} cannot be read: No such file or directory\n"
+    )
+    file.write_text("precious")
+    said = refusal(call("pubkey", file), 78)
+    assert said == f"{file}: this is no private key in PEM form (PKCS #8)\n"
 
 
 def test_keygen_never_overwrites(tmp_path: Path) -> None:

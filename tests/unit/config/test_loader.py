@@ -301,9 +301,12 @@ def test_the_systemd_credential_stands_in_for_the_key(
 
     (credentials / "identity").write_bytes(NO_CREDENTIAL)
     (directory / "office.toml").write_text(text)
-    assert "there is no systemd credential" in mistakes(directory, directory / "office.toml")
+    assert "nor a systemd credential" in mistakes(directory, directory / "office.toml")
     (directory / "office.key").write_text("key")
+    (directory / "office.key").chmod(0o644)
+    assert "office.key has mode 0644" in mistakes(directory, directory / "office.toml")
     (directory / "office.key").chmod(0o600)
+    assert load_text(directory, text).identity.private_key_file == directory / "office.key"
     assert load_text(directory, named_alike).identity.private_key_file == directory / "office.key"
 
 
