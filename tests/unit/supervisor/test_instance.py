@@ -191,7 +191,7 @@ async def test_an_endpoint_without_an_exporter_listens_for_offers(running: Runni
     await running.ready()
     assert (running.directory / "offers.sock").is_socket()
     status = (await running.ask("status"))["result"]
-    assert status["listen"] == []
+    assert status["listen"] == [f"unix:{running.directory / 'offers.sock'}"]
     assert status["metrics"] is None
     assert status["links"][0]["state"] == "down"
 
