@@ -167,7 +167,7 @@ class Scene:
         ports = self.site.ports
         self.gateway.settings = {
             "role": "gateway",
-            "drain_timeout": 8,
+            "drain_timeout": 30,
             "peers": [
                 {
                     "name": "office",
@@ -179,7 +179,7 @@ class Scene:
         }
         self.endpoint.settings = {
             "role": "endpoint",
-            "drain_timeout": 8,
+            "drain_timeout": 30,
             "signaling": {"listen": f"{ENDPOINT_ADDRESS}:8765"},
             "peers": [{"name": "laptop", "public_key": self.gateway.public_key}],
             "workers": {"count": 2},
