@@ -285,6 +285,30 @@ async def test_reset_is_carried_as_reset(pair: Pair) -> None:
     await until(lambda: not list(pair.endpoint_worker.flows()))
 
 
+@pytest.mark.parametrize("half_closed", [False, True], ids=["no window", "after its EOF"])
+async def test_reset_of_a_client_that_is_not_read(pair: Pair, *, half_closed: bool) -> None:
+    async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()  # and read nothing
+
+    async with target(wait) as port:
+        _, writer = await connect(pair, "127.0.0.1", port)
+        (flow,) = pair.gateway_worker.flows()
+        assert isinstance(flow, TcpRelay)
+        if half_closed:
+            writer.write_eof()
+            await until(lambda: flow.flow.sent_eof)
+        else:
+            writer.write(bytes(32 << 20))  # more than all kernels on the way take
+            await until(lambda: flow.flow.send.sent == flow.flow.send.limit)
+        assert not flow.reading
+        writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
+        writer.transport.abort()
+        await until(lambda: not list(pair.gateway_worker.flows()))
+        await until(lambda: not list(pair.endpoint_worker.flows()))
+
+
 async def test_slow_reader_holds_its_window_and_nobody_else(pair: Pair) -> None:
     async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):

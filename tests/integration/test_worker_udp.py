@@ -14,7 +14,8 @@ import pytest
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.messages import UdpAssociateClosed, UdpPacket
 from socks_tunnel.protocol.socks5 import parse_udp_packet, udp_header
-from support.worker_pair import LINK, Pair, counted, worker_pair
+from socks_tunnel_workers import udp_relay
+from support.worker_pair import LINK, Pair, Side, counted, worker_pair
 
 
 @pytest.fixture
@@ -252,6 +253,32 @@ async def test_idle_associations_end(tmp_path: Path) -> None:
             async with asyncio.timeout(10):
                 assert await client.reader.read() == b""
             assert (await pair.gateway.message(UdpAssociateClosed)).reason == 0x11
+
+
+@pytest.mark.parametrize("side", ["gateway", "endpoint"])
+async def test_a_drain_waits_for_datagrams_and_not_for_silence(
+    pair: Pair, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(udp_relay, "DRAIN_IDLE_MAX", 1.0)
+    drained: Side = getattr(pair, side)
+    worker = getattr(pair, f"{side}_worker")
+    async with target() as (_, port), associated(pair) as talking, associated(pair) as silent:
+
+        async def echo(client: Client) -> None:
+            client.send("127.0.0.1", port, b"x")
+            assert (await client.receive())[1] == b"x"
+
+        await echo(silent)
+        await echo(talking)
+        drained.send_control(0, {"op": "drain"})
+        async with asyncio.timeout(10):
+            while len(list(worker.flows())) == 2:
+                await echo(talking)
+                await asyncio.sleep(0.1)
+            assert await silent.reader.read() == b""
+        await echo(talking)
+        await drained.control("drained")
+        assert not list(worker.flows())
 
 
 async def test_associations_per_client_are_limited(tmp_path: Path) -> None:

@@ -271,10 +271,7 @@ class ForwardAssociation(Association):
     def sweep(self, now: float) -> None:
         """End an association that was silent for idle_udp seconds, or never answered."""
         socks = self.link.worker.config.socks
-        if self.ended:
-            return
-        if now - self.active > (socks.idle_udp if self.opened else socks.connect_timeout):
-            self.abort(CloseReason.IDLE_TIMEOUT)
+        self._end_if_idle(now, socks.idle_udp if self.opened else socks.connect_timeout)
 
     def _close(self, reason: int) -> None:
         if not self.end(reason):

@@ -9,6 +9,7 @@ again when the socket took it, not when it arrived.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -438,7 +439,7 @@ class TcpRelay(Flow):
         self.link.worker.lingering.discard(self)
 
     def sweep(self, now: float) -> None:
-        """Close a flow that has been silent for too long."""
+        """Close a flow that has been silent for too long, or whose socket is dead."""
         if self.ended and not self.closing:
             return  # it ended since the sweep began
         idle = now - self.active
@@ -448,6 +449,12 @@ class TcpRelay(Flow):
             return
         if not self.flow.opened:
             return  # the connect timeout watches it
+        if self.sock is not None and not self.reading:
+            # Without window, or after the EOF, nothing watches the socket: a reset is found here.
+            failure = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if failure:
+                self._local_error(OSError(failure, os.strerror(failure)))
+                return
         if self.sock is None:
             if idle > FINISHED_IDLE_MAX:
                 self._send_orderly_close()

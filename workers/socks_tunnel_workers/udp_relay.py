@@ -54,6 +54,10 @@ RESOLVE_SECONDS = 5.0
 IDLE_GRACE = 30.0
 """Seconds that the endpoint waits beyond the gateway's idle time: the gateway ends it first."""
 
+DRAIN_IDLE_MAX = 3.0
+"""Seconds of silence after which an association ends while its worker drains: datagrams have no end
+of their own, and the answer of a name server would hold up every drain for its whole length."""
+
 SOCKET_BUFFER = 1 << 20
 """Asked for as SO_RCVBUF and SO_SNDBUF in bytes, so that a burst is not lost to a busy loop."""
 
@@ -122,6 +126,14 @@ class Association(Flow):
         if tell_peer and not self.ended:
             self.link.close_flow(self.conn_id, reason, udp=True)
         self._close(reason)
+
+    def _end_if_idle(self, now: float, limit: float) -> None:
+        """End it after so many seconds without a datagram; sooner while the worker drains."""
+        if self.ended:
+            return
+        draining = self.link.worker.draining
+        if now - self.active > (min(limit, DRAIN_IDLE_MAX) if draining else limit):
+            self.abort(CloseReason.SHUTTING_DOWN if draining else CloseReason.IDLE_TIMEOUT)
 
     def _close(self, reason: int) -> None:
         """Leave the table and close what is ours; harmless if that was done before."""
@@ -250,12 +262,8 @@ class GatewayAssociation(Association):
 
     def sweep(self, now: float) -> None:
         """End an association that was silent for idle_udp seconds."""
-        if (
-            self.opened
-            and not self.ended
-            and now - self.active > self.link.worker.config.socks.idle_udp
-        ):
-            self.abort(CloseReason.IDLE_TIMEOUT)
+        if self.opened:
+            self._end_if_idle(now, self.link.worker.config.socks.idle_udp)
 
     def _close(self, reason: int) -> None:
         if not self.end(reason):
@@ -438,8 +446,7 @@ class EndpointAssociation(Association):
 
     def sweep(self, now: float) -> None:
         """End an association that the gateway seems to have forgotten."""
-        if not self.ended and now - self.active > self.link.idle_udp + IDLE_GRACE:
-            self.abort(CloseReason.IDLE_TIMEOUT)
+        self._end_if_idle(now, self.link.idle_udp + IDLE_GRACE)
 
     def _close(self, reason: int) -> None:
         if not self.end(reason):
