@@ -7,7 +7,7 @@
 
 What is refused gets 403 and nothing else, so that a stranger learns nothing. HTTP is only the
 carrier: what counts is the signature on each envelope, so plain HTTP is fine where confidentiality
-of the addresses in the SDP does not matter.
+of the addresses in the SDP does not matter. HTTPS hides them, and passes where plain HTTP may not.
 """
 
 import asyncio
@@ -29,6 +29,8 @@ from aiohttp import web
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
+from socks_tunnel.config.tls import client_context
+from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.signaling.envelope import ENVELOPE_MAX
 
@@ -49,10 +51,17 @@ REQUESTS_MAX: Final = 32
 """Envelopes that are worked on at the same time; further ones get 503."""
 
 READ_TIMEOUT: Final = 10.0
-"""Seconds in which a whole request must have come, counted from the connection's start."""
+"""Seconds in which a whole request must have come, counted from the connection's start. With TLS
+the handshake is part of that; and so long the client may take to end the session in order."""
 
 HANDLE_TIMEOUT: Final = 30.0
 """Seconds that the work on one envelope may take."""
+
+BACKLOG: Final = 100
+"""Connections that may wait to be accepted."""
+
+ACCEPT_PAUSE: Final = 1.0
+"""Seconds until the next attempt when a connection cannot be accepted: descriptors ran out."""
 
 CONTENT_TYPE: Final = "application/vnd.msgpack"
 
@@ -100,75 +109,118 @@ class DirectServer:
         read_timeout: float = READ_TIMEOUT,
         handle_timeout: float = HANDLE_TIMEOUT,
     ) -> None:
+        self.tls = tls
+        """What new connections are encrypted with; may be replaced while it listens."""
+        self.read_timeout = read_timeout
+        self.handle_timeout = handle_timeout
         self._listen = listen
         self._handler = handler
         self._bye = bye
-        self._tls = tls
-        self.read_timeout = read_timeout
-        self.handle_timeout = handle_timeout
-        self._server: asyncio.Server | None = None
+        self._socket: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self._http: web.Server | None = None
-        self._guards: dict[asyncio.Transport, _Guard] = {}
+        self._guards: dict[asyncio.BaseProtocol, _Guard] = {}  # by aiohttp's protocol behind each
         self._per_address: Counter[str] = Counter()
+        self._opening: dict[asyncio.Task[None], socket.socket] = {}
         self._active = 0
         self._inode: int | None = None
 
     @property
     def address(self) -> HostPort | Path:
         """Where it listens; with the port that the system chose if 0 was asked for."""
-        if isinstance(self._listen, Path) or self._server is None:
+        if isinstance(self._listen, Path) or self._socket is None:
             return self._listen
-        host, port = self._server.sockets[0].getsockname()[:2]
+        host, port = self._socket.getsockname()[:2]
         return HostPort(host, port)
 
     async def start(self) -> None:
         """Bind and listen. Raises :class:`OSError`."""
-        loop = asyncio.get_running_loop()
         self._http = web.Server(self._handle, access_log=None, logger=_http_log)
         if isinstance(self._listen, Path):
-            sock = _bind_unix(self._listen)
+            self._socket = _bind_unix(self._listen)
             self._inode = _inode(self._listen)
-            self._server = await loop.create_unix_server(self._protocol, sock=sock)
         else:
-            self._server = await loop.create_server(
-                self._protocol,
-                self._listen.host,
-                self._listen.port,
-                ssl=self._tls,
-                ssl_handshake_timeout=self.read_timeout if self._tls else None,
-            )
+            self._socket = _bind_tcp(self._listen)
+        self._socket.listen(BACKLOG)
+        self._accepting = spawn("accept signalling", self._accept(self._socket))
 
     async def stop(self) -> None:
         """Stop listening, end all connections, and remove the Unix socket."""
-        if self._server is None or self._http is None:
+        if self._socket is None or self._http is None or self._accepting is None:
             return
-        self._server.close()
+        self._accepting.cancel()
+        await asyncio.wait([self._accepting])
+        self._socket.close()
+        opening = dict(self._opening)
+        for task in opening:
+            task.cancel()
+        if opening:
+            await asyncio.wait(opening)
+        for sock in opening.values():  # of a task that had not begun
+            sock.close()
         await self._http.shutdown(timeout=1.0)
-        for transport in list(self._guards):
-            transport.abort()
+        for guard in list(self._guards.values()):
+            guard.abort()
         if isinstance(self._listen, Path) and _inode(self._listen) == self._inode:
             self._listen.unlink(missing_ok=True)
-        self._server = None
+        self._socket = None
 
     # --- connections --------------------------------------------------------------------------
 
-    def _protocol(self) -> asyncio.BaseProtocol:
-        assert self._http is not None  # start() made it before it listened
-        return _Guard(self, self._http())
+    # The event loop's own servers tell of a TLS connection only once its handshake is done. Until
+    # then nobody could count it, and anybody could have as many as there are descriptors.
 
-    def admit(self, guard: "_Guard", transport: asyncio.Transport) -> bool:
-        """Take a new connection into account; False if there are too many."""
-        if len(self._guards) >= CONNECTIONS_MAX:
-            return False
-        if guard.address and self._per_address[guard.address] >= CONNECTIONS_PER_ADDRESS_MAX:
-            return False
-        self._guards[transport] = guard
-        self._per_address[guard.address] += 1
-        return True
+    async def _accept(self, listening: socket.socket) -> None:
+        """Accept for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, peer = await loop.sock_accept(listening)
+            except OSError as error:
+                _log.warning("cannot accept a signalling connection: %s", error)
+                await asyncio.sleep(ACCEPT_PAUSE)
+                continue
+            guard = self._admit(peer[0] if isinstance(peer, tuple) else "")
+            if guard is None:
+                sock.close()
+                continue
+            task = spawn("signalling connection", self._open(guard, sock))
+            self._opening[task] = sock
+            task.add_done_callback(self._opening.pop)
 
-    def release(self, guard: "_Guard", transport: asyncio.Transport) -> None:
-        """Forget a connection that :meth:`admit` took."""
-        if self._guards.pop(transport, None) is not None:
+    def _admit(self, address: str) -> "_Guard | None":
+        """Take a new connection into account; None if there are too many."""
+        if len(self._guards) >= CONNECTIONS_MAX or (
+            address and self._per_address[address] >= CONNECTIONS_PER_ADDRESS_MAX
+        ):
+            _log.debug("a signalling connection from %s is one too many", address or "local")
+            return None
+        assert self._http is not None, "start() made it before it listened"
+        inner = self._http()
+        guard = _Guard(self, inner, address)
+        self._guards[inner] = guard
+        self._per_address[address] += 1
+        return guard
+
+    async def _open(self, guard: "_Guard", sock: socket.socket) -> None:
+        """Bring a connection to where requests can come, by a TLS handshake if there is one."""
+        timeouts: dict[str, Any] = {}
+        if self.tls is not None:
+            timeouts["ssl_handshake_timeout"] = timeouts["ssl_shutdown_timeout"] = self.read_timeout
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: guard, sock, ssl=self.tls, **timeouts
+            )
+        except OSError as error:  # ssl.SSLError is one, and so is a timeout
+            # Anybody can cause this, with anything that is no handshake.
+            _log.debug("no TLS with %s: %s", guard.address or "local", _short(error))
+        finally:
+            if not guard.opened:
+                self.release(guard)
+
+    def release(self, guard: "_Guard") -> None:
+        """Forget a connection that was taken into account."""
+        if self._guards.pop(guard.inner, None) is not None:
             self._per_address[guard.address] -= 1
             if not self._per_address[guard.address]:
                 del self._per_address[guard.address]
@@ -176,7 +228,7 @@ class DirectServer:
     # --- requests -----------------------------------------------------------------------------
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        guard = self._guards.get(cast("asyncio.Transport", request.transport))
+        guard = self._guards.get(request.protocol)
         if guard is None:  # it was dropped meanwhile
             return _response(503)
         if request.method not in {"POST", "DELETE"}:
@@ -217,69 +269,72 @@ class DirectServer:
 
 
 class _Guard(asyncio.Protocol):
-    """Stands before aiohttp's protocol, which has no deadline for a request that never comes."""
+    """Stands before aiohttp's protocol, which has no deadline for a request that never comes.
 
-    def __init__(self, server: DirectServer, inner: asyncio.Protocol) -> None:
+    `opened`: the connection was made, and with TLS the handshake is done.
+    """
+
+    def __init__(self, server: DirectServer, inner: asyncio.Protocol, address: str) -> None:
+        self.inner = inner
+        self.address = address
+        self.opened = False
         self._server = server
-        self._inner = inner
+        self._began = asyncio.get_running_loop().time()
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        self.address = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast("asyncio.Transport", transport)  # uvloop's are no instances of it
-        peer = transport.get_extra_info("peername")
-        self.address = peer[0] if isinstance(peer, tuple) else ""
-        if not self._server.admit(self, transport):
-            _log.debug("a signalling connection from %s is one too many", self.address)
-            transport.abort()
-            return
-        self._transport = transport
-        self.allow(self._server.read_timeout)
-        self._inner.connection_made(transport)
+        self.opened = True
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no instances of it
+        elapsed = asyncio.get_running_loop().time() - self._began
+        self.allow(self._server.read_timeout - elapsed)
+        self.inner.connection_made(transport)
 
     def allow(self, seconds: float) -> None:
         """Let the connection live for so long from now."""
         if self._deadline is not None:
             self._deadline.cancel()
+        self._deadline = asyncio.get_running_loop().call_later(seconds, self.abort)
+
+    def abort(self) -> None:
+        """End the connection at once."""
         if self._transport is not None:
-            loop = asyncio.get_running_loop()
-            self._deadline = loop.call_later(seconds, self._transport.abort)
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._transport is None:
-            return
         if self._deadline is not None:
             self._deadline.cancel()
-        self._server.release(self, self._transport)
+            self._deadline = None
+        self._server.release(self)
         self._transport = None
-        self._inner.connection_lost(exc)
+        self.inner.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._inner.data_received(data)
+        self.inner.data_received(data)
 
     def eof_received(self) -> bool | None:
-        return self._inner.eof_received() if self._transport is not None else None
+        return self.inner.eof_received()
 
     def pause_writing(self) -> None:
-        self._inner.pause_writing()
+        self.inner.pause_writing()
 
     def resume_writing(self) -> None:
-        self._inner.resume_writing()
+        self.inner.resume_writing()
 
 
 class DirectClient:
     """Brings envelopes to one endpoint.
 
     `url` is `http://host:port/`, `https://…`, or for a Unix socket `unix:/path` or
-    `http+unix:///path`. Raises :class:`ValueError` for anything else.
+    `http+unix:///path`. Raises :class:`ValueError` for anything else. `ca` is a PEM file of the
+    authorities that an https server's certificate may be from; None: those that the system trusts.
+    Both are read for each request, so that a change of them needs no restart.
     """
 
-    def __init__(self, url: str, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, url: str, *, ca: Path | None = None) -> None:
         self._url, self._socket = parse_url(url)
         self._name = url
-        self._tls = tls
+        self._ca = ca
 
     async def offer(self, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
         """Bring an offer; give the envelope of the answer and what :meth:`bye` needs.
@@ -323,16 +378,7 @@ class DirectClient:
         seconds: float,
     ) -> tuple[int, Mapping[str, str], bytes]:
         """Make one request on a connection of its own."""
-        connector = (
-            aiohttp.UnixConnector(self._socket, force_close=True)
-            if self._socket
-            else aiohttp.TCPConnector(
-                # The system's resolver, also where aiodns is installed and aiohttp would prefer it.
-                resolver=ThreadedResolver(),
-                ssl=self._tls or True,
-                force_close=True,
-            )
-        )
+        connector = await self._connector()
         try:
             async with (
                 aiohttp.ClientSession(
@@ -354,12 +400,39 @@ class DirectClient:
                 return response.status, response.headers, body
         except TimeoutError:
             raise SignalingError(f"{self._name} did not answer within {seconds:g} s") from None
+        except aiohttp.ClientConnectorCertificateError as error:
+            reason = _certificate_advice(error.certificate_error)
+            raise SignalingError(f"the certificate of {self._name} {reason}") from None
+        except aiohttp.ClientConnectorSSLError as error:
+            reason = _short(error.os_error)
+            if reason in {"wrong version number", "record layer failure"}:
+                reason += " (if it listens for plain HTTP, the url must begin with http://)"
+            raise SignalingError(f"no TLS with {self._name}: {reason}") from None
         except aiohttp.ClientConnectorError as error:
             reason = os.strerror(error.errno) if error.errno else str(error.os_error)
             raise SignalingError(f"{self._name} cannot be reached: {reason}") from None
         except (aiohttp.ClientError, OSError) as error:
             what = str(error) or type(error).__name__
+            if url.scheme == "http" and isinstance(error, _CUT_SHORT) and not self._socket:
+                what += " (if it has a tls_certificate, the url must begin with https://)"
             raise SignalingError(f"the request to {self._name} failed: {what}") from None
+
+    async def _connector(self) -> aiohttp.BaseConnector:
+        if self._socket:
+            return aiohttp.UnixConnector(self._socket, force_close=True)
+        context: ssl.SSLContext | bool = True
+        if self._url.scheme == "https":
+            try:
+                # Off the event loop: the system's authorities are many.
+                context = await asyncio.to_thread(client_context, self._ca)
+            except OSError as error:
+                raise SignalingError(f"tls_ca {self._ca} cannot be used: {error}") from None
+        return aiohttp.TCPConnector(
+            # The system's resolver, also where aiodns is installed and aiohttp would prefer it.
+            resolver=ThreadedResolver(),
+            ssl=context,
+            force_close=True,
+        )
 
 
 def parse_url(url: str) -> tuple[URL, str]:
@@ -385,6 +458,38 @@ def parse_url(url: str) -> tuple[URL, str]:
     return parsed, ""
 
 
+_CUT_SHORT: Final = (aiohttp.ServerDisconnectedError, ConnectionResetError)
+
+_CERTIFICATE_ADVICE: Final[dict[int | None, str]] = {
+    7: "is from an authority that is named like one trusted here, and has another key; see tls_ca",
+    9: "is not valid yet; is this host's clock right?",
+    10: "has expired; renew it at the endpoint (or is this host's clock wrong?)",
+    18: "signs itself; name it, or the authority that the endpoint's is from, as tls_ca",
+    19: "is from an authority that is not trusted here; name that as tls_ca",
+    20: (
+        "is from an authority that is not trusted here; name that as tls_ca, or put the "
+        "certificates between them into the endpoint's tls_certificate"
+    ),
+    62: "is for another name; the url must have one of those that it is for",
+    64: "is for another address; the url must have a name or address that it is for",
+}
+"""What to do, by OpenSSL's code of the verdict (X509_verify_cert_error_string(3))."""
+
+
+def _certificate_advice(error: Exception) -> str:
+    """Say what is wrong with a certificate that does not verify, and what to do about it."""
+    code = getattr(error, "verify_code", None)
+    message = getattr(error, "verify_message", None) or str(error)
+    return f"does not verify: it {_CERTIFICATE_ADVICE.get(code, f'has a fault ({message})')}"
+
+
+def _short(error: OSError) -> str:
+    """Give what OpenSSL calls the reason of a failure, without the place in its source."""
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.lower().replace("_", " ")
+    return error.strerror or str(error) or type(error).__name__
+
+
 async def _read_limited(stream: aiohttp.StreamReader) -> bytes | None:
     """Read all of a body; None if it is longer than an envelope can be."""
     body = bytearray()
@@ -406,6 +511,22 @@ def _response(
     response = web.Response(status=status, body=body or None, headers=fields)
     response.force_close()
     return response
+
+
+def _bind_tcp(address: HostPort) -> socket.socket:
+    """Bind one address. Raises :class:`OSError`."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address.host, address.port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _bind_unix(path: Path) -> socket.socket:
