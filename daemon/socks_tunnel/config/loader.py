@@ -26,6 +26,7 @@ from socks_tunnel.config.models import (
 )
 from socks_tunnel.config.policies import RULE_KEYS, parse_policy, read_policy_file
 from socks_tunnel.config.positions import KeyPath, key_lines
+from socks_tunnel.config.tls import TlsFileError, check_authorities, read_server_certificate
 from socks_tunnel.config.users import parse_users
 from socks_tunnel.protocol.addresses import HostPort, IPAddress, parse_ip
 from socks_tunnel.protocol.policy import PolicyError, RuleProblem
@@ -41,6 +42,8 @@ _INCLUDABLE: Final = ("peers", "policies", "policy")
 
 _SECRETS: Final = ("credential",)
 """Keys whose values are never shown."""
+
+_TLS_CERTIFICATE: Final = ("signaling", "tls_certificate")
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _TOML_PLACE: Final = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
@@ -124,6 +127,7 @@ class _Loader:
             self._check_policy_names(peers)
         users = self._read_users(file)
         self._check_listeners(file)
+        self._check_tls(file, peers)
         identity = self._find_identity(file)
         policy, policies = self._read_policies(file)
         if self._problems:
@@ -266,7 +270,7 @@ class _Loader:
         for key in endpoints if is_gateway else gateways:
             if key in self._raw:
                 self._add((key,), senseless)
-        foreign = ("policy",) if is_gateway else ("url", "rendezvous")
+        foreign = ("policy",) if is_gateway else ("url", "rendezvous", "tls_ca")
         for index, peer in peers:
             for key in foreign:
                 if getattr(peer, key) is not None:
@@ -293,9 +297,8 @@ class _Loader:
         for index, peer in peers:
             if peer.rendezvous is not None:
                 self._add(("peers", index, "rendezvous"), NOT_YET)
-        for key in ("rendezvous", "tls_certificate", "tls_key"):
-            if file.signaling is not None and getattr(file.signaling, key) is not None:
-                self._add(("signaling", key), NOT_YET)
+        if file.signaling is not None and file.signaling.rendezvous is not None:
+            self._add(("signaling", "rendezvous"), NOT_YET)
 
     def _check_policy_names(self, peers: list[tuple[int, Peer]]) -> None:
         tables = self._raw.get("policies", {})
@@ -361,6 +364,31 @@ class _Loader:
                 yield ("forwards", index, "listen"), forward.address
 
     # --- files ---------------------------------------------------------------------------------
+
+    def _check_tls(self, file: ConfigFile, peers: list[tuple[int, Peer]]) -> None:
+        """See that the files for TLS can be used; who uses them reads them again."""
+        for index, peer in peers:
+            if file.role == "endpoint" or peer.tls_ca is None:
+                continue  # of an endpoint's peer, _check_role has said it
+            at: KeyPath = ("peers", index, "tls_ca")
+            if peer.url is not None and not peer.url.startswith("https:"):
+                self._add(at, "has no meaning for a url that is not https://")
+            elif complaint := check_authorities(peer.tls_ca):
+                self._add(at, complaint)
+        signaling = file.signaling
+        if file.role == "gateway" or signaling is None:
+            return
+        certificate = signaling.tls_certificate
+        if certificate is None:
+            if signaling.tls_key is not None and not self._is_broken(*_TLS_CERTIFICATE):
+                self._add(_TLS_CERTIFICATE, "is missing: tls_key alone makes no listener HTTPS")
+        elif isinstance(signaling.listen, Path):
+            self._add(_TLS_CERTIFICATE, "has no meaning on a Unix socket: that is on no network")
+        elif not self._is_broken("signaling", "tls_key"):
+            try:
+                read_server_certificate(certificate, signaling.tls_key)
+            except TlsFileError as error:
+                self._add(("signaling", error.key), str(error))
 
     def _read_users(self, file: ConfigFile) -> dict[str, str]:
         path = file.socks.users_file

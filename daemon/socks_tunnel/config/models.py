@@ -221,6 +221,9 @@ class Peer(Table):
     """Base64 of the 32 raw bytes, in canonical form."""
     url: Annotated[str, PlainValidator(_signaling_url)] | None = None
     """Of a gateway's peer: `http://HOST:PORT/…`, `https://…` or `unix:/PATH`."""
+    tls_ca: OptionalFilePath = None
+    """Of a gateway's peer with an https url: PEM of the authorities that its certificate may be
+    from. None: those that the system trusts."""
     rendezvous: str | None = None
     policy: str | None = None
     """Of an endpoint's peer: the name of one of `[policies]`. None: the `[policy]` table."""
@@ -340,7 +343,9 @@ class Signaling(Table):
     ) = None
     """An address and port, or the path of a Unix socket (written `unix:PATH`)."""
     tls_certificate: OptionalFilePath = None
+    """PEM chain, the host's own certificate first: the listener is HTTPS. None: plain HTTP."""
     tls_key: OptionalFilePath = None
+    """PEM. None: the file of the certificate holds the key too."""
     rendezvous: str | None = None
 
 

@@ -96,7 +96,10 @@ def signaling_address(url: str, directory: Path) -> SignalingAddress:
         return SignalingAddress(checked, checked, "127.0.0.1")
     parts = urlsplit(checked)
     if parts.scheme == "https":
-        raise ValueError("an endpoint serves http or a Unix socket; https is for a proxy before it")
+        raise ValueError(
+            "https needs a certificate, which this command cannot make: pair with http, then set "
+            "tls_certificate in the endpoint's [signaling] and https in the gateway's url"
+        )
     port = parts.port or 80
     host = parts.hostname or ""
     address = parse_ip("127.0.0.1" if host == "localhost" else host)

@@ -306,6 +306,8 @@ class Instance:
     async def _start_links(self) -> None:
         try:
             await self.links.start()
+        except ConfigError as error:  # a file has changed since the configuration was read
+            raise StartError(str(error), EXIT_CONFIG) from None
         except OSError as error:
             signaling = self.config.signaling
             where = signaling.listen if signaling is not None else None
@@ -465,6 +467,7 @@ class Instance:
                 except StartError as error:
                     problem = Problem(config.source, None, "", str(error))
                     raise ConfigError([problem]) from None
+                await self.links.prepare(read)
                 self._apply(config)
             finally:
                 self.notifier.ready(self._status_line)

@@ -14,7 +14,9 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import socks_tunnel
+from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.models import Config, Ice, Peer
+from socks_tunnel.config.tls import ServerCertificate, TlsFileError, read_server_certificate
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.ice import IceSettings
@@ -209,15 +211,21 @@ class Links:
         self._rejections_since = 0.0
 
     async def start(self) -> None:
-        """Begin. Raises :class:`OSError` if an endpoint cannot listen."""
+        """Begin. Raises :class:`OSError` if an endpoint cannot listen, and as :meth:`prepare`."""
         raise NotImplementedError
+
+    async def prepare(self, config: Config) -> None:
+        """Read what else :meth:`apply` needs of a changed configuration, as it stands in the file.
+
+        Raises :class:`ConfigError`; nothing has changed then.
+        """
 
     async def stop(self, reason: str) -> None:
         """End all links in order; bounded in time."""
         raise NotImplementedError
 
     def apply(self, config: Config) -> None:
-        """Take a changed configuration: peers, ICE settings."""
+        """Take a changed configuration that was prepared: peers, ICE settings."""
         self.config = config
         self.ice = ice_settings(config.ice)
         self.peers = {peer.name: peer for peer in config.peers}
@@ -348,6 +356,8 @@ class GatewayLinks(Links):
                 if peer is not None:
                     reason = "the peer's key or url has changed in the configuration"
                 spawn(f"stop dialling {name}", dialler.stop(reason))
+            else:
+                dialler.update(peer)
         for peer in config.peers:
             if peer.name not in self._diallers:
                 self._dial(peer)
@@ -379,16 +389,20 @@ class _Dialler:
     """Keeps dialling one peer. The session is its own and lasts as long as the process."""
 
     def __init__(self, links: GatewayLinks, peer: Peer) -> None:
-        self.peer = peer
         self.last_failure: str | None = None
         self._links = links
         self._session = secrets.token_bytes(16)
         self._key = parse_public_key(peer.public_key)
-        assert peer.url is not None, "the loader wants a url for each peer of a gateway"
-        self._client = DirectClient(peer.url)
+        self.update(peer)
         self._task: asyncio.Task[None] | None = None
         self._attempt: Attempt | None = None
         self._location: str | None = None
+
+    def update(self, peer: Peer) -> None:
+        """Take changes of the peer that its link does not depend on; the next attempt has them."""
+        assert peer.url is not None, "the loader wants a url for each peer of a gateway"
+        self.peer = peer
+        self._client = DirectClient(peer.url, ca=peer.tls_ca)
 
     def start(self) -> None:
         """Dial until :meth:`hold` or :meth:`stop`."""
@@ -495,20 +509,46 @@ class EndpointLinks(Links):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._server: DirectServer | None = None
+        self._certificate: ServerCertificate | None = None
 
     async def start(self) -> None:
         """Listen for offers."""
         signaling = self.config.signaling
         assert signaling is not None, "the loader wants a listener for an endpoint"
         assert signaling.listen is not None, "as above"
-        self._server = DirectServer(signaling.listen, self._offer, bye=self._bye)
+        await self.prepare(self.config)
+        certificate = self._certificate
+        tls = None if certificate is None else certificate.context
+        self._server = DirectServer(signaling.listen, self._offer, bye=self._bye, tls=tls)
         await self._server.start()
-        _log.info("listening for offers on %s", self._server.address)
+        how = "" if certificate is None else " by HTTPS"
+        _log.info("listening for offers on %s%s", self._server.address, how)
+        if certificate is not None:
+            _log_certificate(certificate)
         self._changed()
 
+    async def prepare(self, config: Config) -> None:
+        """Read the certificate, which may have been renewed. HTTP stays HTTP while it listens."""
+        signaling = config.signaling
+        if signaling is None or signaling.tls_certificate is None:
+            return
+        if self._server is not None and self._certificate is None:
+            return
+        try:
+            self._certificate = await asyncio.to_thread(
+                read_server_certificate, signaling.tls_certificate, signaling.tls_key
+            )
+        except TlsFileError as error:
+            key = f"signaling.{error.key}"
+            raise ConfigError([Problem(config.source, None, key, str(error))]) from None
+
     def apply(self, config: Config) -> None:
-        """End the links of peers that are gone or have another key."""
+        """End the links of peers that are gone or have another key; serve a renewed certificate."""
         super().apply(config)
+        if self._server is not None and self._certificate is not None:
+            # Connections that are there go on with what they began with.
+            self._server.tls = self._certificate.context
+            _log_certificate(self._certificate)
         for attempt in list(self.attempts):
             peer = self.peers.get(attempt.peer.name)
             if peer is None or _route_of(peer) != _route_of(attempt.peer):
@@ -613,6 +653,14 @@ def ice_settings(ice: Ice) -> IceSettings:
         servers=[server.model_dump(exclude_none=True) for server in ice.servers],
         addresses=list(ice.addresses),
     )
+
+
+def _log_certificate(certificate: ServerCertificate) -> None:
+    complaint = certificate.complaint(datetime.now(UTC))
+    if complaint is None:
+        _log.info("TLS certificate %s", certificate)
+    else:
+        _log.warning("TLS certificate %s: it %s; gateways refuse it", certificate.path, complaint)
 
 
 def _by_key(peers: Iterable[Peer]) -> dict[bytes, str]:

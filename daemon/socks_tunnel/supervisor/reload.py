@@ -3,7 +3,7 @@
 from typing import Final
 
 from socks_tunnel.config.errors import ConfigError, Problem
-from socks_tunnel.config.models import Config, Socks
+from socks_tunnel.config.models import Config, Signaling, Socks
 
 RELOADED: Final = frozenset(
     {
@@ -21,7 +21,8 @@ RELOADED: Final = frozenset(
         "users",
     }
 )
-"""Tables and settings that a reload changes, besides those of `[socks]` but for its listeners."""
+"""Tables and settings that a reload changes, besides those of `[socks]` but for its listeners, and
+the certificate of a listener that is HTTPS already."""
 
 _BOUND_AT_START: Final = frozenset({"listen", "allow_remote_clients"})
 
@@ -40,7 +41,7 @@ def merge(running: Config, read: Config) -> tuple[Config, list[str]]:
         name
         for name in Config.model_fields
         if name not in RELOADED
-        and name not in {"socks", "source"}
+        and name not in {"signaling", "socks", "source"}
         and getattr(read, name) != getattr(running, name)
     ]
     kept = {name: getattr(running.socks, name) for name in _BOUND_AT_START}
@@ -50,7 +51,28 @@ def merge(running: Config, read: Config) -> tuple[Config, list[str]]:
         if name in _BOUND_AT_START and getattr(read.socks, name) != kept[name]
     ]
     changed["socks"] = read.socks.model_copy(update=kept)
+    changed["signaling"], kept_back = _merge_signaling(running.signaling, read.signaling)
+    waiting += kept_back
     if read.log.format != running.log.format:
         waiting.append("log.format")
         changed["log"] = read.log.model_copy(update={"format": running.log.format})
     return running.model_copy(update=changed), sorted(waiting)
+
+
+def _merge_signaling(
+    running: Signaling | None, read: Signaling | None
+) -> tuple[Signaling | None, list[str]]:
+    """Give the table to go on with, and what of it waits; a listener stays HTTP or HTTPS."""
+    if running is None or read is None:
+        return running, [] if running == read else ["signaling"]
+    certificates = (running.tls_certificate, read.tls_certificate)
+    if None in certificates:
+        merged = running
+    else:
+        files = {"tls_certificate": read.tls_certificate, "tls_key": read.tls_key}
+        merged = running.model_copy(update=files)
+    return merged, [
+        f"signaling.{name}"
+        for name in Signaling.model_fields
+        if getattr(merged, name) != getattr(read, name)
+    ]

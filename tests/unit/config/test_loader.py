@@ -9,11 +9,13 @@ from pathlib import Path
 
 import msgpack
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from socks_tunnel.config.errors import ConfigError
 from socks_tunnel.config.loader import NO_CREDENTIAL, dump, load, restore
 from socks_tunnel.config.models import Config
 from socks_tunnel.protocol.addresses import HostPort
+from support.certificates import Authority, key_pem
 
 BAD = Path(__file__).parent / "bad"
 KEY = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE="
@@ -38,10 +40,38 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
 
 
+@pytest.fixture(scope="session")
+def tls_files() -> dict[str, str]:
+    """Certificates and keys by file name."""
+    authority = Authority("Test Root")
+    issued = authority.issue("office.example.com")
+    short = authority.issue("office.example.com", key=rsa.generate_private_key(65_537, 1024))
+    ec_key, rsa_key = (
+        ec.generate_private_key(ec.SECP256R1()),
+        rsa.generate_private_key(65_537, 2048),
+    )
+    return {
+        "tls.pem": issued.certificate,
+        "tls.key": issued.key,
+        "tls-both.pem": issued.both,
+        "tls-broken.pem": issued.certificate.replace("\nMII", "\nAAA", 1),
+        "tls-broken.key": issued.key.replace("\nMI", "\nAA", 1),
+        "tls-other.key": key_pem(ec_key),
+        "tls-rsa.key": key_pem(rsa_key),
+        "tls-encrypted.key": key_pem(ec_key, b"hunter2"),
+        "tls-shared.key": issued.key,
+        "tls-shared.pem": issued.both,
+        "tls-short.pem": short.both,
+        "ca.pem": authority.certificate,
+    }
+
+
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    for name, text in FILES.items():
+def directory(tmp_path: Path, tls_files: dict[str, str]) -> Path:
+    for name, text in (FILES | tls_files).items():
         (tmp_path / name).write_text(text)
+    for name in tls_files:
+        (tmp_path / name).chmod(0o644 if "shared" in name or name == "tls.pem" else 0o640)
     (tmp_path / "host.key").chmod(0o600)
     (tmp_path / "shared.key").chmod(0o640)
     (tmp_path / "directory.key").mkdir()
@@ -195,6 +225,10 @@ listen = ""
 level = "debug"
 format = "json"
 """
+HTTPS_GATEWAY = GATEWAY.replace('url = "http:', 'tls_ca = "ca.pem"\nurl = "https:')
+HTTPS_ENDPOINT = ENDPOINT.replace(
+    '8765"', '8765"\ntls_certificate = "tls.pem"\ntls_key = "tls.key"'
+)
 FULL_ENDPOINT = f"""\
 role = "endpoint"
 udp_filtering = "endpoint-independent"
@@ -263,6 +297,16 @@ def test_an_endpoint_has_no_socks_listener(directory: Path) -> None:
     assert config.signaling.listen == directory / "signal.sock"
 
 
+def test_https(directory: Path) -> None:
+    signaling = load_text(directory, HTTPS_ENDPOINT).signaling
+    assert signaling is not None
+    assert signaling.tls_certificate == directory / "tls.pem"
+    assert signaling.tls_key == directory / "tls.key"
+    in_one_file = HTTPS_ENDPOINT.replace("tls.pem", "tls-both.pem").replace("tls_key", "#tls_key")
+    assert load_text(directory, in_one_file).signaling is not None
+    assert load_text(directory, HTTPS_GATEWAY).peers[0].tls_ca == directory / "ca.pem"
+
+
 def test_a_policy_file_becomes_rules(directory: Path) -> None:
     policy = load_text(directory, FULL_ENDPOINT).policies["engineering"]
     assert (policy.allowed_hosts, policy.allowed_ports) == ("0.0.0.0\n::", "53\n80")
@@ -310,7 +354,7 @@ def test_the_systemd_credential_stands_in_for_the_key(
     assert load_text(directory, named_alike).identity.private_key_file == directory / "office.key"
 
 
-@pytest.mark.parametrize("text", [GATEWAY, ENDPOINT, FULL_GATEWAY, FULL_ENDPOINT])
+@pytest.mark.parametrize("text", [GATEWAY, ENDPOINT, FULL_GATEWAY, FULL_ENDPOINT, HTTPS_ENDPOINT])
 def test_a_worker_gets_the_same_configuration(directory: Path, text: str) -> None:
     config = load_text(directory, text)
     packed = msgpack.packb(dump(config))

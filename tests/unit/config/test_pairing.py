@@ -38,7 +38,7 @@ def test_the_endpoint_listens_where_the_gateway_looks(
     ("url", "complaint"),
     [
         ("10.77.0.2:8765", "is none of"),
-        ("https://10.77.0.2/", "https is for a proxy"),
+        ("https://10.77.0.2/", "https needs a certificate"),
         ("", "is none of"),
         ("unix:", "the path is empty"),
     ],

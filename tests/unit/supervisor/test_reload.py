@@ -38,6 +38,16 @@ def test_nothing_changed_is_nothing_to_do() -> None:
         {"users": {"alice": "hash"}},
         {"limits": {"flows_per_worker": 7}},
         {"ice": {"addresses": ["10.0.0.0/8"]}},
+        {
+            "peers": [
+                {
+                    "name": "office",
+                    "public_key": KEY,
+                    "url": "https://10.0.0.1/",
+                    "tls_ca": "/ca.pem",
+                }
+            ]
+        },
         {"socks": {"connect_timeout": 5, "idle_tcp": 60, "idle_udp": 30}},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -78,6 +88,37 @@ def test_what_can_change_does_beside_what_cannot() -> None:
     assert merged.socks.connect_timeout == 5
     assert (merged.log.level, merged.log.format) == ("debug", "auto")
     assert waiting == ["log.format", "socks.listen"]
+
+
+PLAIN = {"listen": "127.0.0.1:1"}
+HTTPS = {**PLAIN, "tls_certificate": "/tls.pem", "tls_key": "/tls.key"}
+
+
+@pytest.mark.parametrize(
+    ("running", "read", "goes_on_with", "keys"),
+    [
+        (HTTPS, HTTPS, HTTPS, []),
+        (HTTPS, {**PLAIN, "tls_certificate": "/new"}, {**PLAIN, "tls_certificate": "/new"}, []),
+        (
+            HTTPS,
+            {**HTTPS, "listen": "127.0.0.1:2", "tls_key": "/new"},
+            {**HTTPS, "tls_key": "/new"},
+            ["signaling.listen"],
+        ),
+        (PLAIN, HTTPS, PLAIN, ["signaling.tls_certificate", "signaling.tls_key"]),
+        (HTTPS, PLAIN, HTTPS, ["signaling.tls_certificate", "signaling.tls_key"]),
+    ],
+    ids=["same", "another certificate", "another listener", "switched on", "switched off"],
+)
+def test_certificates_are_taken_over_where_there_is_one(
+    running: dict[str, Any], read: dict[str, Any], goes_on_with: dict[str, Any], keys: list[str]
+) -> None:
+    def endpoint(signaling: dict[str, Any]) -> Config:
+        return config(role="endpoint", peers=[], signaling=signaling)
+
+    merged, waiting = merge(endpoint(running), endpoint(read))
+    assert merged == endpoint(goes_on_with)
+    assert waiting == keys
 
 
 def test_another_role_is_no_reload() -> None:
