@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 import stat
@@ -203,6 +204,26 @@ async def test_a_request_that_never_ends_is_cut(start: bytes) -> None:
         assert time.monotonic() - began > 0.2
         assert desk.offers == []
         await client.offer(b"others are served", 10)
+
+
+async def test_accepting_goes_on_when_descriptors_are_there_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(direct, "ACCEPT_PAUSE", 0.05)
+    loop = asyncio.get_running_loop()
+    accept = loop.sock_accept
+    failures = iter(range(3))
+
+    async def fail_at_first(sock: socket.socket) -> Any:
+        if next(failures, None) is not None:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await accept(sock)
+
+    monkeypatch.setattr(loop, "sock_accept", fail_at_first)
+    async with serving() as (_, client, _):
+        await client.offer(b"an offer", 10)
+    said = "cannot accept a signalling connection: [Errno 24] Too many open files"
+    assert [record.getMessage() for record in caplog.records] == [said] * 3
 
 
 async def test_one_address_holds_only_so_many_connections(

@@ -336,7 +336,7 @@ def test_a_renewed_certificate_is_for_new_connections(
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_nothing_is_kept_for_a_later_session(place: Place, version: ssl.TLSVersion) -> None:
+async def test_no_tickets_are_given_out(place: Place, version: ssl.TLSVersion) -> None:
     async with place.serving() as server:
 
         def connect(session: ssl.SSLSession | None) -> ssl.SSLSocket:
