@@ -276,7 +276,7 @@ def test_the_systems_authorities(make_tunnel: MakeTunnel, tmp_path: Path) -> Non
     tunnel.wait_linked()
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o644])
+@pytest.mark.parametrize("mode", [0o640, 0o644], ids=oct)
 def test_who_may_read_the_key(make_tunnel: MakeTunnel, authority: Authority, mode: int) -> None:
     """The group may; if others may, the unit does not start, and is not tried again."""
     tunnel = https_tunnel(make_tunnel, authority, authority.issue(ENDPOINT_ADDRESS).both)

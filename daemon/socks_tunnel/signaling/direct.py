@@ -137,11 +137,10 @@ class DirectServer:
         """Bind and listen. Raises :class:`OSError`."""
         self._http = web.Server(self._handle, access_log=None, logger=_http_log)
         if isinstance(self._listen, Path):
-            self._socket = _bind_unix(self._listen)
+            self._socket = _listen_unix(self._listen)
             self._inode = _inode(self._listen)
         else:
-            self._socket = _bind_tcp(self._listen)
-        self._socket.listen(BACKLOG)
+            self._socket = _listen_tcp(self._listen)
         self._accepting = spawn("accept signalling", self._accept(self._socket))
 
     async def stop(self) -> None:
@@ -176,6 +175,8 @@ class DirectServer:
         while True:
             try:
                 sock, peer = await loop.sock_accept(listening)
+            except ConnectionAbortedError:  # the client has gone already
+                continue
             except OSError as error:
                 _log.warning("cannot accept a signalling connection: %s", error)
                 await asyncio.sleep(ACCEPT_PAUSE)
@@ -460,16 +461,18 @@ def parse_url(url: str) -> tuple[URL, str]:
 
 _CUT_SHORT: Final = (aiohttp.ServerDisconnectedError, ConnectionResetError)
 
+_UNKNOWN_ISSUER: Final = (
+    "is from an authority that is not trusted here; name that as tls_ca, or put the certificates "
+    "between them into the endpoint's tls_certificate"
+)
 _CERTIFICATE_ADVICE: Final[dict[int | None, str]] = {
     7: "is from an authority that is named like one trusted here, and has another key; see tls_ca",
     9: "is not valid yet; is this host's clock right?",
     10: "has expired; renew it at the endpoint (or is this host's clock wrong?)",
     18: "signs itself; name it, or the authority that the endpoint's is from, as tls_ca",
     19: "is from an authority that is not trusted here; name that as tls_ca",
-    20: (
-        "is from an authority that is not trusted here; name that as tls_ca, or put the "
-        "certificates between them into the endpoint's tls_certificate"
-    ),
+    20: _UNKNOWN_ISSUER,
+    21: _UNKNOWN_ISSUER,
     62: "is for another name; the url must have one of those that it is for",
     64: "is for another address; the url must have a name or address that it is for",
 }
@@ -513,8 +516,8 @@ def _response(
     return response
 
 
-def _bind_tcp(address: HostPort) -> socket.socket:
-    """Bind one address. Raises :class:`OSError`."""
+def _listen_tcp(address: HostPort) -> socket.socket:
+    """Listen on one address. Raises :class:`OSError`."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -523,14 +526,15 @@ def _bind_tcp(address: HostPort) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((address.host, address.port))
+        sock.listen(BACKLOG)
     except OSError:
         sock.close()
         raise
     return sock
 
 
-def _bind_unix(path: Path) -> socket.socket:
-    """Bind a Unix socket that only our user and group can use; replace one that nobody serves."""
+def _listen_unix(path: Path) -> socket.socket:
+    """Listen on a Unix socket for our user and group only; replace one that nobody serves."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.setblocking(False)
     try:
@@ -545,6 +549,7 @@ def _bind_unix(path: Path) -> socket.socket:
                 raise OSError(errno.EADDRINUSE, "another process listens there", path)
         sock.bind(str(path))
         path.chmod(0o660)  # before it listens: nobody can have connected
+        sock.listen(BACKLOG)
     except OSError:
         sock.close()
         raise
