@@ -302,25 +302,25 @@ class Worker(Channel):
         )
         return decision.verdict is not Verdict.DENIED
 
-    def take_association_slot(self, client_ip: str) -> bool:
+    def take_association_slot(self, client: str) -> bool:
         """Count an association of this client; False if it has as many as it may."""
-        if self._associations[client_ip] >= self.config.limits.associations_per_client:
+        if self._associations[client] >= self.config.limits.associations_per_client:
             self._warn(
                 "associations",
                 "client %s has %d UDP associations in this worker (limits.associations_per_client)"
                 "; refusing more",
-                client_ip,
-                self._associations[client_ip],
+                client,
+                self._associations[client],
             )
             return False
-        self._associations[client_ip] += 1
+        self._associations[client] += 1
         return True
 
-    def free_association_slot(self, client_ip: str) -> None:
+    def free_association_slot(self, client: str) -> None:
         """Give the slot of an ended association back."""
-        self._associations[client_ip] -= 1
-        if not self._associations[client_ip]:
-            del self._associations[client_ip]
+        self._associations[client] -= 1
+        if not self._associations[client]:
+            del self._associations[client]
 
     def check_password(self, session: SocksSession, username: str, password: str) -> None:
         """Answer the session at once if this login was right before, else from a thread."""

@@ -8,10 +8,10 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import socks_tunnel
+from socks_tunnel.config.models import listener_text
 
 if TYPE_CHECKING:
     from socks_tunnel.supervisor.children import WorkerSlot
@@ -65,9 +65,8 @@ def _listening(instance: "Instance") -> list[str]:
     """Give where SOCKS5 clients are served, or where an endpoint takes offers."""
     signaling = instance.config.signaling
     if signaling is None or signaling.listen is None:
-        return [str(address) for address in instance.addresses]
-    where = signaling.listen
-    return [f"unix:{where}" if isinstance(where, Path) else str(where)]
+        return [listener_text(address) for address in instance.addresses]
+    return [listener_text(signaling.listen)]
 
 
 async def connections(instance: "Instance") -> list[dict[str, Any]]:

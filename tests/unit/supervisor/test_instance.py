@@ -16,6 +16,7 @@ import pytest
 from socks_tunnel.config.loader import load
 from socks_tunnel.ops.notify import Notifier
 from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor import control_client, instance, main
 from socks_tunnel.supervisor.instance import Instance
@@ -122,6 +123,13 @@ class Running:
     async def ask(self, op: str, **fields: Any) -> dict[str, Any]:
         path = self.runtime / "control.sock"
         return await asyncio.to_thread(control_client.request, path, {"op": op, **fields})
+
+    @property
+    def listener(self) -> HostPort:
+        """The only SOCKS listener of a gateway."""
+        (address,) = self.instance.addresses
+        assert isinstance(address, HostPort)
+        return address
 
     @property
     def children(self) -> list[int]:
@@ -293,7 +301,7 @@ async def test_sigterm_drains_refuses_clients_and_ends(
     running.gateway(metrics="127.0.0.1:0")
     running.start()
     await running.ready()
-    (address,) = running.instance.addresses
+    address = running.listener
     socket.create_connection(address).close()
     running.signal(signal.SIGTERM)
     await running.ended()
@@ -318,7 +326,7 @@ async def test_a_drain_waits_for_workers_with_flows_as_long_as_it_may(
     began = loop.time()
     running.signal(signal.SIGTERM)
     await running.until(lambda: running.instance.state == "draining")
-    (address,) = running.instance.addresses
+    address = running.listener
     while True:
         try:
             socket.create_connection(address).close()
