@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeAlias
@@ -39,6 +39,7 @@ from socks_tunnel_workers.flow import Flow
 from socks_tunnel_workers.forwards import TcpForwardSession, UdpForward
 from socks_tunnel_workers.link import WorkerLink
 from socks_tunnel_workers.listener import Listener
+from socks_tunnel_workers.ranking import rank
 from socks_tunnel_workers.resolver import Resolver
 from socks_tunnel_workers.socks_session import SocksSession
 from socks_tunnel_workers.target import TargetRelay
@@ -415,8 +416,17 @@ class Worker(Channel):
                 },
             )
             return
+        limit = fields.get("limit")
+        if limit is None:
+            self._send_rows(answer, self.flows())
+        else:
+            rank(
+                self.loop, list(self.flows()), limit, fields["by"], partial(self._send_rows, answer)
+            )
+
+    def _send_rows(self, answer: dict[str, Any], flows: Iterable[Flow]) -> None:
         now = self.loop.time()
-        rows = [flow.row(now) for flow in self.flows()]
+        rows = [flow.row(now) for flow in flows]
         for start in range(0, max(len(rows), 1), ROWS_PER_FRAME):
             part = rows[start : start + ROWS_PER_FRAME]
             more = start + ROWS_PER_FRAME < len(rows)

@@ -427,7 +427,7 @@ class Instance:
             case "status":
                 return await report.status(self)
             case "connections":
-                return await report.connections(self)
+                return await report.connections(self, **_selection(request))
             case "reload":
                 try:
                     waiting = await self._reload()
@@ -560,6 +560,18 @@ class Instance:
             self._metrics_listener.close()
         self.notifier.close()
         _log.info("ended")
+
+
+def _selection(request: dict[str, Any]) -> dict[str, Any]:
+    """Give which flows are asked for: all, or the first `limit` of each worker `by` something."""
+    limit, by = request.get("limit"), request.get("by", report.RANKINGS[0])
+    if limit is None:
+        return {}
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+        raise ControlError(f"a limit is a number of flows, not {limit!r}")
+    if by not in report.RANKINGS:
+        raise ControlError(f"flows are sorted by {', '.join(report.RANKINGS)}, not by {by!r}")
+    return {"limit": limit, "by": by}
 
 
 def _load_identity(config: Config) -> PrivateIdentity:

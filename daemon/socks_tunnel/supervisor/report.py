@@ -25,6 +25,9 @@ ANSWER_TIMEOUT: Final = 2.0
 PEERS_IN_LINE: Final = 3
 """Up to so many peers are named in the status line; more are only counted."""
 
+RANKINGS: Final = ("rate", "total", "age")
+"""What the first flows can be asked for by: bytes per second, bytes, seconds."""
+
 _OF_WORKER: Final = ("flows_tcp", "flows_udp", "bytes_up", "bytes_down", "buffered")
 
 
@@ -69,9 +72,14 @@ def _listening(instance: "Instance") -> list[str]:
     return [listener_text(signaling.listen)]
 
 
-async def connections(instance: "Instance") -> list[dict[str, Any]]:
-    """Give the answer to `connections`: a row for each flow."""
-    answers = await asyncio.gather(*(_ask(slot, "connections") for slot in instance.workers))
+async def connections(instance: "Instance", **options: Any) -> list[dict[str, Any]]:
+    """Give the answer to `connections`: a row for each flow.
+
+    With `limit` and `by`: for so many of each worker, those that have the most of it.
+    """
+    answers = await asyncio.gather(
+        *(_ask(slot, "connections", **options) for slot in instance.workers)
+    )
     return [
         {**row, "worker": slot.index}
         for slot, answer in zip(instance.workers, answers, strict=True)
@@ -118,10 +126,10 @@ async def log_report(instance: "Instance") -> None:
         )
 
 
-async def _ask(slot: "WorkerSlot", what: str) -> list[Any]:
+async def _ask(slot: "WorkerSlot", what: str, **options: Any) -> list[Any]:
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT):
-            return await slot.ask(what)
+            return await slot.ask(what, **options)
     except (TimeoutError, ConnectionError) as error:
         _log.debug("%s gives no %s: %s", slot.name, what, error)
         return []
