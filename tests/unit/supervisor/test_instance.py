@@ -396,6 +396,19 @@ async def test_connections_come_from_all_workers_with_their_index(running: Runni
     assert rows == [{"part": part, "worker": worker} for worker in (0, 1) for part in (1, 2)]
 
 
+async def test_the_first_flows_by_something_are_asked_of_the_workers(running: Running) -> None:
+    running.gateway()
+    running.start()
+    await running.ready()
+    rows = (await running.ask("connections", limit=1, by="age"))["result"]
+    assert {row["worker"] for row in rows} == {0, 1}
+    for limit in (-1, True, "all", 1.5):
+        answer = await running.ask("connections", limit=limit)
+        assert answer == {"ok": False, "error": f"a limit is a number of flows, not {limit!r}"}
+    answer = await running.ask("connections", limit=1, by="size")
+    assert answer["error"] == "flows are sorted by rate, total, age, not by 'size'"
+
+
 async def test_sigusr1_logs_a_report(running: Running, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     running.gateway()
