@@ -114,6 +114,8 @@ class Terminal:
         self.screen = Screen(width, height)
         self.written = ""
         self._master, self._slave = pty.openpty()
+        self._poll = select.poll()
+        self._poll.register(self._master, select.POLLIN)
         self._set_size()
         self.settings_before = termios.tcgetattr(self._slave)
         self.popen = subprocess.Popen(
@@ -141,7 +143,7 @@ class Terminal:
         os.write(self._master, keys.encode())
 
     def _read(self, seconds: float) -> bool:
-        if not select.select([self._master], [], [], seconds)[0]:
+        if not self._poll.poll(seconds * 1000):
             return False
         text = os.read(self._master, 65_536).decode("utf-8", "surrogateescape")
         self.written += text
