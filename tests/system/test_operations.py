@@ -61,7 +61,7 @@ def test_top(tunnel: Tunnel) -> None:
         tunnel.connect("echo") as sock,
         Terminal(tunnel.site.gateway.command(SOCKS_TUNNEL, "top", "--socket", control)) as terminal,
     ):
-        terminal.shows(r"^gateway \S+  ready  since")
+        terminal.shows(r"^gateway \S+  ready  up")
         terminal.shows(r"^office +up +\d+\.\d")
 
         def is_fast() -> bool:

@@ -95,7 +95,7 @@ def _title(model: Model, summary: Summary) -> Text:
         (f"{summary.role} {summary.instance}", "bold"),
         "  ",
         state,
-        f"  since {age(summary.uptime)}  {' '.join(summary.listen)}  {summary.version}",
+        f"  up {age(summary.uptime)}  {' '.join(summary.listen)}  {summary.version}",
     )
 
 

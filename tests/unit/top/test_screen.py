@@ -63,7 +63,7 @@ def drawn(model: Model, width: int = 80, height: int = 24) -> list[str]:
 
 def test_everything_is_on_a_small_screen() -> None:
     lines = drawn(full())
-    assert lines[0].startswith("gateway laptop  ready  since 6.2s  127.0.0.1:1080 unix:/run/")
+    assert lines[0].startswith("gateway laptop  ready  up 6.2s  127.0.0.1:1080 unix:/run/")
     assert lines[1].startswith("9 TCP flows, 0 UDP associations  up 1B  down 2B")
     assert re.match(r"link +state +rtt ms +flows +queue", lines[2])
     assert re.match(r"office +up +12\.4 +9 +0 +192\.0\.2\.20 port 1", lines[3])
