@@ -330,6 +330,24 @@ def connections(instance: str | None, socket_path: Path | None, *, as_json: bool
 
 @cli.command()
 @_of_instance
+def top(instance: str | None, socket_path: Path | None) -> None:
+    """Show links, workers and the busiest flows, live.
+
+    Keys: q quits, s sorts flows by something else.
+    """
+    path = _path_of(instance, socket_path)
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
+        raise click.UsageError("top needs a terminal; `socks-tunnel status --json` does not")
+    from socks_tunnel.top import watch
+
+    try:
+        watch.run(path)
+    except OSError as error:
+        raise _no_answer(path, error) from None
+
+
+@cli.command()
+@_of_instance
 def reload(instance: str | None, socket_path: Path | None) -> None:
     """Read the configuration again: policy, peers, log level."""
     result = _request(instance, socket_path, {"op": "reload"})
@@ -354,17 +372,24 @@ def _request(instance: str | None, socket_path: Path | None, fields: dict[str, A
     """Ask a running instance; give its result. Fails with exit code 69."""
     from socks_tunnel.supervisor import control_client
 
-    if instance is not None and socket_path is not None:
-        raise click.UsageError("--instance and --socket exclude each other")
-    path = socket_path or _control_socket(instance)
+    path = _path_of(instance, socket_path)
     try:
         answer = control_client.request(path, fields)
     except OSError as error:
-        message = f"no instance answers on {path}: {error.strerror or error}"
-        raise _Unavailable(message) from None
+        raise _no_answer(path, error) from None
     if not answer.get("ok"):
         raise _Failure(f"refused: {answer.get('error', 'no reason given')}")
     return answer.get("result")
+
+
+def _path_of(instance: str | None, socket_path: Path | None) -> Path:
+    if instance is not None and socket_path is not None:
+        raise click.UsageError("--instance and --socket exclude each other")
+    return socket_path or _control_socket(instance)
+
+
+def _no_answer(path: Path, error: OSError) -> _Unavailable:
+    return _Unavailable(f"no instance answers on {path}: {error.strerror or error}")
 
 
 def _control_socket(instance: str | None) -> Path:

@@ -1,6 +1,7 @@
 """Two real supervisors with real workers on loopback: deaths, drains, reloads. No root needed."""
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -321,6 +322,93 @@ def not_allowed(hosts: Hosts, target: tuple[str, int]) -> bool:
     except socks.ProxyError as error:
         return "0x02" in str(error)
     return False
+
+
+def unix_client(path: Path, target: tuple[str, int]) -> socket.socket:
+    """A flow to the target through a SOCKS listener on a Unix socket."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(60)
+    sock.connect(str(path))
+    host, port = target
+    sock.sendall(b"\x05\x01\0\x05\x01\0\x01" + socket.inet_aton(host) + port.to_bytes(2, "big"))
+    answer = b""
+    while len(answer) < 12:
+        piece = sock.recv(12 - len(answer))
+        assert piece, f"closed after {answer!r}"
+        answer += piece
+    assert answer[:4] == b"\x05\0\x05\0"
+    return sock
+
+
+def test_a_unix_listener_through_deaths_and_a_drain(hosts: Hosts, target: tuple[str, int]) -> None:
+    socks_table = {"listen": ["unix:socks.sock"], "connect_timeout": 60}
+    path = hosts.directory / "socks.sock"
+    hosts.link(socks=socks_table)
+    assert hosts.gateway.control("status")["listen"] == [f"unix:{path}"]
+    assert f"SOCKS5 on unix:{path}" in hosts.gateway.log_text()
+    assert path.stat().st_mode & 0o777 == 0o660
+
+    # Both workers die: the socket, and who waits on it, belong to the supervisor.
+    hosts.gateway.killed = True
+    for worker in hosts.gateway.workers():
+        os.kill(worker, signal.SIGKILL)
+    with unix_client(path, target) as sock:
+        assert echoes(sock)
+        (row,) = hosts.gateway.control("connections")
+        assert row["client"] == f"unix:pid={os.getpid()},uid={os.getuid()}"
+
+    # The supervisor dies: its file stays, and does not stand in the next one's way.
+    left = list(descendants(hosts.gateway.pid))
+    hosts.gateway.popen.kill()
+    hosts.gateway.popen.wait()
+    until_dead(left)
+    inode = path.stat().st_ino
+    hosts.start("gateway", socks=socks_table)
+    hosts.wait_linked()
+    assert path.stat().st_ino != inode or "an earlier process" in hosts.gateway.log_text()
+
+    # Another instance does not take it away from this one.
+    config = hosts.gateway.config.read_text()
+    (hosts.directory / "other.toml").write_text(config)
+    other = Daemon("other", hosts.directory)
+    try:
+        assert other.wait() == 73
+        assert f"cannot listen on unix:{path}: another program" in other.log_text()
+    finally:
+        other.kill()
+
+    with unix_client(path, target) as sock:
+        assert echoes(sock)
+        hosts.gateway.signal(signal.SIGTERM)
+        hosts.gateway.wait_log("SIGTERM: draining; 1 flows have up to 20 s to end")
+
+        def is_refused() -> bool:
+            with socket.socket(socket.AF_UNIX) as late:
+                return late.connect_ex(str(path)) == errno.ECONNREFUSED
+
+        wait_until(is_refused, "the listener shut")
+        assert echoes(sock), "what was open goes on"
+    assert hosts.gateway.wait() == 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("place", ["missing/socks.sock", "file", "run-gateway/control.sock"])
+def test_a_unix_listener_that_cannot_be_had_is_named(hosts: Hosts, place: str) -> None:
+    (hosts.directory / "file").write_text("precious")
+    hosts.write("gateway", socks={"listen": [f"unix:{place}"]})
+    gateway = Daemon("gateway", hosts.directory)
+    try:
+        assert gateway.wait() == 73
+        said = gateway.log_text()
+    finally:
+        gateway.kill()
+    reason = {
+        "missing/socks.sock": f"there is no directory {hosts.directory}/missing",
+        "file": "what is there is no socket, and is left alone; choose another path",
+        "run-gateway/control.sock": "it is the control socket of this instance",
+    }[place]
+    assert f"socks.listen: cannot listen on unix:{hosts.directory}/{place}: {reason}" in said
+    assert (hosts.directory / "file").read_text() == "precious"
 
 
 def test_an_instance_of_the_same_name_is_refused(hosts: Hosts) -> None:

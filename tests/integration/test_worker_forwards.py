@@ -32,7 +32,7 @@ async def tcp_forward(
     with socket.create_server(("127.0.0.1", 0)) as listening:
         forwards = [(listening, "forward-tcp", target)]
         async with worker_pair(
-            directory, forwards=forwards, linked=linked, gateway=gateway
+            directory, listeners=forwards, linked=linked, gateway=gateway
         ) as pair:
             yield pair, listening.getsockname()[1]
     server.close()
@@ -68,7 +68,7 @@ async def udp_forward(
         listening.bind(("127.0.0.1", 0))
         forwards = [(listening, "forward-udp", target)]
         async with worker_pair(
-            directory, forwards=forwards, linked=linked, gateway=gateway
+            directory, listeners=forwards, linked=linked, gateway=gateway
         ) as pair:
             yield pair, listening.getsockname(), server
     transport.close()

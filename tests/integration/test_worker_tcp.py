@@ -481,6 +481,28 @@ async def test_connections_and_status_rows(pair: Pair) -> None:
         writer.close()
 
 
+async def test_the_first_flows_by_bytes(pair: Pair) -> None:
+    async with target(echo) as port:
+        streams = [await connect(pair, "127.0.0.1", port) for _ in range(5)]
+        for number, (reader, writer) in enumerate(streams):
+            writer.write(bytes(number * 100))
+            await reader.readexactly(number * 100)
+        for by, expected in (("total", [400, 300]), ("rate", [400, 300]), ("age", [0, 100])):
+            question = {"op": "stats", "id": 5, "what": "connections", "limit": 2, "by": by}
+            pair.gateway.send_control(0, question)
+            answer = await pair.gateway.control("stats")
+            assert [row["up"] for row in answer["rows"]] == expected
+            assert not answer["more"]
+        reader, writer = streams[1]
+        writer.write(b"x")
+        await reader.readexactly(1)
+        pair.gateway.send_control(0, question | {"by": "rate", "limit": 1})
+        answer = await pair.gateway.control("stats")
+        assert [row["up"] for row in answer["rows"]] == [101], "the only one that moved since then"
+        for _, writer in streams:
+            writer.close()
+
+
 async def test_memory_limit_closes_the_flow_that_tips_it(tmp_path: Path) -> None:
     endpoint = "[limits]\nmemory_per_worker = 16777216\n"
     async with worker_pair(tmp_path, endpoint=endpoint) as pair:

@@ -68,6 +68,16 @@ class Home:
         self.folder = directory
         self.instance = role
 
+    @property
+    def runtime_directory(self) -> Path:
+        """Its runtime directory, under the name that the program has for it."""
+        return self.folder / f"run-{self.instance}"
+
+    @property
+    def state_directory(self) -> Path:
+        """Another directory that it may write to, which stays when it ends; as above."""
+        return self.folder
+
     def put(self, name: str, text: str) -> Path:
         """Write a file beside the configuration that the program can read and others cannot."""
         path = self.folder / name

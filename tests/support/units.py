@@ -120,6 +120,16 @@ class UnitHome(Home):
         super().__init__(machine, machine.root / "etc/socks-tunnel", instance)
         self.machine = machine
 
+    @property
+    def runtime_directory(self) -> Path:
+        """Its runtime directory, on its host."""
+        return Path(f"/run/socks-tunnel/{self.instance}")
+
+    @property
+    def state_directory(self) -> Path:
+        """Its state directory, on its host."""
+        return Path(f"/var/lib/socks-tunnel/{self.instance}")
+
     def put(self, name: str, text: str) -> Path:
         """Write a file that the service's user can read, as an administrator would."""
         self.machine.write(f"/etc/socks-tunnel/{name}", text, mode=0o640, owner="root:socks-tunnel")

@@ -167,14 +167,17 @@ def link_up(side: Side, peer: str, *, credit: int = 1 << 20, link: int = LINK) -
 
 @contextlib.asynccontextmanager
 async def worker_pair(
-    directory: Path, *, linked: bool = True, forwards: Sequence[Listening] = (), **configs: Any
+    directory: Path, *, linked: bool = True, listeners: Sequence[Listening] = (), **configs: Any
 ) -> AsyncIterator[Pair]:
-    """Run both workers; at the end they are told to shut down."""
+    """Run both workers; at the end they are told to shut down.
+
+    `listeners` are the gateway's, besides the SOCKS listener on the port.
+    """
     gateway_config, endpoint_config = write_configs(directory, **configs)
     listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listening.getsockname()[1]
     gateway, gateway_worker = await _start(
-        "gateway", gateway_config, [(listening, "socks", None), *forwards]
+        "gateway", gateway_config, [(listening, "socks", None), *listeners]
     )
     endpoint, endpoint_worker = await _start("endpoint", endpoint_config, [])
     gateway.peer, endpoint.peer = endpoint, gateway

@@ -10,6 +10,7 @@ import pytest
 from support.hosts import ENDPOINT_ADDRESS, TARGET_ADDRESS
 from support.processes import SOCKS_TUNNEL, Daemon, wait_until
 from support.rawsocks import Association, request
+from support.terminal import Terminal
 from support.tunnels import MakeTunnel, Site, Tunnel
 
 
@@ -51,6 +52,35 @@ def test_connections(tunnel: Tunnel) -> None:
         text = json.dumps(done)
         assert TARGET_ADDRESS in text
         assert str(tunnel.site.ports["echo"]) in text
+
+
+def test_top(tunnel: Tunnel) -> None:
+    control = tunnel.gateway.runtime_directory / "control.sock"
+    log = len(tunnel.gateway.log_text())
+    with (
+        tunnel.connect("echo") as sock,
+        Terminal(tunnel.site.gateway.command(SOCKS_TUNNEL, "top", "--socket", control)) as terminal,
+    ):
+        terminal.shows(r"^gateway \S+  ready  up")
+        terminal.shows(r"^office +up +\d+\.\d")
+
+        def is_fast() -> bool:
+            sock.sendall(bytes(20_000))
+            received = 0
+            while received < 20_000:
+                received += len(sock.recv(65_536))
+            terminal._read(0.05)
+            where = f"{TARGET_ADDRESS}:{tunnel.site.ports['echo']}"
+            # At 80 columns it may be cut off.
+            line = next((x for x in terminal.screen.lines if where[:14] in x), "")
+            return bool(re.search(r" \d+(\.\d+)?[kM] +\d+(\.\d+)?[kM] +\d+(\.\d+)?[kM]$", line))
+
+        wait_until(is_fast, "rates of a flow")
+        terminal.type("q")
+        assert terminal.ended() == 0
+        terminal.assert_restored()
+    fresh = tunnel.gateway.log_text()[log:]
+    assert fresh.count("control request 'connections'") == 1, "watching does not fill the log"
 
 
 def test_control_socket_is_closed_to_others(tunnel: Tunnel) -> None:

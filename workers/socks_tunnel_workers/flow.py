@@ -36,6 +36,7 @@ class Flow:
         "destination",
         "ended",
         "link",
+        "ranked",
         "started",
     )
 
@@ -48,8 +49,11 @@ class Flow:
         self.command = command
         self.client = client
         self.destination: HostPort | None = None
-        self.started = self.active = link.worker.loop.time()
+        self.started: float = link.worker.loop.time()
+        self.active = self.started
         self.ended = False
+        self.ranked = 0
+        """Bytes that it had carried when flows were last compared by that."""
 
     # --- from the peer --------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ _PAUSE_SECONDS = 0.5
 
 
 class Listener:
-    """One inherited listening TCP socket; `serve` takes each client that it accepts.
+    """One inherited listening TCP or Unix socket; `serve` takes each client that it accepts.
 
     It is shared with the other workers: a connection that one of them does not take is taken by
     another, also while it is being restarted.

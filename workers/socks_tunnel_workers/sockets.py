@@ -6,12 +6,23 @@ import socket
 import struct
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
+_UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _DRAIN_BYTES_MAX = 1 << 20
 _DRAIN_SECONDS = 2.0
 
 
+def unix_peer(sock: socket.socket) -> tuple[int, int]:
+    """Give (pid, uid) of the process that connected a Unix socket (SO_PEERCRED, unix(7)).
+
+    In a user namespace, users who are not mapped there are 65534.
+    """
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, _ = _UCRED.unpack(credentials)
+    return pid, uid
+
+
 def prepare_stream(sock: socket.socket) -> None:
-    """Make a connected TCP socket ready for relaying: non-blocking, no Nagle, keep-alive."""
+    """Make a connected socket ready for relaying: non-blocking; TCP without Nagle, kept alive."""
     sock.setblocking(False)
     if sock.family != socket.AF_UNIX:
         # A keystroke must not wait for the acknowledgement of the one before it.
@@ -21,7 +32,11 @@ def prepare_stream(sock: socket.socket) -> None:
 
 
 def reset(sock: socket.socket) -> None:
-    """Close with RST (RFC 9293 section 3.10.5 ABORT), so that the other side sees no clean end."""
+    """Close with RST (RFC 9293 section 3.10.5 ABORT), so that the other side sees no clean end.
+
+    Unix sockets have nothing of the kind: there, the other side sees end-of-file, unless something
+    that it has sent was not read.
+    """
     # The socket may be dead already; closing it is all that is left then.
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)

@@ -19,7 +19,7 @@ from socks_tunnel.protocol.socks5 import (
     ServerConnection,
     UdpAssociateRequest,
 )
-from socks_tunnel_workers.sockets import linger_close, reset
+from socks_tunnel_workers.sockets import linger_close, reset, unix_peer
 from socks_tunnel_workers.tcp_flow import TcpRelay
 from socks_tunnel_workers.udp_relay import GatewayAssociation
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 HANDSHAKE_SECONDS = 30.0
 """Time in which a client must have made its request."""
+
+LOOPBACK = "127.0.0.1"
+"""Where the UDP relays of clients on Unix sockets are."""
 
 _READ = 4096
 
@@ -40,16 +43,19 @@ _COMMANDS = {
 
 
 class SocksSession:
-    """A client's TCP connection until it becomes a flow; for UDP, as long as the association lives.
+    """A client's connection until it becomes a flow; for UDP, as long as the association lives.
+
+    `client` is its name in tables and logs, `account` what its associations are counted under: its
+    address, or on a Unix socket its user.
 
     Everything it does is a reaction: to the socket, to a timer, to the worker (a link came up), to
     the flow that it opened (see :class:`socks_tunnel_workers.tcp_flow.Opener`).
     """
 
     __slots__ = (
+        "account",
         "association",
         "client",
-        "client_ip",
         "command",
         "core",
         "relay",
@@ -64,10 +70,12 @@ class SocksSession:
         self.worker = worker
         self.sock: socket.socket | None = sock
         if isinstance(client, tuple):
-            self.client_ip = str(client[0])
-            self.client = str(HostPort(self.client_ip, int(client[1])))
+            self.account = str(client[0])
+            self.client = str(HostPort(self.account, int(client[1])))
         else:
-            self.client_ip = self.client = "unix"
+            pid, uid = unix_peer(sock)
+            self.account = f"unix:uid={uid}"
+            self.client = f"unix:pid={pid},uid={uid}"
         self.core = ServerConnection(require_password=worker.passwords is not None)
         self.command = ""
         self.request: Request | None = None
@@ -211,15 +219,14 @@ class SocksSession:
 
     def _open_udp(self, link: WorkerLink) -> None:
         assert self.sock is not None
-        if not self.worker.take_association_slot(self.client_ip):
+        if not self.worker.take_association_slot(self.account):
             self._refuse(Reply.GENERAL_FAILURE)
             return
         conn_id = self.worker.allocate(link)
         try:
-            local_ip = self._local_ip()
-            association = GatewayAssociation(link, conn_id, self, local_ip, self.client_ip)
+            association = self._associate(link, conn_id)
         except OSError:
-            self.worker.free_association_slot(self.client_ip)
+            self.worker.free_association_slot(self.account)
             raise
         link.flows.add(conn_id, association)
         self.worker.flow_started(association)
@@ -229,12 +236,20 @@ class SocksSession:
         # ASSOCIATE request arrived on terminates."
         self.worker.loop.add_reader(self.sock, self._watch_control)
 
-    def _local_ip(self) -> str:
+    def _associate(self, link: WorkerLink, conn_id: int) -> GatewayAssociation:
+        """Make the association with its relay. Raises :class:`OSError`."""
         assert self.sock is not None
-        name = self.sock.getsockname()
-        if not isinstance(name, tuple):
-            return "127.0.0.1"  # a client on a Unix socket is on this machine
-        return str(name[0])
+        if self.sock.family != socket.AF_UNIX:
+            return GatewayAssociation(link, conn_id, self, self.sock.getsockname()[0], self.account)
+        # A client on a Unix socket is on this machine, and so is its relay. Who may connect to the
+        # socket is the machine's decision, and loopback is open to all: a client that says which
+        # port it will send from (RFC 1928 section 4) is believed, and nobody gets there first.
+        association = GatewayAssociation(link, conn_id, self, LOOPBACK, LOOPBACK)
+        assert isinstance(self.request, UdpAssociateRequest)
+        hint = self.request.hint
+        if hint is not None and hint.port and hint.host in {LOOPBACK, UNSPECIFIED.host}:
+            association.pinned = LOOPBACK, hint.port
+        return association
 
     def _connect_timeout(self) -> None:
         self.timer = None
@@ -281,7 +296,7 @@ class SocksSession:
 
     def association_ended(self, reason: int, *, opened: bool) -> None:
         """The association is over; its control connection ends with it."""
-        self.worker.free_association_slot(self.client_ip)
+        self.worker.free_association_slot(self.account)
         self.association = None
         if self.sock is None:
             return

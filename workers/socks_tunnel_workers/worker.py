@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeAlias
@@ -39,6 +39,7 @@ from socks_tunnel_workers.flow import Flow
 from socks_tunnel_workers.forwards import TcpForwardSession, UdpForward
 from socks_tunnel_workers.link import WorkerLink
 from socks_tunnel_workers.listener import Listener
+from socks_tunnel_workers.ranking import rank
 from socks_tunnel_workers.resolver import Resolver
 from socks_tunnel_workers.socks_session import SocksSession
 from socks_tunnel_workers.target import TargetRelay
@@ -302,25 +303,25 @@ class Worker(Channel):
         )
         return decision.verdict is not Verdict.DENIED
 
-    def take_association_slot(self, client_ip: str) -> bool:
+    def take_association_slot(self, client: str) -> bool:
         """Count an association of this client; False if it has as many as it may."""
-        if self._associations[client_ip] >= self.config.limits.associations_per_client:
+        if self._associations[client] >= self.config.limits.associations_per_client:
             self._warn(
                 "associations",
                 "client %s has %d UDP associations in this worker (limits.associations_per_client)"
                 "; refusing more",
-                client_ip,
-                self._associations[client_ip],
+                client,
+                self._associations[client],
             )
             return False
-        self._associations[client_ip] += 1
+        self._associations[client] += 1
         return True
 
-    def free_association_slot(self, client_ip: str) -> None:
+    def free_association_slot(self, client: str) -> None:
         """Give the slot of an ended association back."""
-        self._associations[client_ip] -= 1
-        if not self._associations[client_ip]:
-            del self._associations[client_ip]
+        self._associations[client] -= 1
+        if not self._associations[client]:
+            del self._associations[client]
 
     def check_password(self, session: SocksSession, username: str, password: str) -> None:
         """Answer the session at once if this login was right before, else from a thread."""
@@ -415,8 +416,17 @@ class Worker(Channel):
                 },
             )
             return
+        limit = fields.get("limit")
+        if limit is None:
+            self._send_rows(answer, self.flows())
+        else:
+            rank(
+                self.loop, list(self.flows()), limit, fields["by"], partial(self._send_rows, answer)
+            )
+
+    def _send_rows(self, answer: dict[str, Any], flows: Iterable[Flow]) -> None:
         now = self.loop.time()
-        rows = [flow.row(now) for flow in self.flows()]
+        rows = [flow.row(now) for flow in flows]
         for start in range(0, max(len(rows), 1), ROWS_PER_FRAME):
             part = rows[start : start + ROWS_PER_FRAME]
             more = start + ROWS_PER_FRAME < len(rows)

@@ -23,6 +23,7 @@ from socks_tunnel.config.models import (
     PolicyRules,
     Signaling,
     Socks,
+    listener_text,
 )
 from socks_tunnel.config.policies import RULE_KEYS, parse_policy, read_policy_file
 from socks_tunnel.config.positions import KeyPath, key_lines
@@ -316,7 +317,8 @@ class _Loader:
         if file.role == "gateway" and not file.socks.listen and not file.forwards:
             self._add(("socks", "listen"), "is empty: clients could not reach the gateway")
         for index, listener in enumerate(file.socks.listen):
-            if _address(listener).is_loopback:
+            # Who may use a Unix socket is decided by its mode, and nobody comes from elsewhere.
+            if isinstance(listener, Path) or _address(listener).is_loopback:
                 continue
             at: KeyPath = ("socks", "listen", index)
             if not file.socks.allow_remote_clients:
@@ -337,16 +339,16 @@ class _Loader:
         self._check_taken(self._listeners(file))
         self._check_taken(self._udp_listeners(file))
 
-    def _check_taken(self, listeners: Iterator[tuple[KeyPath, HostPort]]) -> None:
-        seen: list[tuple[KeyPath, HostPort]] = []
+    def _check_taken(self, listeners: Iterator[tuple[KeyPath, HostPort | Path]]) -> None:
+        seen: list[tuple[KeyPath, HostPort | Path]] = []
         for at, listener in listeners:
             for other_at, other in seen:
                 if _collide(listener, other):
-                    self._add(at, f"{listener} is taken by {_key_text(other_at)}")
+                    self._add(at, f"{listener_text(listener)} is taken by {_key_text(other_at)}")
                     break
             seen.append((at, listener))
 
-    def _listeners(self, file: ConfigFile) -> Iterator[tuple[KeyPath, HostPort]]:
+    def _listeners(self, file: ConfigFile) -> Iterator[tuple[KeyPath, HostPort | Path]]:
         if file.role == "gateway" and not self._is_broken("socks", "listen"):
             for index, listener in enumerate(file.socks.listen):
                 yield ("socks", "listen", index), listener
@@ -619,8 +621,10 @@ def _address(listener: HostPort) -> IPAddress:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def _collide(one: HostPort, other: HostPort) -> bool:
+def _collide(one: HostPort | Path, other: HostPort | Path) -> bool:
     """Tell whether only one of two listeners could be bound. Port 0 is any free port."""
+    if isinstance(one, Path) or isinstance(other, Path):
+        return one == other
     if one.port != other.port or one.port == 0:
         return False
     a, b = _address(one), _address(other)

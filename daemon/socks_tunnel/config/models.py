@@ -39,6 +39,9 @@ _ICE_URL = re.compile(
 )
 _LOOKS_NUMERIC = re.compile(r"[0-9./]+|.*[:/].*")
 
+UNIX_PATH_MAX: Final = 107
+"""Longest path of a Unix socket in bytes: sun_path has 108 with the final NUL (unix(7))."""
+
 
 # --- values -----------------------------------------------------------------------------------
 # Each takes the text that a file has, and what it has been made into: so tables can be built in
@@ -76,13 +79,32 @@ def _destination(value: Any) -> HostPort:
 def _listener(value: Any) -> HostPort:
     text = str(value) if isinstance(value, HostPort) else _text(value)
     if text.startswith("unix:"):
-        raise ValueError(f"listening on a Unix socket {NOT_YET}")
+        raise ValueError("cannot be a Unix socket; socks.listen and signaling.listen can")
     listener = parse_host_port(text)
     if parse_ip(listener.host) is None:
         raise ValueError(
             f"{listener.host!r} is a name; a listener needs an address (127.0.0.1, [::1])"
         )
     return listener
+
+
+def _socks_listener(value: Any, info: ValidationInfo) -> HostPort | Path:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value.startswith("unix:"):
+        return _listener(value)
+    name = value.removeprefix("unix:")
+    if name.startswith("@"):
+        raise ValueError("abstract Unix sockets have no permissions; give a path")
+    if "\0" in name or name.endswith("/"):
+        raise ValueError(f"{name!r} cannot be the path of a Unix socket")
+    path = _absolute(name, info)
+    size = len(os.fsencode(path))
+    if size > UNIX_PATH_MAX:
+        raise ValueError(
+            f"{path} has {size} bytes; the path of a Unix socket has at most {UNIX_PATH_MAX}"
+        )
+    return path
 
 
 def _optional_listener(value: Any) -> HostPort | None:
@@ -97,7 +119,8 @@ def _signaling_listener(value: Any, info: ValidationInfo) -> HostPort | Path:
     return _listener(value)
 
 
-def _listener_text(listener: HostPort | Path) -> str:
+def listener_text(listener: HostPort | Path) -> str:
+    """Give an address, or the path of a Unix socket, as a configuration writes it."""
     return f"unix:{listener}" if isinstance(listener, Path) else str(listener)
 
 
@@ -170,12 +193,12 @@ def _forward_listener(value: Any) -> str:
     return f"{scheme}://{_listener(rest)}"
 
 
-_as_text = PlainSerializer(_listener_text, when_used="unless-none")
+_as_text = PlainSerializer(listener_text, when_used="unless-none")
 
 Seconds: TypeAlias = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 Positive: TypeAlias = Annotated[int, Field(ge=1, strict=True)]
 Destination: TypeAlias = Annotated[HostPort, PlainValidator(_destination), _as_text]
-Listener: TypeAlias = Annotated[HostPort, PlainValidator(_listener), _as_text]
+Listener: TypeAlias = Annotated[HostPort | Path, PlainValidator(_socks_listener), _as_text]
 FilePath: TypeAlias = Annotated[Path, PlainValidator(_path)]
 OptionalFilePath: TypeAlias = Annotated[Path | None, PlainValidator(_optional_path)]
 PolicyRuleList: TypeAlias = Annotated[Rules, PlainValidator(_rules)]
@@ -205,6 +228,7 @@ class Socks(Table):
     """`[socks]`: the SOCKS5 listeners of a gateway."""
 
     listen: tuple[Listener, ...] = (HostPort("127.0.0.1", 1080), HostPort("::1", 1080))
+    """Addresses and ports, and paths of Unix sockets (written `unix:PATH`)."""
     allow_remote_clients: StrictBool = False
     users_file: OptionalFilePath = None
     connect_timeout: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] = 30

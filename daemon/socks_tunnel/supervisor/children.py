@@ -150,8 +150,10 @@ class WorkerSlot(Slot):
         if self.channel is not None and self.running:
             self.channel.send_control(0, {"op": "reload", "config": configuration})
 
-    async def ask(self, what: str) -> list[Any]:
+    async def ask(self, what: str, **options: Any) -> list[Any]:
         """Ask the worker for `status` (one map) or `connections` (a row for each flow).
+
+        With `limit` and `by`, the rows of so many flows, those that have the most of it.
 
         Raises :class:`ConnectionError` if it is not running or ends before it has answered.
         """
@@ -161,7 +163,7 @@ class WorkerSlot(Slot):
         number = self._last_question
         answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self._questions[number] = [], answer
-        self.channel.send_control(0, {"op": "stats", "id": number, "what": what})
+        self.channel.send_control(0, {"op": "stats", "id": number, "what": what, **options})
         try:
             return await answer
         finally:

@@ -30,6 +30,9 @@ CLIENTS_MAX: Final = 16
 IDLE_TIMEOUT: Final = 60.0
 """Seconds that a connection may be silent."""
 
+_READING: Final = frozenset({"status", "connections"})
+"""Requests that change nothing: of those that are repeated on a connection, the first is logged."""
+
 _UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
@@ -77,10 +80,11 @@ class ControlServer:
             await _close(writer)
             return
         self._clients.add(writer)
+        told: set[str] = set()
         try:
             async with asyncio.timeout(IDLE_TIMEOUT) as deadline:
                 while line := await reader.readline():
-                    answer = await self._answer(line, writer)
+                    answer = await self._answer(line, writer, told)
                     writer.write(json.dumps(answer).encode() + b"\n")
                     await writer.drain()
                     deadline.reschedule(asyncio.get_running_loop().time() + IDLE_TIMEOUT)
@@ -93,23 +97,26 @@ class ControlServer:
             self._clients.discard(writer)
             await _close(writer)
 
-    async def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> dict[str, Any]:
+    async def _answer(
+        self, line: bytes, writer: asyncio.StreamWriter, told: set[str]
+    ) -> dict[str, Any]:
         try:
             request = json.loads(line)
         except ValueError:
             request = None
         if not isinstance(request, dict) or not isinstance(request.get("op"), str):
             return {"ok": False, "error": 'a request is a JSON object in a line, with an "op"'}
+        op = request["op"]
         pid, uid, gid = _peer_of(writer)
-        _log.info(
-            "control request %.20r of process %d (uid %d, gid %d)", request["op"], pid, uid, gid
-        )
+        level = logging.DEBUG if op in told else logging.INFO
+        _log.log(level, "control request %.20r of process %d (uid %d, gid %d)", op, pid, uid, gid)
+        told |= _READING & {op}
         try:
             return {"ok": True, "result": await self._handler(request)}
         except ControlError as error:
             return {"ok": False, "error": str(error)}
         except Exception:  # noqa: BLE001 - a bug in one answer must not end the others
-            _log.exception("the control request %.20r failed", request["op"])
+            _log.exception("the control request %.20r failed", op)
             return {"ok": False, "error": "a bug; the log of the instance has the details"}
 
 

@@ -23,13 +23,12 @@ from typing import Any, Final, Literal
 from socks_tunnel.config import paths
 from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.loader import dump, load
-from socks_tunnel.config.models import Config
+from socks_tunnel.config.models import Config, listener_text
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.ops.notify import Notifier
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.quiet import quiet_loop_exceptions, set_library_log_level
-from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.ipc import encode_control
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor import report
@@ -42,6 +41,7 @@ from socks_tunnel.supervisor.children import (
 from socks_tunnel.supervisor.control import ControlError, ControlServer
 from socks_tunnel.supervisor.links import EndpointLinks, GatewayLinks, Links, software
 from socks_tunnel.supervisor.listeners import (
+    Address,
     Listener,
     ListenError,
     activated_sockets,
@@ -198,7 +198,7 @@ class Instance:
             return problem
         self.state = "ready"
         self._status_line = self._make_status_line()
-        where = " and ".join(map(str, self.addresses))
+        where = " and ".join(map(listener_text, self.addresses))
         _log.info(
             "ready: %s %s, %s, %d workers%s",
             self.config.role,
@@ -231,6 +231,7 @@ class Instance:
                     activated.remove(sock)
                 (self._metrics_listener,) = open_listeners("metrics.listen", [where], matching)
             if config.role == "gateway":
+                self._check_paths(config)
                 forwards = [(f.protocol, f.address, f.target) for f in config.forwards]
                 self._listeners = open_forwards(forwards, activated)
                 self._listeners += open_listeners("socks.listen", config.socks.listen, activated)
@@ -239,6 +240,15 @@ class Instance:
         for sock in activated:
             _log.warning("systemd passed a socket that nothing is configured for: %s", sock)
             sock.close()
+
+    def _check_paths(self, config: Config) -> None:
+        """See that no listener is where the control socket will be. Raises ListenError."""
+        control = paths.control_socket(self.directory)
+        if control in config.socks.listen:
+            raise ListenError(
+                f"socks.listen: cannot listen on {listener_text(control)}: it is the control "
+                "socket of this instance; choose another path"
+            )
 
     async def _start_control(self) -> None:
         try:
@@ -326,7 +336,7 @@ class Instance:
                 {
                     "fd": listener.socket.fileno(),
                     "kind": listener.kind,
-                    "address": str(listener.address),
+                    "address": listener_text(listener.address),
                     "target": listener.target,
                 }
                 for listener in self._listeners
@@ -336,12 +346,12 @@ class Instance:
     # --- while it runs ------------------------------------------------------------------------
 
     @property
-    def addresses(self) -> list[HostPort]:
+    def addresses(self) -> list[Address]:
         """Where SOCKS5 clients are served."""
         return [listener.address for listener in self._listeners if listener.target is None]
 
     @property
-    def metrics_address(self) -> HostPort | None:
+    def metrics_address(self) -> Address | None:
         """Where the exporter serves."""
         return None if self._metrics_listener is None else self._metrics_listener.address
 
@@ -419,7 +429,7 @@ class Instance:
             case "status":
                 return await report.status(self)
             case "connections":
-                return await report.connections(self)
+                return await report.connections(self, **_selection(request))
             case "reload":
                 try:
                     waiting = await self._reload()
@@ -553,6 +563,18 @@ class Instance:
             self._metrics_listener.close()
         self.notifier.close()
         _log.info("ended")
+
+
+def _selection(request: dict[str, Any]) -> dict[str, Any]:
+    """Give which flows are asked for: all, or the first `limit` of each worker `by` something."""
+    limit, by = request.get("limit"), request.get("by", report.RANKINGS[0])
+    if limit is None:
+        return {}
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+        raise ControlError(f"a limit is a number of flows, not {limit!r}")
+    if by not in report.RANKINGS:
+        raise ControlError(f"flows are sorted by {', '.join(report.RANKINGS)}, not by {by!r}")
+    return {"limit": limit, "by": by}
 
 
 def _load_identity(config: Config) -> PrivateIdentity:

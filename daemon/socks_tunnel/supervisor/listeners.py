@@ -2,16 +2,26 @@
 
 One socket for each address, not one for each worker: what waits in its accept queue is lost with no
 worker's death, and any worker can take it.
+
+A Unix socket is a file too, which outlives a process that is killed. What stands in the way of one
+is removed only if it is a socket that nobody listens on; the file is removed at the end only if it
+still is the one that was made here.
 """
 
+import contextlib
 import errno
+import fcntl
 import logging
 import os
 import socket
-from collections.abc import Mapping, Sequence
+import stat
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import Final, TypeAlias
 
+from socks_tunnel.config.models import listener_text
 from socks_tunnel.protocol.addresses import HostPort, parse_ip
 
 _log = logging.getLogger(__name__)
@@ -19,8 +29,22 @@ _log = logging.getLogger(__name__)
 BACKLOG: Final = 4096
 """Connections that may wait for a worker; the kernel's net.core.somaxconn bounds it too."""
 
+UNIX_MODE: Final = 0o660
+"""Mode of a Unix socket that is bound here: for the user and the group of the daemon."""
+
+LOCK_TIMEOUT: Final = 2.0
+"""Seconds to wait for another instance that is making a Unix socket in the same directory."""
+
+_LOCK_POLL: Final = 0.02
+
 _FIRST_ACTIVATED_FD: Final = 3
 """SD_LISTEN_FDS_START of sd_listen_fds(3)."""
+
+_INTERNET: Final = frozenset({socket.AF_INET, socket.AF_INET6})
+
+
+Address: TypeAlias = HostPort | Path
+"""Where a listener is: an address and port, or the path of a Unix socket."""
 
 
 class ListenError(Exception):
@@ -29,15 +53,17 @@ class ListenError(Exception):
 
 @dataclass(slots=True)
 class Listener:
-    """A listening TCP socket, or the bound UDP socket of a forward.
+    """A listening TCP or Unix socket, or the bound UDP socket of a forward.
 
     `activated`: it is systemd's, which goes on to hold it. `target` is where a forward leads to,
-    None for a SOCKS listener.
+    None for a SOCKS listener. `file` is what was made in the file system for a Unix socket: its
+    device and inode.
     """
 
     socket: socket.socket
     activated: bool
     target: HostPort | None = None
+    file: tuple[int, int] | None = None
 
     @property
     def kind(self) -> str:
@@ -47,32 +73,45 @@ class Listener:
         return "forward-udp" if self.socket.type == socket.SOCK_DGRAM else "forward-tcp"
 
     @property
-    def address(self) -> HostPort:
+    def address(self) -> Address:
         """Where it listens; with the port that the system chose if 0 was asked for."""
-        host, port = self.socket.getsockname()[:2]
-        return HostPort(host, port)
+        return _name_of(self.socket)
 
     def refuse(self) -> None:
         """Let the kernel refuse new connections, also for the processes that share the socket.
 
-        systemd's socket is left as it is: connections wait there for the next start.
+        Connections that nobody has accepted are ended. systemd's socket is left as it is:
+        connections wait there for the next start.
         """
-        if not self.activated and self.socket.type == socket.SOCK_STREAM:
-            try:
-                self.socket.shutdown(socket.SHUT_RD)
-            except OSError as error:
-                if error.errno != errno.ENOTCONN:  # it did not listen any more
-                    raise
+        if self.activated or self.socket.type != socket.SOCK_STREAM:
+            return
+        try:
+            self.socket.shutdown(socket.SHUT_RD)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:  # it did not listen any more
+                raise
+        if self.socket.family == socket.AF_UNIX:
+            # A TCP socket's queue is emptied by that; a Unix socket's is only closed at its end.
+            with contextlib.suppress(OSError):
+                while True:
+                    self.socket.accept()[0].close()
 
     def close(self) -> None:
-        """Close this process's hold of it."""
+        """Close this process's hold of it, and remove the file of a Unix socket made here."""
+        if self.file is not None:
+            path = Path(self.socket.getsockname())
+            # Another instance may have taken the place once nobody was served here any more.
+            with contextlib.suppress(OSError):
+                if _file_of(path) == self.file:
+                    path.unlink()
+            self.file = None
         self.socket.close()
 
 
 def activated_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
     """Give the sockets that systemd passed to this process (sd_listen_fds(3)).
 
-    Those that are neither listening TCP sockets nor UDP sockets are closed, with a warning.
+    Those that are neither listening TCP or Unix sockets nor UDP sockets are closed, with a warning.
     Children do not inherit them unless they are passed on.
     """
     if environ.get("LISTEN_PID") != str(os.getpid()):
@@ -82,10 +121,11 @@ def activated_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
     for fd in range(_FIRST_ACTIVATED_FD, _FIRST_ACTIVATED_FD + int(count or 0)):
         sock = socket.socket(fileno=fd)
         sock.set_inheritable(False)
-        if sock.family in {socket.AF_INET, socket.AF_INET6} and (
-            sock.type == socket.SOCK_DGRAM
-            or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        ):
+        listens = sock.type == socket.SOCK_STREAM and sock.getsockopt(
+            socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+        )
+        is_udp = sock.type == socket.SOCK_DGRAM and sock.family in _INTERNET
+        if (listens and sock.family in {*_INTERNET, socket.AF_UNIX}) or is_udp:
             sockets.append(sock)
         else:
             _log.warning("systemd passed file descriptor %d, which no listener can use", fd)
@@ -94,12 +134,13 @@ def activated_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
 
 
 def open_listeners(
-    setting: str, wanted: Sequence[HostPort], activated: list[socket.socket]
+    setting: str, wanted: Sequence[Address], activated: list[socket.socket]
 ) -> list[Listener]:
     """Give a listener for each address, in order.
 
-    Of the `activated` sockets the one of that address is taken, or else the next that no address
-    asks for; those taken are removed from the list. Where none is left, a socket is bound. Raises
+    Of the `activated` sockets the one of that address is taken, or else the next of its kind that
+    no address asks for; those taken are removed from the list. Where none is left, a socket is
+    bound. Raises
     :class:`ListenError`; nothing stays bound then. `setting` names the configuration key in it.
     """
     chosen: dict[int, socket.socket] = {}
@@ -112,17 +153,25 @@ def open_listeners(
     for position, address in enumerate(wanted):
         sock = chosen.get(position)
         if sock is None:
-            sock = next((s for s in activated if s.type == socket.SOCK_STREAM), None)
+            sock = next((s for s in activated if _may_stand_in(s, address)), None)
             if sock is not None:
                 activated.remove(sock)
         if sock is not None and position not in chosen:
-            _log.info("%s: %s is served on systemd's socket %s", setting, address, _name_of(sock))
+            _log.info(
+                "%s: %s is served on systemd's socket %s",
+                setting,
+                listener_text(address),
+                listener_text(_name_of(sock)),
+            )
         if sock is not None:
             sock.setblocking(False)
             listeners.append(Listener(sock, activated=True))
             continue
         try:
-            listeners.append(bind(setting, address))
+            if isinstance(address, Path):
+                listeners.append(bind_unix(setting, address))
+            else:
+                listeners.append(bind(setting, address))
         except ListenError as error:
             if len(wanted) > 1 and _has_no_ipv6(address, error):
                 _log.warning("%s; the other listeners are used", error)
@@ -184,6 +233,103 @@ def bind(setting: str, address: HostPort, kind: socket.SocketKind = socket.SOCK_
     return Listener(sock, activated=False)
 
 
+def bind_unix(setting: str, path: Path) -> Listener:
+    """Bind a Unix socket with mode 0660 and listen on it. Raises :class:`ListenError`.
+
+    A socket that nobody listens on is replaced; nothing else that is there is touched.
+    """
+    where = f"{setting}: cannot listen on {listener_text(path)}"
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # Two instances that find the same dead socket must not remove each other's new one.
+        with _locked(path.parent):
+            _remove_dead(path)
+            # Made with its mode, not given it later: it never has another one.
+            umask = os.umask(0o777 & ~UNIX_MODE)
+            try:
+                sock.bind(str(path))
+            finally:
+                os.umask(umask)
+            made = _file_of(path)
+            sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except ListenError as error:
+        sock.close()
+        raise ListenError(f"{where}: {error}") from None
+    except OSError as error:
+        sock.close()
+        raise ListenError(f"{where}: {_unix_advice(error, path)}") from error
+    return Listener(sock, activated=False, file=made)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of a directory (flock(2)), which leaves no file behind."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        end = time.monotonic() + LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise ListenError(f"another program has locked {directory}") from None
+                time.sleep(_LOCK_POLL)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove a socket that nobody listens on. Raises :class:`ListenError` for anything else."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ListenError("what is there is no socket, and is left alone; choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a full queue is an answer too
+        result = probe.connect_ex(str(path))
+    match result:
+        case errno.ECONNREFUSED:
+            _log.info("removing %s, which an earlier process has left", path)
+            path.unlink(missing_ok=True)
+        case errno.ENOENT:
+            return
+        case 0 | errno.EAGAIN:
+            raise ListenError(
+                "another program listens there; stop it, or choose another path "
+                "(`ss -lxp` shows who it is)"
+            )
+        case number:
+            raise ListenError(
+                f"a socket is there that cannot be asked whether it is in use "
+                f"({os.strerror(number)}); remove it if it is not"
+            )
+
+
+def _file_of(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino
+
+
+def _unix_advice(error: OSError, path: Path) -> str:
+    match error.errno:
+        case errno.ENOENT:
+            return f"there is no directory {path.parent}"
+        case errno.ENOTDIR:
+            return f"{path.parent} is no directory"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return (
+                f"no permission to make a socket in {path.parent}; the packaged unit may write to "
+                "/run/socks-tunnel/INSTANCE"
+            )
+        case _:
+            return error.strerror or str(error)
+
+
 def _advice(error: OSError) -> str:
     match error.errno:
         case errno.EADDRINUSE:
@@ -199,24 +345,40 @@ def _advice(error: OSError) -> str:
             return error.strerror or str(error)
 
 
-def _has_no_ipv6(address: HostPort, error: ListenError) -> bool:
+def _has_no_ipv6(address: Address, error: ListenError) -> bool:
     # The default is to listen on both loopback addresses, and many hosts have IPv6 switched off.
     cause = error.__cause__
     return (
-        address.host == "::1"
+        isinstance(address, HostPort)
+        and address.host == "::1"
         and isinstance(cause, OSError)
         and cause.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
     )
 
 
 def listens_at(
-    sock: socket.socket, address: HostPort, kind: socket.SocketKind = socket.SOCK_STREAM
+    sock: socket.socket, address: Address, kind: socket.SocketKind = socket.SOCK_STREAM
 ) -> bool:
-    """Tell whether a socket is of this kind and bound to exactly this address and port."""
-    host, port = sock.getsockname()[:2]
-    return sock.type == kind and parse_ip(host) == parse_ip(address.host) and port == address.port
+    """Tell whether a socket is of this kind and bound to exactly this address and port, or path."""
+    name = _name_of(sock)
+    if sock.type != kind:
+        return False
+    if isinstance(name, Path) or isinstance(address, Path):
+        return name == address
+    return parse_ip(name.host) == parse_ip(address.host) and name.port == address.port
 
 
-def _name_of(sock: socket.socket) -> HostPort:
-    host, port = sock.getsockname()[:2]
+def _may_stand_in(sock: socket.socket, address: Address) -> bool:
+    """Tell whether a socket of systemd's serves the same kind of clients as that address."""
+    is_unix = sock.family == socket.AF_UNIX
+    return sock.type == socket.SOCK_STREAM and is_unix is isinstance(address, Path)
+
+
+def _name_of(sock: socket.socket) -> Address:
+    name = sock.getsockname()
+    if isinstance(name, bytes):  # an abstract socket, which systemd writes with an @
+        return Path(os.fsdecode(name.replace(b"\0", b"@", 1)))
+    if isinstance(name, str):
+        return Path(name)
+    host, port = name[:2]
     return HostPort(host, port)

@@ -8,10 +8,10 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import socks_tunnel
+from socks_tunnel.config.models import listener_text
 
 if TYPE_CHECKING:
     from socks_tunnel.supervisor.children import WorkerSlot
@@ -24,6 +24,9 @@ ANSWER_TIMEOUT: Final = 2.0
 
 PEERS_IN_LINE: Final = 3
 """Up to so many peers are named in the status line; more are only counted."""
+
+RANKINGS: Final = ("rate", "total", "age")
+"""What the first flows can be asked for by: bytes per second, bytes, seconds."""
 
 _OF_WORKER: Final = ("flows_tcp", "flows_udp", "bytes_up", "bytes_down", "buffered")
 
@@ -65,14 +68,18 @@ def _listening(instance: "Instance") -> list[str]:
     """Give where SOCKS5 clients are served, or where an endpoint takes offers."""
     signaling = instance.config.signaling
     if signaling is None or signaling.listen is None:
-        return [str(address) for address in instance.addresses]
-    where = signaling.listen
-    return [f"unix:{where}" if isinstance(where, Path) else str(where)]
+        return [listener_text(address) for address in instance.addresses]
+    return [listener_text(signaling.listen)]
 
 
-async def connections(instance: "Instance") -> list[dict[str, Any]]:
-    """Give the answer to `connections`: a row for each flow."""
-    answers = await asyncio.gather(*(_ask(slot, "connections") for slot in instance.workers))
+async def connections(instance: "Instance", **options: Any) -> list[dict[str, Any]]:
+    """Give the answer to `connections`: a row for each flow.
+
+    With `limit` and `by`: for so many of each worker, those that have the most of it.
+    """
+    answers = await asyncio.gather(
+        *(_ask(slot, "connections", **options) for slot in instance.workers)
+    )
     return [
         {**row, "worker": slot.index}
         for slot, answer in zip(instance.workers, answers, strict=True)
@@ -119,10 +126,10 @@ async def log_report(instance: "Instance") -> None:
         )
 
 
-async def _ask(slot: "WorkerSlot", what: str) -> list[Any]:
+async def _ask(slot: "WorkerSlot", what: str, **options: Any) -> list[Any]:
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT):
-            return await slot.ask(what)
+            return await slot.ask(what, **options)
     except (TimeoutError, ConnectionError) as error:
         _log.debug("%s gives no %s: %s", slot.name, what, error)
         return []

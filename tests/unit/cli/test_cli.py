@@ -95,7 +95,7 @@ def mode(path: Path) -> int:
 
 
 def test_the_commands_are_these() -> None:
-    running = {"run", "demo", "status", "connections", "reload", "drain"}
+    running = {"run", "demo", "status", "connections", "top", "reload", "drain"}
     preparing = {"check-config", "keygen", "pubkey", "passwd", "pair", "policy", "version"}
     assert set(cli.cli.commands) == running | preparing
 
@@ -518,6 +518,11 @@ def test_long_lines_are_not_cut_in_a_pipe(instance: Instance) -> None:
     name = "a" * 300 + ".example.com:443"
     instance.answer = {"ok": True, "result": [{"destination": name, "up": 1}]}
     assert name in call("connections", "--socket", "/x").stdout
+
+
+def test_top_without_a_terminal(instance: Instance) -> None:
+    assert "`socks-tunnel status --json`" in refusal(call("top", "--socket", "/x"), 2)
+    assert instance.asked == []
 
 
 def test_reload(instance: Instance) -> None:

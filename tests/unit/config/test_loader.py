@@ -182,7 +182,7 @@ resume_timeout = 60.5
 private_key_file = "host.key"
 
 [socks]
-listen = ["127.0.0.1:1080", "[::1]:1080", "192.0.2.1:1080", "[::ffff:127.0.0.1]:1081"]
+listen = ["127.0.0.1:1080", "[::1]:1080", "192.0.2.1:1080", "[::ffff:127.0.0.1]:1081", "unix:socks.sock"]
 allow_remote_clients = true
 users_file = "users"
 connect_timeout = 30
@@ -279,6 +279,7 @@ def test_a_gateway_with_everything(directory: Path) -> None:
     config = load_text(directory, FULL_GATEWAY)
     assert config.resume_timeout == 60.5
     assert config.socks.listen[1:3] == (HostPort("::1", 1080), HostPort("192.0.2.1", 1080))
+    assert config.socks.listen[4] == directory / "socks.sock"
     assert sorted(config.users) == ["alice", "bob"]
     assert config.peers[0].public_key == KEY
     assert config.peers[1].url == f"unix:{directory}/signal.sock"
@@ -288,6 +289,13 @@ def test_a_gateway_with_everything(directory: Path) -> None:
     assert config.ice.addresses == ("eth0", "10.0.0.0/8", "2001:db8::1")
     assert config.workers.effective_count == 3
     assert config.metrics.listen is None
+
+
+def test_a_unix_socket_needs_neither_remote_clients_nor_users(directory: Path) -> None:
+    longest = "/run/" + "x" * 102
+    config = load_text(directory, f'{GATEWAY}[socks]\nlisten = ["unix:{longest}"]\n')
+    assert config.socks.listen == (Path(longest),)
+    assert (config.socks.allow_remote_clients, config.users) == (False, {})
 
 
 def test_an_endpoint_has_no_socks_listener(directory: Path) -> None:

@@ -70,6 +70,17 @@ async def test_a_question_is_answered_and_its_asker_logged(
     assert expected in caplog.text
 
 
+async def test_of_questions_that_are_repeated_on_a_connection_the_first_is_logged(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    await raw(path, (b'{"op": "status"}\n' + b'{"op": "drain"}\n') * 3)
+    assert caplog.text.count("control request 'status'") == 1
+    assert caplog.text.count("control request 'drain'") == 3, "of what changes something, each"
+    await raw(path, b'{"op": "status"}\n')
+    assert caplog.text.count("control request 'status'") == 2
+
+
 async def test_only_owner_and_group_may_connect(path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
 

@@ -16,6 +16,7 @@ import pytest
 from socks_tunnel.config.loader import load
 from socks_tunnel.ops.notify import Notifier
 from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor import control_client, instance, main
 from socks_tunnel.supervisor.instance import Instance
@@ -122,6 +123,13 @@ class Running:
     async def ask(self, op: str, **fields: Any) -> dict[str, Any]:
         path = self.runtime / "control.sock"
         return await asyncio.to_thread(control_client.request, path, {"op": op, **fields})
+
+    @property
+    def listener(self) -> HostPort:
+        """The only SOCKS listener of a gateway."""
+        (address,) = self.instance.addresses
+        assert isinstance(address, HostPort)
+        return address
 
     @property
     def children(self) -> list[int]:
@@ -293,7 +301,7 @@ async def test_sigterm_drains_refuses_clients_and_ends(
     running.gateway(metrics="127.0.0.1:0")
     running.start()
     await running.ready()
-    (address,) = running.instance.addresses
+    address = running.listener
     socket.create_connection(address).close()
     running.signal(signal.SIGTERM)
     await running.ended()
@@ -318,7 +326,7 @@ async def test_a_drain_waits_for_workers_with_flows_as_long_as_it_may(
     began = loop.time()
     running.signal(signal.SIGTERM)
     await running.until(lambda: running.instance.state == "draining")
-    (address,) = running.instance.addresses
+    address = running.listener
     while True:
         try:
             socket.create_connection(address).close()
@@ -386,6 +394,19 @@ async def test_connections_come_from_all_workers_with_their_index(running: Runni
     await running.ready()
     rows = (await running.ask("connections"))["result"]
     assert rows == [{"part": part, "worker": worker} for worker in (0, 1) for part in (1, 2)]
+
+
+async def test_the_first_flows_by_something_are_asked_of_the_workers(running: Running) -> None:
+    running.gateway()
+    running.start()
+    await running.ready()
+    rows = (await running.ask("connections", limit=1, by="age"))["result"]
+    assert {row["worker"] for row in rows} == {0, 1}
+    for limit in (-1, True, "all", 1.5):
+        answer = await running.ask("connections", limit=limit)
+        assert answer == {"ok": False, "error": f"a limit is a number of flows, not {limit!r}"}
+    answer = await running.ask("connections", limit=1, by="size")
+    assert answer["error"] == "flows are sorted by rate, total, age, not by 'size'"
 
 
 async def test_sigusr1_logs_a_report(running: Running, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,10 +1,14 @@
 """Listening sockets: bound here, passed by systemd, and refused with advice."""
 
+import contextlib
 import errno
+import fcntl
 import os
 import socket
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +18,7 @@ from socks_tunnel.supervisor.listeners import (
     ListenError,
     activated_sockets,
     bind,
+    bind_unix,
     listens_at,
     open_forwards,
     open_listeners,
@@ -27,12 +32,17 @@ def listening(host: str = "127.0.0.1") -> tuple[socket.socket, HostPort]:
     return sock, HostPort(*sock.getsockname()[:2])
 
 
+def address_of(listener: listeners.Listener) -> HostPort:
+    assert isinstance(listener.address, HostPort)
+    return listener.address
+
+
 def test_a_bound_listener_accepts_and_says_where_it_is() -> None:
     listener = bind("socks.listen", ANY_PORT)
-    assert listener.address.port != 0
+    assert address_of(listener).port != 0
     assert not listener.activated
     assert not listener.socket.get_inheritable()
-    with socket.create_connection(listener.address):
+    with socket.create_connection(address_of(listener)):
         listener.socket.accept()[0].close()
     listener.close()
 
@@ -66,7 +76,7 @@ def test_other_errors_are_explained(
 
 def test_one_failure_leaves_nothing_bound() -> None:
     free_port = bind("x", ANY_PORT)
-    free = free_port.address
+    free = address_of(free_port)
     free_port.close()
     sock, occupied = listening()
     with sock, pytest.raises(ListenError):
@@ -86,7 +96,7 @@ def test_a_host_without_ipv6_serves_the_other_default_listener(
 
     monkeypatch.setattr(listeners, "bind", without_ipv6)
     (only,) = open_listeners("socks.listen", [ANY_PORT, HostPort("::1", 0)], [])
-    assert only.address.host == "127.0.0.1"
+    assert address_of(only).host == "127.0.0.1"
     only.close()
     assert "no IPv6; the other listeners are used" in caplog.text
     with pytest.raises(ListenError):
@@ -127,7 +137,7 @@ def test_refusing_ends_accepting_for_all_who_share_the_socket() -> None:
     shared = listener.socket.dup()
     listener.refuse()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(listener.address)
+        socket.create_connection(address_of(listener))
     listener.refuse()
     shared.close()
     listener.close()
@@ -147,21 +157,28 @@ sys.path[:0] = {path!r}
 tcp = socket.create_server(("127.0.0.1", 0))
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 idle = socket.socket()
-fds = [os.dup(s.fileno()) for s in (tcp, idle, udp)]
+unix, unix_udp = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+unix.bind("")
+unix.listen()
+fds = [os.dup(s.fileno()) for s in (tcp, idle, udp, unix, unix_udp)]
 for number, fd in enumerate(fds, 3):
     os.dup2(fd, number)
-os.environ["LISTEN_FDS"] = "3"
+os.environ["LISTEN_FDS"] = "5"
 os.environ["LISTEN_PID"] = str(os.getpid() + {shift})
 from socks_tunnel.supervisor.listeners import activated_sockets
 found = activated_sockets(os.environ)
-print([(s.fileno(), s.type.name, s.get_inheritable()) for s in found])
+print([(s.fileno(), s.family.name, s.get_inheritable()) for s in found])
 for s in found: s.detach()
 os._exit(0) if not sys.stdout.flush() else None
 """
 
 
 @pytest.mark.parametrize(
-    ("shift", "expected"), [(0, "[(3, 'SOCK_STREAM', False), (5, 'SOCK_DGRAM', False)]"), (1, "[]")]
+    ("shift", "expected"),
+    [
+        (0, "[(3, 'AF_INET', False), (5, 'AF_INET', False), (6, 'AF_UNIX', False)]"),
+        (1, "[]"),
+    ],
 )
 def test_only_usable_sockets_that_were_passed_to_this_process_are_taken(
     shift: int, expected: str
@@ -173,7 +190,9 @@ def test_only_usable_sockets_that_were_passed_to_this_process_are_taken(
         check=True,
     )
     assert done.stdout.strip() == expected
-    assert ("file descriptor 4, which no listener can use" in done.stderr) == (shift == 0)
+    for unusable in (4, 7):
+        words = f"file descriptor {unusable}, which no listener can use"
+        assert (words in done.stderr) == (shift == 0)
 
 
 def test_without_activation_there_are_none() -> None:
@@ -232,3 +251,208 @@ def test_a_forward_that_cannot_be_bound_is_named_and_leaves_nothing_bound() -> N
     taken, address = datagrams()
     with taken, pytest.raises(ListenError, match=r"^forwards\[1\]\.listen: cannot listen on"):
         open_forwards([("udp", ANY_PORT, TARGET), ("udp", address, TARGET)], [])
+
+
+# --- Unix sockets -----------------------------------------------------------------------------
+
+
+def left_behind(path: Path) -> None:
+    """Leave a socket that nobody listens on, as a process that was killed does."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen()
+
+
+def unix_listening(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(path))
+    sock.listen()
+    return sock
+
+
+def unix_connected(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "socks.sock"
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_a_unix_socket_is_for_user_and_group_whatever_the_umask(path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        listener = bind_unix("socks.listen", path)
+        assert os.umask(umask) == umask, "it is as it was"
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    assert (listener.kind, listener.address, listener.activated) == ("socks", path, False)
+    assert not listener.socket.get_inheritable()
+    assert not listener.socket.getblocking()
+    assert unix_connected(path)
+    listener.close()
+    assert not path.exists()
+    listener.close()
+
+
+def test_a_socket_that_a_dead_process_left_is_replaced(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    left_behind(path)
+    listener = bind_unix("socks.listen", path)
+    assert unix_connected(path)
+    listener.close()
+    assert f"removing {path}, which an earlier process has left" in caplog.text
+
+
+def test_a_socket_that_somebody_serves_is_left_alone(path: Path) -> None:
+    with unix_listening(path) as served:
+        before = path.stat().st_ino
+        with pytest.raises(ListenError, match="another program listens there") as caught:
+            bind_unix("socks.listen", path)
+        assert str(caught.value).startswith(f"socks.listen: cannot listen on unix:{path}: ")
+        served.accept()[0].close()
+        assert path.stat().st_ino == before
+
+
+def test_a_full_queue_is_no_sign_of_death(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as busy, contextlib.ExitStack() as clients:
+        busy.bind(str(path))
+        busy.listen(0)
+        waiting = clients.enter_context(socket.socket(socket.AF_UNIX))
+        waiting.connect(str(path))
+        with pytest.raises(ListenError, match="another program listens there"):
+            bind_unix("socks.listen", path)
+
+
+def test_a_socket_of_another_kind_is_left_alone(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(path))
+        with pytest.raises(ListenError, match=r"cannot be asked .* \(Protocol wrong type"):
+            bind_unix("socks.listen", path)
+        assert path.exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+def test_what_is_no_socket_is_never_removed(path: Path, kind: str) -> None:
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        left_behind(path.with_name("elsewhere"))
+        path.symlink_to("elsewhere")
+    with pytest.raises(ListenError, match="what is there is no socket, and is left alone"):
+        bind_unix("socks.listen", path)
+    assert path.exists()
+    assert path.is_symlink() == (kind == "link")
+    assert kind != "file" or path.read_text() == "precious"
+
+
+def test_a_directory_that_cannot_be_used_is_named(path: Path) -> None:
+    with pytest.raises(ListenError, match=f"there is no directory {path.parent}/none$"):
+        bind_unix("socks.listen", path.parent / "none" / "socks.sock")
+    path.write_text("")
+    with pytest.raises(ListenError, match=f"{path} is no directory$"):
+        bind_unix("socks.listen", path / "socks.sock")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_directory_that_cannot_be_written_to_is_named(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(listeners, "_remove_dead", refuse)
+    with pytest.raises(ListenError, match=f"no permission to make a socket in {path.parent}; the"):
+        bind_unix("socks.listen", path)
+
+
+def test_a_directory_that_stays_locked_is_an_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "LOCK_TIMEOUT", 0.05)
+    fd = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    with pytest.raises(ListenError, match=f"another program has locked {path.parent}"):
+        bind_unix("socks.listen", path)
+    assert not path.exists()
+    os.close(fd)
+    bind_unix("socks.listen", path).close()
+
+
+def test_a_socket_that_took_the_place_is_not_removed_at_the_end(path: Path) -> None:
+    listener = bind_unix("socks.listen", path)
+    listener.refuse()
+    # Nobody is served there any more, so another instance may begin while this one still drains.
+    successor = bind_unix("socks.listen", path)
+    listener.close()
+    assert unix_connected(path)
+    successor.close()
+    assert not path.exists()
+
+
+def test_refusing_ends_accepting_and_those_who_wait(path: Path) -> None:
+    listener = bind_unix("socks.listen", path)
+    shared = listener.socket.dup()
+    with socket.socket(socket.AF_UNIX) as waiting:
+        waiting.settimeout(10)
+        waiting.connect(str(path))
+        listener.refuse()
+        assert waiting.recv(1) == b""
+    assert not unix_connected(path)
+    listener.refuse()
+    shared.close()
+    listener.close()
+
+
+def test_one_failure_leaves_no_file(path: Path) -> None:
+    sock, occupied = listening()
+    with sock, pytest.raises(ListenError):
+        open_listeners("socks.listen", [path, occupied], [])
+    assert not path.exists()
+
+
+def test_a_unix_socket_of_systemd_is_matched_by_its_path(path: Path) -> None:
+    elsewhere = path.with_name("elsewhere")
+    tcp, (a, b) = listening()[0], (unix_listening(path), unix_listening(elsewhere))
+    activated = [tcp, b, a]
+    assert listens_at(a, path)
+    assert not listens_at(b, path)
+    assert not listens_at(tcp, path)
+    assert not listens_at(a, ANY_PORT)
+    (listener,) = open_listeners("socks.listen", [path], activated)
+    assert listener.socket is a
+    assert activated == [tcp, b]
+    listener.refuse()
+    assert unix_connected(path), "systemd's stays open"
+    listener.close()
+    assert path.exists(), "and its file is systemd's too"
+    tcp.close()
+    b.close()
+
+
+def test_what_stands_in_for_a_listener_is_of_its_kind(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    (tcp, address), elsewhere = listening(), path.with_name("elsewhere")
+    unix = unix_listening(elsewhere)
+    opened = open_listeners("socks.listen", [ANY_PORT, path], [unix, tcp])
+    assert [listener.address for listener in opened] == [address, elsewhere]
+    assert f"unix:{path} is served on systemd's socket unix:{elsewhere}" in caplog.text
+    for listener in opened:
+        listener.close()
+
+
+def test_an_abstract_socket_of_systemd_is_shown_as_systemd_writes_it(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"\0socks-tunnel-test-{os.getpid()}")
+        sock.listen()
+        (listener,) = open_listeners("socks.listen", [path], [sock])
+        assert str(listener.address) == f"@socks-tunnel-test-{os.getpid()}"

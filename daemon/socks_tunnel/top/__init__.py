@@ -1,0 +1,1 @@
+"""`socks-tunnel top`: a running instance, live in the terminal."""
