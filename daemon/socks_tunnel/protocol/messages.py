@@ -42,7 +42,7 @@ PROTOCOL_VERSION = 1
 SUBPROTOCOL = "socks-tunnel/1"
 
 SOFTWARE_MAX = 200
-"""Characters of HELLO's `software` that are kept: it goes into logs."""
+"""Characters of HELLO's `software` that are kept: it goes into logs and to terminals."""
 
 _WINDOW = struct.Struct("!QQ")
 _PORT = struct.Struct("!H")
@@ -556,6 +556,13 @@ def _map(body: memoryview, name: str) -> dict[str, Any]:
     return fields
 
 
+def _shown(text: str) -> str:
+    """Give a peer's text as it may be shown: short, and without what a terminal would obey."""
+    return "".join(
+        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:SOFTWARE_MAX]
+    )
+
+
 def _decode_hello(body: memoryview) -> Hello:
     fields = _map(body, "HELLO")
 
@@ -575,7 +582,7 @@ def _decode_hello(body: memoryview) -> Hello:
     if version != PROTOCOL_VERSION:
         # The link ends with a log line that names both versions; what else such a HELLO has to hold
         # is not ours to say.
-        software = software[:SOFTWARE_MAX] if isinstance(software, str) else ""
+        software = _shown(software) if isinstance(software, str) else ""
         return Hello(version=version, software=software, session=b"", window=0, max_data=0)
     session = fields.get("session")
     if not isinstance(session, bytes) or len(session) != 16:
@@ -587,7 +594,7 @@ def _decode_hello(body: memoryview) -> Hello:
         raise malformed("features")
     return Hello(
         version=version,
-        software=software[:SOFTWARE_MAX],
+        software=_shown(software),
         session=session,
         window=number("window", 1, _U64_MAX, INITIAL_WINDOW),
         max_data=number("max_data", 1, _U64_MAX, DATA_MAX),

@@ -507,6 +507,13 @@ def test_hello_of_another_version_tells_its_version(version: int) -> None:
     assert (hello.version, hello.software) == (version, "new/2")
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_hello_software_moves_no_cursor(version: int) -> None:
+    hello = decode(hello_with(version=version, software="a\x1b[2J\nb\x9b\u202e büro"))
+    assert isinstance(hello, Hello)
+    assert hello.software == "a\ufffd[2J\ufffdb\ufffd\ufffd büro"
+
+
 def test_hello_of_another_version_may_have_anything_for_software() -> None:
     hello = decode(hello_with(version=2, software=[2, 0]))
 
