@@ -21,6 +21,7 @@ from socks_tunnel.config.loader import load
 from socks_tunnel.config.users import parse_users, verify_password
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
+from support.certificates import DAY, Authority
 
 KEY = "A" * 42 + "E="
 
@@ -208,6 +209,18 @@ def test_check_config(endpoint: Path) -> None:
     assert result.stdout == (
         f"{endpoint}: this is a usable endpoint, with the peers: laptop, workstation\n"
     )
+
+
+def test_check_config_warns_of_an_expired_certificate(endpoint: Path) -> None:
+    both = Authority("office").issue("office.example.com", valid=(-2 * DAY, -DAY)).both
+    certificate = endpoint.with_name("tls.pem")
+    certificate.touch(mode=0o600)
+    certificate.write_text(both)
+    setting = 'tls_certificate = "tls.pem"'
+    endpoint.write_text(endpoint.read_text().replace("[signaling]", f"[signaling]\n{setting}"))
+    result = call("check-config", endpoint)
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"warning: {certificate} expired at ")
 
 
 def test_check_config_prints_every_mistake(gateway: Path) -> None:
