@@ -2,15 +2,14 @@
 
 import os
 import tempfile
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, get_args
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from support.installed import SUITES, build_packages
-from support.machines import tool, why_no_boot
+from support.machines import why_no_boot
+from support.workshop import Workshop, given_packages
 
 # No deadlines: the machine that runs the tests may be busy with something else.
 settings.register_profile("default", deadline=None)
@@ -54,7 +53,7 @@ def hosts_are(pytestconfig: pytest.Config) -> Hosts:
 
 # --- the packages -----------------------------------------------------------------------------
 
-_building = pytest.StashKey[Future[dict[str, Path]]]()
+_workshop = pytest.StashKey[Workshop]()
 
 BUILD_TIMEOUT = 1500
 """Seconds; on a machine that has made no root yet, most of the time goes into downloads."""
@@ -62,8 +61,8 @@ BUILD_TIMEOUT = 1500
 
 def needs_packages(item: pytest.Item) -> bool:
     """Whether a test needs the packages, or the system tests' hosts with the packages on them."""
-    names = set(getattr(item, "fixturenames", ()))
-    return "packages" in names or (
+    names = _fixtures(item)
+    return bool(names & {"packages", "workshop"}) or (
         "make_site" in names and chosen_hosts(item.config)[0] == "booted"
     )
 
@@ -78,25 +77,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Begin to build the packages while tests run that do not need them."""
-    given = os.environ.get("SOCKS_TUNNEL_PACKAGES")  # while working on these tests
-    if session.config.option.collectonly or given or why_no_boot():
+    config = session.config
+    if config.option.collectonly or why_no_boot():
         return
     if any(map(needs_packages, session.items)):
         output = tempfile.TemporaryDirectory(prefix="socks-tunnel-packages-")
-        pool = ThreadPoolExecutor(1, "packages")
-        session.config.stash[_building] = pool.submit(make_packages, Path(output.name))
-        session.config.add_cleanup(output.cleanup)
-        session.config.add_cleanup(pool.shutdown)
+        given = os.environ.get("SOCKS_TUNNEL_PACKAGES")  # while working on these tests
+        workshop = Workshop(
+            Path(output.name),
+            given_packages(Path(given)) if given else None,
+            quality=any("quality" in _fixtures(item) for item in session.items),
+        )
+        config.stash[_workshop] = workshop
+        config.add_cleanup(output.cleanup)
+        config.add_cleanup(workshop.close)
 
 
-def make_packages(output: Path) -> dict[str, Path]:
-    """The package of each release, built from this checkout; roots for all that follows are made too."""
-    roots = [*(("root", suite, "run") for suite in SUITES), ("root", "trixie", "lint")]
-    with ThreadPoolExecutor() as pool:
-        made = pool.map(lambda command: tool(*command), roots)
-        built = build_packages(output)
-        list(made)
-    return built
+def _fixtures(item: pytest.Item) -> set[str]:
+    return set(getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session")
+def workshop(pytestconfig: pytest.Config) -> Workshop:
+    """Where the packages are made, and all that is made of them."""
+    if reason := why_no_boot():
+        pytest.skip(reason)
+    return pytestconfig.stash[_workshop]
 
 
 @pytest.fixture(scope="session")
@@ -104,9 +110,4 @@ def packages(pytestconfig: pytest.Config) -> dict[str, Path]:
     """The package of each release, built from this checkout."""
     if reason := why_no_boot():
         pytest.skip(reason)
-    if given := os.environ.get("SOCKS_TUNNEL_PACKAGES"):
-        numbers = dict(zip(SUITES, ("12", "13"), strict=True))
-        return {
-            s: next(Path(given).absolute().glob(f"*~deb{numbers[s]}u1_amd64.deb")) for s in SUITES
-        }
-    return pytestconfig.stash[_building].result()
+    return pytestconfig.stash[_workshop].packages.result()

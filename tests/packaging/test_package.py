@@ -14,6 +14,7 @@ import pytest
 
 from support.installed import SUITES
 from support.machines import TOOLS, tool
+from support.workshop import Workshop
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(1500)]
 
@@ -33,8 +34,8 @@ def tree(packages: dict[str, Path], suite: str, tmp_path: Path) -> Path:
     return tmp_path / "tree"
 
 
-def test_lintian_has_nothing_to_say(packages: dict[str, Path]) -> None:
-    said = tool("lint-deb", *packages.values())
+def test_lintian_has_nothing_to_say(quality: Workshop) -> None:
+    said = quality.linted.result()
     assert not [line for line in said if line.startswith(("E:", "W:"))]
 
 

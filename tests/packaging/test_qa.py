@@ -8,14 +8,14 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from support.installed import SUITES, Host, limits_drop_in
-from support.machines import TOOLS, Machine, tool
+from support.machines import TOOLS, Machine
 from support.processes import SOCKS_TUNNEL
+from support.workshop import Workshop
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(1500)]
 
@@ -32,20 +32,13 @@ EVERY_RELEASE = "SOCKS_TUNNEL_EVERY_RELEASE" in os.environ
 # --- piuparts and autopkgtest -----------------------------------------------------------------
 
 
-def test_piuparts_finds_nothing(
-    packages: Mapping[str, Path], previous_packages: Mapping[str, Path]
-) -> None:
-    with ThreadPoolExecutor() as pool:
-        reports = pool.map(
-            lambda suite: tool("piuparts-deb", suite, packages[suite], previous_packages[suite]),
-            SUITES,
-        )
-        for report in reports:
-            assert report == [
-                "PASS: Installation and purging test.",
-                "PASS: Installation, upgrade and purging tests.",
-                "PASS: All tests.",
-            ]
+def test_piuparts_finds_nothing(quality: Workshop) -> None:
+    for report in quality.piuparts.result():
+        assert report == [
+            "PASS: Installation and purging test.",
+            "PASS: Installation, upgrade and purging tests.",
+            "PASS: All tests.",
+        ]
 
 
 @pytest.mark.parametrize("suite", SUITES if EVERY_RELEASE else ["bookworm"])

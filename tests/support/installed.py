@@ -5,12 +5,11 @@ import re
 import resource
 import subprocess
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from support.hosts import DOMAIN, ENDPOINT_ADDRESS, TARGET_ADDRESS
-from support.machines import BootedHosts, Machine, tool
+from support.machines import BootedHosts, Machine
 from support.processes import toml, wait_until
 from support.rawsocks import Association
 from support.targets import body_hash
@@ -29,13 +28,6 @@ QUERY = (
 """A DNS query for the address of www.DOMAIN (RFC 1035 section 4)."""
 
 _CAP_SYS_RESOURCE = 24
-
-
-def build_packages(output: Path) -> dict[str, Path]:
-    """Build for all releases at the same time: each build uses one core most of its time."""
-    with ThreadPoolExecutor() as pool:
-        built = pool.map(lambda suite: Path(tool("build-deb", suite, output)[-1]), SUITES)
-        return dict(zip(SUITES, built, strict=True))
 
 
 def limits_drop_in() -> str:
