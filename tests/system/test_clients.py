@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from support.corporate import need
 from support.hosts import (
     DOMAIN,
     ENDPOINT_INSIDE_ADDRESS,
@@ -23,14 +24,6 @@ from support.tunnels import Site, Tunnel
 
 SUPPORT = Path(__file__).parent.parent / "support"
 NPM = SUPPORT / "npm"
-
-
-def need(command: str) -> str:
-    """The path of a program; skips the test where it is missing."""
-    path = shutil.which(command, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    if path is None:
-        pytest.skip(f"the program {command} is missing (tests/support/packages installs it)")
-    return path
 
 
 # --- curl -----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from support.corporate import need
 from support.hosts import DOMAIN, ENDPOINT_INSIDE_ADDRESS, TARGET_ADDRESS
 from support.processes import Daemon
 from support.rawsocks import UDP_ASSOCIATE, address, exactly, packet, read_answer, unpack
@@ -37,11 +38,9 @@ def make(make_tunnel: MakeTunnel, place: str = "runtime", **gateway: object) -> 
 
 def curl(tunnel: Tunnel, path: Path, host: str = f"v4.{DOMAIN}") -> str:
     """What the target's HTTP server says of a request by curl."""
-    if shutil.which("curl") is None:
-        pytest.skip("the program curl is missing (tests/support/packages installs it)")
     url = f"http://{host}:{tunnel.site.ports['http']}/whoami"
     return tunnel.site.gateway.run(
-        "curl", "-sS", "--proxy", f"socks5h://localhost{path}", url
+        need("curl"), "-sS", "--proxy", f"socks5h://localhost{path}", url
     ).stdout
 
 

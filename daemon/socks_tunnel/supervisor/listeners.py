@@ -275,7 +275,7 @@ def _locked(directory: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > end:
                     raise ListenError(f"another program has locked {directory}") from None
-                time.sleep(_LOCK_POLL)
+                time.sleep(_LOCK_POLL)  # the start waits for this: no child and no link is there
         yield
     finally:
         os.close(fd)
