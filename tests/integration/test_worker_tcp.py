@@ -26,8 +26,8 @@ from socks_tunnel.protocol.messages import (
     WindowUpdate,
     decode,
 )
-from socks_tunnel_workers import tcp_flow
-from socks_tunnel_workers.tcp_flow import TcpRelay
+from socks_tunnel_workers.relay import tcp as tcp_flow
+from socks_tunnel_workers.relay.tcp import TcpRelay
 from support.worker_pair import LINK, WINDOW, Pair, counted, link_up, worker_pair
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -14,7 +14,7 @@ import pytest
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.messages import UdpAssociateClosed, UdpPacket
 from socks_tunnel.protocol.socks5 import parse_udp_packet, udp_header
-from socks_tunnel_workers import udp_relay
+from socks_tunnel_workers.relay import udp as udp_relay
 from support.worker_pair import LINK, Pair, Side, counted, worker_pair
 
 

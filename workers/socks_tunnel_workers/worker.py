@@ -35,16 +35,16 @@ from socks_tunnel.protocol.messages import (
     UdpAssociateOpened,
 )
 from socks_tunnel.protocol.policy import Policy, Verdict
-from socks_tunnel_workers.flow import Flow
-from socks_tunnel_workers.forwards import TcpForwardSession, UdpForward
-from socks_tunnel_workers.link import WorkerLink
-from socks_tunnel_workers.listener import Listener
-from socks_tunnel_workers.ranking import rank
-from socks_tunnel_workers.resolver import Resolver
-from socks_tunnel_workers.socks_session import SocksSession
-from socks_tunnel_workers.target import TargetRelay
-from socks_tunnel_workers.tcp_flow import TcpRelay
-from socks_tunnel_workers.udp_relay import EndpointAssociation
+from socks_tunnel_workers.frontends.accepting import Listener
+from socks_tunnel_workers.frontends.forward import TcpForwardSession, UdpForward
+from socks_tunnel_workers.frontends.socks import SocksSession
+from socks_tunnel_workers.relay.flow import Flow
+from socks_tunnel_workers.relay.ranking import rank
+from socks_tunnel_workers.relay.session import WorkerLink
+from socks_tunnel_workers.relay.tcp import TcpRelay
+from socks_tunnel_workers.targets.resolver import Resolver
+from socks_tunnel_workers.targets.tcp import TargetRelay
+from socks_tunnel_workers.targets.udp import EndpointAssociation
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from socks_tunnel.ops import audit
 from socks_tunnel.protocol.addresses import HostPort, IPAddress, parse_ip
 from socks_tunnel.protocol.errors import Reply
 from socks_tunnel.protocol.policy import Decision, Policy, Verdict
-from socks_tunnel_workers.resolver import ResolveError
+from socks_tunnel_workers.targets.resolver import ResolveError
 
 if TYPE_CHECKING:
-    from socks_tunnel_workers.flow import Flow
+    from socks_tunnel_workers.relay.flow import Flow
     from socks_tunnel_workers.worker import Worker
 
 

@@ -22,17 +22,17 @@ from socks_tunnel.protocol.messages import (
     UdpAssociateOpened,
 )
 from socks_tunnel.protocol.socks5 import parse_udp_packet, udp_header
-from socks_tunnel_workers.sockets import reset
-from socks_tunnel_workers.tcp_flow import TcpRelay
-from socks_tunnel_workers.udp_relay import (
+from socks_tunnel_workers.relay.tcp import TcpRelay
+from socks_tunnel_workers.relay.udp import (
     DATAGRAMS_PER_TURN,
     Association,
     SockAddr,
     make_room,
 )
+from socks_tunnel_workers.sockets import reset
 
 if TYPE_CHECKING:
-    from socks_tunnel_workers.link import WorkerLink
+    from socks_tunnel_workers.relay.session import WorkerLink
     from socks_tunnel_workers.worker import Worker
 
 OPENING_BYTES_MAX = 262_144

@@ -26,11 +26,11 @@ from socks_tunnel.protocol.messages import (
     SendEof,
     WindowUpdate,
 )
-from socks_tunnel_workers.flow import Flow
+from socks_tunnel_workers.relay.flow import Flow
 from socks_tunnel_workers.sockets import reset
 
 if TYPE_CHECKING:
-    from socks_tunnel_workers.link import WorkerLink
+    from socks_tunnel_workers.relay.session import WorkerLink
 
 CHUNK = 16_384
 """Bytes read from a socket at a time, and so the longest DATA payload that we send.

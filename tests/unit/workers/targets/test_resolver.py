@@ -12,8 +12,8 @@ import pytest
 
 from socks_tunnel.protocol.addresses import IPAddress
 from socks_tunnel.protocol.errors import Reply
-from socks_tunnel_workers import resolver as module
-from socks_tunnel_workers.resolver import ResolveError, Resolver
+from socks_tunnel_workers.targets import resolver as module
+from socks_tunnel_workers.targets.resolver import ResolveError, Resolver
 
 ONE: list[IPAddress] = [ipaddress.ip_address("192.0.2.1")]
 

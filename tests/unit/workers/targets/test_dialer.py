@@ -13,8 +13,8 @@ import pytest
 
 from socks_tunnel.protocol.addresses import IPAddress
 from socks_tunnel.protocol.errors import Reply
-from socks_tunnel_workers import dialer
-from socks_tunnel_workers.dialer import ATTEMPTS_MAX, DialError, dial, interleave
+from socks_tunnel_workers.targets import dialer
+from socks_tunnel_workers.targets.dialer import ATTEMPTS_MAX, DialError, dial, interleave
 
 
 def ips(*texts: str) -> list[IPAddress]:

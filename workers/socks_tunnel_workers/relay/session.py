@@ -20,7 +20,7 @@ from socks_tunnel.protocol.messages import (
     decode,
 )
 from socks_tunnel.protocol.scheduler import Scheduler
-from socks_tunnel_workers.flow import Flow
+from socks_tunnel_workers.relay.flow import Flow
 
 if TYPE_CHECKING:
     from socks_tunnel.protocol.policy import Policy

@@ -17,14 +17,14 @@ from socks_tunnel.protocol.messages import (
     ConnectionOpened,
     OpenConnection,
 )
-from socks_tunnel_workers.access import AccessDeniedError, decide
-from socks_tunnel_workers.dialer import DialError, dial
+from socks_tunnel_workers.relay.tcp import TcpRelay
 from socks_tunnel_workers.sockets import prepare_stream, reset
-from socks_tunnel_workers.tcp_flow import TcpRelay
+from socks_tunnel_workers.targets.access import AccessDeniedError, decide
+from socks_tunnel_workers.targets.dialer import DialError, dial
 
 if TYPE_CHECKING:
     from socks_tunnel.protocol.policy import Policy
-    from socks_tunnel_workers.link import WorkerLink
+    from socks_tunnel_workers.relay.session import WorkerLink
 
 logger = logging.getLogger(__name__)
 

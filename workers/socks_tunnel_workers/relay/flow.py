@@ -10,7 +10,7 @@ from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
 from socks_tunnel.protocol.messages import Message, WindowUpdate
 
 if TYPE_CHECKING:
-    from socks_tunnel_workers.link import WorkerLink
+    from socks_tunnel_workers.relay.session import WorkerLink
 
 
 def reason_name(reason: int) -> str:

@@ -19,12 +19,12 @@ from socks_tunnel.protocol.socks5 import (
     ServerConnection,
     UdpAssociateRequest,
 )
+from socks_tunnel_workers.relay.tcp import TcpRelay
+from socks_tunnel_workers.relay.udp import GatewayAssociation
 from socks_tunnel_workers.sockets import linger_close, reset, unix_peer
-from socks_tunnel_workers.tcp_flow import TcpRelay
-from socks_tunnel_workers.udp_relay import GatewayAssociation
 
 if TYPE_CHECKING:
-    from socks_tunnel_workers.link import WorkerLink
+    from socks_tunnel_workers.relay.session import WorkerLink
     from socks_tunnel_workers.worker import Worker
 
 HANDSHAKE_SECONDS = 30.0
@@ -49,7 +49,7 @@ class SocksSession:
     address, or on a Unix socket its user.
 
     Everything it does is a reaction: to the socket, to a timer, to the worker (a link came up), to
-    the flow that it opened (see :class:`socks_tunnel_workers.tcp_flow.Opener`).
+    the flow that it opened (see :class:`socks_tunnel_workers.relay.tcp.Opener`).
     """
 
     __slots__ = (

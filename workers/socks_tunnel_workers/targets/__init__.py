@@ -1,0 +1,1 @@
+"""What an endpoint does for a flow: the access decision, name resolution, dialling, listening."""
