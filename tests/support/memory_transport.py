@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 
 from socks_tunnel.peer.channels import Inbox, channel_for, lane_of
 from socks_tunnel.peer.transport import (
+    QUEUE_LIMIT,
     Role,
     TransportError,
     TransportObserver,
@@ -142,6 +143,7 @@ class MemoryTransport:
         self.state: TransportState = "new"
         self.max_message = max_message
         self.buffered = 0
+        self.queue_limit = QUEUE_LIMIT
         self.sent: list[bytes] = []
         """All messages that were taken, in order, for tests to look at."""
         self.packets_received: int | None = 0
@@ -275,10 +277,14 @@ class MemoryTransport:
             return
         self._inbox.flush()
         self._inbox.close()
-        if self.state != "down":  # what came last may have led to the end as well
-            self.state = "down"
-            self.buffered = 0
-            self.observer.transport_down(reason)
+        if self._has_ended():  # what came last led to the end as well
+            return
+        self.state = "down"
+        self.buffered = 0
+        self.observer.transport_down(reason)
+
+    def _has_ended(self) -> bool:
+        return self.state == "down"
 
 
 class Wire:

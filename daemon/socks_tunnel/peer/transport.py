@@ -45,6 +45,9 @@ LINGER: Final = 1.0
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds, after the linger, until a close that hangs is cut short and the sockets are dropped."""
 
+QUEUE_LIMIT: Final = 131_072
+"""`queue_limit` in bytes of a transport that does not measure its path."""
+
 REASSEMBLY_MAX: Final = 64 * 1024 * 1024
 """Bytes of unfinished or out-of-order messages that a peer may make a transport hold, beyond the
 receive window that was offered to it. A sender like aiortc's knows no other limit than its
@@ -156,6 +159,14 @@ class Transport(Protocol):
     @property
     def buffered(self) -> int:
         """Bytes that :meth:`send_many` took and `transport_writable` has not reported yet."""
+
+    @property
+    def queue_limit(self) -> int:
+        """Bytes that are worth having in :attr:`buffered` at a time, at least 65,536.
+
+        About one bandwidth-delay product where the transport measures it: less leaves the path
+        idle, more only makes a keystroke wait behind a download. May change at any time.
+        """
 
     @property
     def path(self) -> str | None:
