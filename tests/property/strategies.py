@@ -8,6 +8,7 @@ from typing import TypeVar
 from hypothesis import strategies as st
 
 from socks_tunnel.protocol.addresses import NAME_MAX, HostPort, encode_address
+from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.messages import (
     DATA_MAX,
@@ -82,7 +83,7 @@ link_messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(
         Hello,
         version=st.just(1),
-        software=st.text(max_size=200),
+        software=st.text(max_size=200).map(clip),  # what is kept of it
         session=st.binary(min_size=16, max_size=16),
         window=st.integers(1, (1 << 64) - 1),
         max_data=st.integers(1, (1 << 64) - 1),

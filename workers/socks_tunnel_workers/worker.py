@@ -24,6 +24,7 @@ from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
 from socks_tunnel.protocol.flow import ConnIdAllocator
 from socks_tunnel.protocol.messages import (
@@ -155,7 +156,7 @@ class Worker(Channel):
             case "shutdown":
                 self._shutdown()
             case other:
-                raise RemoteProtocolError(f"unknown control {other!r}", kind="ipc-control")
+                raise RemoteProtocolError(f"unknown control '{clip(other)}'", kind="ipc-control")
 
     def on_closed(self, error: Exception | None) -> None:
         """The supervisor is gone: nothing is left to do."""

@@ -23,6 +23,7 @@ from aiohttp import web
 
 from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.ops import metrics
+from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError
 
 _log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class SupervisorChannel(Channel):
             case "shutdown":
                 self.close()
             case other:
-                raise RemoteProtocolError(f"unknown control {other!r}", kind="ipc-control")
+                raise RemoteProtocolError(f"unknown control '{clip(other)}'", kind="ipc-control")
 
     def on_closed(self, error: Exception | None) -> None:
         """End: the supervisor is gone, or wants it."""

@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeAlias
 
 import idna
 
+from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError, Reply
 
 IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -88,21 +89,26 @@ def canonical_host(text: str) -> str:
     name = text.removesuffix(".")
     if not name:
         raise ValueError("the host name is empty")
+    shown = clip(text)
+    if len(name) > NAME_MAX:  # before IDNA, whose work grows faster than the name does
+        raise ValueError(f"the host name is {len(name)} characters long; at most {NAME_MAX} fit")
     if not name.isascii():
         try:
             name = idna.encode(name, uts46=True).decode("ascii")
         except idna.IDNAError as error:
-            raise ValueError(f"{text!r} is no valid internationalized name: {error}") from None
+            raise ValueError(
+                f"{shown!r} is no valid internationalized name: {clip(error)}"
+            ) from None
     name = name.lower()
     if len(name) > NAME_MAX:
         raise ValueError(f"the host name is {len(name)} bytes long; at most {NAME_MAX} fit")
     for label in name.split("."):
         if not label:
-            raise ValueError(f"{text!r} has an empty label")
+            raise ValueError(f"{shown!r} has an empty label")
         if len(label) > 63:
-            raise ValueError(f"{text!r} has a label longer than 63 bytes")
+            raise ValueError(f"{shown!r} has a label longer than 63 bytes")
     if not all(c.isalnum() or c in "-._" for c in name):
-        raise ValueError(f"{text!r} has a character that no host name can have")
+        raise ValueError(f"{shown!r} has a character that no host name can have")
     return name
 
 
@@ -111,13 +117,15 @@ def parse_host_port(text: str) -> HostPort:
 
     Raises :class:`ValueError` with a sentence about what is wrong with it.
     """
+    shown = clip(text)
     host, colon, port_text = text.rpartition(":")
     if not colon or not host:
-        raise ValueError(f"{text!r} is not HOST:PORT")
+        raise ValueError(f"{shown!r} is not HOST:PORT")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        raise ValueError(f"{text!r}: an IPv6 address must be in brackets, as in [::1]:1080")
-    if not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65535:
-        raise ValueError(f"{text!r}: {port_text!r} is not a port (0 to 65535)")
+        raise ValueError(f"{shown!r}: an IPv6 address must be in brackets, as in [::1]:1080")
+    digits = port_text.isascii() and port_text.isdigit()
+    if not digits or len(port_text) > 5 or int(port_text) > 65535:
+        raise ValueError(f"{shown!r}: {clip(port_text)!r} is not a port (0 to 65535)")
     return HostPort(canonical_host(host), int(port_text))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import msgpack
 
+from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.addresses import Buffer
 from socks_tunnel.protocol.errors import RemoteProtocolError
 
@@ -70,8 +71,8 @@ def encode_control(link: int, fields: dict[str, Any]) -> bytes:
 def decode_control(body: Buffer) -> dict[str, Any]:
     """Decode the body of a KIND 1 frame. Raises :class:`RemoteProtocolError`."""
     try:
-        fields = msgpack.unpackb(body, strict_map_key=True)
-    except (ValueError, msgpack.UnpackException) as error:
+        fields = bounded.unpack_own(body)
+    except bounded.Malformed as error:
         raise RemoteProtocolError(f"bad control frame: {error}", kind="ipc-control") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("op"), str):
         raise RemoteProtocolError("a control frame is not a map with an op", kind="ipc-control")

@@ -12,10 +12,11 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 import msgpack
 
+from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.addresses import (
     NAME_MAX,
     Buffer,
@@ -41,8 +42,14 @@ INITIAL_WINDOW = 262_144
 PROTOCOL_VERSION = 1
 SUBPROTOCOL = "socks-tunnel/1"
 
-SOFTWARE_MAX = 200
-"""Characters of HELLO's `software` that are kept: it goes into logs and to terminals."""
+SOFTWARE_MAX = bounded.CLIP
+"""Bytes of HELLO's `software` that are kept: it goes into logs and to terminals."""
+
+HELLO_BOUNDS: Final = bounded.Bounds(size=16_384)
+"""What a HELLO may have, the keys that this version does not know included."""
+
+RESUME_BOUNDS: Final = bounded.Bounds(size=MESSAGE_MAX, entries=4096, items=16_384)
+"""What one RESUME may have: room for 3,000 flows. A longer list takes several messages."""
 
 _WINDOW = struct.Struct("!QQ")
 _PORT = struct.Struct("!H")
@@ -499,7 +506,7 @@ def decode(message: Buffer) -> Message:
         case MessageType.HELLO:
             return _decode_hello(body)
         case MessageType.RESUME:
-            return Resume(_map(body, "RESUME"))
+            return Resume(_map(body, "RESUME", RESUME_BOUNDS))
         case _:
             return UnknownMessage(kind, conn_id)
 
@@ -544,60 +551,33 @@ def _decode_open(body: memoryview, conn_id: int) -> OpenConnection:
     return OpenConnection(conn_id, host, port)
 
 
-def _map(body: memoryview, name: str) -> dict[str, Any]:
+def _map(body: memoryview, name: str, bounds: bounded.Bounds) -> dict[str, Any]:
     try:
-        fields = msgpack.unpackb(body, strict_map_key=True)
-    except (ValueError, msgpack.UnpackException) as error:
+        return bounded.unpack_map(body, bounds)
+    except bounded.Malformed as error:
         raise RemoteProtocolError(
-            f"{name} is not a msgpack map: {error}", kind=f"malformed-{name.lower()}"
+            f"{name} is malformed: {error}", kind=f"malformed-{name.lower()}"
         ) from None
-    if not isinstance(fields, dict):
-        raise RemoteProtocolError(f"{name} is not a msgpack map", kind=f"malformed-{name.lower()}")
-    return fields
-
-
-def _shown(text: str) -> str:
-    """Give a peer's text as it may be shown: short, and without what a terminal would obey."""
-    return "".join(
-        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:SOFTWARE_MAX]
-    )
 
 
 def _decode_hello(body: memoryview) -> Hello:
-    fields = _map(body, "HELLO")
-
-    def malformed(key: str) -> RemoteProtocolError:
-        return RemoteProtocolError(
-            f"HELLO has no usable {key!r}: {fields.get(key)!r}", kind="malformed-hello"
+    fields = _map(body, "HELLO", HELLO_BOUNDS)
+    try:
+        version = bounded.integer(fields, "version", 0, _U64_MAX)
+        if version != PROTOCOL_VERSION:
+            # The link ends with a log line that names both versions; what else such a HELLO has to
+            # hold is not ours to say.
+            software = fields.get("software", "")
+            software = bounded.clip(software, SOFTWARE_MAX) if isinstance(software, str) else ""
+            return Hello(version=version, software=software, session=b"", window=0, max_data=0)
+        return Hello(
+            version=version,
+            software=bounded.clip(bounded.text(fields, "software", ""), SOFTWARE_MAX),
+            session=bounded.binary(fields, "session", 16),
+            window=bounded.integer(fields, "window", 1, _U64_MAX, INITIAL_WINDOW),
+            max_data=bounded.integer(fields, "max_data", 1, _U64_MAX, DATA_MAX),
+            features=bounded.texts(fields, "features"),
+            idle_udp=bounded.integer(fields, "idle_udp", 0, _U64_MAX, 300),
         )
-
-    def number(key: str, low: int, high: int, default: int | None = None) -> int:
-        value = fields.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise malformed(key)
-        return value
-
-    version = number("version", 0, _U64_MAX)
-    software = fields.get("software", "")
-    if version != PROTOCOL_VERSION:
-        # The link ends with a log line that names both versions; what else such a HELLO has to hold
-        # is not ours to say.
-        software = _shown(software) if isinstance(software, str) else ""
-        return Hello(version=version, software=software, session=b"", window=0, max_data=0)
-    session = fields.get("session")
-    if not isinstance(session, bytes) or len(session) != 16:
-        raise malformed("session")
-    if not isinstance(software, str):
-        raise malformed("software")
-    features = fields.get("features", [])
-    if not isinstance(features, list) or not all(isinstance(f, str) for f in features):
-        raise malformed("features")
-    return Hello(
-        version=version,
-        software=_shown(software),
-        session=session,
-        window=number("window", 1, _U64_MAX, INITIAL_WINDOW),
-        max_data=number("max_data", 1, _U64_MAX, DATA_MAX),
-        features=tuple(features),
-        idle_udp=number("idle_udp", 0, _U64_MAX, 300),
-    )
+    except bounded.Malformed as error:
+        raise RemoteProtocolError(f"HELLO: {error}", kind="malformed-hello") from None

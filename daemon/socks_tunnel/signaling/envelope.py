@@ -23,6 +23,7 @@ from typing import Any, Final
 
 import msgpack
 
+from socks_tunnel.protocol import bounded
 from socks_tunnel.signaling.identity import (
     PUBLIC_KEY_SIZE,
     SIGNATURE_SIZE,
@@ -48,6 +49,11 @@ LIFETIME_MAX: Final = 300
 
 NONCES_PER_PEER: Final = 1024
 """How many unexpired nonces of one peer are remembered; past it, the peer has to wait."""
+
+_U64_MAX: Final = (1 << 64) - 1
+
+_ENVELOPE_BOUNDS: Final = bounded.Bounds(size=ENVELOPE_MAX, binary=ENVELOPE_MAX)
+_BODY_BOUNDS: Final = bounded.Bounds(size=ENVELOPE_MAX, text=SDP_MAX)
 
 KINDS: Final = frozenset({"offer", "answer", "bye"})
 
@@ -236,58 +242,39 @@ class Verifier:
 
 
 def _decode(envelope: bytes) -> tuple[bytes, bytes, Body]:
-    """Give the packed body, the signature and the body. Nothing of it is trusted yet."""
-    if len(envelope) > ENVELOPE_MAX:
-        raise EnvelopeRejected(
-            "malformed",
-            f"an envelope of {len(envelope)} bytes is over the limit of {ENVELOPE_MAX}",
-        )
-    outer = _unpack(envelope, "the envelope")
-    packed = _binary(outer, "body", None)
-    signature = _binary(outer, "signature", SIGNATURE_SIZE)
-    fields = _unpack(packed, "the body")
-    kind = fields.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise EnvelopeRejected("malformed", f"the body has no usable 'kind': {kind!r:.100}")
-    expires = fields.get("expires")
-    if not isinstance(expires, int) or isinstance(expires, bool):
-        raise EnvelopeRejected("malformed", "the body has no usable 'expires'")
-    sdp = fields.get("sdp", "")
-    if not isinstance(sdp, str) or len(sdp.encode()) > SDP_MAX or (kind != "bye") != bool(sdp):
-        raise EnvelopeRejected("malformed", "the body has no usable 'sdp'")
+    """Returns the packed body, the signature and the body. Nothing of it is trusted yet."""
+    try:
+        outer = bounded.unpack_map(envelope, _ENVELOPE_BOUNDS)
+        packed = bounded.binary(outer, "body")
+        signature = bounded.binary(outer, "signature", SIGNATURE_SIZE)
+    except bounded.Malformed as error:
+        raise EnvelopeRejected("malformed", f"the envelope: {error}") from None
+    try:
+        return packed, signature, _body(bounded.unpack_map(packed, _BODY_BOUNDS))
+    except bounded.Malformed as error:
+        raise EnvelopeRejected("malformed", f"the body: {error}") from None
+
+
+def _body(fields: Mapping[str, Any]) -> Body:
+    """Returns what the map says. Raises :class:`bounded.Malformed`."""
+    kind = bounded.text(fields, "kind")
+    if kind not in KINDS:
+        raise bounded.unusable(fields, "kind")
+    sdp = bounded.text(fields, "sdp", "")
+    if (kind != "bye") != bool(sdp):
+        raise bounded.Malformed(f"'sdp' is {'not empty' if sdp else 'empty'} in this kind: {kind}")
     in_reply_to = None
     if fields.get("in_reply_to") is not None:
-        in_reply_to = _binary(fields, "in_reply_to", NONCE_SIZE)
+        in_reply_to = bounded.binary(fields, "in_reply_to", NONCE_SIZE)
     if kind == "answer" and in_reply_to is None:
-        raise EnvelopeRejected("malformed", "an answer that does not say to what")
-    return (
-        packed,
-        signature,
-        Body(
-            kind=kind,
-            sender=_binary(fields, "from", PUBLIC_KEY_SIZE),
-            to=_binary(fields, "to", PUBLIC_KEY_SIZE),
-            session=_binary(fields, "session", SESSION_SIZE),
-            nonce=_binary(fields, "nonce", NONCE_SIZE),
-            in_reply_to=in_reply_to,
-            expires=expires,
-            sdp=sdp,
-        ),
+        raise bounded.Malformed("an answer does not say which offer it answers")
+    return Body(
+        kind=kind,
+        sender=bounded.binary(fields, "from", PUBLIC_KEY_SIZE),
+        to=bounded.binary(fields, "to", PUBLIC_KEY_SIZE),
+        session=bounded.binary(fields, "session", SESSION_SIZE),
+        nonce=bounded.binary(fields, "nonce", NONCE_SIZE),
+        in_reply_to=in_reply_to,
+        expires=bounded.integer(fields, "expires", 0, _U64_MAX),
+        sdp=sdp,
     )
-
-
-def _unpack(data: bytes, what: str) -> dict[str, Any]:
-    try:
-        fields = msgpack.unpackb(data, strict_map_key=True)
-    except (ValueError, msgpack.UnpackException) as error:  # UnicodeDecodeError is a ValueError
-        raise EnvelopeRejected("malformed", f"{what} is not a msgpack map: {error}") from None
-    if not isinstance(fields, dict):
-        raise EnvelopeRejected("malformed", f"{what} is not a msgpack map")
-    return fields
-
-
-def _binary(fields: dict[str, Any], key: str, size: int | None) -> bytes:
-    value = fields.get(key)
-    if not isinstance(value, bytes) or (size is not None and len(value) != size):
-        raise EnvelopeRejected("malformed", f"the envelope has no usable {key!r}")
-    return value

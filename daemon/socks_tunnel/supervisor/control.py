@@ -19,6 +19,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
+from socks_tunnel.protocol import bounded
+
 _log = logging.getLogger(__name__)
 
 REQUEST_MAX: Final = 4096
@@ -101,22 +103,28 @@ class ControlServer:
         self, line: bytes, writer: asyncio.StreamWriter, told: set[str]
     ) -> dict[str, Any]:
         try:
-            request = json.loads(line)
-        except ValueError:
-            request = None
-        if not isinstance(request, dict) or not isinstance(request.get("op"), str):
-            return {"ok": False, "error": 'a request is a JSON object in a line, with an "op"'}
-        op = request["op"]
+            request = bounded.json_map(line, size=REQUEST_MAX)
+            op = bounded.text(request, "op")
+        except bounded.Malformed as error:
+            form = 'a request is a JSON object in one line, with a text "op"'
+            return {"ok": False, "error": f"{form}: {error}"}
         pid, uid, gid = _peer_of(writer)
         level = logging.DEBUG if op in told else logging.INFO
-        _log.log(level, "control request %.20r of process %d (uid %d, gid %d)", op, pid, uid, gid)
+        _log.log(
+            level,
+            "control request '%s' of process %d (uid %d, gid %d)",
+            bounded.clip(op, 40),
+            pid,
+            uid,
+            gid,
+        )
         told |= _READING & {op}
         try:
             return {"ok": True, "result": await self._handler(request)}
         except ControlError as error:
             return {"ok": False, "error": str(error)}
         except Exception:  # noqa: BLE001 - a bug in one answer must not end the others
-            _log.exception("the control request %.20r failed", op)
+            _log.exception("the control request '%s' failed", bounded.clip(op, 40))
             return {"ok": False, "error": "a bug; the log of the instance has the details"}
 
 

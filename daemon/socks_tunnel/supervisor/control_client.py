@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from socks_tunnel.protocol import bounded
+
+ANSWER_MAX: Final = 64 * 1_048_576
+"""Longest answer in bytes: `connections` of 8 workers with 20,000 flows each."""
+
 TIMEOUT: Final = 30.0
 """Seconds for a whole question and answer."""
 
@@ -22,11 +27,13 @@ def request(path: Path, fields: Mapping[str, Any], *, timeout: float = TIMEOUT) 
         sock.connect(str(path))
         sock.sendall(json.dumps(dict(fields)).encode() + b"\n")
         with sock.makefile("rb") as stream:
-            line = stream.readline()
+            line = stream.readline(ANSWER_MAX + 1)
     try:
-        answer = json.loads(line)
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise OSError(errno.EPROTO, "it closed the connection without an answer", str(path))
-    return answer
+        return bounded.json_map(line, size=ANSWER_MAX)
+    except bounded.Malformed as error:
+        reason = (
+            f"its answer cannot be read: {error}"
+            if line
+            else "it closed the connection without an answer"
+        )
+        raise OSError(errno.EPROTO, reason, str(path)) from None

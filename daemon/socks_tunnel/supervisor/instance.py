@@ -29,6 +29,7 @@ from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.ops.notify import Notifier
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.quiet import quiet_loop_exceptions, set_library_log_level
+from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.ipc import encode_control
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor import report
@@ -76,6 +77,9 @@ FORCED_CLOSE_TIMEOUT: Final = 0.5
 DRAIN_EXTENSION: Final = 20.0
 """Seconds that the service manager is asked to wait from each second of a drain on. More than the
 end after a drain takes: a child has :data:`STOP_TIMEOUT`, and then links are closed."""
+
+DRAIN_MAX: Final = 86_400
+"""Longest time in seconds that a drain may be asked to take."""
 
 STATUS_PERIOD: Final = 5
 """Seconds between two looks at the status line for the service manager."""
@@ -438,14 +442,21 @@ class Instance:
                 return {"reloaded": True, "needs_restart": waiting}
             case "drain":
                 timeout = request.get("timeout", self.config.drain_timeout)
-                if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-                    raise ControlError(f"a timeout is a number of seconds, not {timeout!r}")
+                if (
+                    isinstance(timeout, bool)
+                    or not isinstance(timeout, int | float)
+                    or not 0 <= timeout <= DRAIN_MAX
+                ):
+                    raise ControlError(
+                        f"a timeout is a number of seconds from 0 to {DRAIN_MAX}, "
+                        f"not {clip(timeout)}"
+                    )
                 if self.state != "ready":
                     raise ControlError(f"the instance is {self.state}")
-                self._events.put_nowait(_Drain(max(0.0, float(timeout))))
+                self._events.put_nowait(_Drain(float(timeout)))
                 return {"draining": True, "timeout": timeout, "flows": self.router.flows}
             case other:
-                raise ControlError(f"unknown op {other!r}")
+                raise ControlError(f"there is no request '{clip(other)}'")
 
     # --- reload -------------------------------------------------------------------------------
 
@@ -571,9 +582,9 @@ def _selection(request: dict[str, Any]) -> dict[str, Any]:
     if limit is None:
         return {}
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-        raise ControlError(f"a limit is a number of flows, not {limit!r}")
+        raise ControlError(f"a limit is a number of flows, not {clip(limit)}")
     if by not in report.RANKINGS:
-        raise ControlError(f"flows are sorted by {', '.join(report.RANKINGS)}, not by {by!r}")
+        raise ControlError(f"flows are sorted by {', '.join(report.RANKINGS)}, not by {clip(by)}")
     return {"limit": limit, "by": by}
 
 

@@ -22,6 +22,7 @@ from typing import Any, Final, Literal
 
 from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.supervisor.backoff import Backoff
 
@@ -138,7 +139,7 @@ class Slot:
     def on_control(self, link: int, fields: dict[str, Any]) -> None:
         """Take a control frame that the slot itself has no use for."""
         del link
-        raise RemoteProtocolError(f"unknown control {fields['op']!r}", kind="ipc-control")
+        raise RemoteProtocolError(f"unknown control '{clip(fields['op'])}'", kind="ipc-control")
 
     def on_message(self, link: int, body: memoryview) -> None:
         """Take a tunnel message; `body` is valid only during the call."""

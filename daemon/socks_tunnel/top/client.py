@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from socks_tunnel.protocol import bounded
+
 ANSWER_MAX: Final = 64 << 20
 """Longest answer in bytes: that of an older instance has a row for every flow."""
 
@@ -41,11 +43,9 @@ class Client:
         writer.write(json.dumps(request).encode() + b"\n")
         await writer.drain()
         try:
-            answer = json.loads(await reader.readline())
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise OSError(errno.EPROTO, "it closed the connection without an answer")
+            answer = bounded.json_map(await reader.readline(), size=ANSWER_MAX)
+        except ValueError:  # malformed, or a line over the limit
+            raise OSError(errno.EPROTO, "it closed the connection without an answer") from None
         if not answer.get("ok"):
             raise OSError(errno.EPROTO, str(answer.get("error", "it gives no reason")))
         return answer.get("result")

@@ -466,7 +466,8 @@ def test_hello_software_is_kept_short() -> None:
     hello = decode(hello_with(software="x" * 1000))
 
     assert isinstance(hello, Hello)
-    assert hello.software == "x" * SOFTWARE_MAX
+    assert hello.software == "x" * (SOFTWARE_MAX - 3) + "…"
+    assert len(hello.software.encode()) == SOFTWARE_MAX
 
 
 @pytest.mark.parametrize(
