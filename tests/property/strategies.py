@@ -13,6 +13,7 @@ from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.messages import (
     DATA_MAX,
     HEADER,
+    Answer,
     Bind,
     BindAccepted,
     BindListening,
@@ -26,6 +27,9 @@ from socks_tunnel.protocol.messages import (
     OpenConnection,
     Ping,
     Pong,
+    Resolve,
+    Resolved,
+    ResolveKind,
     Resume,
     SendEof,
     UdpAssociate,
@@ -116,6 +120,10 @@ flow_messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Bind, conn_ids, host_ports),
     st.builds(BindListening, conn_ids, host_ports),
     st.builds(BindAccepted, conn_ids, host_ports),
+    st.builds(Resolve, conn_ids, st.just(ResolveKind.ADDRESSES), hosts),
+    st.builds(
+        Resolved, conn_ids, u8, st.lists(st.builds(Answer, u32, hosts), max_size=3).map(tuple)
+    ),
 )
 
 messages = link_messages | flow_messages

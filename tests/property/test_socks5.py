@@ -21,18 +21,17 @@ from socks_tunnel.protocol.errors import RemoteProtocolError, Reply
 from socks_tunnel.protocol.socks5 import (
     NEED_DATA,
     BindRequest,
-    ClientConnection,
     ConnectRequest,
     Event,
     GreetingReceived,
     PasswordOffered,
-    ReplyReceived,
     Request,
     ServerConnection,
     UdpAssociateRequest,
     parse_udp_packet,
     udp_header,
 )
+from socks_tunnel.protocol.socks5_client import ClientConnection, ReplyReceived
 
 
 class Outcome(NamedTuple):

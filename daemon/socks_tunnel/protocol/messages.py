@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 import msgpack
 
@@ -21,9 +21,11 @@ from socks_tunnel.protocol.addresses import (
     NAME_MAX,
     Buffer,
     HostPort,
+    address_length,
     decode_address,
     decode_name,
     encode_address,
+    parse_ip,
 )
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
 
@@ -51,7 +53,11 @@ HELLO_BOUNDS: Final = bounded.Bounds(size=16_384)
 RESUME_BOUNDS: Final = bounded.Bounds(size=MESSAGE_MAX, entries=4096, items=16_384)
 """What one RESUME may have: room for 3,000 flows. A longer list takes several messages."""
 
+ANSWERS_MAX = 64
+"""Answers of one RESOLVED: with names of 255 bytes they still fit one message."""
+
 _WINDOW = struct.Struct("!QQ")
+_TTL = struct.Struct("!I")
 _PORT = struct.Struct("!H")
 _U64_MAX = (1 << 64) - 1
 
@@ -77,6 +83,8 @@ class MessageType(IntEnum):
     BIND = 211
     BIND_LISTENING = 212
     BIND_ACCEPTED = 213
+    RESOLVE = 220
+    RESOLVED = 221
 
 
 LINK_TYPES = frozenset(
@@ -410,6 +418,68 @@ class BindAccepted:
         return message_header(self.TYPE, self.conn_id) + encode_address(self.caller)
 
 
+# --- questions about names ----------------------------------------------------------------------
+
+
+class ResolveKind(IntEnum):
+    """KIND of RESOLVE."""
+
+    ADDRESSES = 0
+    """The addresses of a name."""
+    NAME = 1
+    """The name of an address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """RESOLVE: `[KIND:1] [HOST_LEN:1] [HOST]`; CONN_ID names the question.
+
+    `host` is canonical: a name, or for :attr:`ResolveKind.NAME` an IP literal without brackets.
+    """
+
+    TYPE: ClassVar[MessageType] = MessageType.RESOLVE
+    conn_id: int
+    kind: ResolveKind
+    host: str
+
+    def encode(self) -> bytes:
+        """Return the whole message."""
+        host = self.host.encode("ascii")
+        if not 1 <= len(host) <= NAME_MAX:
+            raise ValueError(f"a host of {len(host)} bytes does not fit RESOLVE")
+        return message_header(self.TYPE, self.conn_id) + bytes((self.kind, len(host))) + host
+
+
+class Answer(NamedTuple):
+    """One answer of RESOLVED: canonical `host`, and for how many seconds it may be kept."""
+
+    ttl: int
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """RESOLVED: `[REASON:1] [COUNT:1]`, then COUNT times `[TTL:4] [ATYP:1] [ADDR or name]`.
+
+    It answers the RESOLVE with the same CONN_ID, and ends it. ADDR is as in RFC 1928 section 5, but
+    no PORT follows. REASON 0x00 says that the question was answered, perhaps by no answer at all.
+    """
+
+    TYPE: ClassVar[MessageType] = MessageType.RESOLVED
+    conn_id: int
+    reason: int = CloseReason.ORDERLY
+    answers: tuple[Answer, ...] = ()
+
+    def encode(self) -> bytes:
+        """Return the whole message. Raises :class:`ValueError` beyond :data:`ANSWERS_MAX`."""
+        if len(self.answers) > ANSWERS_MAX:
+            raise ValueError(f"{len(self.answers)} answers do not fit RESOLVED")
+        parts = [message_header(self.TYPE, self.conn_id), bytes((self.reason, len(self.answers)))]
+        for ttl, host in self.answers:
+            parts += (_TTL.pack(ttl), encode_address(HostPort(host, 0))[: -_PORT.size])
+        return b"".join(parts)
+
+
 @dataclass(frozen=True, slots=True)
 class UnknownMessage:
     """A message of a TYPE that this version does not know: counted and ignored."""
@@ -437,6 +507,8 @@ Message: TypeAlias = (
     | Bind
     | BindListening
     | BindAccepted
+    | Resolve
+    | Resolved
     | UnknownMessage
 )
 
@@ -494,6 +566,10 @@ def decode(message: Buffer) -> Message:
             return BindListening(conn_id, _address(body, "BIND_LISTENING", conn_id))
         case MessageType.BIND_ACCEPTED:
             return BindAccepted(conn_id, _address(body, "BIND_ACCEPTED", conn_id))
+        case MessageType.RESOLVE:
+            return _decode_resolve(body, conn_id)
+        case MessageType.RESOLVED:
+            return _decode_resolved(body, conn_id)
         case MessageType.PING:
             _exact(body, 8, "PING", conn_id)
             return Ping(bytes(body))
@@ -549,6 +625,67 @@ def _decode_open(body: memoryview, conn_id: int) -> OpenConnection:
         ) from None
     (port,) = _PORT.unpack_from(body, len(body) - 2)
     return OpenConnection(conn_id, host, port)
+
+
+def _decode_resolve(body: memoryview, conn_id: int) -> Resolve:
+    name = "RESOLVE"
+    if len(body) < 2:
+        raise _short(name, conn_id)
+    _exact(body, 2 + body[1], name, conn_id)
+    try:
+        kind = ResolveKind(body[0])
+        host = decode_name(body[2:])
+    except (ValueError, RemoteProtocolError) as error:
+        raise RemoteProtocolError(
+            f"{name}: {error}", kind="malformed-resolve", conn_id=conn_id
+        ) from None
+    if kind is ResolveKind.NAME and parse_ip(host) is None:
+        raise RemoteProtocolError(
+            f"{name} asks for the name of {host!r}, which is no address",
+            kind="malformed-resolve",
+            conn_id=conn_id,
+        )
+    return Resolve(conn_id, kind, host)
+
+
+def _decode_resolved(body: memoryview, conn_id: int) -> Resolved:
+    name = "RESOLVED"
+    if len(body) < 2:
+        raise _short(name, conn_id)
+    reason, count = body[0], body[1]
+    if count > ANSWERS_MAX:
+        raise RemoteProtocolError(
+            f"{name} has {count} answers; at most {ANSWERS_MAX} fit",
+            kind="malformed-resolved",
+            conn_id=conn_id,
+        )
+    answers: list[Answer] = []
+    at = 2
+    for _ in range(count):
+        if len(body) < at + _TTL.size:
+            raise _short(name, conn_id)
+        (ttl,) = _TTL.unpack_from(body, at)
+        at += _TTL.size
+        host, at = _answer_host(body, at, conn_id)
+        answers.append(Answer(ttl, host))
+    if at != len(body):
+        raise _trailing(name, conn_id)
+    return Resolved(conn_id, reason, tuple(answers))
+
+
+def _answer_host(body: memoryview, at: int, conn_id: int) -> tuple[str, int]:
+    """Decode ATYP and ADDR at `at`: an address field of RFC 1928 section 5 without its PORT."""
+    try:
+        length = address_length(body, at)
+        if length is None or len(body) < at + length - _PORT.size:
+            raise _short("RESOLVED", conn_id)
+        end = at + length - _PORT.size
+        address, _ = decode_address(bytes(body[at:end]) + bytes(_PORT.size))
+    except RemoteProtocolError as error:
+        raise RemoteProtocolError(
+            f"RESOLVED: {error}", kind="malformed-resolved", conn_id=conn_id
+        ) from None
+    return address.host, end
 
 
 def _map(body: memoryview, name: str, bounds: bounded.Bounds) -> dict[str, Any]:

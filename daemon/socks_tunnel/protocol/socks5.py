@@ -1,4 +1,6 @@
-"""SOCKS5 (RFC 1928) with username/password authentication (RFC 1929), sans-IO, both roles.
+"""SOCKS5 (RFC 1928) with username/password authentication (RFC 1929), sans-IO: the server's side.
+
+The client's side is in :mod:`socks_tunnel.protocol.socks5_client`.
 
 What passes over the TCP connection, in this order::
 
@@ -11,21 +13,19 @@ What passes over the TCP connection, in this order::
                                       <-                05 REP RSV ATYP BND.ADDR BND.PORT
                                       <-                the same again    (BIND only)
 
-Theory of both state machines. A connection is in exactly one state; each state waits either for
-bytes of the peer or for a call of the shell, never for both:
+Two commands are Tor's own (socks-extensions.txt): RESOLVE (F0) asks for the address of the name in
+DST.ADDR, RESOLVE_PTR (F1) for the name of the address there. The answer is in BND.ADDR; the ports
+mean nothing.
 
-    ServerConnection                              ClientConnection
-    GREETING  bytes: method offer                 METHOD    bytes: the server's choice
-      -> PASSWORD | REQUEST | FAILED                -> STATUS | REPLY | FAILED
-    PASSWORD  bytes: name and password            STATUS    bytes: was the password good
-      -> VERDICT | FAILED                           -> REPLY | FAILED
-    VERDICT   accept_password()                   REPLY     bytes: the reply
-      -> REQUEST | FAILED                           -> SECOND_REPLY (BIND) | DONE | FAILED
-    REQUEST   bytes: the request                  SECOND_REPLY  bytes: the reply
-      -> REPLY | FAILED                             -> DONE | FAILED
-    REPLY     reply()
-      -> SECOND_REPLY (BIND succeeded) | DONE
-    SECOND_REPLY  reply()  -> DONE
+Theory of the state machine. A connection is in exactly one state; each state waits either for bytes
+of the client or for a call of the shell, never for both::
+
+    GREETING      bytes: method offer         -> PASSWORD | REQUEST | FAILED
+    PASSWORD      bytes: name and password    -> VERDICT | FAILED
+    VERDICT       accept_password()           -> REQUEST | FAILED
+    REQUEST       bytes: the request          -> REPLY | FAILED
+    REPLY         reply()                     -> SECOND_REPLY (BIND succeeded) | DONE
+    SECOND_REPLY  reply()                     -> DONE
 
 A server waits for the whole of a request before it refuses its command: to close while the rest
 is still arriving would send a RST, and that can overtake the reply which says why.
@@ -77,6 +77,8 @@ class Command(IntEnum):
     CONNECT = 1
     BIND = 2
     UDP_ASSOCIATE = 3
+    RESOLVE = 0xF0
+    RESOLVE_PTR = 0xF1
 
 
 class NeedData(Enum):
@@ -86,7 +88,7 @@ class NeedData(Enum):
 
 
 NEED_DATA: Final = NeedData.NEED_DATA
-"""Given by `next_event` when there is nothing to tell until more bytes come or the shell calls."""
+"""Returned by `next_event` when nothing happens until more bytes come or the shell calls."""
 
 
 # --- events -----------------------------------------------------------------------------------
@@ -133,28 +135,26 @@ class UdpAssociateRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplyReceived:
-    """The server's reply: `reply` is REP (see :class:`Reply`), `bound` BND.ADDR and BND.PORT."""
+class ResolveRequest:
+    """RESOLVE or RESOLVE_PTR: the client wants the address of a name, or the name of an address.
 
-    reply: int
-    bound: HostPort
+    `host` is what it asks about; for a RESOLVE it may be an IP literal, whose address is itself.
+    """
+
+    host: str
+    reverse: bool = False
 
 
-Request: TypeAlias = ConnectRequest | BindRequest | UdpAssociateRequest
+Request: TypeAlias = ConnectRequest | BindRequest | UdpAssociateRequest | ResolveRequest
 Event: TypeAlias = GreetingReceived | PasswordOffered | Request
 
 _COMMANDS: Final = frozenset(Command)
-_COMMAND_OF: Final[dict[type[Request], Command]] = {
-    ConnectRequest: Command.CONNECT,
-    BindRequest: Command.BIND,
-    UdpAssociateRequest: Command.UDP_ASSOCIATE,
-}
 
 
 # --- what both roles share --------------------------------------------------------------------
 
 
-class _Connection:
+class Connection:
     """Bytes in, bytes out, and an error that stays."""
 
     def __init__(self) -> None:
@@ -163,7 +163,7 @@ class _Connection:
         self._error: RemoteProtocolError | None = None
 
     def receive_data(self, data: Buffer) -> None:
-        """Store what the socket gave; then call `next_event` until it gives NEED_DATA.
+        """Store what the socket gave; then call `next_event` until it returns NEED_DATA.
 
         After a protocol error everything more is dropped. Raises :class:`LocalProtocolError` if
         :data:`BUFFER_MAX` bytes are waiting already: the shell did not stop reading.
@@ -177,7 +177,7 @@ class _Connection:
         self._received += data
 
     def data_to_send(self) -> bytes:
-        """Give the bytes that are to be sent now, once; empty if there are none."""
+        """Return the bytes to send now, each of them once; empty if there are none."""
         data = bytes(self._to_send)
         self._to_send.clear()
         return data
@@ -191,14 +191,15 @@ class _Connection:
         return self._take(len(self._received))
 
     def _fail(self, error: RemoteProtocolError, answer: bytes = b"") -> RemoteProtocolError:
-        """Keep `error` for each later `next_event`, queue the answer owed, and give it to raise."""
+        """Keep `error` for each later `next_event`, queue the answer owed, and return it."""
         self._error = error
         self._received.clear()
         self._to_send += answer
         return error
 
 
-def _encode_reply(reply: int, bound: HostPort) -> bytes:
+def encode_reply(reply: int, bound: HostPort) -> bytes:
+    """Return `05 REP RSV ATYP BND.ADDR BND.PORT` (RFC 1928 section 6)."""
     return bytes((VERSION, reply, 0)) + encode_address(bound)
 
 
@@ -215,11 +216,11 @@ class _ServerState(Enum):
     DONE = auto()
 
 
-class ServerConnection(_Connection):
+class ServerConnection(Connection):
     """The server's side of one SOCKS5 connection.
 
-    Feed it with `receive_data`, take events with `next_event` until that gives NEED_DATA, and
-    send what `data_to_send` gives, after each of these steps. When `next_event` raises, send what
+    Feed it with `receive_data`, take events with `next_event` until that returns NEED_DATA, and
+    send what `data_to_send` returns, after each of these steps. When `next_event` raises, send what
     is owed and close.
     """
 
@@ -230,7 +231,7 @@ class ServerConnection(_Connection):
         self._command = Command.CONNECT
 
     def next_event(self) -> Event | NeedData:
-        """Give the next event, or NEED_DATA.
+        """Return the next event, or NEED_DATA.
 
         Raises :class:`RemoteProtocolError`, again at each later call; its `kind` is one of
         `not-socks5`, `no-acceptable-method`, `authentication`, `bad-request`, `command`,
@@ -266,15 +267,17 @@ class ServerConnection(_Connection):
         """Queue the reply to the request; after a success of BIND, the second one too.
 
         `bound` is BND.ADDR and BND.PORT of a success. A name there goes out as 0.0.0.0:0: RFC 1928
-        allows it, but hardly a client reads it. A failure is always 10 bytes, with 0.0.0.0:0.
+        allows it, but hardly a client reads it. Only the answer to RESOLVE_PTR is a name. A failure
+        is always 10 bytes, with 0.0.0.0:0.
 
         Raises :class:`LocalProtocolError` if no reply is due.
         """
         if self._state not in {_ServerState.REPLY, _ServerState.SECOND_REPLY}:
             raise LocalProtocolError("no reply is due")
-        if reply != Reply.SUCCEEDED or parse_ip(bound.host) is None:
+        named = self._command is not Command.RESOLVE_PTR and parse_ip(bound.host) is None
+        if reply != Reply.SUCCEEDED or named:
             bound = UNSPECIFIED
-        self._to_send += _encode_reply(reply, bound)
+        self._to_send += encode_reply(reply, bound)
         first_of_two = (
             self._command is Command.BIND
             and self._state is _ServerState.REPLY
@@ -283,7 +286,7 @@ class ServerConnection(_Connection):
         self._state = _ServerState.SECOND_REPLY if first_of_two else _ServerState.DONE
 
     def trailing_data(self) -> bytes:
-        """Give the bytes that came after the request (early data), once; empty before it."""
+        """Return the bytes that came after the request (early data), once; empty before it."""
         if self._state in {_ServerState.REPLY, _ServerState.SECOND_REPLY, _ServerState.DONE}:
             return self._take_all()
         return b""
@@ -380,7 +383,7 @@ class ServerConnection(_Connection):
         return event
 
     def _refuse(self, error: RemoteProtocolError) -> RemoteProtocolError:
-        return self._fail(error, _encode_reply(error.reply, UNSPECIFIED))
+        return self._fail(error, encode_reply(error.reply, UNSPECIFIED))
 
 
 def _unknown_command(code: int) -> RemoteProtocolError:
@@ -393,11 +396,21 @@ def _decode_request(command: Command, raw: bytes) -> Request:
     if command is Command.UDP_ASSOCIATE:
         return UdpAssociateRequest(_decode_hint(raw))
     destination, _ = decode_address(raw, 3)
+    if command is Command.RESOLVE:
+        return ResolveRequest(destination.host)
+    if command is Command.RESOLVE_PTR:
+        if parse_ip(destination.host) is None:
+            raise RemoteProtocolError(
+                f"RESOLVE_PTR asks for the name of {destination.host!r}, which is no address",
+                kind="address-type",
+                reply=Reply.ADDRESS_TYPE_NOT_SUPPORTED,
+            )
+        return ResolveRequest(destination.host, reverse=True)
     return ConnectRequest(destination) if command is Command.CONNECT else BindRequest(destination)
 
 
 def _decode_hint(raw: bytes) -> HostPort | None:
-    """Give DST of UDP ASSOCIATE where it says anything.
+    """Return DST of UDP ASSOCIATE where it says anything.
 
     RFC 1928 section 4: "If the client is not in possession of the information at the time of the
     UDP ASSOCIATE, the client MUST use a port number and address of all zeros." What clients really
@@ -414,137 +427,6 @@ def _decode_hint(raw: bytes) -> HostPort | None:
     if address is None or (address.is_unspecified and hint.port == 0):
         return None
     return hint
-
-
-# --- client role ------------------------------------------------------------------------------
-
-
-class _ClientState(Enum):
-    METHOD = auto()
-    STATUS = auto()
-    REPLY = auto()
-    SECOND_REPLY = auto()
-    DONE = auto()
-
-
-class ClientConnection(_Connection):
-    """The client's side of one SOCKS5 connection that makes one request.
-
-    Used as :class:`ServerConnection` is; `data_to_send` has the greeting from the start. With a
-    user name it offers both methods, so that a server that wants no password is as good.
-    """
-
-    def __init__(
-        self, request: Request, *, username: str | None = None, password: str | None = None
-    ) -> None:
-        super().__init__()
-        self._request = _encode_request(request)
-        self._is_bind = isinstance(request, BindRequest)
-        self._credentials: bytes | None = None
-        methods = [Method.NO_AUTHENTICATION]
-        if username is not None:
-            self._credentials = _encode_password(username, password or "")
-            methods.append(Method.USERNAME_PASSWORD)
-        self._methods = bytes(methods)
-        self._to_send += bytes((VERSION, len(methods))) + self._methods
-        self._state = _ClientState.METHOD
-
-    def next_event(self) -> ReplyReceived | NeedData:
-        """Give the reply (of BIND: both, in turn), or NEED_DATA.
-
-        Raises :class:`RemoteProtocolError`, again at each later call; its `kind` is one of
-        `not-socks5`, `no-acceptable-method`, `authentication`, `address-type`, `bad-name`. A reply
-        that reports a failure is an event, not an error.
-        """
-        if self._error is not None:
-            raise self._error
-        # The method and the status are no events: at most two steps lead to a reply.
-        if self._state is _ClientState.METHOD and not self._read_method():
-            return NEED_DATA
-        if self._state is _ClientState.STATUS and not self._read_status():
-            return NEED_DATA
-        if self._state in {_ClientState.REPLY, _ClientState.SECOND_REPLY}:
-            return self._read_reply()
-        return NEED_DATA
-
-    def trailing_data(self) -> bytes:
-        """Give the bytes that came after the last reply, once; empty before it."""
-        return self._take_all() if self._state is _ClientState.DONE else b""
-
-    def _check_version(self, expected: int) -> bool:
-        if not self._received:
-            return False
-        if self._received[0] != expected:
-            raise self._fail(
-                RemoteProtocolError(
-                    f"the server answers with version 0x{self._received[0]:02x},"
-                    f" not 0x{expected:02x}",
-                    kind="not-socks5",
-                )
-            )
-        return True
-
-    def _read_method(self) -> bool:
-        if not self._check_version(VERSION) or len(self._received) < 2:
-            return False
-        method = self._take(2)[1]
-        if method not in self._methods:
-            raise self._fail(
-                RemoteProtocolError(
-                    f"the server chose method 0x{method:02x}, which was not offered",
-                    kind="no-acceptable-method",
-                )
-            )
-        if method == Method.USERNAME_PASSWORD and self._credentials is not None:
-            self._to_send += self._credentials
-            self._state = _ClientState.STATUS
-        else:
-            self._to_send += self._request
-            self._state = _ClientState.REPLY
-        return True
-
-    def _read_status(self) -> bool:
-        if not self._check_version(PASSWORD_VERSION) or len(self._received) < 2:
-            return False
-        if self._take(2)[1] != 0:
-            raise self._fail(
-                RemoteProtocolError("the server refused the password", kind="authentication")
-            )
-        self._to_send += self._request
-        self._state = _ClientState.REPLY
-        return True
-
-    def _read_reply(self) -> ReplyReceived | NeedData:
-        if not self._check_version(VERSION) or len(self._received) < 4:
-            return NEED_DATA
-        try:
-            length = address_length(self._received, 3)
-            if length is None or len(self._received) < 3 + length:
-                return NEED_DATA
-            bound, _ = decode_address(self._received, 3)
-        except RemoteProtocolError as error:
-            raise self._fail(error) from None
-        code = self._take(3 + length)[1]
-        first_of_two = (
-            self._is_bind and self._state is _ClientState.REPLY and code == Reply.SUCCEEDED
-        )
-        self._state = _ClientState.SECOND_REPLY if first_of_two else _ClientState.DONE
-        return ReplyReceived(code, bound)
-
-
-def _encode_request(request: Request) -> bytes:
-    if isinstance(request, UdpAssociateRequest):
-        address = UNSPECIFIED if request.hint is None else request.hint
-    else:
-        address = request.destination
-    return bytes((VERSION, _COMMAND_OF[type(request)], 0)) + encode_address(address)
-
-
-def _encode_password(username: str, password: str) -> bytes:
-    name, secret = username.encode(), password.encode()
-    if len(name) > 255 or len(secret) > 255:
-        raise ValueError("user name and password must not be longer than 255 bytes each")
-    return b"".join((bytes((PASSWORD_VERSION, len(name))), name, bytes((len(secret),)), secret))
 
 
 # --- UDP --------------------------------------------------------------------------------------
@@ -567,7 +449,7 @@ class UdpDatagram(NamedTuple):
 
 
 def parse_udp_packet(packet: Buffer) -> UdpDatagram:
-    """Read the header of a whole SOCKS5 UDP packet; the data is neither copied nor looked at.
+    """Return what the header of a whole SOCKS5 UDP packet says; the data is not looked at.
 
     Raises :class:`RemoteProtocolError`: kind `udp-header` (cut short), `address-type`, `bad-name`.
     """
@@ -579,7 +461,7 @@ def parse_udp_packet(packet: Buffer) -> UdpDatagram:
 
 
 def udp_header(source: HostPort) -> bytes:
-    """Give the header, with FRAG 0, that goes before the data of a datagram from or to `source`."""
+    """Return the header, with FRAG 0, that goes before the data of a datagram of `source`."""
     return b"\0\0\0" + encode_address(source)
 
 

@@ -8,10 +8,12 @@ import pytest
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError, Reply, reply_of
 from socks_tunnel.protocol.messages import (
+    ANSWERS_MAX,
     DATA_MAX,
     LINK_TYPES,
     MESSAGE_MAX,
     SOFTWARE_MAX,
+    Answer,
     Bind,
     BindAccepted,
     BindListening,
@@ -25,6 +27,9 @@ from socks_tunnel.protocol.messages import (
     OpenConnection,
     Ping,
     Pong,
+    Resolve,
+    Resolved,
+    ResolveKind,
     Resume,
     SendEof,
     UdpAssociate,
@@ -169,6 +174,27 @@ GOLDEN: list[tuple[str, str, Message]] = [
         "d5 0000 00000009 04 20010db8000000000000000000000001 0014",
         BindAccepted(9, HostPort("2001:db8::1", 20)),
     ),
+    (
+        "RESOLVE, the addresses of a name",
+        "dc 0000 0000000a 00 04 642e6172",
+        Resolve(10, ResolveKind.ADDRESSES, "d.ar"),
+    ),
+    (
+        "RESOLVE, the name of an address",
+        "dc 0000 0000000a 01 08 31302e302e302e31",
+        Resolve(10, ResolveKind.NAME, "10.0.0.1"),
+    ),
+    (
+        "RESOLVED, one of each",
+        (
+            "dd 0000 0000000a 00 03 0000003c 01 0a000001"
+            " 00000000 04 20010db8000000000000000000000001 ffffffff 03 01 61"
+        ),
+        Resolved(
+            10, 0, (Answer(60, "10.0.0.1"), Answer(0, "2001:db8::1"), Answer(0xFFFFFFFF, "a"))
+        ),
+    ),
+    ("RESOLVED, refused", "dd 0000 0000000a 02 00", Resolved(10, CloseReason.NOT_ALLOWED)),
 ]
 
 # Other bytes for the same thing: decoded, never encoded.
@@ -344,6 +370,20 @@ MALFORMED: list[tuple[str, str, str, int]] = [
     ("BIND, empty name", "d3 0000 00000009 03 00 0014", "malformed-bind", 9),
     ("BIND_LISTENING, nothing", "d4 0000 00000009", "malformed-bind_listening", 9),
     ("BIND_ACCEPTED, short", "d5 0000 00000009 01 0a4d", "malformed-bind_accepted", 9),
+    ("RESOLVE, nothing", "dc 0000 00000009", "malformed-resolve", 9),
+    ("RESOLVE, no host", "dc 0000 00000009 00 00", "malformed-resolve", 9),
+    ("RESOLVE, cut", "dc 0000 00000009 00 02 61", "malformed-resolve", 9),
+    ("RESOLVE, trailing", "dc 0000 00000009 00 01 61 00", "malformed-resolve", 9),
+    ("RESOLVE, another KIND", "dc 0000 00000009 02 01 61", "malformed-resolve", 9),
+    ("RESOLVE, the name of a name", "dc 0000 00000009 01 01 61", "malformed-resolve", 9),
+    ("RESOLVED, nothing", "dd 0000 00000009 00", "malformed-resolved", 9),
+    ("RESOLVED, cut in TTL", "dd 0000 00000009 00 01 000000", "malformed-resolved", 9),
+    ("RESOLVED, no ATYP", "dd 0000 00000009 00 01 00000000", "malformed-resolved", 9),
+    ("RESOLVED, cut in ADDR", "dd 0000 00000009 00 01 00000000 01 0a0000", "malformed-resolved", 9),
+    ("RESOLVED, odd ATYP", "dd 0000 00000009 00 01 00000000 02 0a000001", "malformed-resolved", 9),
+    ("RESOLVED, odd name", "dd 0000 00000009 00 01 00000000 03 01 20", "malformed-resolved", 9),
+    ("RESOLVED, trailing", "dd 0000 00000009 00 00 00", "malformed-resolved", 9),
+    ("RESOLVED, 65 answers", "dd 0000 00000009 00 41", "malformed-resolved", 9),
 ]
 
 
@@ -399,6 +439,21 @@ def test_longest_host_fits() -> None:
     message = OpenConnection(1, host, 80)
 
     assert decode(message.encode()) == message
+
+
+def test_as_many_answers_as_may_be_fit_one_message() -> None:
+    longest = ".".join(("a" * 63, "b" * 63, "c" * 63, "d" * 61))
+    answers = (Answer(1, longest),) * ANSWERS_MAX
+
+    assert len(Resolved(1, 0, answers).encode()) <= MESSAGE_MAX
+    with pytest.raises(ValueError, match="do not fit"):
+        Resolved(1, 0, (*answers, answers[0])).encode()
+
+
+@pytest.mark.parametrize("host", ["", "a" * 256])
+def test_a_host_that_does_not_fit_a_question_is_our_own_mistake(host: str) -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        Resolve(1, ResolveKind.ADDRESSES, host).encode()
 
 
 def test_longest_data_fills_the_smallest_data_channel_message() -> None:

@@ -7,12 +7,11 @@ from socks_tunnel.protocol.errors import RemoteProtocolError, Reply
 from socks_tunnel.protocol.socks5 import (
     NEED_DATA,
     BindRequest,
-    ClientConnection,
     ConnectRequest,
-    ReplyReceived,
     Request,
     UdpAssociateRequest,
 )
+from socks_tunnel.protocol.socks5_client import ClientConnection, ReplyReceived
 
 TARGET = ConnectRequest(HostPort("example.com", 443))
 SUCCESS = "05 00 00 01 0a4d0102 9c40"

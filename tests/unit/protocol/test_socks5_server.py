@@ -13,6 +13,7 @@ from socks_tunnel.protocol.socks5 import (
     GreetingReceived,
     PasswordOffered,
     Request,
+    ResolveRequest,
     ServerConnection,
     UdpAssociateRequest,
 )
@@ -328,7 +329,12 @@ REFUSED: list[tuple[str, str, str, Reply]] = [
     ("version 4", "04 01 00 01 c0000207 0050", "bad-request", Reply.GENERAL_FAILURE),
     ("command 0", "05 00 00 01 c0000207 0050", "command", Reply.COMMAND_NOT_SUPPORTED),
     ("command 4", "05 04 00 01 c0000207 0050", "command", Reply.COMMAND_NOT_SUPPORTED),
-    ("Tor's RESOLVE", "05 f0 00 03 01 61 0000", "command", Reply.COMMAND_NOT_SUPPORTED),
+    (
+        "RESOLVE_PTR of a name",
+        "05 f1 00 03 01 61 0000",
+        "address-type",
+        Reply.ADDRESS_TYPE_NOT_SUPPORTED,
+    ),
     ("command 4 about no name", "05 04 00 03 00 0000", "command", Reply.COMMAND_NOT_SUPPORTED),
     ("command and type unknown", "05 04 00 09", "command", Reply.COMMAND_NOT_SUPPORTED),
     ("address type 0", "05 01 00 00", "address-type", Reply.ADDRESS_TYPE_NOT_SUPPORTED),
@@ -491,3 +497,51 @@ def test_bind_has_no_second_reply_after_a_failure() -> None:
 def test_a_reply_to_no_request_is_our_own_mistake() -> None:
     with pytest.raises(LocalProtocolError, match="no reply"):
         greeted().reply(Reply.SUCCEEDED)
+
+
+# --- Tor's RESOLVE and RESOLVE_PTR --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "event"),
+    [
+        ("05 f0 00 03 01 61 0000", ResolveRequest("a")),
+        ("05 f0 00 01 c0000207 0050", ResolveRequest("192.0.2.7")),
+        ("05 f1 00 01 c0000207 0000", ResolveRequest("192.0.2.7", reverse=True)),
+        ("05 f1 00 03 09 3139322e302e322e37 0000", ResolveRequest("192.0.2.7", reverse=True)),
+    ],
+)
+def test_reads_a_question_about_a_name(request_bytes: str, event: ResolveRequest) -> None:
+    connection = greeted()
+    connection.receive_data(bytes.fromhex(request_bytes))
+
+    assert events_of(connection) == [event]
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "host", "answer"),
+    [
+        ("05 f0 00 03 01 61 0000", "192.0.2.7", "05 00 00 01 c0000207 0000"),
+        ("05 f0 00 03 01 61 0000", "a.b", "05 00 00 01 00000000 0000"),
+        ("05 f1 00 01 c0000207 0000", "a.b", "05 00 00 03 03 612e62 0000"),
+    ],
+    ids=["an address", "a name in place of an address", "a name"],
+)
+def test_answers_a_question_about_a_name(request_bytes: str, host: str, answer: str) -> None:
+    connection = greeted()
+    connection.receive_data(bytes.fromhex(request_bytes))
+    events_of(connection)
+
+    connection.reply(Reply.SUCCEEDED, HostPort(host, 0))
+
+    assert connection.data_to_send() == bytes.fromhex(answer)
+
+
+def test_an_unanswered_question_is_ten_bytes() -> None:
+    connection = greeted()
+    connection.receive_data(bytes.fromhex("05 f1 00 01 c0000207 0000"))
+    events_of(connection)
+
+    connection.reply(Reply.HOST_UNREACHABLE, HostPort("a.b", 0))
+
+    assert connection.data_to_send() == bytes.fromhex("05 04 00 01 00000000 0000")
