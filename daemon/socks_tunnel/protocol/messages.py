@@ -92,6 +92,25 @@ LINK_TYPES = frozenset(
 )
 """Types that belong to the link (channel `control`, CONN_ID 0); all others belong to a flow."""
 
+FLOW_OPENERS = frozenset(
+    {
+        int(MessageType.OPEN_CONNECTION),
+        int(MessageType.UDP_ASSOCIATE),
+        int(MessageType.BIND),
+        int(MessageType.RESOLVE),
+    }
+)
+"""Types whose CONN_ID names a flow, or a question, that does not exist yet."""
+
+FLOW_ENDERS = frozenset(
+    {
+        int(MessageType.CLOSE_CONNECTION),
+        int(MessageType.UDP_ASSOCIATE_CLOSED),
+        int(MessageType.RESOLVED),
+    }
+)
+"""Types after which nothing more is said of their CONN_ID."""
+
 
 def message_header(kind: int, conn_id: int) -> bytes:
     """Give the seven bytes that start a message."""

@@ -10,6 +10,8 @@ from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError, Reply
 from socks_tunnel.protocol.messages import (
     ANSWERS_MAX,
     DATA_MAX,
+    FLOW_ENDERS,
+    FLOW_OPENERS,
     LINK_TYPES,
     MESSAGE_MAX,
     SOFTWARE_MAX,
@@ -587,6 +589,11 @@ def test_message_key_reads_only_the_header() -> None:
 
 def test_link_types_are_those_without_a_flow() -> None:
     assert sorted(LINK_TYPES) == [1, 2, 10, 11, 12]
+
+
+def test_each_kind_of_flow_has_an_opener_and_an_ender() -> None:
+    assert {14, 201, 211, 220} == FLOW_OPENERS
+    assert {15, 204, 221} == FLOW_ENDERS
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4, 8, 64, 256, 65_536])
