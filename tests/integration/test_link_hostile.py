@@ -157,9 +157,9 @@ async def test_lanes_that_come_late_are_received_on_only() -> None:
         (OpenConnection(1, "example.com", 80).encode(), "no HELLO but has type 14"),
         (message_header(99, 0), "no HELLO but has type 99"),
         (b"\x0a", "shorter than its header"),
-        (message_header(10, 0), "not a msgpack map"),
-        (message_header(10, 0) + msgpack.packb({"version": 1}), "no usable 'session'"),
-        (message_header(10, 0) + b"\xc1", "not a msgpack map"),
+        (message_header(10, 0), "HELLO is malformed: it ends too early"),
+        (message_header(10, 0) + msgpack.packb({"version": 1}), "'session' is absent"),
+        (message_header(10, 0) + b"\xc1", "no HELLO: HELLO is malformed"),
     ],
 )
 async def test_the_first_message_must_be_hello(first: bytes, sentence: str) -> None:

@@ -1,0 +1,181 @@
+"""Signs of life and their absence, with time as a number."""
+
+import pytest
+
+from socks_tunnel.protocol.keepalive import (
+    PINGS_REMEMBERED,
+    PONGS_PER_SECOND,
+    Keepalive,
+    Timing,
+    Verdict,
+)
+
+T0 = 100.0
+
+
+@pytest.fixture
+def alive() -> Keepalive:
+    return Keepalive(T0, Timing())
+
+
+def due(alive: Keepalive) -> float:
+    """Seconds from the start until something is due."""
+    return alive.next_due() - T0
+
+
+def pings(alive: Keepalive, *, until: float) -> list[float]:
+    """When PINGs are sent if nothing happens, in seconds from the start."""
+    sent = []
+    while (now := alive.next_due()) <= T0 + until:
+        verdict = alive.check(now)
+        assert verdict.dead is None
+        if verdict.ping is not None:
+            sent.append(now - T0)
+    return sent
+
+
+# --- silence ------------------------------------------------------------------------------------
+
+
+def test_silence_is_asked_about_and_then_is_the_end(alive: Keepalive) -> None:
+    alive.ping(T0)  # as a link does when it is established
+    alive.heard(T0)
+    assert pings(alive, until=14.9) == [5, 10]
+    assert due(alive) == 15
+    assert alive.check(T0 + 15) == Verdict(dead=15)
+
+
+def test_too_early_nothing_is_due(alive: Keepalive) -> None:
+    assert alive.check(T0 + 4.999) == Verdict()
+    assert due(alive) == 5
+
+
+def test_whoever_is_heard_of_is_not_asked_but_for_the_round_trip(alive: Keepalive) -> None:
+    sent = []
+    for second in range(1, 100):
+        verdict = alive.check(T0 + second)
+        assert verdict.dead is verdict.suspected is None
+        if verdict.ping is not None:
+            sent.append(second)
+        alive.heard(T0 + second)
+        alive.next_due()
+    assert sent == [30, 60, 90]
+
+
+def test_other_times_are_kept_too() -> None:
+    alive = Keepalive(T0, Timing(ping_interval=1, dead_after=2, probe_after=9, suspect_after=9))
+    assert due(alive) == 1
+    assert alive.check(T0 + 1).ping is not None
+    assert due(alive) == 2
+    assert alive.check(T0 + 2).dead == 2
+
+
+# --- suspicion ----------------------------------------------------------------------------------
+
+
+def test_what_is_sent_and_not_answered_is_probed_and_then_suspected(alive: Keepalive) -> None:
+    assert alive.sent(T0 + 3)
+    assert not alive.sent(T0 + 3.5)  # the wait has begun already
+    assert due(alive) == 4
+    assert alive.check(T0 + 3.9) == Verdict()
+    assert alive.check(T0 + 4).ping is not None
+    assert due(alive) == 5
+    assert alive.check(T0 + 5) == Verdict(suspected=2)
+    assert alive.suspected
+    # Once: from here on it is a matter of life and death only.
+    assert pings(alive, until=14.9) == [9, 14]
+    assert alive.check(T0 + 15).dead == 15
+
+
+def test_a_ping_into_silence_counts_as_something_sent(alive: Keepalive) -> None:
+    assert alive.check(T0 + 5).ping is not None
+    assert due(alive) == 7
+    assert alive.check(T0 + 7) == Verdict(suspected=2)
+
+
+def test_a_sign_ends_the_wait_and_the_suspicion(alive: Keepalive) -> None:
+    alive.sent(T0)
+    assert not alive.heard(T0 + 0.5)
+    assert due(alive) == 5.5
+    alive.sent(T0 + 1)
+    alive.check(T0 + 2)
+    alive.next_due()
+    assert alive.check(T0 + 3).suspected == 2
+    assert alive.heard(T0 + 3.1)
+    assert not alive.suspected
+    assert not alive.heard(T0 + 3.2)
+
+
+def test_a_long_round_trip_is_no_reason_for_suspicion(alive: Keepalive) -> None:
+    opaque = alive.ping(T0)
+    alive.heard(T0 + 0.8)
+    assert alive.answered(opaque, T0 + 0.8) == pytest.approx(0.8)
+    alive.sent(T0 + 1)
+    assert due(alive) == 2
+    alive.check(T0 + 2)
+    assert due(alive) == pytest.approx(1 + 1 + 3 * 0.8)
+    assert alive.check(T0 + 4.3).suspected is None
+    alive.next_due()
+    assert alive.check(T0 + 4.41).suspected == pytest.approx(3.41)
+
+
+# --- our own pauses -----------------------------------------------------------------------------
+
+
+def test_a_pause_of_ours_is_no_silence_of_the_peer(alive: Keepalive) -> None:
+    alive.ping(T0)
+    alive.heard(T0)
+    assert due(alive) == 5
+    verdict = alive.check(T0 + 65)  # this process was stopped for a minute
+    assert verdict.dead is verdict.suspected is None
+    assert verdict.ping is not None
+    # That PING decides: the peer has as long as after any other.
+    assert pings(alive, until=69.9) == []
+    assert alive.check(T0 + 70).dead == pytest.approx(15)
+
+
+def test_on_time_the_same_silence_is_the_end(alive: Keepalive) -> None:
+    for moment in (5, 7, 10):
+        alive.next_due()
+        alive.check(T0 + moment)
+    assert due(alive) == 15
+    assert alive.check(T0 + 15.5).dead is not None
+
+
+def test_a_short_pause_is_no_reason_for_suspicion(alive: Keepalive) -> None:
+    alive.sent(T0 + 1)
+    assert due(alive) == 2
+    verdict = alive.check(T0 + 3.4)
+    assert verdict.suspected is None
+    # The wait begins anew, with a PING of its own.
+    assert due(alive) == pytest.approx(4.4)
+    assert alive.check(T0 + 4.41).ping is not None
+    assert due(alive) == pytest.approx(5.4)
+    assert alive.check(T0 + 5.41).suspected is not None
+
+
+# --- round trips, and answers -------------------------------------------------------------------
+
+
+def test_only_an_echo_of_ours_is_a_round_trip(alive: Keepalive) -> None:
+    first, second = alive.ping(T0), alive.ping(T0 + 1)
+    assert alive.rtt is None
+    for strange in (bytes(7), b"\xff" * 8, b"whatever"):
+        assert alive.answered(strange, T0 + 2) is None
+    assert alive.answered(second, T0 + 1.25) == 0.25
+    assert alive.answered(first, T0 + 1.5) == 1.5
+    assert alive.answered(first, T0 + 1.5) is None
+    assert alive.rtt == 1.5
+
+
+def test_pings_that_are_remembered_are_few(alive: Keepalive) -> None:
+    sent = [alive.ping(T0 + number) for number in range(PINGS_REMEMBERED + 1)]
+    assert len(set(sent)) == len(sent)
+    assert alive.answered(sent[0], T0 + 9) is None
+    assert alive.answered(sent[1], T0 + 9) == 8
+
+
+def test_answers_have_a_rate(alive: Keepalive) -> None:
+    assert [alive.may_answer(T0) for _ in range(100)].count(True) == PONGS_PER_SECOND
+    assert [alive.may_answer(T0 + 0.5) for _ in range(100)].count(True) == PONGS_PER_SECOND // 2
+    assert [alive.may_answer(T0 + 3600) for _ in range(100)].count(True) == PONGS_PER_SECOND
