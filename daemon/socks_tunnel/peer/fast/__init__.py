@@ -1,0 +1,1 @@
+"""The fast path: an aiortc peer connection whose sockets, DTLS records and SCTP are our own."""

@@ -1,0 +1,587 @@
+"""DTLS in batches: the handshake is aiortc's, then the records go to OpenSSL directly.
+
+aiortc hands each datagram through a queue, two coroutines and pyOpenSSL, and sends each record with
+a system call. Here the records of a batch go through OpenSSL's memory BIOs together::
+
+    SCTP packets -- SSL_write each --> out BIO -- one BIO_read --> one segmented send
+    one joined receive -- one BIO_write --> in BIO -- SSL_read each --> SCTP packets
+
+A DTLS 1.2 record (RFC 6347 section 4.1), of which a batch has one in each datagram::
+
+    +------+---------+-------+-----------------+--------+------------- - -
+    | type | version | epoch | sequence number | length | fragment
+    |  1   |    2    |   2   |        6        |   2    |
+    +------+---------+-------+-----------------+--------+------------- - -
+
+The memory BIO joins what is written to it, so a record with a false length would swallow those
+behind it. Only datagrams that are exactly one record of application data are therefore joined; any
+other goes through OpenSSL alone, where it costs nobody but itself.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, cast
+
+from aiortc import RTCCertificate, RTCDtlsTransport, RTCIceTransport
+from aiortc.rtcdtlstransport import SRTPProtectionProfile, State
+from aiortc.stats import RTCStatsReport, RTCTransportStats
+from OpenSSL import SSL
+from OpenSSL._util import ffi, lib
+
+from socks_tunnel.peer.fast.udp import (
+    SEGMENTED_BYTES_MAX,
+    SEGMENTS_MAX,
+    Address,
+    BatchedUdpTransport,
+    take_over,
+)
+
+_log = logging.getLogger(__name__)
+
+DTLS_1_2: Final = 0xFEFD
+APPLICATION_DATA: Final = 23
+RECORD_HEADER: Final = 13
+
+BIO_BYTES_MAX: Final = 16_384
+"""Bytes written to the in BIO before they are read: OpenSSL takes one buffer, a little over the
+longest record, out of the BIO at a time, and what the buffer cuts off is lost."""
+
+RECORDS_PER_DATAGRAM_MAX: Final = 64
+"""Records that are read from one datagram. RFC 6347 section 4.1.1 allows several in one."""
+
+PLAINTEXT_MAX: Final = 16_384
+"""Bytes of one record's contents (RFC 6347 section 4.1)."""
+
+PACKETS_MAX: Final = 64
+"""SCTP packets handed up in one call."""
+
+CALL_SECONDS: Final = 0.001
+"""Seconds that a call of the packets' receiver may take. It gets half as many packets after a call
+that took longer, and twice as many, up to :data:`PACKETS_MAX`, after one that took a quarter."""
+
+TURN_SECONDS: Final = 0.002
+"""Seconds of handing up in one turn of the event loop. The rest waits for the next turn, and the
+socket is not read meanwhile: a link whose packets are dear costs the others at most this."""
+
+RELAYED_PACKETS_MAX: Final = 4096
+"""Packets that wait to be handed up. A socket of our own is not read while packets wait, so only
+those that come through a TURN client can be more; they are dropped and counted."""
+
+IP_OVERHEAD: Final = {4: 20 + 8, 6: 40 + 8}
+"""Bytes of the IP and UDP headers."""
+
+TURN_OVERHEAD: Final = 4
+"""Bytes of the ChannelData header (RFC 8656 section 12.4)."""
+
+
+class PacketReceiver(Protocol):
+    """The SCTP association above: plain calls on the event loop."""
+
+    def receive_packets(self, packets: list[bytes]) -> None:
+        """Takes 1 to :data:`PACKETS_MAX` decrypted packets; nothing about them was checked."""
+
+    def path_mtu_exceeded(self, size: int) -> None:
+        """Learns that a packet of `size` bytes is too long for this machine's interface."""
+
+    def transport_writable(self) -> None:
+        """Learns that :attr:`FastDtlsTransport.blocked` is over."""
+
+    def path_changed(self) -> None:
+        """Learns that another ICE candidate pair carries the packets from now on."""
+
+
+@dataclass(slots=True)
+class DtlsCounters:
+    """What one association's records did."""
+
+    sent_records: int = 0
+    sent_bytes: int = 0
+    received_records: int = 0
+    received_bytes: int = 0
+    odd_datagrams: int = 0
+    """Datagrams that were not exactly one record of application data: alerts, repeated handshake
+    records, and whatever strangers send."""
+    refused_records: int = 0
+    """Records in well-formed datagrams that OpenSSL did not take: forged, repeated or too old."""
+    dropped_packets: int = 0
+    """Decrypted packets dropped because :data:`RELAYED_PACKETS_MAX` waited."""
+    deferred_turns: int = 0
+    """Turns that ended with packets left because :data:`TURN_SECONDS` were over."""
+
+
+class PinnedCertificate(RTCCertificate):
+    """A certificate whose contexts negotiate DTLS 1.2 and nothing newer.
+
+    DTLS 1.3 (RFC 9147) has another record header, which the joined records here do not have.
+    """
+
+    def _create_ssl_context(self, srtp_profiles: list[SRTPProtectionProfile]) -> SSL.Context:
+        context = super()._create_ssl_context(srtp_profiles)
+        context.set_max_proto_version(DTLS_1_2)
+        return context
+
+
+class _Scratch(threading.local):
+    """Buffers for records on their way: one set for each thread, used only within a call."""
+
+    def __init__(self) -> None:
+        self.cipher = ffi.new("char[]", 2 * SEGMENTED_BYTES_MAX)
+        self.cipher_view = memoryview(ffi.buffer(self.cipher))
+        self.plain = ffi.new("char[]", PLAINTEXT_MAX)
+        self.plain_view = ffi.buffer(self.plain)
+
+
+_scratch = _Scratch()
+
+
+def count_single_records(data: bytes | bytearray, size: int, segment: int) -> int:
+    """Returns the number of datagrams if each of them is one record of application data, else 0.
+
+    `data` holds datagrams of `segment` bytes in its first `size` bytes, the last one maybe shorter.
+    Each check looks at one byte of all headers at a time, so the cost for a datagram is small.
+    """
+    whole = size // segment
+    end = whole * segment
+    rest = size - end
+    length = segment - RECORD_HEADER
+    if (
+        length <= 0
+        or data[0:end:segment] != b"\x17" * whole
+        or data[1:end:segment] != b"\xfe" * whole
+        or data[2:end:segment] != b"\xfd" * whole
+        or data[3:end:segment] != bytes(whole)
+        or data[4:end:segment] != b"\x01" * whole
+        or data[11:end:segment] != bytes((length >> 8,)) * whole
+        or data[12:end:segment] != bytes((length & 0xFF,)) * whole
+    ):
+        return 0
+    if rest == 0:
+        return whole
+    length = rest - RECORD_HEADER
+    if (
+        length <= 0
+        or data[end : end + 5] != b"\x17\xfe\xfd\x00\x01"
+        or data[end + 11] << 8 | data[end + 12] != length
+    ):
+        return 0
+    return whole + 1
+
+
+def run_length(packets: Sequence[bytes], start: int, record_overhead: int) -> int:
+    """Returns how many of `packets` from `start` on can leave in one segmented send.
+
+    All have the size of the first but the last, which may be shorter.
+    """
+    size = len(packets[start])
+    limit = min(
+        len(packets), start + min(SEGMENTS_MAX, SEGMENTED_BYTES_MAX // (size + record_overhead))
+    )
+    end = start + 1
+    while end < limit and len(packets[end]) == size:
+        end += 1
+    if end < limit and len(packets[end]) < size:
+        end += 1
+    return end - start
+
+
+def _single_record(datagram: bytes) -> bool:
+    return count_single_records(datagram, len(datagram), len(datagram)) == 1
+
+
+class FastDtlsTransport(RTCDtlsTransport):
+    """An :class:`RTCDtlsTransport` whose application data goes in batches.
+
+    The handshake is aiortc's. When it is over, and nothing of it can need to be repeated, the UDP
+    socket of the nominated pair is taken over and aiortc's receive task only waits for the end.
+    What comes on other sockets of the connection, or through TURN, is taken datagram by datagram.
+
+    An exception out of the receiver ends the transport, as one out of aiortc's own path does: the
+    receive task ends with it.
+    """
+
+    def __init__(self, transport: RTCIceTransport, certificates: list[RTCCertificate]) -> None:
+        super().__init__(transport, certificates)
+        self.counters = DtlsCounters()
+        self.fast = False
+        """Whether the receiving side was taken over from aiortc."""
+        self.probing_allowed = False
+        """Whether packets leave with DF, so that their loss says something about the path's MTU."""
+        self._event_loop = asyncio.get_running_loop()
+        self._ice: Any = transport._connection  # noqa: SLF001
+        self._udp: BatchedUdpTransport | None = None
+        self._pair: Any = None
+        self._address: Address = ()
+        self._handles: tuple[Any, Any, Any] | None = None
+        self._record_overhead = 0
+        self._pending: deque[bytes] = deque()
+        self._resumption: asyncio.Handle | None = None
+        self._batch = PACKETS_MAX
+        self._failure: Exception | None = None
+
+    # --- state --------------------------------------------------------------------------------
+
+    @property
+    def _receiver(self) -> PacketReceiver | None:
+        return cast("PacketReceiver | None", self._data_receiver)
+
+    @property
+    def udp(self) -> BatchedUdpTransport | None:
+        """The socket that was taken over; None before, and while TURN carries the packets."""
+        return self._udp
+
+    @property
+    def blocked(self) -> bool:
+        """Whether packets wait because the socket takes nothing."""
+        return self._udp is not None and self._udp.blocked
+
+    @property
+    def packet_overhead(self) -> int:
+        """Bytes that IP, UDP, TURN and DTLS add to a packet on the present path."""
+        pair = self._pair or self._ice._nominated.get(1)  # noqa: SLF001
+        version = 6 if pair is not None and ":" in pair.remote_addr[0] else 4
+        turn = TURN_OVERHEAD if pair is not None and pair.local_candidate.type == "relay" else 0
+        return IP_OVERHEAD[version] + turn + self._overhead_of_records()
+
+    def _overhead_of_records(self) -> int:
+        """Bytes of header, nonce and tag: with the cipher suites that aiortc offers, at most these.
+
+        AES-GCM: 13 + 8 + 16 (RFC 5288). ChaCha20-Poly1305: 13 + 16 (RFC 7905). The CBC suites: 13,
+        an IV of 16, a MAC of 20, and 1 to 16 of padding (RFC 5246 section 6.2.3.2).
+        """
+        if self._record_overhead == 0 and self.encrypted:
+            name = (self._ssl and self._ssl.get_cipher_name()) or ""
+            self._record_overhead = 37 if "GCM" in name else 29 if "CHACHA20" in name else 65
+        return self._record_overhead or 65
+
+    def _openssl(self) -> tuple[Any, Any, Any]:
+        """Returns OpenSSL's handles: the association, its in BIO and its out BIO."""
+        if self._handles is None:
+            connection: Any = self._ssl
+            self._handles = (connection._ssl, connection._into_ssl, connection._from_ssl)  # noqa: SLF001
+        return self._handles
+
+    def _written_records(self) -> memoryview:
+        """Returns what OpenSSL has written to the out BIO; valid until the next call."""
+        view = _scratch.cipher_view
+        size = lib.BIO_read(self._openssl()[2], _scratch.cipher, len(view))
+        return view[: max(size, 0)]
+
+    def _get_stats(self) -> RTCStatsReport:
+        report = super()._get_stats()
+        stats = report[self._stats_id]
+        assert isinstance(stats, RTCTransportStats)
+        counters = self.counters
+        stats.packetsSent += counters.sent_records
+        stats.bytesSent += counters.sent_bytes
+        stats.packetsReceived += counters.received_records
+        stats.bytesReceived += counters.received_bytes
+        return report
+
+    # --- from aiortc's path to this one -------------------------------------------------------
+
+    async def _recv_next(self) -> None:
+        if self._state == State.CONNECTED and self._data_receiver is not None and not self.fast:
+            self._take_over_if_settled()
+        if self.fast:
+            try:
+                # Only SRTP, which there is none of here, and the end come through aioice's queue.
+                await self.transport._recv()  # noqa: SLF001
+            except ConnectionError:
+                if self._failure is not None:
+                    raise self._failure from None
+                raise
+            return
+        await super()._recv_next()
+
+    def _take_over_if_settled(self) -> None:
+        """Takes the receiving side over once no flight of the handshake can need to be repeated."""
+        connection = self._ssl
+        if connection is None or connection.DTLSv1_get_timeout() is not None:
+            return
+        if connection.get_protocol_version() != DTLS_1_2:
+            return  # aiortc goes on as it does for itself; the pinned certificate forbids this
+        self.fast = True
+        # An attribute of this one connection: whatever aioice receives for it comes here.
+        self._ice.data_received = self._ice_data_received
+        self._pair = None
+        self._follow_pair()
+        queue = self._ice._queue  # noqa: SLF001
+        while not queue.empty():
+            item = queue.get_nowait()
+            if item is None:
+                queue.put_nowait(None)
+                break
+            self._ice_data_received(*item)
+
+    def _follow_pair(self) -> None:
+        """Adopts the candidate pair that ICE has nominated. Raises ConnectionError without one."""
+        pair = self._ice._nominated.get(1)  # noqa: SLF001
+        if pair is self._pair and pair is not None:
+            return
+        if pair is None:
+            raise ConnectionError("Cannot send encrypted data, not connected")
+        self._pair = pair
+        self._address = pair.remote_addr
+        protocol = pair.protocol
+        current = protocol.transport
+        if isinstance(current, BatchedUdpTransport):
+            self._udp = current
+        elif self.fast:
+            self._udp = take_over(protocol, current, _Socket(self, protocol), self._event_loop)
+            if self._udp is not None:
+                protocol.transport = self._udp
+        else:
+            self._udp = None
+        self.probing_allowed = self._udp is not None
+        if self.fast and self._receiver is not None:
+            self._receiver.path_changed()
+
+    # --- receiving ----------------------------------------------------------------------------
+
+    def datagrams_received(
+        self, buffer: bytearray, size: int, segment: int, address: Address, protocol: Any
+    ) -> None:
+        """Takes datagrams from the socket of `protocol`; see :class:`DatagramReceiver`."""
+        count = count_single_records(buffer, size, segment)
+        if count:
+            self._read_batch(buffer, size, segment)
+            return
+        for start in range(0, size, segment):
+            datagram = bytes(buffer[start : min(start + segment, size)])
+            if 19 < datagram[0] < 64:  # RFC 7983 section 7
+                self._read_datagram(datagram)
+            else:
+                protocol.datagram_received(datagram, address)
+
+    def _read_batch(self, buffer: bytes | bytearray, size: int, segment: int) -> None:
+        """Decrypts datagrams that are one record each."""
+        scratch = _scratch
+        ssl, into, _ = self._openssl()
+        read, plain, view = lib.SSL_read, scratch.plain, scratch.plain_view
+        append = self._pending.append
+        counters = self.counters
+        source = ffi.from_buffer(buffer)
+        step = max(1, BIO_BYTES_MAX // segment) * segment
+        for start in range(0, size, step):
+            length = min(step, size - start)
+            lib.BIO_write(into, source + start, length)
+            records = -(-length // segment)
+            for done in range(records):
+                count = read(ssl, plain, PLAINTEXT_MAX)
+                if count <= 0:
+                    # OpenSSL passes over what it does not take, so the BIO is empty now.
+                    counters.refused_records += records - done
+                    self._read_stopped(count)
+                    break
+                append(view[:count])
+            else:
+                done = records
+            counters.received_records += done
+        counters.received_bytes += size
+
+    def _read_datagram(self, datagram: bytes) -> None:
+        """Decrypts one datagram, of which nothing is known but that its first byte means DTLS."""
+        if self._state != State.CONNECTED:
+            return
+        if _single_record(datagram):
+            self._read_batch(datagram, len(datagram), len(datagram))
+            return
+        counters = self.counters
+        counters.odd_datagrams += 1
+        counters.received_bytes += len(datagram)
+        if len(datagram) > BIO_BYTES_MAX:
+            return
+        ssl, into, _ = self._openssl()
+        lib.BIO_write(into, datagram, len(datagram))
+        for _ in range(RECORDS_PER_DATAGRAM_MAX):
+            count = lib.SSL_read(ssl, _scratch.plain, PLAINTEXT_MAX)
+            if count <= 0:
+                self._read_stopped(count)
+                break
+            counters.received_records += 1
+            self._pending.append(_scratch.plain_view[:count])
+        self._flush_answers()
+
+    def _read_stopped(self, result: int) -> None:
+        """Finds out why OpenSSL gave no record: nothing is left, the peer's end, or an error."""
+        code = lib.SSL_get_error(self._openssl()[0], result)
+        if code == lib.SSL_ERROR_ZERO_RETURN:
+            _log.debug("the peer has closed the DTLS association")
+            self._end(None)
+        elif code != lib.SSL_ERROR_WANT_READ:
+            lib.ERR_clear_error()  # the queue of errors is the thread's, not this connection's
+
+    def _flush_answers(self) -> None:
+        """Sends what OpenSSL answers by itself: alerts, and its last flight if the peer asks."""
+        records = self._written_records()
+        if records:
+            self._send_records(records)
+
+    def _ice_data_received(self, data: bytes, component: int) -> None:
+        """Takes a datagram that aioice received: through TURN, or on a socket of another pair."""
+        if not data or not 19 < data[0] < 64:
+            self._ice._queue.put_nowait((data, component))  # noqa: SLF001
+            return
+        if len(self._pending) >= RELAYED_PACKETS_MAX:
+            self.counters.dropped_packets += 1
+            return
+        self._read_datagram(data)
+        if self._pending and self._resumption is None:
+            self._resumption = self._event_loop.call_soon(self._hand_up)
+
+    def turn_ended(self) -> None:
+        """Hands up what this turn brought."""
+        if self._resumption is None:
+            self._hand_up()
+
+    def _hand_up(self) -> None:
+        """Gives decrypted packets to the receiver, for a bounded time in this turn."""
+        self._resumption = None
+        pending = self._pending
+        clock = time.perf_counter
+        start = now = clock()
+        while pending:
+            receiver = self._receiver
+            if receiver is None or self._failure is not None:
+                pending.clear()
+                break
+            if now - start > TURN_SECONDS:
+                self.counters.deferred_turns += 1
+                self._resumption = self._event_loop.call_soon(self._hand_up)
+                break
+            packets = [pending.popleft() for _ in range(min(self._batch, len(pending)))]
+            try:
+                receiver.receive_packets(packets)
+            except Exception as error:  # noqa: BLE001 - the receive task ends with it
+                self._end(error)
+            before, now = now, clock()
+            if now - before > CALL_SECONDS:
+                self._batch = max(1, self._batch // 2)
+            elif now - before < CALL_SECONDS / 4:
+                self._batch = min(PACKETS_MAX, self._batch * 2)
+        if self._udp is not None:
+            if pending:
+                self._udp.pause_reading()
+            else:
+                self._udp.resume_reading()
+
+    def _end(self, error: Exception | None) -> None:
+        """Lets the receive task end: with `error`, or as when the peer has closed."""
+        self._failure = self._failure or error
+        self._ice._queue.put_nowait(None)  # noqa: SLF001
+
+    def packet_too_big(self, size: int) -> None:
+        """Tells the association above that a datagram of `size` bytes did not fit the interface."""
+        if self._receiver is not None:
+            self._receiver.path_mtu_exceeded(size - self._overhead_of_records())
+
+    def send_resumed(self) -> None:
+        """Tells the association above that the socket takes packets again."""
+        if self._receiver is not None:
+            self._receiver.transport_writable()
+
+    # --- sending ------------------------------------------------------------------------------
+
+    async def _send_data(self, data: bytes) -> None:
+        self.send_packets((data,))
+
+    def send_packets(self, packets: Sequence[bytes], *, fragment: bool = False) -> None:
+        """Encrypts and sends whole SCTP packets, in their order.
+
+        Neighbours of one size share a system call. With `fragment` they leave without DF, as
+        packets do that were cut for a path that has become narrower. Raises
+        :class:`ConnectionError` if DTLS is not connected or ICE has no path.
+        """
+        self._check_connected()
+        ssl, _, _ = self._openssl()
+        write = lib.SSL_write
+        overhead = self._overhead_of_records()
+        start, end = 0, len(packets)
+        while start < end:
+            count = run_length(packets, start, overhead)
+            for packet in packets[start : start + count] if count != end else packets:
+                if write(ssl, packet, len(packet)) <= 0:
+                    self._write_failed()
+            start += count
+            records = self._written_records()
+            self.counters.sent_records += count
+            self.counters.sent_bytes += len(records)
+            self._send_run(records, count, fragment)
+
+    def send_probe(self, packet: bytes) -> bool:
+        """Sends one packet that is never fragmented (RFC 8899 section 4.1).
+
+        Returns whether the interface's MTU allows it. Raises :class:`ConnectionError` as
+        :meth:`send_packets` does.
+        """
+        self._check_connected()
+        if self._udp is None:
+            self.send_packets((packet,))
+            return True
+        if lib.SSL_write(self._openssl()[0], packet, len(packet)) <= 0:
+            self._write_failed()
+        records = self._written_records()
+        self.counters.sent_records += 1
+        self.counters.sent_bytes += len(records)
+        return self._udp.send_probe(records, self._address)
+
+    def _check_connected(self) -> None:
+        if self._state != State.CONNECTED:
+            raise ConnectionError("Cannot send encrypted data, not connected")
+        self._follow_pair()
+
+    def _write_failed(self) -> None:
+        lib.ERR_clear_error()
+        raise ConnectionError("OpenSSL takes no more records for this association")
+
+    def _send_run(self, records: memoryview, count: int, fragment: bool) -> None:
+        """Sends `count` records, all as long as the first but the last."""
+        segment = RECORD_HEADER + int.from_bytes(records[11:13])
+        if fragment and self._udp is not None:
+            for start in range(0, len(records), segment):
+                self._udp.send_fragmentable(records[start : start + segment], self._address)
+        elif (
+            records[0] == APPLICATION_DATA
+            and (count - 1) * segment < len(records) <= count * segment
+        ):
+            self._send_segments(records, segment)
+        else:
+            self._send_records(records)  # an answer of OpenSSL's own is among them
+
+    def _send_segments(self, records: memoryview, segment: int) -> None:
+        if self._udp is not None:
+            self._udp.send_segments(records, segment, self._address)
+            return
+        transport = self._pair.protocol.transport
+        for start in range(0, len(records), segment):
+            transport.sendto(bytes(records[start : start + segment]), self._address)
+
+    def _send_records(self, records: memoryview) -> None:
+        """Sends records of any lengths, each as a datagram."""
+        start = 0
+        while start + RECORD_HEADER <= len(records):
+            length = RECORD_HEADER + int.from_bytes(records[start + 11 : start + 13])
+            self._send_segments(records[start : start + length], length)
+            start += length
+
+
+class _Socket:
+    """Binds one taken-over socket to its aioice protocol, which gets the STUN messages."""
+
+    def __init__(self, owner: FastDtlsTransport, protocol: Any) -> None:
+        self._owner = owner
+        self._protocol = protocol
+        self.turn_ended = owner.turn_ended
+        self.packet_too_big = owner.packet_too_big
+        self.send_resumed = owner.send_resumed
+
+    def datagrams_received(
+        self, buffer: bytearray, size: int, segment: int, address: Address
+    ) -> None:
+        """Takes datagrams of this socket; see :class:`DatagramReceiver`."""
+        self._owner.datagrams_received(buffer, size, segment, address, self._protocol)
