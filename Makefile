@@ -21,7 +21,7 @@ ARGS ?=
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
 
 # -- environments ---------------------------------------------------------------------------------
 
@@ -79,6 +79,12 @@ $(NPM_STAMP): tests/support/npm/package.json tests/support/npm/package-lock.json
 .PHONY: install
 install: $(DEV_STAMP) $(PROJECT_STAMP) ## everything for working on the project, into .venv
 
+TEST_STAMPS := $(DEV_STAMP) $(PROJECT_STAMP) $(PACKAGES_STAMP) $(NPM_STAMP)
+
+# How many processes share a test run. Most tests wait for other processes most of their time.
+JOBS ?= $(shell nproc)
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadgroup
+
 # -- what people run ------------------------------------------------------------------------------
 
 .PHONY: demo
@@ -86,8 +92,12 @@ demo: $(RUNTIME_STAMP) $(PROJECT_STAMP) ## a gateway and an endpoint on loopback
 	@exec $(BIN)/socks-tunnel demo $(ARGS)
 
 .PHONY: test
-test: $(DEV_STAMP) $(PROJECT_STAMP) $(PACKAGES_STAMP) $(NPM_STAMP) ## all tests; installs the Debian packages they need when root
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(TEST_STAMPS) ## unit, property, integration and system tests, the latter in network namespaces
+	@$(PYTEST) $(ARGS)
+
+.PHONY: test-packages
+test-packages: $(TEST_STAMPS) ## the packages, and the system tests on hosts that boot with them; needs root
+	@$(PYTEST) --hosts=booted tests/packaging tests/system $(ARGS)
 
 .PHONY: check
 check: $(DEV_STAMP) $(PROJECT_STAMP) ## format, lint, types, import contracts
@@ -107,7 +117,7 @@ bench: $(DEV_STAMP) $(PROJECT_STAMP) ## the figures of docs/benchmarks.md; needs
 
 .PHONY: fuzz
 fuzz: $(DEV_STAMP) $(PROJECT_STAMP) ## the property tests with many more examples
-	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/property --timeout=0 $(ARGS)
+	@HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest tests/property --timeout=0 $(ARGS)
 
 # -- packages -------------------------------------------------------------------------------------
 
@@ -120,7 +130,9 @@ deb: $(BUILD_STAMP) $(PACKAGES_STAMP) ## the packages for Debian 12 and 13, into
 # -- lock files -----------------------------------------------------------------------------------
 
 UV := .tools/lock/bin/uv
-COMPILE = $(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
+# make lock UPGRADE= only adds what pyproject.toml has gained, and leaves the other versions alone.
+UPGRADE ?= --upgrade
+COMPILE = $(UV) pip compile --quiet $(UPGRADE) --generate-hashes --no-emit-index-url --no-emit-find-links \
   --no-header --no-annotate --python-platform x86_64-unknown-linux-gnu
 
 $(UV): requirements/lock-tool.lock
@@ -139,6 +151,8 @@ lock: $(UV) ## write requirements/*.lock anew, with the newest versions that pyp
 	    -o requirements/runtime-$$tag.lock; \
 	  $(COMPILE) --python-version $$v -c requirements/dev-$$tag.lock requirements/build.in \
 	    -o requirements/build-$$tag.lock; \
+	  $(COMPILE) --python-version $$v -c requirements/dev-$$tag.lock --group deep \
+	    -o requirements/deep-$$tag.lock; \
 	done
 	@$(COMPILE) --python-version 3.11 requirements/lock.in -o requirements/lock-tool.lock
 	@if grep -nE '://|^--' requirements/*.lock; then echo "a lock file names an index" >&2; exit 1; fi

@@ -2,95 +2,124 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from support import groups
 from support.machines import why_no_boot
 from support.workshop import Workshop, given_packages
 
-# No deadlines: the machine that runs the tests may be busy with something else.
-settings.register_profile("default", deadline=None)
+# Hypothesis: `fast` in every test run, `deep` for `make fuzz`.
+# No deadlines: how long an example takes says more about the machine than about the code.
 settings.register_profile(
-    "fuzz", deadline=None, max_examples=20_000, suppress_health_check=[HealthCheck.too_slow]
+    "fast",
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    # The same examples in each run, so that a failure is the change's; `deep` looks for new ones.
+    derandomize=True,
+    print_blob=True,
 )
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+settings.register_profile(
+    "deep",
+    max_examples=5_000,
+    stateful_step_count=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 Hosts = Literal["booted", "namespaces"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """What the hosts of the system tests are."""
+    """Adds the option that says what the hosts of the system tests are."""
     parser.addoption(
         "--hosts",
         choices=get_args(Hosts),
-        help="system tests: hosts that boot systemd with the package installed (the default where "
-        "this machine can boot them), or network namespaces with daemons from the checkout",
+        default="namespaces",
+        help="system tests: network namespaces with daemons from the checkout (the default), or hosts "
+        "that boot systemd with the package installed",
     )
 
 
-def chosen_hosts(config: pytest.Config) -> tuple[Hosts, str]:
-    """What the hosts of the system tests are, and why."""
-    if given := config.getoption("--hosts"):
-        return given, "as asked for"
-    reason = why_no_boot()
-    return ("namespaces", f"cannot boot any: {reason}") if reason else ("booted", "the default")
-
-
 def pytest_report_header(config: pytest.Config) -> str:
-    """Say it."""
-    hosts, why = chosen_hosts(config)
-    return f"hosts of the system tests: {hosts} ({why})"
+    """Says it."""
+    return f"hosts of the system tests: {config.getoption('--hosts')}"
 
 
 @pytest.fixture(scope="session")
 def hosts_are(pytestconfig: pytest.Config) -> Hosts:
     """What the hosts of the system tests are."""
-    return chosen_hosts(pytestconfig)[0]
+    hosts: Hosts = pytestconfig.getoption("--hosts")
+    return hosts
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the tests together that have to run one after another in one process."""
+    for item in items:
+        if group := groups.group_of(item):
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 # --- the packages -----------------------------------------------------------------------------
 
+_output = pytest.StashKey[Path]()
 _workshop = pytest.StashKey[Workshop]()
-
-BUILD_TIMEOUT = 1500
-"""Seconds; on a machine that has made no root yet, most of the time goes into downloads."""
 
 
 def needs_packages(item: pytest.Item) -> bool:
     """Whether a test needs the packages, or the system tests' hosts with the packages on them."""
     names = _fixtures(item)
     return bool(names & {"packages", "workshop"}) or (
-        "make_site" in names and chosen_hosts(item.config)[0] == "booted"
+        "make_site" in names and item.config.getoption("--hosts") == "booted"
     )
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the first test that waits for the packages the time for that."""
-    first = next(filter(needs_packages, items), None)
-    if first is not None:
-        first.add_marker(pytest.mark.timeout(BUILD_TIMEOUT), append=False)
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the folder for the packages, which the processes of one run share."""
+    if hasattr(config, "workerinput"):
+        config.stash[_output] = Path(config.workerinput["workshop"])
+        return
+    output = tempfile.TemporaryDirectory(prefix="socks-tunnel-packages-")
+    config.add_cleanup(output.cleanup)
+    config.stash[_output] = Path(output.name)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tells a process of pytest-xdist where the folder for the packages is."""
+    node.workerinput["workshop"] = str(node.config.stash[_output])
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Begin to build the packages while tests run that do not need them."""
+    """Begins to build the packages while tests run that do not need them."""
     config = session.config
-    if config.option.collectonly or why_no_boot():
+    if config.option.collectonly or not any(map(needs_packages, session.items)) or why_no_boot():
         return
-    if any(map(needs_packages, session.items)):
-        output = tempfile.TemporaryDirectory(prefix="socks-tunnel-packages-")
-        given = os.environ.get("SOCKS_TUNNEL_PACKAGES")  # while working on these tests
-        workshop = Workshop(
-            Path(output.name),
-            given_packages(Path(given)) if given else None,
-            quality=any("quality" in _fixtures(item) for item in session.items),
-        )
-        config.stash[_workshop] = workshop
-        config.add_cleanup(output.cleanup)
-        config.add_cleanup(workshop.close)
+    given = os.environ.get("SOCKS_TUNNEL_PACKAGES")  # while working on these tests
+    workshop = Workshop(
+        config.stash[_output],
+        given_packages(Path(given)) if given else None,
+        quality=any("quality" in _fixtures(item) for item in session.items),
+    )
+    config.stash[_workshop] = workshop
+    config.add_cleanup(workshop.close)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest-timeout starts its clock
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Waits for the packages outside the time that a test has."""
+    workshop = item.config.stash.get(_workshop, None)
+    if workshop is not None and needs_packages(item):
+        workshop.packages.exception()  # raised by the fixture, in the name of the test
+    return (yield)
 
 
 def _fixtures(item: pytest.Item) -> set[str]:

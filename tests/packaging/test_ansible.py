@@ -118,13 +118,15 @@ def test_the_role_installs_and_runs(fleet: Fleet) -> None:
     keys = set(re.findall(r"public key: ([\w+/]{43}=)", play.output))
     assert len(keys) == 2, "each host has its own"
     # Nothing changes in a second run.
-    assert fleet.play().changed == same(0)
+    again = fleet.play()
+    assert again.changed == same(0), again.output
 
 
 def test_a_change_is_reloaded(fleet: Fleet) -> None:
     pids = fleet.pids()
     settings = "drain_timeout = 5\n"
-    assert fleet.play("--check", settings=settings).changed == same(1)
+    checked = fleet.play("--check", settings=settings)
+    assert checked.changed == same(1), checked.output
     assert fleet.everywhere(f"grep -c drain_timeout {CONFIGURATION} || true") == {"0"}
     assert fleet.play(settings=settings).changed == same(2), "the file and the reload"
     for machine in fleet.machines.values():

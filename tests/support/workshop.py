@@ -1,10 +1,14 @@
 """What the tests want of the packages and what takes long, made beside the tests that need none of it."""
 
+import fcntl
+import json
 import re
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 from support.installed import SUITES
 from support.machines import tool
@@ -16,31 +20,57 @@ Packages = dict[str, Path]
 """The package of each release."""
 
 
+T = TypeVar("T", Packages, list[str], list[list[str]])
+
+
 class Workshop:
     """Makes one thing after another in a thread; whoever wants one waits for its future.
 
-    `given` are packages that are there already, for working on the tests. With `quality`, it also does
-    what only the tests of the packages themselves want: to build again, and to ask Debian's tools.
+    Several processes of one test run share `output`: each thing is made by the process that comes to
+    it first, and the others take the result. `given` are packages that are there already, for working
+    on the tests. With `quality`, it also does what only the tests of the packages themselves want: to
+    build again, and to ask Debian's tools.
     """
 
     def __init__(self, output: Path, given: Packages | None, *, quality: bool) -> None:
         self._output = output
+        self._given = given
         self._pool = ThreadPoolExecutor(1, "workshop")
-        self.packages = self._pool.submit(self._build, given)
-        self.previous = self._pool.submit(self._repack)
+        self.packages = self._begin("packages", self._build, _with_paths)
+        self.previous = self._begin("previous", self._repack, _with_paths)
         if quality:
-            self.linted = self._pool.submit(self._lint)
-            self.rebuilt = self._pool.submit(self._rebuild)
-            self.piuparts = self._pool.submit(self._piuparts)
+            self.linted = self._begin("linted", self._lint, lambda value: value)
+            self.rebuilt = self._begin("rebuilt", self._rebuild, _with_paths)
+            self.piuparts = self._begin("piuparts", self._piuparts, lambda value: value)
 
     def close(self) -> None:
-        """Begin nothing more, and wait for what has begun."""
+        """Begins nothing more, and waits for what has begun."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _build(self, given: Packages | None) -> Packages:
-        """Build from this checkout; roots for all that follows are made too."""
-        if given is not None:
-            return given
+    def _begin(self, name: str, make: Callable[[], T], decode: Callable[[Any], T]) -> Future[T]:
+        return self._pool.submit(self._once, name, make, decode)
+
+    def _once(self, name: str, make: Callable[[], T], decode: Callable[[Any], T]) -> T:
+        """What `make` returned in the first process that came here, or the failure that it met."""
+        result = self._output / f"{name}.json"
+        with (self._output / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not result.exists():
+                try:
+                    made: dict[str, Any] = {"value": make()}
+                except Exception as error:
+                    result.write_text(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+                    raise
+                result.write_text(json.dumps(made, default=str))
+        found = json.loads(result.read_text())
+        if "error" in found:
+            raise AssertionError(f"{name}, made by another process of this run: {found['error']}")
+        return decode(found["value"])
+
+    def _build(self) -> Packages:
+        """Builds from this checkout; makes the roots for all that follows too."""
+        if self._given is not None:
+            return self._given
         # Where roots are not in the cache, most of the time goes into waiting for downloads.
         roots = [*(("root", suite, "run") for suite in SUITES), ("root", "trixie", "lint")]
         with ThreadPoolExecutor() as pool:
@@ -50,7 +80,7 @@ class Workshop:
         return built
 
     def _repack(self) -> Packages:
-        """Pack them anew under an earlier version, without compression: building takes a minute."""
+        """Packs them anew under an earlier version, without compression: building takes a minute."""
         folder = self._output / "previous"
         folder.mkdir()
         return {
@@ -63,7 +93,7 @@ class Workshop:
         return tool("lint-deb", *self.packages.result().values())
 
     def _rebuild(self) -> Packages:
-        """Build them a second time."""
+        """Builds them a second time."""
         self.packages.result()
         return build_packages(self._output / "rebuilt")
 
@@ -76,14 +106,18 @@ class Workshop:
             )
 
 
+def _with_paths(value: dict[str, str]) -> Packages:
+    return {suite: Path(path) for suite, path in value.items()}
+
+
 def given_packages(folder: Path) -> Packages:
-    """The packages that `make deb` has put into a folder."""
+    """Returns the packages that `make deb` has put into a folder."""
     numbers = dict(zip(SUITES, ("12", "13"), strict=True))
     return {s: next(folder.absolute().glob(f"*~deb{numbers[s]}u1_amd64.deb")) for s in SUITES}
 
 
 def build_packages(output: Path) -> dict[str, Path]:
-    """Build for all releases at the same time: each build uses one core most of its time."""
+    """Builds for all releases at the same time: each build uses one core most of its time."""
     with ThreadPoolExecutor() as pool:
         built = pool.map(lambda suite: Path(tool("build-deb", suite, output)[-1]), SUITES)
         return dict(zip(SUITES, built, strict=True))
@@ -107,5 +141,5 @@ def repack(package: Path, folder: Path) -> Path:
 
 
 def run(*command: str | Path) -> None:
-    """Run a command of this machine."""
+    """Runs a command of this machine."""
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
