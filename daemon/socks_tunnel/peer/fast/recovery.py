@@ -1,0 +1,634 @@
+"""What is in flight, what was lost, and when to do something about it. Neither clock nor I/O.
+
+Losses are found in the order of transmission, in the manner of RFC 8985: a chunk is lost when one
+that was sent later has arrived, and the time in which mere reordering would have shown is over.
+So a retransmission that is lost is noticed like any other chunk, and some reordering is no loss.
+
+States of a chunk, all transitions of which are in this file::
+
+                 +-------- sent again ---------+
+                 v                             |
+    new --> IN_FLIGHT --- detected, RTO ---> LOST
+                 |  |                          |
+                 |  +------- limit -------> ABANDONED (partial reliability, RFC 3758)
+                 v                             |
+               ACKED <-------------------------+ (a SACK may name any that is outstanding)
+
+Timers, at most one of which runs at a time beside the reordering timer (RFC 8985 sections 6.3, 7):
+
+* reordering: the youngest chunk that is only suspected has waited long enough;
+* tail loss probe, after two round trips of silence: makes the peer answer, so that the rest can be
+  found without waiting for the time-out;
+* retransmission time-out (RFC 9260 section 6.3.3), never below 200 ms.
+"""
+
+from collections import deque
+from typing import Final
+
+from socks_tunnel.peer.fast.ranges import Ranges
+from socks_tunnel.peer.fast.streams import Message
+from socks_tunnel.peer.fast.wire import TSN_HALF, TSN_MASK
+from socks_tunnel.protocol.errors import RemoteProtocolError
+
+IN_FLIGHT: Final = 0
+LOST: Final = 1
+ACKED: Final = 2
+ABANDONED: Final = 3
+
+OUTSTANDING_MAX: Final = 16_384
+"""Chunks that may be outstanding: half of how far a receiver of ours looks ahead."""
+
+RTO_INITIAL: Final = 1.0
+RTO_MIN: Final = 0.2
+RTO_MAX: Final = 60.0
+"""Seconds, as in RFC 9260 section 16 but for the floor, which is that of common TCPs."""
+
+TIMEOUTS_MAX: Final = 10
+"""Time-outs in a row after which the peer is given up (RFC 9260 section 8.1)."""
+
+RENEGE_TIMEOUTS: Final = 2
+"""Time-outs in a row after which gap blocks are no longer believed: the peer may have dropped what
+it had reported (RFC 9260 section 6.2.1)."""
+
+PROBE_DELAY_MIN: Final = 0.010
+"""Seconds that a tail loss probe waits at least."""
+PEER_SACK_DELAY: Final = 0.025
+"""Seconds that a peer may hold the SACK of a lone packet back, beyond the round trip."""
+
+REORDER_CHUNKS: Final = 3
+"""Chunks acknowledged beyond a gap that prove a loss on a path that never reordered."""
+REORDER_PERSIST: Final = 16
+"""Recoveries without a spurious retransmission until the patience for reordering shrinks again."""
+
+MIN_RTT_WINDOW: Final = 10.0
+"""Seconds for which the smallest round trip is remembered."""
+
+SKIPS_MAX: Final = 128
+"""Streams named in one FORWARD-TSN, so that it fits the smallest packet."""
+
+LIES_MAX: Final = 8
+"""SACKs for what was never sent that are taken for leftovers of an earlier association."""
+
+
+CLOCK_ERROR: Final = 1e-6
+"""Seconds by which sums of times may be wrong, as floating point numbers are."""
+
+
+class Burst:
+    """What was sent in one turn shares this: the time, and the state to measure the rate with."""
+
+    __slots__ = ("app_limited", "at", "delivered", "delivered_at", "first_at")
+
+    def __init__(
+        self, at: float, delivered: int, delivered_at: float, first_at: float, app_limited: bool
+    ) -> None:
+        self.at = at
+        self.delivered = delivered
+        self.delivered_at = delivered_at
+        self.first_at = first_at
+        self.app_limited = app_limited
+
+
+class Chunk:
+    """A DATA or I-DATA chunk that has a TSN. `body` is what goes on the wire, padding included."""
+
+    __slots__ = ("body", "burst", "message", "order", "sends", "size", "state", "tsn")
+
+    def __init__(self, tsn: int, body: bytes, message: Message, order: int, burst: Burst) -> None:
+        self.tsn = tsn
+        self.body = body
+        self.size = len(body)
+        self.message = message
+        self.order = order
+        self.burst = burst
+        self.sends = 1
+        self.state = IN_FLIGHT
+
+
+class Recovery:
+    """The outstanding chunks of one association.
+
+    TSNs are unwrapped. `flight` counts the bytes in flight. After :meth:`sack` and :meth:`detect`
+    the fields of `acked`, `lost_bytes`, `rtt_sample`, `rate` and so on describe what that call
+    found.
+    """
+
+    __slots__ = (
+        "_chunks",
+        "_head",
+        "_highest_acked",
+        "_min_rtt_at",
+        "_next_round",
+        "_probe_tsn",
+        "_probed",
+        "_rack_order",
+        "_rack_rtt",
+        "_reorder_persist",
+        "_reorder_round",
+        "_reordering",
+        "_retransmitted",
+        "_rttvar",
+        "_sacked",
+        "_sacked_count",
+        "_skips",
+        "_transmissions",
+        "acked_bytes",
+        "advanced",
+        "app_limited",
+        "cumulative",
+        "delivered",
+        "delivered_at",
+        "episode",
+        "first_at",
+        "flight",
+        "forward_at",
+        "lies",
+        "losses",
+        "lost",
+        "lost_bytes",
+        "min_rtt",
+        "next_order",
+        "next_tsn",
+        "probe_at",
+        "rate",
+        "rate_limited",
+        "recovery_end",
+        "reo_multiplier",
+        "reorder_at",
+        "retransmissions",
+        "round_start",
+        "rto",
+        "rto_at",
+        "rtt_sample",
+        "spurious",
+        "srtt",
+        "timeouts",
+        "timeouts_total",
+    )
+
+    def __init__(self, initial_tsn: int) -> None:
+        self.next_tsn = initial_tsn + TSN_MASK + 1
+        self.cumulative = self.next_tsn - 1
+        self.advanced = self.cumulative
+        """Advanced.Peer.Ack.Point of RFC 3758: `cumulative`, or beyond it what was given up."""
+        self.flight = 0
+        self.next_order = 1
+        self.lost: deque[Chunk] = deque()
+        """To be sent again, in the order in which they were found to be lost."""
+        # tsn -> chunk is _chunks[_head + tsn - cumulative - 1]
+        self._chunks: list[Chunk | None] = []
+        self._head = 0
+        self._sacked = Ranges()
+        self._sacked_count = 0
+        self._transmissions: deque[tuple[int, Chunk]] = deque()
+        self._skips: dict[tuple[int, bool], tuple[int, int]] = {}
+        self.forward_at = 0.0
+        """When a FORWARD-TSN is due; 0 if none is."""
+
+        self.srtt = 0.0
+        self._rttvar = 0.0
+        self.rto = RTO_INITIAL
+        self.min_rtt = 0.0
+        self._min_rtt_at = 0.0
+
+        self._rack_order = 0
+        self._rack_rtt = 0.0
+        self._reordering = False
+        self._highest_acked = self.cumulative
+        self.reo_multiplier = 1
+        self._reorder_persist = REORDER_PERSIST
+        self._reorder_round = 0
+        self.reorder_at = 0.0
+        self.probe_at = 0.0
+        self.rto_at = 0.0
+        self._probed = False
+        self._probe_tsn = -1
+        self.timeouts = 0
+
+        self.episode = False
+        """Whether losses are being repaired; the window was reduced for them."""
+        self.recovery_end = self.cumulative
+        """The episode ends when this TSN is acknowledged."""
+        self._retransmitted: set[int] = set()
+
+        self.delivered = 0
+        self.delivered_at = 0.0
+        self.first_at = 0.0
+        self.app_limited = 0
+        """Until `delivered` passes this, rates are those of a sender that had little to send."""
+        self._next_round = 0
+
+        self.acked_bytes = 0
+        self.lost_bytes = 0
+        self.losses = False
+        self.rtt_sample = 0.0
+        self.rate = 0.0
+        self.rate_limited = False
+        self.round_start = False
+
+        self.retransmissions = 0
+        self.spurious = 0
+        self.timeouts_total = 0
+        self.lies = 0
+
+    def __len__(self) -> int:
+        """How many chunks are outstanding, acknowledged beyond a gap or not."""
+        return len(self._chunks) - self._head
+
+    # --- sending ------------------------------------------------------------------------------
+
+    def burst(self, now: float) -> Burst:
+        """Returns what the chunks share that are sent now."""
+        if not self.flight:
+            self.first_at = self.delivered_at = now
+        return Burst(
+            now, self.delivered, self.delivered_at, self.first_at, self.app_limited > self.delivered
+        )
+
+    def sent(self, chunk: Chunk) -> None:
+        """Takes a new chunk, with `next_tsn` and `next_order`, that is being sent."""
+        self._chunks.append(chunk)
+        self._transmissions.append((chunk.order, chunk))
+        self.next_tsn = chunk.tsn + 1
+        self.next_order = chunk.order + 1
+        self.flight += chunk.size
+
+    def next_lost(self) -> Chunk | None:
+        """Returns the next chunk to send again, or None. It stays the next until :meth:`resent`."""
+        lost = self.lost
+        while lost:
+            chunk = lost[0]
+            if chunk.state == LOST:
+                return chunk
+            lost.popleft()
+        return None
+
+    def resent(self, chunk: Chunk, burst: Burst) -> None:
+        """Notes that a chunk, the next lost one or one for a probe, is being sent again."""
+        if chunk.state == LOST:
+            chunk.state = IN_FLIGHT
+            self.flight += chunk.size
+            if self.lost and self.lost[0] is chunk:
+                self.lost.popleft()
+        chunk.sends += 1
+        chunk.burst = burst
+        chunk.order = self.next_order
+        self.next_order += 1
+        self._transmissions.append((chunk.order, chunk))
+        self.retransmissions += 1
+        if len(self._retransmitted) < OUTSTANDING_MAX:
+            self._retransmitted.add(chunk.tsn)
+
+    def transmitted(self, now: float) -> None:
+        """Arms the timers after chunks were sent."""
+        self.rto_at = self.rto_at or now + self.rto
+        if not self._probed and not self.episode:
+            delay = max(2 * self.srtt, PROBE_DELAY_MIN) if self.srtt else self.rto
+            if len(self) == 1:
+                delay += PEER_SACK_DELAY
+            self.probe_at = now + delay
+
+    def last_in_flight(self) -> Chunk | None:
+        """Returns the youngest chunk that is in flight, for a probe."""
+        chunks = self._chunks
+        for at in range(len(chunks) - 1, max(self._head, len(chunks) - 64) - 1, -1):
+            chunk = chunks[at]
+            if chunk is not None and chunk.state == IN_FLIGHT:
+                return chunk
+        return None
+
+    # --- receiving ----------------------------------------------------------------------------
+
+    def sack(
+        self,
+        cumulative: int,
+        blocks: tuple[int, ...],
+        duplicates: tuple[int, ...],
+        now: float,
+    ) -> bool:
+        """Takes a SACK, as on the wire. Returns False for one that is older than another.
+
+        Each block is two offsets. Raises :class:`RemoteProtocolError` when the peer goes on
+        acknowledging what was never sent.
+        """
+        ahead = (cumulative - self.cumulative) & TSN_MASK
+        if ahead >= TSN_HALF:
+            return False
+        if ahead > len(self):
+            self._lied("data that was never sent")
+            return False
+        self.acked_bytes = 0
+        self.rtt_sample = 0.0
+        self.rate = 0.0
+        self.round_start = False
+        flight = self.flight
+        newest: Chunk | None = None
+        if ahead:
+            newest = self._acknowledge_until(ahead)
+        if blocks:
+            newest = self._acknowledge_blocks(blocks, newest)
+        for tsn in duplicates:
+            self._duplicate(tsn)
+        if newest is not None:
+            self._measure(newest, now)
+        if ahead:
+            self.timeouts = 0
+            self._advance(now)
+            if self.episode and self.cumulative >= self.recovery_end:
+                self._end_episode()
+        if ahead or flight != self.flight:
+            self._probed = False
+            if len(self):
+                self.rto_at = now + self.rto
+                self.transmitted(now)
+            else:
+                self.rto_at = self.probe_at = self.reorder_at = 0.0
+        return True
+
+    def _lied(self, what: str) -> None:
+        self.lies += 1
+        if self.lies > LIES_MAX:
+            raise RemoteProtocolError(f"the peer acknowledges {what}", kind="sctp")
+
+    def _acknowledge_until(self, count: int) -> Chunk | None:
+        """Removes the `count` oldest chunks; returns the one of them that was sent last."""
+        newest: Chunk | None = None
+        order = -1
+        chunks = self._chunks
+        head = self._head
+        acked = 0
+        flight = self.flight
+        for at in range(head, head + count):
+            chunk = chunks[at]
+            chunks[at] = None
+            assert chunk is not None
+            state = chunk.state
+            if state == ACKED:
+                self._sacked_count -= 1
+                continue
+            if state == IN_FLIGHT:
+                flight -= chunk.size
+            if state != ABANDONED:
+                acked += chunk.size
+                if chunk.order > order:
+                    order = chunk.order
+                    newest = chunk
+            if chunk.sends == 1 and chunk.tsn < self._highest_acked:
+                self._reordering = True
+            chunk.state = ACKED
+        self.flight = flight
+        self.acked_bytes += acked
+        self._head = head + count
+        self.cumulative += count
+        self._highest_acked = max(self._highest_acked, self.cumulative)
+        self._sacked.drop_until(self.cumulative)
+        if self._head == len(chunks):
+            chunks.clear()
+            self._head = 0
+        elif self._head > 4096:
+            del chunks[: self._head]
+            self._head = 0
+        return newest
+
+    def _acknowledge_blocks(self, blocks: tuple[int, ...], newest: Chunk | None) -> Chunk | None:
+        """Marks what gap blocks name; returns the chunk of all acknowledged that was sent last.
+
+        Only what was not named before is looked at, and only what was sent: a block may claim
+        65,535 TSNs and costs no more than a look-up.
+        """
+        base = self.cumulative
+        last = self.next_tsn - 1
+        chunks = self._chunks
+        offset = self._head - base - 1
+        order = -1 if newest is None else newest.order
+        for at in range(0, len(blocks), 2):
+            low = base + blocks[at]
+            high = min(base + blocks[at + 1], last)
+            if low <= base or low > high:
+                continue
+            for start, end in self._sacked.cover(low, high):
+                highest = self._highest_acked
+                for tsn in range(start, end + 1):
+                    chunk = chunks[offset + tsn]
+                    assert chunk is not None
+                    state = chunk.state
+                    if state == IN_FLIGHT:
+                        self.flight -= chunk.size
+                    if state != ABANDONED:
+                        self.acked_bytes += chunk.size
+                        if chunk.order > order:
+                            order = chunk.order
+                            newest = chunk
+                    if tsn < highest and chunk.sends == 1:
+                        self._reordering = True
+                    chunk.state = ACKED
+                self._sacked_count += end - start + 1
+                if end > highest:
+                    self._highest_acked = end
+        return newest
+
+    def _duplicate(self, tsn: int) -> None:
+        """Takes a TSN that arrived twice: if we sent it again, that was not needed."""
+        ahead = (tsn - self.cumulative + TSN_HALF) & TSN_MASK
+        number = self.cumulative + ahead - TSN_HALF
+        if number not in self._retransmitted:
+            return
+        self._retransmitted.discard(number)
+        self.spurious += 1
+        # RFC 8985 section 6.2.4: more patience, once a round trip at most.
+        if self._reorder_round <= self.delivered:
+            self._reorder_round = self.delivered + self.flight + 1
+            self.reo_multiplier = min(self.reo_multiplier + 1, 64)
+            self._reorder_persist = REORDER_PERSIST
+            self._reordering = True
+
+    def _measure(self, newest: Chunk, now: float) -> None:
+        """Takes the round trip and the rate from the chunk that was sent last of those acked."""
+        burst = newest.burst
+        rtt = now - burst.at
+        self.delivered += self.acked_bytes
+        self.delivered_at = now
+        if newest.sends > 1 and rtt < self.min_rtt * 0.8:
+            # The answer came too soon to be one to the retransmission (RFC 8985 section 6.2.2):
+            # the first transmission had only been late.
+            self._retransmitted.discard(newest.tsn)
+            self.spurious += 1
+            return
+        if newest.order > self._rack_order:
+            self._rack_order = newest.order
+            self._rack_rtt = rtt
+        if newest.sends == 1:  # Karn's algorithm, RFC 9260 section 6.3.1 C5
+            self._update_rtt(rtt, now)
+        if burst.delivered >= self._next_round:
+            self._next_round = self.delivered
+            self.round_start = True
+        interval = max(burst.at - burst.first_at, now - burst.delivered_at)
+        if interval > 0 and interval >= self.min_rtt:
+            self.rate = (self.delivered - burst.delivered) / interval
+            self.rate_limited = burst.app_limited
+        self.first_at = burst.at
+
+    def _update_rtt(self, rtt: float, now: float) -> None:
+        self.rtt_sample = rtt
+        if not self.srtt:
+            self.srtt = rtt
+            self._rttvar = rtt / 2
+        else:
+            self._rttvar += (abs(self.srtt - rtt) - self._rttvar) / 4
+            self.srtt += (rtt - self.srtt) / 8
+        self.rto = min(max(self.srtt + 4 * self._rttvar, RTO_MIN), RTO_MAX)
+        if not self.min_rtt or rtt <= self.min_rtt or now - self._min_rtt_at > MIN_RTT_WINDOW:
+            self.min_rtt = rtt
+            self._min_rtt_at = now
+
+    # --- losses -------------------------------------------------------------------------------
+
+    def detect(self, now: float) -> bool:
+        """Finds what is lost by now; returns whether that begins a new episode of losses.
+
+        `lost_bytes` says how much it was. If something is only suspected, `reorder_at` says when
+        to ask again.
+        """
+        self.lost_bytes = 0
+        self.losses = False
+        self.reorder_at = 0.0
+        transmissions = self._transmissions
+        newest = self._rack_order
+        patience = self._patience()
+        begins = False
+        while transmissions:
+            order, chunk = transmissions[0]
+            if chunk.state != IN_FLIGHT or chunk.order != order:
+                transmissions.popleft()
+                continue
+            if order >= newest:
+                break
+            due = chunk.burst.at + self._rack_rtt + patience
+            if due - now > CLOCK_ERROR:
+                self.reorder_at = due
+                break
+            transmissions.popleft()
+            self._lose(chunk, now)
+            begins = True
+        if begins and not self.episode:
+            self.episode = True
+            self.recovery_end = self.next_tsn - 1
+            return True
+        return False
+
+    def _patience(self) -> float:
+        """Seconds that a chunk may be late by reordering (RFC 8985 section 6.2.4)."""
+        if not self._reordering and (self.episode or self._sacked_count >= REORDER_CHUNKS):
+            return 0.0
+        return min(self.reo_multiplier * self.min_rtt / 4, self.srtt)
+
+    def _lose(self, chunk: Chunk, now: float) -> None:
+        self.losses = True
+        self.lost_bytes += chunk.size
+        self.flight -= chunk.size
+        chunk.state = LOST
+        message = chunk.message
+        if (0 <= message.retransmits < chunk.sends) or 0.0 < message.expiry < now:
+            self.abandon(message, now)
+            return
+        self.lost.append(chunk)
+
+    def _end_episode(self) -> None:
+        self.episode = False
+        self._retransmitted = {tsn for tsn in self._retransmitted if tsn > self.cumulative}
+        if self.reo_multiplier > 1:
+            self._reorder_persist -= 1
+            if self._reorder_persist <= 0:
+                self.reo_multiplier = 1
+
+    def timeout(self, now: float) -> None:
+        """Declares everything in flight lost: the retransmission timer has expired.
+
+        Raises :class:`RemoteProtocolError` after too many in a row.
+        """
+        self.timeouts += 1
+        self.timeouts_total += 1
+        if self.timeouts > TIMEOUTS_MAX:
+            raise RemoteProtocolError(
+                f"the peer has acknowledged nothing through {TIMEOUTS_MAX} retransmissions",
+                kind="sctp-timeout",
+            )
+        self.lost_bytes = 0
+        if self.timeouts >= RENEGE_TIMEOUTS:
+            self._forget_blocks()
+        self.lost.clear()
+        self._transmissions.clear()
+        for at in range(self._head, len(self._chunks)):
+            chunk = self._chunks[at]
+            assert chunk is not None
+            if chunk.state == IN_FLIGHT:
+                self._lose(chunk, now)
+            elif chunk.state == LOST:
+                self.lost.append(chunk)
+        self.episode = True
+        self.recovery_end = self.next_tsn - 1
+        self.rto = min(self.rto * 2, RTO_MAX)
+        self.reorder_at = self.probe_at = 0.0
+        self._probed = True
+        self.rto_at = now + self.rto if len(self) else 0.0
+        if self.advanced > self.cumulative:
+            self.forward_at = now
+
+    def _forget_blocks(self) -> None:
+        for at in range(self._head, len(self._chunks)):
+            chunk = self._chunks[at]
+            if chunk is not None and chunk.state == ACKED:
+                chunk.state = ABANDONED if chunk.message.abandoned else LOST
+        self._sacked.clear()
+        self._sacked_count = 0
+
+    def probed(self, now: float) -> None:
+        """Notes that a tail loss probe was sent: from here on it is the time-out's turn."""
+        self._probed = True
+        self.probe_at = 0.0
+        self.rto_at = now + self.rto
+
+    # --- partial reliability ------------------------------------------------------------------
+
+    def abandon(self, message: Message, now: float) -> None:
+        """Gives up a message, some fragments of which have been sent (RFC 3758 section 3.5 A3)."""
+        message.abandoned = True
+        base = self._head - self.cumulative - 1
+        for tsn in range(max(message.first_tsn, self.cumulative + 1), message.last_tsn + 1):
+            chunk = self._chunks[base + tsn]
+            if chunk is None or chunk.message is not message:
+                continue  # fragments of others are between those of an I-DATA message
+            if chunk.state == IN_FLIGHT:
+                self.flight -= chunk.size
+            if chunk.state != ACKED:
+                chunk.state = ABANDONED
+        self._advance(now)
+
+    def _advance(self, now: float) -> None:
+        """Moves Advanced.Peer.Ack.Point over what was given up (RFC 3758 section 3.5 C2)."""
+        self.advanced = max(self.advanced, self.cumulative)
+        if self._skips:
+            self._skips = {k: v for k, v in self._skips.items() if v[1] > self.cumulative}
+        base = self._head - self.cumulative - 1
+        before = self.advanced
+        while self.advanced + 1 < self.next_tsn:
+            chunk = self._chunks[base + self.advanced + 1]
+            assert chunk is not None
+            if chunk.state != ABANDONED:
+                break
+            message = chunk.message
+            key = (message.stream.stream_id, message.unordered)
+            if key not in self._skips and len(self._skips) >= SKIPS_MAX:
+                break
+            self.advanced += 1
+            self._skips[key] = (message.number, self.advanced)
+        if self.advanced == self.cumulative:
+            self.forward_at = 0.0
+        elif self.advanced != before or not self.forward_at:
+            self.forward_at = now if self.advanced != before else now + max(self.srtt, 0.001)
+
+    def forward(self, now: float) -> list[tuple[int, int, int]]:
+        """Returns the entries for a FORWARD-TSN up to `advanced`, which is being sent now."""
+        self.forward_at = now + max(self.rto, RTO_MIN)
+        self.rto_at = self.rto_at or self.forward_at
+        return [(sid, number, int(u)) for (sid, u), (number, _) in self._skips.items()]

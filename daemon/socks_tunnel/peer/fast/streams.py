@@ -1,0 +1,221 @@
+"""Which message fills the next packet: the sender's queues and scheduler (RFC 8260 section 3).
+
+Order, decided anew for each packet where both sides speak I-DATA, and for each message where not
+(the fragments of a DATA message need consecutive TSNs, RFC 9260 section 6.9)::
+
+    1. control      few and small, each of them answers something
+    2. datagrams    streams whose messages are never sent again: late is as bad as lost
+    3. new streams  those that had nothing to send for a while, up to one quantum each
+    4. old streams  deficit round robin, a quantum each
+
+3 and 4 are the two lists of RFC 8290 section 4.2: a stream that sends little (a keystroke, a PING)
+finds itself at the front of the new list each time and overtakes all bulk, and a stream cannot stay
+there by sending more, since the quantum that is used up puts it at the end of the old list.
+"""
+
+from collections import deque
+from typing import Any, Final
+
+CONTROL: Final = 0
+DATAGRAM: Final = 1
+NORMAL: Final = 2
+
+QUANTUM: Final = 1_500
+"""Bytes that a stream may send until it is another's turn: about one packet."""
+
+
+class Message:
+    """A message that waits, or some of whose fragments are in flight.
+
+    `number` is its SSN or MID, from its first fragment on; None before.
+    """
+
+    __slots__ = (
+        "abandoned",
+        "counted",
+        "data",
+        "expiry",
+        "first_tsn",
+        "fragments",
+        "last_tsn",
+        "number",
+        "position",
+        "ppid",
+        "retransmits",
+        "size",
+        "stream",
+        "unordered",
+    )
+
+    def __init__(
+        self,
+        stream: "OutboundStream",
+        ppid: int,
+        data: bytes,
+        *,
+        unordered: bool = False,
+        retransmits: int = -1,
+        expiry: float = 0.0,
+        counted: int = 0,
+    ) -> None:
+        self.stream = stream
+        self.ppid = ppid
+        self.data = data
+        self.size = len(data)
+        self.unordered = unordered
+        self.retransmits = retransmits
+        """How often a fragment may be sent again; -1: until it arrives."""
+        self.expiry = expiry
+        """When the message is given up; 0: never."""
+        self.counted = counted
+        """Bytes that are reported as drained when the message has left the queue."""
+        self.position = 0
+        self.fragments = 0
+        self.number = -1
+        self.first_tsn = -1
+        self.last_tsn = -1
+        self.abandoned = False
+
+
+class OutboundStream:
+    """One stream as sender. `owner` is whatever the shell wants to find again (the channel)."""
+
+    __slots__ = (
+        "deficit",
+        "drained",
+        "listed",
+        "next_mid",
+        "next_ssn",
+        "next_unordered",
+        "owner",
+        "queue",
+        "rank",
+        "stream_id",
+    )
+
+    def __init__(self, stream_id: int, rank: int, owner: Any = None) -> None:
+        self.stream_id = stream_id
+        self.rank = rank
+        self.owner = owner
+        self.queue: deque[Message] = deque()
+        self.deficit = 0
+        self.listed = False
+        self.drained = 0
+        """Bytes that left the queue and were not reported yet."""
+        self.next_ssn = 0
+        self.next_mid = 0
+        self.next_unordered = 0
+
+    def renumber(self) -> None:
+        """Starts the sequence numbers anew: the stream was reset (RFC 6525)."""
+        self.next_ssn = self.next_mid = self.next_unordered = 0
+
+
+class Scheduler:
+    """The queues of all streams of one association.
+
+    `queued` counts the bytes of messages that are not in a packet yet. `drained` lists the streams
+    whose :attr:`OutboundStream.drained` is not 0; the owner reports and empties both.
+    """
+
+    __slots__ = (
+        "_control",
+        "_datagrams",
+        "_locked",
+        "_new",
+        "_old",
+        "drained",
+        "interleaved",
+        "queued",
+    )
+
+    def __init__(self) -> None:
+        self.interleaved = False
+        self.queued = 0
+        self.drained: list[OutboundStream] = []
+        self._control: deque[OutboundStream] = deque()
+        self._datagrams: deque[OutboundStream] = deque()
+        self._new: deque[OutboundStream] = deque()
+        self._old: deque[OutboundStream] = deque()
+        self._locked: Message | None = None
+
+    def push(self, message: Message) -> None:
+        """Queues a message at the end of its stream."""
+        stream = message.stream
+        stream.queue.append(message)
+        self.queued += message.size
+        if not stream.listed:
+            stream.listed = True
+            rank = stream.rank
+            if rank == NORMAL:
+                stream.deficit = QUANTUM
+                self._new.append(stream)
+            elif rank == DATAGRAM:
+                self._datagrams.append(stream)
+            else:
+                self._control.append(stream)
+
+    def pick(self) -> Message | None:
+        """Returns the message whose next fragment is to be sent now, or None if there is none."""
+        if self._locked is not None:
+            return self._locked
+        for urgent in (self._control, self._datagrams):
+            while urgent:
+                stream = urgent[0]
+                if stream.queue:
+                    return stream.queue[0]
+                stream.listed = False
+                urgent.popleft()
+        new, old = self._new, self._old
+        while True:
+            turn = new or old
+            if not turn:
+                return None
+            stream = turn[0]
+            if not stream.queue:
+                turn.popleft()
+                # RFC 8290 section 4.2: once through the old list, or a stream that sends a little
+                # all the time would starve the others from the new list.
+                if turn is new and old:
+                    old.append(stream)
+                else:
+                    stream.listed = False
+            elif stream.deficit <= 0:
+                stream.deficit += QUANTUM
+                turn.popleft()
+                old.append(stream)
+            else:
+                return stream.queue[0]
+
+    def sent(self, message: Message, size: int) -> None:
+        """Moves on in a message by `size` bytes that were put into a packet."""
+        message.position += size
+        message.fragments += 1
+        self.queued -= size
+        stream = message.stream
+        stream.deficit -= size
+        if message.position == message.size:
+            self._leave(message)
+        elif not self.interleaved:
+            self._locked = message
+
+    def drop(self, message: Message) -> None:
+        """Gives up what is left of the first message of a stream."""
+        self.queued -= message.size - message.position
+        message.position = message.size
+        self._leave(message)
+
+    def _leave(self, message: Message) -> None:
+        self._locked = None
+        message.data = b""  # the fragments in flight have copies of their own
+        stream = message.stream
+        stream.queue.popleft()
+        if message.counted:
+            if not stream.drained:
+                self.drained.append(stream)
+            stream.drained += message.counted
+
+    def discard(self, stream: OutboundStream) -> None:
+        """Drops all that waits in a stream; a message that is partly sent is dropped too."""
+        while stream.queue:
+            self.drop(stream.queue[0])
