@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 import socks_tunnel
-from socks_tunnel.config import loader, pairing, paths, tls, users
+from socks_tunnel.config import loader, pairing, paths, users
 from socks_tunnel.config.errors import ConfigError
 from socks_tunnel.config.policies import build_policies
 from socks_tunnel.protocol.addresses import (
@@ -134,7 +134,9 @@ def check_config(ctx: click.Context, config_file: Path) -> None:
         ctx.exit(_Misconfigured.exit_code)
     signaling = config.signaling
     if signaling is not None and signaling.tls_certificate is not None:
-        certificate = tls.read_server_certificate(signaling.tls_certificate, signaling.tls_key)
+        from socks_tunnel.signaling.tls import read_server_certificate
+
+        certificate = read_server_certificate(signaling.tls_certificate, signaling.tls_key)
         if complaint := certificate.complaint(datetime.now(UTC)):
             click.echo(f"warning: {certificate.path} {complaint}", err=True)
     names = ", ".join(peer.name for peer in config.peers)

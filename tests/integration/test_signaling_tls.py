@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import uvloop
 
-from socks_tunnel.config.tls import client_context, read_server_certificate
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.signaling import direct
 from socks_tunnel.signaling.direct import Answered, DirectClient, DirectServer, SignalingError
+from socks_tunnel.signaling.tls import client_context, read_server_certificate
 from support.certificates import DAY, Authority
 
 ADDRESS = "127.0.0.1"
@@ -67,9 +67,11 @@ class Place:
             yield server
         finally:
             self.gate.set()
+            http = server.http
+            assert http is not None
             await server.stop()
-            assert server._guards == {}
-            assert server._per_address == {}
+            assert http.connections == set()
+            assert http.per_address == {}
 
     async def _offer(self, envelope: bytes) -> Answered | None:
         if envelope == b"wait":
@@ -83,6 +85,16 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
+
+
+def open_at(server: DirectServer) -> int:
+    assert server.http is not None
+    return len(server.http.connections)
+
+
+def opening_at(server: DirectServer) -> int:
+    assert server.http is not None
+    return len(server.http._opening)
 
 
 def port_of(server: DirectServer) -> int:
@@ -111,7 +123,7 @@ def test_offer_and_answer(place: Place, run: Callable[[Any], None]) -> None:
             client = place.client(server)
             assert await client.offer(b"an offer", 20) == (b"reffo na", "/abc123")
             assert len((await client.offer(bytes(65_536), 20))[0]) == 65_536
-            await until(lambda: not server._guards)
+            await until(lambda: not open_at(server))
 
     run(check())
 
@@ -233,7 +245,7 @@ def test_what_is_no_tls_makes_no_noise(
                     linger = struct.pack("ii", 1, 0)
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             await place.client(server).offer(b"still there", 20)
-            await until(lambda: not server._guards)
+            await until(lambda: not open_at(server))
 
     run(check())
     assert [record for record in caplog.records if record.levelno > logging.INFO] == []
@@ -250,7 +262,7 @@ def test_a_handshake_that_never_ends_is_cut(place: Place, run: Callable[[Any], N
                     assert await asyncio.wait_for(reader.read(), 20) == b""
                 assert 0.3 < time.monotonic() - began < 15
                 writer.close()
-            await until(lambda: not server._guards)
+            await until(lambda: not open_at(server))
 
     run(check())
 
@@ -271,7 +283,7 @@ def test_the_time_for_a_request_counts_from_the_connection(
             with tls, contextlib.suppress(ConnectionError, ssl.SSLError):
                 assert await asyncio.to_thread(tls.recv, 1) == b""
             assert 0.9 < time.monotonic() - began < 1.6
-            await until(lambda: not server._guards)
+            await until(lambda: not open_at(server))
 
     run(check())
 
@@ -286,10 +298,10 @@ def test_handshakes_count_as_connections(
             slow = [await asyncio.open_connection(ADDRESS, port_of(server)) for _ in range(3)]
             for _, writer in slow:
                 writer.write(CLIENT_HELLO)
-            await until(lambda: len(server._guards) == 3)
+            await until(lambda: open_at(server) == 3)
             await refusal(place.client(server))
             slow.pop()[1].close()
-            await until(lambda: len(server._guards) == 2)
+            await until(lambda: open_at(server) == 2)
             await place.client(server).offer(b"there is room again", 20)
             for _, writer in slow:
                 writer.close()
@@ -302,7 +314,7 @@ def test_stopping_ends_handshakes(place: Place, run: Callable[[Any], None]) -> N
         async with place.serving() as server:
             reader, writer = await asyncio.open_connection(ADDRESS, port_of(server))
             writer.write(CLIENT_HELLO)
-            await until(lambda: server._opening)
+            await until(lambda: opening_at(server))
         with contextlib.suppress(ConnectionResetError):
             assert await asyncio.wait_for(reader.read(), 20) == b""
         writer.close()
@@ -324,7 +336,7 @@ def test_a_renewed_certificate_is_for_new_connections(
         async with place.serving(old.both) as server:
             assert await asyncio.to_thread(served, server) == old.certificate
             waiting = asyncio.create_task(place.client(server).offer(b"wait", 20))
-            await until(lambda: server._active)
+            await until(lambda: server.http and server.http._active)
             server.tls = place.context(new.both)
             assert await asyncio.to_thread(served, server) == new.certificate
             await place.client(server).offer(b"an offer", 20)

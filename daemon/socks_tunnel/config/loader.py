@@ -27,10 +27,10 @@ from socks_tunnel.config.models import (
 )
 from socks_tunnel.config.policies import RULE_KEYS, parse_policy, read_policy_file
 from socks_tunnel.config.positions import KeyPath, key_lines
-from socks_tunnel.config.tls import TlsFileError, check_authorities, read_server_certificate
 from socks_tunnel.config.users import parse_users
 from socks_tunnel.protocol.addresses import HostPort, IPAddress, parse_ip
 from socks_tunnel.protocol.policy import PolicyError, RuleProblem
+from socks_tunnel.signaling.tls import TlsFileError, check_authorities, read_server_certificate
 
 CREDENTIAL: Final = "identity"
 """Name of the systemd credential that stands in for `private_key_file`."""
@@ -271,7 +271,7 @@ class _Loader:
         for key in endpoints if is_gateway else gateways:
             if key in self._raw:
                 self._add((key,), senseless)
-        foreign = ("policy",) if is_gateway else ("url", "rendezvous", "tls_ca")
+        foreign = ("policy",) if is_gateway else ("url", "rendezvous", "tls_ca", "proxy")
         for index, peer in peers:
             for key in foreign:
                 if getattr(peer, key) is not None:

@@ -29,6 +29,7 @@ from pydantic import (
 
 from socks_tunnel.protocol.addresses import HostPort, parse_host_port, parse_ip
 from socks_tunnel.protocol.policy import Rules
+from socks_tunnel.protocol.urls import NO_PROXY, Proxy
 
 NOT_YET: Final = "is not supported yet"
 
@@ -55,6 +56,13 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"must be text, not {value!r}")  # noqa: TRY004
     return value
+
+
+def _proxy(value: Any) -> str | None:
+    text = "" if value is None else _text(value)  # None: as it is dumped for a worker
+    if text not in {"", NO_PROXY}:
+        Proxy.parse(text)
+    return text or None
 
 
 def _absolute(text: str, info: ValidationInfo) -> Path:
@@ -248,6 +256,9 @@ class Peer(Table):
     tls_ca: OptionalFilePath = None
     """Of a gateway's peer with an https url: PEM of the authorities that its certificate may be
     from. None: those that the system trusts."""
+    proxy: Annotated[str | None, PlainValidator(_proxy)] = None
+    """Of a gateway's peer: `http://[USER:PASSWORD@]HOST[:PORT]`, or `none`. None: what the
+    environment says (HTTPS_PROXY, http_proxy, NO_PROXY)."""
     rendezvous: str | None = None
     policy: str | None = None
     """Of an endpoint's peer: the name of one of `[policies]`. None: the `[policy]` table."""

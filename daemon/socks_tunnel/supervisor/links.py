@@ -16,7 +16,6 @@ from typing import Any, Final, Literal
 import socks_tunnel
 from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.models import Config, Ice, Peer
-from socks_tunnel.config.tls import ServerCertificate, TlsFileError, read_server_certificate
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.ice import IceSettings
@@ -43,6 +42,7 @@ from socks_tunnel.signaling.envelope import (
     seal,
 )
 from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
+from socks_tunnel.signaling.tls import ServerCertificate, TlsFileError, read_server_certificate
 from socks_tunnel.supervisor.backoff import Backoff
 from socks_tunnel.supervisor.router import RoutedLink, Router
 
@@ -402,7 +402,7 @@ class _Dialler:
         """Take changes of the peer that its link does not depend on; the next attempt has them."""
         assert peer.url is not None, "the loader wants a url for each peer of a gateway"
         self.peer = peer
-        self._client = DirectClient(peer.url, ca=peer.tls_ca)
+        self._client = DirectClient(peer.url, ca=peer.tls_ca, proxy=peer.proxy)
 
     def start(self) -> None:
         """Dial until :meth:`hold` or :meth:`stop`."""

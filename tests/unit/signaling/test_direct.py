@@ -9,7 +9,8 @@ from socks_tunnel.signaling.direct import DirectClient, parse_url
     ("url", "request_url", "path"),
     [
         ("http://10.77.0.2:8765/", "http://10.77.0.2:8765/", ""),
-        ("http://10.77.0.2:8765", "http://10.77.0.2:8765", ""),
+        ("http://10.77.0.2:8765", "http://10.77.0.2:8765/", ""),
+        ("https://[2001:db8::1]:443", "https://[2001:db8::1]/", ""),
         ("http://[2001:db8::1]:8765/", "http://[2001:db8::1]:8765/", ""),
         ("https://vpn.example.com/whip", "https://vpn.example.com/whip", ""),
         ("unix:/run/x/signal.sock", "http://localhost/", "/run/x/signal.sock"),

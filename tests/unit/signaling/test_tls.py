@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from socks_tunnel.config import tls
-from socks_tunnel.config.tls import TlsFileError, read_server_certificate
+from socks_tunnel.signaling import tls
+from socks_tunnel.signaling.tls import TlsFileError, read_server_certificate
 from support.certificates import DAY, Authority
 
 NOW = dt.datetime.now(dt.UTC)

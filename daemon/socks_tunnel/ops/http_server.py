@@ -1,0 +1,412 @@
+"""An HTTP/1.1 server for small requests, each on a connection of its own: signalling, metrics.
+
+It has bounds for all that a stranger can spend: connections, also of one address; bytes of a head
+and of a body; seconds until a request is complete and until it is answered. Only a body of a
+declared length is read (RFC 9112 section 6.3): a chunked body is refused with 411, and one with a
+Content-Encoding with 415 (RFC 9110 section 15.5.16), because a few bytes of either can cost much
+work. HTTP itself is parsed by h11. Every response closes its connection.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+import h11
+
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol.bounded import clip
+
+_log = logging.getLogger(__name__)
+
+HEAD_MAX: Final = 8192
+"""Longest request line with all header fields, in bytes."""
+
+LINGER_MAX: Final = 1_048_576
+"""Bytes of a refused body that are read and dropped, so that its sender sees the refusal and not
+only a reset (RFC 9112 section 9.6)."""
+
+LINGER_TIMEOUT: Final = 2.0
+"""Seconds that such a sender has to end."""
+
+STOP_TIMEOUT: Final = 1.0
+"""Seconds that aborted connections have to be gone when the server stops."""
+
+ACCEPT_PAUSE: Final = 1.0
+"""Seconds until the next attempt when a connection cannot be accepted: descriptors ran out."""
+
+FAILURE_KINDS_MAX: Final = 32
+"""Kinds of exceptions out of a handler that are logged, each once; all are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What clients may spend. Times are in seconds.
+
+    `read_timeout` bounds the whole request, counted from the connection's start; a TLS handshake is
+    part of it. `handle_timeout` bounds the work on one request. `per_address` does not hold for
+    Unix sockets.
+    """
+
+    connections: int
+    per_address: int
+    requests: int
+    body: int
+    read_timeout: float = 10.0
+    handle_timeout: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request. `remote` is the IP address that it came from, or "" on a Unix socket."""
+
+    method: str
+    path: str
+    body: bytes
+    remote: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What is answered. A body needs a content type among the headers."""
+
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+"""Answers a request, on the event loop. An exception that it raises costs that request alone."""
+
+
+class HttpServer:
+    """Serves one listening socket, which it owns. `name` is for the log ("signalling").
+
+    `failures` counts the exceptions that left the handler.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        listening: socket.socket,
+        handler: Handler,
+        bounds: Bounds,
+        *,
+        methods: frozenset[str],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.name = name
+        self.bounds = bounds
+        self.methods = methods
+        self.tls = tls
+        """What new connections are encrypted with; may be replaced while it listens."""
+        self.failures = 0
+        self.connections: set[Connection] = set()
+        self.per_address: Counter[str] = Counter()
+        self._listening = listening
+        self._handler = handler
+        self._accepting: asyncio.Task[None] | None = None
+        self._opening: dict[asyncio.Task[None], socket.socket] = {}
+        self._all_gone = asyncio.Event()
+        self._active = 0
+        self._told: set[str] = set()
+
+    def start(self) -> None:
+        """Begins to accept."""
+        self._listening.setblocking(False)
+        self._accepting = spawn(f"accept {self.name}", self._accept())
+
+    async def stop(self) -> None:
+        """Closes the listening socket and ends all connections, also those with work under way."""
+        if self._accepting is None:
+            return
+        self._accepting.cancel()
+        await asyncio.wait([self._accepting])
+        self._accepting = None
+        self._listening.close()
+        opening = dict(self._opening)
+        for task in opening:
+            task.cancel()
+        if opening:
+            await asyncio.wait(opening)
+        for sock in opening.values():  # of a task that had not begun
+            sock.close()
+        working = [c.work for c in self.connections if c.work is not None and not c.work.done()]
+        for connection in list(self.connections):
+            connection.abort()
+        for work in working:
+            work.cancel()
+        if working:
+            await asyncio.wait(working)
+        self._all_gone.clear()
+        if self.connections:  # the loop tells them of their end in its next turns
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_TIMEOUT):
+                    await self._all_gone.wait()
+
+    # --- connections --------------------------------------------------------------------------
+
+    # The event loop's own servers tell of a TLS connection only once its handshake is done. Until
+    # then nobody could count it, and anybody could have as many as there are descriptors.
+
+    async def _accept(self) -> None:
+        """Accepts for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, peer = await loop.sock_accept(self._listening)
+            except ConnectionAbortedError:  # the client has gone already
+                continue
+            except OSError as error:
+                _log.warning("cannot accept a %s connection: %s", self.name, error)
+                await asyncio.sleep(ACCEPT_PAUSE)
+                continue
+            address = peer[0] if isinstance(peer, tuple) else ""
+            if len(self.connections) >= self.bounds.connections or (
+                address and self.per_address[address] >= self.bounds.per_address
+            ):
+                _log.debug("a %s connection of %s is one too many", self.name, address or "local")
+                sock.close()
+                continue
+            connection = Connection(self, address)
+            self.connections.add(connection)
+            self.per_address[address] += 1
+            task = spawn(f"{self.name} connection", self._open(connection, sock))
+            self._opening[task] = sock
+            task.add_done_callback(self._opening.pop)
+
+    async def _open(self, connection: "Connection", sock: socket.socket) -> None:
+        """Brings a connection to where requests can come, by a TLS handshake if there is one."""
+        timeouts: dict[str, Any] = {}
+        if self.tls is not None:
+            timeout = self.bounds.read_timeout
+            timeouts = {"ssl_handshake_timeout": timeout, "ssl_shutdown_timeout": timeout}
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: connection, sock, ssl=self.tls, **timeouts
+            )
+        except OSError as error:  # ssl.SSLError is one, and so is a timeout
+            # Anybody can cause this, with anything that is no handshake.
+            _log.debug("no TLS with %s: %s", connection.remote or "local", tls_reason(error))
+        finally:
+            if not connection.opened:
+                self.release(connection)
+
+    def release(self, connection: "Connection") -> None:
+        """Forgets a connection."""
+        if connection in self.connections:
+            self.connections.discard(connection)
+            self.per_address[connection.remote] -= 1
+            if not self.per_address[connection.remote]:
+                del self.per_address[connection.remote]
+            if not self.connections:
+                self._all_gone.set()
+
+    # --- requests -----------------------------------------------------------------------------
+
+    async def respond(self, request: Request) -> Response:
+        """Returns the handler's answer, or 503 or 500 in its place."""
+        if self._active >= self.bounds.requests:
+            return Response(503)
+        self._active += 1
+        try:
+            async with asyncio.timeout(self.bounds.handle_timeout):
+                return await self._handler(request)
+        except TimeoutError:
+            _log.warning(
+                "a %s request took over %g s; given up", self.name, self.bounds.handle_timeout
+            )
+            return Response(503)
+        except Exception as error:  # noqa: BLE001 - a bug in one request must not end the others
+            self._failed(error)
+            return Response(500)
+        finally:
+            self._active -= 1
+
+    def _failed(self, error: Exception) -> None:
+        """Counts an exception of the handler. Each kind is logged once, with its traceback."""
+        self.failures += 1
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        where = "" if place is None else f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
+        kind = f"{type(error).__name__} at {where}"
+        if kind not in self._told and len(self._told) < FAILURE_KINDS_MAX:
+            self._told.add(kind)
+            _log.error(
+                "a %s request failed (%s); this is a bug, and is logged once",
+                self.name,
+                clip(error),
+                exc_info=error,
+            )
+
+
+class Connection(asyncio.Protocol):
+    """One connection with its one request. The states are h11's.
+
+    `opened`: the connection was made, and with TLS the handshake is done. `work` is the task that
+    answers the request.
+    """
+
+    def __init__(self, server: HttpServer, remote: str) -> None:
+        self.remote = remote
+        self.opened = False
+        self.work: asyncio.Task[None] | None = None
+        self._server = server
+        self._began = asyncio.get_running_loop().time()
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_MAX)
+        self._transport: asyncio.Transport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._head: h11.Request | None = None
+        self._body = bytearray()
+        self._to_drop = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection is there."""
+        self.opened = True
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no instances of it
+        elapsed = asyncio.get_running_loop().time() - self._began
+        self._allow(self._server.bounds.read_timeout - elapsed)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection has ended; what works for it is of no use any more."""
+        del exc
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self._transport = None
+        self._server.release(self)
+        if self.work is not None and not self.work.done():
+            self.work.cancel()
+
+    def abort(self) -> None:
+        """Ends the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Takes bytes of the request."""
+        if self._to_drop:
+            self._to_drop -= len(data)
+            if self._to_drop <= 0:
+                self.abort()
+            return
+        if self.work is not None or self._transport is None:
+            return  # the request is complete: what follows it is not read
+        try:
+            self._http.receive_data(data)
+            self._advance()
+        except h11.RemoteProtocolError as error:
+            _log.debug("no HTTP from %s: %s", self.remote or "local", clip(error))
+            self._refuse(error.error_status_hint)
+
+    def eof_received(self) -> bool:
+        """The client has sent all. One that sent a whole request may still wait for its answer."""
+        if self._transport is None:
+            return False
+        if self._to_drop:
+            self._transport.close()  # it has seen the refusal
+        elif self.work is None:
+            self.abort()
+        return self._transport.get_extra_info("sslcontext") is None  # TLS knows no half-close here
+
+    def _allow(self, seconds: float) -> None:
+        """Lets the connection live for so long from now."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = asyncio.get_running_loop().call_later(seconds, self.abort)
+
+    def _advance(self) -> None:
+        while True:
+            match self._http.next_event():
+                case h11.Request() as head:
+                    self._head = head
+                    refusal = self._judge(head)
+                    if refusal is not None:
+                        self._refuse(refusal)
+                        return
+                    if self._http.they_are_waiting_for_100_continue and self._transport is not None:
+                        continue_ = h11.InformationalResponse(status_code=100, headers=[])
+                        self._transport.write(self._http.send(continue_) or b"")
+                case h11.Data(data=data):
+                    self._body += data
+                case h11.EndOfMessage():
+                    self._complete()
+                    return
+                case _:  # NEED_DATA, PAUSED, ConnectionClosed
+                    return
+
+    def _judge(self, head: h11.Request) -> int | None:
+        """Returns the status that refuses a request by its head, or None."""
+        fields = {name: value for name, value in head.headers}  # noqa: C416 - h11's are views
+        if not head.http_version.startswith(b"1."):
+            return 505
+        if head.method.decode("ascii") not in self._server.methods:
+            return 405
+        if fields.get(b"content-encoding", b"identity").lower() != b"identity":
+            return 415
+        if b"transfer-encoding" in fields:
+            return 411
+        if int(fields.get(b"content-length", b"0")) > self._server.bounds.body:
+            return 413
+        return None
+
+    def _complete(self) -> None:
+        assert self._head is not None
+        request = Request(
+            method=self._head.method.decode("ascii"),
+            path=self._head.target.decode("ascii"),
+            body=bytes(self._body),
+            remote=self.remote,
+        )
+        self._body.clear()
+        # The handler's own time-out comes first; this one is for a client that does not read.
+        self._allow(self._server.bounds.handle_timeout + 1.0)
+        self.work = spawn(f"{self._server.name} request", self._answer(request))
+
+    async def _answer(self, request: Request) -> None:
+        self._send(await self._server.respond(request))
+        if self._transport is not None:
+            self._transport.close()
+
+    def _refuse(self, status: int) -> None:
+        """Refuses a request that was not read to its end."""
+        if self._transport is None or self._to_drop:
+            return
+        self._to_drop = LINGER_MAX
+        self._send(Response(status))
+        self._allow(LINGER_TIMEOUT)
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:  # TLS
+            self._transport.close()
+
+    def _send(self, response: Response) -> None:
+        if self._transport is None or self._http.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
+            return
+        headers = [
+            *response.headers.items(),
+            ("Content-Length", str(len(response.body))),
+            ("Connection", "close"),
+        ]
+        parts = [
+            self._http.send(h11.Response(status_code=response.status, headers=headers)),
+            # h11 wants no body in the answer to HEAD, whatever its length is said to be.
+            None if self._is_head() else self._http.send(h11.Data(data=response.body)),
+        ]
+        self._transport.write(b"".join(part for part in parts if part))
+
+    def _is_head(self) -> bool:
+        return self._head is not None and self._head.method == b"HEAD"
+
+
+def tls_reason(error: OSError) -> str:
+    """Returns what OpenSSL calls the reason of a failure, without the place in its source."""
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.lower().replace("_", " ")
+    return error.strerror or clip(error)

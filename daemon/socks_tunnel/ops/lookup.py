@@ -1,0 +1,147 @@
+"""Looks names up in threads that nobody waits for; connects to the first address that answers.
+
+`getaddrinfo(3)` cannot be interrupted, and takes 25 seconds where no name server answers. A thread
+of an executor, and a thread of libuv, is joined when the process ends, so the process would live on
+for that time. The threads here are daemon threads: the process ends without them.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+from typing import Final, TypeAlias
+
+_log = logging.getLogger(__name__)
+
+LOOKUPS_MAX: Final = 32
+"""Look-ups that may be under way at a time in this process; a further one fails at once."""
+
+ATTEMPT_DELAY: Final = 0.25
+"""Seconds until the next address is tried beside the one before (RFC 8305 section 5)."""
+
+ADDRESSES_MAX: Final = 8
+"""Addresses of one name that are tried."""
+
+AddressInfo: TypeAlias = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
+
+_under_way = 0
+
+
+async def lookup(host: str, port: int) -> list[AddressInfo]:
+    """Returns the addresses of a host for TCP, in the order of RFC 6724.
+
+    Raises :class:`OSError`: :class:`socket.gaierror` if the name has no address or no name server
+    answers, EAGAIN if too many look-ups are under way or no thread can be started. When the caller
+    is cancelled, the thread goes on by itself and its result is dropped.
+    """
+    global _under_way  # noqa: PLW0603 - a limit of the process
+    if _under_way >= LOOKUPS_MAX:
+        raise BlockingIOError(f"{_under_way} name look-ups are under way already")
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[list[AddressInfo]] = loop.create_future()
+
+    def finish(result: list[AddressInfo] | OSError) -> None:
+        global _under_way  # noqa: PLW0603 - as above
+        _under_way -= 1
+        if answer.done():
+            return  # whoever asked has left
+        if isinstance(result, OSError):
+            answer.set_exception(result)
+        else:
+            answer.set_result(result)
+
+    def work() -> None:
+        result: list[AddressInfo] | OSError
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            result = [
+                (family, address)
+                for family, _, _, _, address in found
+                if isinstance(
+                    address[0], str
+                )  # not what getaddrinfo gives where IPv6 is compiled out
+            ]
+        except OSError as error:
+            result = error
+        except UnicodeError:  # a label that is too long or empty
+            result = socket.gaierror(socket.EAI_NONAME, "the name is not valid")
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+            loop.call_soon_threadsafe(finish, result)
+
+    thread = threading.Thread(target=work, name="lookup", daemon=True)
+    _under_way += 1
+    try:
+        thread.start()
+    except RuntimeError as error:  # "can't start new thread"
+        _under_way -= 1
+        raise BlockingIOError(f"no thread can be started: {error}") from None
+    return await answer
+
+
+async def connect(host: str, port: int) -> socket.socket:
+    """Returns a socket that is connected by TCP to the first address of `host` that answers.
+
+    Addresses are tried beside each other, :data:`ATTEMPT_DELAY` apart, with the families in turn
+    (RFC 8305). Raises :class:`OSError`: the error of the first address if none answers. There is
+    no time-out here; the caller sets one.
+    """
+    addresses = _interleaved(await lookup(host, port))[:ADDRESSES_MAX]
+    loop = asyncio.get_running_loop()
+    waiting: dict[asyncio.Task[socket.socket], None] = {}
+    first_error: OSError | None = None
+    try:
+        while addresses or waiting:
+            if addresses:
+                attempt = loop.create_task(_attempt(*addresses.pop(0)), name="connect")
+                waiting[attempt] = None
+            done, _ = await asyncio.wait(
+                waiting,
+                timeout=ATTEMPT_DELAY if addresses else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for task in done:
+                del waiting[task]
+                error = task.exception()
+                if error is None:
+                    return task.result()
+                if not isinstance(error, OSError):
+                    raise error
+                first_error = first_error or error
+    finally:
+        for task in waiting:
+            task.cancel()
+            task.add_done_callback(_close_late)
+    assert first_error is not None, "lookup() returns addresses or raises"
+    raise first_error
+
+
+def _close_late(task: asyncio.Task[socket.socket]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
+
+
+async def _attempt(family: socket.AddressFamily, address: tuple[object, ...]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _interleaved(addresses: list[AddressInfo]) -> list[AddressInfo]:
+    """Returns the addresses with the families in turn (RFC 8305 section 4)."""
+    if not addresses:
+        return []
+    first = addresses[0][0]
+    ours = [address for address in addresses if address[0] == first]
+    others = [address for address in addresses if address[0] != first]
+    mixed: list[AddressInfo] = []
+    while ours or others:
+        mixed += ours[:1] + others[:1]
+        del ours[:1], others[:1]
+    return mixed

@@ -1,0 +1,121 @@
+"""URLs and the choice of a proxy: no socket, no environment of the process."""
+
+import pytest
+
+from socks_tunnel.protocol.urls import NO_PROXY, Proxy, Url, proxy_for
+
+HTTPS = Url.parse("https://vpn.example.com/")
+HTTP = Url.parse("http://vpn.example.com:8765/")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "authority"),
+    [
+        ("http://a:80/", "http://a/", "a:80"),
+        ("https://a", "https://a/", "a:443"),
+        ("https://A:80/b/c", "https://a:80/b/c", "a:80"),
+        ("http://[::1]:8080", "http://[::1]:8080/", "[::1]:8080"),
+    ],
+)
+def test_a_url_is_read(text: str, shown: str, authority: str) -> None:
+    url = Url.parse(text)
+    assert (str(url), url.authority) == (shown, authority)
+    assert Url.parse(str(url)) == url
+
+
+@pytest.mark.parametrize("text", ["http://a/b c", "http://a/\n", "http://a/ü", "http://a:0x1/"])
+def test_a_path_that_would_break_the_request_line_is_refused(text: str) -> None:
+    try:
+        url = Url.parse(text)
+    except ValueError:
+        return
+    assert url.path.isprintable()
+    assert " " not in url.path
+
+
+@pytest.mark.parametrize(
+    ("text", "proxy"),
+    [
+        ("http://proxy:3128", Proxy("proxy", 3128)),
+        ("http://proxy:3128/", Proxy("proxy", 3128)),
+        ("proxy:3128", Proxy("proxy", 3128)),
+        ("http://proxy", Proxy("proxy", 80)),
+        ("http://[2001:db8::1]:3128", Proxy("2001:db8::1", 3128)),
+        ("http://us%40er:pa%3Ass@proxy:1", Proxy("proxy", 1, "Basic dXNAZXI6cGE6c3M=")),
+    ],
+)
+def test_a_proxy_is_read(text: str, proxy: Proxy) -> None:
+    assert Proxy.parse(text) == proxy
+    assert "Basic" not in repr(proxy)
+
+
+@pytest.mark.parametrize(
+    "text", ["socks5://proxy:1080", "https://u:secret@proxy", "http://", "http://p/x"]
+)
+def test_what_is_no_http_proxy_is_refused(text: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Proxy.parse(text)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "configured", "environ", "chosen"),
+    [
+        (HTTPS, None, {}, None),
+        (HTTPS, None, {"HTTPS_PROXY": "http://p:1"}, "p:1"),
+        (HTTPS, None, {"https_proxy": "http://p:1", "HTTPS_PROXY": "http://q:1"}, "p:1"),
+        (HTTPS, None, {"https_proxy": "", "HTTPS_PROXY": "http://q:1"}, "q:1"),
+        (HTTPS, None, {"http_proxy": "http://p:1"}, None),
+        (HTTP, None, {"http_proxy": "http://p:1"}, "p:1"),
+        (HTTP, None, {"HTTP_PROXY": "http://p:1"}, None),  # httpoxy
+        (HTTP, None, {"HTTPS_PROXY": "http://p:1"}, None),
+        (HTTPS, "http://own:9", {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "*"}, "own:9"),
+        (HTTPS, NO_PROXY, {"HTTPS_PROXY": "http://p:1"}, None),
+        (Url.parse("https://127.0.0.1/"), "http://own:9", {}, None),
+        (Url.parse("https://[::1]/"), "http://own:9", {}, None),
+        (Url.parse("https://localhost/"), "http://own:9", {}, None),
+    ],
+)
+def test_which_proxy(
+    url: Url, configured: str | None, environ: dict[str, str], chosen: str | None
+) -> None:
+    proxy = proxy_for(url, configured, environ)
+    assert (None if proxy is None else str(proxy)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("host", "exceptions", "excepted"),
+    [
+        ("vpn.example.com", "*", True),
+        ("vpn.example.com", "example.com", True),
+        ("vpn.example.com", ".example.com", True),
+        ("vpn.example.com", "*.example.com", True),
+        ("VPN.Example.COM.", "other, vpn.example.com", True),
+        ("vpn.example.com", "ample.com", False),
+        ("vpn.example.com", "vpn.example.com.org", False),
+        ("vpn.example.com", "example.com:443", True),
+        ("vpn.example.com", "example.com:80", False),
+        ("vpn.example.com", "", False),
+        ("vpn.example.com", ",, ,", False),
+        ("10.1.2.3", "10.0.0.0/8", True),
+        ("10.1.2.3", "10.1.2.3", True),
+        ("10.1.2.3", "10.1.2.3:443", True),
+        ("10.1.2.3", "11.0.0.0/8 2001:db8::/32", False),
+        ("10.1.2.3", "3", False),
+        ("2001:db8::7", "2001:db8::/32", True),
+        ("2001:db8::7", "[2001:db8::7]", True),
+        ("2001:db8::7", "[2001:db8::7]:443", True),
+        ("2001:db8::7", "10.0.0.0/8", False),
+    ],
+)
+@pytest.mark.parametrize("variable", ["no_proxy", "NO_PROXY"])
+def test_exceptions(host: str, exceptions: str, excepted: bool, variable: str) -> None:
+    url = Url("https", host, 443, "/")
+    environ = {"HTTPS_PROXY": "http://p:1", variable: exceptions}
+    assert (proxy_for(url, None, environ) is None) is excepted
+
+
+def test_an_environment_that_cannot_be_used_is_named_without_its_password() -> None:
+    with pytest.raises(ValueError, match="HTTPS_PROXY") as caught:
+        proxy_for(HTTPS, None, {"HTTPS_PROXY": "socks5://user:secret@p:1"})
+    assert "secret" not in str(caught.value)
