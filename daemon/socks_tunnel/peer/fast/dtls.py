@@ -1,26 +1,12 @@
 """DTLS in batches: the handshake is aiortc's, then the records go to OpenSSL directly.
 
 aiortc hands each datagram through a queue, two coroutines and pyOpenSSL, and sends each record with
-a system call. Here the records of a batch go through OpenSSL's memory BIOs together::
-
-    SCTP packets -- SSL_write each --> out BIO -- one BIO_read --> one segmented send
-    one joined receive -- one BIO_write --> in BIO -- SSL_read each --> SCTP packets
-
-A DTLS 1.2 record (RFC 6347 section 4.1), of which a batch has one in each datagram::
-
-    +------+---------+-------+-----------------+--------+------------- - -
-    | type | version | epoch | sequence number | length | fragment
-    |  1   |    2    |   2   |        6        |   2    |
-    +------+---------+-------+-----------------+--------+------------- - -
-
-The memory BIO joins what is written to it, so a record with a false length would swallow those
-behind it. Only datagrams that are exactly one record of application data are therefore joined; any
-other goes through OpenSSL alone, where it costs nobody but itself.
+a system call. Here a batch of datagrams from one socket goes to OpenSSL, and its contents to SCTP,
+in one turn of the event loop, in plain calls; the other way likewise.
 """
 
 import asyncio
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -31,31 +17,21 @@ from aiortc import RTCCertificate, RTCDtlsTransport, RTCIceTransport
 from aiortc.rtcdtlstransport import SRTPProtectionProfile, State
 from aiortc.stats import RTCStatsReport, RTCTransportStats
 from OpenSSL import SSL
-from OpenSSL._util import ffi, lib
 
-from socks_tunnel.peer.fast.udp import (
-    SEGMENTED_BYTES_MAX,
-    SEGMENTS_MAX,
-    Address,
-    BatchedUdpTransport,
-    take_over,
+from socks_tunnel.peer.fast.records import (
+    APPLICATION_DATA,
+    DTLS_1_2,
+    RECORD_HEADER,
+    RECORD_OVERHEAD_MAX,
+    RecordError,
+    Records,
+    count_single_records,
+    cut,
+    run_length,
 )
+from socks_tunnel.peer.fast.udp import Address, BatchedUdpTransport, take_over
 
 _log = logging.getLogger(__name__)
-
-DTLS_1_2: Final = 0xFEFD
-APPLICATION_DATA: Final = 23
-RECORD_HEADER: Final = 13
-
-BIO_BYTES_MAX: Final = 16_384
-"""Bytes written to the in BIO before they are read: OpenSSL takes one buffer, a little over the
-longest record, out of the BIO at a time, and what the buffer cuts off is lost."""
-
-RECORDS_PER_DATAGRAM_MAX: Final = 64
-"""Records that are read from one datagram. RFC 6347 section 4.1.1 allows several in one."""
-
-PLAINTEXT_MAX: Final = 16_384
-"""Bytes of one record's contents (RFC 6347 section 4.1)."""
 
 PACKETS_MAX: Final = 64
 """SCTP packets handed up in one call."""
@@ -126,73 +102,6 @@ class PinnedCertificate(RTCCertificate):
         return context
 
 
-class _Scratch(threading.local):
-    """Buffers for records on their way: one set for each thread, used only within a call."""
-
-    def __init__(self) -> None:
-        self.cipher = ffi.new("char[]", 2 * SEGMENTED_BYTES_MAX)
-        self.cipher_view = memoryview(ffi.buffer(self.cipher))
-        self.plain = ffi.new("char[]", PLAINTEXT_MAX)
-        self.plain_view = ffi.buffer(self.plain)
-
-
-_scratch = _Scratch()
-
-
-def count_single_records(data: bytes | bytearray, size: int, segment: int) -> int:
-    """Returns the number of datagrams if each of them is one record of application data, else 0.
-
-    `data` holds datagrams of `segment` bytes in its first `size` bytes, the last one maybe shorter.
-    Each check looks at one byte of all headers at a time, so the cost for a datagram is small.
-    """
-    whole = size // segment
-    end = whole * segment
-    rest = size - end
-    length = segment - RECORD_HEADER
-    if (
-        length <= 0
-        or data[0:end:segment] != b"\x17" * whole
-        or data[1:end:segment] != b"\xfe" * whole
-        or data[2:end:segment] != b"\xfd" * whole
-        or data[3:end:segment] != bytes(whole)
-        or data[4:end:segment] != b"\x01" * whole
-        or data[11:end:segment] != bytes((length >> 8,)) * whole
-        or data[12:end:segment] != bytes((length & 0xFF,)) * whole
-    ):
-        return 0
-    if rest == 0:
-        return whole
-    length = rest - RECORD_HEADER
-    if (
-        length <= 0
-        or data[end : end + 5] != b"\x17\xfe\xfd\x00\x01"
-        or data[end + 11] << 8 | data[end + 12] != length
-    ):
-        return 0
-    return whole + 1
-
-
-def run_length(packets: Sequence[bytes], start: int, record_overhead: int) -> int:
-    """Returns how many of `packets` from `start` on can leave in one segmented send.
-
-    All have the size of the first but the last, which may be shorter.
-    """
-    size = len(packets[start])
-    limit = min(
-        len(packets), start + min(SEGMENTS_MAX, SEGMENTED_BYTES_MAX // (size + record_overhead))
-    )
-    end = start + 1
-    while end < limit and len(packets[end]) == size:
-        end += 1
-    if end < limit and len(packets[end]) < size:
-        end += 1
-    return end - start
-
-
-def _single_record(datagram: bytes) -> bool:
-    return count_single_records(datagram, len(datagram), len(datagram)) == 1
-
-
 class FastDtlsTransport(RTCDtlsTransport):
     """An :class:`RTCDtlsTransport` whose application data goes in batches.
 
@@ -216,8 +125,7 @@ class FastDtlsTransport(RTCDtlsTransport):
         self._udp: BatchedUdpTransport | None = None
         self._pair: Any = None
         self._address: Address = ()
-        self._handles: tuple[Any, Any, Any] | None = None
-        self._record_overhead = 0
+        self._records: Records | None = None
         self._pending: deque[bytes] = deque()
         self._resumption: asyncio.Handle | None = None
         self._batch = PACKETS_MAX
@@ -245,31 +153,16 @@ class FastDtlsTransport(RTCDtlsTransport):
         pair = self._pair or self._ice._nominated.get(1)  # noqa: SLF001
         version = 6 if pair is not None and ":" in pair.remote_addr[0] else 4
         turn = TURN_OVERHEAD if pair is not None and pair.local_candidate.type == "relay" else 0
-        return IP_OVERHEAD[version] + turn + self._overhead_of_records()
+        records = self._openssl().overhead if self.encrypted else RECORD_OVERHEAD_MAX
+        return IP_OVERHEAD[version] + turn + records
 
-    def _overhead_of_records(self) -> int:
-        """Bytes of header, nonce and tag: with the cipher suites that aiortc offers, at most these.
-
-        AES-GCM: 13 + 8 + 16 (RFC 5288). ChaCha20-Poly1305: 13 + 16 (RFC 7905). The CBC suites: 13,
-        an IV of 16, a MAC of 20, and 1 to 16 of padding (RFC 5246 section 6.2.3.2).
-        """
-        if self._record_overhead == 0 and self.encrypted:
-            name = (self._ssl and self._ssl.get_cipher_name()) or ""
-            self._record_overhead = 37 if "GCM" in name else 29 if "CHACHA20" in name else 65
-        return self._record_overhead or 65
-
-    def _openssl(self) -> tuple[Any, Any, Any]:
-        """Returns OpenSSL's handles: the association, its in BIO and its out BIO."""
-        if self._handles is None:
-            connection: Any = self._ssl
-            self._handles = (connection._ssl, connection._into_ssl, connection._from_ssl)  # noqa: SLF001
-        return self._handles
-
-    def _written_records(self) -> memoryview:
-        """Returns what OpenSSL has written to the out BIO; valid until the next call."""
-        view = _scratch.cipher_view
-        size = lib.BIO_read(self._openssl()[2], _scratch.cipher, len(view))
-        return view[: max(size, 0)]
+    def _openssl(self) -> Records:
+        """Returns the record layer. Raises :class:`ConnectionError` before the handshake's end."""
+        if self._records is None:
+            if self._ssl is None or not self.encrypted:
+                raise ConnectionError("Cannot use DTLS records, not connected")
+            self._records = Records(self._ssl)
+        return self._records
 
     def _get_stats(self) -> RTCStatsReport:
         report = super()._get_stats()
@@ -347,9 +240,8 @@ class FastDtlsTransport(RTCDtlsTransport):
         self, buffer: bytearray, size: int, segment: int, address: Address, protocol: Any
     ) -> None:
         """Takes datagrams from the socket of `protocol`; see :class:`DatagramReceiver`."""
-        count = count_single_records(buffer, size, segment)
-        if count:
-            self._read_batch(buffer, size, segment)
+        if count := count_single_records(buffer, size, segment):
+            self._read_joined(buffer, size, segment, count)
             return
         for start in range(0, size, segment):
             datagram = bytes(buffer[start : min(start + segment, size)])
@@ -358,69 +250,37 @@ class FastDtlsTransport(RTCDtlsTransport):
             else:
                 protocol.datagram_received(datagram, address)
 
-    def _read_batch(self, buffer: bytes | bytearray, size: int, segment: int) -> None:
+    def _read_joined(self, data: bytes | bytearray, size: int, segment: int, records: int) -> None:
         """Decrypts datagrams that are one record each."""
-        scratch = _scratch
-        ssl, into, _ = self._openssl()
-        read, plain, view = lib.SSL_read, scratch.plain, scratch.plain_view
-        append = self._pending.append
         counters = self.counters
-        source = ffi.from_buffer(buffer)
-        step = max(1, BIO_BYTES_MAX // segment) * segment
-        for start in range(0, size, step):
-            length = min(step, size - start)
-            lib.BIO_write(into, source + start, length)
-            records = -(-length // segment)
-            for done in range(records):
-                count = read(ssl, plain, PLAINTEXT_MAX)
-                if count <= 0:
-                    # OpenSSL passes over what it does not take, so the BIO is empty now.
-                    counters.refused_records += records - done
-                    self._read_stopped(count)
-                    break
-                append(view[:count])
-            else:
-                done = records
-            counters.received_records += done
+        taken = self._openssl().read_joined(data, size, segment, self._pending)
         counters.received_bytes += size
+        counters.received_records += taken
+        if taken != records:
+            counters.refused_records += records - taken
+            self._end_if_closed()
 
     def _read_datagram(self, datagram: bytes) -> None:
         """Decrypts one datagram, of which nothing is known but that its first byte means DTLS."""
         if self._state != State.CONNECTED:
             return
-        if _single_record(datagram):
-            self._read_batch(datagram, len(datagram), len(datagram))
+        size = len(datagram)
+        if count_single_records(datagram, size, size):
+            self._read_joined(datagram, size, size, 1)
             return
         counters = self.counters
         counters.odd_datagrams += 1
-        counters.received_bytes += len(datagram)
-        if len(datagram) > BIO_BYTES_MAX:
-            return
-        ssl, into, _ = self._openssl()
-        lib.BIO_write(into, datagram, len(datagram))
-        for _ in range(RECORDS_PER_DATAGRAM_MAX):
-            count = lib.SSL_read(ssl, _scratch.plain, PLAINTEXT_MAX)
-            if count <= 0:
-                self._read_stopped(count)
-                break
-            counters.received_records += 1
-            self._pending.append(_scratch.plain_view[:count])
-        self._flush_answers()
+        counters.received_bytes += size
+        records = self._openssl()
+        counters.received_records += records.read_datagram(datagram, self._pending)
+        for record in cut(records.written()):  # an alert, or our last flight again
+            self._send_segments(record, len(record))
+        self._end_if_closed()
 
-    def _read_stopped(self, result: int) -> None:
-        """Finds out why OpenSSL gave no record: nothing is left, the peer's end, or an error."""
-        code = lib.SSL_get_error(self._openssl()[0], result)
-        if code == lib.SSL_ERROR_ZERO_RETURN:
+    def _end_if_closed(self) -> None:
+        if self._openssl().closed:
             _log.debug("the peer has closed the DTLS association")
             self._end(None)
-        elif code != lib.SSL_ERROR_WANT_READ:
-            lib.ERR_clear_error()  # the queue of errors is the thread's, not this connection's
-
-    def _flush_answers(self) -> None:
-        """Sends what OpenSSL answers by itself: alerts, and its last flight if the peer asks."""
-        records = self._written_records()
-        if records:
-            self._send_records(records)
 
     def _ice_data_received(self, data: bytes, component: int) -> None:
         """Takes a datagram that aioice received: through TURN, or on a socket of another pair."""
@@ -478,7 +338,7 @@ class FastDtlsTransport(RTCDtlsTransport):
     def packet_too_big(self, size: int) -> None:
         """Tells the association above that a datagram of `size` bytes did not fit the interface."""
         if self._receiver is not None:
-            self._receiver.path_mtu_exceeded(size - self._overhead_of_records())
+            self._receiver.path_mtu_exceeded(size - self._openssl().overhead)
 
     def send_resumed(self) -> None:
         """Tells the association above that the socket takes packets again."""
@@ -497,21 +357,13 @@ class FastDtlsTransport(RTCDtlsTransport):
         packets do that were cut for a path that has become narrower. Raises
         :class:`ConnectionError` if DTLS is not connected or ICE has no path.
         """
-        self._check_connected()
-        ssl, _, _ = self._openssl()
-        write = lib.SSL_write
-        overhead = self._overhead_of_records()
-        start, end = 0, len(packets)
-        while start < end:
-            count = run_length(packets, start, overhead)
-            for packet in packets[start : start + count] if count != end else packets:
-                if write(ssl, packet, len(packet)) <= 0:
-                    self._write_failed()
+        records = self._check_connected()
+        start = 0
+        while start < len(packets):
+            count = run_length(packets, start, records.overhead)
+            run = packets[start : start + count]
+            self._send_run(self._encrypt(records, run), count, fragment)
             start += count
-            records = self._written_records()
-            self.counters.sent_records += count
-            self.counters.sent_bytes += len(records)
-            self._send_run(records, count, fragment)
 
     def send_probe(self, packet: bytes) -> bool:
         """Sends one packet that is never fragmented (RFC 8899 section 4.1).
@@ -519,25 +371,27 @@ class FastDtlsTransport(RTCDtlsTransport):
         Returns whether the interface's MTU allows it. Raises :class:`ConnectionError` as
         :meth:`send_packets` does.
         """
-        self._check_connected()
-        if self._udp is None:
-            self.send_packets((packet,))
-            return True
-        if lib.SSL_write(self._openssl()[0], packet, len(packet)) <= 0:
-            self._write_failed()
-        records = self._written_records()
-        self.counters.sent_records += 1
-        self.counters.sent_bytes += len(records)
-        return self._udp.send_probe(records, self._address)
+        records = self._check_connected()
+        written = self._encrypt(records, (packet,))
+        if self._udp is not None:
+            return self._udp.send_probe(written, self._address)
+        self._send_segments(written, len(written))
+        return True
 
-    def _check_connected(self) -> None:
+    def _check_connected(self) -> Records:
         if self._state != State.CONNECTED:
             raise ConnectionError("Cannot send encrypted data, not connected")
         self._follow_pair()
+        return self._openssl()
 
-    def _write_failed(self) -> None:
-        lib.ERR_clear_error()
-        raise ConnectionError("OpenSSL takes no more records for this association")
+    def _encrypt(self, records: Records, packets: Sequence[bytes]) -> memoryview:
+        try:
+            written = records.write(packets)
+        except RecordError:
+            raise ConnectionError("OpenSSL takes no more records for this association") from None
+        self.counters.sent_records += len(packets)
+        self.counters.sent_bytes += len(written)
+        return written
 
     def _send_run(self, records: memoryview, count: int, fragment: bool) -> None:
         """Sends `count` records, all as long as the first but the last."""
@@ -550,8 +404,9 @@ class FastDtlsTransport(RTCDtlsTransport):
             and (count - 1) * segment < len(records) <= count * segment
         ):
             self._send_segments(records, segment)
-        else:
-            self._send_records(records)  # an answer of OpenSSL's own is among them
+        else:  # an answer of OpenSSL's own is among them
+            for record in cut(records):
+                self._send_segments(record, len(record))
 
     def _send_segments(self, records: memoryview, segment: int) -> None:
         if self._udp is not None:
@@ -560,14 +415,6 @@ class FastDtlsTransport(RTCDtlsTransport):
         transport = self._pair.protocol.transport
         for start in range(0, len(records), segment):
             transport.sendto(bytes(records[start : start + segment]), self._address)
-
-    def _send_records(self, records: memoryview) -> None:
-        """Sends records of any lengths, each as a datagram."""
-        start = 0
-        while start + RECORD_HEADER <= len(records):
-            length = RECORD_HEADER + int.from_bytes(records[start + 11 : start + 13])
-            self._send_segments(records[start : start + length], length)
-            start += length
 
 
 class _Socket:

@@ -1,9 +1,9 @@
-"""What of the batched DTLS transport needs no peer: telling records apart, and cutting runs."""
+"""Records in batches: telling datagrams apart, cutting runs, and two associations in memory."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socks_tunnel.peer.fast.dtls import (
+from socks_tunnel.peer.fast.records import (
     RECORD_HEADER,
     count_single_records,
     run_length,
