@@ -14,11 +14,12 @@ from aiortc import (
 )
 
 from integration.link_pair import LOOPBACK, PATIENCE
-from socks_tunnel.peer.fast.connection import LayeredPeerConnection
+from socks_tunnel.peer.fast.connection import FastPeerConnection
 from socks_tunnel.peer.fast.dtls import FastDtlsTransport
 from socks_tunnel.peer.ice import candidate_addresses
+from socks_tunnel.peer.plain.fences import FencedPeerConnection
 
-Kind = Literal["plain", "fast-dtls"]
+Kind = Literal["plain", "fenced", "fast-dtls"]
 
 
 class StockSctp(RTCSctpTransport):
@@ -45,7 +46,9 @@ def connection(kind: Kind) -> RTCPeerConnection:
     configuration = RTCConfiguration(iceServers=[])
     if kind == "plain":
         return RTCPeerConnection(configuration)
-    return LayeredPeerConnection(configuration, sctp=StockSctp)
+    if kind == "fenced":
+        return FencedPeerConnection(configuration)
+    return FastPeerConnection(configuration, sctp=StockSctp)
 
 
 class Peer:
@@ -113,7 +116,7 @@ async def introduce(offerer: Peer, answerer: Peer) -> None:
     )
     for peer in (offerer, answerer):
         await peer.until(peer.is_open)
-        if isinstance(peer.pc, LayeredPeerConnection):
+        if isinstance(peer.pc, FastPeerConnection):
             async with asyncio.timeout(PATIENCE):
                 while not peer.dtls.fast:  # after the last flight of the handshake
                     await asyncio.sleep(0)

@@ -210,14 +210,27 @@ def raised_in_library(trace: TracebackType | None) -> bool:
     return False
 
 
+_CONDUITS: Final = ("socks_tunnel.peer.plain.fences", "socks_tunnel.peer.fast.")
+"""Modules of ours that stand between two layers of aiortc."""
+
+
 def is_library_error(error: BaseException) -> bool:
-    """Tell whether `error` was raised by code of aiortc or of what it uses, and not by ours."""
+    """Returns whether `error` was raised by aiortc or by what it uses, and not by code of ours.
+
+    Layers of ours that only hand packets to aiortc may be on the way.
+    """
     trace = error.__traceback__
+    ours = False
     while trace is not None:
-        if trace.tb_frame.f_globals.get("__name__", "").startswith("socks_tunnel"):
+        module: str = trace.tb_frame.f_globals.get("__name__", "")
+        if module.startswith(_CONDUITS):
+            ours = True
+        elif module.startswith("socks_tunnel"):
             return False
+        elif module.startswith(("aiortc.", "aioice.")):
+            ours = False
         trace = trace.tb_next
-    return True
+    return not ours
 
 
 # --- what replaces parts of aioice ------------------------------------------------------------

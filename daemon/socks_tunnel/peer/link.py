@@ -35,6 +35,7 @@ from aiortc import (
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer import aiortc_private
 from socks_tunnel.peer.ice import IceSettings, candidate_addresses, rtc_servers
+from socks_tunnel.peer.plain.fences import plain_connection
 from socks_tunnel.peer.sdp import SdpFacts, check_sdp
 from socks_tunnel.protocol.errors import LocalProtocolError, RemoteProtocolError
 from socks_tunnel.protocol.messages import (
@@ -239,7 +240,7 @@ class Link:
         if self.state == "down":
             raise LinkError("the link is closed")
         self.state = "connecting"
-        pc = self._pc = RTCPeerConnection(self._configuration)
+        pc = self._pc = plain_connection(self._configuration)
         pc.on("connectionstatechange", self._connection_changed)
         pc.on("datachannel", self._channel_arrived)
         self._restart_connect_timer()
@@ -711,7 +712,10 @@ class Link:
         reason = "the peer closed the connection"
         task = self._receiver
         error = task.exception() if task and task.done() and not task.cancelled() else None
-        if error is not None:
+        if isinstance(error, RemoteProtocolError):
+            self._count(error.kind)
+            reason = str(error)
+        elif error is not None:
             self._count("aiortc")
             reason = f"the peer sent what aiortc cannot take ({error!r})"
             if not aiortc_private.is_library_error(error):

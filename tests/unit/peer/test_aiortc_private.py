@@ -192,6 +192,13 @@ def test_whose_fault_an_error_is() -> None:
     assert not is_library_error(raised_by("socks_tunnel.supervisor.routing", AssertionError()))
 
 
+def test_layers_that_only_hand_packets_on_are_not_blamed() -> None:
+    below = raised_by("aiortc.rtcsctptransport", AssertionError())
+    assert is_library_error(raised_by("socks_tunnel.peer.plain.fences", below))
+    assert is_library_error(raised_by("socks_tunnel.peer.fast.dtls", below))
+    assert not is_library_error(raised_by("socks_tunnel.peer.fast.dtls", AssertionError()))
+
+
 def test_the_libraries_are_quiet_by_default() -> None:
     assert not logging.getLogger("aioice.ice").isEnabledFor(logging.INFO)
     assert not logging.getLogger("aiortc.rtcdtlstransport").isEnabledFor(logging.WARNING)

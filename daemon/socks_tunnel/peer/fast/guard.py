@@ -17,6 +17,7 @@ import logging
 import operator
 import sys
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Final
 
 import aioice.ice
@@ -95,6 +96,14 @@ SOURCES: Final[dict[str, str]] = {
 }
 """The beginning of the SHA-256 of the source, with its signature, of each function and class."""
 
+_FENCED: Final = (
+    "peerconnection.RTCPeerConnection._RTCPeerConnection__createDtlsTransport",
+    "peerconnection.RTCPeerConnection._RTCPeerConnection__createSctpTransport",
+    "dtls.RTCDtlsTransport._recv_next",
+    "sctp.RTCSctpTransport",
+)
+"""What the fences rely on, of :data:`SOURCES`."""
+
 _BINDING: Final[dict[str, str]] = {
     "SSL_read": "int(*)(SSL *, void *, int)",
     "SSL_write": "int(*)(SSL *, void *, int)",
@@ -116,10 +125,10 @@ def fingerprint(name: str) -> str:
     return hashlib.sha256(inspect.getsource(found).encode()).hexdigest()[:16]
 
 
-def differences() -> list[str]:
-    """Returns a sentence for each function that is not as it was read."""
+def differences(names: Iterable[str] = SOURCES) -> list[str]:
+    """Returns a sentence for each function of `names` that is not as it was read."""
     wrong = []
-    for name, expected in SOURCES.items():
+    for name in names:
         root, _, path = name.partition(".")
         label = f"{_ROOTS[root].__name__}.{path}"
         try:
@@ -127,8 +136,14 @@ def differences() -> list[str]:
         except (AttributeError, OSError, TypeError):
             wrong.append(f"{label} is not there")
             continue
-        if found != expected:
+        if found != SOURCES[name]:
             wrong.append(f"{label} has changed")
+    return wrong
+
+
+def binding_differences() -> list[str]:
+    """Returns a sentence for each C function that pyOpenSSL does not have as it was read."""
+    wrong = []
     ffi, lib = OpenSSL._util.ffi, OpenSSL._util.lib  # noqa: SLF001
     for name, expected in _BINDING.items():
         try:
@@ -188,7 +203,7 @@ def self_test() -> str | None:
 
 
 def _find_mismatch() -> str | None:
-    wrong = differences()
+    wrong = differences() + binding_differences()
     if wrong:
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         return wrong[0] + more
@@ -197,6 +212,9 @@ def _find_mismatch() -> str | None:
 
 MISMATCH: Final[str | None] = _find_mismatch()
 """Why the fast path cannot be used in this process, or None."""
+
+FENCES_FIT: Final[bool] = MISMATCH is None or not differences(_FENCED)
+"""Whether :mod:`socks_tunnel.peer.plain.fences` can be put around unmodified aiortc."""
 
 if MISMATCH is not None:
     _log.warning("the fast path is off, links run on unmodified aiortc: %s", MISMATCH)

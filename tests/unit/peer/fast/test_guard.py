@@ -17,7 +17,9 @@ BINDING: Any = OpenSSL._util.lib
 def test_the_installed_libraries_are_the_ones_that_were_read() -> None:
     assert guard.differences() == []
     assert guard.self_test() is None
+    assert guard.binding_differences() == []
     assert guard.MISMATCH is None
+    assert guard.FENCES_FIT
 
 
 def test_each_name_has_a_fingerprint_of_its_own() -> None:
@@ -64,7 +66,8 @@ class Binding:
 @pytest.mark.parametrize("put", [None, OpenSSL._util.lib.SSL_get_error])
 def test_another_binding_is_noticed(monkeypatch: pytest.MonkeyPatch, put: Any) -> None:
     monkeypatch.setattr(OpenSSL._util, "lib", Binding("SSL_read", put))
-    (what,) = guard.differences()
+    assert guard.differences() == []
+    (what,) = guard.binding_differences()
     assert what.startswith("OpenSSL's SSL_read is ")
 
 

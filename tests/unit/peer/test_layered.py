@@ -4,7 +4,7 @@ import re
 
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSctpTransport
 
-from socks_tunnel.peer.fast.connection import LayeredPeerConnection
+from socks_tunnel.peer.fast.connection import FastPeerConnection
 from socks_tunnel.peer.fast.dtls import FastDtlsTransport
 
 
@@ -12,8 +12,8 @@ class OtherSctp(RTCSctpTransport):
     """An SCTP transport to be recognized."""
 
 
-def make() -> LayeredPeerConnection:
-    return LayeredPeerConnection(RTCConfiguration(iceServers=[]), sctp=OtherSctp)
+def make() -> FastPeerConnection:
+    return FastPeerConnection(RTCConfiguration(iceServers=[]), sctp=OtherSctp)
 
 
 async def test_transports_are_of_the_given_kinds() -> None:

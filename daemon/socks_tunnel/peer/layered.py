@@ -1,0 +1,110 @@
+"""A peer connection of aiortc that makes its DTLS and SCTP transports by given factories.
+
+aiortc makes its transports in two private methods. A subclass replaces these two; nothing else of
+aiortc is changed, and no global of it. The guard (:mod:`socks_tunnel.peer.fast.guard`) compares the
+source of what is replaced with what was read when this was written.
+
+A method named `__create…` in :class:`RTCPeerConnection` is the attribute
+`_RTCPeerConnection__create…` of its instances (Python reference, "Private name mangling"); so are
+its fields.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from aiortc import (
+    RTCBundlePolicy,
+    RTCConfiguration,
+    RTCDataChannel,
+    RTCDtlsTransport,
+    RTCIceGatherer,
+    RTCIceTransport,
+    RTCPeerConnection,
+    RTCSctpTransport,
+)
+from aiortc.stats import RTCStatsReport
+
+SctpFactory = Callable[[RTCDtlsTransport], RTCSctpTransport]
+DtlsFactory = Callable[[RTCIceTransport, Any], RTCDtlsTransport]
+
+
+class LayeredPeerConnection(RTCPeerConnection):
+    """An :class:`RTCPeerConnection` that makes its DTLS and SCTP transports by given factories."""
+
+    def __init__(
+        self,
+        configuration: RTCConfiguration,
+        *,
+        sctp: SctpFactory,
+        dtls: DtlsFactory,
+    ) -> None:
+        super().__init__(configuration)
+        self._make_sctp = sctp
+        self._make_dtls = dtls
+
+    async def getStats(self) -> RTCStatsReport:  # noqa: N802 - aiortc's name
+        """Returns aiortc's statistics and those of the DTLS transport.
+
+        aiortc leaves the transport out if the connection has data channels only; the report of a
+        transport is part of each connection's (W3C webrtc-stats section 8.1).
+        """
+        report = await super().getStats()
+        if self.sctp is not None:
+            report.update(self.sctp.transport._get_stats())  # noqa: SLF001 - as aiortc's senders do
+        return report
+
+    def _RTCPeerConnection__createDtlsTransport(self) -> RTCDtlsTransport:  # noqa: N802 - aiortc's name
+        private = vars(self)
+        configuration = private["_RTCPeerConnection__configuration"]
+        gatherer = RTCIceGatherer(
+            iceServers=configuration.iceServers,
+            iceTransportPolicy=configuration.iceTransportPolicy,
+            **self._local_credentials(),
+        )
+        update_ice = self._RTCPeerConnection__updateIceConnectionState  # type: ignore[attr-defined]
+        update_state = self._RTCPeerConnection__updateConnectionState  # type: ignore[attr-defined]
+        update_gathering = self._RTCPeerConnection__updateIceGatheringState  # type: ignore[attr-defined]
+        gatherer.on("statechange", update_gathering)
+        ice = RTCIceTransport(gatherer)
+        ice.on("statechange", update_ice)
+        ice.on("statechange", update_state)
+        private["_RTCPeerConnection__iceTransports"].add(ice)
+        dtls = self._make_dtls(ice, private["_RTCPeerConnection__certificates"])
+        dtls.on("statechange", update_state)
+        private["_RTCPeerConnection__dtlsTransports"].add(dtls)
+        update_gathering()
+        update_ice()
+        update_state()
+        return dtls
+
+    def _local_credentials(self) -> dict[str, Any]:
+        """Returns the ICE credentials of an existing transport: a description has one pair."""
+        first: Any = next(iter(self.getTransceivers()), None)
+        dtls: Any = first.receiver.transport if first else self.sctp and self.sctp.transport
+        if dtls is None:
+            return {}
+        parameters = dtls.transport.iceGatherer.getLocalParameters()
+        return {
+            "local_username": parameters.usernameFragment,
+            "local_password": parameters.password,
+        }
+
+    def _RTCPeerConnection__createSctpTransport(self) -> None:  # noqa: N802 - aiortc's name
+        private = vars(self)
+        transceivers = self.getTransceivers()
+        configuration = private["_RTCPeerConnection__configuration"]
+        bundled = configuration.bundlePolicy == RTCBundlePolicy.MAX_BUNDLE and bool(transceivers)
+        dtls = (
+            transceivers[0].receiver.transport
+            if bundled
+            else self._RTCPeerConnection__createDtlsTransport()
+        )
+        sctp = self._make_sctp(dtls)
+        sctp._bundled = bundled  # noqa: SLF001 - "only used by RTCPeerConnection", says aiortc
+        sctp.mid = None
+        private["_RTCPeerConnection__sctp"] = sctp
+
+        def emit(channel: RTCDataChannel) -> None:
+            self.emit("datachannel", channel)
+
+        sctp.on("datachannel", emit)

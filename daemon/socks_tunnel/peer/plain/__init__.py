@@ -1,0 +1,1 @@
+"""The transport over unmodified aiortc: what works wherever aiortc does, at aiortc's speed."""
