@@ -1,6 +1,7 @@
 """Two links with each other over loopback: what an owner sees of a link's life."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import re
@@ -299,8 +300,10 @@ async def test_a_peer_without_a_path_ends_the_link() -> None:
         answer = await endpoint.accept_offer(await gateway.create_offer())
         await endpoint.close("gone before it began")
         await gateway.accept_answer(answer)
-        assert await seen.down() == (
-            "not connected within 0.5 s: no ICE candidate pair has answered"
+        assert re.fullmatch(
+            r"not connected within 0\.5 s: no ICE candidate pair has answered \(ours: host 127\.0\.0\.1 "
+            r"port [0-9]+; the peer's: host 127\.0\.0\.1 port [0-9]+\)",
+            await seen.down(),
         )
 
 
@@ -316,7 +319,8 @@ async def test_no_path_is_said_with_the_candidates_that_were_tried(
         await endpoint.close("gone before it began")
         await gateway.accept_answer(answer)
         assert re.fullmatch(
-            r"no path to the peer works \(its candidates: 127\.0\.0\.1 port [0-9]+\)",
+            r"no path to the peer works \(ours: host 127\.0\.0\.1 port [0-9]+; "
+            r"the peer's: host 127\.0\.0\.1 port [0-9]+\)",
             await seen.down(),
         )
 
@@ -505,7 +509,7 @@ def test_a_caller_that_is_cancelled_while_it_gathers_loses_no_socket(
             for _ in range(turns):
                 await asyncio.sleep(0)
             offering.cancel()
-            with pytest.raises(asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError):  # with many turns, it was too late
                 await offering
             await gateway.close("the caller was cancelled")
             assert gateway._gathering is None or await until_done(gateway._gathering)

@@ -29,6 +29,7 @@ from socks_tunnel.config.policies import RULE_KEYS, parse_policy, read_policy_fi
 from socks_tunnel.config.positions import KeyPath, key_lines
 from socks_tunnel.config.users import parse_users
 from socks_tunnel.protocol.addresses import HostPort, IPAddress, parse_ip
+from socks_tunnel.protocol.ice_urls import ICE_URLS_MAX, parse_ice_url
 from socks_tunnel.protocol.policy import PolicyError, RuleProblem
 from socks_tunnel.signaling.tls import TlsFileError, check_authorities, read_server_certificate
 
@@ -41,7 +42,7 @@ NO_CREDENTIAL: Final = b"absent"
 _INCLUDABLE: Final = ("peers", "policies", "policy")
 """What an included file may hold."""
 
-_SECRETS: Final = ("credential",)
+_SECRETS: Final = ("credential", "proxy")
 """Keys whose values are never shown."""
 
 _TLS_CERTIFICATE: Final = ("signaling", "tls_certificate")
@@ -64,9 +65,9 @@ def dump(config: Config) -> dict[str, Any]:
     """Give the configuration as plain values, for a worker process on this host.
 
     With the contents of the files that workers need (policies, users), without what they do not:
-    ICE servers, which may have credentials. See :func:`restore`.
+    ICE servers and the proxy that leads to them, which may have credentials. See :func:`restore`.
     """
-    return config.model_dump(mode="json", exclude={"ice": {"servers"}})
+    return config.model_dump(mode="json", exclude={"ice": {"servers", "proxy"}})
 
 
 def restore(fields: dict[str, Any]) -> Config:
@@ -129,6 +130,7 @@ class _Loader:
         users = self._read_users(file)
         self._check_listeners(file)
         self._check_tls(file, peers)
+        self._check_ice(file)
         identity = self._find_identity(file)
         policy, policies = self._read_policies(file)
         if self._problems:
@@ -391,6 +393,21 @@ class _Loader:
                 read_server_certificate(certificate, signaling.tls_key)
             except TlsFileError as error:
                 self._add(("signaling", error.key), str(error))
+
+    def _check_ice(self, file: ConfigFile) -> None:
+        """Refuses what cannot work together in `[ice]`."""
+        if self._is_broken("ice", "servers"):
+            return
+        urls = [parse_ice_url(url) for server in file.ice.servers for url in server.urls]
+        if len(urls) > ICE_URLS_MAX:
+            self._add(("ice", "servers"), f"has {len(urls)} URLs; at most {ICE_URLS_MAX} are asked")
+        if file.ice.policy == "relay" and not any(url.scheme != "stun" for url in urls):
+            self._add(("ice", "policy"), '"relay" needs a turn: or turns: server in ice.servers')
+        if file.ice.tls_ca is not None:
+            if not any(url.scheme == "turns" for url in urls):
+                self._add(("ice", "tls_ca"), "has no meaning without a turns: server")
+            elif complaint := check_authorities(file.ice.tls_ca):
+                self._add(("ice", "tls_ca"), complaint)
 
     def _read_users(self, file: ConfigFile) -> dict[str, str]:
         path = file.socks.users_file

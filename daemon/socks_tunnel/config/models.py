@@ -28,16 +28,13 @@ from pydantic import (
 )
 
 from socks_tunnel.protocol.addresses import HostPort, parse_host_port, parse_ip
+from socks_tunnel.protocol.ice_urls import parse_ice_url, parse_udp_ports
 from socks_tunnel.protocol.policy import Rules
 from socks_tunnel.protocol.urls import NO_PROXY, Proxy
 
 NOT_YET: Final = "is not supported yet"
 
 _INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")  # IFNAMSIZ is 16 with the final NUL
-# RFC 7064 and RFC 7065, as far as aiortc takes them: it knows no stuns:, and no IPv6 literals.
-_ICE_URL = re.compile(
-    r"stun:[^?:@/\s]+(:[0-9]{1,5})?|turns?:[^?:@/\s]+(:[0-9]{1,5})?(\?transport=(udp|tcp))?"
-)
 _LOOKS_NUMERIC = re.compile(r"[0-9./]+|.*[:/].*")
 
 UNIX_PATH_MAX: Final = 107
@@ -188,8 +185,13 @@ def _candidate_filter(value: Any) -> str:
 
 def _ice_url(value: Any) -> str:
     text = _text(value)
-    if not _ICE_URL.fullmatch(text):
-        raise ValueError("is not of the form stun:HOST:PORT or turn:HOST:PORT?transport=udp")
+    parse_ice_url(text)
+    return text
+
+
+def _udp_ports(value: Any) -> str:
+    text = _text(value)
+    parse_udp_ports(text)
     return text
 
 
@@ -326,6 +328,16 @@ class Ice(Table):
     servers: tuple[IceServer, ...] = ()
     addresses: tuple[Annotated[str, PlainValidator(_candidate_filter)], ...] = ()
     """Interfaces, addresses and ranges that candidates are restricted to; empty: all."""
+    policy: Literal["all", "relay"] = "all"
+    """`relay`: only what a TURN server relays; the peer does not learn this host's addresses."""
+    udp_ports: Annotated[str, PlainValidator(_udp_ports)] = ""
+    """Lowest and highest local port of candidates, as `40000-40100`; empty: the system picks."""
+    tls_ca: OptionalFilePath = None
+    """PEM of the authorities that certificates of `turns:` servers may be from. None: those that
+    the system trusts."""
+    proxy: Annotated[str | None, PlainValidator(_proxy)] = Field(default=None, repr=False)
+    """HTTP proxy for TURN over TCP and TLS: `http://USER:PASSWORD@HOST:PORT`, or `none`. None: what
+    HTTPS_PROXY and NO_PROXY of the environment say."""
 
 
 class Workers(Table):

@@ -4,18 +4,22 @@ Imported before anything else of this package. At import it checks the release l
 name is there with the signature that was read in the source; what does not fit raises
 :class:`UnsupportedAiortcError` with a sentence, so that an upgrade fails at start and not on a
 link. Then it installs, once per process, two replacements that aioice needs to be safe and useful
-here: the datagram filter below, and (from :mod:`socks_tunnel.peer.ice`) the choice of addresses.
+here: the datagram filter below, and the ICE connection of :mod:`socks_tunnel.peer.ice`.
 """
 
 import inspect
 import logging
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Final
 
 import aioice.ice
+import aioice.stun
+import aioice.turn
 import aiortc.rtcdtlstransport
+import aiortc.rtcicetransport
 from aiortc import (
     InvalidStateError,
     RTCDataChannel,
@@ -53,9 +57,31 @@ class UnsupportedAiortcError(ImportError):
 _FUNCTIONS: Final[tuple[tuple[Any, str, tuple[str, ...]], ...]] = (
     (RTCDataChannel, "_addBufferedAmount", ("self", "amount")),
     (RTCDataChannel, "send", ("self", "data")),
-    (aioice.ice, "get_host_addresses", ("use_ipv4", "use_ipv6")),
     (aioice.ice.StunProtocol, "datagram_received", ("self", "data", "addr")),
     (aioice.ice.Connection, "data_received", ("self", "data", "component")),
+    (aioice.ice.Connection, "gather_candidates", ("self",)),
+    (aioice.ice.Connection, "_pair_remote_candidate", ("self", "remote_candidate")),
+    (aioice.ice.Connection, "_unfreeze_initial", ("self",)),
+    (aioice.ice.Connection, "build_request", ("self", "pair", "nominate")),
+    (aioice.ice.Connection, "check_incoming", ("self", "message", "addr", "protocol")),
+    (aioice.ice.Connection, "check_start", ("self", "pair")),
+    (aioice.ice.Connection, "check_state", ("self", "pair", "state")),
+    (aioice.ice.Connection, "check_complete", ("self", "pair")),
+    (aioice.ice.Connection, "switch_role", ("self", "ice_controlling")),
+    (aioice.ice.Connection, "_check_list_maybe_fail", ("self",)),
+    (aioice.ice.Connection, "protocol_lost", ("self", "protocol")),
+    (aioice.ice.CandidatePair, "__init__", ("self", "protocol", "remote_candidate")),
+    (aioice.ice.StunProtocol, "__init__", ("self", "receiver")),
+    (
+        aioice.ice.StunProtocol,
+        "request",
+        ("self", "request", "addr", "integrity_key", "retransmissions"),
+    ),
+    (aioice.turn.TurnClientMixin, "channel_bind", ("self", "channel_number", "addr")),
+    (aioice.turn.TurnClientMixin, "datagram_received", ("self", "data", "addr")),
+    (aioice.turn.TurnClientMixin, "delete", ("self",)),
+    (aioice.turn.TurnClientMixin, "refresh", ("self", "time_to_expiry")),
+    (aioice.turn.TurnClientMixin, "request_with_retry", ("self", "request")),
     (aiortc.rtcdtlstransport, "certificate_digest", ("certificate", "algorithm")),
 )
 """Owner, name and parameters of each function that we call or replace."""
@@ -66,7 +92,13 @@ _ATTRIBUTES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
     (RTCDtlsTransport, ("_task", "_ssl")),
     (RTCIceTransport, ("_connection",)),
     (aioice.ice.Connection, ("_closed", "_nominated", "_protocols", "_queue")),
-    (aioice.ice.StunProtocol, ("receiver",)),
+    (aioice.ice.Connection, ("_check_list", "_check_list_done", "_closing", "_nominating")),
+    (aioice.ice.Connection, ("_local_candidates", "_local_candidates_start")),
+    (aioice.ice.Connection, ("_local_candidates_end", "_remote_candidates", "_transport_policy")),
+    (aioice.ice.CandidatePair, ("task", "nominated", "remote_nominated", "state")),
+    (aioice.ice.StunProtocol, ("receiver", "transactions")),
+    (aioice.turn.TurnClientMixin, ("channel_to_peer", "peer_to_channel", "mapped_address")),
+    (aioice.turn.TurnClientMixin, ("receiver", "refresh_task", "relayed_address")),
 )
 
 
@@ -88,6 +120,9 @@ def check_supported() -> None:
             )
     if "CONSENT_FAILURES" not in aioice.ice.Connection.query_consent.__code__.co_names:
         raise UnsupportedAiortcError("aioice counts failed consent checks in another way now")
+    made = vars(aiortc.rtcicetransport).get("Connection")
+    if not isinstance(made, type) or not issubclass(made, aioice.Connection):
+        raise UnsupportedAiortcError("aiortc.rtcicetransport makes its connections in another way")
     for owner, names in _ATTRIBUTES:
         for name in names:
             # co_names holds what a constructor assigns: no instance is needed to look.
@@ -163,16 +198,14 @@ def path_is_closed(pc: RTCPeerConnection) -> bool:
     return pc.sctp is not None and pc.sctp.transport.transport._connection._closed  # noqa: SLF001
 
 
-def selected_path(pc: RTCPeerConnection) -> str | None:
-    """Give the candidate pair in use as text, `address:port -> address:port`, or None."""
-    if pc.sctp is None:
-        return None
-    for pair in pc.sctp.transport.transport._connection._nominated.values():  # noqa: SLF001
-        kinds = {pair.local_candidate.type, pair.remote_candidate.type}
-        relayed = ", relayed" if "relay" in kinds else ""
-        (local, local_port), (remote, remote_port) = pair.local_addr, pair.remote_addr
-        return f"{local} port {local_port} -> {remote} port {remote_port}{relayed}"
-    return None
+def ice_connection(pc: RTCPeerConnection) -> aioice.ice.Connection | None:
+    """Returns the ICE connection under a peer connection; None before there is one."""
+    return None if pc.sctp is None else pc.sctp.transport.transport._connection  # noqa: SLF001
+
+
+def selected_pair(connection: aioice.ice.Connection) -> aioice.ice.CandidatePair | None:
+    """Returns the candidate pair in use, or None while there is no path."""
+    return next(iter(connection._nominated.values()), None)  # noqa: SLF001
 
 
 def abort_sockets(pc: RTCPeerConnection) -> None:
@@ -252,6 +285,8 @@ def _datagram_received(self: Any, data: bytes, addr: tuple[Any, ...]) -> None:
         if receiver._queue.qsize() < DATAGRAM_QUEUE_MAX:  # noqa: SLF001
             receiver.data_received(data, 1)
     elif first < 4:  # STUN
+        # A socket that the peer still checks is one that it may send on.
+        self.heard_at = time.monotonic()
         try:
             _aioice_datagram_received(self, data, addr)
         except Exception as error:  # noqa: BLE001 - whatever aioice makes of bytes from anyone
@@ -262,12 +297,19 @@ check_supported()
 _aioice_datagram_received = aioice.ice.StunProtocol.datagram_received
 
 
-def install(host_addresses: Callable[[bool, bool], list[str]]) -> None:
-    """Put our replacements in place; `host_addresses` takes (use_ipv4, use_ipv6)."""
+REQUESTED_ADDRESS_FAMILY: Final = (
+    0x0017,
+    "REQUESTED-ADDRESS-FAMILY",
+    aioice.stun.pack_unsigned,
+    aioice.stun.unpack_unsigned,
+)
+"""An attribute of TURN that aioice does not know (RFC 8656 section 18.6)."""
 
-    def get_host_addresses(use_ipv4: bool, use_ipv6: bool) -> list[str]:
-        return host_addresses(use_ipv4, use_ipv6)
 
+def install(connection: type[aioice.ice.Connection]) -> None:
+    """Puts our replacements in place; `connection` is what aiortc makes ICE connections of."""
+    aioice.stun.ATTRIBUTES_BY_TYPE[REQUESTED_ADDRESS_FAMILY[0]] = REQUESTED_ADDRESS_FAMILY
+    aioice.stun.ATTRIBUTES_BY_NAME[REQUESTED_ADDRESS_FAMILY[1]] = REQUESTED_ADDRESS_FAMILY
     aioice.ice.CONSENT_FAILURES = CONSENT_FAILURES
-    aioice.ice.get_host_addresses = get_host_addresses
     aioice.ice.StunProtocol.datagram_received = _datagram_received  # type: ignore[method-assign,assignment] # its "str" never comes
+    vars(aiortc.rtcicetransport)["Connection"] = connection

@@ -34,7 +34,16 @@ from aiortc import (
 
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer import aiortc_private
-from socks_tunnel.peer.ice import IceSettings, candidate_addresses, rtc_servers
+from socks_tunnel.peer.ice import (
+    IceSettings,
+    SelectedPath,
+    candidate_addresses,
+    path_lost,
+    rtc_servers,
+    selected_path,
+    why_no_candidates,
+    why_no_path,
+)
 from socks_tunnel.peer.plain.fences import plain_connection
 from socks_tunnel.peer.sdp import SdpFacts, check_sdp
 from socks_tunnel.protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -199,7 +208,13 @@ class Link:
     @property
     def path(self) -> str | None:
         """The addresses in use, as text for an operator; None while there is no path."""
-        return None if self._pc is None else aiortc_private.selected_path(self._pc)
+        path = self.selected_path
+        return None if path is None else str(path)
+
+    @property
+    def selected_path(self) -> SelectedPath | None:
+        """The path in use: its kind, its family and its addresses; None while there is none."""
+        return None if self._pc is None else selected_path(self._pc)
 
     # --- setting up ---------------------------------------------------------------------------
 
@@ -273,11 +288,7 @@ class Link:
         self._still_connecting()
         sdp: str = pc.localDescription.sdp
         if "a=candidate:" not in sdp:
-            which = f"that ice.addresses allows ({', '.join(self._ice.addresses)})"
-            raise self._unusable(
-                "there is no local address "
-                + (which if self._ice.addresses else "but loopback; name it in ice.addresses")
-            )
+            raise self._unusable(why_no_candidates(pc, self._ice))
         # aiortc offers to take 256 KiB; a message of this protocol never has more than 64 KiB.
         return _MAX_MESSAGE_SIZE.sub(f"a=max-message-size:{MESSAGE_MAX}", sdp)
 
@@ -689,8 +700,7 @@ class Link:
         if pc.iceConnectionState == "failed":
             if self.state == "up":
                 return _PATH_LOST
-            remote = self._remote_sdp.candidates if self._remote_sdp else []
-            return f"no path to the peer works (its candidates: {', '.join(remote) or 'none'})"
+            return f"no path to the peer works ({why_no_path(pc)})"
         return aiortc_private.dtls_failure(
             pc, self._remote_sdp.fingerprints if self._remote_sdp else []
         )
@@ -721,6 +731,8 @@ class Link:
             if not aiortc_private.is_library_error(error):
                 _log.error("link %s: a bug in handling a message", self.name, exc_info=error)
                 reason = f"a message of the peer's hit a bug here ({error!r})"
+        elif self._pc is not None and (lost := path_lost(self._pc)):
+            reason = lost
         elif self._pc is not None and aiortc_private.path_is_closed(self._pc):
             reason = _PATH_LOST
         self._down(reason)
@@ -730,7 +742,8 @@ class Link:
         if self._remote_sdp is None:
             stage = "no answer came"
         elif pc is None or pc.iceConnectionState != "completed":
-            stage = "no ICE candidate pair has answered"
+            tried = "" if pc is None else f" ({why_no_path(pc)})"
+            stage = f"no ICE candidate pair has answered{tried}"
         elif pc.connectionState != "connected":
             stage = "the DTLS handshake is not done"
         elif not all(channel.readyState == "open" for channel in self._channels.values()):

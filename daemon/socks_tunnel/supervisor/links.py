@@ -10,8 +10,10 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 import socks_tunnel
 from socks_tunnel.config.errors import ConfigError, Problem
@@ -21,6 +23,7 @@ from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.ice import IceSettings
 from socks_tunnel.peer.link import Link, LinkError
 from socks_tunnel.protocol.errors import CloseReason
+from socks_tunnel.protocol.ice_urls import parse_udp_ports
 from socks_tunnel.protocol.messages import (
     DATA_MAX,
     HEADER,
@@ -98,7 +101,7 @@ class Attempt:
             name=peer.name,
             role=links.role,
             hello=links.hello(session),
-            ice=links.ice,
+            ice=replace(links.ice, towards=signaling_host(peer.url)),
             on_protocol_error=lambda kind: metrics.protocol_errors_total.labels(kind).inc(),
             on_unknown=metrics.messages_unknown_total.inc,
             on_rtt=metrics.link_rtt_seconds.observe,
@@ -124,7 +127,9 @@ class Attempt:
             },
         )
         self._links.metrics.links_total.labels("up").inc()
-        _log.info("link %s is up: %s, %s", self.peer.name, remote.software, link.path)
+        path = link.selected_path
+        kind = "" if path is None else f" ({path.kind})"
+        _log.info("link %s is up: %s, %s%s", self.peer.name, remote.software, path, kind)
         self._links.on_up(self)
         if not self.came_up.done():
             self.came_up.set_result(None)
@@ -173,6 +178,7 @@ class Attempt:
     def status(self) -> dict[str, Any]:
         """Describe the link for `status`."""
         link, routed = self.link, self.routed
+        path = link.selected_path
         return {
             "peer": self.peer.name,
             "state": "up" if routed is not None else "connecting",
@@ -181,7 +187,9 @@ class Attempt:
             "remote_software": None if link.remote_hello is None else link.remote_hello.software,
             "flows": 0 if routed is None else routed.flows,
             "buffered": link.buffered,
-            "path": link.path,
+            "path": None if path is None else str(path),
+            "path_kind": None if path is None else path.kind,
+            "path_family": None if path is None else path.family,
         }
 
 
@@ -312,6 +320,8 @@ class Links:
             "flows": 0,
             "buffered": 0,
             "path": None,
+            "path_kind": None,
+            "path_family": None,
         }
 
     def rejected(self, what: str, rejection: EnvelopeRejected) -> None:
@@ -648,11 +658,20 @@ def software() -> str:
 
 
 def ice_settings(ice: Ice) -> IceSettings:
-    """Give the form that a link takes."""
+    """Returns the form that a link takes."""
     return IceSettings(
         servers=[server.model_dump(exclude_none=True) for server in ice.servers],
         addresses=list(ice.addresses),
+        policy=ice.policy,
+        udp_ports=parse_udp_ports(ice.udp_ports),
+        tls_ca=ice.tls_ca,
+        proxy=ice.proxy,
     )
+
+
+def signaling_host(url: str | None) -> str:
+    """Returns the host of a gateway's peer's url; empty where that is no host of a network."""
+    return "" if url is None or url.startswith("unix:") else urlsplit(url).hostname or ""
 
 
 def _log_certificate(certificate: ServerCertificate) -> None:

@@ -1,0 +1,288 @@
+"""aioice's connection with our gathering, check list and nomination.
+
+aioice nominates aggressively: each check is a nomination, and the last one that is answered wins,
+which may be a relayed path where a direct one would have worked half a second later, and another
+one on each side. Here the side that made the offer first finds out what works, then nominates one
+pair (RFC 8445 section 8.1.1).
+
+States of a pair (RFC 8445 section 6.1.2.6); no pair is ever Frozen, since there is one component
+and the list is in the order in which it should be checked::
+
+    Waiting --check--> In-Progress --answer--> Succeeded --nominated--> selected
+                            |                      |
+                            +--no answer--> Failed <--- nomination unanswered
+"""
+
+import asyncio
+import logging
+import time
+from typing import Any, Final
+
+import aioice
+from aioice import stun
+from aioice.ice import CandidatePair, StunProtocol, TransportPolicy
+
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.peer.ice.gathering import Gathering
+from socks_tunnel.peer.ice.pairs import (
+    LOCAL_PREFERENCE_MAX,
+    PAIRS_LEARNED_MAX,
+    PAIRS_MAX,
+    candidate_priority,
+    pair_priority,
+    prune,
+)
+from socks_tunnel.peer.ice.settings import current_settings
+from socks_tunnel.protocol.addresses import IPAddress, parse_ip
+
+_log = logging.getLogger(__name__)
+
+DIRECT_PATIENCE: Final = 0.8
+"""Seconds that direct paths still have once a relayed one works: their first checks often only open
+the way through a NAT, and are repeated after 0.5 s."""
+
+RELEASE_AFTER: Final = 15.0
+"""Seconds after which a socket is closed that is not part of the path, if no check arrived there
+meanwhile. RFC 8445 section 8.3 says 3 s, which is too early for a peer like aioice that may have
+selected another pair; its consent checks (RFC 7675) come every 4 to 6 s."""
+
+ROLE_CONFLICTS_MAX: Final = 4
+"""Role conflicts in a row after which a check fails."""
+
+
+class IceConnection(aioice.Connection):
+    """One ICE agent with one component, made by aiortc for each peer connection.
+
+    A connection that gathers outside of :func:`~.settings.candidate_addresses` is not ours and
+    behaves as aioice's own.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.problems: list[str] = []
+        """What went wrong in gathering, as parts of a sentence."""
+        self.mapped: dict[CandidatePair, tuple[str, int]] = {}
+        """Our own address as the peer saw it, for each pair that works."""
+        self.lost: str | None = None
+        """Why the selected path is gone, where that is known."""
+        self._ours = False
+        self._gathering: Gathering | None = None
+        self._formed = False
+        self._patience: asyncio.TimerHandle | None = None
+        self._patience_over = False
+        self._release_task: asyncio.Task[None] | None = None
+
+    # --- candidates ---------------------------------------------------------------------------
+
+    async def gather_candidates(self) -> None:
+        """Gathers what the settings allow; see :class:`~.gathering.Gathering`."""
+        settings = current_settings()
+        if settings is None or self._local_candidates_start:
+            await super().gather_candidates()
+            return
+        self._ours = self._local_candidates_start = True
+        if settings.policy == "relay":
+            self._transport_policy = TransportPolicy.RELAY
+        remote = [parse_ip(candidate.host) for candidate in self._remote_candidates]
+        self._gathering = Gathering(
+            settings,
+            lambda: StunProtocol(self),
+            self._protocols,
+            remote=[address for address in remote if address is not None],
+        )
+        if self._closing:
+            self._gathering.close()
+        self._local_candidates = await self._gathering.run()
+        self.problems = self._gathering.problems
+        self._local_candidates_end = True
+
+    def _pair_remote_candidate(self, remote_candidate: aioice.Candidate) -> None:
+        """Leaves pairing to :meth:`_unfreeze_initial`, which sees all candidates at once."""
+        if not self._ours or self._formed:
+            super()._pair_remote_candidate(remote_candidate)
+
+    def _unfreeze_initial(self) -> None:
+        """Forms the check list; aioice calls this when both sides' candidates are there."""
+        if not self._ours:
+            super()._unfreeze_initial()
+            return
+        self._formed = True
+        pairs = [
+            CandidatePair(protocol, remote)
+            for protocol in self._protocols
+            for remote in self._remote_candidates
+            if protocol.local_candidate.can_pair_with(remote)
+        ]
+        self._check_list = prune(
+            pairs,
+            self._priority,
+            lambda pair: (pair.local_candidate.type, pair.remote_candidate.type),
+        )
+        for pair in self._check_list:
+            pair.state = CandidatePair.State.WAITING
+
+    def _priority(self, pair: CandidatePair) -> int:
+        local, remote = pair.local_candidate.priority, pair.remote_candidate.priority
+        return (
+            pair_priority(local, remote) if self.ice_controlling else pair_priority(remote, local)
+        )
+
+    # --- checks -------------------------------------------------------------------------------
+
+    def build_request(self, pair: CandidatePair, nominate: bool) -> stun.Message:
+        """Returns a check, with the priority that a peer-reflexive candidate of ours would have.
+
+        RFC 8445 section 7.1.1: the same local preference as the candidate that it is sent from, so
+        that the peer orders what it learns of as we do.
+        """
+        request = super().build_request(pair, nominate)
+        if self._ours:
+            preference = (pair.local_candidate.priority >> 8) & LOCAL_PREFERENCE_MAX
+            request.attributes["PRIORITY"] = candidate_priority("prflx", preference)
+        return request
+
+    def check_incoming(
+        self, message: stun.Message, addr: tuple[str, int], protocol: StunProtocol
+    ) -> None:
+        """Takes a check of the peer's; it cannot make the list grow without bound."""
+        if len(self._check_list) < PAIRS_MAX + PAIRS_LEARNED_MAX or any(
+            pair.protocol is protocol and pair.remote_addr == addr for pair in self._check_list
+        ):
+            super().check_incoming(message, addr, protocol)
+
+    async def check_start(self, pair: CandidatePair) -> None:
+        """Checks whether a pair works."""
+        if not self._ours:
+            await super().check_start(pair)
+            return
+        self.check_state(pair, CandidatePair.State.IN_PROGRESS)
+        worked = False
+        for _ in range(ROLE_CONFLICTS_MAX):
+            request = self.build_request(pair, nominate=False)
+            try:
+                response, addr = await self._request(pair, request)
+            except stun.TransactionError as error:
+                # RFC 8445 section 7.2.5.1: try again in the other role.
+                if error.response is not None and error.response.error_code == 487:
+                    self.switch_role("ICE-CONTROLLED" in request.attributes)
+                    continue
+                break
+            # RFC 8445 section 7.2.5.2.1: the answer must come from where the check went.
+            worked = addr == pair.remote_addr
+            if worked and "XOR-MAPPED-ADDRESS" in response.attributes:
+                self.mapped[pair] = response.attributes["XOR-MAPPED-ADDRESS"]
+            break
+        if worked and pair.remote_nominated:
+            pair.nominated = True
+        self.check_state(
+            pair, CandidatePair.State.SUCCEEDED if worked else CandidatePair.State.FAILED
+        )
+        self.check_complete(pair)
+        self._nominate_best()
+
+    async def _request(
+        self, pair: CandidatePair, request: stun.Message
+    ) -> tuple[stun.Message, tuple[str, int]]:
+        assert self.remote_password is not None, "checks start once the peer's password is known"
+        answer: tuple[stun.Message, tuple[str, int]] = await pair.protocol.request(
+            request, pair.remote_addr, integrity_key=self.remote_password.encode("utf8")
+        )
+        return answer
+
+    def _check_list_maybe_fail(self) -> None:
+        """Does not fail while a pair that works waits for its nomination."""
+        if not self._ours or not self._succeeded():
+            super()._check_list_maybe_fail()
+
+    def _succeeded(self) -> list[CandidatePair]:
+        return [p for p in self._check_list if p.state == CandidatePair.State.SUCCEEDED]
+
+    # --- nomination ---------------------------------------------------------------------------
+
+    def _nominate_best(self) -> None:
+        """Nominates the best pair that works, unless a direct one may still be found."""
+        if not self.ice_controlling or self._nominating or self._check_list_done or self._closing:
+            return
+        succeeded = self._succeeded()
+        if not succeeded:
+            return
+        best = max(succeeded, key=self._priority)
+        open_states = (CandidatePair.State.WAITING, CandidatePair.State.IN_PROGRESS)
+        if (
+            is_relayed(best)
+            and not self._patience_over
+            and any(p.state in open_states and not is_relayed(p) for p in self._check_list)
+        ):
+            if self._patience is None:
+                loop = asyncio.get_running_loop()
+                self._patience = loop.call_later(DIRECT_PATIENCE, self._patience_ended)
+            return
+        self._nominating.add(best.component)
+        best.task = spawn(f"nominate {best}", self._nominate(best))
+
+    def _patience_ended(self) -> None:
+        self._patience_over = True
+        self._nominate_best()
+
+    async def _nominate(self, pair: CandidatePair) -> None:
+        try:
+            await self._request(pair, self.build_request(pair, nominate=True))
+        except (stun.TransactionError, OSError, RuntimeError) as error:
+            _log.debug("%r: the pair %r cannot be nominated: %r", self, pair, error)
+            self.check_state(pair, CandidatePair.State.FAILED)
+        else:
+            pair.nominated = True
+        self._nominating.discard(pair.component)
+        self.check_complete(pair)
+        self._nominate_best()
+
+    # --- afterwards ---------------------------------------------------------------------------
+
+    async def connect(self) -> None:
+        """Finds a path. Raises :class:`ConnectionError` if there is none."""
+        await super().connect()
+        if self._ours:
+            self._release_task = spawn(f"release sockets of {self!r}", self._release_unused())
+
+    async def _release_unused(self) -> None:
+        """Closes the sockets and ends the allocations that are not part of the path."""
+        while True:
+            await asyncio.sleep(RELEASE_AFTER)
+            if not self._nominated:  # closed
+                return
+            used = {pair.protocol for pair in self._nominated.values()}
+            silent_since = time.monotonic() - RELEASE_AFTER
+            for protocol in [p for p in self._protocols if p not in used]:
+                if getattr(protocol, "heard_at", 0.0) < silent_since:
+                    self._protocols.remove(protocol)
+                    await protocol.close()
+            if len(self._protocols) <= len(used):
+                return
+
+    def protocol_lost(self, protocol: StunProtocol) -> None:
+        """Learns that a socket or an allocation is gone."""
+        used = any(pair.protocol is protocol for pair in self._nominated.values())
+        if used and not self._closing and protocol.local_candidate.type == "relay":
+            self.lost = "the TURN server has ended the connection or the allocation"
+        super().protocol_lost(protocol)
+
+    async def close(self) -> None:
+        """Closes all sockets at once, so that their ports are free again."""
+        if self._patience is not None:
+            self._patience.cancel()
+        if self._gathering is not None:
+            self._gathering.close()
+        if self._release_task is not None:
+            self._release_task.cancel()
+        await super().close()
+
+
+def is_relayed(pair: CandidatePair) -> bool:
+    """Returns whether a TURN server is part of the path."""
+    return "relay" in {pair.local_candidate.type, pair.remote_candidate.type}
+
+
+def addresses_of(candidates: list[aioice.Candidate]) -> list[IPAddress]:
+    """Returns the addresses of candidates."""
+    parsed = (parse_ip(candidate.host) for candidate in candidates)
+    return [address for address in parsed if address is not None]

@@ -1,0 +1,495 @@
+"""Gathers the candidates of a connection: its own addresses, and what STUN and TURN servers tell.
+
+All servers are asked side by side. The offer waits for them, but not for the dead ones: where host
+candidates are there, a server has half a second to show that it is alive (RFC 8445 section 5.1.1
+leaves the time to us).
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import random
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import aioice
+from aioice import stun, turn
+
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.peer.ice.addresses import (
+    choose_addresses,
+    local_addresses,
+    order_addresses,
+    preferred_sources,
+)
+from socks_tunnel.peer.ice.names import resolve
+from socks_tunnel.peer.ice.pairs import (
+    COMPONENT,
+    LOCAL_PREFERENCE_MAX,
+    CandidateType,
+    candidate_priority,
+)
+from socks_tunnel.peer.ice.relay import RelayError, RelayTransport, open_relay
+from socks_tunnel.peer.ice.settings import IceServer, IceSettings, parse_servers
+from socks_tunnel.protocol.addresses import IPAddress, parse_ip
+from socks_tunnel.protocol.urls import Proxy, Url, proxy_for
+from socks_tunnel.signaling.tls import client_context
+
+_log = logging.getLogger(__name__)
+
+DEAD_AFTER: Final = 0.5
+"""Seconds that a server has to show life, if there are host candidates without it."""
+
+ALIVE_PATIENCE: Final = 3.0
+"""Seconds that a server has to finish once it has shown life: TLS through a proxy takes six round
+trips."""
+
+LONGEST: Final = 5.0
+"""Seconds that servers have if nothing is there without them; after that a query is given up."""
+
+STRAGGLERS: Final = 0.1
+"""Seconds that further answers of a server may come later than its first, at least."""
+
+ADDRESS_STAGGER: Final = 0.1
+"""Seconds until a server's next address is tried beside the one before (RFC 8305 in spirit)."""
+
+REFLEXIVE_MAX: Final = 8
+RELAYED_MAX: Final = 4
+"""Most candidates of these types."""
+
+BASES_ASKED: Final = 4
+"""Local addresses of each family that STUN servers are asked from."""
+
+PORT_TRIES_MAX: Final = 1024
+"""Ports of a range that are tried for one address."""
+
+_T = TypeVar("_T")
+
+
+# --- what is known of servers -----------------------------------------------------------------
+
+
+class ServerMemory:
+    """What earlier links learned of each server: whether it answers, and how quickly.
+
+    One for the process. It holds an entry for each server of the configuration, at most
+    :data:`ENTRIES_MAX`.
+    """
+
+    ENTRIES_MAX: Final = 64
+
+    def __init__(self) -> None:
+        self._failures: dict[str, str] = {}
+        self._late: dict[str, float] = {}
+
+    def answered(self, server: str, seconds: float) -> None:
+        """Notes that a server has answered after so many seconds."""
+        if self._failures.pop(server, None) is not None:
+            _log.info("%s answers (after %.2f s)", server, seconds)
+        self._late.pop(server, None)
+        if seconds > DEAD_AFTER:
+            self._note(self._late, server, seconds)
+
+    def failed(self, server: str, why: str) -> None:
+        """Notes that a server gave nothing; the log says so once, until it answers again."""
+        if self._failures.get(server) != why:
+            _log.warning("%s: %s; links are made without it", server, why)
+        self._note(self._failures, server, why)
+
+    def patience(self, server: str) -> float:
+        """Returns for how many seconds to wait for a sign of life of a server."""
+        return min(max(DEAD_AFTER, 1.5 * self._late.get(server, 0.0)), ALIVE_PATIENCE)
+
+    def _note(self, table: dict[str, _T], server: str, value: _T) -> None:
+        table.pop(server, None)
+        table[server] = value
+        if len(table) > self.ENTRIES_MAX:
+            del table[next(iter(table))]
+
+
+MEMORY: Final = ServerMemory()
+
+
+@dataclass(slots=True)
+class Inquiry:
+    """One server that is asked, and how that goes. Times are seconds on the loop's clock."""
+
+    server: IceServer
+    patience: float
+    """Seconds for a sign of life."""
+    begun: float
+    answered: float | None = None
+    """When the first answer came that was of use."""
+    alive: bool = False
+    ended: bool = False
+    error: str | None = None
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+    def until(self) -> float:
+        """Returns the time until which it is waited for."""
+        if self.ended:
+            return self.begun
+        if self.answered is not None:
+            return self.answered + max(STRAGGLERS, 2 * (self.answered - self.begun))
+        return self.begun + (max(ALIVE_PATIENCE, self.patience) if self.alive else self.patience)
+
+
+# --- local sockets ----------------------------------------------------------------------------
+
+
+def bind_udp(address: str, ports: tuple[int, int] | None) -> socket.socket:
+    """Returns a UDP socket on a local address, with a port of the range if there is one.
+
+    Raises :class:`OSError` with a sentence if that cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+    except OSError as error:
+        raise OSError(error.errno, f"no socket can be made: {error.strerror}") from None
+    try:
+        sock.setblocking(False)
+        _bind(sock, address, ports)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, turn.UDP_SOCKET_BUFFER_SIZE)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind(sock: socket.socket, address: str, ports: tuple[int, int] | None) -> None:
+    low, high = ports or (0, 0)
+    count = high - low + 1
+    # From a random place on: an attacker should not know the port of the next link.
+    start = random.randrange(count)  # noqa: S311 - ports of the range can be tried out anyway
+    for number in range(min(count, PORT_TRIES_MAX)):
+        try:
+            sock.bind((address, low + (start + number) % count))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise OSError(error.errno, f"{address}: {error.strerror}") from None
+        else:
+            return
+    which = f"{low}-{high} (ice.udp_ports)" if ports else "the net.ipv4.ip_local_port_range"
+    raise OSError(errno.EADDRINUSE, f"{address}: no UDP port of {which} is free")
+
+
+# --- gathering --------------------------------------------------------------------------------
+
+
+class Gathering:
+    """One run for one connection. Candidates and sockets land in the connection's own lists.
+
+    `protocol_factory` makes what reads a socket; `protocols` is where each of them goes as soon as
+    it has a socket, so that whoever closes the connection meanwhile finds it.
+    """
+
+    def __init__(
+        self,
+        settings: IceSettings,
+        protocol_factory: Callable[[], Any],
+        protocols: list[Any],
+        remote: Iterable[IPAddress] = (),
+    ) -> None:
+        self.problems: list[str] = []
+        """What went wrong, as parts of a sentence; also if other candidates were found."""
+        self._settings = settings
+        self._factory = protocol_factory
+        self._protocols = protocols
+        self._remote = list(remote)
+        self._loop = asyncio.get_running_loop()
+        self._hosts: list[Any] = []
+        self._reflexive: list[aioice.Candidate] = []
+        self._relayed: list[aioice.Candidate] = []
+        self._inquiries: list[Inquiry] = []
+        self._changed = asyncio.Event()
+        self._over = False
+
+    async def run(self) -> list[aioice.Candidate]:
+        """Returns the candidates, host candidates first."""
+        servers = parse_servers(self._settings)
+        if self._settings.policy == "all":
+            await self._open_hosts()
+        else:
+            servers = [server for server in servers if server.url.scheme != "stun"]
+        if not self._over:  # else the connection was closed meanwhile
+            self._ask(servers)
+            await self._wait()
+        self._over = True
+        for inquiry in self._inquiries:
+            self._conclude(inquiry)
+        hosts = [protocol.local_candidate for protocol in self._hosts]
+        return [*hosts, *self._reflexive, *self._relayed]
+
+    def close(self) -> None:
+        """Gives up what is still asked for."""
+        self._over = True
+        for inquiry in self._inquiries:
+            if inquiry.task is not None:
+                inquiry.task.cancel()
+
+    async def _open_hosts(self) -> None:
+        towards = [*self._remote]
+        if self._settings.towards:
+            try:
+                towards += await asyncio.wait_for(resolve(self._settings.towards), DEAD_AFTER)
+            except (OSError, TimeoutError) as error:
+                _log.debug("no direction known: %s: %s", self._settings.towards, error)
+        chosen = choose_addresses(self._settings.addresses, local_addresses())
+        for address in order_addresses(chosen, preferred_sources(towards)):
+            try:
+                sock = bind_udp(str(address), self._settings.udp_ports)
+            except OSError as error:
+                self.problems.append(str(error.strerror))
+                continue
+            try:
+                _, protocol = await self._loop.create_datagram_endpoint(self._factory, sock=sock)
+            except BaseException:
+                sock.close()
+                raise
+            self._protocols.append(protocol)
+            host, port = protocol.transport.get_extra_info("sockname")[:2]
+            protocol.local_candidate = _candidate(
+                "host", host, port, preference=LOCAL_PREFERENCE_MAX - len(self._hosts)
+            )
+            self._hosts.append(protocol)
+
+    # --- servers ------------------------------------------------------------------------------
+
+    def _ask(self, servers: Sequence[IceServer]) -> None:
+        now = self._loop.time()
+        for number, server in enumerate(servers):
+            patience = MEMORY.patience(str(server)) if self._hosts else LONGEST
+            inquiry = Inquiry(server, patience, now)
+            self._inquiries.append(inquiry)
+            inquiry.task = spawn(f"ask {server}", self._inquire(inquiry, number))
+
+    async def _inquire(self, inquiry: Inquiry, number: int) -> None:
+        try:
+            async with asyncio.timeout(LONGEST):
+                if inquiry.server.url.scheme == "stun":
+                    await self._query(inquiry)
+                else:
+                    await self._allocate(inquiry, number)
+        except TimeoutError:
+            inquiry.error = inquiry.error or f"no answer within {LONGEST:g} s"
+        except ssl.SSLError as error:
+            inquiry.error = f"TLS fails: {getattr(error, 'verify_message', '') or error.reason}"
+        except (OSError, ValueError) as error:
+            inquiry.error = getattr(error, "strerror", None) or str(error)
+        finally:
+            inquiry.ended = True
+            self._changed.set()
+
+    def _answered(self, inquiry: Inquiry) -> None:
+        now = self._loop.time()
+        if inquiry.answered is None:
+            inquiry.answered = now
+            MEMORY.answered(str(inquiry.server), now - inquiry.begun)
+        self._changed.set()
+
+    async def _wait(self) -> None:
+        """Returns when all servers have answered or had their time."""
+        while not all(inquiry.ended for inquiry in self._inquiries):
+            self._changed.clear()
+            rest = max(inquiry.until() for inquiry in self._inquiries) - self._loop.time()
+            if rest <= 0:
+                return
+            try:
+                await asyncio.wait_for(self._changed.wait(), rest)
+            except TimeoutError:
+                continue
+
+    def _conclude(self, inquiry: Inquiry) -> None:
+        if inquiry.answered is not None:
+            return
+        waited = self._loop.time() - inquiry.begun
+        why = inquiry.error or f"no answer within {waited:.1f} s"
+        self.problems.append(f"{inquiry.server}: {why}")
+        MEMORY.failed(str(inquiry.server), inquiry.error or "no answer")
+
+    # --- STUN ---------------------------------------------------------------------------------
+
+    async def _query(self, inquiry: Inquiry) -> None:
+        addresses = await resolve(inquiry.server.url.host)
+        queries = []
+        for version in (4, 6):
+            bases = [p for p in self._hosts if _version(p) == version][:BASES_ASKED]
+            asked = [address for address in addresses if address.version == version][:2]
+            queries += [
+                self._bind_request(inquiry, base, address) for base in bases for address in asked
+            ]
+        if not queries:
+            raise OSError("no local address is of the same family as one of its own")
+        await asyncio.gather(*queries)
+
+    async def _bind_request(self, inquiry: Inquiry, base: Any, address: IPAddress) -> None:
+        request = stun.Message(stun.Method.BINDING, stun.Class.REQUEST)
+        try:
+            response, _ = await base.request(request, (str(address), inquiry.server.url.port))
+        except stun.TransactionError as error:
+            inquiry.error = str(error)
+            return
+        mapped = response.attributes.get("XOR-MAPPED-ADDRESS")
+        if mapped is None:
+            inquiry.error = "its answer has no address"
+            return
+        self._answered(inquiry)
+        own = base.local_candidate
+        # RFC 8445 section 5.1.3: a candidate with the address of another is redundant.
+        known = {(c.host, c.port) for c in self._reflexive}
+        known |= {(p.local_candidate.host, p.local_candidate.port) for p in self._hosts}
+        if self._over or mapped in known or len(self._reflexive) >= REFLEXIVE_MAX:
+            return
+        self._reflexive.append(
+            _candidate(
+                "srflx",
+                *mapped,
+                preference=(own.priority >> 8) & LOCAL_PREFERENCE_MAX,
+                base=f"{own.host} {inquiry.server.url}",
+                related=(own.host, own.port),
+            )
+        )
+
+    # --- TURN ---------------------------------------------------------------------------------
+
+    async def _allocate(self, inquiry: Inquiry, number: int) -> None:
+        url = inquiry.server.url
+        proxy = None
+        if url.transport == "tcp":
+            way = Url("https", url.host, url.port, "/")
+            proxy = proxy_for(way, self._settings.proxy, os.environ)
+        tls = client_context(self._settings.tls_ca) if url.scheme == "turns" else None
+        addresses = await resolve(proxy.host if proxy else url.host)
+        # Each family of relayed addresses is an allocation of its own. Over a stream that is a
+        # connection of its own, so IPv6 is asked for there only where IPv4 cannot be had.
+        preference = LOCAL_PREFERENCE_MAX - 2 * number - (url.transport == "tcp") * 1000
+        if url.transport == "udp":
+            outcomes = await asyncio.gather(
+                *(
+                    self._relay(inquiry, addresses, family, preference - (family == 6), tls, proxy)
+                    for family in (4, 6)
+                ),
+                return_exceptions=True,
+            )
+            errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+            if len(errors) == len(outcomes):
+                raise errors[0]
+            return
+        try:
+            await self._relay(inquiry, addresses, 4, preference, tls, proxy)
+        except RelayError as error:
+            if "(440)" not in str(error):
+                raise
+            await self._relay(inquiry, addresses, 6, preference, tls, proxy)
+
+    async def _relay(
+        self,
+        inquiry: Inquiry,
+        addresses: Sequence[IPAddress],
+        family: int,
+        preference: int,
+        tls: ssl.SSLContext | None,
+        proxy: Proxy | None,
+    ) -> None:
+        def alive() -> None:
+            inquiry.alive = True
+            self._changed.set()
+
+        client = await first_success(
+            [
+                lambda address=address: open_relay(  # type: ignore[misc] # the default binds it
+                    inquiry.server, address, family, tls=tls, proxy=proxy, alive=alive
+                )
+                for address in addresses
+            ],
+            ADDRESS_STAGGER,
+        )
+        protocol = self._factory()
+        transport = RelayTransport(client, protocol)
+        self._answered(inquiry)
+        if self._over or len(self._relayed) >= RELAYED_MAX:
+            transport.close()
+            return
+        host, port = transport.get_extra_info("sockname")
+        related = transport.get_extra_info("related_address")
+        if self._settings.policy == "relay":
+            # RFC 9429 section 3.5.3: the related address must not show what the policy hides; the
+            # form is that of RFC 8839 section 5.1.
+            related = ("0.0.0.0" if ":" not in host else "::", 9)  # noqa: S104 - nothing is bound
+        protocol.local_candidate = _candidate(
+            "relay",
+            host,
+            port,
+            preference=preference,
+            base=f"{host} {inquiry.server.url}",
+            related=related,
+        )
+        self._protocols.append(protocol)
+        self._relayed.append(protocol.local_candidate)
+
+
+async def first_success(attempts: Sequence[Callable[[], Awaitable[_T]]], stagger: float) -> _T:
+    """Returns the first result of several attempts, each begun `stagger` seconds after the last.
+
+    A failure begins the next one at once. What is still running is cancelled. Raises the first
+    error if all fail.
+    """
+    waiting = list(attempts)
+    running: set[asyncio.Task[_T]] = set()
+    errors: list[BaseException] = []
+    try:
+        while waiting or running:
+            if waiting:
+                running.add(asyncio.get_running_loop().create_task(_await(waiting.pop(0)())))
+            done, running = await asyncio.wait(
+                running,
+                timeout=stagger if waiting else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for task in done:
+                error = task.exception()
+                if error is None:
+                    return task.result()
+                errors.append(error)
+    finally:
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running)
+    raise errors[0] if errors else OSError("it has no address")
+
+
+async def _await(attempt: Awaitable[_T]) -> _T:
+    return await attempt
+
+
+def _candidate(
+    kind: CandidateType,
+    host: str,
+    port: int,
+    *,
+    preference: int,
+    base: str | None = None,
+    related: tuple[str, int] | None = None,
+) -> aioice.Candidate:
+    return aioice.Candidate(
+        foundation=aioice.candidate.candidate_foundation(kind, "udp", base or host),
+        component=COMPONENT,
+        transport="udp",
+        priority=candidate_priority(kind, preference),
+        host=host,
+        port=port,
+        type=kind,
+        related_address=related[0] if related else None,
+        related_port=related[1] if related else None,
+    )
+
+
+def _version(protocol: Any) -> int:
+    address = parse_ip(protocol.local_candidate.host)
+    return 0 if address is None else address.version

@@ -1,0 +1,96 @@
+"""What an operator learns about paths: which one was taken, and why none was found."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import aioice
+from aiortc import RTCPeerConnection
+
+from socks_tunnel.peer import aiortc_private
+from socks_tunnel.peer.ice.connection import IceConnection
+from socks_tunnel.peer.ice.settings import IceSettings
+
+KINDS: Final[tuple[str, ...]] = ("host", "srflx", "prflx", "relay")
+"""Kinds of paths, the nearest first."""
+
+LISTED_MAX: Final = 6
+"""Candidates and problems that one sentence names; of the rest it says how many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelectedPath:
+    """The candidate pair in use.
+
+    `kind`, one of :data:`KINDS`, says what is between the hosts. `host`: nothing that changes
+    addresses; `srflx`: a NAT, through addresses that a STUN server told; `prflx`: a NAT with
+    addresses that only the checks showed; `relay`: a TURN server.
+    """
+
+    kind: str
+    family: Literal["ipv4", "ipv6"]
+    local: tuple[str, int]
+    remote: tuple[str, int]
+
+    def __str__(self) -> str:
+        (local, local_port), (remote, remote_port) = self.local, self.remote
+        relayed = ", relayed" if self.kind == "relay" else ""
+        return f"{local} port {local_port} -> {remote} port {remote_port}{relayed}"
+
+
+def selected_path(pc: RTCPeerConnection) -> SelectedPath | None:
+    """Returns the path in use, or None while there is none."""
+    connection = aiortc_private.ice_connection(pc)
+    pair = None if connection is None else aiortc_private.selected_pair(connection)
+    if pair is None:
+        return None
+    own = pair.local_candidate.type
+    if isinstance(connection, IceConnection) and own == "host":
+        mapped = connection.mapped.get(pair)
+        if mapped is not None and mapped != pair.local_addr:
+            told = {(c.host, c.port) for c in connection.local_candidates if c.type == "srflx"}
+            own = "srflx" if mapped in told else "prflx"
+    kind = max(own, pair.remote_candidate.type, key=KINDS.index)
+    family: Literal["ipv4", "ipv6"] = "ipv6" if ":" in pair.remote_addr[0] else "ipv4"
+    return SelectedPath(kind, family, pair.local_addr, pair.remote_addr)
+
+
+def path_lost(pc: RTCPeerConnection) -> str | None:
+    """Returns why the path is gone, where that is known."""
+    connection = aiortc_private.ice_connection(pc)
+    return connection.lost if isinstance(connection, IceConnection) else None
+
+
+def why_no_candidates(pc: RTCPeerConnection, settings: IceSettings) -> str:
+    """Returns why there is nothing to offer to the peer, as a sentence."""
+    connection = aiortc_private.ice_connection(pc)
+    problems = connection.problems if isinstance(connection, IceConnection) else []
+    if problems:
+        return f"no ICE candidate can be made: {_listed(problems)}"
+    if settings.addresses:
+        which = ", ".join(settings.addresses)
+        return f"there is no local address that ice.addresses allows ({which})"
+    return "there is no local address but loopback; name it in ice.addresses"
+
+
+def why_no_path(pc: RTCPeerConnection) -> str:
+    """Returns what was tried in vain, as a part of a sentence: both sides' candidates, problems."""
+    connection = aiortc_private.ice_connection(pc)
+    if connection is None:
+        return "no candidates"
+    ours, theirs = connection.local_candidates, connection.remote_candidates
+    text = f"ours: {_candidates(ours)}; the peer's: {_candidates(theirs)}"
+    families = [{":" in c.host for c in side} for side in (ours, theirs)]
+    if ours and theirs and families[0].isdisjoint(families[1]):
+        text += "; one side has only IPv4 addresses, the other only IPv6"
+    if isinstance(connection, IceConnection) and connection.problems:
+        text += f"; {_listed(connection.problems)}"
+    return text
+
+
+def _candidates(candidates: list[aioice.Candidate]) -> str:
+    return _listed([f"{c.type} {c.host} port {c.port}" for c in candidates]) or "none"
+
+
+def _listed(texts: list[str]) -> str:
+    more = len(texts) - LISTED_MAX
+    return ", ".join(texts[:LISTED_MAX]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,64 @@
+"""URLs of STUN and TURN servers, ranges of ports."""
+
+import pytest
+
+from socks_tunnel.protocol.ice_urls import parse_ice_url, parse_udp_ports
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("stun:stun.example.net", "stun:stun.example.net:3478"),
+        ("stun:192.0.2.1:19302", "stun:192.0.2.1:19302"),
+        ("stun:[2001:db8::1]", "stun:[2001:db8::1]:3478"),
+        ("turn:a", "turn:a:3478?transport=udp"),
+        ("turn:a?transport=udp", "turn:a:3478?transport=udp"),
+        ("turn:a:80?transport=tcp", "turn:a:80?transport=tcp"),
+        ("turn:[::1]:1?transport=tcp", "turn:[::1]:1?transport=tcp"),
+        ("turns:a", "turns:a:5349"),
+        ("turns:a:443?transport=tcp", "turns:a:443"),
+    ],
+)
+def test_urls(text: str, canonical: str) -> None:
+    url = parse_ice_url(text)
+    assert str(url) == canonical
+    assert parse_ice_url(canonical) == url
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("stun:", "not of the form"),
+        ("http://a", "not of the form"),
+        ("stun://a", "not of the form"),
+        ("stun:2001:db8::1", "not of the form"),
+        ("stun:user@a", "not of the form"),
+        ("stun:a:123456", "not of the form"),
+        ("stun:a:0", "port 0"),
+        ("turn:a:65536", "port 65536"),
+        ("stun:[192.0.2.1]", "not an IPv6 address"),
+        ("stun:[::g]", "not of the form"),
+        ("stuns:a", "STUN over TLS"),
+        ("stun:a?transport=udp", "RFC 7064"),
+        ("turn:a?transport=sctp", "unknown transport 'sctp'"),
+        ("turns:a?transport=udp", "TURN over DTLS"),
+    ],
+)
+def test_urls_that_cannot_be_used(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_ice_url(text)
+
+
+def test_ranges_of_ports() -> None:
+    assert parse_udp_ports("") is None
+    assert parse_udp_ports("40000-40100") == (40_000, 40_100)
+    assert parse_udp_ports("5000") == (5000, 5000)
+    for text, reason in (
+        ("40100-40000", "ends before it begins"),
+        ("0-5", "outside of 1 to 65535"),
+        ("1-65536", "outside of 1 to 65535"),
+        ("1-2-3", "not a range"),
+        ("a", "not a range"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            parse_udp_ports(text)
