@@ -14,7 +14,9 @@ from aiortc import (
 
 from socks_tunnel.peer import IceSettings, Link, quiet_loop_exceptions
 from socks_tunnel.peer.ice import candidate_addresses
-from socks_tunnel.protocol.messages import SUBPROTOCOL, Hello
+from socks_tunnel.peer.plain.transport import PlainTransport
+from socks_tunnel.protocol.keepalive import Timing
+from socks_tunnel.protocol.messages import SUBPROTOCOL, Hello, Resume
 
 LOOPBACK = IceSettings(addresses=["127.0.0.1"])
 SESSION = bytes(range(16))
@@ -34,39 +36,82 @@ def hello(**changes: Any) -> Hello:
     return Hello(**(fields | changes))
 
 
+TIMES = {"ping_interval", "dead_after", "probe_after", "suspect_after"}
+
+
+def plain(link: Link) -> PlainTransport:
+    """The transport of a link, which is plain."""
+    assert isinstance(link.transport, PlainTransport)
+    return link.transport
+
+
+def pc_of(link: Link) -> RTCPeerConnection:
+    """The peer connection beneath a link."""
+    pc = plain(link)._connection.pc
+    assert pc is not None
+    return pc
+
+
+def ice_of(link: Link) -> Any:
+    """The ICE connection beneath a link."""
+    sctp = pc_of(link).sctp
+    assert sctp is not None
+    return sctp.transport.transport._connection
+
+
+def buffered(link: Link) -> int:
+    """What waits in a link. A call, so that nobody takes the answer for lasting."""
+    return link.transport.buffered
+
+
 class Recorder:
     """A LinkObserver that writes all down, and can be waited on."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.messages: list[bytes] = []
-        self.drained: list[int] = []
+        self.batches: list[int] = []
+        self.drained = 0
+        self.resumes: list[Resume] = []
         self.goaways: list[int] = []
         self.rtts: list[float] = []
         self.reason: str | None = None
         self.hook: Callable[[bytes], None] | None = None
         self._changed = asyncio.Event()
 
-    def link_up(self, link: Link) -> None:
-        assert link.state == "up"
+    def link_up(self) -> None:
+        assert self.reason is None
         self._note("up")
 
-    def link_message(self, link: Link, message: bytes) -> None:
-        self.messages.append(message)
+    def link_messages(self, messages: list[bytes]) -> None:
+        assert self.calls[0] == "up"
+        assert messages
+        self.messages += messages
+        self.batches.append(len(messages))
         if self.hook is not None:
-            self.hook(message)
+            for message in messages:
+                self.hook(message)
         self._note("message")
 
-    def link_drained(self, link: Link, drained: int) -> None:
-        self.drained.append(drained)
+    def link_drained(self, drained: int) -> None:
+        self.drained += drained
         self._note("drained")
 
-    def link_goaway(self, link: Link, reason: int) -> None:
+    def link_resume(self, resume: Resume) -> None:
+        self.resumes.append(resume)
+        self._note("resume")
+
+    def link_goaway(self, reason: int) -> None:
         self.goaways.append(reason)
         self._note("goaway")
 
-    def link_down(self, link: Link, reason: str) -> None:
-        assert link.state == "down"
+    def link_suspected(self, seconds: float) -> None:
+        self._note("suspected")
+
+    def link_trusted(self) -> None:
+        self._note("trusted")
+
+    def link_down(self, reason: str) -> None:
         assert self.reason is None, "link_down was called twice"
         self.reason = reason
         self._note("down")
@@ -106,13 +151,11 @@ class Site:
 
     def link(self, role: Any, **options: Any) -> tuple[Link, Recorder]:
         observer = Recorder()
-        settings: dict[str, Any] = {
-            "hello": hello(),
-            "ice": LOOPBACK,
-            "name": role,
-            "on_rtt": observer.on_rtt,
-        }
-        link = Link(observer, role=role, **(settings | options))
+        settings: dict[str, Any] = {"hello": hello(), "name": role, "on_rtt": observer.on_rtt}
+        times = {key: options.pop(key) for key in TIMES & options.keys()}
+        lanes = {key: options.pop(key) for key in {"lanes"} & options.keys()}
+        transport = PlainTransport(role, options.pop("ice", LOOPBACK), name=role, **lanes)
+        link = Link(observer, transport, timing=Timing(**times), **(settings | options))
         self._links.append(link)
         return link, observer
 

@@ -16,8 +16,8 @@ import uvloop
 
 from integration.link_pair import RawEndpoint, RawGateway, Recorder, Site, hello, site
 from socks_tunnel.peer import Link
-from socks_tunnel.peer import link as link_module
-from socks_tunnel.peer.link import EARLY_MESSAGES_MAX
+from socks_tunnel.peer.plain import transport as transport_module
+from socks_tunnel.protocol.link import EARLY_MESSAGES_MAX
 from socks_tunnel.protocol.messages import (
     Data,
     Goaway,
@@ -104,7 +104,7 @@ async def test_unsuitable_channels_end_the_link(label: str, options: dict[str, A
         reason = await seen.down()
         assert reason.startswith("the peer opened an unsuitable channel")
         assert len(reason) < 200
-        assert endpoint.protocol_errors["channel"] == 1
+        assert endpoint.protocol.errors["channel"] == 1
 
 
 @pytest.mark.parametrize("label", ["control", "datagram", "lane-1"])
@@ -140,11 +140,16 @@ async def test_lanes_that_come_late_are_received_on_only() -> None:
         gateway, endpoint, seen = await greeted(here)
         late = gateway.open("lane-63")
         await gateway.until(lambda: late.readyState == "open")
-        late.send(Data(1, b"on a late lane").encode())
+        endpoint.send_many([Data(1, b"the lanes are chosen").encode()])
+        too_late = gateway.open("lane-62")
+        await gateway.until(lambda: too_late.readyState == "open")
+        too_late.send(Data(1, b"on a late lane").encode())
         await seen.until(lambda: bool(seen.messages))
         for conn_id in range(100):
-            endpoint.send(Data(conn_id, b"back").encode())
-        await gateway.until(lambda: len(gateway.on("lane-0") + gateway.on("lane-1")) == 100)
+            endpoint.send_many([Data(conn_id, b"back").encode()])
+        lanes = ("lane-0", "lane-1", "lane-63")
+        await gateway.until(lambda: sum(len(gateway.on(lane)) for lane in lanes) == 101)
+        assert all(gateway.on(lane) for lane in lanes)
 
 
 # --- HELLO ------------------------------------------------------------------------------------
@@ -243,7 +248,7 @@ async def test_only_so_many_messages_before_hello() -> None:
             gateway.channels["lane-0"].send(OpenConnection(number + 1, "a", 80).encode())
         assert await seen.down() == f"the peer sent over {EARLY_MESSAGES_MAX} messages before HELLO"
         assert seen.messages == []
-        assert endpoint._early == []
+        assert endpoint.protocol.take_early() == []
 
 
 # --- messages ---------------------------------------------------------------------------------
@@ -277,7 +282,7 @@ async def test_errors_on_control_are_counted_and_logged_once(
         await echo(gateway)
         assert endpoint.state == "up"
         assert counted == [kind] * 3
-        assert endpoint.protocol_errors == {kind: 3}
+        assert endpoint.protocol.errors == {kind: 3}
         lines = [line for line in caplog.messages if line.startswith("link endpoint: the peer")]
         assert len(lines) == 1
         assert seen.messages == []
@@ -305,7 +310,7 @@ async def test_errors_on_other_channels_are_counted(label: str, message: Any, ki
         else:
             gateway.channels[label].send(Data(5, b"end").encode())
         await seen.until(lambda: len(seen.messages) == 1)
-        assert endpoint.protocol_errors == {kind: 1}
+        assert endpoint.protocol.errors == {kind: 1}
         assert endpoint.state == "up"
 
 
@@ -316,8 +321,8 @@ async def test_unknown_types_are_counted() -> None:
         gateway.channels["control"].send(message_header(99, 0) + b"whatever")
         gateway.channels["control"].send(message_header(0, 0))
         await echo(gateway)
-        assert endpoint.unknown_messages == len(unknown) == 2
-        assert endpoint.protocol_errors == {}
+        assert len(unknown) == 2
+        assert endpoint.protocol.errors == {}
 
 
 async def test_goaway_is_handed_on() -> None:
@@ -339,19 +344,28 @@ async def test_a_pong_of_nothing_is_no_round_trip() -> None:
         assert endpoint.state == "up"
 
 
-async def test_pings_of_a_peer_that_reads_nothing_are_not_answered(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_flood_of_pings_is_answered_in_part(caplog: pytest.LogCaptureFixture) -> None:
     async with site() as here:
         gateway, endpoint, seen = await greeted(here)
-        monkeypatch.setattr(link_module, "CONTROL_BUFFER_MAX", 0)
-        gateway.channels["control"].send(Ping(b"no reply").encode())
+        for _ in range(300):
+            gateway.channels["control"].send(Ping(b"a flood.").encode())
         gateway.channels["control"].send(Goaway(1).encode())
         await seen.until(lambda: seen.goaways == [1])
-        monkeypatch.undo()
-        await echo(gateway)
-        assert Pong(b"no reply").encode() not in gateway.on("control")
+        assert gateway.on("control").count(Pong(b"a flood.").encode()) < 100
+        assert endpoint.protocol.errors["ping-flood"] > 200
+        assert caplog.text.count("PINGs a second") == 1
         assert endpoint.state == "up"
+
+
+async def test_a_flood_of_goaways_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with site() as here:
+        gateway, endpoint, seen = await greeted(here)
+        for number in range(300):
+            gateway.channels["control"].send(Goaway(number % 256).encode())
+        await echo(gateway)
+        assert seen.goaways == [0]
+        assert endpoint.protocol.errors == {"second-goaway": 299}
+        assert caplog.text.count("GOAWAY") == 1
 
 
 # --- below the messages -----------------------------------------------------------------------
@@ -388,7 +402,7 @@ async def test_what_makes_aiortc_raise_ends_the_link_with_a_sentence(
         gateway, endpoint, seen = await greeted(here)
         await attack(gateway)
         assert (await seen.down()).startswith("the peer sent what aiortc cannot take (")
-        assert endpoint.protocol_errors["aiortc"] == 1
+        assert endpoint.protocol.errors["aiortc"] == 1
 
 
 async def test_garbage_inside_dtls_is_dropped() -> None:
@@ -410,8 +424,9 @@ async def test_an_abort_ends_the_link() -> None:
 
 async def test_messages_that_never_end_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     async with site() as here:
-        monkeypatch.setattr(link_module, "REASSEMBLY_MAX", 100_000)
-        gateway, endpoint, seen = await greeted(here, ping_interval=0.2)
+        monkeypatch.setattr(transport_module, "REASSEMBLY_MAX", 100_000)
+        monkeypatch.setattr(transport_module, "REASSEMBLY_PERIOD", 0.1)
+        gateway, endpoint, seen = await greeted(here)
         sctp = sctp_of(gateway)
         lane = gateway.channels["lane-0"]
         # The window is 1 MiB: a fragment without end of a little more than that, and 100,000 bytes.
@@ -421,7 +436,7 @@ async def test_messages_that_never_end_are_bounded(monkeypatch: pytest.MonkeyPat
         sctp._outbound_queue[-1].flags = 0  # not the last fragment after all
         await sctp._transmit()
         assert (await seen.down()).startswith("the peer sends far beyond the receive window")
-        assert endpoint.protocol_errors["reassembly"] == 1
+        assert endpoint.protocol.errors["reassembly"] == 1
 
 
 def strangers() -> list[bytes]:
@@ -448,13 +463,14 @@ def test_strangers_datagrams_do_no_harm(factory: Callable[[], asyncio.AbstractEv
         async with site() as here:
             gateway, _, endpoint, seen = await here.pair()
             for link in (gateway, endpoint):
-                assert link.path is not None
-                port = int(link.path.split(" ->")[0].rpartition(" ")[2])
+                path = link.transport.path
+                assert path is not None
+                port = path.local[1]
                 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                     for datagram in strangers():
                         sock.sendto(datagram, ("127.0.0.1", port))
             for number in range(100):
-                gateway.send(Data(number, bytes(1000)).encode())
+                gateway.send_many([Data(number, bytes(1000)).encode()])
             await seen.until(lambda: len(seen.messages) == 100)
             assert gateway.state == endpoint.state == "up"
 
@@ -472,7 +488,7 @@ async def test_a_bug_of_the_observer_is_logged_as_one(caplog: pytest.LogCaptureF
 
         seen.hook = bug
         gateway.channels["lane-0"].send(Data(1, b"x").encode())
-        assert "hit a bug here (LookupError('a bug'))" in await seen.down()
+        assert "hit a bug here (LookupError: a bug)" in await seen.down()
         (record,) = [record for record in caplog.records if record.exc_info]
         assert record.levelno == logging.ERROR
         assert record.name.startswith("socks_tunnel.peer")

@@ -21,12 +21,10 @@ from socks_tunnel.ops import http_server
 from socks_tunnel.peer import Link
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.signaling import direct
+from socks_tunnel.signaling.carrier import Answered, SignalingError, remote_address
 from socks_tunnel.signaling.direct import (
-    Answered,
     DirectClient,
     DirectServer,
-    SignalingError,
-    remote_address,
 )
 from socks_tunnel.signaling.envelope import (
     ENVELOPE_MAX,
@@ -515,7 +513,7 @@ async def test_two_identities_make_a_link_over_it() -> None:
             assert name == "office"
             await gateway.accept_answer(answered.sdp)
             await at_gateway.up()
-            assert gateway.remote_hello == hello()
+            assert gateway.protocol.remote_hello == hello()
             goodbye = new_body("bye", laptop, office.public, session=SESSION, now=time.time())
             await client.bye(location, seal(laptop, goodbye))
             assert await at_gateway.down() == "the peer closed the connection"

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from socks_tunnel.protocol.addresses import HostPort
-from socks_tunnel.signaling.direct import Answered, DirectClient, DirectServer, SignalingError
+from socks_tunnel.signaling.carrier import Answered, SignalingError
+from socks_tunnel.signaling.direct import DirectClient, DirectServer
 from socks_tunnel.signaling.tls import read_server_certificate
 from support.certificates import Authority
 

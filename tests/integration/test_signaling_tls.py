@@ -17,7 +17,8 @@ import uvloop
 
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.signaling import direct
-from socks_tunnel.signaling.direct import Answered, DirectClient, DirectServer, SignalingError
+from socks_tunnel.signaling.carrier import Answered, SignalingError
+from socks_tunnel.signaling.direct import DirectClient, DirectServer
 from socks_tunnel.signaling.tls import client_context, read_server_certificate
 from support.certificates import DAY, Authority
 

@@ -14,11 +14,14 @@ from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.peer import quiet_loop_exceptions
 from socks_tunnel.peer.link import Link
 from socks_tunnel.protocol.messages import CloseConnection, Data, OpenConnection
-from socks_tunnel.signaling.direct import DirectClient, SignalingError
+from socks_tunnel.signaling.carrier import SignalingError
+from socks_tunnel.signaling.direct import DirectClient
 from socks_tunnel.signaling.envelope import new_body, seal
 from socks_tunnel.signaling.identity import PrivateIdentity
-from socks_tunnel.supervisor import links
-from socks_tunnel.supervisor.links import Attempt, EndpointLinks, GatewayLinks
+from socks_tunnel.supervisor import answerer, dialler, links
+from socks_tunnel.supervisor.answerer import EndpointLinks
+from socks_tunnel.supervisor.dialler import GatewayLinks
+from socks_tunnel.supervisor.peerlink import PeerLink
 from socks_tunnel.supervisor.router import RoutedLink, Router, WorkerRoutes
 
 
@@ -68,7 +71,7 @@ class Side:
         self.manager.abuse(link, reason)
 
     @property
-    def up(self) -> list[Attempt]:
+    def up(self) -> list[PeerLink]:
         return self.manager.up()
 
     def row(self, peer: str) -> dict[str, Any]:
@@ -132,7 +135,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 @pytest.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(links, "FIRST_DELAY", 0.05)
+    monkeypatch.setattr(dialler, "FIRST_DELAY", 0.05)
     quiet_loop_exceptions(asyncio.get_running_loop())
     made = World(tmp_path)
     yield made
@@ -162,7 +165,6 @@ async def test_a_gateway_finds_its_endpoint_and_messages_flow(
         "op": "link-up",
         "peer": "office",
         "rank": 0,
-        "policy": "",
         "window": 262_144,
         "max_data": 65_529,
         "idle_udp": 300,
@@ -293,25 +295,25 @@ async def test_links_that_are_coming_up_are_bounded(
 
     async def offer(name: str) -> None:
         side = world.gateway(name)
-        attempt = side.manager.new_attempt(side.manager.peers["office"], bytes(16))
+        link = side.manager.new_link(side.manager.peers["office"], bytes(16))
         body = new_body(
             "offer",
             world.key(name),
             world.key("office").public,
             session=bytes(16),
             now=time.time(),
-            sdp=await attempt.link.create_offer(),
+            sdp=await link.link.create_offer(),
         )
         try:
             await client.offer(seal(world.key(name), body), 10)
         finally:
-            await attempt.close("never mind")
+            await link.close("never mind")
 
-    for _ in range(links.HANDSHAKES_PER_PEER + 2):
+    for _ in range(answerer.HANDSHAKES_PER_PEER + 2):
         await offer("laptop")
-    await until(lambda: len(endpoint.manager.attempts) == links.HANDSHAKES_PER_PEER)
+    await until(lambda: len(endpoint.manager.links) == answerer.HANDSHAKES_PER_PEER)
     assert "did not come up: the peer has dialled again" in caplog.text
-    monkeypatch.setattr(links, "HANDSHAKES_MAX", links.HANDSHAKES_PER_PEER)
+    monkeypatch.setattr(answerer, "HANDSHAKES_MAX", answerer.HANDSHAKES_PER_PEER)
     with pytest.raises(SignalingError, match="refused"):
         await offer("tablet")
     assert "refused an offer of tablet: 2 links are coming up" in caplog.text
@@ -329,7 +331,7 @@ async def test_a_stranger_is_rejected_and_the_log_says_why(
     await until(lambda: "cannot reach office" in caplog.text)
     assert "rejected an offer from local: no configured peer has the public key" in caplog.text
     assert endpoint.metric("signaling_rejected_total", reason="unknown-peer") >= 1
-    assert endpoint.manager.attempts == []
+    assert endpoint.manager.links == []
 
 
 async def test_strangers_cannot_fill_the_log(
@@ -378,14 +380,14 @@ async def test_an_offer_that_cannot_be_used_is_refused(
     with pytest.raises(SignalingError, match="refused"):
         await client.offer(seal(key, body), 10)
     assert "link laptop did not come up: the peer's SDP cannot be used" in caplog.text
-    assert endpoint.manager.attempts == []
+    assert endpoint.manager.links == []
 
 
 async def test_a_goodbye_needs_a_signature_and_ends_one_link(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     gateway, endpoint = await linked(world)
-    (attempt,) = endpoint.up
+    (link,) = endpoint.up
     client = DirectClient(f"unix:{world.directory}/office.sock")
 
     def bye(name: str, session: bytes) -> bytes:
@@ -394,14 +396,14 @@ async def test_a_goodbye_needs_a_signature_and_ends_one_link(
         return seal(key, body)
 
     with pytest.raises(SignalingError):
-        await client.bye(f"/{attempt.session_id}", bye("stranger", attempt.session))
+        await client.bye(f"/{link.session_id}", bye("stranger", link.session))
     assert "rejected a goodbye from local" in caplog.text
-    await client.bye(f"/{attempt.session_id}", bye("laptop", bytes(16)))
-    await client.bye("/another", bye("laptop", attempt.session))
-    assert endpoint.up == [attempt]
-    await client.bye(f"/{attempt.session_id}", bye("laptop", attempt.session))
-    await until(lambda: attempt.ended.done())
-    assert attempt.ended.result() == "the peer said goodbye"
+    await client.bye(f"/{link.session_id}", bye("laptop", bytes(16)))
+    await client.bye("/another", bye("laptop", link.session))
+    assert endpoint.up == [link]
+    await client.bye(f"/{link.session_id}", bye("laptop", link.session))
+    await until(lambda: link.ended.done())
+    assert link.ended.result() == "the peer said goodbye"
     await gateway.manager.stop("enough")
 
 
@@ -423,17 +425,17 @@ async def test_goaway_lets_nothing_new_in_and_keeps_what_is_there(world: World, 
     else:
         await endpoint.up[0].close("a test")
         await until(lambda: not gateway.up)
-        assert gateway.manager.attempts == []
+        assert gateway.manager.links == []
 
 
 async def test_a_link_that_the_router_wants_no_more_of_is_closed(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     gateway, endpoint = await linked(world)
-    (attempt,) = endpoint.up
-    assert attempt.routed is not None
-    endpoint.abuse(attempt.routed, "the peer ignores its windows")
-    await until(lambda: attempt.ended.done())
+    (link,) = endpoint.up
+    assert link.attached is not None
+    endpoint.abuse(link.attached.routed, "the peer ignores its windows")
+    await until(lambda: link.ended.done())
     assert "closing link laptop: the peer ignores its windows" in caplog.text
     await until(lambda: len(gateway.worker.ops("link-down")) == 1)
 
@@ -460,10 +462,10 @@ async def test_a_reload_ends_what_leads_nowhere_and_dials_what_is_new(world: Wor
 
 async def test_an_endpoint_s_reload_ends_links_of_peers_that_are_gone(world: World) -> None:
     gateway, endpoint = await linked(world)
-    (attempt,) = endpoint.up
+    (link,) = endpoint.up
     endpoint.manager.apply(world.config("endpoint", "laptop", "tablet"))
     await asyncio.sleep(0)
-    assert endpoint.up == [attempt]
+    assert endpoint.up == [link]
     endpoint.manager.apply(world.config("endpoint", "tablet"))
     await until(lambda: not endpoint.up)
     await until(lambda: "refused the offer" in gateway.detail("office"))
@@ -508,9 +510,9 @@ async def test_stopping_while_dialling_ends_soon(world: World) -> None:
     async with await asyncio.start_unix_server(never_answer, world.directory / "office.sock"):
         await gateway.manager.start()
         await asked.wait()
-        assert len(gateway.manager.attempts) == 1
+        assert len(gateway.manager.links) == 1
         async with asyncio.timeout(10):
             await gateway.manager.stop("enough")
-        assert gateway.manager.attempts == []
+        assert gateway.manager.links == []
         over.set()
         await closed.wait()

@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from socks_tunnel.peer.channels import Inbox, channel_for, lane_of
+from socks_tunnel.peer.ice import SelectedPath
 from socks_tunnel.peer.transport import (
     QUEUE_LIMIT,
     Role,
@@ -40,6 +41,9 @@ from socks_tunnel.peer.transport import (
 )
 from socks_tunnel.protocol.errors import LocalProtocolError
 from socks_tunnel.protocol.messages import HEADER, MESSAGE_MAX
+
+PATH = SelectedPath("host", "ipv4", ("192.0.2.1", 1), ("192.0.2.2", 2))
+"""The path of every wire."""
 
 _T = TypeVar("_T")
 
@@ -146,8 +150,7 @@ class MemoryTransport:
         self.queue_limit = QUEUE_LIMIT
         self.sent: list[bytes] = []
         """All messages that were taken, in order, for tests to look at."""
-        self.packets_received: int | None = 0
-        """As in the stats; None: this transport cannot tell."""
+        self.heard_at: float | None = None
         self.closed = False
         self.wire: Wire | None = None
         self._clock = clock
@@ -160,8 +163,8 @@ class MemoryTransport:
     # --- Transport ----------------------------------------------------------------------------
 
     @property
-    def path(self) -> str | None:
-        return "memory -> memory" if self.state == "up" else None
+    def path(self) -> SelectedPath | None:
+        return PATH if self.state == "up" else None
 
     @property
     def stage(self) -> str:
@@ -171,7 +174,6 @@ class MemoryTransport:
     def stats(self) -> TransportStats:
         return TransportStats(
             queued=self.buffered,
-            packets_received=self.packets_received,
             datagrams_dropped=self._dropped,
         )
 
@@ -226,7 +228,7 @@ class MemoryTransport:
                 channel = f"lane-{lane_of(message, self._lanes)}" if kind == "lane" else kind
                 self.wire.carry(self, channel, message)
 
-    async def close(self, reason: str, *, linger: float = 0.0) -> None:
+    def close(self, reason: str, *, linger: float = 0.0) -> None:
         if self.state == "down":
             return
         wire = self.wire
@@ -235,6 +237,9 @@ class MemoryTransport:
         self.closed = True
         if wire is not None:
             wire.closed_by(self, linger=linger)
+
+    async def wait_closed(self) -> None:
+        assert self.state == "down", "nobody has closed it"
 
     # --- the wire's side ----------------------------------------------------------------------
 
@@ -262,8 +267,7 @@ class MemoryTransport:
         """A message came."""
         if self.state == "down":
             return
-        if self.packets_received is not None:
-            self.packets_received += 1
+        self.heard_at = self._clock.time()
         if channel == "control":
             self._inbox.from_control(message)
         elif channel == "datagram":

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import aioice.ice
 import aioice.stun
@@ -57,6 +57,7 @@ class UnsupportedAiortcError(ImportError):
 _FUNCTIONS: Final[tuple[tuple[Any, str, tuple[str, ...]], ...]] = (
     (RTCDataChannel, "_addBufferedAmount", ("self", "amount")),
     (RTCDataChannel, "send", ("self", "data")),
+    (RTCSctpTransport, "_handle_data", ("self", "data")),
     (aioice.ice.StunProtocol, "datagram_received", ("self", "data", "addr")),
     (aioice.ice.Connection, "data_received", ("self", "data", "component")),
     (aioice.ice.Connection, "gather_candidates", ("self",)),
@@ -88,7 +89,7 @@ _FUNCTIONS: Final[tuple[tuple[Any, str, tuple[str, ...]], ...]] = (
 
 _ATTRIBUTES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
     (RTCSctpTransport, ("_advertised_rwnd", "_data_channel_queue", "_outbound_queue")),
-    (RTCSctpTransport, ("_sent_queue", "_association_state")),
+    (RTCSctpTransport, ("_sent_queue", "_association_state", "_srtt", "_cwnd", "_flight_size")),
     (RTCDtlsTransport, ("_task", "_ssl")),
     (RTCIceTransport, ("_connection",)),
     (aioice.ice.Connection, ("_closed", "_nominated", "_protocols", "_queue")),
@@ -146,6 +147,36 @@ def watch_buffered(channel: RTCDataChannel, watch: Callable[[int], None]) -> Non
         watch(amount)
 
     channel._addBufferedAmount = hook  # type: ignore[method-assign]  # noqa: SLF001
+
+
+def watch_packets(pc: RTCPeerConnection, watch: Callable[[], None]) -> None:
+    """Calls `watch` for each SCTP packet of the peer that DTLS has authenticated, from now on."""
+    sctp = pc.sctp
+    if sctp is None:
+        return
+    original = sctp._handle_data  # noqa: SLF001
+
+    def handle(data: bytes) -> Any:
+        watch()
+        return original(data)  # a coroutine, which DTLS awaits
+
+    sctp._handle_data = handle  # type: ignore[method-assign]  # noqa: SLF001
+
+
+class SctpFigures(NamedTuple):
+    """What aiortc's SCTP knows of its path: seconds, and bytes."""
+
+    rtt: float | None
+    cwnd: int
+    outstanding: int
+
+
+def sctp_figures(pc: RTCPeerConnection) -> SctpFigures | None:
+    """Returns the figures of this moment; None before there is SCTP."""
+    sctp = pc.sctp
+    if sctp is None:
+        return None
+    return SctpFigures(sctp._srtt, sctp._cwnd, sctp._flight_size)  # noqa: SLF001
 
 
 # --- state of a connection --------------------------------------------------------------------

@@ -34,7 +34,10 @@ Rules that hold for every implementation:
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+if TYPE_CHECKING:  # what follows imports aiortc, which not every transport needs
+    from socks_tunnel.peer.ice import SelectedPath
 
 Role = Literal["gateway", "endpoint"]
 TransportState = Literal["new", "connecting", "up", "down"]
@@ -83,8 +86,7 @@ class TransportStats:
     sacks_sent: int | None = None
     packets_sent: int | None = None
     packets_received: int | None = None
-    """Packets of the peer that were authenticated (DTLS records). A growing number is a sign of
-    life, also while no whole message comes."""
+    """Packets of the peer that were authenticated (DTLS records)."""
     bytes_sent: int | None = None
     """Bytes of those packets, without UDP and IP headers."""
     bytes_received: int | None = None
@@ -136,25 +138,35 @@ class TransportObserver(Protocol):
         """The peer broke a rule of the channels; the message was dropped.
 
         `kind` is a constant name for the metric, `what` completes the sentence "the peer …" and
-        is bounded. May be called for each such message: whoever logs it limits that.
+        is bounded; it is empty if the end, which follows, says it. May be called for each such
+        message: whoever logs it limits that.
         """
 
     def transport_down(self, reason: str) -> None:
         """The transport has ended; called exactly once, also if it never was up.
 
-        `reason` is a sentence for the log, at most 400 bytes. Also the call of
-        :meth:`Transport.close` leads here, before it returns control to the event loop.
+        `reason` is a sentence for the log; what it has of the peer is bounded. Also the call of
+        :meth:`Transport.close` leads here, before it returns.
         """
 
 
 class Transport(Protocol):
     """One connection to one peer, from its first SDP to the end of its sockets."""
 
-    role: Role
-    state: TransportState
-    max_message: int
-    """Longest message in bytes that the peer takes, at most 65,536. Final once the peer's SDP was
-    read; 65,536 before."""
+    @property
+    def role(self) -> Role:
+        """Which side it is: a gateway offers and opens the channels."""
+
+    @property
+    def state(self) -> TransportState:
+        """Where it is in its life."""
+
+    @property
+    def max_message(self) -> int:
+        """Longest message in bytes that the peer takes, at most 65,536.
+
+        Final once the peer's SDP was read; 65,536 before.
+        """
 
     @property
     def buffered(self) -> int:
@@ -169,8 +181,16 @@ class Transport(Protocol):
         """
 
     @property
-    def path(self) -> str | None:
-        """The addresses in use as text for an operator; None while there is no path."""
+    def heard_at(self) -> float | None:
+        """When the last packet of the peer's came that was authenticated; None before the first.
+
+        In seconds of :func:`time.monotonic` (in tests, of their clock). A sign of life also while
+        no whole message comes, as during a long upload. Asked for at each look for silence.
+        """
+
+    @property
+    def path(self) -> "SelectedPath | None":
+        """The path in use, as text for an operator if it is made one; None while there is none."""
 
     @property
     def stage(self) -> str:
@@ -225,10 +245,15 @@ class Transport(Protocol):
         would corrupt a stream) or if any is shorter than a header.
         """
 
-    async def close(self, reason: str, *, linger: float = 0.0) -> None:
-        """Ends the transport and waits until its sockets are closed. Every call may be the first.
+    def close(self, reason: str, *, linger: float = 0.0) -> None:
+        """Begins the end of the transport, once; `transport_down` is called from inside it.
 
-        What was sent before has up to `linger` seconds to be acknowledged. Bounded: it returns
-        within `linger` + :data:`CLOSE_TIMEOUT` seconds, whatever hangs. Never raises, except
-        :class:`asyncio.CancelledError`; the closing itself goes on when its caller is cancelled.
+        What was sent before has up to `linger` seconds to be acknowledged. Never raises.
+        """
+
+    async def wait_closed(self) -> None:
+        """Waits until the sockets are closed, after an end that anybody has begun.
+
+        Bounded: it returns within `linger` + :data:`CLOSE_TIMEOUT` seconds, whatever hangs. The
+        closing itself goes on when its caller is cancelled.
         """

@@ -82,9 +82,11 @@ class Keepalive:
         self._ponged_at = now
         self._due: float | None = None
 
-    def heard(self, now: float) -> bool:
-        """The peer has given a sign. Returns whether that ends a suspicion."""
-        self._heard_at = now
+    def heard(self, at: float) -> bool:
+        """The peer has given a sign, maybe a moment ago. Returns whether that ends a suspicion."""
+        self._heard_at = max(self._heard_at, at)
+        if self._unanswered_since is None or at <= self._unanswered_since:
+            return False  # it cannot be an answer to what was sent since
         self._unanswered_since = None
         suspected, self.suspected = self.suspected, False
         return suspected
@@ -115,6 +117,8 @@ class Keepalive:
         if sent is None:
             return None
         self.rtt = now - sent
+        if self._unanswered_since is not None and sent >= self._unanswered_since:
+            self._unanswered_since = None
         return self.rtt
 
     def ping(self, now: float) -> bytes:

@@ -103,8 +103,9 @@ class LinkTrusted:
 class PeerErred:
     """The peer broke the protocol; the message was dropped, and the link lives on.
 
-    `kind` is a constant name for the metric. `what` completes the sentence "the peer …". `first`
-    says whether this is the first error of its kind on this link, which is the one to be logged.
+    `kind` is a constant name for the metric. `what` completes the sentence "the peer …", and is
+    empty if the end of the link, which follows, says it. `first` says whether this is the first
+    error of its kind on this link.
     """
 
     kind: str
@@ -192,7 +193,8 @@ class LinkProtocol:
         self._channels_open = False
         self._gone_away = False
         self._connect_due = now + connect_timeout
-        self._keepalive = Keepalive(now, timing)
+        self.keepalive = Keepalive(now, timing)
+        """The signs of life: round trip, and whether the peer is suspected."""
 
     # --- what happens -------------------------------------------------------------------------
 
@@ -219,12 +221,14 @@ class LinkProtocol:
             decoded = decode(message)
         except RemoteProtocolError as error:
             text = clip(error)
-            self.peer_error(error.kind, f"sent a bad message on `control`: {text}")
             if self.remote_hello is None:
+                self.peer_error(error.kind, "")
                 self._fail(f"the peer's first message is no HELLO: {text}")
+            else:
+                self.peer_error(error.kind, f"sent a bad message on `control`: {text}")
             return
         if self.remote_hello is None and not isinstance(decoded, Hello):
-            self.peer_error("before-hello", "sent something before HELLO")
+            self.peer_error("before-hello", "")
             self._fail(f"the peer's first message is no HELLO but has type {message[0]}")
             return
         match decoded:
@@ -258,7 +262,7 @@ class LinkProtocol:
             self._early += messages
             self._early_bytes += sum(map(len, messages))
             if len(self._early) > EARLY_MESSAGES_MAX or self._early_bytes > EARLY_BYTES_MAX:
-                self.peer_error("before-hello", "sent too much before HELLO")
+                self.peer_error("before-hello", "")
                 self._fail(
                     f"the peer sent over {EARLY_MESSAGES_MAX} messages before HELLO"
                     if len(self._early) > EARLY_MESSAGES_MAX
@@ -271,34 +275,25 @@ class LinkProtocol:
         early, self._early = self._early, []
         return early
 
-    def heard(self, now: float) -> None:
-        """The peer has given a sign of life: a message, or a packet of its transport."""
-        if self._keepalive.heard(now):
+    def heard(self, at: float) -> None:
+        """The peer has given a sign of life, now or a moment ago: a packet of its transport."""
+        if self.keepalive.heard(at):
             self._events.append(LinkTrusted())
 
     def sent(self, now: float) -> bool:
         """Flow messages were sent. Returns whether the wait for a sign begins with them."""
-        return self.state == "established" and self._keepalive.sent(now)
+        return self.state == "established" and self.keepalive.sent(now)
 
     def peer_error(self, kind: str, what: str) -> None:
         """Counts an error of the peer's, which its transport may have found as well.
 
-        `kind` is one of our constant names, `what` is bounded.
+        `kind` is one of our constant names, `what` is bounded; empty if the end of the link,
+        which follows, says it.
         """
         self.errors[kind] += 1
         self._events.append(PeerErred(kind, what, self.errors[kind] == 1))
 
     # --- what is asked for --------------------------------------------------------------------
-
-    @property
-    def rtt(self) -> float | None:
-        """Last measured round trip in seconds, None before the first."""
-        return self._keepalive.rtt
-
-    @property
-    def suspected(self) -> bool:
-        """Whether :class:`LinkSuspected` was told, and :class:`LinkTrusted` was not since."""
-        return self._keepalive.suspected
 
     @property
     def resumable(self) -> bool:
@@ -331,6 +326,11 @@ class LinkProtocol:
         self._outgoing.clear()
         self._events.clear()
 
+    @property
+    def pending(self) -> bool:
+        """Whether there are events or messages to be taken."""
+        return bool(self._events or self._outgoing)
+
     # --- what comes of it ---------------------------------------------------------------------
 
     def next_event(self) -> LinkEvent | None:
@@ -346,7 +346,7 @@ class LinkProtocol:
         """Returns when :meth:`handle_timeout` is to be called; None: never again."""
         if self.state == "failed":
             return None
-        return self._connect_due if self.state == "connecting" else self._keepalive.next_due()
+        return self._connect_due if self.state == "connecting" else self.keepalive.next_due()
 
     def handle_timeout(self, now: float) -> None:
         """Does what is due. May be called early, then nothing happens, and late."""
@@ -357,7 +357,7 @@ class LinkProtocol:
             return
         if self.state == "failed":
             return
-        verdict = self._keepalive.check(now)
+        verdict = self.keepalive.check(now)
         if verdict.dead is not None:
             self._fail(f"nothing was heard from the peer for {verdict.dead:.0f} s")
             return
@@ -369,13 +369,13 @@ class LinkProtocol:
     # --- helpers ------------------------------------------------------------------------------
 
     def _ping_arrived(self, ping: Ping, now: float) -> None:
-        if self._keepalive.may_answer(now):
+        if self.keepalive.may_answer(now):
             self._outgoing.append(Pong(ping.opaque).encode())
         else:
             self.peer_error("ping-flood", f"sent over {PONGS_PER_SECOND} PINGs a second")
 
     def _pong_arrived(self, pong: Pong, now: float) -> None:
-        rtt = self._keepalive.answered(pong.opaque, now)
+        rtt = self.keepalive.answered(pong.opaque, now)
         if rtt is not None:
             self._events.append(RttMeasured(rtt))
 
@@ -390,7 +390,7 @@ class LinkProtocol:
             # Also before a refusal: the other side's operator is to see both versions.
             self._outgoing.append(self.hello.encode())
         if not fits:
-            self.peer_error("version", f"speaks protocol version {hello.version}")
+            self.peer_error("version", "")
             software = clip(hello.software)
             self._events.append(VersionRefused(hello.version, software))
             self._fail(
@@ -399,7 +399,7 @@ class LinkProtocol:
             )
             return
         if self.role == "gateway" and hello.session != self.hello.session:
-            self.peer_error("session", "names another session than ours in HELLO")
+            self.peer_error("session", "")
             self._fail("the peer's HELLO names another session than ours")
             return
         self.remote_hello = hello
@@ -423,8 +423,8 @@ class LinkProtocol:
             return
         self.state = "established"
         self._events.append(LinkEstablished(self.remote_hello))
-        self._keepalive.heard(now)
-        self._outgoing.append(Ping(self._keepalive.ping(now)).encode())
+        self.keepalive.heard(now)
+        self._outgoing.append(Ping(self.keepalive.ping(now)).encode())
 
     def _fail(self, reason: str, *, linger: bool = False) -> None:
         if self.state != "failed":

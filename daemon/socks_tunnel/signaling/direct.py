@@ -16,9 +16,6 @@ import logging
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import urljoin
@@ -27,6 +24,12 @@ from socks_tunnel.ops.http_server import Bounds, HttpServer, Request, Response
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.urls import Url
+from socks_tunnel.signaling.carrier import (
+    ByeHandler,
+    OfferHandler,
+    SignalingError,
+    remote_address,
+)
 from socks_tunnel.signaling.envelope import ENVELOPE_MAX
 from socks_tunnel.signaling.http_client import Answer, HttpFailure, request
 from socks_tunnel.signaling.tls import client_context
@@ -56,31 +59,6 @@ CONTENT_TYPE: Final = "application/vnd.msgpack"
 
 LOCATION_MAX: Final = 1024
 """Longest Location in an answer, in bytes."""
-
-remote_address: ContextVar[str] = ContextVar("remote_address", default="")
-"""Where the request that is being handled came from, for log lines: an IP address, or `local`."""
-
-
-class SignalingError(Exception):
-    """The peer cannot be reached, or refused; the text is a sentence for the log."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """An offer was accepted: the answer's envelope, and the name that the session gets in Location.
-
-    `session_id` must consist of characters that need no escape in a URL, such as hex digits.
-    """
-
-    envelope: bytes
-    session_id: str
-
-
-OfferHandler = Callable[[bytes], Awaitable[Answered | None]]
-"""Gets the envelope of a POST; returns the answer, or None if it is rejected."""
-
-ByeHandler = Callable[[str, bytes], Awaitable[bool]]
-"""Gets the session's name and the envelope of a DELETE; returns whether it was accepted."""
 
 
 class DirectServer:
@@ -191,6 +169,11 @@ class DirectClient:
         self._ca = ca
         self._proxy = proxy
 
+    @property
+    def name(self) -> str:
+        """Where it leads, for log lines."""
+        return self._name
+
     async def offer(self, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
         """Brings an offer; returns the envelope of the answer and what :meth:`bye` needs.
 
@@ -215,6 +198,10 @@ class DirectClient:
         answer, _ = await self._request("DELETE", target, envelope, timeout)
         if answer.status != 200:
             raise SignalingError(self._refusal("the end of the session", answer.status))
+
+    async def appeared(self) -> None:
+        """Never returns: without asking it, nobody can know whether an endpoint is there."""
+        await asyncio.get_running_loop().create_future()
 
     def _refusal(self, what: str, status: int) -> str:
         if status == 403:

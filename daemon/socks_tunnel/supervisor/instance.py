@@ -33,6 +33,7 @@ from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.ipc import encode_control
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor import report
+from socks_tunnel.supervisor.answerer import EndpointLinks
 from socks_tunnel.supervisor.children import (
     EXPORTER_COMMAND,
     WORKER_COMMAND,
@@ -40,7 +41,8 @@ from socks_tunnel.supervisor.children import (
     WorkerSlot,
 )
 from socks_tunnel.supervisor.control import ControlError, ControlServer
-from socks_tunnel.supervisor.links import EndpointLinks, GatewayLinks, Links, software
+from socks_tunnel.supervisor.dialler import GatewayLinks
+from socks_tunnel.supervisor.links import Links, software
 from socks_tunnel.supervisor.listeners import (
     Address,
     Listener,
@@ -374,7 +376,7 @@ class Instance:
             if self.exporter is not None:
                 self.exporter.push_state(self._why_not_ready())
             buffered = self.metrics.buffered_bytes
-            buffered.labels("link").set(sum(a.link.buffered for a in self.links.attempts))
+            buffered.labels("link").set(self.links.buffered)
             buffered.labels("ipc").set(
                 sum(slot.channel.buffered for slot in self.workers if slot.channel is not None)
             )

@@ -216,9 +216,10 @@ def test_a_kill_loses_what_is_under_way_and_delivers_what_has_come() -> None:
 def test_a_close_is_told_once_and_the_peer_gets_what_was_sent_before() -> None:
     clock, wire, left, right = joined()
     wire.gateway.send_many([data(1)])
-    finish(wire.gateway.close("enough", linger=1.0))
+    wire.gateway.close("enough", linger=1.0)
     assert left.downs == ["enough"]
-    finish(wire.gateway.close("again"))
+    wire.gateway.close("again")
+    finish(wire.gateway.wait_closed())
     clock.advance(1)
     assert right.messages == [data(1)]
     assert right.downs == ["the peer closed the connection"]

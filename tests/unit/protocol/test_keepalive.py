@@ -106,6 +106,17 @@ def test_a_sign_ends_the_wait_and_the_suspicion(alive: Keepalive) -> None:
     assert not alive.heard(T0 + 3.2)
 
 
+def test_a_sign_from_before_is_no_answer_to_what_was_sent_since(alive: Keepalive) -> None:
+    alive.sent(T0 + 2)
+    alive.heard(T0 + 1.5)
+    assert due(alive) == 3
+    alive.heard(T0 + 1)  # nor does a look at an older sign take anything back
+    alive.heard(T0 + 2)
+    assert due(alive) == 3
+    alive.heard(T0 + 2.001)
+    assert due(alive) == pytest.approx(7.001)
+
+
 def test_a_long_round_trip_is_no_reason_for_suspicion(alive: Keepalive) -> None:
     opaque = alive.ping(T0)
     alive.heard(T0 + 0.8)
@@ -123,8 +134,7 @@ def test_a_long_round_trip_is_no_reason_for_suspicion(alive: Keepalive) -> None:
 
 
 def test_a_pause_of_ours_is_no_silence_of_the_peer(alive: Keepalive) -> None:
-    alive.ping(T0)
-    alive.heard(T0)
+    alive.answered(alive.ping(T0), T0)
     assert due(alive) == 5
     verdict = alive.check(T0 + 65)  # this process was stopped for a minute
     assert verdict.dead is verdict.suspected is None

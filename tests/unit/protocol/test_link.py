@@ -114,7 +114,7 @@ def test_both_sides_greet_and_measure() -> None:
     assert at_left == [LinkEstablished(hello(features=("udp",))), RttMeasured(0)]
     assert at_right == [LinkEstablished(hello(features=("udp",))), RttMeasured(0)]
     assert pair.left.state == pair.right.state == "established"
-    assert pair.left.rtt == pair.right.rtt == 0
+    assert pair.left.keepalive.rtt == pair.right.keepalive.rtt == 0
     assert not pair.left.errors
     assert not pair.right.errors
 
@@ -278,8 +278,13 @@ def test_a_text_of_the_peer_s_is_bounded_in_whatever_is_said_of_it() -> None:
     error, failure = events(link)
     assert isinstance(error, PeerErred)
     assert isinstance(failure, LinkFailed)
-    assert len(error.what.encode()) < 300
+    assert error.what == ""  # the failure says it
     assert len(failure.reason.encode()) < 300
+    link = established()
+    link.receive_message(message_header(10, 0) + body, T0)
+    (error,) = events(link)
+    assert isinstance(error, PeerErred)
+    assert 0 < len(error.what.encode()) < 300
 
 
 def test_unknown_types_are_told_and_ignored() -> None:
@@ -424,7 +429,7 @@ def test_a_sign_of_the_transport_counts() -> None:
     link.handle_timeout(T0 + 2)
     assert events(link) == [LinkSuspected(2)]
     link.heard(T0 + 3)
-    assert not link.suspected
+    assert not link.keepalive.suspected
     assert events(link) == [LinkTrusted()]
     due = link.next_timeout()
     assert due is not None

@@ -1,0 +1,79 @@
+"""The interface between who makes links and whatever carries their envelopes to the other host.
+
+A carrier moves envelopes, and nobody trusts it: what counts is the signature on each of them
+(:mod:`socks_tunnel.signaling.envelope`). The direct one is HTTP to the endpoint itself
+(:mod:`socks_tunnel.signaling.direct`); others go through a service in the middle.
+
+::
+
+    gateway                                                    endpoint
+    OutgoingCarrier.offer(offer)   ----- envelope ----->   the OfferHandler of an IncomingCarrier
+                    (answer, handle)  <---- envelope -----     Answered(envelope, session_id)
+    OutgoingCarrier.bye(handle, bye)  -- envelope ----->   its ByeHandler(session_id, envelope)
+
+A handle names at the gateway what `session_id` names at the endpoint; only the carrier knows how.
+"""
+
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Protocol
+
+remote_address: ContextVar[str] = ContextVar("remote_address", default="")
+"""Where the envelope that is being handled came from, for log lines: an IP address, `local`, or
+the name of a service."""
+
+
+class SignalingError(Exception):
+    """The peer cannot be reached, or refused; the text is a sentence for the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An offer was accepted: the answer's envelope, and the name that the session gets.
+
+    `session_id` must consist of characters that need no escape in a URL, such as hex digits.
+    """
+
+    envelope: bytes
+    session_id: str
+
+
+OfferHandler = Callable[[bytes], Awaitable[Answered | None]]
+"""Gets the envelope of an offer; returns the answer, or None if it is rejected."""
+
+ByeHandler = Callable[[str, bytes], Awaitable[bool]]
+"""Gets the session's name and the envelope of a goodbye; returns whether it was accepted."""
+
+
+class OutgoingCarrier(Protocol):
+    """Offers out, to one endpoint."""
+
+    @property
+    def name(self) -> str:
+        """Where it leads, for log lines. Without secrets."""
+
+    async def offer(self, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
+        """Brings an offer; returns the envelope of the answer, and the handle for :meth:`bye`.
+
+        Raises :class:`SignalingError` if nothing usable comes within `timeout` seconds.
+        """
+
+    async def bye(self, handle: str, envelope: bytes) -> None:
+        """Ends the session that an offer began; bounded in time. Raises :class:`SignalingError`."""
+
+    async def appeared(self) -> None:
+        """Waits until the endpoint has become reachable after it was not (presence).
+
+        Whoever waits to dial again then dials at once. A carrier that cannot know never returns.
+        """
+
+
+class IncomingCarrier(Protocol):
+    """Offers in, from anybody; who made it gave it the handlers."""
+
+    async def start(self) -> None:
+        """Begins to take envelopes. Raises :class:`OSError` if that is not possible here."""
+
+    async def stop(self) -> None:
+        """Takes no more envelopes; bounded in time."""

@@ -1,0 +1,186 @@
+"""Answering, on an endpoint: offers of configured gateways become links."""
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from socks_tunnel.config.errors import ConfigError, Problem
+from socks_tunnel.config.models import Config
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.peer.transport import TransportError
+from socks_tunnel.signaling.carrier import Answered, ByeHandler, OfferHandler, remote_address
+from socks_tunnel.signaling.direct import DirectServer
+from socks_tunnel.signaling.envelope import EnvelopeRejected, new_body, seal
+from socks_tunnel.signaling.tls import ServerCertificate, TlsFileError, read_server_certificate
+from socks_tunnel.supervisor.links import Links, route_of
+from socks_tunnel.supervisor.peerlink import PeerLink
+
+_log = logging.getLogger(__name__)
+
+HANDSHAKES_PER_PEER: Final = 2
+"""Links of one peer that may be coming up at a time; a further offer ends the oldest."""
+
+HANDSHAKES_MAX: Final = 64
+"""Links that may be coming up at a time; further offers are refused."""
+
+
+class EndpointLinks(Links):
+    """Answers the offers of the configured gateways."""
+
+    role = "endpoint"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._carriers = [DirectListener(self._offer, self._bye)]
+
+    async def start(self) -> None:
+        """Listens for offers."""
+        for carrier in self._carriers:
+            await carrier.prepare(self.config)
+            await carrier.start(self.config)
+        self._count_links()
+
+    async def prepare(self, config: Config) -> None:
+        """Reads what the carriers need."""
+        for carrier in self._carriers:
+            await carrier.prepare(config)
+
+    def apply(self, config: Config) -> None:
+        """Ends the links of peers that are gone or have another key."""
+        super().apply(config)
+        for carrier in self._carriers:
+            carrier.apply()
+        for link in list(self.links):
+            peer = self.peers.get(link.peer.name)
+            if peer is None or route_of(peer) != route_of(link.peer):
+                reason = "the peer was removed from the configuration, or has another key now"
+                spawn(f"close link {link.peer.name}", link.close(reason))
+        self._count_links()
+
+    async def stop(self, reason: str) -> None:
+        """Takes no more offers, ends all links."""
+        self.draining = True
+        for carrier in self._carriers:
+            await carrier.stop()
+        await asyncio.gather(*(link.close(reason) for link in list(self.links)))
+
+    def on_down(self, link: PeerLink, reason: str) -> None:
+        """Says why, also if it did not come up: at the other end they see only that."""
+        if link.up_at is None:
+            _log.warning("link %s did not come up: %s", link.peer.name, reason)
+        super().on_down(link, reason)
+
+    async def _offer(self, envelope: bytes) -> Answered | None:
+        origin = remote_address.get()
+        try:
+            offer, name = self.verifier.open(envelope, time.time(), kinds={"offer"})
+        except EnvelopeRejected as rejection:
+            self.rejected(f"an offer from {origin}", rejection)
+            return None
+        if self.draining:
+            _log.info("refused an offer of %s: shutting down", name)
+            return None
+        if not self._make_room(name):
+            return None
+        link = self.new_link(self.peers[name], offer.session)
+        try:
+            sdp = await link.link.accept_offer(offer.sdp)
+        except TransportError:
+            return None  # on_down has said why
+        except BaseException:
+            spawn(f"close link {name}", link.close("its offer was not answered"))
+            raise
+        answer = new_body(
+            "answer",
+            self.identity,
+            offer.sender,
+            session=offer.session,
+            now=time.time(),
+            sdp=sdp,
+            in_reply_to=offer.nonce,
+        )
+        _log.debug("answered an offer of %s from %s", name, origin)
+        return Answered(seal(self.identity, answer), link.session_id)
+
+    def _make_room(self, name: str) -> bool:
+        """Keeps the links that are coming up within their bounds; False if there is no room."""
+        pending = [link for link in self.links if not link.came_up.done()]
+        if len(pending) >= HANDSHAKES_MAX:
+            _log.warning("refused an offer of %s: %d links are coming up", name, len(pending))
+            return False
+        own = [link for link in pending if link.peer.name == name]
+        # A gateway that dials again has given up its earlier attempt.
+        for link in own[: len(own) - HANDSHAKES_PER_PEER + 1]:
+            spawn(f"close link {name}", link.close("the peer has dialled again"))
+        return True
+
+    async def _bye(self, session_id: str, envelope: bytes) -> bool:
+        try:
+            bye, name = self.verifier.open(envelope, time.time(), kinds={"bye"})
+        except EnvelopeRejected as rejection:
+            self.rejected(f"a goodbye from {remote_address.get()}", rejection)
+            return False
+        for link in self.links:
+            if (link.peer.name, link.session_id, link.session) == (name, session_id, bye.session):
+                spawn(f"close link {name}", link.close("the peer said goodbye"))
+        return True  # also if the link has ended by itself meanwhile
+
+
+class DirectListener:
+    """The direct carrier's listener, with its certificate, which may be renewed."""
+
+    def __init__(self, offer: OfferHandler, bye: ByeHandler) -> None:
+        self._offer = offer
+        self._bye = bye
+        self._server: DirectServer | None = None
+        self._certificate: ServerCertificate | None = None
+
+    async def prepare(self, config: Config) -> None:
+        """Reads the certificate. HTTP stays HTTP while it listens. Raises :class:`ConfigError`."""
+        signaling = config.signaling
+        if signaling is None or signaling.tls_certificate is None:
+            return
+        if self._server is not None and self._certificate is None:
+            return
+        try:
+            self._certificate = await asyncio.to_thread(
+                read_server_certificate, signaling.tls_certificate, signaling.tls_key
+            )
+        except TlsFileError as error:
+            key = f"signaling.{error.key}"
+            raise ConfigError([Problem(config.source, None, key, str(error))]) from None
+
+    async def start(self, config: Config) -> None:
+        """Listens. Raises :class:`OSError`."""
+        signaling = config.signaling
+        assert signaling is not None, "the loader wants a listener for an endpoint"
+        assert signaling.listen is not None, "as above"
+        certificate = self._certificate
+        tls = None if certificate is None else certificate.context
+        self._server = DirectServer(signaling.listen, self._offer, bye=self._bye, tls=tls)
+        await self._server.start()
+        how = "" if certificate is None else " by HTTPS"
+        _log.info("listening for offers on %s%s", self._server.address, how)
+        if certificate is not None:
+            _log_certificate(certificate)
+
+    def apply(self) -> None:
+        """Serves a renewed certificate to new connections; old ones go on with what they have."""
+        if self._server is not None and self._certificate is not None:
+            self._server.tls = self._certificate.context
+            _log_certificate(self._certificate)
+
+    async def stop(self) -> None:
+        """Listens no more."""
+        if self._server is not None:
+            await self._server.stop()
+
+
+def _log_certificate(certificate: ServerCertificate) -> None:
+    complaint = certificate.complaint(datetime.now(UTC))
+    if complaint is None:
+        _log.info("TLS certificate %s", certificate)
+    else:
+        _log.warning("TLS certificate %s: it %s; gateways refuse it", certificate.path, complaint)

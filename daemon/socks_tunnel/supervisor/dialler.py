@@ -1,0 +1,294 @@
+"""Dialling, on a gateway: one :class:`Dialler` for each configured peer keeps a link to it.
+
+::
+
+    dial --up--> keep --ended--> wait (back-off with jitter, or the peer has appeared) --> dial
+                  |  ^
+           in doubt  |  another link, or the old one that works again
+                  v  |
+                 dial beside it; whichever works first carries on
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from socks_tunnel.config.models import Config, Peer
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.peer.transport import TransportError
+from socks_tunnel.signaling.carrier import OutgoingCarrier, SignalingError
+from socks_tunnel.signaling.direct import DirectClient
+from socks_tunnel.signaling.envelope import EnvelopeRejected, new_body, seal
+from socks_tunnel.signaling.identity import parse_public_key
+from socks_tunnel.supervisor.backoff import Backoff
+from socks_tunnel.supervisor.links import Links, route_of
+from socks_tunnel.supervisor.peerlink import PeerLink
+
+_log = logging.getLogger(__name__)
+
+OFFER_TIMEOUT: Final = 15.0
+"""Seconds for a peer to answer an offer."""
+
+FIRST_DELAY: Final = 0.5
+LONGEST_DELAY: Final = 30.0
+"""Bounds of the delay between two attempts to reach a peer, in seconds."""
+
+LIVED_LONG: Final = 30.0
+"""Seconds after which a link that ends does not count as a failure in a row."""
+
+_EXPECTED: Final = (SignalingError, EnvelopeRejected, TransportError, ValueError)
+"""What an attempt fails with when nobody here is to blame; each says why in a sentence."""
+
+CarrierFactory = Callable[[Peer], OutgoingCarrier]
+
+
+def direct_carrier(peer: Peer) -> OutgoingCarrier:
+    """Returns the way to a peer that has a url."""
+    assert peer.url is not None, "the loader wants a url for each peer of a gateway"
+    return DirectClient(peer.url, ca=peer.tls_ca, proxy=peer.proxy)
+
+
+class GatewayLinks(Links):
+    """Keeps a link to each configured peer. `carriers` makes the way to a peer."""
+
+    role = "gateway"
+
+    def __init__(
+        self, *args: Any, carriers: CarrierFactory = direct_carrier, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.carriers = carriers
+        self._diallers: dict[str, Dialler] = {}
+
+    async def start(self) -> None:
+        """Dials all peers."""
+        for peer in self.config.peers:
+            self._dial(peer)
+        self._count_links()
+
+    def apply(self, config: Config) -> None:
+        """Ends what leads to peers that are gone or changed, and dials the new ones."""
+        super().apply(config)
+        for name, dialler in list(self._diallers.items()):
+            peer = self.peers.get(name)
+            if peer is None or route_of(peer) != route_of(dialler.peer):
+                del self._diallers[name]
+                reason = "the peer was removed from the configuration"
+                if peer is not None:
+                    reason = "the peer's key or url has changed in the configuration"
+                spawn(f"stop dialling {name}", dialler.stop(reason))
+            else:
+                dialler.update(peer)
+        for peer in config.peers:
+            if peer.name not in self._diallers:
+                self._dial(peer)
+        self._count_links()
+
+    def goaway(self) -> None:
+        """Also dials no more."""
+        super().goaway()
+        for dialler in self._diallers.values():
+            dialler.hold()
+
+    async def stop(self, reason: str) -> None:
+        """Says goodbye to all peers."""
+        self.draining = True
+        await asyncio.gather(*(dialler.stop(reason) for dialler in self._diallers.values()))
+
+    def path_changed(self, why: str) -> None:
+        """Addresses or routes of this host have changed: tries another link beside each.
+
+        `why` ends the sentence "link office: …".
+        """
+        for link in self.up():
+            link.doubt(why)
+
+    def _dial(self, peer: Peer) -> None:
+        if not self.draining:
+            self._diallers[peer.name] = dialler = Dialler(self, peer)
+            dialler.start()
+
+    def _absent(self, peer: Peer) -> dict[str, Any]:
+        dialler = self._diallers.get(peer.name)
+        detail = dialler.last_failure if dialler is not None else None
+        return {**super()._absent(peer), "detail": detail}
+
+
+class Dialler:
+    """Keeps dialling one peer. The session is its own and lasts as long as the process."""
+
+    def __init__(self, links: GatewayLinks, peer: Peer) -> None:
+        self.last_failure: str | None = None
+        """Why there is no link, as a sentence; of the latest attempt or of the latest link."""
+        self._links = links
+        self._session = secrets.token_bytes(16)
+        self._key = parse_public_key(peer.public_key)
+        self._backoff = Backoff(FIRST_DELAY, LONGEST_DELAY, jitter=True)
+        self.update(peer)
+        self._task: asyncio.Task[None] | None = None
+        self._begun: dict[PeerLink, tuple[OutgoingCarrier, str] | None] = {}
+        """Links that have not ended, with what their goodbye needs once they were answered."""
+
+    def update(self, peer: Peer) -> None:
+        """Takes changes of the peer that its link does not depend on; the next attempt has them."""
+        self.peer = peer
+        self._carrier = self._links.carriers(peer)
+
+    def start(self) -> None:
+        """Dials until :meth:`hold` or :meth:`stop`."""
+        self._task = spawn(f"dial {self.peer.name}", self._dial_forever())
+
+    def hold(self) -> None:
+        """Dials no more; a link that is up stays."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def stop(self, reason: str) -> None:
+        """Dials no more, ends the links in order, and says goodbye to the endpoint."""
+        self.hold()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        await asyncio.gather(*(self._bid_farewell(link, reason) for link in list(self._begun)))
+
+    async def _bid_farewell(self, link: PeerLink, reason: str) -> None:
+        answered = self._begun.get(link)
+        await link.close(reason)
+        if answered is None:
+            return
+        carrier, handle = answered
+        body = new_body(
+            "bye", self._links.identity, self._key, session=self._session, now=time.time()
+        )
+        try:
+            await carrier.bye(handle, seal(self._links.identity, body))
+        except SignalingError as error:
+            # The endpoint has usually noticed by the closing of the link itself.
+            _log.debug("no goodbye to %s: %s", self.peer.name, error)
+
+    # --- for as long as the process lives -------------------------------------------------------
+
+    async def _dial_forever(self) -> None:
+        name = self.peer.name
+        while True:
+            try:
+                link = await self._dial()
+            except _EXPECTED as error:
+                delay = self._failed(str(error))
+                _log.warning("cannot reach %s: %s; trying again in %.1f s", name, error, delay)
+            except Exception as error:  # noqa: BLE001 - reported, and no reason to give the peer up
+                delay = self._failed(repr(error))
+                _log.exception("dialling %s failed; trying again in %.1f s", name, delay)
+            else:
+                delay = self._failed(await self._keep(link))
+                _log.info("dialling %s again in %.1f s", name, delay)
+            await self._wait(delay)
+
+    def _failed(self, reason: str) -> float:
+        self.last_failure = reason
+        return self._backoff.next()
+
+    async def _wait(self, delay: float, *others: "asyncio.Future[None]") -> None:
+        """Waits so many seconds, or for one of others, or until the peer is reachable again."""
+        appeared = spawn(f"presence of {self.peer.name}", self._carrier.appeared())
+        try:
+            await asyncio.wait(
+                [appeared, *others], timeout=delay, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            appeared.cancel()
+
+    async def _keep(self, link: PeerLink) -> str:
+        """Waits until the link, and whatever has taken its place, has ended; returns why."""
+        loop = asyncio.get_running_loop()
+        up_at = loop.time()
+        while not link.ended.done():
+            newer = None
+            # Flows go on with another link only if both sides can resume.
+            if link.in_doubt and link.link.protocol.resumable:
+                newer = await self._dial_beside(link)
+            if newer is not None:
+                link, up_at = newer, loop.time()
+            elif not link.ended.done():
+                # Shielded: hold() cancels this task, not what others look at too.
+                await asyncio.shield(link.change)
+        if loop.time() - up_at >= LIVED_LONG:
+            self._backoff.reset()
+        return link.ended.result()
+
+    async def _dial_beside(self, link: PeerLink) -> PeerLink | None:
+        """Dials another link beside one that is in doubt, until either works.
+
+        Returns the newer one once it is up; None if the old one works again, or has ended.
+        """
+        while link.in_doubt and not link.ended.done():
+            dialling = spawn(f"dial {self.peer.name} again", self._attempt_beside())
+            either: list[asyncio.Future[Any]] = [dialling, link.change]
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if link.ended.done():  # no longer beside it, but in its place
+                    await asyncio.wait([dialling])
+            finally:
+                dialling.cancel()
+            if not dialling.done():
+                await asyncio.wait([dialling])
+                for other in [other for other in self._begun if other is not link]:
+                    spawn(f"close link {self.peer.name}", other.close("the older one works again"))
+                return None
+            newer = dialling.result()
+            if newer is not None:
+                return newer
+            await self._wait(self._backoff.next(), link.change)
+        return None
+
+    async def _attempt_beside(self) -> PeerLink | None:
+        """Makes one attempt while there still is a link; returns None if it has failed."""
+        try:
+            return await self._dial()
+        except _EXPECTED as error:
+            _log.info("cannot reach %s beside its link: %s", self.peer.name, error)
+        except Exception:  # noqa: BLE001 - reported, and no reason to give the peer up
+            _log.exception("dialling %s beside its link failed", self.peer.name)
+        return None
+
+    # --- one attempt ----------------------------------------------------------------------------
+
+    async def _dial(self) -> PeerLink:
+        """Makes one attempt; returns it once its link is up. Raises what says why it failed."""
+        link = self._links.new_link(self.peer, self._session)
+        self._begun[link] = None
+        link.ended.add_done_callback(lambda _: self._begun.pop(link, None))
+        try:
+            await self._shake_hands(link)
+        except EnvelopeRejected as rejection:
+            self._links.metrics.signaling_rejected_total.labels(rejection.reason_code).inc()
+            await link.close("the answer was rejected")
+            raise
+        except asyncio.CancelledError:
+            raise  # after hold() a link that is coming up may still do so; stop() closes it
+        except Exception as error:
+            await link.close(str(error))
+            raise
+        return link
+
+    async def _shake_hands(self, link: PeerLink) -> None:
+        links, carrier = self._links, self._carrier
+        sdp = await link.link.create_offer()
+        offer = new_body(
+            "offer", links.identity, self._key, session=self._session, now=time.time(), sdp=sdp
+        )
+        envelope, handle = await carrier.offer(seal(links.identity, offer), OFFER_TIMEOUT)
+        self._begun[link] = carrier, handle
+        answer, name = links.verifier.open(
+            envelope, time.time(), kinds={"answer"}, in_reply_to=offer.nonce
+        )
+        if name != self.peer.name or answer.session != self._session:
+            raise EnvelopeRejected(
+                "unexpected-reply", f"the answer is {name}'s, or of another session", name
+            )
+        await link.link.accept_answer(answer.sdp)
+        await asyncio.shield(link.came_up)
+        if link.ended.done():
+            raise TransportError(link.ended.result())

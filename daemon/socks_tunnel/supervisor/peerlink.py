@@ -1,0 +1,208 @@
+"""One link of a peer, from its first SDP to its end: what the supervisor keeps of it.
+
+It observes its :class:`~socks_tunnel.peer.link.Link`, takes part in routing from `link_up` to
+`link_down`, and says in the log what an operator wants to know of it.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+from socks_tunnel.config.models import Peer
+from socks_tunnel.ops.metrics import Metrics
+from socks_tunnel.peer.link import Link
+from socks_tunnel.peer.transport import Transport
+from socks_tunnel.protocol.errors import CloseReason
+from socks_tunnel.protocol.messages import Hello, Resume
+from socks_tunnel.supervisor.attachment import Attached, Attachments
+
+_log = logging.getLogger(__name__)
+
+REPLACED: Final = "replaced by a newer link of the same peer"
+
+
+class PeerLinkOwner(Protocol):
+    """Who keeps the links of all peers."""
+
+    metrics: Metrics
+    attachments: Attachments
+
+    def on_up(self, link: "PeerLink") -> None:
+        """A link takes part in routing now."""
+
+    def on_down(self, link: "PeerLink", reason: str) -> None:
+        """A link has ended, or did not come up."""
+
+
+class PeerLink:
+    """One link of `peer`. `hello` is what we say of ourselves on it, with the session."""
+
+    def __init__(
+        self, owner: PeerLinkOwner, peer: Peer, hello: Hello, transport: Transport
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.peer = peer
+        self.session = hello.session
+        self.session_id = secrets.token_hex(16)
+        """Names an endpoint's session to the carrier of its answer."""
+        self.attached: Attached | None = None
+        """Its place in the router, while it is up."""
+        self.up_at: float | None = None
+        """When it came up: Unix time."""
+        self.came_up: asyncio.Future[None] = loop.create_future()
+        """Done once the link is up or has ended."""
+        self.ended: asyncio.Future[str] = loop.create_future()
+        """Done with the reason once the link has ended."""
+        self.in_doubt = False
+        """Whether there is reason to try another link beside this one."""
+        self.change: asyncio.Future[None] = loop.create_future()
+        """Done, and replaced by a new one, when `in_doubt` changes; done when the link ends."""
+        self._owner = owner
+        self._closing = False
+        self._goaway = False
+        metrics = owner.metrics
+        self.link = Link(
+            self,
+            transport,
+            name=peer.name,
+            hello=hello,
+            on_protocol_error=lambda kind: metrics.protocol_errors_total.labels(kind).inc(),
+            on_unknown=metrics.messages_unknown_total.inc,
+            on_rtt=metrics.link_rtt_seconds.observe,
+        )
+
+    def __repr__(self) -> str:
+        return f"<PeerLink {self.peer.name} {self.link.state}>"
+
+    # --- LinkObserver -------------------------------------------------------------------------
+
+    def link_up(self) -> None:
+        """Takes part in routing."""
+        link = self.link
+        remote = link.protocol.remote_hello
+        assert remote is not None, "a link is up only after HELLO"
+        self.up_at = time.time()
+        self.attached = self._owner.attachments.attach(
+            link, self.peer.name, remote, link.protocol.hello
+        )
+        if self._goaway:  # said before all channels were open
+            self.attached.goaway()
+        self._owner.metrics.links_total.labels("up").inc()
+        path = link.transport.path
+        kind = "" if path is None else f" ({path.kind})"
+        _log.info("link %s is up: %s, %s%s", self.peer.name, remote.software, path, kind)
+        self._owner.on_up(self)
+        if not self.came_up.done():
+            self.came_up.set_result(None)
+
+    def link_messages(self, messages: list[bytes]) -> None:
+        """Routes a batch."""
+        if self.attached is not None:
+            self.attached.messages(messages)
+
+    def link_drained(self, drained: int) -> None:
+        """Gives credit back."""
+        if self.attached is not None:
+            self.attached.drained(drained)
+
+    def link_resume(self, resume: Resume) -> None:
+        """Hands on where the peer's flows stand."""
+        if self.attached is not None:
+            self.attached.resume(resume)
+
+    def link_goaway(self, reason: int) -> None:
+        """Opens nothing new."""
+        _log.info(
+            "link %s: the peer takes no new flows (%s)",
+            self.peer.name,
+            "it is shutting down" if reason == CloseReason.SHUTTING_DOWN else f"reason {reason:#x}",
+        )
+        self._goaway = True
+        if self.attached is not None:
+            self.attached.goaway()
+
+    def link_suspected(self, seconds: float) -> None:
+        """Lets another link be tried beside this one."""
+        self.doubt(f"its peer has not answered for {seconds:.1f} s")
+
+    def link_trusted(self) -> None:
+        """Ends the doubt."""
+        if self.in_doubt:
+            _log.info("link %s: its peer answers again", self.peer.name)
+            self._set_doubt(to=False)
+
+    def link_down(self, reason: str) -> None:
+        """Leaves routing."""
+        attached, self.attached = self.attached, None
+        if attached is not None:
+            flows = attached.flows
+            self._owner.attachments.detach(attached, reason)
+            expected = self._closing or self._goaway
+            level = logging.INFO if expected else logging.WARNING
+            _log.log(level, "link %s is down: %s; %d flows ended", self.peer.name, reason, flows)
+        outcome = "failed" if self.up_at is None else "ended"
+        self._owner.metrics.links_total.labels(outcome).inc()
+        self.ended.set_result(reason)
+        self.change.set_result(None)
+        if not self.came_up.done():
+            self.came_up.set_result(None)
+        self._owner.on_down(self, reason)
+
+    # --- for its owner --------------------------------------------------------------------------
+
+    def doubt(self, why: str) -> None:
+        """Says that the link may be about to end. It goes on; who dials may dial another."""
+        if not self.in_doubt and not self.ended.done():
+            _log.info("link %s: %s", self.peer.name, why)
+            self._set_doubt(to=True)
+
+    def _set_doubt(self, *, to: bool) -> None:
+        self.in_doubt = to
+        change, self.change = self.change, asyncio.get_running_loop().create_future()
+        change.set_result(None)
+
+    async def close(self, reason: str) -> None:
+        """Ends the link in order, because we want it to."""
+        self._closing = True
+        await self.link.close(reason)
+
+    def status(self) -> dict[str, Any]:
+        """Returns the link as `status` shows it."""
+        link, attached = self.link, self.attached
+        path = link.transport.path
+        remote, rtt = link.protocol.remote_hello, link.protocol.keepalive.rtt
+        return {
+            "peer": self.peer.name,
+            "state": "up" if attached is not None else "connecting",
+            "since": None if self.up_at is None else _iso(self.up_at),
+            "rtt_ms": None if rtt is None else round(rtt * 1000, 2),
+            "remote_software": None if remote is None else remote.software,
+            "flows": 0 if attached is None else attached.flows,
+            "buffered": link.transport.buffered,
+            "path": None if path is None else str(path),
+            "path_kind": None if path is None else path.kind,
+            "path_family": None if path is None else path.family,
+        }
+
+
+def absent_status(peer: str) -> dict[str, Any]:
+    """Returns how `status` shows a peer that has no link."""
+    return {
+        "peer": peer,
+        "state": "down",
+        "since": None,
+        "rtt_ms": None,
+        "remote_software": None,
+        "flows": 0,
+        "buffered": 0,
+        "path": None,
+        "path_kind": None,
+        "path_family": None,
+    }
+
+
+def _iso(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
