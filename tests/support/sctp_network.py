@@ -105,7 +105,7 @@ class Path:
     peak: int = 0
     _free: float = 0.0
     _departures: list[float] = field(default_factory=list)
-    _arrivals: list[tuple[float, int, bytes]] = field(default_factory=list)
+    _arrivals: list[tuple[float, int, bytes, Any]] = field(default_factory=list)
     _count: int = 0
 
     def __post_init__(self) -> None:
@@ -145,16 +145,22 @@ class Path:
                     at = self.random.randrange(len(packet))
                     data = packet[:at] + bytes((packet[at] ^ 0x5A,)) + packet[at + 1 :]
                 self._count += 1
-                heapq.heappush(self._arrivals, (arrive, self._count, data))
-                loop.call_at(arrive, self._arrive, deliver)
+                heapq.heappush(self._arrivals, (arrive, self._count, data, deliver))
+                loop.call_at(arrive, self._arrive)
 
-    def _arrive(self, deliver: Callable[[list[bytes]], None]) -> None:
+    def _arrive(self) -> None:
         now = asyncio.get_event_loop().time()
-        batch: list[bytes] = []
         arrivals = self._arrivals
-        while arrivals and arrivals[0][0] <= now and len(batch) < self.batch:
-            batch.append(heapq.heappop(arrivals)[2])
-        if batch:
+        while arrivals and arrivals[0][0] <= now:
+            deliver = arrivals[0][3]
+            batch: list[bytes] = []
+            while (
+                arrivals
+                and arrivals[0][0] <= now
+                and arrivals[0][3] == deliver
+                and len(batch) < self.batch
+            ):
+                batch.append(heapq.heappop(arrivals)[2])
             deliver(batch)
 
 

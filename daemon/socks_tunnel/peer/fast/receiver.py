@@ -285,7 +285,14 @@ class Receiver:
         words = (room - SACK_HEADER) // 4
         count = min(len(starts), SACK_BLOCKS_MAX, words)
         blocks = bytearray()
-        for low, high in zip(starts[:count], self.gaps.ends[:count], strict=True):
+        ends = self.gaps.ends
+        if count < len(starts) and self.batch_sacks:
+            # A sender like ours remembers what was reported before. It is the youngest blocks that
+            # it has not heard of yet, the oldest that it waits for.
+            half = count // 2
+            starts = starts[:half] + starts[half - count :]
+            ends = ends[:half] + ends[half - count :]
+        for low, high in zip(starts[:count], ends[:count], strict=True):
             blocks += FORWARD_ENTRY.pack(low - cumulative, min(high - cumulative, 0xFFFF))
         duplicates = self._duplicates[: words - count]
         self._duplicates.clear()

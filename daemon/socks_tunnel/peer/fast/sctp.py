@@ -37,7 +37,8 @@ from aiortc.rtcsctptransport import (
 from google_crc32c import extend as crc32c
 
 from socks_tunnel.peer.fast.budget import WindowBudget
-from socks_tunnel.peer.fast.congestion import CongestionName, controller
+from socks_tunnel.peer.fast.congestion import CongestionName
+from socks_tunnel.peer.fast.controllers import controller
 from socks_tunnel.peer.fast.pmtu import PathMtu
 from socks_tunnel.peer.fast.receiver import Receiver
 from socks_tunnel.peer.fast.sender import Sender
@@ -514,10 +515,11 @@ class FastSctpTransport(RTCSctpTransport):
             packets = sender.transmit(now, first)
             if packets:
                 self._send_all(packets)
-            if sender.more:
-                self._flush_soon()
             if sender.scheduler.drained:
                 self._report_drained()
+            sender.settle()
+            if sender.more:
+                self._flush_soon()
             if self._reconfig_queue and not self._reconfig_request:
                 _run(self._transmit_reconfig())
         self._arm(now)

@@ -302,12 +302,19 @@ class Sender:
             rate = self.controller.pacing_rate
             if rate:
                 self._pace_at = max(self._pace_at, now - PACE_LATE_MAX) + sent / rate
+        return packets
+
+    def settle(self) -> None:
+        """Ends a turn, after the owner had its chance to queue more.
+
+        If nothing waits although more might be in flight, then it is the owner who has too little
+        to send, not the path: what is measured of what is in flight now says little of the path.
+        """
+        recovery = self.recovery
         if not self.scheduler.queued and not recovery.lost:
             self.more = False
             if recovery.flight < self.controller.window:
-                # From here on it is the owner who has too little to send, not the path.
                 recovery.app_limited = recovery.delivered + max(recovery.flight, 1)
-        return packets
 
     def _allowance(self, now: float) -> int:
         """Returns how many bytes may be added to what is in flight now."""
@@ -330,7 +337,7 @@ class Sender:
             if now < self._pace_at and flight:
                 self.pace_until = self._pace_at
                 return 0
-            late = min(now - self._pace_at, PACE_LATE_MAX)
+            late = min(max(now - self._pace_at, 0.0), PACE_LATE_MAX)
             quantum = max(rate * PACE_QUANTUM, PACE_PACKETS * self.packet_size) + late * rate
             if quantum < allowance:
                 self.more = True
