@@ -14,88 +14,37 @@ channel establishment protocol. Its handlers are coroutines that never wait for 
 """
 
 import asyncio
-import hmac
 import logging
 import os
 import struct
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from aiortc import RTCDataChannel, RTCDtlsTransport, RTCSctpTransport
-from aiortc.rtcsctptransport import (
-    CHUNK_TYPES,
-    AbortChunk,
-    Chunk,
-    CookieEchoChunk,
-    InitAckChunk,
-    InitChunk,
-    StreamAddOutgoingParam,
-    StreamResetOutgoingParam,
-    StreamResetResponseParam,
-)
+from aiortc.rtcsctptransport import CHUNK_TYPES, Chunk
 from google_crc32c import extend as crc32c
 
+from socks_tunnel.peer.fast.association import FastAssociation, run_now
 from socks_tunnel.peer.fast.budget import WindowBudget
 from socks_tunnel.peer.fast.congestion import CongestionName
-from socks_tunnel.peer.fast.controllers import controller
-from socks_tunnel.peer.fast.pmtu import PathMtu
-from socks_tunnel.peer.fast.receiver import Receiver
-from socks_tunnel.peer.fast.sender import Sender
+from socks_tunnel.peer.fast.datapath import DataPath
 from socks_tunnel.peer.fast.streams import CONTROL, DATAGRAM, NORMAL, Message, OutboundStream
-from socks_tunnel.peer.fast.wire import (
-    ADDRESSING,
-    CHECKSUM,
-    CHUNK,
-    DATA,
-    DATA_CHUNK,
-    DATA_HEADER,
-    FORWARD_TSN,
-    HEARTBEAT_ACK,
-    I_DATA,
-    I_DATA_CHUNK,
-    I_DATA_HEADER,
-    I_FORWARD_TSN,
-    PACKET_HEADER,
-    SACK,
-    SACK_BATCH,
-    SACK_BATCH_VALUE,
-    SACK_BODY,
-    SACK_HEADER,
-    TSN_MASK,
-    WORD,
-    ZERO_CHECKSUM,
-    checksum_of_header,
-    heartbeat_probe,
-)
+from socks_tunnel.peer.fast.wire import ADDRESSING, CHECKSUM, checksum_of_header
 from socks_tunnel.protocol.errors import RemoteProtocolError
 
 _log = logging.getLogger(__name__)
 
-RARE_CHUNKS_MAX: Final = 8
-"""Chunks other than DATA, SACK and FORWARD-TSN that are read of one packet: each may be answered by
-a packet, so a peer that bundles hundreds would be amplified."""
-
-DCEP: Final = 50
 STRING: Final = 51
 BINARY: Final = 53
 STRING_EMPTY: Final = 56
 BINARY_EMPTY: Final = 57
+"""Payload protocol identifiers (RFC 8831 section 8)."""
 
 CONTROL_LABEL: Final = "control"
 """Data channels of this label go before all others."""
 
-PROTOCOL_VIOLATION: Final = 13
-"""Error cause of an ABORT (RFC 9260 section 3.3.10.13)."""
-
 DEFAULT_OVERHEAD: Final = 85
 """Bytes that IPv6, UDP and a DTLS 1.2 record with AES-GCM add to an SCTP packet."""
-
-PROBE_MAGIC: Final = b"PMTU"
-_PROBE = struct.Struct("!4sL4s")
-
-BLACK_HOLE_TIMEOUTS: Final = 2
-"""Time-outs in a row after which the path is suspected to drop large packets."""
 
 _default_budget: Final = WindowBudget()
 
@@ -141,7 +90,7 @@ class SctpSnapshot:
     batch_sacks: bool
 
 
-class FastSctpTransport(RTCSctpTransport):
+class FastSctpTransport(FastAssociation):
     """An association whose data path is ours.
 
     It may be used wherever an RTCSctpTransport is. `transport` should have `send_packets` and the
@@ -162,26 +111,20 @@ class FastSctpTransport(RTCSctpTransport):
     ) -> None:
         super().__init__(transport, port)
         self._event_loop = asyncio.get_running_loop()
-        self._pmtu = PathMtu(getattr(transport, "packet_overhead", DEFAULT_OVERHEAD))
-        size = self._pmtu.packet_size
-        self._receiver = Receiver(budget)
-        self._sender = Sender(self._local_tsn, controller(congestion, size), size)
-        self._congestion: CongestionName = congestion
+        self.path = DataPath(
+            local_tag=self._local_verification_tag,
+            initial_tsn=self._local_tsn,
+            overhead=getattr(transport, "packet_overhead", DEFAULT_OVERHEAD),
+            congestion=congestion,
+            budget=budget,
+            secret=os.urandom(8),
+            rare=self._receive_rare,
+        )
         self._sink: SctpSink | None = None
-        self._out_streams: dict[int, OutboundStream] = {}
-        self._inbound_header = b""
-        self._inbound_crc = 0
-        self._peer_identity: tuple[int, int] | None = None
-        self._peer_window = 0
-        self._peer_batches = False
-        self._restart: InitChunk | None = None
         self._stopping = False
         self._flush_handle: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self.malformed = 0
-        """Packets and chunks of the peer's that could not be read."""
-        self.packets_received = 0
 
     # --- for the owner --------------------------------------------------------------------------
 
@@ -192,30 +135,30 @@ class FastSctpTransport(RTCSctpTransport):
     @property
     def queue_limit(self) -> int:
         """Bytes that should wait in the queue at most: about one bandwidth-delay product."""
-        return self._sender.queue_limit
+        return self.path.sender.queue_limit
 
     @property
     def queued_bytes(self) -> int:
         """Bytes of messages that wait in the queue."""
-        return self._sender.scheduler.queued
+        return self.path.sender.scheduler.queued
 
     @property
     def message_limit(self) -> int:
         """Bytes that a message should have at most, so that it does not hold others up."""
-        return self._sender.message_limit
+        return self.path.sender.message_limit
 
     @property
     def has_unsent(self) -> bool:
         """Whether something that was sent is not acknowledged by the peer yet."""
         return self.state == "connected" and (
-            self._sender.scheduler.queued > 0
-            or len(self._sender.recovery) > 0
+            self.path.sender.scheduler.queued > 0
+            or len(self.path.sender.recovery) > 0
             or bool(self._data_channel_queue)
         )
 
     def snapshot(self) -> SctpSnapshot:
         """Returns the figures of this moment."""
-        sender, receiver = self._sender, self._receiver
+        sender, receiver = self.path.sender, self.path.receiver
         recovery = sender.recovery
         return SctpSnapshot(
             rtt=recovery.srtt,
@@ -235,7 +178,7 @@ class FastSctpTransport(RTCSctpTransport):
             held=receiver.reassembly.held,
             duplicates=receiver.duplicates,
             dropped=receiver.chunks_dropped,
-            malformed=self.malformed,
+            malformed=self.path.malformed,
             interleaved=sender.interleaved,
             batch_sacks=receiver.batch_sacks,
         )
@@ -256,7 +199,7 @@ class FastSctpTransport(RTCSctpTransport):
         stream = self._stream_of(channel)
         retransmits, expiry = self._reliability(channel)
         unordered = not channel.ordered
-        push = self._sender.scheduler.push
+        push = self.path.sender.scheduler.push
         for message in messages:
             push(
                 Message(
@@ -279,7 +222,7 @@ class FastSctpTransport(RTCSctpTransport):
             self._flush_handle = None
         self._flush(self._event_loop.time(), due=False)
 
-    # --- what DTLS calls ------------------------------------------------------------------------
+    # --- what DTLS calls --------------------------------------------------------------------------
 
     def receive_packets(self, packets: list[bytes]) -> None:
         """Takes the decrypted packets of one batch; answers and delivers before it returns."""
@@ -287,16 +230,15 @@ class FastSctpTransport(RTCSctpTransport):
             return
         now = self._event_loop.time()
         try:
-            for packet in packets:
-                self._receive_packet(packet, now)
-            self._deliver()
-            due = self._receiver.batch_done(now, self._sender.recovery.srtt or None)
+            due = self.path.receive(packets, now)
         except RemoteProtocolError as error:
+            self._deliver()
             self._fail(str(error))
             return
+        self._deliver()
         if self.state != "closed":
             if self._reconfig_deferred is not None:
-                _run(self._reset_deferred_streams())
+                run_now(self._reset_deferred_streams())
             self._flush(now, due=due)
 
     async def _handle_data(self, data: bytes) -> None:
@@ -308,132 +250,32 @@ class FastSctpTransport(RTCSctpTransport):
 
     def path_mtu_exceeded(self, size: int) -> None:
         """Learns that this host refuses packets of `size` bytes without fragmentation."""
-        if self._pmtu.exceeded(size, self._event_loop.time()):
-            self._packet_size_changed()
+        if self.path.pmtu.exceeded(size, self._event_loop.time()):
+            self.path.packet_size_changed()
 
     def path_changed(self) -> None:
         """Learns that the packets take another path: its MTU is not known."""
-        now = self._event_loop.time()
-        self._pmtu.restart(getattr(self.transport, "packet_overhead", DEFAULT_OVERHEAD))
-        self._packet_size_changed()
-        self._start_probing(now)
+        self.path.pmtu.restart(getattr(self.transport, "packet_overhead", DEFAULT_OVERHEAD))
+        self.path.packet_size_changed()
+        self._start_probing()
 
-    # --- packets in -----------------------------------------------------------------------------
+    # --- in ---------------------------------------------------------------------------------------
 
-    def _receive_packet(self, packet: bytes, now: float) -> None:
-        """Checks a packet and takes its chunks."""
-        size = len(packet)
-        if size < PACKET_HEADER + 4:
-            self.malformed += 1
-            return
-        body = packet[PACKET_HEADER:]
-        checksum = CHECKSUM.unpack_from(packet, 8)[0]
-        if packet[:8] == self._inbound_header:
-            good = checksum == crc32c(self._inbound_crc, body)
-        else:
-            good = self._check_addressing(packet, body, checksum)
-        if not good:
-            self.malformed += 1
-            return
-        self.packets_received += 1
-        size -= PACKET_HEADER
-        receiver = self._receiver
-        position = 0
-        rare = 0
-        has_data = False
-        while position + 4 <= size:
-            kind, flags, length = CHUNK.unpack_from(body, position)
-            end = position + length
-            if length < 4 or end > size:
-                self.malformed += 1
-                break
-            if kind == I_DATA:
-                if length <= I_DATA_HEADER:
-                    raise RemoteProtocolError("the peer sent I-DATA without user data", kind="sctp")
-                if receiver.cumulative >= 0:
-                    _, _, _, tsn, stream, _, mid, word = I_DATA_CHUNK.unpack_from(body, position)
-                    has_data = True
-                    receiver.interleaved_data(
-                        tsn, flags, stream, mid, word, body[position + I_DATA_HEADER : end]
-                    )
-            elif kind == DATA:
-                if length <= DATA_HEADER:
-                    raise RemoteProtocolError("the peer sent DATA without user data", kind="sctp")
-                if receiver.cumulative >= 0:
-                    _, _, _, tsn, stream, ssn, ppid = DATA_CHUNK.unpack_from(body, position)
-                    has_data = True
-                    receiver.data(tsn, flags, stream, ssn, ppid, body[position + DATA_HEADER : end])
-            elif kind == SACK:
-                self._receive_sack(body, position, length, now)
-            elif kind in (FORWARD_TSN, I_FORWARD_TSN):
-                if length >= 8 and receiver.cumulative >= 0:
-                    receiver.forward(body[position + 4 : end], interleaved=kind == I_FORWARD_TSN)
-            else:
-                rare += 1
-                if rare > RARE_CHUNKS_MAX:
-                    self.malformed += 1
-                    break
-                self._receive_rare(kind, flags, body[position + 4 : end], now)
-            position = end + (-length & 3)
-        if has_data and receiver.packet_done():
-            self._send_packet(
-                self._sender.packet(receiver.sack(self._sender.packet_size - PACKET_HEADER))
-            )
-
-    def _check_addressing(self, packet: bytes, body: bytes, checksum: int) -> bool:
-        """Checks a packet whose first 8 bytes are not those of all others (RFC 9260 8.5)."""
-        if checksum != crc32c(crc32c(0, packet[:8] + ZERO_CHECKSUM), body):
-            return False
-        tag = WORD.unpack_from(packet, 4)[0]
-        if body[0] == InitChunk.type:
-            # RFC 9260 section 4.3: INIT is alone in its packet, and its tag is 0.
-            length = CHUNK.unpack_from(body, 0)[2]
-            return bool(tag == 0 and length + (-length & 3) >= len(body))
-        return bool(tag == self._local_verification_tag)
-
-    def _receive_sack(self, body: bytes, position: int, length: int, now: float) -> None:
-        if length < SACK_HEADER or self._association_state != self.State.ESTABLISHED:
-            return
-        cumulative, window, gaps, duplicates = SACK_BODY.unpack_from(body, position + 4)
-        if SACK_HEADER + 4 * (gaps + duplicates) > length:
-            self.malformed += 1
-            return
-        position += SACK_HEADER
-        blocks: tuple[int, ...] = ()
-        if gaps:
-            blocks = struct.unpack_from(f"!{2 * gaps}H", body, position)
-        tsns: tuple[int, ...] = ()
-        if duplicates:
-            tsns = struct.unpack_from(f"!{duplicates}L", body, position + 4 * gaps)
-        self._sender.receive_sack(cumulative, window, blocks, tsns, now)
-
-    def _receive_rare(self, kind: int, flags: int, body: bytes, now: float) -> None:
+    def _receive_rare(self, kind: int, flags: int, body: bytes) -> None:
         """Has aiortc take a chunk; what it cannot read is counted and does no harm."""
-        if kind == HEARTBEAT_ACK:
-            self._receive_heartbeat_ack(body, now)
-            return
         chunk_class = CHUNK_TYPES.get(kind)
-        if chunk_class is None:
+        if chunk_class is None or self.state == "closed":
             return
         self._deliver()
         try:
-            _run(self._receive_chunk(chunk_class(flags=flags, body=body)))
+            run_now(self._receive_chunk(chunk_class(flags=flags, body=body)))
         except (struct.error, ValueError, AssertionError, KeyError, AttributeError) as error:
-            self.malformed += 1
+            self.path.malformed += 1
             _log.debug("a chunk of type %d cannot be taken: %r", kind, error)
-
-    def _receive_heartbeat_ack(self, body: bytes, now: float) -> None:
-        if len(body) < 4 + _PROBE.size:
-            return
-        magic, size, token = _PROBE.unpack_from(body, 4)
-        if magic != PROBE_MAGIC or token != self._hmac_key[:4]:
-            return
-        if self._pmtu.acknowledged(size, now):
-            self._packet_size_changed()
 
     def _deliver(self) -> None:
         """Hands on what is complete."""
-        reassembly = self._receiver.reassembly
+        reassembly = self.path.receiver.reassembly
         ready = reassembly.ready
         if not ready:
             return
@@ -461,15 +303,12 @@ class FastSctpTransport(RTCSctpTransport):
 
     def _deliver_rare(self, stream: int, ppid: int, data: bytes) -> None:
         try:
-            _run(self._data_channel_receive(stream, ppid, data))
+            run_now(self._data_channel_receive(stream, ppid, data))
         except (struct.error, ValueError, AssertionError) as error:
-            self.malformed += 1
+            self.path.malformed += 1
             _log.debug("a message with payload protocol %d cannot be taken: %r", ppid, error)
 
-    # --- packets out ----------------------------------------------------------------------------
-
-    def _send_packet(self, packet: bytes) -> None:
-        self._send_packets([packet])
+    # --- out --------------------------------------------------------------------------------------
 
     def _send_packets(self, packets: list[bytes], *, fragment: bool = False) -> None:
         """Hands packets to DTLS; they are lost if it is not connected any more."""
@@ -478,7 +317,7 @@ class FastSctpTransport(RTCSctpTransport):
         try:
             if send is None:
                 for packet in packets:
-                    _run(transport._send_data(packet))  # noqa: SLF001 - as aiortc's transport does
+                    run_now(transport._send_data(packet))  # noqa: SLF001 - as aiortc's own does
             elif fragment:
                 send(packets, fragment=True)
             else:
@@ -490,7 +329,7 @@ class FastSctpTransport(RTCSctpTransport):
         header = ADDRESSING.pack(self._local_port, self._remote_port, self._remote_verification_tag)
         body = bytes(chunk)
         checksum = CHECKSUM.pack(crc32c(checksum_of_header(header), body))
-        self._send_packet(header + checksum + body)
+        self._send_packets([header + checksum + body])
 
     def _flush_soon(self) -> None:
         if self._flush_handle is None:
@@ -501,31 +340,23 @@ class FastSctpTransport(RTCSctpTransport):
         self._flush(self._event_loop.time(), due=False)
 
     def _flush(self, now: float, *, due: bool) -> None:
-        """Sends a SACK if one is due or can travel along, and what else may be sent."""
-        sender, receiver = self._sender, self._receiver
-        established = self._association_state == self.State.ESTABLISHED
-        blocked = not established or getattr(self.transport, "blocked", False)
-        first = b""
-        if due or (receiver.owes_sack and not blocked and sender.scheduler.queued):
-            first = receiver.sack(sender.packet_size - PACKET_HEADER)
-        if blocked:
-            if first:
-                self._send_packet(sender.packet(first))
-        else:
-            packets = sender.transmit(now, first)
-            if packets:
-                self._send_all(packets)
-            if sender.scheduler.drained:
-                self._report_drained()
-            sender.settle()
-            if sender.more:
-                self._flush_soon()
-            if self._reconfig_queue and not self._reconfig_request:
-                _run(self._transmit_reconfig())
+        """Sends what may be sent, tells the owner what has left the queue, sets the timer."""
+        path = self.path
+        packets = path.flush(now, due=due, blocked=getattr(self.transport, "blocked", False))
+        if packets:
+            self._send_all(packets)
+        sender = path.sender
+        if sender.scheduler.drained:
+            self._report_drained()
+        sender.settle()
+        if sender.more and path.established:
+            self._flush_soon()
+        if self._reconfig_queue and not self._reconfig_request:
+            run_now(self._transmit_reconfig())
         self._arm(now)
 
     def _send_all(self, packets: list[bytes]) -> None:
-        limit = self._sender.packet_size
+        limit = self.path.sender.packet_size
         if len(packets[0]) > limit or len(packets[-1]) > limit:
             # Cut for a larger path MTU than there is now; a chunk cannot be cut again
             # (RFC 9260 section 7.3), so IP has to.
@@ -535,8 +366,8 @@ class FastSctpTransport(RTCSctpTransport):
             self._send_packets(packets)
 
     def _report_drained(self) -> None:
-        drained = self._sender.scheduler.drained
-        self._sender.scheduler.drained = []
+        drained = self.path.sender.scheduler.drained
+        self.path.sender.scheduler.drained = []
         report: list[tuple[RTCDataChannel, int]] = []
         for stream in drained:
             channel: RTCDataChannel = stream.owner
@@ -546,17 +377,12 @@ class FastSctpTransport(RTCSctpTransport):
         if self._sink is not None:
             self._sink.sctp_drained(report)
 
-    # --- timer ----------------------------------------------------------------------------------
+    # --- timer ------------------------------------------------------------------------------------
 
     def _arm(self, now: float) -> None:
         """Sets the one timer. A timer that is too early is left: it sets itself again."""
-        if self.state == "closed":
-            return
-        wake = self._sender.wake_at
-        for at in (self._receiver.sack_at, self._pmtu.wake_at):
-            if at and (not wake or at < wake):
-                wake = at
-        if not wake:
+        wake = self.path.wake_at
+        if not wake or self.state == "closed":
             return
         if self._timer is not None:
             if self._timer_at <= wake:
@@ -570,154 +396,41 @@ class FastSctpTransport(RTCSctpTransport):
         if self.state == "closed":
             return
         now = self._event_loop.time()
-        sender = self._sender
-        due = bool(self._receiver.sack_at) and now >= self._receiver.sack_at
-        if self._association_state == self.State.ESTABLISHED:
-            wake = sender.wake_at
-            if wake and now >= wake:
-                try:
-                    probe = sender.timer(now)
-                except RemoteProtocolError as error:
-                    self._fail(str(error))
-                    return
-                if probe:
-                    self._send_all(probe)
-                if sender.recovery.timeouts >= BLACK_HOLE_TIMEOUTS and self._pmtu.black_hole(now):
-                    self._packet_size_changed()
-            size = self._pmtu.probe(now, sender.recovery.srtt)
-            if size:
-                self._send_probe(size)
+        try:
+            packets, due = self.path.timer(now)
+        except RemoteProtocolError as error:
+            self._fail(str(error))
+            return
+        if packets:
+            self._send_all(packets)
+        probe = self.path.probe(now)
+        if probe:
+            self._send_probe(probe, now)
         self._flush(now, due=due)
 
-    # --- path MTU -------------------------------------------------------------------------------
-
-    def _start_probing(self, now: float) -> None:
+    def _start_probing(self) -> None:
         if getattr(self.transport, "probing_allowed", False):
-            self._pmtu.start(now)
+            now = self._event_loop.time()
+            self.path.pmtu.start(now)
             self._arm(now)
 
-    def _send_probe(self, size: int) -> None:
-        info = _PROBE.pack(PROBE_MAGIC, size, self._hmac_key[:4])
-        packet = self._sender.packet(heartbeat_probe(info, size))
+    def _send_probe(self, packet: bytes, now: float) -> None:
         try:
-            sent = self.transport.send_probe(packet)  # type: ignore[attr-defined] # checked by probing_allowed
+            sent = self.transport.send_probe(packet)  # type: ignore[attr-defined] # see _start_probing
         except ConnectionError as error:
             _log.debug("a path MTU probe is not sent: %s", error)
             return
         if not sent:
-            self._pmtu.exceeded(size, self._event_loop.time())
+            self.path.pmtu.exceeded(len(packet), now)
 
-    def _packet_size_changed(self) -> None:
-        size = self._pmtu.packet_size
-        self._sender.packet_size = size
-        self._sender.controller.set_packet_size(size)
-
-    # --- association: what differs from aiortc --------------------------------------------------
-
-    def _set_extensions(self, params: list[tuple[int, bytes]]) -> None:
-        """Announces I-DATA and I-FORWARD-TSN (RFC 8260 section 2.2.1), and batch SACKs."""
-        super()._set_extensions(params)
-        kind, extensions = params[-1]
-        params[-1] = (kind, extensions + bytes((I_DATA, I_FORWARD_TSN)))
-        params.append((SACK_BATCH, SACK_BATCH_VALUE))
-
-    def _get_extensions(self, params: list[tuple[int, bytes]]) -> None:
-        self._remote_extensions = []
-        self._remote_partial_reliability = False
-        super()._get_extensions(params)
-        self._peer_batches = any(kind == SACK_BATCH for kind, _ in params)
-
-    async def _receive_chunk(self, chunk: Chunk) -> None:
-        if isinstance(chunk, InitChunk):
-            await self._receive_init(chunk)
-            return
-        if isinstance(chunk, CookieEchoChunk) and self._restart is not None:
-            cookie = chunk.body
-            if hmac.new(self._hmac_key, cookie[:4], "sha1").digest() == cookie[4:]:
-                self._end_for_restart(self._restart)
-                return
-        state = self._association_state
-        await super()._receive_chunk(chunk)
-        if isinstance(chunk, InitAckChunk) and state == self.State.COOKIE_WAIT:
-            self._meet_peer(chunk)
-        if self._association_state == self.State.CLOSED != state:
-            self._ended("the peer ended the association")
-
-    async def _receive_init(self, chunk: InitChunk) -> None:
-        """Answers an INIT; the association changes only where RFC 9260 section 5.2 has it so."""
-        identity = (chunk.initiate_tag, chunk.initial_tsn)
-        known = self._peer_identity
-        if known is None or (
-            identity != known and self._association_state != self.State.ESTABLISHED
-        ):
-            await super()._receive_chunk(chunk)
-            self._meet_peer(chunk)
-            return
-        # Section 5.2.1 and 5.2.2: a repeated INIT, or one of a peer that has restarted, is answered
-        # and changes nothing before its cookie comes back.
-        kept = (
-            self._remote_verification_tag,
-            self._last_received_tsn,
-            self._reconfig_response_seq,
-            self._remote_extensions,
-            self._remote_partial_reliability,
-            self._peer_batches,
-            self._inbound_streams_count,
-            self._outbound_streams_count,
-        )
-        if identity != known and (
-            self._restart is None
-            or (self._restart.initiate_tag, self._restart.initial_tsn) != identity
-        ):
-            self._restart = chunk
-            self._hmac_key = os.urandom(16)  # cookies of the first association count no more
-        await super()._receive_chunk(chunk)
-        (
-            self._remote_verification_tag,
-            self._last_received_tsn,
-            self._reconfig_response_seq,
-            self._remote_extensions,
-            self._remote_partial_reliability,
-            self._peer_batches,
-            self._inbound_streams_count,
-            self._outbound_streams_count,
-        ) = kept
-
-    def _meet_peer(self, chunk: InitChunk | InitAckChunk) -> None:
-        """Starts the data path with what the peer said in its INIT or INIT ACK."""
-        identity = (chunk.initiate_tag, chunk.initial_tsn)
-        sender, receiver = self._sender, self._receiver
-        if identity != self._peer_identity:
-            self._peer_identity = identity
-            receiver.start(chunk.initial_tsn)
-        sender.peer_window = chunk.advertised_rwnd
-        sender.set_addressing(
-            ADDRESSING.pack(self._local_port, self._remote_port, chunk.initiate_tag)
-        )
-        self._inbound_header = ADDRESSING.pack(
-            self._remote_port, self._local_port, self._local_verification_tag
-        )
-        self._inbound_crc = checksum_of_header(self._inbound_header)
-        sender.interleaved = I_DATA in self._remote_extensions
-        sender.scheduler.interleaved = receiver.interleaved = sender.interleaved
-        sender.partial_reliability = self._remote_partial_reliability
-        receiver.batch_sacks = self._peer_batches
-
-    def _end_for_restart(self, chunk: InitChunk) -> None:
-        """Ends the association, because the peer has restarted it (RFC 9260 section 5.2.4.1 A).
-
-        The peer has forgotten its streams and what it had received. A data channel promises that
-        nothing is lost in silence, so it cannot go on; whoever uses it starts anew.
-        """
-        self._restart = None
-        self._remote_verification_tag = chunk.initiate_tag
-        self._fail("the peer's SCTP has restarted, and what was under way is lost")
+    # --- association ------------------------------------------------------------------------------
 
     def _set_state(self, state: "RTCSctpTransport.State") -> None:
         before = self._association_state
         super()._set_state(state)
+        self.path.established = state == self.State.ESTABLISHED
         if state == self.State.ESTABLISHED and before != state:
-            self._start_probing(self._event_loop.time())
+            self._start_probing()
             self._flush_soon()
         elif state == self.State.CLOSED:
             self._release()
@@ -730,23 +443,15 @@ class FastSctpTransport(RTCSctpTransport):
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
-        self._receiver.close()
+        self.path.receiver.close()
         for stream in self._out_streams.values():
-            self._sender.scheduler.discard(stream)
+            self.path.sender.scheduler.discard(stream)
         self._out_streams.clear()
 
     async def stop(self) -> None:
         """Ends the association with an ABORT."""
         self._stopping = True
         await super().stop()
-
-    def _fail(self, reason: str) -> None:
-        """Ends the association because of the peer; tells it and the owner why."""
-        chunk = AbortChunk()
-        chunk.params.append((PROTOCOL_VIOLATION, reason.encode()))
-        _run(self._send_chunk(chunk))
-        self._set_state(self.State.CLOSED)
-        self._ended(reason)
 
     def _ended(self, reason: str) -> None:
         if self._sink is not None and not self._stopping:
@@ -789,7 +494,7 @@ class FastSctpTransport(RTCSctpTransport):
             raise ValueError(f"a message of {len(payload)} bytes; the peer takes {limit}")
         retransmits, expiry = self._reliability(channel)
         channel._addBufferedAmount(len(payload))  # noqa: SLF001 - as aiortc's own transport does
-        self._sender.scheduler.push(
+        self.path.sender.scheduler.push(
             Message(
                 self._stream_of(channel),
                 STRING if data else STRING_EMPTY,
@@ -815,47 +520,8 @@ class FastSctpTransport(RTCSctpTransport):
                     stream_id += 2
                 self._data_channels[stream_id] = channel
                 channel._setId(stream_id)  # noqa: SLF001 - as aiortc's own transport does
-            self._sender.scheduler.push(Message(self._stream_of(channel), ppid, data))
+            self.path.sender.scheduler.push(Message(self._stream_of(channel), ppid, data))
         self._flush_soon()
 
     async def _transmit(self) -> None:
         self._flush_soon()
-
-    async def _transmit_reconfig(self) -> None:
-        """Asks for the reset of streams, once all that was queued for them is sent."""
-        for stream_id in self._reconfig_queue:
-            stream = self._out_streams.get(stream_id)
-            if stream is not None and stream.queue:
-                return
-        recovery = self._sender.recovery
-        self._local_tsn = recovery.next_tsn & TSN_MASK
-        self._rto = max(recovery.rto, 1.0)
-        await super()._transmit_reconfig()
-
-    async def _receive_reconfig_param(
-        self,
-        param: StreamAddOutgoingParam | StreamResetOutgoingParam | StreamResetResponseParam,
-    ) -> None:
-        request = self._reconfig_request
-        await super()._receive_reconfig_param(param)
-        if request is not None and self._reconfig_request is not request:
-            for stream_id in request.streams:
-                self._out_streams.pop(stream_id, None)
-
-    async def _reset_deferred_streams(self) -> None:
-        request = self._reconfig_deferred
-        self._last_received_tsn = self._receiver.cumulative & TSN_MASK
-        await super()._reset_deferred_streams()
-        if request is not None and self._reconfig_deferred is None:
-            for stream_id in request.streams:
-                self._receiver.reassembly.reset(stream_id)
-
-
-def _run(coroutine: Coroutine[Any, Any, Any]) -> None:
-    """Runs a coroutine that never waits to its end."""
-    try:
-        coroutine.send(None)
-    except StopIteration:
-        return
-    coroutine.close()
-    raise RuntimeError(f"{coroutine!r} waits for something")

@@ -79,6 +79,7 @@ from google_crc32c import extend as crc32c
 PACKET_HEADER: Final = 12
 DATA: Final = 0
 SACK: Final = 3
+INIT: Final = 1
 HEARTBEAT: Final = 4
 HEARTBEAT_ACK: Final = 5
 I_DATA: Final = 64

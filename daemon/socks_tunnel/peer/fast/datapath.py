@@ -1,0 +1,293 @@
+"""The data path of one association: packets in, packets and messages out. No I/O and no clock.
+
+It joins the two halves, :class:`Receiver` and :class:`Sender`, with path MTU discovery, so that a
+SACK travels with the DATA of the same turn. What is not data is handed to the owner, chunk by
+chunk, in its place among the others.
+"""
+
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from google_crc32c import extend as crc32c
+
+from socks_tunnel.peer.fast.budget import WindowBudget
+from socks_tunnel.peer.fast.congestion import CongestionName
+from socks_tunnel.peer.fast.controllers import controller
+from socks_tunnel.peer.fast.pmtu import PathMtu
+from socks_tunnel.peer.fast.receiver import Receiver
+from socks_tunnel.peer.fast.sender import Sender
+from socks_tunnel.peer.fast.wire import (
+    CHECKSUM,
+    CHUNK,
+    DATA,
+    DATA_CHUNK,
+    DATA_HEADER,
+    FORWARD_TSN,
+    HEARTBEAT_ACK,
+    I_DATA,
+    I_DATA_CHUNK,
+    I_DATA_HEADER,
+    I_FORWARD_TSN,
+    INIT,
+    PACKET_HEADER,
+    SACK,
+    SACK_BODY,
+    SACK_HEADER,
+    WORD,
+    ZERO_CHECKSUM,
+    checksum_of_header,
+    heartbeat_probe,
+)
+from socks_tunnel.protocol.errors import RemoteProtocolError
+
+RARE_CHUNKS_MAX: Final = 8
+"""Chunks other than DATA, SACK and FORWARD-TSN that are read of one packet: each may be answered by
+a packet, so a peer that bundles hundreds would be amplified."""
+
+BLACK_HOLE_TIMEOUTS: Final = 2
+"""Time-outs in a row after which the path is suspected to drop large packets."""
+
+_PROBE_MAGIC: Final = b"PMTU"
+_PROBE = struct.Struct("!4sL8s")
+
+RareChunk = Callable[[int, int, bytes], None]
+
+
+class DataPath:
+    """See the top of this file.
+
+    `secret` are 8 bytes that the peer cannot guess; they mark answers to probes of ours. `rare` is
+    called with type, flags and value of each chunk that is not handled here.
+    """
+
+    __slots__ = (
+        "_inbound_crc",
+        "_inbound_header",
+        "_local_tag",
+        "_rare",
+        "_secret",
+        "established",
+        "malformed",
+        "packets_received",
+        "pmtu",
+        "receiver",
+        "sacks",
+        "sender",
+    )
+
+    def __init__(
+        self,
+        *,
+        local_tag: int,
+        initial_tsn: int,
+        overhead: int,
+        congestion: CongestionName,
+        budget: WindowBudget,
+        secret: bytes,
+        rare: RareChunk,
+    ) -> None:
+        self.pmtu = PathMtu(overhead)
+        size = self.pmtu.packet_size
+        self.receiver = Receiver(budget)
+        self.sender = Sender(initial_tsn, controller(congestion, size), size)
+        self.established = False
+        """Whether data may be sent, and SACKs are listened to."""
+        self.sacks: list[bytes] = []
+        """Packets with SACKs that became due within a batch; :meth:`flush` returns them."""
+        self.malformed = 0
+        """Packets and chunks of the peer's that could not be read."""
+        self.packets_received = 0
+        self._local_tag = local_tag
+        self._secret = secret
+        self._rare = rare
+        self._inbound_header = b""
+        self._inbound_crc = 0
+
+    def set_addressing(self, inbound: bytes, outbound: bytes) -> None:
+        """Sets the first 8 bytes of the peer's packets and of ours, ports and tag."""
+        self._inbound_header = inbound
+        self._inbound_crc = checksum_of_header(inbound)
+        self.sender.set_addressing(outbound)
+
+    def set_extensions(
+        self, *, interleaved: bool, partial_reliability: bool, batch_sacks: bool
+    ) -> None:
+        """Sets what both sides have announced in INIT and INIT ACK."""
+        self.sender.interleaved = self.sender.scheduler.interleaved = interleaved
+        self.receiver.interleaved = interleaved
+        self.sender.partial_reliability = partial_reliability
+        self.receiver.batch_sacks = batch_sacks
+
+    # --- in ---------------------------------------------------------------------------------------
+
+    def receive(self, packets: list[bytes], now: float) -> bool:
+        """Takes a batch of packets; returns whether a SACK is due for it.
+
+        Complete messages are in `receiver.reassembly.ready` then. Raises
+        :class:`RemoteProtocolError` if the association has to end because of them.
+        """
+        for packet in packets:
+            self._receive_packet(packet, now)
+        return self.receiver.batch_done(now, self.sender.recovery.srtt or None)
+
+    def _receive_packet(self, packet: bytes, now: float) -> None:
+        size = len(packet)
+        if size < PACKET_HEADER + 4:
+            self.malformed += 1
+            return
+        body = packet[PACKET_HEADER:]
+        checksum = CHECKSUM.unpack_from(packet, 8)[0]
+        if packet[:8] == self._inbound_header:
+            good = checksum == crc32c(self._inbound_crc, body)
+        else:
+            good = self._check_addressing(packet, body, checksum)
+        if not good:
+            self.malformed += 1
+            return
+        self.packets_received += 1
+        size -= PACKET_HEADER
+        receiver = self.receiver
+        position = 0
+        rare = 0
+        has_data = False
+        while position + 4 <= size:
+            kind, flags, length = CHUNK.unpack_from(body, position)
+            end = position + length
+            if length < 4 or end > size:
+                self.malformed += 1
+                break
+            if kind == I_DATA:
+                # RFC 9260 section 3.3.10.9: DATA without user data is answered by an ABORT.
+                if length <= I_DATA_HEADER:
+                    raise RemoteProtocolError("the peer sent I-DATA without user data", kind="sctp")
+                if receiver.cumulative >= 0:
+                    _, _, _, tsn, stream, _, mid, word = I_DATA_CHUNK.unpack_from(body, position)
+                    has_data = True
+                    receiver.interleaved_data(
+                        tsn, flags, stream, mid, word, body[position + I_DATA_HEADER : end]
+                    )
+            elif kind == DATA:
+                if length <= DATA_HEADER:
+                    raise RemoteProtocolError("the peer sent DATA without user data", kind="sctp")
+                if receiver.cumulative >= 0:
+                    _, _, _, tsn, stream, ssn, ppid = DATA_CHUNK.unpack_from(body, position)
+                    has_data = True
+                    receiver.data(tsn, flags, stream, ssn, ppid, body[position + DATA_HEADER : end])
+            elif kind == SACK:
+                self._receive_sack(body, position, length, now)
+            elif kind in (FORWARD_TSN, I_FORWARD_TSN):
+                if length >= 8 and receiver.cumulative >= 0:
+                    receiver.forward(body[position + 4 : end], interleaved=kind == I_FORWARD_TSN)
+            elif kind == HEARTBEAT_ACK:
+                self._receive_heartbeat_ack(body[position + 4 : end], now)
+            else:
+                rare += 1
+                if rare > RARE_CHUNKS_MAX:
+                    self.malformed += 1
+                    break
+                self._rare(kind, flags, body[position + 4 : end])
+            position = end + (-length & 3)
+        if has_data and receiver.packet_done():
+            self.sacks.append(self.sender.packet(receiver.sack(self._sack_room)))
+
+    def _check_addressing(self, packet: bytes, body: bytes, checksum: int) -> bool:
+        """Checks a packet whose first 8 bytes are not those of all others (RFC 9260 8.5)."""
+        if checksum != crc32c(crc32c(0, packet[:8] + ZERO_CHECKSUM), body):
+            return False
+        tag = WORD.unpack_from(packet, 4)[0]
+        if body[0] == INIT:
+            # RFC 9260 section 4.3: INIT is alone in its packet, and its tag is 0.
+            length = CHUNK.unpack_from(body, 0)[2]
+            return bool(tag == 0 and length + (-length & 3) >= len(body))
+        return bool(tag == self._local_tag)
+
+    def _receive_sack(self, body: bytes, position: int, length: int, now: float) -> None:
+        if not self.established:
+            return
+        if length < SACK_HEADER:
+            self.malformed += 1
+            return
+        cumulative, window, gaps, duplicates = SACK_BODY.unpack_from(body, position + 4)
+        if SACK_HEADER + 4 * (gaps + duplicates) > length:
+            self.malformed += 1
+            return
+        position += SACK_HEADER
+        blocks: tuple[int, ...] = ()
+        if gaps:
+            blocks = struct.unpack_from(f"!{2 * gaps}H", body, position)
+        tsns: tuple[int, ...] = ()
+        if duplicates:
+            tsns = struct.unpack_from(f"!{duplicates}L", body, position + 4 * gaps)
+        self.sender.receive_sack(cumulative, window, blocks, tsns, now)
+
+    # --- out --------------------------------------------------------------------------------------
+
+    @property
+    def _sack_room(self) -> int:
+        return self.sender.packet_size - PACKET_HEADER
+
+    def flush(self, now: float, *, due: bool, blocked: bool) -> list[bytes]:
+        """Returns the packets to send now.
+
+        A SACK is among them if one is `due`, or if one is owed and can travel with DATA. With
+        `blocked` there is no DATA.
+        """
+        sender, receiver = self.sender, self.receiver
+        packets, self.sacks = self.sacks, []
+        blocked = blocked or not self.established
+        first = b""
+        if due or (receiver.owes_sack and not blocked and sender.scheduler.queued):
+            first = receiver.sack(self._sack_room)
+        if not blocked:
+            packets += sender.transmit(now, first)
+        elif first:
+            packets.append(sender.packet(first))
+        return packets
+
+    @property
+    def wake_at(self) -> float:
+        """When :meth:`timer` has something to do; 0 if never."""
+        wake = self.sender.wake_at if self.established else 0.0
+        for at in (self.receiver.sack_at, self.pmtu.wake_at):
+            if at and (not wake or at < wake):
+                wake = at
+        return wake
+
+    def timer(self, now: float) -> tuple[list[bytes], bool]:
+        """Does what is due by now; returns packets to send at once, and whether a SACK is due.
+
+        Raises :class:`RemoteProtocolError` if the peer does not answer any more.
+        """
+        due = 0.0 < self.receiver.sack_at <= now
+        packets: list[bytes] = []
+        if self.established:
+            sender = self.sender
+            if 0.0 < sender.wake_at <= now:
+                packets = sender.timer(now)
+                if sender.recovery.timeouts >= BLACK_HOLE_TIMEOUTS and self.pmtu.black_hole(now):
+                    self.packet_size_changed()
+        return packets, due
+
+    # --- path MTU ---------------------------------------------------------------------------------
+
+    def probe(self, now: float) -> bytes:
+        """Returns a path MTU probe to be sent now, or nothing."""
+        size = self.pmtu.probe(now, self.sender.recovery.srtt) if self.established else 0
+        if not size:
+            return b""
+        info = _PROBE.pack(_PROBE_MAGIC, size, self._secret)
+        return self.sender.packet(heartbeat_probe(info, size))
+
+    def _receive_heartbeat_ack(self, body: bytes, now: float) -> None:
+        if len(body) < 4 + _PROBE.size:
+            return
+        magic, size, secret = _PROBE.unpack_from(body, 4)
+        if magic == _PROBE_MAGIC and secret == self._secret and self.pmtu.acknowledged(size, now):
+            self.packet_size_changed()
+
+    def packet_size_changed(self) -> None:
+        """Has the sender use the packet size that path MTU discovery has found."""
+        size = self.pmtu.packet_size
+        self.sender.packet_size = size
+        self.sender.controller.set_packet_size(size)
