@@ -1,9 +1,20 @@
-"""Small socket manners that every part of the worker shares."""
+"""What every part of the worker does to sockets in the same way."""
 
 import asyncio
 import contextlib
+import errno
 import socket
 import struct
+from dataclasses import dataclass
+from typing import Final
+
+KEEPALIVE_PROBES: Final = 3
+"""Keepalive probes without an answer after which a connection is given up."""
+
+KEEPALIVE_INTERVAL: Final = 15
+"""Seconds between two of these probes."""
+
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid
@@ -11,8 +22,29 @@ _DRAIN_BYTES_MAX = 1 << 20
 _DRAIN_SECONDS = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """When a TCP connection is given up because the other host does not answer.
+
+    `keepalive`: seconds of silence before the first probe (RFC 1122 section 4.2.3.6); 0: none are
+    sent. `user_timeout`: seconds for which bytes may stay unacknowledged (RFC 5482); 0: as long as
+    the system retransmits, which is about 15 minutes on Linux.
+    """
+
+    keepalive: int = 60
+    user_timeout: int = 0
+
+
+DEFAULT_LIVENESS: Final = Liveness()
+
+
+def is_shortage(error: OSError) -> bool:
+    """Returns whether this host lacks descriptors or memory, which passes and is nobody's fault."""
+    return error.errno in _SHORTAGES
+
+
 def unix_peer(sock: socket.socket) -> tuple[int, int]:
-    """Give (pid, uid) of the process that connected a Unix socket (SO_PEERCRED, unix(7)).
+    """Returns (pid, uid) of the process that connected a Unix socket (SO_PEERCRED, unix(7)).
 
     In a user namespace, users who are not mapped there are 65534.
     """
@@ -21,18 +53,30 @@ def unix_peer(sock: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def prepare_stream(sock: socket.socket) -> None:
-    """Make a connected socket ready for relaying: non-blocking; TCP without Nagle, kept alive."""
+def prepare_stream(sock: socket.socket, liveness: Liveness = DEFAULT_LIVENESS) -> None:
+    """Makes a connected socket ready for relaying, and non-blocking.
+
+    On TCP, Nagle's algorithm is off, a peer that vanished is noticed, and the urgent byte stays in
+    the stream.
+    """
     sock.setblocking(False)
-    if sock.family != socket.AF_UNIX:
-        # A keystroke must not wait for the acknowledgement of the one before it.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A peer that vanished without a word is found after the system's keep-alive time.
+    if sock.family == socket.AF_UNIX:
+        return
+    # A keystroke must not wait for the acknowledgement of the one before it.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # RFC 6093 section 6: urgent data is in line, or the byte that the pointer names is lost on us.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    if liveness.keepalive:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, liveness.keepalive)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    if liveness.user_timeout:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, liveness.user_timeout * 1000)
 
 
 def reset(sock: socket.socket) -> None:
-    """Close with RST (RFC 9293 section 3.10.5 ABORT), so that the other side sees no clean end.
+    """Closes with RST (RFC 9293 section 3.10.5 ABORT), so that the other side sees no clean end.
 
     Unix sockets have nothing of the kind: there, the other side sees end-of-file, unless something
     that it has sent was not read.
@@ -44,7 +88,7 @@ def reset(sock: socket.socket) -> None:
 
 
 def linger_close(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-    """Close so that what was sent last still arrives.
+    """Closes so that what was sent last still arrives.
 
     Closing a socket with unread input sends RST, and a RST makes the other side throw away what it
     has not read yet: an error reply, for instance. So: send FIN, read what still comes (bounded in

@@ -33,7 +33,6 @@ from socks_tunnel.protocol.messages import (
     Message,
     OpenConnection,
     UdpAssociate,
-    UdpAssociateOpened,
 )
 from socks_tunnel.protocol.policy import Policy, Verdict
 from socks_tunnel_workers.frontends.accepting import Listener
@@ -43,9 +42,9 @@ from socks_tunnel_workers.relay.flow import Flow
 from socks_tunnel_workers.relay.ranking import rank
 from socks_tunnel_workers.relay.session import WorkerLink
 from socks_tunnel_workers.relay.tcp import TcpRelay
+from socks_tunnel_workers.targets.access import Access
 from socks_tunnel_workers.targets.resolver import Resolver
-from socks_tunnel_workers.targets.tcp import TargetRelay
-from socks_tunnel_workers.targets.udp import EndpointAssociation
+from socks_tunnel_workers.targets.room import Targets
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +90,14 @@ class Worker(Channel):
         self.policies: PolicySet
         self.passwords: PasswordChecker | None = None
         self.metrics = Metrics()
-        self.resolver = Resolver()
+        self.resolver = Resolver(warn=self._warn, metrics=self.metrics)
+        self.targets = Targets(
+            settings=self,
+            resolver=self.resolver,
+            access=Access(self.resolver, self.count),
+            warn=self._warn,
+            flows=self.flows,
+        )
         self.links: dict[int, WorkerLink] = {}
         self.sessions: set[Session] = set()
         self.lingering: set[TcpRelay] = set()
@@ -199,11 +205,13 @@ class Worker(Channel):
         )
 
     def _reload(self, fields: dict[str, Any]) -> None:
-        """Take a changed configuration; flows that are open stay as they were decided."""
+        """Take a changed configuration; flows that it forbids are ended."""
         self._apply(restore(fields["config"]))
         for link in self.links.values():
             link.policy = self.policies.for_peer(link.peer)
             link.flows.limit = self.config.limits.flows_per_worker
+        if self.config.role == "endpoint":
+            self.targets.reload()
 
     def _apply(self, config: Config) -> None:
         self.config = config
@@ -263,9 +271,7 @@ class Worker(Channel):
             raise RemoteProtocolError(
                 f"{type(message).__name__} came from an endpoint", kind="unexpected-message"
             )
-        policy = link.policy
         assert isinstance(message, OpenConnection | Bind | UdpAssociate)
-        assert policy is not None, "build_policies gives every peer of an endpoint a policy"
         udp = isinstance(message, UdpAssociate)
         if self.draining:
             link.close_flow(message.conn_id, CloseReason.SHUTTING_DOWN, udp=udp)
@@ -274,21 +280,10 @@ class Worker(Channel):
             self.log_full()
             link.close_flow(message.conn_id, CloseReason.RESOURCE_LIMIT, udp=udp)
             return
-        if isinstance(message, UdpAssociate):
-            try:
-                association = EndpointAssociation(link, message.conn_id, policy)
-            except OSError as error:
-                self.log_resource_error(error)
-                link.close_flow(message.conn_id, CloseReason.RESOURCE_LIMIT, udp=True)
-                return
-            link.flows.add(message.conn_id, association)
-            self.flow_started(association)
-            link.send(UdpAssociateOpened(message.conn_id, association.bound).encode())
-            return
-        relay = TargetRelay(link, message.conn_id, policy, message)
-        link.flows.add(message.conn_id, relay)
-        self.flow_started(relay)
-        relay.start()
+        flow = self.targets.make(link, message)
+        link.flows.add(message.conn_id, flow)
+        self.flow_started(flow)
+        self.targets.start(flow)
 
     def allowed_early(self, flow: Flow, policy: Policy, destination: HostPort) -> bool:
         """Ask the gateway's own policy; what it cannot tell is left to the endpoint."""

@@ -134,6 +134,12 @@ class Metrics:
             "From accepting a client (endpoint: from the request) until its flow is open",
             _CONNECT_BUCKETS,
         )
+        self.dns_seconds = histogram(
+            "dns_seconds",
+            "From the question for a name (endpoint) until its answer or failure",
+            _CONNECT_BUCKETS,
+        )
+        self.dns_failures_total = counter("dns_failures_total", "Name look-ups that failed", "kind")
         self.worker_restarts_total = counter("worker_restarts_total", "Workers started again")
         self.workers = gauge("workers", "Workers that are up")
         self.buffered_bytes = gauge(

@@ -235,6 +235,11 @@ class _Ranges:
     def __bool__(self) -> bool:
         return bool(self._starts)
 
+    @property
+    def starts(self) -> list[int]:
+        """The numbers at which the answer changes, in order."""
+        return self._starts
+
     def find(self, value: int) -> str | None:
         """Give the text of the first rule that has `value`."""
         index = bisect_right(self._starts, value) - 1
@@ -478,6 +483,18 @@ class Policy:
         if problems:
             raise PolicyError(problems)
         return cls(hosts, ports, no_hosts, no_ports)
+
+    @property
+    def some_port(self) -> int:
+        """A port that the port rules allow, 0 if there is none.
+
+        Host rules do not depend on the port, so this one stands for all where only hosts matter.
+        """
+        cuts = self._allowed_ports.starts + self._denied_ports.starts
+        for port in sorted(max(cut, 1) for cut in cuts):
+            if self._allowed_ports.find(port) is not None and self._denied_ports.find(port) is None:
+                return port
+        return 0
 
     def check(self, destination: HostPort) -> Decision:
         """Decide about a destination as a client asked for it.

@@ -273,3 +273,25 @@ def test_the_first_of_equal_rules_is_reported() -> None:
     assert policy.check(HostPort("x.b.corp", 80)).rule == "allowed_hosts: *.B.corp"
     assert policy.check(HostPort("192.0.2.7", 80)).rule == "allowed_hosts: 192.0.2.0/24"
     assert policy.check(HostPort("192.0.2.7", 5)).rule == "denied_ports: 1-10"
+
+
+# --- a port that stands for all ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("allowed", "denied", "port"),
+    [
+        (["*"], [], 1),
+        (["443", "80"], [], 80),
+        (["1-100"], ["1-99"], 100),
+        (["*"], ["1-65534"], 65535),
+        (["80", "8000-8100"], ["80", "8000"], 8001),
+        (["80"], ["*"], 0),
+        ([], [], 0),
+    ],
+)
+def test_some_port_is_allowed_if_any_is(allowed: list[str], denied: list[str], port: int) -> None:
+    policy = Policy.parse(allowed_hosts=["0.0.0.0"], allowed_ports=allowed, denied_ports=denied)
+    assert policy.some_port == port
+    verdict = policy.check(HostPort("192.0.2.1", policy.some_port)).verdict
+    assert (verdict is Verdict.ALLOWED) is bool(port)

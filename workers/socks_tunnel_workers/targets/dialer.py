@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from socks_tunnel.protocol.addresses import IPAddress
 from socks_tunnel.protocol.errors import Reply
-from socks_tunnel_workers.sockets import prepare_stream
+from socks_tunnel_workers.sockets import DEFAULT_LIVENESS, Liveness, is_shortage, prepare_stream
+from socks_tunnel_workers.targets.ordering import source_address
 
 ATTEMPT_DELAY = 0.25
 """Seconds after which the next address is tried beside the one under way (RFC 8305 section 5)."""
@@ -31,8 +32,6 @@ _REPLIES = {
     errno.ETIMEDOUT: Reply.TTL_EXPIRED,
     errno.EPERM: Reply.NOT_ALLOWED,  # the endpoint's own packet filter
     errno.EACCES: Reply.NOT_ALLOWED,
-    errno.EMFILE: Reply.GENERAL_FAILURE,
-    errno.ENFILE: Reply.GENERAL_FAILURE,
 }
 
 _TELLING = (
@@ -43,19 +42,29 @@ _TELLING = (
     Reply.NETWORK_UNREACHABLE,
     Reply.GENERAL_FAILURE,
 )
-"""From the reply that tells most: a host that refuses exists, no route to IPv6 is no news."""
+"""The replies from the one that tells most: a host that refuses exists, and that no route leads to
+IPv6 is no news."""
 
 
 class DialError(Exception):
-    """No address answered; `reply` is what the SOCKS client is told."""
+    """No address answered; `reply` is what the SOCKS client is told.
 
-    def __init__(self, message: str, reply: Reply) -> None:
+    `shortage` says that it was not the target's fault: descriptors, memory or ports of this host
+    are used up.
+    """
+
+    def __init__(self, message: str, reply: Reply, *, shortage: bool = False) -> None:
         super().__init__(message)
         self.reply = reply
+        self.shortage = shortage
+
+
+class PortsUsedUpError(OSError):
+    """Every local port that could lead to an address is in use."""
 
 
 def interleave(addresses: Sequence[IPAddress]) -> list[IPAddress]:
-    """Alternate the families, beginning with the first address's (RFC 8305 section 4)."""
+    """Returns the addresses with the families in turn, the first first (RFC 8305 section 4)."""
     if not addresses:
         return []
     first = addresses[0].version
@@ -65,12 +74,18 @@ def interleave(addresses: Sequence[IPAddress]) -> list[IPAddress]:
     return [a for pair in pairs for a in pair if a is not None]
 
 
-async def _attempt(address: IPAddress, port: int) -> socket.socket:
+async def _attempt(address: IPAddress, port: int, liveness: Liveness) -> socket.socket:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        prepare_stream(sock)
+        prepare_stream(sock, liveness)
         await _connect(sock, (str(address), port))
+    except OSError as error:
+        sock.close()
+        # connect(2) has one error for "no port is left" and "no address of ours can reach it".
+        if error.errno == errno.EADDRNOTAVAIL and source_address(address) is not None:
+            raise PortsUsedUpError(error.errno, f"no local port is left toward {address}") from None
+        raise
     except BaseException:
         sock.close()
         raise
@@ -78,7 +93,7 @@ async def _attempt(address: IPAddress, port: int) -> socket.socket:
 
 
 async def _connect(sock: socket.socket, address: tuple[str, int]) -> None:
-    """Connect a non-blocking socket to a literal address.
+    """Connects a non-blocking socket to a literal address.
 
     In place of `loop.sock_connect`: uvloop's sends each address through getaddrinfo in a thread,
     also one that needs no look-up, and four wake-ups for each connection are most of its cost.
@@ -102,18 +117,33 @@ def _wake(future: "asyncio.Future[None]") -> None:
         future.set_result(None)
 
 
-def _reply(errors: Sequence[BaseException]) -> Reply:
+def failure(errors: Sequence[BaseException]) -> DialError:
+    """Returns what the client is told when every attempt has failed."""
+    shortages = [e for e in errors if isinstance(e, OSError) and _want_of_resources(e)]
+    if shortages:
+        # What could not be tried is not known to be unreachable.
+        return DialError(str(shortages[0]), Reply.GENERAL_FAILURE, shortage=True)
     replies = {
         _REPLIES.get(e.errno or 0, Reply.HOST_UNREACHABLE) for e in errors if isinstance(e, OSError)
     }
-    return next((r for r in _TELLING if r in replies), Reply.GENERAL_FAILURE)
+    reply = next((r for r in _TELLING if r in replies), Reply.GENERAL_FAILURE)
+    return DialError("; ".join(str(e) for e in errors), reply)
 
 
-async def dial(addresses: Sequence[IPAddress], port: int, *, seconds: float) -> socket.socket:
-    """Connect to the first of `addresses` that answers, within `seconds` in all.
+def _want_of_resources(error: OSError) -> bool:
+    return isinstance(error, PortsUsedUpError) or is_shortage(error)
 
-    The socket is non-blocking with TCP_NODELAY. Raises :class:`DialError`; cancelling leaves no
-    socket behind.
+
+async def dial(
+    addresses: Sequence[IPAddress],
+    port: int,
+    *,
+    seconds: float,
+    liveness: Liveness = DEFAULT_LIVENESS,
+) -> socket.socket:
+    """Connects to the first of `addresses` that answers, within `seconds` in all.
+
+    The socket is ready for relaying. Raises :class:`DialError`; cancelling leaves no socket behind.
     """
     targets = interleave(addresses)[:ATTEMPTS_MAX]
     if not targets:
@@ -121,17 +151,19 @@ async def dial(addresses: Sequence[IPAddress], port: int, *, seconds: float) -> 
     if len(targets) == 1:
         try:
             async with asyncio.timeout(seconds):
-                return await _attempt(targets[0], port)
+                return await _attempt(targets[0], port, liveness)
         except TimeoutError as error:
             if error.errno is None:
                 raise DialError(f"no answer within {seconds:g} s", Reply.TTL_EXPIRED) from None
             raise DialError(str(error), Reply.TTL_EXPIRED) from None
         except OSError as error:
-            raise DialError(str(error), _reply([error])) from None
-    return await _race(targets, port, seconds)
+            raise failure([error]) from None
+    return await _race(targets, port, seconds, liveness)
 
 
-async def _race(targets: Sequence[IPAddress], port: int, seconds: float) -> socket.socket:
+async def _race(
+    targets: Sequence[IPAddress], port: int, seconds: float, liveness: Liveness
+) -> socket.socket:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     waiting = list(targets)
@@ -142,8 +174,9 @@ async def _race(targets: Sequence[IPAddress], port: int, seconds: float) -> sock
         while waiting or running:
             if waiting:
                 address = waiting.pop(0)
+                attempt = _attempt(address, port, liveness)
                 # Not ops.tasks.spawn: a failed attempt is an answer here, not a fault to log.
-                running.add(loop.create_task(_attempt(address, port), name=f"dial {address}"))
+                running.add(loop.create_task(attempt, name=f"dial {address}"))
             left = deadline - loop.time()
             pause = min(ATTEMPT_DELAY, left) if waiting else left
             done, running = await asyncio.wait(
@@ -165,10 +198,10 @@ async def _race(targets: Sequence[IPAddress], port: int, seconds: float) -> sock
         for task in running:
             task.cancel()
             task.add_done_callback(_close_late_winner)
-    raise DialError("; ".join(str(e) for e in errors), _reply(errors))
+    raise failure(errors)
 
 
 def _close_late_winner(task: "asyncio.Task[socket.socket]") -> None:
-    """Close the socket of an attempt that won after the race was over."""
+    """Closes the socket of an attempt that won after the race was over."""
     if not task.cancelled() and task.exception() is None:
         task.result().close()

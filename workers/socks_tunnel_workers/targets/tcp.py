@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from socks_tunnel.ops.tasks import spawn
-from socks_tunnel.protocol.addresses import HostPort, IPAddress
+from socks_tunnel.protocol.addresses import HostPort, IPAddress, parse_ip
 from socks_tunnel.protocol.errors import CloseReason, Reply
 from socks_tunnel.protocol.messages import (
     Bind,
@@ -18,22 +19,34 @@ from socks_tunnel.protocol.messages import (
     OpenConnection,
 )
 from socks_tunnel_workers.relay.tcp import TcpRelay
-from socks_tunnel_workers.sockets import prepare_stream, reset
-from socks_tunnel_workers.targets.access import AccessDeniedError, decide
+from socks_tunnel_workers.sockets import Liveness, is_shortage, prepare_stream, reset
+from socks_tunnel_workers.targets.access import (
+    AccessDeniedError,
+    Allowed,
+    Asker,
+    UnresolvedError,
+)
 from socks_tunnel_workers.targets.dialer import DialError, dial
 
 if TYPE_CHECKING:
     from socks_tunnel.protocol.policy import Policy
     from socks_tunnel_workers.relay.session import WorkerLink
+    from socks_tunnel_workers.targets.room import Targets
 
 logger = logging.getLogger(__name__)
+
+KEEPALIVE_SECONDS = 60
+"""Silence after which a target is probed (RFC 1122 section 4.2.3.6)."""
+
+USER_TIMEOUT_SECONDS = 120
+"""How long bytes to a target may stay unacknowledged (RFC 5482)."""
 
 BIND_SECONDS = 120.0
 """Time in which the expected caller of a BIND must have come."""
 
 
 def socket_name(sock: socket.socket) -> HostPort:
-    """Give the local address of an IP socket."""
+    """Returns the local address of an IP socket."""
     host, port = sock.getsockname()[:2]
     return HostPort(str(host), int(port))
 
@@ -41,10 +54,10 @@ def socket_name(sock: socket.socket) -> HostPort:
 class TargetRelay(TcpRelay):
     """A TCP flow on the endpoint, from the request on; `task` brings its socket."""
 
-    __slots__ = ("policy", "task")
+    __slots__ = ("allowed", "targets", "task")
 
     def __init__(
-        self, link: WorkerLink, conn_id: int, policy: Policy, request: OpenConnection | Bind
+        self, targets: Targets, link: WorkerLink, conn_id: int, request: OpenConnection | Bind
     ) -> None:
         if isinstance(request, OpenConnection):
             command, destination = "connect", HostPort(request.host, request.port)
@@ -59,13 +72,39 @@ class TargetRelay(TcpRelay):
             sock=None,
             opener=None,
         )
-        self.policy = policy
+        self.targets = targets
+        self.allowed: Allowed | None = None
+        """What was decided: of a flow that is open, the one address that it goes to."""
         self.task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to decide and to dial, or to listen."""
+        """Begins to decide and to dial, or to listen."""
         work = self._connect() if self.command == "connect" else self._bind()
         self.task = spawn(f"{self.command} flow {self.conn_id}", work, on_failure=self._failed)
+
+    def _policy(self) -> Policy:
+        return self.targets.policy(self.link.peer)
+
+    def _asker(self) -> Asker:
+        return Asker(self.link.peer, self.conn_id, self.command)
+
+    def recheck(self) -> Iterator[None]:
+        """Ends the flow if the policy forbids it now. A generator: others get their turn."""
+        # A flow that is still being decided asks for the policy by itself.
+        if self.allowed is not None:
+            self._permitted(self.allowed)
+        yield
+
+    def _permitted(self, allowed: Allowed) -> bool:
+        """Returns whether all the addresses may still be reached; the flow ends if not."""
+        assert self.destination is not None
+        permitted = self.targets.access.recheck(
+            self._asker(), self._policy(), self.destination, allowed.name, allowed.addresses
+        )
+        if len(permitted) == len(allowed.addresses):
+            return True
+        self._refuse(Reply.NOT_ALLOWED, "the policy has changed and forbids it")
+        return False
 
     def _failed(self, error: BaseException) -> None:
         """A bug of ours must not leave the client waiting (the task has logged it)."""
@@ -77,67 +116,93 @@ class TargetRelay(TcpRelay):
             logger.debug("flow %d to %s: %s", self.conn_id, self.destination, sentence)
             self.abort(reply)
 
-    async def _addresses(self, seconds: float) -> list[IPAddress] | None:
+    async def _decide(self, seconds: float) -> Allowed | None:
         assert self.destination is not None
         try:
-            return await decide(self, self.policy, self.destination, seconds=seconds)
-        except AccessDeniedError as error:
+            self.allowed = await self.targets.access.decide(
+                self._asker(), self._policy, self.destination, seconds=seconds
+            )
+        except (AccessDeniedError, UnresolvedError) as error:
             self._refuse(error.reply, str(error))
             return None
+        return None if self.ended else self.allowed
+
+    def _liveness(self) -> Liveness:
+        return Liveness(KEEPALIVE_SECONDS, USER_TIMEOUT_SECONDS)
 
     async def _connect(self) -> None:
         worker = self.link.worker
         seconds = worker.config.socks.connect_timeout
         deadline = worker.loop.time() + seconds
-        addresses = await self._addresses(seconds)
-        if addresses is None or self.ended:
+        allowed = await self._decide(seconds)
+        if allowed is None:
             return
         assert self.destination is not None
         left = max(deadline - worker.loop.time(), 0.0)
         try:
-            sock = await dial(addresses, self.destination.port, seconds=left)
+            sock = await dial(
+                allowed.addresses, self.destination.port, seconds=left, liveness=self._liveness()
+            )
         except DialError as error:
+            if error.shortage:
+                self.targets.warn("resource", "cannot connect to %s: %s", self.destination, error)
             self._refuse(error.reply, str(error))
             return
+        self.allowed = Allowed((_peer_address(sock),), allowed.ttl, allowed.name)
         worker.metrics.connect_seconds.observe(worker.loop.time() - self.started)
         self.link.send(ConnectionOpened(self.conn_id, socket_name(sock)).encode())
         self.attach(sock)
 
     async def _bind(self) -> None:
-        """Listen for one connection from the expected caller (RFC 1928 section 4, BIND)."""
+        """Listens for one connection from the expected caller (RFC 1928 section 4, BIND)."""
         loop = self.link.worker.loop
-        addresses = await self._addresses(self.link.worker.config.socks.connect_timeout)
-        if addresses is None or self.ended:
+        allowed = await self._decide(self.link.worker.config.socks.connect_timeout)
+        if allowed is None:
             return
         try:
-            listener = _listen_toward(addresses[0])
+            listener = _listen_toward(allowed.addresses[0])
         except OSError as error:
-            self._refuse(Reply.GENERAL_FAILURE, f"cannot listen: {error}")
+            self._cannot_listen(error)
             return
         with listener:
             self.link.send(BindListening(self.conn_id, socket_name(listener)).encode())
             try:
                 async with asyncio.timeout(BIND_SECONDS):
-                    sock, caller = await self._accept(loop, listener, set(map(str, addresses)))
+                    sock, caller = await self._accept(
+                        loop, listener, set(map(str, allowed.addresses))
+                    )
             except TimeoutError:
                 self._refuse(Reply.TTL_EXPIRED, f"nobody called within {BIND_SECONDS:g} s")
                 return
-        prepare_stream(sock)
+            except OSError as error:
+                self._cannot_listen(error)
+                return
+        prepare_stream(sock, self._liveness())
         self.destination = caller
+        self.allowed = Allowed((_peer_address(sock),), None)
         self.link.send(BindAccepted(self.conn_id, caller).encode())
         self.attach(sock)
+
+    def _cannot_listen(self, error: OSError) -> None:
+        if is_shortage(error):
+            self.targets.warn("resource", "cannot listen for %s: %s", self.destination, error)
+        self._refuse(Reply.GENERAL_FAILURE, f"cannot listen: {error}")
 
     async def _accept(
         self, loop: asyncio.AbstractEventLoop, listener: socket.socket, expected: set[str]
     ) -> tuple[socket.socket, HostPort]:
         while True:
-            sock, name = await loop.sock_accept(listener)
+            try:
+                sock, name = await loop.sock_accept(listener)
+            except ConnectionAbortedError:
+                continue  # the caller was gone before it was accepted
             if name[0] in expected:
                 return sock, HostPort(str(name[0]), int(name[1]))
             # RFC 1928 section 4: the server uses DST to evaluate the BIND request. Anybody else
             # who finds the port is turned away, and the listener stays.
             reset(sock)
-            logger.warning(
+            self.targets.warn(
+                "bind-caller",
                 "BIND flow %d: refused a caller from %s; expected %s",
                 self.conn_id,
                 name[0],
@@ -145,7 +210,7 @@ class TargetRelay(TcpRelay):
             )
 
     def abort(self, reason: int, *, tell_peer: bool = True) -> None:
-        """End the flow, and the dialling if it is still under way."""
+        """Ends the flow, and the dialling if it is still under way."""
         super().abort(reason, tell_peer=tell_peer)
         self._stop_task()
 
@@ -159,8 +224,15 @@ class TargetRelay(TcpRelay):
             task.cancel()
 
 
+def _peer_address(sock: socket.socket) -> IPAddress:
+    """Returns the address of the other end of an IP socket."""
+    address = parse_ip(str(sock.getpeername()[0]).partition("%")[0])
+    assert address is not None, "the kernel names peers by address"
+    return address
+
+
 def _listen_toward(address: IPAddress) -> socket.socket:
-    """Listen on the local address from which `address` is reached, on any free port."""
+    """Listens on the local address from which `address` is reached, on any free port."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     # Connecting a UDP socket sends nothing; it asks the routing table.
     with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -1,44 +1,63 @@
 """The endpoint's side of UDP associations: sockets toward the targets.
 
 It cuts the SOCKS header off what comes through the tunnel, and puts one with the true sender before
-what comes back.
+what comes back. Which destination may be reached is decided by the policy of the moment, and where
+its datagrams go by :mod:`socks_tunnel_workers.targets.routes`.
 """
 
 from __future__ import annotations
 
+import errno
 import socket
-from collections import Counter, OrderedDict
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
 from socks_tunnel.ops.tasks import spawn
-from socks_tunnel.protocol.addresses import HostPort, IPAddress
+from socks_tunnel.protocol.addresses import HostPort, IPAddress, parse_ip
 from socks_tunnel.protocol.errors import RemoteProtocolError
-from socks_tunnel.protocol.messages import Message, UdpAssociateClosed
+from socks_tunnel.protocol.messages import Message, UdpAssociateClosed, UdpAssociateOpened
 from socks_tunnel.protocol.policy import Policy
 from socks_tunnel.protocol.socks5 import parse_udp_packet, udp_header
-from socks_tunnel_workers.relay.udp import (
-    DATAGRAMS_PER_TURN,
-    DESTINATIONS_MAX,
-    Association,
-    SockAddr,
-    udp_socket,
+from socks_tunnel_workers.relay.udp import DATAGRAMS_PER_TURN, Association, udp_socket
+from socks_tunnel_workers.sockets import is_shortage
+from socks_tunnel_workers.targets.access import (
+    AccessDeniedError,
+    Allowed,
+    Asker,
+    UnresolvedError,
 )
-from socks_tunnel_workers.targets.access import AccessDeniedError, decide, decide_literal
+from socks_tunnel_workers.targets.routes import ATTEMPT_DELAY, Refusal, Route, Routes
 
 if TYPE_CHECKING:
     from socks_tunnel_workers.relay.session import WorkerLink
+    from socks_tunnel_workers.targets.room import Targets
 
-PENDING_PER_NAME_MAX = 16
+PENDING_PER_NAME_MAX: Final = 16
 """Datagrams that wait while the name of their destination is looked up."""
 
-PENDING_NAMES_MAX = 64
-"""Names that one association may have looked up at once."""
+PENDING_NAMES_MAX: Final = 64
+"""Names that one association may have looked up at once for the first time."""
 
-RESOLVE_SECONDS = 5.0
+PENDING_BYTES_MAX: Final = 262_144
+"""Bytes of an association's datagrams that wait for names."""
+
+RESOLVE_SECONDS: Final = 5.0
 """A datagram to a name that is not resolved by then is dropped: its sender has sent it again."""
 
-IDLE_GRACE = 30.0
+UNRESOLVED_SECONDS: Final = 2.0
+"""How long a destination gets nothing whose name could not be resolved. The resolver knows for how
+long a name does not exist (RFC 2308), so asking it again costs no packet before that time."""
+
+TTL_MIN: Final = 1.0
+"""Seconds for which an answer holds at least."""
+
+STALE_SECONDS: Final = 300.0
+"""How long addresses stay in use after their TTL while no name server answers (RFC 8767)."""
+
+IDLE_GRACE: Final = 30.0
 """Seconds that the endpoint waits beyond the gateway's idle time: the gateway ends it first."""
+
+_NEVER: Final = float("inf")
 
 
 class EndpointAssociation(Association):
@@ -48,24 +67,37 @@ class EndpointAssociation(Association):
     as SIP, RTP and STUN need it. What is let back in depends on `udp_filtering`.
     """
 
-    __slots__ = ("contacted", "filtering", "pending", "policy", "routes", "sockets")
+    __slots__ = ("pending", "pending_bytes", "routes", "sockets", "targets")
 
-    def __init__(self, link: WorkerLink, conn_id: int, policy: Policy) -> None:
+    def __init__(self, targets: Targets, link: WorkerLink, conn_id: int) -> None:
         super().__init__(link, conn_id, client=link.peer)
         self.opened = True
-        self.policy = policy
-        self.filtering = link.worker.config.udp_filtering
+        self.targets = targets
         self.sockets: dict[int, socket.socket] = {}
-        self.routes: OrderedDict[HostPort, SockAddr | None] = OrderedDict()
-        self.contacted: Counter[tuple[str, int]] = Counter()  # by the routes that lead there
+        self.routes = Routes(targets.settings.config.udp_filtering)
         self.pending: dict[HostPort, list[bytes]] = {}
+        self.pending_bytes = 0
+
+    def start(self) -> None:
+        """Opens the IPv4 socket and answers the gateway. Raises :class:`OSError` if it cannot."""
         self._socket(socket.AF_INET)
+        self.link.send(UdpAssociateOpened(self.conn_id, self.bound).encode())
 
     @property
     def bound(self) -> HostPort:
         """The address of the IPv4 socket."""
         host, port = self.sockets[socket.AF_INET].getsockname()
         return HostPort(host, port)
+
+    @property
+    def _now(self) -> float:
+        return self.link.worker.loop.time()
+
+    def _asker(self) -> Asker:
+        return Asker(self.link.peer, self.conn_id, self.command)
+
+    def _policy(self) -> Policy:
+        return self.targets.policy(self.link.peer)
 
     def _socket(self, family: int) -> socket.socket:
         sock = self.sockets.get(family)
@@ -78,8 +110,8 @@ class EndpointAssociation(Association):
     # --- client -> target -----------------------------------------------------------------------
 
     def on_datagram(self, packet: memoryview) -> None:
-        """Send a datagram to its target, once the policy has allowed that destination."""
-        self.active = self.link.worker.loop.time()
+        """Sends a datagram to its target, once the policy has allowed that destination."""
+        now = self.active = self._now
         try:
             frag, destination, offset = parse_udp_packet(packet)
         except RemoteProtocolError as error:
@@ -89,96 +121,201 @@ class EndpointAssociation(Association):
         if frag:
             self.drop("fragment")
             return
-        try:
-            target = self.routes[destination]
-        except KeyError:
+        entry = self.routes.get(destination, now)
+        if entry is None:
             self._new_destination(destination, bytes(packet[offset:]))
-            return
-        self.routes.move_to_end(destination)
-        if target is None:
-            self.drop("policy")
-            return
-        self._send(target, packet[offset:])
+        elif isinstance(entry, Refusal):
+            self.drop(entry.reason)
+        else:
+            if entry.expired(now) and not entry.refreshing:
+                entry.refreshing = True
+                spawn(f"udp {self.conn_id} resolve again", self._refresh(destination, entry))
+            self._forward(destination, entry, packet[offset:])
 
-    def _send(self, target: SockAddr, data: bytes | memoryview) -> None:
-        try:
-            self._socket(socket.AF_INET if len(target) == 2 else socket.AF_INET6).sendto(
-                data, target
-            )
-        except OSError as error:
-            self._send_failed(error)
+    def _forward(self, destination: HostPort, route: Route, data: bytes | memoryview) -> None:
+        """Sends a datagram to the addresses whose turn it is."""
+        now = self._now
+        errors: list[OSError] = []
+        addresses = route.send(data, now)
+        for address in addresses:
+            error = self._send(route, address, destination.port, data)
+            if error is not None:
+                errors.append(error)
+                if not isinstance(error, BlockingIOError) and error.errno != errno.EMSGSIZE:
+                    route.failed(address, now)
+        if len(errors) == len(addresses):
+            self._send_failed(errors[0])
             return
         self._up += len(data)
         self.link.worker.received["udp"] += len(data)
 
-    def _new_destination(self, destination: HostPort, data: bytes) -> None:
-        """Decide on a destination that is new to this association; a name has to be looked up."""
-        waiting = self.pending.get(destination)
-        if waiting is not None:
-            if len(waiting) < PENDING_PER_NAME_MAX:
-                waiting.append(data)
-            else:
-                self.drop("resolving")
-            return
+    def _send(
+        self, route: Route, address: IPAddress, port: int, data: bytes | memoryview
+    ) -> OSError | None:
+        host = str(address)
         try:
-            addresses = decide_literal(self, self.policy, destination)
-        except AccessDeniedError:
-            self._remember(destination, None)
-            self.drop("policy")
+            if address.version == 4:
+                self._socket(socket.AF_INET).sendto(data, (host, port))
+            else:
+                self._socket(socket.AF_INET6).sendto(data, (host, port, 0, 0))
+        except OSError as error:
+            if is_shortage(error):
+                self.targets.warn("resource", "cannot serve a UDP association: %s", error)
+            return error
+        self.routes.reached(route, address, port)
+        return None
+
+    def _race(self, destination: HostPort, route: Route) -> None:
+        """Nothing has come back for a while: one more address gets what the others got."""
+        if self.ended or self.routes.get(destination, self._now) is not route:
             return
-        if addresses is not None:
-            self._send(self._route(destination, addresses[0]), data)
-        elif len(self.pending) >= PENDING_NAMES_MAX:
+        attempt = route.attempt(self._now)
+        if attempt is None:
+            return
+        address, datagrams = attempt
+        for data in datagrams:
+            error = self._send(route, address, destination.port, data)
+            if error is not None:
+                break
+        self.link.worker.loop.call_later(ATTEMPT_DELAY, self._race, destination, route)
+
+    # --- decisions ------------------------------------------------------------------------------
+
+    def _new_destination(self, destination: HostPort, data: bytes) -> None:
+        """Decides on a destination that is new to this association; a name is looked up."""
+        waiting = self.pending.get(destination)
+        if waiting is None:
+            try:
+                allowed = self.targets.access.literal(self._asker(), self._policy(), destination)
+            except AccessDeniedError:
+                self._refuse(destination, "policy", _NEVER, 1)
+                return
+            if allowed is not None:
+                self._forward(destination, self._route(destination, allowed), data)
+                return
+            if len(self.pending) >= PENDING_NAMES_MAX:
+                self.drop("resolving")
+                return
+        elif len(waiting) >= PENDING_PER_NAME_MAX:
             self.drop("resolving")
-        else:
-            self.pending[destination] = [data]
-            spawn(f"udp {self.conn_id} resolve", self._resolve(destination))
+            return
+        if self.pending_bytes + len(data) > PENDING_BYTES_MAX:
+            self.drop("resolving")
+            return
+        self.pending_bytes += len(data)
+        if waiting is not None:
+            waiting.append(data)
+            return
+        self.pending[destination] = [data]
+        spawn(
+            f"udp {self.conn_id} resolve",
+            self._resolve(destination),
+            on_failure=lambda _error: self._unresolved(destination),
+        )
 
     async def _resolve(self, destination: HostPort) -> None:
         try:
-            addresses = await decide(self, self.policy, destination, seconds=RESOLVE_SECONDS)
+            allowed = await self.targets.access.decide(
+                self._asker(), self._policy, destination, seconds=RESOLVE_SECONDS
+            )
         except AccessDeniedError:
-            addresses = []
-        waiting = self.pending.pop(destination)
-        if self.ended:
-            return
-        if not addresses:
-            self._remember(destination, None)
-            for _ in waiting:
-                self.drop("policy")
-            return
-        target = self._route(destination, addresses[0])
-        for data in waiting:
-            self._send(target, data)
+            self._refuse(destination, "policy", _NEVER, len(self._take_pending(destination)))
+        except UnresolvedError:
+            self._unresolved(destination)
+        else:
+            waiting = self._take_pending(destination)
+            if self.ended:
+                return
+            route = self._route(destination, allowed)
+            for data in waiting:
+                self._forward(destination, route, data)
+            if route.racing:
+                self.link.worker.loop.call_later(ATTEMPT_DELAY, self._race, destination, route)
 
-    def _route(self, destination: HostPort, address: IPAddress) -> SockAddr:
-        port = destination.port
-        target: SockAddr = (
-            (str(address), port) if address.version == 4 else (str(address), port, 0, 0)
-        )
-        self._remember(destination, target)
-        return target
+    def _take_pending(self, destination: HostPort) -> list[bytes]:
+        """Takes the datagrams that wait for a name."""
+        waiting = self.pending.pop(destination, [])
+        self.pending_bytes -= sum(map(len, waiting))
+        return waiting
 
-    def _remember(self, destination: HostPort, target: SockAddr | None) -> None:
-        self.routes[destination] = target
-        if target is not None:
-            self.contacted[self._filter_key(target[0], target[1])] += 1
-        if len(self.routes) > DESTINATIONS_MAX:
-            _, forgotten = self.routes.popitem(last=False)
-            if forgotten is not None:
-                key = self._filter_key(forgotten[0], forgotten[1])
-                self.contacted[key] -= 1
-                if not self.contacted[key]:
-                    del self.contacted[key]
+    def _unresolved(self, destination: HostPort) -> None:
+        """The name has no address, or nobody can say at the moment: try again in a moment."""
+        dropped = len(self._take_pending(destination))
+        self._refuse(destination, "unresolved", self._now + UNRESOLVED_SECONDS, dropped)
 
-    def _filter_key(self, host: str, port: int) -> tuple[str, int]:
-        """Give what a sender is known by: RFC 4787 section 5, by `udp_filtering`."""
-        return (host, port if self.filtering == "address-and-port-dependent" else 0)
+    def _refuse(self, destination: HostPort, reason: str, until: float, dropped: int) -> None:
+        self.routes.put(destination, Refusal(reason, until))
+        for _ in range(dropped):
+            self.drop(reason)
+
+    def _route(self, destination: HostPort, allowed: Allowed) -> Route:
+        now = self._now
+        expires = None if allowed.ttl is None else now + max(float(allowed.ttl), TTL_MIN)
+        route = Route(allowed.addresses, now=now, expires=expires, name=allowed.name)
+        self.routes.put(destination, route)
+        return route
+
+    async def _refresh(self, destination: HostPort, route: Route) -> None:
+        """Follows the name: its time is over, and datagrams still go there."""
+        expired = self._now
+        try:
+            allowed = await self.targets.access.decide(
+                self._asker(),
+                self._policy,
+                destination,
+                seconds=RESOLVE_SECONDS,
+                known=route.addresses,
+            )
+        except AccessDeniedError:
+            self._replace(destination, route, Refusal("policy", _NEVER))
+        except UnresolvedError as error:
+            assert route.expires is not None, "only names are looked up again"
+            if not error.soft or expired - route.expires > STALE_SECONDS:
+                self._replace(
+                    destination, route, Refusal("unresolved", self._now + UNRESOLVED_SECONDS)
+                )
+        else:
+            assert allowed.ttl is not None, "it was a name"
+            expires = self._now + max(float(allowed.ttl), TTL_MIN)
+            if not route.renew(allowed.addresses, expires=expires):
+                fresh = Route(allowed.addresses, now=self._now, expires=expires, name=allowed.name)
+                if self._replace(destination, route, fresh) and fresh.racing:
+                    self.link.worker.loop.call_later(ATTEMPT_DELAY, self._race, destination, fresh)
+        finally:
+            self.link.worker.loop.call_later(UNRESOLVED_SECONDS, route.refreshed)
+
+    def _replace(self, destination: HostPort, old: Route, new: Route | Refusal) -> bool:
+        """Puts something in a route's place, unless that was done before."""
+        if self.ended or self.routes.get(destination, self._now) is not old:
+            return False
+        self.routes.put(destination, new)
+        return True
+
+    def recheck(self) -> Iterator[None]:
+        """Ends the routes that the policy forbids now. A generator, so that others get their turn.
+
+        What was refused is decided anew when the next datagram comes.
+        """
+        self.routes.forget_refusals()
+        for destination in self.routes.destinations():
+            route = self.routes.get(destination, self._now)
+            if isinstance(route, Route):
+                permitted = self.targets.access.recheck(
+                    self._asker(), self._policy(), destination, route.name, route.addresses
+                )
+                if not permitted:
+                    self.routes.put(destination, Refusal("policy", _NEVER))
+                elif len(permitted) < len(route.addresses) and not route.renew(permitted):
+                    self.routes.put(
+                        destination,
+                        Route(permitted, now=self._now, expires=route.expires, name=route.name),
+                    )
+            yield
 
     # --- target -> client -----------------------------------------------------------------------
 
     def _readable(self, sock: socket.socket) -> None:
-        filtering = self.filtering
+        routes = self.routes
         for _ in range(DATAGRAMS_PER_TURN):
             try:
                 data, sender = sock.recvfrom(65_536)
@@ -188,18 +325,19 @@ class EndpointAssociation(Association):
                 # A pending ICMP error of an earlier send: nothing was received, nothing is lost.
                 return
             host, port = sender[0], sender[1]
-            # RFC 4787 REQ-8: filtering decides which senders may answer through the mapping.
-            if (
-                filtering != "endpoint-independent"
-                and self._filter_key(host, port) not in self.contacted
-            ):
+            if not routes.admits(host, port):
                 self.drop("filtered")
                 continue
             header = udp_header(HostPort(host, port))
             if len(header) + len(data) > self.link.max_data:
                 self.drop("too-long")
                 continue
-            self.active = self.link.worker.loop.time()
+            now = self.active = self._now
+            for route in routes.answering(host, port):
+                if len(route.addresses) > 1:
+                    address = parse_ip(host)
+                    assert address is not None, "the kernel names senders by address"
+                    route.answered(address, now)
             self._down += len(data)
             self.link.worker.sent["udp"] += len(data)
             self.link.send_datagram(self.conn_id, header, data)
@@ -207,13 +345,13 @@ class EndpointAssociation(Association):
     # --- end ------------------------------------------------------------------------------------
 
     def on_message(self, message: Message) -> None:
-        """Take the end."""
+        """Takes the end."""
         if not isinstance(message, UdpAssociateClosed):
             raise self.unexpected(type(message).__name__)
         self._close(message.reason)
 
     def sweep(self, now: float) -> None:
-        """End an association that the gateway seems to have forgotten."""
+        """Ends an association that the gateway seems to have forgotten."""
         self._end_if_idle(now, self.link.idle_udp + IDLE_GRACE)
 
     def _close(self, reason: int) -> None:

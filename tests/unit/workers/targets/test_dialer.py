@@ -13,6 +13,7 @@ import pytest
 
 from socks_tunnel.protocol.addresses import IPAddress
 from socks_tunnel.protocol.errors import Reply
+from socks_tunnel_workers.sockets import Liveness
 from socks_tunnel_workers.targets import dialer
 from socks_tunnel_workers.targets.dialer import ATTEMPTS_MAX, DialError, dial, interleave
 
@@ -29,7 +30,7 @@ class Attempts:
         self.started: list[str] = []
         self.sockets: list[socket.socket] = []
 
-    async def __call__(self, address: IPAddress, port: int) -> socket.socket:
+    async def __call__(self, address: IPAddress, port: int, liveness: Liveness) -> socket.socket:
         self.started.append(str(address))
         outcome = self.outcomes[str(address)]
         if isinstance(outcome, OSError):
@@ -86,6 +87,8 @@ async def test_a_refusal_starts_the_next_at_once(
         ([errno.ENETUNREACH, errno.ENETUNREACH], Reply.NETWORK_UNREACHABLE),
         ([errno.EHOSTUNREACH, errno.ETIMEDOUT], Reply.TTL_EXPIRED),
         ([errno.EPERM, errno.ENETUNREACH], Reply.NOT_ALLOWED),
+        ([errno.EMFILE, errno.ECONNREFUSED], Reply.GENERAL_FAILURE),
+        ([errno.ECONNREFUSED, errno.ENOBUFS], Reply.GENERAL_FAILURE),
     ],
 )
 async def test_the_most_telling_error_becomes_the_reply(
@@ -95,6 +98,7 @@ async def test_the_most_telling_error_becomes_the_reply(
     with pytest.raises(DialError) as caught:
         await dial(ips("2001:db8::1", "192.0.2.1"), 80, seconds=5)
     assert caught.value.reply is reply
+    assert caught.value.shortage is (reply is Reply.GENERAL_FAILURE)
 
 
 async def test_time_is_bounded_over_all_attempts(
@@ -132,12 +136,37 @@ async def test_attempts_are_bounded(
     assert len(stand_in.started) == ATTEMPTS_MAX
 
 
-async def test_a_real_connection_has_no_nagle() -> None:
+async def test_a_real_connection_is_ready_for_relaying() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        sock = await dial(ips("127.0.0.1"), server.getsockname()[1], seconds=5)
+        port = server.getsockname()[1]
+        sock = await dial(ips("127.0.0.1"), port, seconds=5, liveness=Liveness(7, 9))
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 7
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 15
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 3
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 9000
         assert not sock.getblocking()
         sock.close()
+        sock = await dial(ips("127.0.0.1"), port, seconds=5, liveness=Liveness(0, 0))
+        assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        sock.close()
+
+
+@pytest.mark.parametrize(("source", "reply"), [(True, 1), (False, 3)])
+async def test_no_port_left_is_told_from_no_address(
+    monkeypatch: pytest.MonkeyPatch, source: bool, reply: int
+) -> None:
+    async def refuse(sock: socket.socket, address: tuple[str, int]) -> None:
+        raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+
+    monkeypatch.setattr(dialer, "_connect", refuse)
+    monkeypatch.setattr(dialer, "source_address", lambda address: address if source else None)
+    with pytest.raises(DialError) as caught:
+        await dial(ips("192.0.2.1"), 80, seconds=5)
+    assert caught.value.reply == reply
+    assert caught.value.shortage is source
 
 
 async def test_nothing_to_dial() -> None:

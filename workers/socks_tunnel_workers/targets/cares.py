@@ -1,0 +1,231 @@
+"""c-ares on the event loop: name servers, without a thread for each question.
+
+The channel reports its sockets (`sock_state_cb`), the loop watches them, and one timer drives the
+retransmissions. What c-ares itself takes care of: resolv.conf with its options, a server that does
+not answer, truncated answers (TCP), a cache by the records' TTL and, for names that do not exist,
+by the time in the SOA record (RFC 2308 section 5).
+
+Names are asked for as they stand: no search list, no HOSTALIASES (RFC 1535).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final
+
+import pycares
+
+from socks_tunnel.protocol.addresses import IPAddress, canonical_host
+
+logger = logging.getLogger(__name__)
+
+_FLAGS: Final = pycares.ARES_FLAG_NOSEARCH | pycares.ARES_FLAG_NOALIASES | pycares.ARES_FLAG_EDNS
+
+TIMER_MIN: Final = 0.001
+"""Seconds: c-ares rounds its timeouts down to whole milliseconds, and zero would spin."""
+
+ALIASES_MAX: Final = 16
+"""CNAME records that are followed within one answer."""
+
+ABSENT: Final = frozenset({pycares.errno.ARES_ENOTFOUND, pycares.errno.ARES_ENODATA})
+"""The answers that say that there is no address. Others may pass (RFC 2308 section 7)."""
+
+_TIMED_OUT: Final = frozenset({pycares.errno.ARES_ETIMEOUT})
+
+_TYPES: Final = {
+    socket.AF_INET: pycares.QUERY_TYPE_A,
+    socket.AF_INET6: pycares.QUERY_TYPE_AAAA,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one question brought.
+
+    `addresses` and `names` are both empty if `status`, c-ares's error number, is not None. `ttl`
+    is in seconds.
+    """
+
+    addresses: tuple[IPAddress, ...] = ()
+    names: tuple[str, ...] = ()
+    ttl: int = 0
+    status: int | None = None
+
+    @property
+    def absent(self) -> bool:
+        """Whether the name servers say that there is nothing."""
+        return self.status in ABSENT
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether no server answered in time."""
+        return self.status in _TIMED_OUT
+
+    @property
+    def problem(self) -> str:
+        """Returns c-ares's words for the failure."""
+        return "" if self.status is None else str(pycares.errno.strerror(self.status)).lower()
+
+
+Answered = Callable[[Answer], None]
+
+
+def answer_of(name: str, result: pycares.DNSResult | None, status: int | None) -> Answer:
+    """Returns what c-ares gave to a callback, in our terms.
+
+    Only records of `name` count, or of what its CNAME records lead to: whatever else a server puts
+    into an answer, nobody has asked for it.
+    """
+    if status is not None or result is None:
+        return Answer(status=pycares.errno.ARES_EBADRESP if status is None else status)
+    aliases = {
+        _folded(r.name): r for r in result.answer if isinstance(r.data, pycares.CNAMERecordData)
+    }
+    owner, ttls = _folded(name), []
+    for _ in range(ALIASES_MAX):
+        alias = aliases.get(owner)
+        if alias is None:
+            break
+        assert isinstance(alias.data, pycares.CNAMERecordData)
+        ttls.append(alias.ttl)
+        owner = _folded(alias.data.cname)
+    addresses: dict[IPAddress, None] = {}
+    names: dict[str, None] = {}
+    for record in result.answer:
+        if _folded(record.name) != owner:
+            continue
+        match record.data:
+            case pycares.ARecordData(addr=address) | pycares.AAAARecordData(addr=address):
+                addresses[ip_address(address)] = None
+            case pycares.PTRRecordData(dname=target):
+                try:
+                    names[canonical_host(target)] = None
+                except ValueError:
+                    continue  # not a name that a flow could have as its destination
+            case _:
+                continue
+        ttls.append(record.ttl)
+    if not addresses and not names:
+        return Answer(status=pycares.errno.ARES_ENODATA)
+    # An answer is as old as the youngest of its parts says (RFC 2181 section 5.2).
+    return Answer(tuple(addresses), tuple(names), min(ttls))
+
+
+def _folded(name: str) -> str:
+    return name.lower().removesuffix(".")
+
+
+class Cares:
+    """The channel of a process. Must be used on one event loop.
+
+    `servers` replaces those of resolv.conf (`host` or `host:port`), `timeout` its timeout in
+    seconds, as tests need it. c-ares's own way to choose between files and servers (`lookups`) is
+    not used: pycares 5.2 hands it memory that is freed already.
+    """
+
+    def __init__(self, *, servers: list[str] | None = None, timeout: float | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._watched: dict[int, tuple[bool, bool]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._channel = pycares.Channel(
+            flags=_FLAGS, sock_state_cb=self._watch, servers=servers, timeout=timeout
+        )
+
+    # --- questions ------------------------------------------------------------------------------
+
+    def query(self, name: str, family: int, answered: Answered) -> None:
+        """Asks for the addresses of one family.
+
+        `answered` is called once, perhaps before this returns; never after :meth:`close`.
+        """
+        self._query(name, _TYPES[socket.AddressFamily(family)], answered)
+
+    def reverse(self, address: IPAddress, answered: Answered) -> None:
+        """Asks for the names of an address (RFC 1035 section 3.5)."""
+        self._query(address.reverse_pointer, pycares.QUERY_TYPE_PTR, answered)
+
+    def _query(self, name: str, kind: int, answered: Answered) -> None:
+        pending = True
+
+        def callback(result: pycares.DNSResult | None, status: int | None) -> None:
+            nonlocal pending
+            if pending and not self._closed:
+                pending = False
+                answered(answer_of(name, result, status))
+
+        try:
+            self._channel.query(name, kind, callback=callback)
+        except pycares.AresError as error:
+            # A question that c-ares refuses at once: usually it has called back by then.
+            callback(None, error.args[0])
+        self._arm()
+
+    def reread(self) -> None:
+        """Takes up a resolv.conf that has changed; questions under way are not lost.
+
+        c-ares does it in a thread of its own for a moment. Without one the old settings stay.
+        """
+        try:
+            self._channel.reinit()
+        except pycares.AresError as error:
+            logger.warning("cannot read resolv.conf again: %s; the old one stays in use", error)
+
+    # --- the loop -------------------------------------------------------------------------------
+
+    def _watch(self, fd: int, readable: bool, writable: bool) -> None:
+        """c-ares opened or closed a socket, or waits for something else on it."""
+        if self._closed:
+            return
+        old_read, old_write = self._watched.pop(fd, (False, False))
+        if readable or writable:
+            self._watched[fd] = (readable, writable)
+        if readable and not old_read:
+            self._loop.add_reader(fd, self._process, fd, pycares.ARES_SOCKET_BAD)
+        elif old_read and not readable:
+            self._loop.remove_reader(fd)
+        if writable and not old_write:
+            self._loop.add_writer(fd, self._process, pycares.ARES_SOCKET_BAD, fd)
+        elif old_write and not writable:
+            self._loop.remove_writer(fd)
+
+    def _process(self, read_fd: int, write_fd: int) -> None:
+        if not self._closed:
+            self._channel.process_fd(read_fd, write_fd)
+            self._arm()
+
+    def _arm(self) -> None:
+        """Sets the timer to the next retransmission or time-out of c-ares."""
+        if self._closed:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        # 0.0 means that nothing is under way; what is due at once has a socket to wait for.
+        seconds: float = self._channel.timeout()  # type: ignore[no-untyped-call]  # no hints
+        if self._watched:
+            self._timer = self._loop.call_later(max(seconds, TIMER_MIN), self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        self._process(pycares.ARES_SOCKET_BAD, pycares.ARES_SOCKET_BAD)
+
+    def close(self) -> None:
+        """Gives up what is under way; no callback is called any more."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for fd, (readable, writable) in self._watched.items():
+            if readable:
+                self._loop.remove_reader(fd)
+            if writable:
+                self._loop.remove_writer(fd)
+        self._watched.clear()
+        self._channel.close()

@@ -1,0 +1,271 @@
+"""Where the datagrams of an association go: destinations, their addresses, and who may answer.
+
+No socket, no clock: `now` is in seconds on any monotonic clock.
+
+UDP has no connect, so nothing says whether an address leads anywhere but an answer from it. A
+destination with one address needs no thought. For one with several::
+
+    racing   the first address gets the datagrams; after each ATTEMPT_DELAY without an answer one
+             more address gets the same, up to RACERS_MAX (RFC 8305 in spirit). Whoever answers
+             first wins.
+    settled  one address gets all. When TURN_SECONDS of sending have brought nothing back, the next
+             address has its turn.
+
+            +--------+ an answer, or RACE_SECONDS without one  +---------+ --+ silence:
+    new --> | racing | --------------------------------------> | settled |   | next address
+            +--------+                                         +---------+ <-+
+
+The addresses of a name hold for its TTL; a fresh answer that still has the address in use changes
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from socks_tunnel.protocol.addresses import HostPort, IPAddress
+
+ATTEMPT_DELAY: Final = 0.25
+"""Seconds after which one more address is tried beside the others (RFC 8305 section 5)."""
+
+RACERS_MAX: Final = 3
+"""Addresses that get the same datagram at most; further ones have their turn later."""
+
+RACE_SECONDS: Final = 3.0
+"""After so many seconds without any answer no datagram goes to more than one address any more."""
+
+TURN_SECONDS: Final = 2.0
+"""Seconds of sending without an answer after which the next address has its turn."""
+
+KEPT_MAX: Final = 4
+"""Datagrams of a race that are kept for the addresses that are tried later."""
+
+KEPT_DATAGRAM_MAX: Final = 1500
+"""Longest datagram in bytes that is kept; a longer one goes only to the addresses tried so far."""
+
+ROUTES_MAX: Final = 1024
+"""Destinations that an association remembers; the least recently used one is decided anew."""
+
+Filtering: TypeAlias = Literal[
+    "endpoint-independent", "address-dependent", "address-and-port-dependent"
+]
+
+
+class Route:
+    """A destination that is allowed, and which of its addresses get its datagrams.
+
+    `expires` is when its name has to be looked up again, None for an IP literal.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_current",
+        "_kept",
+        "_racing_until",
+        "_silent_since",
+        "addresses",
+        "expires",
+        "name",
+        "reached",
+        "refreshing",
+    )
+
+    def __init__(
+        self, addresses: Sequence[IPAddress], *, now: float, expires: float | None, name: str = ""
+    ) -> None:
+        assert addresses
+        self.addresses = tuple(addresses)
+        self.expires = expires
+        self.name = name
+        self.refreshing = False
+        """Whether its name is being looked up again."""
+        self.reached: set[IPAddress] = set()
+        """The addresses that something was sent to: they may answer."""
+        self._current = 0
+        self._begun = 1
+        self._kept: list[bytes] = []
+        self._racing_until: float | None = now + RACE_SECONDS if len(addresses) > 1 else None
+        self._silent_since: float | None = None
+
+    @property
+    def racing(self) -> bool:
+        """Whether more than one address is being tried."""
+        return self._racing_until is not None
+
+    @property
+    def current(self) -> IPAddress:
+        """The address that is in use, or is preferred as long as none has answered."""
+        return self.addresses[self._current]
+
+    def expired(self, now: float) -> bool:
+        """Whether the name has to be looked up again."""
+        return self.expires is not None and now >= self.expires
+
+    def send(self, data: bytes | memoryview, now: float) -> tuple[IPAddress, ...]:
+        """Returns the addresses that a datagram goes to."""
+        if len(self.addresses) == 1:
+            return self.addresses
+        if self._silent_since is None:
+            self._silent_since = now
+        if self._racing_until is not None:
+            if now < self._racing_until:
+                if len(self._kept) < KEPT_MAX and len(data) <= KEPT_DATAGRAM_MAX:
+                    self._kept.append(bytes(data))
+                return self.addresses[: self._begun]
+            self._settle(self._current)
+        if now - self._silent_since >= TURN_SECONDS:
+            self._current = (self._current + 1) % len(self.addresses)
+            self._silent_since = now
+        return (self.addresses[self._current],)
+
+    def attempt(self, now: float) -> tuple[IPAddress, list[bytes]] | None:
+        """Begins with one more address, as long as the race lasts.
+
+        Returns the address and the datagrams that it missed; None if there is no further one.
+        """
+        if self._racing_until is None or now >= self._racing_until:
+            return None
+        if self._begun >= min(len(self.addresses), RACERS_MAX):
+            return None
+        address = self.addresses[self._begun]
+        self._begun += 1
+        return address, list(self._kept)
+
+    def answered(self, address: IPAddress, now: float) -> None:
+        """Something came from an address. It is the one to use, unless another one works."""
+        if address == self.addresses[self._current]:
+            if self._racing_until is not None:
+                self._settle(self._current)
+            self._silent_since = None
+            return
+        # A loser of the race that answers late must not take over from the winner.
+        silent = self._silent_since is not None and now - self._silent_since >= ATTEMPT_DELAY
+        if (self._racing_until is not None or silent) and address in self.addresses:
+            self._settle(self.addresses.index(address))
+            self._silent_since = None
+
+    def failed(self, address: IPAddress, now: float) -> None:
+        """No route leads to an address: the next one has its turn at once."""
+        if self._racing_until is None and address == self.addresses[self._current]:
+            self._current = (self._current + 1) % len(self.addresses)
+            self._silent_since = now
+
+    def renew(self, addresses: Sequence[IPAddress], *, expires: float | None = None) -> bool:
+        """Takes fresh addresses of the name. Returns whether the one in use is among them.
+
+        If not, nothing is changed: the caller puts a new route in place of this one.
+        """
+        current = self.current
+        if current not in addresses:
+            return False
+        if expires is not None:
+            self.expires = expires
+        begun = tuple(a for a in self.addresses[: self._begun] if a in addresses)
+        self.addresses = begun + tuple(a for a in addresses if a not in begun)
+        self._begun = max(len(begun), 1)
+        self._current = self.addresses.index(current)
+        if len(self.addresses) == 1:
+            self._settle(0)
+        return True
+
+    def refreshed(self) -> None:
+        """The look-up is over; the next one may begin."""
+        self.refreshing = False
+
+    def _settle(self, index: int) -> None:
+        self._current = index
+        self._racing_until = None
+        self._kept.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A destination that gets nothing before `until`; `reason` is what its drops are counted as."""
+
+    reason: str
+    until: float
+
+
+class Routes:
+    """All destinations of one association, and who may answer through it.
+
+    `filtering` is that of RFC 4787 section 5: a sender is let in if something was sent to it, to
+    its address, or always.
+    """
+
+    __slots__ = ("_answers", "_contacted", "_entries", "_filtering")
+
+    def __init__(self, filtering: Filtering) -> None:
+        self._filtering = filtering
+        self._entries: OrderedDict[HostPort, Route | Refusal] = OrderedDict()
+        self._contacted: Counter[tuple[str, int]] = Counter()
+        self._answers: dict[tuple[str, int], list[Route]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def destinations(self) -> list[HostPort]:
+        """Returns the destinations that are known."""
+        return list(self._entries)
+
+    def get(self, destination: HostPort, now: float) -> Route | Refusal | None:
+        """Returns what is known of a destination; None if it has to be decided."""
+        entry = self._entries.get(destination)
+        if entry is None:
+            return None
+        if isinstance(entry, Refusal) and now >= entry.until:
+            del self._entries[destination]
+            return None
+        self._entries.move_to_end(destination)
+        return entry
+
+    def put(self, destination: HostPort, entry: Route | Refusal) -> None:
+        """Remembers what was decided, in place of what was known before."""
+        self.forget(destination)
+        self._entries[destination] = entry
+        if len(self._entries) > ROUTES_MAX:
+            self.forget(next(iter(self._entries)))
+
+    def forget(self, destination: HostPort) -> None:
+        """Forgets a destination; the addresses that only it has led to may not answer any more."""
+        entry = self._entries.pop(destination, None)
+        if not isinstance(entry, Route):
+            return
+        for address in entry.reached:
+            host = str(address)
+            key = self._key(host, destination.port)
+            self._contacted[key] -= 1
+            if not self._contacted[key]:
+                del self._contacted[key]
+            routes = self._answers[host, destination.port]
+            routes.remove(entry)
+            if not routes:
+                del self._answers[host, destination.port]
+
+    def forget_refusals(self) -> None:
+        """Forgets everything that was refused: the policy may be another now."""
+        for destination, entry in list(self._entries.items()):
+            if isinstance(entry, Refusal):
+                del self._entries[destination]
+
+    def reached(self, route: Route, address: IPAddress, port: int) -> None:
+        """Something was sent to an address of a route, which may answer from now on."""
+        if address not in route.reached:
+            route.reached.add(address)
+            host = str(address)
+            self._contacted[self._key(host, port)] += 1
+            self._answers.setdefault((host, port), []).append(route)
+
+    def admits(self, host: str, port: int) -> bool:
+        """Whether a sender may answer (RFC 4787 REQ-8)."""
+        return self._filtering == "endpoint-independent" or self._key(host, port) in self._contacted
+
+    def answering(self, host: str, port: int) -> Sequence[Route]:
+        """Returns the routes that lead to a sender."""
+        return self._answers.get((host, port), ())
+
+    def _key(self, host: str, port: int) -> tuple[str, int]:
+        return (host, port if self._filtering == "address-and-port-dependent" else 0)
