@@ -96,12 +96,12 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--config", "config_file", type=_path, required=True, metavar="FILE")
-@click.pass_context
-def run(ctx: click.Context, config_file: Path) -> None:
+def run(config_file: Path) -> None:
     """Run one instance in the foreground."""
+    from socks_tunnel.ops.process import leave
     from socks_tunnel.supervisor import main as supervisor
 
-    ctx.exit(supervisor.run(config_file))
+    leave(supervisor.run(config_file))
 
 
 @cli.command()

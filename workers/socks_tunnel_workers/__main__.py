@@ -10,10 +10,10 @@ from pathlib import Path
 
 import uvloop
 
-from socks_tunnel.ipc.leash import die_before_parent, die_with_parent
 from socks_tunnel.ipc.stream import connect
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics
+from socks_tunnel.ops.process import die_before_parent, die_with_parent
 from socks_tunnel_workers.worker import Worker
 
 

@@ -2,14 +2,13 @@
 
 import argparse
 import signal
-import sys
 from pathlib import Path
 
 import uvloop
 
 from socks_tunnel.exporter import server
-from socks_tunnel.ipc.leash import die_before_parent, die_with_parent
 from socks_tunnel.ops import logging as ops_logging
+from socks_tunnel.ops.process import die_before_parent, die_with_parent, leave
 
 
 def main() -> int:
@@ -37,4 +36,4 @@ def main() -> int:
 if __name__ == "__main__":
     status = main()
     ops_logging.shutdown()
-    sys.exit(status)
+    leave(status)  # without a wait for a thread that renders

@@ -19,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from aiohttp import web
-
 from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.ops import metrics
+from socks_tunnel.ops.http_server import Bounds, HttpServer, Request, Response
+from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError
 
@@ -34,7 +34,10 @@ STATE_MAX_AGE: Final = 15.0
 RENDERS_WAITING_MAX: Final = 8
 """Scrapes that may wait for the one that is being rendered; further ones get 503."""
 
-_TEXT: Final = "text/plain"
+BOUNDS: Final = Bounds(
+    connections=64, per_address=32, requests=32, body=0, read_timeout=10.0, handle_timeout=30.0
+)
+"""What those who ask may spend: a connection has 10 s for its request, and no body."""
 
 
 class State:
@@ -103,7 +106,7 @@ class SupervisorChannel(Channel):
 
 
 class Exporter:
-    """The HTTP side: handlers of an aiohttp application."""
+    """Answers requests for the three pages."""
 
     def __init__(
         self,
@@ -115,65 +118,70 @@ class Exporter:
         self._state = state
         self._directory = directory
         self._render = render
-        self._rendering = asyncio.Lock()
+        self._rendering: asyncio.Task[Response] | None = None
         self._waiting = 0
 
-    def application(self) -> web.Application:
-        """Give the application."""
-        app = web.Application(client_max_size=0)
-        app.router.add_get("/metrics", self.metrics)
-        app.router.add_get("/healthz", self.healthz)
-        app.router.add_get("/readyz", self.readyz)
-        return app
+    async def answer(self, request: Request) -> Response:
+        """Returns the page of a request. What follows a `?` is of no interest."""
+        match request.path.partition("?")[0]:
+            case "/metrics":
+                return await self._metrics()
+            case "/healthz":
+                return _verdict(self._state.unhealthy())
+            case "/readyz":
+                return _verdict(self._state.unready())
+            case _:
+                return _text(404, "there are /metrics, /healthz and /readyz")
 
-    async def metrics(self, _request: web.Request) -> web.Response:
-        """Serve the metrics."""
+    async def _metrics(self) -> Response:
         if self._waiting >= RENDERS_WAITING_MAX:
-            return web.Response(status=503, text="too many scrapes\n")
+            return _text(503, "too many scrapes")
         self._waiting += 1
         try:
-            async with self._rendering:
-                # In a thread: /healthz is answered meanwhile.
-                body = await asyncio.to_thread(self._render, self._directory)
-        except OSError as error:
-            _log.error("the metrics cannot be read: %s", error)
-            return web.Response(status=503, text="the metrics cannot be read\n")
+            while self._rendering is not None and not self._rendering.done():
+                await asyncio.wait([self._rendering])
+            # A task of its own: a scraper that leaves must not let the next one begin beside it.
+            self._rendering = spawn("render", self._rendered())
+            return await asyncio.shield(self._rendering)
         finally:
             self._waiting -= 1
-        return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
 
-    async def healthz(self, _request: web.Request) -> web.Response:
-        """Tell whether the supervisor's loop turns."""
-        return _verdict(self._state.unhealthy())
+    async def _rendered(self) -> Response:
+        try:
+            # In a thread: /healthz is answered meanwhile.
+            body = await asyncio.to_thread(self._render, self._directory)
+        except OSError as error:
+            _log.error("the metrics cannot be read: %s", error)
+            return _text(503, "the metrics cannot be read")
+        return Response(200, body, {"Content-Type": metrics.CONTENT_TYPE})
 
-    async def readyz(self, _request: web.Request) -> web.Response:
-        """Tell whether the instance can serve."""
-        return _verdict(self._state.unready())
+
+def _verdict(reason: str | None) -> Response:
+    return _text(200, "ok") if reason is None else _text(503, reason)
 
 
-def _verdict(reason: str | None) -> web.Response:
-    if reason is None:
-        return web.Response(text="ok\n", content_type=_TEXT)
-    return web.Response(status=503, text=f"{reason}\n", content_type=_TEXT)
+def _text(status: int, sentence: str) -> Response:
+    content = {"Content-Type": "text/plain; charset=utf-8"}
+    return Response(status, f"{sentence}\n".encode(), content)
 
 
 async def serve(ipc_fd: int, listen_fd: int, directory: Path) -> None:
-    """Serve on an inherited listening socket until the supervisor ends it or is gone."""
+    """Serves on an inherited listening socket until the supervisor ends it or is gone."""
     done = asyncio.Event()
     state = State()
-    runner = web.AppRunner(
-        Exporter(state, directory).application(),
-        access_log=None,
-        handle_signals=False,
-        shutdown_timeout=1.0,
+    http = HttpServer(
+        "metrics",
+        socket.socket(fileno=listen_fd),
+        Exporter(state, directory).answer,
+        BOUNDS,
+        methods=frozenset({"GET", "HEAD"}),
     )
-    await runner.setup()
+    http.start()
     try:
-        await web.SockSite(runner, socket.socket(fileno=listen_fd)).start()
         channel = await connect(
             socket.socket(fileno=ipc_fd), lambda: SupervisorChannel(state, done.set)
         )
         channel.send_control(0, {"op": "ready"})
         await done.wait()
     finally:
-        await runner.cleanup()
+        await http.stop()

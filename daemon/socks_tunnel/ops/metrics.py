@@ -1,113 +1,92 @@
-"""The metrics of all processes, in prometheus-client's multiprocess mode.
+"""The metrics of all processes of an instance, and how the exporter adds them up.
 
-Each process writes its values to memory-mapped files in one directory, and the exporter adds them
-up. The library names the files after the process id; here they are named after the *slot*
-("supervisor", "worker-0", …), so that a restarted worker goes on counting in the files of the one
-that it replaces: counters never fall, and two hundred restarts leave as many files as none.
-
-No label holds a destination, a user or a peer: such values are unbounded, and personal.
+Each process counts for itself and writes files (:mod:`socks_tunnel.ops.meters`); the exporter reads
+the files of all slots and adds them up. No label holds a destination, a user or a peer: such values
+are unbounded, and personal.
 """
 
-import os
 import platform
-import struct
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
-
-import prometheus_client.values
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics_core import Metric
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from prometheus_client.registry import Collector
+from typing import TYPE_CHECKING, Any, Final
 
 import socks_tunnel
+from socks_tunnel.ops.meters import (
+    AnyFamily,
+    Counter,
+    Files,
+    Gauge,
+    Histogram,
+    Labels,
+    Sample,
+    live,
+    read_all,
+)
 
-CONTENT_TYPE: Final = prometheus_client.CONTENT_TYPE_LATEST
-"""The HTTP content type of what :func:`render` gives."""
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+"""The HTTP content type of what :func:`render` returns."""
 
 _RTT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 5.0, 15.0)
 _CONNECT_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
-_RENDER_ATTEMPTS = 5
+_files: Files | None = None
 
 
 def prepare_directory(directory: Path) -> None:
-    """Make `directory` (mode 0750) and empty it of an earlier run's files.
+    """Makes `directory` (mode 0750) and empties it of an earlier run's files.
 
     Called by the supervisor once, before any process of the instance calls :func:`configure`.
     Raises :class:`OSError`.
     """
     directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-    for file in directory.glob("*.db"):
-        file.unlink(missing_ok=True)
+    for pattern in ("*.db", "*.new", "*.damaged"):
+        for file in directory.glob(pattern):
+            file.unlink(missing_ok=True)
 
 
-def configure(directory: Path, identity: str) -> None:
-    """Make this process write its metrics to `directory` as the slot `identity`.
+def configure(directory: Path, identity: str) -> Files:
+    """Makes this process write its metrics to `directory` as the slot `identity`.
 
-    Must be called before any metric object is made; `directory` must exist. `identity` is unique
-    among the live processes of the instance and has no "_" (the library's file names are split
-    there). Live gauges that a predecessor in the slot left are removed; its counters go on.
+    It is called once, before the :class:`Metrics` of the process is made. `identity` is unique
+    among the live processes of the instance. Live gauges that a predecessor in the slot left are
+    removed; its counters go on.
     """
-    if "_" in identity or "/" in identity or not identity:
-        raise ValueError(f"{identity!r} cannot name a metrics slot")
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
-    # The library takes its one choice at import from the environment, by process id; this is its
-    # documented way to another identifier, but these functions have no type hints.
-    prometheus_client.values.ValueClass = prometheus_client.values.MultiProcessValue(  # type: ignore[no-untyped-call]
-        process_identifier=lambda: identity
-    )
-    slot_died(directory, identity)
+    global _files  # noqa: PLW0603 - where metrics go is a property of the process
+    _files = Files(directory, identity)
+    return _files
 
 
 def slot_died(directory: Path, identity: str) -> None:
-    """Remove the live gauges of a slot whose process has ended; its counters stay."""
-    mark_process_dead(identity, str(directory))  # type: ignore[no-untyped-call]  # no hints
+    """Removes the live gauges of a slot whose process has ended; its counters stay."""
+    live(directory, identity).unlink(missing_ok=True)
 
 
 class Metrics:
-    """All metric objects, as attributes.
+    """All metrics, as attributes.
 
     Without :func:`configure` they hold their values in this process only, which is what unit
     tests want. On a hot path, bind the labels once: `self._up = metrics.bytes_total.labels("up",
-    "tcp")`, then `self._up.inc(n)`.
+    "tcp")`, then `self._up.inc(n)`. `registry` is one of prometheus-client, for tests.
     """
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        # A registry of its own: the global one refuses a second set of the same names, and what
-        # is exported is read from the files, not from here.
-        registry = registry or CollectorRegistry(auto_describe=True)
-
+    def __init__(self, registry: Any = None) -> None:
         def counter(name: str, help_text: str, *labels: str) -> Counter:
-            return Counter(f"socks_tunnel_{name}", help_text, labels, registry=registry)
+            return Counter(f"socks_tunnel_{name}", help_text, labels)
 
         def gauge(name: str, help_text: str, *labels: str) -> Gauge:
-            # "live": a process that ended takes its share of the sum with it.
-            return Gauge(
-                f"socks_tunnel_{name}",
-                help_text,
-                labels,
-                registry=registry,
-                multiprocess_mode="livesum",
-            )
+            return Gauge(f"socks_tunnel_{name}", help_text, labels)
 
         def histogram(name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"socks_tunnel_{name}", help_text, buckets=buckets, registry=registry)
+            return Histogram(f"socks_tunnel_{name}", help_text, buckets)
 
-        self.up = Gauge(
-            "socks_tunnel_up",
-            "1 while the supervisor runs",
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self.build_info = Gauge(
-            "socks_tunnel_build_info",
-            "1, labelled with the versions that run",
-            ("version", "python", "aiortc"),
-            registry=registry,
-            multiprocess_mode="livemax",
+        self.up = gauge("up", "1 while the supervisor runs")
+        self.build_info = gauge(
+            "build_info", "1, labelled with the versions that run", "version", "python", "aiortc"
         )
         self.links = gauge("links", "Links by state", "state")
         self.links_total = counter("link_events_total", "Links that ended or came up", "outcome")
@@ -157,6 +136,17 @@ class Metrics:
         self.messages_unknown_total = counter(
             "messages_unknown_total", "Messages of an unknown type, ignored"
         )
+        self.metrics_files_damaged = gauge(
+            "metrics_files_damaged", "Files of metrics that were left out or set aside as damaged"
+        )
+        if registry is not None:
+            registry.register(self)
+        global _files
+        self.files, _files = _files, None
+        if self.files is not None:
+            for family in self.families():
+                self.files.add(family)
+            self.files.start()
 
     def set_build_info(self) -> None:
         """Set `up` and `build_info`; called by the supervisor alone."""
@@ -165,35 +155,78 @@ class Metrics:
             socks_tunnel.__version__, platform.python_version(), version("aiortc")
         ).set(1)
 
+    def flush(self) -> None:
+        """Writes to the files what was counted; at the end of the process, and in tests."""
+        if self.files is not None:
+            self.files.flush()
 
-class _Files(Collector):
-    """Reads the files of a directory while other processes make and remove them."""
+    def families(self) -> list[AnyFamily]:
+        """Returns all metrics."""
+        return [f for f in vars(self).values() if isinstance(f, Counter | Gauge | Histogram)]
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def collect(self) -> "Iterator[Metric]":
+        """Yields what was counted in the form of prometheus-client."""
+        from prometheus_client.metrics_core import Metric  # noqa: PLC0415 - tests alone have it
 
-    def collect(self) -> Iterable[Metric]:
-        for attempts_left in reversed(range(_RENDER_ATTEMPTS)):
-            try:
-                return self._read()
-            except (FileNotFoundError, struct.error):
-                # A file went away, or was made a moment ago and has no header yet.
-                if not attempts_left:
-                    raise
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
-    def _read(self) -> Iterable[Metric]:
-        # A process killed between making a file and filling it leaves an empty one for good.
-        files = [str(file) for file in self._directory.glob("*.db") if file.stat().st_size]
-        return MultiProcessCollector.merge(sorted(files))  # type: ignore[no-untyped-call, no-any-return]  # no hints
+        for family in self.families():
+            metric = Metric(family.name, family.help, family.kind)
+            for name, labels, value in _added_up(family, family.samples()):
+                metric.add_sample(name, _as_dict(labels), value)
+            yield metric
 
 
 def render(directory: Path) -> bytes:
-    """Give the sum over all slots in the Prometheus text format, of type :data:`CONTENT_TYPE`.
+    """Returns the sum over all slots in the Prometheus text format, of type :data:`CONTENT_TYPE`.
 
-    Reads files: called in the exporter process, never on the supervisor's event loop. Raises
-    :class:`OSError` if the directory cannot be read.
+    Reads files: called in the exporter process, never on the supervisor's event loop. A damaged
+    file is left out, and counted. Raises :class:`OSError` if the directory cannot be read.
     """
-    registry = CollectorRegistry()
-    registry.register(_Files(directory))
-    return generate_latest(registry)
+    samples, damaged = read_all(directory)
+    by_family: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_family[sample.metric].append(sample)
+    counted = Metrics()
+    counted.metrics_files_damaged.set(damaged)
+    by_family[counted.metrics_files_damaged.name] = list(counted.metrics_files_damaged.samples())
+    lines: list[str] = []
+    for family in counted.families():
+        found = by_family.get(family.name)
+        if not found:
+            continue
+        exposed = f"{family.name}_total" if family.kind == "counter" else family.name
+        lines.append(f"# HELP {exposed} {_escaped(family.help)}")
+        lines.append(f"# TYPE {exposed} {family.kind}")
+        for name, labels, value in _added_up(family, found):
+            texts = ",".join(f'{key}="{_escaped(text)}"' for key, text in _as_dict(labels).items())
+            lines.append(f"{name}{{{texts}}} {value!r}" if texts else f"{name} {value!r}")
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _added_up(family: AnyFamily, samples: Iterable[Sample]) -> Iterator[tuple[str, Labels, float]]:
+    """Yields the sums of samples with the same name and labels; of buckets, the running sums."""
+    sums: dict[tuple[str, Labels], float] = defaultdict(float)
+    for sample in samples:
+        sums[sample.name, sample.labels] += sample.value
+    if not isinstance(family, Histogram):
+        for (name, labels), value in sums.items():
+            yield name, labels, value
+        return
+    buckets: dict[Labels, list[tuple[float, str, float]]] = defaultdict(list)
+    for (name, labels), value in sums.items():
+        if name.endswith("_bucket"):
+            buckets[labels[:-2]].append((float(labels[-1]), labels[-1], value))
+    for labels, counts in buckets.items():
+        running = 0.0
+        for _, bound, count in sorted(counts):
+            running += count
+            yield f"{family.name}_bucket", (*labels, "le", bound), running
+        yield f"{family.name}_count", labels, running
+        yield f"{family.name}_sum", labels, sums[f"{family.name}_sum", labels]
+
+
+def _as_dict(labels: Labels) -> dict[str, str]:
+    return dict(zip(labels[::2], labels[1::2], strict=True))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')

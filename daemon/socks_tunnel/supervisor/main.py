@@ -6,7 +6,6 @@ import fcntl
 import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Final
 
@@ -16,9 +15,9 @@ from socks_tunnel.config import paths
 from socks_tunnel.config.errors import ConfigError
 from socks_tunnel.config.loader import load
 from socks_tunnel.config.models import Config
-from socks_tunnel.ipc.leash import die_with_parent
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics as ops_metrics
+from socks_tunnel.ops.process import die_with_parent, raise_descriptor_limit
 from socks_tunnel.peer.quiet import set_library_log_level
 from socks_tunnel.supervisor.instance import Instance
 from socks_tunnel.supervisor.problems import (
@@ -34,8 +33,18 @@ PARENT_VARIABLE: Final = "SOCKS_TUNNEL_PARENT"
 """Holds the process id of a parent that this instance must not outlive; `demo` sets it."""
 
 
+DESCRIPTORS_PER_FLOW: Final = 2
+"""A UDP association of a gateway has its TCP connection and its relay; other flows have one."""
+
+DESCRIPTORS_BESIDE: Final = 64
+"""What a worker has open besides its flows: listeners, the event loop, logs, libraries."""
+
+
 def run(config_path: Path) -> int:
-    """Run one instance until it ends; give the exit status of the process.
+    """Runs one instance until it ends; returns the exit status of the process.
+
+    The process has to end after that without waiting for threads:
+    :func:`socks_tunnel.ops.process.leave`.
 
     0 after a drain or a forced end, 70 for a bug, 73 for what cannot be created (a listener, the
     runtime directory), 78 for a configuration that cannot be used.
@@ -76,13 +85,33 @@ def _run(config: Config) -> None:
             ops_metrics.prepare_directory(metrics_directory)
         except OSError as error:
             raise StartError(f"no metrics directory: {error}", EXIT_CANNOT_CREATE) from None
-        ops_metrics.configure(metrics_directory, "supervisor")
-        # The library keeps its files open until the very end and has no way to close them.
-        warnings.filterwarnings("ignore", r"unclosed file .*\.db'", ResourceWarning)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run_instance(config, directory))
+        files = ops_metrics.configure(metrics_directory, "supervisor")
+        files.flush()
+        if files.problem is not None:
+            raise StartError(
+                f"metrics cannot be written to {metrics_directory}: {files.problem}",
+                EXIT_CANNOT_CREATE,
+            )
+        _check_descriptors(config)
+        # The loop is not closed: that waits for threads that wait for the network.
+        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+        runner.run(_run_instance(config, directory))
     finally:
         os.close(lock)
+
+
+def _check_descriptors(config: Config) -> None:
+    """Raises the limit of file descriptors, and says if it is too low for the configured flows."""
+    limit = raise_descriptor_limit()
+    wanted = DESCRIPTORS_PER_FLOW * config.limits.flows_per_worker + DESCRIPTORS_BESIDE
+    if limit < wanted:
+        _log.warning(
+            "a process may have %d file descriptors: limits.flows_per_worker = %d needs up to %d; "
+            "raise LimitNOFILE= or the hard limit (ulimit -Hn)",
+            limit,
+            config.limits.flows_per_worker,
+            wanted,
+        )
 
 
 async def _run_instance(config: Config, directory: Path) -> None:

@@ -7,22 +7,19 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
-from aiohttp.web import Application, Request
 
 from socks_tunnel.exporter import server
 from socks_tunnel.exporter.server import STATE_MAX_AGE, Exporter, State, SupervisorChannel
 from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.ops import metrics
+from socks_tunnel.ops.http_server import Request, Response
 from socks_tunnel.protocol.errors import RemoteProtocolError
-
-Client = TestClient[Request, Application]
 
 
 class Clock:
@@ -67,18 +64,18 @@ class Setup:
         self.state = State(self.clock)
         self.render: Callable[[Path], bytes] = lambda _: b"metric 1\n"
         self.exporter = Exporter(self.state, directory, render=lambda d: self.render(d))
-        self.client: Client = TestClient(TestServer(self.exporter.application()))
+
+    async def ask(self, path: str) -> Response:
+        return await self.exporter.answer(Request("GET", path, b"", "127.0.0.1"))
 
     async def get(self, path: str) -> tuple[int, str]:
-        async with self.client.get(path) as response:
-            return response.status, await response.text()
+        response = await self.ask(path)
+        return response.status, response.body.decode()
 
 
 @pytest.fixture
-async def setup(tmp_path: Path) -> AsyncIterator[Setup]:
-    made = Setup(tmp_path)
-    async with made.client:
-        yield made
+def setup(tmp_path: Path) -> Setup:
+    return Setup(tmp_path)
 
 
 async def test_health_and_readiness_follow_the_state(setup: Setup) -> None:
@@ -94,9 +91,9 @@ async def test_health_and_readiness_follow_the_state(setup: Setup) -> None:
 
 
 async def test_metrics_are_served_with_their_content_type(setup: Setup) -> None:
-    async with setup.client.get("/metrics") as response:
-        assert response.headers["Content-Type"] == metrics.CONTENT_TYPE
-        assert await response.text() == "metric 1\n"
+    response = await setup.ask("/metrics?name=x")
+    assert response.headers["Content-Type"] == metrics.CONTENT_TYPE
+    assert response.body == b"metric 1\n"
 
 
 async def test_metrics_that_cannot_be_read_are_an_error_in_the_log(
@@ -137,10 +134,32 @@ async def test_a_scrape_that_takes_long_holds_up_no_health_check_and_few_others(
     assert rendered == server.RENDERS_WAITING_MAX
 
 
-async def test_other_paths_and_methods_are_refused(setup: Setup) -> None:
+async def test_a_scraper_that_leaves_lets_no_second_rendering_begin(setup: Setup) -> None:
+    go, running, most = threading.Event(), 0, 0
+
+    def slow(_: Path) -> bytes:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        go.wait(60)
+        running -= 1
+        return b"metric 3\n"
+
+    setup.render = slow
+    for _ in range(5):
+        leaving = asyncio.create_task(setup.get("/metrics"))
+        while not running:
+            await asyncio.sleep(0.01)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+    go.set()
+    assert await setup.get("/metrics") == (200, "metric 3\n")
+    assert most == 1
+
+
+async def test_other_paths_are_refused(setup: Setup) -> None:
     assert (await setup.get("/"))[0] == 404
-    async with setup.client.post("/metrics", data=b"x") as response:
-        assert response.status == 405
+    assert (await setup.get("/metrics/x"))[0] == 404
 
 
 # --- the stream to the supervisor ---------------------------------------------------------------
@@ -217,6 +236,14 @@ class Process:
         ):
             return response.status, await response.text()
 
+    async def status(self, method: str, path: str, **options: Any) -> int:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.request(method, f"http://127.0.0.1:{self.port}{path}", **options) as response,
+        ):
+            assert method != "HEAD" or response.headers["Content-Length"] == "3"
+            return response.status
+
     async def wait(self) -> tuple[int, bytes]:
         _, errors = await asyncio.to_thread(self.popen.communicate, timeout=60)
         self.listening.close()
@@ -238,6 +265,10 @@ async def test_the_process_serves_on_the_inherited_socket_until_it_is_told_to_en
     assert await supervisor.next() == {"op": "pong", "id": 1}
     assert await process.get("/readyz") == (200, "ok\n")
     assert (await process.get("/metrics"))[0] == 200
+    assert (await process.get("/"))[0] == 404
+    assert await process.status("HEAD", "/readyz") == 200
+    assert await process.status("POST", "/metrics") == 405
+    assert await process.status("GET", "/metrics", data=b"x") == 413
     supervisor.send_control(0, {"op": "shutdown"})
     assert await process.wait() == (0, b"")
 

@@ -1,19 +1,22 @@
 """Metrics of several processes: sums, restarts, and files that do not pile up.
 
-What needs the multiprocess mode runs in processes of its own, because that mode is a property of
-the process, and because a worker that is killed must be a real one.
+What several processes count is counted by real ones, because a worker that is killed must be one.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from prometheus_client import Counter, Gauge, Histogram, values
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from socks_tunnel.ops.meters import Counter, Files, Gauge, Histogram
 from socks_tunnel.ops.metrics import (
     Metrics,
     configure,
@@ -32,6 +35,7 @@ metrics = Metrics()
 metrics.flows_active.labels("tcp").inc(3)
 metrics.flows_total.labels("tcp").inc(5)
 metrics.connect_seconds.observe(0.2)
+metrics.flush()
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -53,6 +57,13 @@ def stop(process: subprocess.Popen[str], with_signal: signal.Signals | None = No
     with process:  # closes its standard input, which ends it, and waits
         if with_signal is not None:
             process.send_signal(with_signal)
+
+
+def wait_for(probe: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not probe():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def samples(directory: Path) -> dict[str, float]:
@@ -105,7 +116,6 @@ def test_a_restarted_worker_starts_without_its_predecessors_gauges(tmp_path: Pat
 MANY_RESTARTS = """
 import sys
 from pathlib import Path
-from prometheus_client.values import close_all_multiprocess_files
 from socks_tunnel.ops.metrics import Metrics, configure, slot_died
 
 directory = Path(sys.argv[1])
@@ -114,7 +124,7 @@ for _ in range(int(sys.argv[2])):
     metrics = Metrics()
     metrics.requests_total.labels("connect", "0").inc()
     metrics.flows_active.labels("tcp").inc()
-    close_all_multiprocess_files()
+    metrics.files.stop()
     slot_died(directory, "worker-0")
 """
 
@@ -128,57 +138,65 @@ def test_two_hundred_restarts_leave_as_many_files_as_one(tmp_path: Path) -> None
     assert samples(tmp_path)["socks_tunnel_requests_total{command=connect,reply=0}"] == 200
 
 
-def test_rendering_survives_files_that_come_and_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_files_are_left_out_and_counted(tmp_path: Path) -> None:
     stop(start(tmp_path, "worker-0"))
-    (tmp_path / "counter_worker-1.db").touch()  # its process was killed before it wrote anything
-    gone = tmp_path / "counter_worker-2.db"
-    glob = Path.glob
-
-    def glob_sees_one_too_many(self: Path, pattern: str) -> list[Path]:
-        found = list(glob(self, pattern))
-        if not seen:
-            seen.append(gone)
-            gone.write_bytes(b"\0" * 100)
-            found.append(gone)
-            gone.unlink()
-            return found
-        return found
-
-    seen: list[Path] = []
-    monkeypatch.setattr(Path, "glob", glob_sees_one_too_many)
-    assert samples(tmp_path)["socks_tunnel_flows_total{kind=tcp}"] == 5
-    assert seen == [gone]
+    (tmp_path / "worker-1.db").touch()  # empty
+    (tmp_path / "worker-2.db").write_bytes(b"\xff\xff\0\0\0\0\0\0garbage")
+    (tmp_path / "worker-3.db").write_bytes((tmp_path / "worker-0.db").read_bytes()[:-5])
+    (tmp_path / "worker-4.db").mkdir()
+    (tmp_path / "worker-5.db").symlink_to(tmp_path / "nowhere")  # as one that has just gone
+    (tmp_path / "other").write_bytes(b"x")
+    found = samples(tmp_path)
+    assert found["socks_tunnel_flows_total{kind=tcp}"] == 5
+    assert found["socks_tunnel_metrics_files_damaged{}"] == 4
 
 
-def test_rendering_gives_up_on_a_directory_that_never_rests(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Path, "glob", lambda *_: [tmp_path / "counter_never-there.db"])
-    with pytest.raises(FileNotFoundError):
-        render(tmp_path)
+def test_a_directory_that_a_cleaner_removed_is_made_again(tmp_path: Path) -> None:
+    directory = tmp_path / "metrics"
+    directory.mkdir()
+    process = start(directory, "worker-0")
+    shutil.rmtree(directory)
+    assert samples(directory) == {"socks_tunnel_metrics_files_damaged{}": 0}
+    wait_for(lambda: samples(directory).get("socks_tunnel_flows_total{kind=tcp}") == 5)
+    stop(process)
+
+
+@pytest.mark.parametrize("damage", ["overwrite", "truncate", "remove"])
+def test_a_file_that_somebody_damages_is_whole_again(tmp_path: Path, damage: str) -> None:
+    process = start(tmp_path, "worker-0")
+    path = tmp_path / "worker-0.db"
+    match damage:
+        case "overwrite":
+            with path.open("r+b") as file:
+                file.write(b"\xff\xff\0\0garbage")
+        case "truncate":
+            os.truncate(path, 0)
+        case _:
+            path.unlink()
+    wait_for(lambda: samples(tmp_path).get("socks_tunnel_flows_total{kind=tcp}") == 5)
+    assert process.poll() is None
+    stop(process)
 
 
 def test_an_empty_directory_is_no_error(tmp_path: Path) -> None:
-    assert render(tmp_path) == b""
+    assert samples(tmp_path) == {"socks_tunnel_metrics_files_damaged{}": 0}
 
 
 def test_a_new_run_starts_with_an_empty_directory(tmp_path: Path) -> None:
     directory = tmp_path / "run" / "metrics"
     prepare_directory(directory)
     assert directory.stat().st_mode & 0o777 == 0o750
-    (directory / "gauge_livesum_worker-7.db").touch()
-    (directory / "other").touch()
+    for name in ("worker-7.live.db", "worker-7.db", "worker-7.new", "worker-7.damaged", "other"):
+        (directory / name).touch()
     prepare_directory(directory)
     assert [file.name for file in directory.iterdir()] == ["other"]
 
 
-@pytest.mark.parametrize("identity", ["", "worker_0", "../worker"])
+@pytest.mark.parametrize("identity", ["", "worker_0", "../worker", "a.b"])
 def test_names_that_cannot_be_slots(tmp_path: Path, identity: str) -> None:
     with pytest.raises(ValueError, match="cannot name a metrics slot"):
         configure(tmp_path, identity)
-    assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- in one process ---------------------------------------------------------------------------
@@ -186,13 +204,14 @@ def test_names_that_cannot_be_slots(tmp_path: Path, identity: str) -> None:
 
 @pytest.fixture
 def metrics() -> Metrics:
-    assert not values.ValueClass._multiprocess, "some test configured this very process"
-    return Metrics()
+    made = Metrics()
+    assert made.files is None, "some test configured this very process"
+    return made
 
 
 def test_two_sets_do_not_collide(metrics: Metrics) -> None:
     metrics.worker_restarts_total.inc()
-    assert Metrics().worker_restarts_total._value.get() == 0
+    assert Metrics().worker_restarts_total.value == 0
 
 
 def test_names_and_labels(metrics: Metrics) -> None:
@@ -200,18 +219,44 @@ def test_names_and_labels(metrics: Metrics) -> None:
     harmless = {"direction", "kind", "reason", "command", "reply", "verdict", "state", "outcome"}
     harmless |= {"where", "version", "python", "aiortc"}
     for name, metric in vars(metrics).items():
+        if name == "files":
+            continue
         assert isinstance(metric, Counter | Gauge | Histogram)
-        assert metric._name.startswith("socks_tunnel_")
-        assert set(metric._labelnames) <= harmless, name
-        if isinstance(metric, Gauge):
-            assert metric._multiprocess_mode.startswith("live"), name
+        assert metric.name.startswith("socks_tunnel_")
+        assert set(metric.label_names) <= harmless, name
 
 
 def test_build_info(metrics: Metrics) -> None:
     metrics.set_build_info()
-    [family] = metrics.build_info.collect()
-    [sample] = family.samples
+    [sample] = metrics.build_info.samples()
+    labels = dict(zip(sample.labels[::2], sample.labels[1::2], strict=True))
     assert sample.value == 1
-    assert sample.labels["version"].count(".") >= 1
-    assert sample.labels["aiortc"].startswith("1.")
-    assert metrics.up._value.get() == 1
+    assert labels["version"].count(".") >= 1
+    assert labels["aiortc"].startswith("1.")
+    assert metrics.up.value == 1
+
+
+def test_what_is_rendered_is_what_prometheus_client_would_say(tmp_path: Path) -> None:
+    """The library parses our text, and its own registry holds the same samples."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    metrics.requests_total.labels('a"b\\c\n', "0").inc(2.5)
+    for seconds in (0.0005, 0.001, 0.3, 100.0):
+        metrics.connect_seconds.observe(seconds)
+    files = Files(tmp_path, "worker-0")
+    for family in metrics.families():
+        files.add(family)
+    files.flush()
+    ours = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(render(tmp_path).decode())
+        for sample in family.samples
+    }
+    theirs = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+    }
+    assert ours == theirs
+    assert ours["socks_tunnel_connect_seconds_bucket", (("le", "0.001"),)] == 2
+    assert ours["socks_tunnel_connect_seconds_count", ()] == 4

@@ -119,7 +119,7 @@ async def test_a_killed_worker_s_flows_are_closed_and_a_new_one_takes_flows(
     link = setup.link()
     link.from_link(OpenConnection(5, "example.com", 80).encode())
     await setup.port.until(1)
-    gauge = setup.directory / "gauge_livesum_worker-0.db"
+    gauge = setup.directory / "worker-0.live.db"
     counter = setup.directory / "counter_worker-0.db"
     gauge.touch()
     counter.touch()
@@ -249,7 +249,7 @@ async def test_an_exporter_may_fail_as_often_as_it_likes(tmp_path: Path) -> None
         await ended(slot)
 
 
-# Real workers take a while to import everything. Here a process that has prometheus-client in
+# Real workers take a while to import everything. Here a process that has the metrics in
 # memory forks one short-lived worker after the other in the same slot: each counts, sets a live
 # gauge, and is killed in the middle of it.
 RESTARTS = """
@@ -274,6 +274,7 @@ def work():
         mine.flows_total.labels("tcp").inc()
         mine.connect_seconds.observe(0.1)
     mine.flows_active.labels("tcp").set(5)
+    mine.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 
 seen = []

@@ -1,11 +1,13 @@
-"""What a child asks of the kernel for its parent's sake: not to outlive it, to die in its stead."""
+"""What a process asks of the kernel: whom to die with, whom to die before, how many descriptors."""
 
 import ctypes
 import logging
 import os
+import resource
 import signal
+import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 _log = logging.getLogger(__name__)
 
@@ -19,7 +21,7 @@ of 50 MiB."""
 
 
 def die_with_parent(expected_parent: int | None = None) -> None:
-    """Have the kernel kill this process, with SIGKILL, when the process that started it ends.
+    """Makes the kernel kill this process, with SIGKILL, when the process that started it ends.
 
     It covers what end-of-file on the IPC stream does not: a loop that is stuck, or no loop yet.
     A parent that ended before this call cannot be waited for any more; give its process id as
@@ -35,7 +37,7 @@ def die_with_parent(expected_parent: int | None = None) -> None:
 
 
 def die_before_parent() -> None:
-    """Have the kernel choose this process before its parent when memory runs out.
+    """Makes the kernel choose this process before its parent when memory runs out.
 
     A worker costs its own flows, the exporter a scrape; the supervisor costs everything. Where the
     kernel refuses, that is logged, and nothing else changes.
@@ -45,3 +47,35 @@ def die_before_parent() -> None:
         score.write_text(str(min(1000, int(score.read_text()) + OOM_SCORE_RAISE)))
     except OSError as error:
         _log.debug("%s cannot be raised: %s", score, error)
+
+
+def raise_descriptor_limit() -> int:
+    """Raises the soft limit of file descriptors to the hard one; returns what holds now.
+
+    Children inherit it. The soft limit is 1,024 on most systems for the sake of programs that use
+    select(2), which this one does not. Where the kernel refuses, that is logged, and nothing else
+    changes.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError) as error:
+            _log.debug("the limit of file descriptors stays at %d: %s", soft, error)
+        else:
+            soft = hard
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process at once, with what was printed.
+
+    No thread is waited for. One that asks a name server that is silent would hold up the end for
+    25 seconds, whether it is an executor's or libuv's.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # nobody reads it any more, or it is closed
+            continue
+    os._exit(status)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from socks_tunnel.ipc import leash
+from socks_tunnel.ops import process
 
 # The outer process starts the inner one and is then killed; the inner one holds the pipe open.
 OUTER = """
@@ -17,7 +17,7 @@ time.sleep(600)
 INNER = """
 import sys, time
 sys.path[:0] = {path!r}
-from socks_tunnel.ipc.leash import die_with_parent
+from socks_tunnel.ops.process import die_with_parent
 die_with_parent({expected})
 print("on the leash", flush=True)
 time.sleep(600)
@@ -46,7 +46,7 @@ def test_the_kernel_is_asked_to_take_a_child_first() -> None:
 import sys
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
-from socks_tunnel.ipc.leash import die_before_parent
+from socks_tunnel.ops.process import die_before_parent
 before = int(Path("/proc/self/oom_score_adj").read_text())
 for _ in range(9):
     die_before_parent()
@@ -54,6 +54,44 @@ for _ in range(9):
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     raised = [int(line) for line in done.stdout.split()]
-    assert raised[0] == leash.OOM_SCORE_RAISE
+    assert raised[0] == process.OOM_SCORE_RAISE
     assert raised == sorted(raised)
     assert raised[-1] <= 2000, "the kernel's limit is 1000, its lowest value -1000"
+
+
+LIMIT = """
+import resource, sys
+sys.path[:0] = {path!r}
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+from socks_tunnel.ops.process import raise_descriptor_limit
+print(raise_descriptor_limit(), hard, *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+def test_the_soft_limit_of_descriptors_becomes_the_hard_one() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMIT.format(path=sys.path)], capture_output=True, check=True
+    )
+    returned, hard, soft_now, hard_now = map(int, done.stdout.split())
+    assert (returned, soft_now, hard_now) == (hard, hard, hard)
+
+
+LEAVE = """
+import sys, threading, time
+sys.path[:0] = {path!r}
+from socks_tunnel.ops.process import leave
+threading.Thread(target=time.sleep, args=(600,)).start()
+print("printed")
+leave(7)
+"""
+
+
+def test_leaving_waits_for_no_thread_and_loses_no_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVE.format(path=sys.path)],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (7, b"printed\n")

@@ -1,0 +1,435 @@
+"""Counters, gauges and histograms of one process, and the files that hold them for the exporter.
+
+A process counts in its own memory, and a thread writes what has changed to two files twice a
+second: `SLOT.db` (counters and histograms) and `SLOT.live.db` (gauges, which end with their
+process). Each write makes a new file and renames it. So no process has a file mapped that another
+one could truncate under it, a reader never sees half a file, and a file that is damaged or removed
+is whole again half a second later. Where there is no room for a file, counting goes on in memory.
+
+Slots are named after the place of a process ("supervisor", "worker-0"), not after its id: a worker
+that is started again goes on counting where the one before it ended, so counters never fall. What
+a process counted in its last half second before a SIGKILL is lost.
+
+A file is one msgpack map, {"version": 1, "samples": [[metric, name, labels, value], …]}, where
+`labels` is a list of texts in turn: name, value, name, value.
+"""
+
+import contextlib
+import logging
+import math
+import threading
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, Generic, Literal, NamedTuple, Self, TypeAlias, TypeVar
+
+import msgpack
+
+from socks_tunnel.protocol import bounded
+
+_log = logging.getLogger(__name__)
+
+FLUSH_PERIOD: Final = 0.5
+"""Seconds between two writes of what has changed."""
+
+SERIES_MAX: Final = 1000
+"""Combinations of label values that one metric may have; further ones are counted together under
+`other`. No label may hold what a stranger chooses, so this is a second line."""
+
+FILE_BOUNDS: Final = bounded.Bounds(
+    size=4 * 1_048_576, text=512, binary=0, entries=65_536, items=1_000_000, depth=4
+)
+"""What a file may have for the exporter to read it."""
+
+VERSION: Final = 1
+
+Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
+Labels: TypeAlias = tuple[str, ...]
+"""Names and values in turn."""
+
+
+class Sample(NamedTuple):
+    """One number: `metric` is the name of the family, `name` that of the sample in it."""
+
+    metric: str
+    name: str
+    labels: Labels
+    value: float
+
+
+class DamagedError(Exception):
+    """A file of samples cannot be read; the text is a sentence without the file's name."""
+
+
+class Value:
+    """One series of a counter or a gauge. Used on one thread: a sum has no lock."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.value = value
+
+    def inc(self, amount: float = 1.0) -> None:
+        """Adds `amount`."""
+        self.value += amount
+
+    def dec(self, amount: float = 1.0) -> None:
+        """Subtracts `amount`; of a gauge."""
+        self.value -= amount
+
+    def set(self, value: float) -> None:
+        """Sets the value; of a gauge."""
+        self.value = value
+
+
+class Distribution:
+    """One series of a histogram. `counts` has a number for each bucket, and one for the rest."""
+
+    __slots__ = ("_bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self.counts = [0.0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Counts one observation."""
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
+
+
+_S = TypeVar("_S", Value, Distribution)
+
+
+class Family(Generic[_S]):
+    """A metric with its series, one for each combination of label values."""
+
+    kind: Kind
+
+    def __init__(self, name: str, help_text: str, labels: Sequence[str] = ()) -> None:
+        self.name = name
+        self.help = help_text
+        self.label_names = tuple(labels)
+        self.series: dict[tuple[str, ...], _S] = {}
+        self.carried: dict[tuple[str, Labels], float] = {}
+        """What an earlier process in this slot counted, by sample name and labels."""
+        self._default: _S | None = None if labels else self.labels()
+
+    def labels(self, *values: str) -> _S:
+        """Returns the series with these label values. Bind it once where it is counted often."""
+        series = self.series.get(values)
+        if series is None:
+            if len(values) != len(self.label_names):
+                raise ValueError(f"{self.name} has the labels {self.label_names}, not {values}")
+            if len(self.series) >= SERIES_MAX:
+                values = ("other",) * len(values)
+                if values in self.series:
+                    return self.series[values]
+            series = self.series[values] = self._new()
+        return series
+
+    def _new(self) -> _S:
+        raise NotImplementedError
+
+    @property
+    def alone(self) -> _S:
+        """The one series of a metric without labels."""
+        if self._default is None:
+            raise ValueError(f"{self.name} needs values for {self.label_names}")
+        return self._default
+
+    def samples(self) -> Iterator[Sample]:
+        """Yields what this process counted, together with what its predecessors did."""
+        left = dict(self.carried)
+        for values, series in list(self.series.items()):
+            pairs = zip(self.label_names, values, strict=True)
+            labels = tuple(text for pair in pairs for text in pair)
+            for name, more, value in self._numbers(series):
+                all_labels = labels + more
+                yield Sample(self.name, name, all_labels, value + left.pop((name, all_labels), 0.0))
+        for (name, labels), value in left.items():
+            yield Sample(self.name, name, labels, value)
+
+    def _numbers(self, series: _S) -> Iterator[tuple[str, Labels, float]]:
+        raise NotImplementedError
+
+
+class Counter(Family[Value]):
+    """A number that only grows. Its samples have `_total` at the end of their name."""
+
+    kind: Kind = "counter"
+
+    def __init__(self, name: str, help_text: str, labels: Sequence[str] = ()) -> None:
+        super().__init__(name.removesuffix("_total"), help_text, labels)
+
+    def _new(self) -> Value:
+        return Value()
+
+    def _numbers(self, series: Value) -> Iterator[tuple[str, Labels, float]]:
+        yield f"{self.name}_total", (), series.value
+
+    def inc(self, amount: float = 1.0) -> None:
+        """Adds to the series without labels."""
+        self.alone.inc(amount)
+
+    @property
+    def value(self) -> float:
+        """The series without labels."""
+        return self.alone.value
+
+
+class Gauge(Family[Value]):
+    """A number that goes up and down, and ends with its process."""
+
+    kind: Kind = "gauge"
+
+    def _new(self) -> Value:
+        return Value()
+
+    def _numbers(self, series: Value) -> Iterator[tuple[str, Labels, float]]:
+        yield self.name, (), series.value
+
+    def set(self, value: float) -> None:
+        """Sets the series without labels."""
+        self.alone.set(value)
+
+    def inc(self, amount: float = 1.0) -> None:
+        """Adds to the series without labels."""
+        self.alone.inc(amount)
+
+    def dec(self, amount: float = 1.0) -> None:
+        """Subtracts from the series without labels."""
+        self.alone.dec(amount)
+
+    @property
+    def value(self) -> float:
+        """The series without labels."""
+        return self.alone.value
+
+
+class Histogram(Family[Distribution]):
+    """How often a value was at most so large. Files have each bucket by itself, not their sums."""
+
+    kind: Kind = "histogram"
+
+    def __init__(
+        self, name: str, help_text: str, buckets: Sequence[float], labels: Sequence[str] = ()
+    ) -> None:
+        self._buckets = tuple(buckets)
+        self._names = [*(f"{bound:g}" for bound in buckets), "+Inf"]
+        super().__init__(name, help_text, labels)
+
+    def _new(self) -> Distribution:
+        return Distribution(self._buckets)
+
+    def _numbers(self, series: Distribution) -> Iterator[tuple[str, Labels, float]]:
+        for bound, count in zip(self._names, series.counts, strict=True):
+            yield f"{self.name}_bucket", ("le", bound), count
+        yield f"{self.name}_sum", (), series.sum
+
+    def observe(self, value: float) -> None:
+        """Counts one observation in the series without labels."""
+        self.alone.observe(value)
+
+
+AnyFamily: TypeAlias = Counter | Gauge | Histogram
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+class Files:
+    """Writes the samples of some families to the two files of a slot.
+
+    `problem` is why the last write failed, or None. `damaged` counts the files that were found
+    damaged and set aside. Made before the families count; :meth:`add` each of them.
+    """
+
+    def __init__(self, directory: Path, slot: str) -> None:
+        if not slot or not all(c.isalnum() or c == "-" for c in slot):
+            raise ValueError(f"{slot!r} cannot name a metrics slot")
+        self.directory = directory
+        self.slot = slot
+        self.problem: str | None = None
+        self.damaged = 0
+        self._families: list[AnyFamily] = []
+        self._written: dict[Path, tuple[bytes, tuple[int, int, int]]] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._carried = self._read_predecessor()
+        live(directory, slot).unlink(missing_ok=True)
+
+    def _read_predecessor(self) -> dict[str, dict[tuple[str, Labels], float]]:
+        path = totals(self.directory, self.slot)
+        carried: dict[str, dict[tuple[str, Labels], float]] = {}
+        try:
+            for sample in read(path):
+                carried.setdefault(sample.metric, {})[sample.name, sample.labels] = sample.value
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            _log.warning("the metrics of an earlier process cannot be read: %s", error)
+            return {}
+        except DamagedError as error:
+            self.damaged += 1
+            aside = path.with_suffix(".damaged")  # one for each slot: they do not pile up
+            with contextlib.suppress(OSError):
+                path.replace(aside)
+            _log.warning("the metrics file %s is damaged (%s): set aside", path, error)
+            return {}
+        return carried
+
+    def add(self, family: AnyFamily) -> None:
+        """Has a family written, and lets it go on where an earlier process ended."""
+        if not isinstance(family, Gauge):
+            family.carried = self._carried.get(family.name, {})
+        self._families.append(family)
+
+    def start(self) -> Self:
+        """Begins to write now and then, in a thread that no end of the process waits for.
+
+        Where no thread can be started, :meth:`flush` has to be called by others.
+        """
+        self._thread = threading.Thread(target=self._write_all, name="metrics", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            _log.warning("metrics are not written: %s", error)
+        return self
+
+    def stop(self) -> None:
+        """Writes for the last time."""
+        self._stop.set()
+        self.flush()
+
+    def _write_all(self) -> None:
+        while not self._stop.wait(FLUSH_PERIOD):
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what has changed. A failure is logged when it begins and when it is over."""
+        with self._lock:
+            problem = None
+            paths = (totals(self.directory, self.slot), live(self.directory, self.slot))
+            for path, wanted in zip(paths, (False, True), strict=True):
+                samples = [
+                    sample
+                    for family in self._families
+                    if isinstance(family, Gauge) is wanted
+                    for sample in family.samples()
+                ]
+                try:
+                    self._replace(path, encode(samples))
+                except OSError as error:
+                    problem = error.strerror or str(error)
+            if problem != self.problem:
+                self.problem = problem
+                if problem is None:
+                    _log.info("metrics are written to %s again", self.directory)
+                else:
+                    _log.warning(
+                        "metrics cannot be written to %s: %s; they are kept in memory until then",
+                        self.directory,
+                        problem,
+                    )
+
+    def _replace(self, path: Path, content: bytes) -> None:
+        before = self._written.get(path)
+        if before is not None and before[0] == content:
+            with contextlib.suppress(OSError):
+                if _identity(path) == before[1]:
+                    return  # nobody has touched what was written
+        fresh = path.with_suffix(".new")
+        try:
+            try:
+                fresh.write_bytes(content)
+            except FileNotFoundError:  # a cleaner has removed the directory
+                self.directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+                fresh.write_bytes(content)
+            fresh.replace(path)
+            self._written[path] = content, _identity(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            raise
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def totals(directory: Path, slot: str) -> Path:
+    """Returns the file with the counters and histograms of a slot."""
+    return directory / f"{slot}.db"
+
+
+def live(directory: Path, slot: str) -> Path:
+    """Returns the file with the gauges of a slot."""
+    return directory / f"{slot}.live.db"
+
+
+def encode(samples: Sequence[Sample]) -> bytes:
+    """Returns the content of a file."""
+    rows = [[s.metric, s.name, list(s.labels), float(s.value)] for s in samples]
+    packed: bytes = msgpack.packb({"version": VERSION, "samples": rows})
+    return packed
+
+
+def read(path: Path) -> list[Sample]:
+    """Returns the samples of a file. Raises :class:`OSError` and :class:`DamagedError`."""
+    with path.open("rb") as file:
+        content = file.read(FILE_BOUNDS.size + 1)
+    try:
+        fields = bounded.unpack_map(content, FILE_BOUNDS)
+        bounded.integer(fields, "version", VERSION, VERSION)
+        rows = fields.get("samples")
+        if not isinstance(rows, list):
+            raise bounded.unusable(fields, "samples")
+        return [_sample(row) for row in rows]
+    except bounded.Malformed as error:
+        raise DamagedError(str(error)) from None
+
+
+def _sample(row: object) -> Sample:
+    if isinstance(row, list) and len(row) == 4:
+        metric, name, labels, value = row
+        if (
+            isinstance(metric, str)
+            and isinstance(name, str)
+            and isinstance(labels, list)
+            and len(labels) % 2 == 0
+            and all(isinstance(text, str) for text in labels)
+            and isinstance(value, float)
+            and math.isfinite(value)
+        ):
+            return Sample(metric, name, tuple(labels), value)
+    raise bounded.Malformed("a sample has not the expected form")
+
+
+def read_all(directory: Path) -> tuple[list[Sample], int]:
+    """Returns the samples of all slots, and how many files are damaged.
+
+    A directory that is gone is empty: whoever counts makes it again. Raises :class:`OSError` if
+    it cannot be read.
+    """
+    samples: list[Sample] = []
+    damaged = 0
+    try:
+        paths = sorted(directory.iterdir())
+    except FileNotFoundError:
+        return [], 0
+    for path in paths:
+        if path.suffix == ".damaged":
+            damaged += 1
+        if path.suffix != ".db":
+            continue
+        try:
+            samples += read(path)
+        except FileNotFoundError:  # its process ended, or it was replaced
+            continue
+        except (DamagedError, OSError) as error:
+            damaged += 1
+            _log.debug("the metrics file %s is damaged: %s", path, error)
+    return samples, damaged

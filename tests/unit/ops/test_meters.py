@@ -1,0 +1,181 @@
+"""Families, series and files of metrics, each bound passed by one."""
+
+import errno
+import logging
+import threading
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from socks_tunnel.ops import meters
+from socks_tunnel.ops.meters import (
+    Counter,
+    DamagedError,
+    Files,
+    Gauge,
+    Histogram,
+    Sample,
+    encode,
+    live,
+    read,
+    totals,
+)
+
+
+def test_series_are_counted_by_their_labels() -> None:
+    counter = Counter("x_total", "An x", ("a", "b"))
+    counter.labels("1", "2").inc()
+    counter.labels("1", "2").inc(2)
+    counter.labels("1", "3").inc(0.5)
+    assert list(counter.samples()) == [
+        Sample("x", "x_total", ("a", "1", "b", "2"), 3.0),
+        Sample("x", "x_total", ("a", "1", "b", "3"), 0.5),
+    ]
+    with pytest.raises(ValueError, match="has the labels"):
+        counter.labels("1")
+    with pytest.raises(ValueError, match="needs values"):
+        counter.inc()
+
+
+def test_a_gauge_goes_both_ways() -> None:
+    gauge = Gauge("g", "A g")
+    gauge.set(5)
+    gauge.inc()
+    gauge.dec(2)
+    assert gauge.value == 4
+    gauge = Gauge("g", "A g", ("a",))
+    gauge.labels("x").dec()
+    assert [sample.value for sample in gauge.samples()] == [-1]
+
+
+def test_an_observation_is_in_the_first_bucket_that_holds_it() -> None:
+    histogram = Histogram("h", "An h", (1, 2.5))
+    for value in (0, 1, 1.1, 2.5, 3):
+        histogram.observe(value)
+    assert [(s.name, s.labels, s.value) for s in histogram.samples()] == [
+        ("h_bucket", ("le", "1"), 2),
+        ("h_bucket", ("le", "2.5"), 2),
+        ("h_bucket", ("le", "+Inf"), 1),
+        ("h_sum", (), 7.6),
+    ]
+
+
+def test_one_metric_has_so_many_series() -> None:
+    counter = Counter("x", "An x", ("a",))
+    for number in range(meters.SERIES_MAX + 50):
+        counter.labels(str(number)).inc()
+    assert len(counter.series) == meters.SERIES_MAX + 1
+    assert counter.labels("one more").value == 50
+
+
+def counting(directory: Path) -> tuple[Files, Counter, Gauge]:
+    files = Files(directory, "worker-0")
+    counter, gauge = Counter("c", "A c", ("a",)), Gauge("g", "A g")
+    files.add(counter)
+    files.add(gauge)
+    return files, counter, gauge
+
+
+def problem_of(files: Files) -> str | None:
+    return files.problem
+
+
+def test_a_slot_goes_on_where_its_predecessor_ended(tmp_path: Path) -> None:
+    files, counter, gauge = counting(tmp_path)
+    counter.labels("x").inc(2)
+    counter.labels("y").inc(3)
+    gauge.set(7)
+    files.flush()
+    files, counter, gauge = counting(tmp_path)
+    assert not live(tmp_path, "worker-0").exists()
+    counter.labels("x").inc(10)
+    files.flush()
+    values = {s.labels: s.value for s in read(totals(tmp_path, "worker-0"))}
+    assert values == {("a", "x"): 12, ("a", "y"): 3}
+    assert [s.value for s in read(live(tmp_path, "worker-0"))] == [0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 100,
+        b"\x80",
+        msgpack.packb({"version": 2, "samples": []}),
+        msgpack.packb({"version": 1, "samples": {}}),
+        msgpack.packb({"version": 1, "samples": [["c", "c_total", ["a"], 1.0]]}),
+        msgpack.packb({"version": 1, "samples": [["c", "c_total", [], 1]]}),
+        msgpack.packb({"version": 1, "samples": [["c", "c_total", [], float("nan")]]}),
+        msgpack.packb({"version": 1, "samples": [["c", "c_total", [b"a", "b"], 1.0]]}),
+        encode([Sample("c", "c_total", (), 1.0)])[:-1],
+    ],
+    ids=range(10),
+)
+def test_a_damaged_file_is_set_aside(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    totals(tmp_path, "worker-0").write_bytes(content)
+    with pytest.raises(DamagedError):
+        read(totals(tmp_path, "worker-0"))
+    files, counter, _ = counting(tmp_path)
+    assert files.damaged == 1
+    assert "is damaged" in caplog.text
+    assert (tmp_path / "worker-0.damaged").read_bytes() == content
+    counter.labels("x").inc()
+    files.flush()
+    assert [s.value for s in read(totals(tmp_path, "worker-0"))] == [1]
+    assert meters.read_all(tmp_path)[1] == 1
+
+
+def test_without_room_counting_goes_on_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    files, counter, _ = counting(tmp_path)
+    counter.labels("x").inc()
+    files.flush()
+
+    def full(path: Path, _: bytes) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        for _ in range(5):
+            counter.labels("x").inc()
+            files.flush()
+        assert problem_of(files) == "No space left on device"
+    assert [s.value for s in read(totals(tmp_path, "worker-0"))] == [1], "the last whole file"
+    assert not list(tmp_path.glob("*.new"))
+    files.flush()
+    assert problem_of(files) is None
+    assert [s.value for s in read(totals(tmp_path, "worker-0"))] == [6]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+def test_what_has_not_changed_is_not_written(tmp_path: Path) -> None:
+    files, counter, _ = counting(tmp_path)
+    counter.labels("x").inc()
+    files.flush()
+    before = totals(tmp_path, "worker-0").stat()
+    files.flush()
+    after = totals(tmp_path, "worker-0").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    counter.labels("x").inc()
+    files.flush()
+    assert totals(tmp_path, "worker-0").stat().st_ino != before.st_ino
+
+
+def test_no_thread_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    files, _, _ = counting(tmp_path)
+    files.start()
+    assert "metrics are not written: can't start new thread" in caplog.text
+    files.stop()
+    assert totals(tmp_path, "worker-0").exists()
