@@ -29,6 +29,12 @@ async def opened(*channels: RTCDataChannel) -> None:
         await asyncio.sleep(0.005)
 
 
+def fast(dtls: FakeDtls, **options: Any) -> Any:
+    """Returns a transport of ours on the virtual clock."""
+    clock = asyncio.get_running_loop().time
+    return FastSctpTransport(dtls, clock=clock, **options)  # type: ignore[arg-type]
+
+
 class Sink:
     """Counts what arrives, and keeps the queue of a sender filled while `filling`."""
 
@@ -77,8 +83,8 @@ async def bulk(
 ) -> Result:
     """Sends as much as possible for a while; what comes after `warm` seconds is measured."""
     dtls: tuple[FakeDtls, FakeDtls] = dtls_pair(there, back, probing=True)
-    a: Any = FastSctpTransport(dtls[0], congestion=congestion)  # type: ignore[arg-type]
-    b: Any = FastSctpTransport(dtls[1], congestion=congestion)  # type: ignore[arg-type]
+    a = fast(dtls[0], congestion=congestion)
+    b = fast(dtls[1], congestion=congestion)
     left, right = Sink(a), Sink(b)
     await started(a, b)
     one = channel(a)

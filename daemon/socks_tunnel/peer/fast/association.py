@@ -17,6 +17,7 @@ from aiortc.rtcsctptransport import (
     CookieEchoChunk,
     InitAckChunk,
     InitChunk,
+    ReconfigChunk,
     StreamAddOutgoingParam,
     StreamResetOutgoingParam,
     StreamResetResponseParam,
@@ -35,6 +36,9 @@ from socks_tunnel.peer.fast.wire import (
 
 PROTOCOL_VIOLATION = 13
 """Error cause of an ABORT (RFC 9260 section 3.3.10.13)."""
+
+RECONFIG_PARAMETERS_MAX = 2
+"""Parameters of a RE-CONFIG chunk (RFC 6525 section 3.1); each of them is answered."""
 
 RTO_RARE_MIN = 1.0
 """Seconds that the answer to a rare chunk is waited for at least."""
@@ -75,6 +79,8 @@ class FastAssociation(RTCSctpTransport):
         if isinstance(chunk, InitChunk):
             await self._receive_init(chunk)
             return
+        if isinstance(chunk, ReconfigChunk) and len(chunk.params) > RECONFIG_PARAMETERS_MAX:
+            raise ValueError(f"RE-CONFIG with {len(chunk.params)} parameters")
         if isinstance(chunk, CookieEchoChunk) and self._restart is not None:
             cookie = chunk.body
             if hmac.new(self._hmac_key, cookie[:4], "sha1").digest() == cookie[4:]:

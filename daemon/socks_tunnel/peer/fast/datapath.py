@@ -62,11 +62,13 @@ class DataPath:
     """
 
     __slots__ = (
+        "_congestion",
         "_inbound_crc",
         "_inbound_header",
         "_local_tag",
         "_rare",
         "_secret",
+        "closed",
         "established",
         "malformed",
         "packets_received",
@@ -93,6 +95,9 @@ class DataPath:
         self.sender = Sender(initial_tsn, controller(congestion, size), size)
         self.established = False
         """Whether data may be sent, and SACKs are listened to."""
+        self.closed = False
+        """Whether the association is over: nothing is taken any more."""
+        self._congestion: CongestionName = congestion
         self.sacks: list[bytes] = []
         """Packets with SACKs that became due within a batch; :meth:`flush` returns them."""
         self.malformed = 0
@@ -128,6 +133,8 @@ class DataPath:
         :class:`RemoteProtocolError` if the association has to end because of them.
         """
         for packet in packets:
+            if self.closed:
+                return False
             self._receive_packet(packet, now)
         return self.receiver.batch_done(now, self.sender.recovery.srtt or None)
 
@@ -269,6 +276,12 @@ class DataPath:
                     self.packet_size_changed()
         return packets, due
 
+    def close(self) -> None:
+        """Ends the path, and gives its memory back."""
+        self.closed = True
+        self.established = False
+        self.receiver.close()
+
     # --- path MTU ---------------------------------------------------------------------------------
 
     def probe(self, now: float) -> bytes:
@@ -285,6 +298,14 @@ class DataPath:
         magic, size, secret = _PROBE.unpack_from(body, 4)
         if magic == _PROBE_MAGIC and secret == self._secret and self.pmtu.acknowledged(size, now):
             self.packet_size_changed()
+
+    def new_path(self, overhead: int) -> None:
+        """Starts anew with what depends on the path: packet size, round trip, congestion."""
+        self.pmtu.restart(overhead)
+        self.sender.recovery.new_path()
+        self.sender.controller = controller(self._congestion, self.pmtu.packet_size)
+        self.sender.rate = 0.0
+        self.packet_size_changed()
 
     def packet_size_changed(self) -> None:
         """Has the sender use the packet size that path MTU discovery has found."""

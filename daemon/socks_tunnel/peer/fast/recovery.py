@@ -38,6 +38,10 @@ ABANDONED: Final = 3
 OUTSTANDING_MAX: Final = 16_384
 """Chunks that may be outstanding: half of how far a receiver of ours looks ahead."""
 
+BLOCKS_MAX: Final = 2_048
+"""Ranges acknowledged beyond gaps that are remembered; a block that would be one more is ignored,
+until the others have grown together."""
+
 RTO_INITIAL: Final = 1.0
 RTO_MIN: Final = 0.2
 RTO_MAX: Final = 60.0
@@ -131,6 +135,7 @@ class Recovery:
         "_sacked",
         "_sacked_count",
         "_skips",
+        "_timed_out",
         "_transmissions",
         "acked_bytes",
         "advanced",
@@ -164,6 +169,7 @@ class Recovery:
         "srtt",
         "timeouts",
         "timeouts_total",
+        "undone",
     )
 
     def __init__(self, initial_tsn: int) -> None:
@@ -210,6 +216,10 @@ class Recovery:
         self.recovery_end = self.cumulative
         """The episode ends when this TSN is acknowledged."""
         self._retransmitted: set[int] = set()
+        """TSNs sent again since the episode began and not known to have been in vain."""
+        self._timed_out = False
+        self.undone = False
+        """Whether the last call of :meth:`sack` showed that nothing of the episode was lost."""
 
         self.delivered = 0
         self.delivered_at = 0.0
@@ -289,12 +299,17 @@ class Recovery:
             self.probe_at = now + delay
 
     def last_in_flight(self) -> Chunk | None:
-        """Returns the youngest chunk that is in flight, for a probe."""
+        """Returns the youngest chunk that is in flight and may be sent again, for a probe.
+
+        A chunk that may not, such as a datagram, has to wait for the time-out, which gives it up.
+        """
         chunks = self._chunks
         for at in range(len(chunks) - 1, max(self._head, len(chunks) - 64) - 1, -1):
             chunk = chunks[at]
             if chunk is not None and chunk.state == IN_FLIGHT:
-                return chunk
+                limit = chunk.message.retransmits
+                if limit < 0 or chunk.sends <= limit:
+                    return chunk
         return None
 
     # --- receiving ----------------------------------------------------------------------------
@@ -321,6 +336,7 @@ class Recovery:
         self.rtt_sample = 0.0
         self.rate = 0.0
         self.round_start = False
+        self.undone = False
         flight = self.flight
         newest: Chunk | None = None
         if ahead:
@@ -406,6 +422,8 @@ class Recovery:
             high = min(base + blocks[at + 1], last)
             if low <= base or low > high:
                 continue
+            if len(self._sacked) >= BLOCKS_MAX and self._sacked.is_new_range(low):
+                continue
             for start, end in self._sacked.cover(low, high):
                 highest = self._highest_acked
                 for tsn in range(start, end + 1):
@@ -433,14 +451,27 @@ class Recovery:
         number = self.cumulative + ahead - TSN_HALF
         if number not in self._retransmitted:
             return
-        self._retransmitted.discard(number)
-        self.spurious += 1
+        self._in_vain(number)
         # RFC 8985 section 6.2.4: more patience, once a round trip at most.
         if self._reorder_round <= self.delivered:
             self._reorder_round = self.delivered + self.flight + 1
             self.reo_multiplier = min(self.reo_multiplier + 1, 64)
             self._reorder_persist = REORDER_PERSIST
             self._reordering = True
+
+    def _in_vain(self, tsn: int) -> None:
+        """Notes that a chunk had arrived, though late, when it was sent again.
+
+        If that is so of all that was sent again since the episode began, then nothing was lost at
+        all, and the reduction of the window is to be taken back (RFC 3522 in its effect).
+        """
+        if tsn not in self._retransmitted:
+            return
+        self._retransmitted.discard(tsn)
+        self.spurious += 1
+        if not self._retransmitted and not self.next_lost():
+            self.undone = True
+            self.episode = False
 
     def _measure(self, newest: Chunk, now: float) -> None:
         """Takes the round trip and the rate from the chunk that was sent last of those acked."""
@@ -451,8 +482,9 @@ class Recovery:
         if newest.sends > 1 and rtt < self.min_rtt * 0.8:
             # The answer came too soon to be one to the retransmission (RFC 8985 section 6.2.2):
             # the first transmission had only been late.
-            self._retransmitted.discard(newest.tsn)
-            self.spurious += 1
+            if self._timed_out:
+                self._restore()
+            self._in_vain(newest.tsn)
             return
         if newest.order > self._rack_order:
             self._rack_order = newest.order
@@ -480,6 +512,13 @@ class Recovery:
         if not self.min_rtt or rtt <= self.min_rtt or now - self._min_rtt_at > MIN_RTT_WINDOW:
             self.min_rtt = rtt
             self._min_rtt_at = now
+
+    def new_path(self) -> None:
+        """Forgets the round trips: the packets take another path from now on."""
+        self.srtt = self._rttvar = self.min_rtt = 0.0
+        self.rto = RTO_INITIAL
+        self.reo_multiplier = 1
+        self._reordering = False
 
     # --- losses -------------------------------------------------------------------------------
 
@@ -511,6 +550,8 @@ class Recovery:
             self._lose(chunk, now)
             begins = True
         if begins and not self.episode:
+            self._retransmitted.clear()
+            self._timed_out = False
             self.episode = True
             self.recovery_end = self.next_tsn - 1
             return True
@@ -535,7 +576,7 @@ class Recovery:
 
     def _end_episode(self) -> None:
         self.episode = False
-        self._retransmitted = {tsn for tsn in self._retransmitted if tsn > self.cumulative}
+        self._timed_out = False
         if self.reo_multiplier > 1:
             self._reorder_persist -= 1
             if self._reorder_persist <= 0:
@@ -565,7 +606,10 @@ class Recovery:
                 self._lose(chunk, now)
             elif chunk.state == LOST:
                 self.lost.append(chunk)
+        if not self.episode or self.timeouts == 1:
+            self._retransmitted.clear()
         self.episode = True
+        self._timed_out = True
         self.recovery_end = self.next_tsn - 1
         self.rto = min(self.rto * 2, RTO_MAX)
         self.reorder_at = self.probe_at = 0.0
@@ -573,6 +617,21 @@ class Recovery:
         self.rto_at = now + self.rto if len(self) else 0.0
         if self.advanced > self.cumulative:
             self.forward_at = now
+
+    def _restore(self) -> None:
+        """Takes the losses of a time-out back: an answer to what was sent before it has come."""
+        self._timed_out = False
+        again: list[tuple[int, Chunk]] = []
+        for at in range(self._head, len(self._chunks)):
+            chunk = self._chunks[at]
+            assert chunk is not None
+            if chunk.state == LOST:
+                chunk.state = IN_FLIGHT
+                self.flight += chunk.size
+                again.append((chunk.order, chunk))
+        again.sort(key=lambda entry: entry[0])
+        self._transmissions.extendleft(reversed(again))
+        self.lost.clear()
 
     def _forget_blocks(self) -> None:
         for at in range(self._head, len(self._chunks)):

@@ -17,6 +17,8 @@ import asyncio
 import logging
 import os
 import struct
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -29,7 +31,13 @@ from socks_tunnel.peer.fast.budget import WindowBudget
 from socks_tunnel.peer.fast.congestion import CongestionName
 from socks_tunnel.peer.fast.datapath import DataPath
 from socks_tunnel.peer.fast.streams import CONTROL, DATAGRAM, NORMAL, Message, OutboundStream
-from socks_tunnel.peer.fast.wire import ADDRESSING, CHECKSUM, checksum_of_header
+from socks_tunnel.peer.fast.wire import (
+    ADDRESSING,
+    CHECKSUM,
+    PARAMETERS_AT,
+    checksum_of_header,
+    parameters_are_sound,
+)
 from socks_tunnel.protocol.errors import RemoteProtocolError
 
 _log = logging.getLogger(__name__)
@@ -96,7 +104,7 @@ class FastSctpTransport(FastAssociation):
     It may be used wherever an RTCSctpTransport is. `transport` should have `send_packets` and the
     rest of :class:`~socks_tunnel.peer.fast.dtls.FastDtlsTransport`; with an unmodified
     RTCDtlsTransport packets go one by one, and the path MTU is not probed. `budget` is shared by
-    the associations of a process.
+    the associations of a process; `clock` returns seconds.
 
     The class has more than 25 methods because it overrides most of what aiortc's one does.
     """
@@ -108,8 +116,11 @@ class FastSctpTransport(FastAssociation):
         *,
         congestion: CongestionName = "cubic",
         budget: WindowBudget = _default_budget,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(transport, port)
+        # Not the event loop's clock: uvloop's moves in steps of a millisecond.
+        self._clock = clock
         self._event_loop = asyncio.get_running_loop()
         self.path = DataPath(
             local_tag=self._local_verification_tag,
@@ -220,7 +231,7 @@ class FastSctpTransport(FastAssociation):
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
-        self._flush(self._event_loop.time(), due=False)
+        self._flush(self._clock(), due=False)
 
     # --- what DTLS calls --------------------------------------------------------------------------
 
@@ -228,7 +239,7 @@ class FastSctpTransport(FastAssociation):
         """Takes the decrypted packets of one batch; answers and delivers before it returns."""
         if self.state == "closed":
             return
-        now = self._event_loop.time()
+        now = self._clock()
         try:
             due = self.path.receive(packets, now)
         except RemoteProtocolError as error:
@@ -246,17 +257,16 @@ class FastSctpTransport(FastAssociation):
 
     def transport_writable(self) -> None:
         """Learns that DTLS takes packets again."""
-        self._flush(self._event_loop.time(), due=False)
+        self._flush(self._clock(), due=False)
 
     def path_mtu_exceeded(self, size: int) -> None:
         """Learns that this host refuses packets of `size` bytes without fragmentation."""
-        if self.path.pmtu.exceeded(size, self._event_loop.time()):
+        if self.path.pmtu.exceeded(size, self._clock()):
             self.path.packet_size_changed()
 
     def path_changed(self) -> None:
         """Learns that the packets take another path: its MTU is not known."""
-        self.path.pmtu.restart(getattr(self.transport, "packet_overhead", DEFAULT_OVERHEAD))
-        self.path.packet_size_changed()
+        self.path.new_path(getattr(self.transport, "packet_overhead", DEFAULT_OVERHEAD))
         self._start_probing()
 
     # --- in ---------------------------------------------------------------------------------------
@@ -265,6 +275,10 @@ class FastSctpTransport(FastAssociation):
         """Has aiortc take a chunk; what it cannot read is counted and does no harm."""
         chunk_class = CHUNK_TYPES.get(kind)
         if chunk_class is None or self.state == "closed":
+            return
+        offset = PARAMETERS_AT.get(kind)
+        if offset is not None and not parameters_are_sound(body, offset):
+            self.path.malformed += 1
             return
         self._deliver()
         try:
@@ -337,7 +351,7 @@ class FastSctpTransport(FastAssociation):
 
     def _flush_turn(self) -> None:
         self._flush_handle = None
-        self._flush(self._event_loop.time(), due=False)
+        self._flush(self._clock(), due=False)
 
     def _flush(self, now: float, *, due: bool) -> None:
         """Sends what may be sent, tells the owner what has left the queue, sets the timer."""
@@ -389,13 +403,13 @@ class FastSctpTransport(FastAssociation):
                 return
             self._timer.cancel()
         self._timer_at = max(wake, now)
-        self._timer = self._event_loop.call_at(self._timer_at, self._timer_fired)
+        self._timer = self._event_loop.call_later(self._timer_at - now, self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer = None
         if self.state == "closed":
             return
-        now = self._event_loop.time()
+        now = self._clock()
         try:
             packets, due = self.path.timer(now)
         except RemoteProtocolError as error:
@@ -410,7 +424,7 @@ class FastSctpTransport(FastAssociation):
 
     def _start_probing(self) -> None:
         if getattr(self.transport, "probing_allowed", False):
-            now = self._event_loop.time()
+            now = self._clock()
             self.path.pmtu.start(now)
             self._arm(now)
 
@@ -443,7 +457,7 @@ class FastSctpTransport(FastAssociation):
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
-        self.path.receiver.close()
+        self.path.close()
         for stream in self._out_streams.values():
             self.path.sender.scheduler.discard(stream)
         self._out_streams.clear()
@@ -481,7 +495,7 @@ class FastSctpTransport(FastAssociation):
         if not self._remote_partial_reliability:
             return -1, 0.0
         if channel.maxPacketLifeTime:
-            return -1, self._event_loop.time() + channel.maxPacketLifeTime / 1000
+            return -1, self._clock() + channel.maxPacketLifeTime / 1000
         return -1 if channel.maxRetransmits is None else channel.maxRetransmits, 0.0
 
     def _data_channel_send(self, channel: RTCDataChannel, data: bytes | str) -> None:

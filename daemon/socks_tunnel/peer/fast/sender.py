@@ -166,8 +166,9 @@ class Sender:
             # RFC 9260 section 6.1 A: a peer that answers probes of its closed window is alive.
             recovery.timeouts = 0
         acked = recovery.acked_bytes
-        begins = recovery.detect(now)
-        if begins:
+        if recovery.undone:
+            self.controller.undo()
+        if recovery.detect(now):
             self._enter_recovery(now, flight)
         if not acked and not recovery.losses:
             return
@@ -232,7 +233,7 @@ class Sender:
             self.pace_until = 0.0
         if recovery.rto_at and now >= recovery.rto_at:
             flight = recovery.flight
-            if recovery.timeouts == 0 or flight:
+            if flight and self.peer_window:
                 self.controller.timeout(now, flight)
             self._prr_flight = 0
             recovery.timeout(now)

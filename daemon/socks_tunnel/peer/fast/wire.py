@@ -125,12 +125,35 @@ I_FORWARD_ENTRY: Final = Struct("!HHL")
 PARAMETER: Final = Struct("!HH")
 WORD: Final = Struct("!L")
 
+PARAMETERS_AT: Final = {1: 16, 2: 16, 4: 0, 5: 0, 6: 0, 9: 0, 130: 0}
+"""Where the parameters begin in the value of INIT, INIT ACK, HEARTBEAT and its ACK, ABORT, ERROR
+and RE-CONFIG."""
+
+PARAMETERS_MAX: Final = 32
+"""Parameters of one chunk; INIT of common stacks has about six."""
+
 ZERO_CHECKSUM: Final = b"\x00\x00\x00\x00"
 
 
 def checksum_of_header(header: bytes) -> int:
     """Returns the CRC32c of the 8 bytes of addressing and a zero checksum, to be continued."""
     return int(crc32c(0, header + ZERO_CHECKSUM))
+
+
+def parameters_are_sound(body: bytes, offset: int) -> bool:
+    """Whether the parameters, from `offset` on in the value of a chunk, can be walked through.
+
+    RFC 9260 section 3.2.1: a parameter's length includes its header of 4 bytes. Whoever adds up
+    lengths without a look at that (aiortc does) never comes to the end of a parameter of length 0.
+    """
+    count = 0
+    while offset + 4 <= len(body):
+        length = PARAMETER.unpack_from(body, offset)[1]
+        count += 1
+        if length < 4 or offset + length > len(body) or count > PARAMETERS_MAX:
+            return False
+        offset += length + (-length & 3)
+    return True
 
 
 def forward_tsn(

@@ -7,30 +7,11 @@ from typing import Any
 
 import pytest
 from aiortc import RTCDataChannel, RTCSctpTransport
-from aiortc.rtcdatachannel import RTCDataChannelParameters
 
-from socks_tunnel.peer.fast.sctp import FastSctpTransport
 from support.sctp_network import Path, dtls_pair, run_virtual, virtual_aiortc
+from support.sctp_transfer import channel, fast, opened, started
 
-KINDS: dict[str, Any] = {"fast": FastSctpTransport, "aiortc": RTCSctpTransport}
-
-
-async def started(a: Any, b: Any) -> None:
-    await asyncio.gather(
-        a.start(RTCSctpTransport.getCapabilities(), 5000),
-        b.start(RTCSctpTransport.getCapabilities(), 5000),
-    )
-    while a.state != "connected" or b.state != "connected":
-        await asyncio.sleep(0.01)
-
-
-def channel(transport: Any, label: str = "lane-0", **options: Any) -> RTCDataChannel:
-    return RTCDataChannel(transport, RTCDataChannelParameters(label=label, **options))
-
-
-async def opened(one: RTCDataChannel) -> None:
-    while one.readyState != "open":
-        await asyncio.sleep(0.005)
+KINDS: dict[str, Any] = {"fast": fast, "aiortc": RTCSctpTransport}
 
 
 @pytest.mark.parametrize("left", KINDS)
