@@ -285,16 +285,15 @@ async def test_accepting_goes_on_when_descriptors_are_there_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(http_server, "ACCEPT_PAUSE", 0.05)
-    loop = asyncio.get_running_loop()
-    accept = loop.sock_accept
+    accept = socket.socket.accept
     failures = iter(range(3))
 
-    async def fail_at_first(sock: socket.socket) -> Any:
+    def fail_at_first(sock: socket.socket) -> Any:
         if next(failures, None) is not None:
             raise OSError(errno.EMFILE, "Too many open files")
-        return await accept(sock)
+        return accept(sock)
 
-    monkeypatch.setattr(loop, "sock_accept", fail_at_first)
+    monkeypatch.setattr(socket.socket, "accept", fail_at_first)
     async with serving() as (_, client, _):
         await client.offer(b"an offer", 10)
     said = "cannot accept a signalling connection: [Errno 24] Too many open files"

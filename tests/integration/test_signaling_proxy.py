@@ -25,13 +25,25 @@ class ForwardProxy:
         self.target = target
         self.heads: list[bytes] = []
         self.answer = b""
+        self.serving: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.serving.add(task)
+        try:
+            await self._serve(reader, writer)
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+            self.serving.discard(task)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         self.heads.append(head)
         if self.answer:
             writer.write(self.answer)
-            writer.close()
             return
         far_reader, far_writer = await asyncio.open_connection(*self.target)
         if head.startswith(b"CONNECT "):
@@ -42,8 +54,9 @@ class ForwardProxy:
             far_writer.write(b" ".join((method, path, rest)))
         with contextlib.suppress(ConnectionError):
             await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
-        for end in (writer, far_writer):
-            end.close()
+        far_writer.close()
+        with contextlib.suppress(ConnectionError):
+            await far_writer.wait_closed()
 
 
 async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
@@ -81,6 +94,8 @@ class Way:
         async with listening:
             yield proxy, f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"
         await server.stop()
+        if proxy.serving:  # a socket whose connection ends after the test is a lost one
+            await asyncio.wait(proxy.serving)
 
 
 @pytest.fixture

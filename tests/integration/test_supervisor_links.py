@@ -2,15 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
-from socks_tunnel.config.models import Config
-from socks_tunnel.ops.metrics import Metrics
+from integration.links_world import World, linked, until
 from socks_tunnel.peer import quiet_loop_exceptions
 from socks_tunnel.peer.link import Link
 from socks_tunnel.protocol.messages import CloseConnection, Data, OpenConnection
@@ -19,118 +16,6 @@ from socks_tunnel.signaling.direct import DirectClient
 from socks_tunnel.signaling.envelope import new_body, seal
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor import answerer, dialler, links
-from socks_tunnel.supervisor.answerer import EndpointLinks
-from socks_tunnel.supervisor.dialler import GatewayLinks
-from socks_tunnel.supervisor.peerlink import PeerLink
-from socks_tunnel.supervisor.router import RoutedLink, Router, WorkerRoutes
-
-
-class FakeWorker:
-    """The supervisor's end of a worker: remembers what it was sent."""
-
-    def __init__(self) -> None:
-        self.paused = False
-        self.buffered = 0
-        self.messages: list[tuple[int, bytes]] = []
-        self.controls: list[tuple[int, dict[str, Any]]] = []
-
-    def send_message(self, link: int, message: bytes) -> None:
-        self.messages.append((link, message))
-
-    def send_control(self, link: int, fields: dict[str, Any]) -> None:
-        self.controls.append((link, fields))
-
-    def ops(self, op: str) -> list[dict[str, Any]]:
-        return [fields for _, fields in self.controls if fields["op"] == op]
-
-
-class Side:
-    """One host: its router with one fake worker, and its links."""
-
-    manager: GatewayLinks | EndpointLinks
-
-    def __init__(self, role: str, identity: PrivateIdentity, config: Config) -> None:
-        self.registry = CollectorRegistry()
-        self.identity = identity
-        self.abused: list[str] = []
-        metrics = Metrics(self.registry)
-        self.router = Router(
-            opens=role == "gateway",
-            worker_count=1,
-            flows_per_worker=100,
-            metrics=metrics,
-            on_abuse=self.abuse,
-        )
-        self.worker = FakeWorker()
-        self.routes: WorkerRoutes = self.router.worker_up(0, self.worker)
-        kind = GatewayLinks if role == "gateway" else EndpointLinks
-        self.manager = kind(config, identity, self.router, metrics)
-
-    def abuse(self, link: RoutedLink, reason: str) -> None:
-        self.abused.append(reason)
-        self.manager.abuse(link, reason)
-
-    @property
-    def up(self) -> list[PeerLink]:
-        return self.manager.up()
-
-    def row(self, peer: str) -> dict[str, Any]:
-        (row,) = [row for row in self.manager.status() if row["peer"] == peer]
-        return row
-
-    def detail(self, peer: str) -> str:
-        return self.row(peer).get("detail") or ""
-
-    def metric(self, name: str, **labels: str) -> float:
-        return self.registry.get_sample_value(f"socks_tunnel_{name}", labels) or 0.0
-
-
-class World:
-    """Makes hosts that meet on Unix sockets in one directory."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.sides: list[Side] = []
-        self.keys: dict[str, PrivateIdentity] = {}
-
-    def key(self, name: str) -> PrivateIdentity:
-        return self.keys.setdefault(name, PrivateIdentity.generate())
-
-    def config(self, role: str, *peers: str, **tables: Any) -> Config:
-        rows = []
-        for peer in peers:
-            row = {"name": peer, "public_key": self.key(peer).public_text}
-            if role == "gateway":
-                row["url"] = f"unix:{self.directory}/{peer}.sock"
-            rows.append(row)
-        fields: dict[str, Any] = {
-            "role": role,
-            "source": str(self.directory / f"{role}.toml"),
-            "identity": {"private_key_file": "key"},
-            "peers": rows,
-            "ice": {"addresses": ["127.0.0.1"]},
-            **tables,
-        }
-        return Config.model_validate(fields, context={"directory": self.directory})
-
-    def side(self, role: str, name: str, *peers: str, **tables: Any) -> Side:
-        if role == "endpoint":
-            tables["signaling"] = {"listen": f"unix:{self.directory}/{name}.sock"}
-        side = Side(role, self.key(name), self.config(role, *peers, **tables))
-        self.sides.append(side)
-        return side
-
-    def gateway(self, name: str = "laptop", *peers: str, **tables: Any) -> Side:
-        return self.side("gateway", name, *(peers or ("office",)), **tables)
-
-    def endpoint(self, name: str = "office", *peers: str, **tables: Any) -> Side:
-        return self.side("endpoint", name, *(peers or ("laptop",)), **tables)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -141,14 +26,6 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     yield made
     for side in made.sides:
         await side.manager.stop("the test is over")
-
-
-async def linked(world: World, **gateway: Any) -> tuple[Side, Side]:
-    endpoint, side = world.endpoint(), world.gateway(**gateway)
-    await endpoint.manager.start()
-    await side.manager.start()
-    await until(lambda: side.up and endpoint.up)
-    return side, endpoint
 
 
 # --- up and down --------------------------------------------------------------------------------

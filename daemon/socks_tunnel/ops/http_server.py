@@ -37,6 +37,9 @@ LINGER_TIMEOUT: Final = 2.0
 STOP_TIMEOUT: Final = 1.0
 """Seconds that aborted connections have to be gone when the server stops."""
 
+ACCEPTS_PER_TURN: Final = 16
+"""Connections that are accepted in one turn of the event loop."""
+
 ACCEPT_PAUSE: Final = 1.0
 """Seconds until the next attempt when a connection cannot be accepted: descriptors ran out."""
 
@@ -110,7 +113,9 @@ class HttpServer:
         self.per_address: Counter[str] = Counter()
         self._listening = listening
         self._handler = handler
-        self._accepting: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._accepting = False
+        self._pause: asyncio.TimerHandle | None = None
         self._opening: dict[asyncio.Task[None], socket.socket] = {}
         self._all_gone = asyncio.Event()
         self._active = 0
@@ -118,16 +123,18 @@ class HttpServer:
 
     def start(self) -> None:
         """Begins to accept."""
+        self._loop = asyncio.get_running_loop()
         self._listening.setblocking(False)
-        self._accepting = spawn(f"accept {self.name}", self._accept())
+        self._resume_accepting()
 
     async def stop(self) -> None:
         """Closes the listening socket and ends all connections, also those with work under way."""
-        if self._accepting is None:
+        if not self._accepting:
             return
-        self._accepting.cancel()
-        await asyncio.wait([self._accepting])
-        self._accepting = None
+        self._accepting = False
+        self._loop.remove_reader(self._listening)
+        if self._pause is not None:
+            self._pause.cancel()
         self._listening.close()
         opening = dict(self._opening)
         for task in opening:
@@ -154,31 +161,44 @@ class HttpServer:
     # The event loop's own servers tell of a TLS connection only once its handshake is done. Until
     # then nobody could count it, and anybody could have as many as there are descriptors.
 
-    async def _accept(self) -> None:
-        """Accepts for ever."""
-        loop = asyncio.get_running_loop()
-        while True:
+    # Not loop.sock_accept: who is cancelled just as it has accepted loses the socket.
+
+    def _resume_accepting(self) -> None:
+        self._accepting = True
+        self._pause = None
+        self._loop.add_reader(self._listening, self._accept)
+
+    def _accept(self) -> None:
+        """Accepts what waits, a bounded number in one turn of the event loop."""
+        for _ in range(ACCEPTS_PER_TURN):
             try:
-                sock, peer = await loop.sock_accept(self._listening)
+                sock, peer = self._listening.accept()
+            except BlockingIOError:
+                return
             except ConnectionAbortedError:  # the client has gone already
                 continue
             except OSError as error:
                 _log.warning("cannot accept a %s connection: %s", self.name, error)
-                await asyncio.sleep(ACCEPT_PAUSE)
-                continue
-            address = peer[0] if isinstance(peer, tuple) else ""
-            if len(self.connections) >= self.bounds.connections or (
-                address and self.per_address[address] >= self.bounds.per_address
-            ):
-                _log.debug("a %s connection of %s is one too many", self.name, address or "local")
-                sock.close()
-                continue
-            connection = Connection(self, address)
-            self.connections.add(connection)
-            self.per_address[address] += 1
-            task = spawn(f"{self.name} connection", self._open(connection, sock))
-            self._opening[task] = sock
-            task.add_done_callback(self._opening.pop)
+                self._loop.remove_reader(self._listening)
+                self._pause = self._loop.call_later(ACCEPT_PAUSE, self._resume_accepting)
+                return
+            sock.setblocking(False)
+            self._admit(sock, peer[0] if isinstance(peer, tuple) else "")
+
+    def _admit(self, sock: socket.socket, address: str) -> None:
+        """Takes a connection into account, or closes it if there are too many."""
+        if len(self.connections) >= self.bounds.connections or (
+            address and self.per_address[address] >= self.bounds.per_address
+        ):
+            _log.debug("a %s connection of %s is one too many", self.name, address or "local")
+            sock.close()
+            return
+        connection = Connection(self, address)
+        self.connections.add(connection)
+        self.per_address[address] += 1
+        task = spawn(f"{self.name} connection", self._open(connection, sock))
+        self._opening[task] = sock
+        task.add_done_callback(self._opening.pop)
 
     async def _open(self, connection: "Connection", sock: socket.socket) -> None:
         """Brings a connection to where requests can come, by a TLS handshake if there is one."""

@@ -3,17 +3,14 @@
 import asyncio
 import logging
 import time
-from datetime import UTC, datetime
 from typing import Any, Final
 
-from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.models import Config
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.transport import TransportError
-from socks_tunnel.signaling.carrier import Answered, ByeHandler, OfferHandler, remote_address
-from socks_tunnel.signaling.direct import DirectServer
+from socks_tunnel.signaling.carrier import Answered, remote_address
 from socks_tunnel.signaling.envelope import EnvelopeRejected, new_body, seal
-from socks_tunnel.signaling.tls import ServerCertificate, TlsFileError, read_server_certificate
+from socks_tunnel.supervisor import carriers
 from socks_tunnel.supervisor.links import Links, route_of
 from socks_tunnel.supervisor.peerlink import PeerLink
 
@@ -33,7 +30,7 @@ class EndpointLinks(Links):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._carriers = [DirectListener(self._offer, self._bye)]
+        self._carriers = carriers.incoming(self._offer, self._bye)
 
     async def start(self) -> None:
         """Listens for offers."""
@@ -126,61 +123,3 @@ class EndpointLinks(Links):
             if (link.peer.name, link.session_id, link.session) == (name, session_id, bye.session):
                 spawn(f"close link {name}", link.close("the peer said goodbye"))
         return True  # also if the link has ended by itself meanwhile
-
-
-class DirectListener:
-    """The direct carrier's listener, with its certificate, which may be renewed."""
-
-    def __init__(self, offer: OfferHandler, bye: ByeHandler) -> None:
-        self._offer = offer
-        self._bye = bye
-        self._server: DirectServer | None = None
-        self._certificate: ServerCertificate | None = None
-
-    async def prepare(self, config: Config) -> None:
-        """Reads the certificate. HTTP stays HTTP while it listens. Raises :class:`ConfigError`."""
-        signaling = config.signaling
-        if signaling is None or signaling.tls_certificate is None:
-            return
-        if self._server is not None and self._certificate is None:
-            return
-        try:
-            self._certificate = await asyncio.to_thread(
-                read_server_certificate, signaling.tls_certificate, signaling.tls_key
-            )
-        except TlsFileError as error:
-            key = f"signaling.{error.key}"
-            raise ConfigError([Problem(config.source, None, key, str(error))]) from None
-
-    async def start(self, config: Config) -> None:
-        """Listens. Raises :class:`OSError`."""
-        signaling = config.signaling
-        assert signaling is not None, "the loader wants a listener for an endpoint"
-        assert signaling.listen is not None, "as above"
-        certificate = self._certificate
-        tls = None if certificate is None else certificate.context
-        self._server = DirectServer(signaling.listen, self._offer, bye=self._bye, tls=tls)
-        await self._server.start()
-        how = "" if certificate is None else " by HTTPS"
-        _log.info("listening for offers on %s%s", self._server.address, how)
-        if certificate is not None:
-            _log_certificate(certificate)
-
-    def apply(self) -> None:
-        """Serves a renewed certificate to new connections; old ones go on with what they have."""
-        if self._server is not None and self._certificate is not None:
-            self._server.tls = self._certificate.context
-            _log_certificate(self._certificate)
-
-    async def stop(self) -> None:
-        """Listens no more."""
-        if self._server is not None:
-            await self._server.stop()
-
-
-def _log_certificate(certificate: ServerCertificate) -> None:
-    complaint = certificate.complaint(datetime.now(UTC))
-    if complaint is None:
-        _log.info("TLS certificate %s", certificate)
-    else:
-        _log.warning("TLS certificate %s: it %s; gateways refuse it", certificate.path, complaint)

@@ -20,9 +20,9 @@ from socks_tunnel.config.models import Config, Peer
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.transport import TransportError
 from socks_tunnel.signaling.carrier import OutgoingCarrier, SignalingError
-from socks_tunnel.signaling.direct import DirectClient
 from socks_tunnel.signaling.envelope import EnvelopeRejected, new_body, seal
 from socks_tunnel.signaling.identity import parse_public_key
+from socks_tunnel.supervisor import carriers
 from socks_tunnel.supervisor.backoff import Backoff
 from socks_tunnel.supervisor.links import Links, route_of
 from socks_tunnel.supervisor.peerlink import PeerLink
@@ -45,22 +45,16 @@ _EXPECTED: Final = (SignalingError, EnvelopeRejected, TransportError, ValueError
 CarrierFactory = Callable[[Peer], OutgoingCarrier]
 
 
-def direct_carrier(peer: Peer) -> OutgoingCarrier:
-    """Returns the way to a peer that has a url."""
-    assert peer.url is not None, "the loader wants a url for each peer of a gateway"
-    return DirectClient(peer.url, ca=peer.tls_ca, proxy=peer.proxy)
-
-
 class GatewayLinks(Links):
-    """Keeps a link to each configured peer. `carriers` makes the way to a peer."""
+    """Keeps a link to each configured peer. `carrier_for` returns the way to one."""
 
     role = "gateway"
 
     def __init__(
-        self, *args: Any, carriers: CarrierFactory = direct_carrier, **kwargs: Any
+        self, *args: Any, carrier_for: CarrierFactory = carriers.outgoing, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.carriers = carriers
+        self.carrier_for = carrier_for
         self._diallers: dict[str, Dialler] = {}
 
     async def start(self) -> None:
@@ -135,7 +129,7 @@ class Dialler:
     def update(self, peer: Peer) -> None:
         """Takes changes of the peer that its link does not depend on; the next attempt has them."""
         self.peer = peer
-        self._carrier = self._links.carriers(peer)
+        self._carrier = self._links.carrier_for(peer)
 
     def start(self) -> None:
         """Dials until :meth:`hold` or :meth:`stop`."""
