@@ -145,7 +145,9 @@ def test_stranger_is_refused_and_both_logs_say_so(make_tunnel: MakeTunnel, tmp_p
     tunnel.endpoint.wait_log(
         r"rejected an offer from 10\.77\.0\.1: no configured peer has the public key"
     )
-    assert tunnel.metric("signaling_rejected_total", "endpoint") >= 1
+    wait_until(
+        lambda: tunnel.metric("signaling_rejected_total", "endpoint") >= 1, "a rejection counted"
+    )
     assert not tunnel.linked()
 
 
@@ -179,7 +181,7 @@ def test_killed_worker_takes_only_its_own_flows(make_tunnel: MakeTunnel, role: s
         assert 0 < len(alive) < len(socks)
         assert all(echo(sock) for sock in alive)
         assert tunnel.site.state()["open"]["echo"] == len(alive)
-    assert tunnel.metric("worker_restarts_total", role) == 1
+    wait_until(lambda: tunnel.metric("worker_restarts_total", role) == 1, "one restart counted")
     with tunnel.connect("echo") as sock:
         assert echo(sock)
     daemon.wait_log(r"worker \d+ was killed by SIGKILL")

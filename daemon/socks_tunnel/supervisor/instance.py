@@ -47,7 +47,9 @@ from socks_tunnel.supervisor.listeners import (
     Address,
     Listener,
     ListenError,
+    RemoteListenerError,
     activated_sockets,
+    check_reach,
     listens_at,
     open_forwards,
     open_listeners,
@@ -241,6 +243,13 @@ class Instance:
                 forwards = [(f.protocol, f.address, f.target) for f in config.forwards]
                 self._listeners = open_forwards(forwards, activated)
                 self._listeners += open_listeners("socks.listen", config.socks.listen, activated)
+                check_reach(
+                    self._listeners,
+                    allow_remote_clients=config.socks.allow_remote_clients,
+                    has_users=config.socks.users_file is not None,
+                )
+        except RemoteListenerError as error:
+            raise StartError(str(error), EXIT_CONFIG) from None
         except ListenError as error:
             raise StartError(str(error), EXIT_CANNOT_CREATE) from None
         for sock in activated:

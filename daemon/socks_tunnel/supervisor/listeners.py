@@ -18,6 +18,7 @@ import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -49,6 +50,10 @@ Address: TypeAlias = HostPort | Path
 
 class ListenError(Exception):
     """A listener cannot be had; the text is a sentence that says what to do about it."""
+
+
+class RemoteListenerError(ListenError):
+    """A listener is bound where the configuration lets nobody in; the text says what to change."""
 
 
 @dataclass(slots=True)
@@ -354,6 +359,45 @@ def _has_no_ipv6(address: Address, error: ListenError) -> bool:
         and isinstance(cause, OSError)
         and cause.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
     )
+
+
+def reaches_beyond(address: Address) -> bool:
+    """Returns whether clients of other hosts can reach a socket that is bound to `address`.
+
+    `0.0.0.0` and `::` stand for all addresses of the host, `::` for IPv4 too if the socket is
+    dual-stack. Who may use a Unix socket is decided by its mode; nobody comes from elsewhere.
+    """
+    if isinstance(address, Path):
+        return False
+    ip = parse_ip(address.host)
+    assert ip is not None, "a bound socket has an address"
+    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
+    return not (mapped or ip).is_loopback
+
+
+def check_reach(
+    listeners: Sequence[Listener], *, allow_remote_clients: bool, has_users: bool
+) -> None:
+    """Judges where SOCKS listeners and forwards are really bound, whoever bound them.
+
+    The configuration was checked when it was read, but systemd's sockets may be bound elsewhere.
+    Raises :class:`RemoteListenerError`.
+    """
+    for listener in listeners:
+        if not reaches_beyond(listener.address):
+            continue
+        where = listener_text(listener.address)
+        whose = "systemd's socket" if listener.activated else "a listener"
+        if not allow_remote_clients:
+            raise RemoteListenerError(
+                f"{whose} is bound to {where}, which is no loopback address: remote clients must "
+                "be allowed with allow_remote_clients in [socks], and named in users_file"
+            )
+        if listener.target is None and not has_users:
+            raise RemoteListenerError(
+                f"{whose} is bound to {where}, which is no loopback address: users_file in [socks] "
+                "is needed"
+            )
 
 
 def listens_at(

@@ -550,3 +550,18 @@ def test_only_one_instance_uses_a_runtime_directory(tmp_path: Path) -> None:
 
 def test_no_notify_socket_is_no_problem() -> None:
     assert Notifier({}).watchdog_interval is None
+
+
+async def test_a_socket_off_loopback_is_refused_as_a_configuration(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.gateway()
+    with socket.create_server(("0.0.0.0", 0)) as sock:
+        monkeypatch.setattr(
+            "socks_tunnel.supervisor.instance.activated_sockets", lambda _: [sock.dup()]
+        )
+        running.start()
+        assert running.task is not None
+        with pytest.raises(StartError, match=r"bound to 0\.0\.0\.0:.*remote clients") as caught:
+            await asyncio.wait_for(running.task, 60)
+        assert caught.value.exit_code == 78

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,18 @@ import pytest
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.supervisor import listeners
 from socks_tunnel.supervisor.listeners import (
+    Address,
+    Listener,
     ListenError,
+    RemoteListenerError,
     activated_sockets,
     bind,
     bind_unix,
+    check_reach,
     listens_at,
     open_forwards,
     open_listeners,
+    reaches_beyond,
 )
 
 ANY_PORT = HostPort("127.0.0.1", 0)
@@ -456,3 +462,57 @@ def test_an_abstract_socket_of_systemd_is_shown_as_systemd_writes_it(path: Path)
         sock.listen()
         (listener,) = open_listeners("socks.listen", [path], [sock])
         assert str(listener.address) == f"@socks-tunnel-test-{os.getpid()}"
+
+
+# --- where a socket is really bound ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "beyond"),
+    [
+        (HostPort("127.0.0.1", 1), False),
+        (HostPort("127.9.9.9", 1), False),
+        (HostPort("::1", 1), False),
+        (HostPort("::ffff:127.0.0.1", 1), False),
+        (HostPort("0.0.0.0", 1), True),
+        (HostPort("::", 1), True),
+        (HostPort("::ffff:10.0.0.1", 1), True),
+        (HostPort("10.77.0.1", 1), True),
+        (HostPort("fe80::1", 1), True),
+        (Path("/run/x.sock"), False),
+        (Path("@abstract"), False),
+    ],
+)
+def test_which_addresses_other_hosts_reach(address: Address, beyond: bool) -> None:
+    assert reaches_beyond(address) is beyond
+
+
+@pytest.fixture(params=["any4", "dual"])
+def beyond(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
+    """A socket of systemd's that stands in for a loopback address and is bound to all."""
+    sock = (
+        socket.create_server(("0.0.0.0", 0))
+        if request.param == "any4"
+        else socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    )
+    yield sock
+    sock.close()
+
+
+def test_a_socket_of_systemd_is_judged_by_where_it_is_bound(beyond: socket.socket) -> None:
+    opened = open_listeners("socks.listen", [ANY_PORT], [beyond])
+    with pytest.raises(RemoteListenerError, match=r"systemd's socket is bound to .*allow_remote"):
+        check_reach(opened, allow_remote_clients=False, has_users=True)
+    with pytest.raises(RemoteListenerError, match=r"users_file in .socks. is needed"):
+        check_reach(opened, allow_remote_clients=True, has_users=False)
+    check_reach(opened, allow_remote_clients=True, has_users=True)
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_a_forward_asks_nobody_for_a_password(kind: socket.SocketKind) -> None:
+    with socket.socket(socket.AF_INET, kind) as sock:
+        sock.bind(("0.0.0.0", 0))
+        forward = Listener(sock, activated=False, target=HostPort("10.77.1.2", 53))
+        with pytest.raises(RemoteListenerError):
+            check_reach([forward], allow_remote_clients=False, has_users=True)
+        check_reach([forward], allow_remote_clients=True, has_users=False)
