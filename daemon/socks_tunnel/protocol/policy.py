@@ -96,7 +96,28 @@ class PolicyError(ValueError):
 
 # --- special addresses ------------------------------------------------------------------------
 
+METADATA_SERVICES: Final = (
+    # (address, whose it is, where that is documented). Whoever reaches one gets the credentials of
+    # the host. Those in 169.254.0.0/16 and fe80::/10 are link-local and need no entry.
+    ("168.63.129.16", "Azure WireServer", "learn.microsoft.com, What is IP address 168.63.129.16?"),
+    ("100.100.100.200", "Alibaba Cloud", "alibabacloud.com, ECS: Instance metadata"),
+    ("192.0.0.192", "Oracle Cloud Classic", "docs.oracle.com, Retrieving Instance Metadata"),
+    ("fd00:ec2::254", "AWS EC2", "docs.aws.amazon.com, Retrieve instance metadata"),
+    ("fd00:ec2::23", "AWS EKS Pod Identity", "docs.aws.amazon.com, EKS Pod Identity Agent"),
+    ("fd20:ce::254", "Google Cloud", "cloud.google.com, About VM metadata"),
+    ("fd00:c1::a9fe:a9fe", "Oracle Cloud", "docs.oracle.com, Getting Instance Metadata"),
+    ("fd00:42::42", "Scaleway", "cloud-init documentation, Scaleway data source"),
+    ("fd00:a9fe:a9fe::1", "Akamai Linode", "techdocs.akamai.com, Metadata service"),
+    ("fd00:100::100:200", "Alibaba Cloud", "alibabacloud.com, ECS: Instance metadata"),
+)
+"""Metadata services of clouds outside the link-local blocks."""
+
+_METADATA_BLOCKS: Final = tuple(
+    (ip_network(address), f"metadata service ({owner})") for address, owner, _ in METADATA_SERVICES
+)
+
 _SPECIAL_IPV4: Final = (
+    *((net, label) for net, label in _METADATA_BLOCKS if isinstance(net, IPv4Network)),
     (IPv4Network("0.0.0.0/32"), "unspecified address"),
     (IPv4Network("0.0.0.0/8"), "this-network address"),  # RFC 1122 section 3.2.1.3
     (IPv4Network("127.0.0.0/8"), "loopback address"),
@@ -106,6 +127,7 @@ _SPECIAL_IPV4: Final = (
 )
 
 _SPECIAL_IPV6: Final = (
+    *((net, label) for net, label in _METADATA_BLOCKS if isinstance(net, IPv6Network)),
     (IPv6Network("::/128"), "unspecified address"),
     (IPv6Network("::1/128"), "loopback address"),
     (IPv6Network("fe80::/10"), "link-local address"),
