@@ -83,7 +83,7 @@ TEST_STAMPS := $(DEV_STAMP) $(PROJECT_STAMP) $(PACKAGES_STAMP) $(NPM_STAMP)
 
 # How many processes share a test run. Most tests wait for other processes most of their time.
 JOBS ?= $(shell nproc)
-PYTEST := $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadgroup
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(JOBS)
 
 # -- what people run ------------------------------------------------------------------------------
 

@@ -60,12 +60,10 @@ def hosts_are(pytestconfig: pytest.Config) -> Hosts:
     return hosts
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> groups.GroupScheduling:
     """Keeps the tests together that have to run one after another in one process."""
-    for item in items:
-        if group := groups.group_of(item):
-            item.add_marker(pytest.mark.xdist_group(group))
+    return groups.GroupScheduling(config, log)
 
 
 # --- the packages -----------------------------------------------------------------------------

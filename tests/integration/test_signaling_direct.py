@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
-import errno
 import gzip
 import logging
+import os
+import resource
 import socket
 import stat
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -281,23 +282,62 @@ async def test_a_request_that_never_ends_is_cut(start: bytes) -> None:
         await client.offer(b"others are served", 10)
 
 
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """All descriptors that this process may have are taken during the block."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open("/dev/null", os.O_RDONLY)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(taken[0]))
+        yield
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 async def test_accepting_goes_on_when_descriptors_are_there_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(http_server, "ACCEPT_PAUSE", 0.05)
-    accept = socket.socket.accept
-    failures = iter(range(3))
-
-    def fail_at_first(sock: socket.socket) -> Any:
-        if next(failures, None) is not None:
-            raise OSError(errno.EMFILE, "Too many open files")
-        return accept(sock)
-
-    monkeypatch.setattr(socket.socket, "accept", fail_at_first)
-    async with serving() as (_, client, _):
-        await client.offer(b"an offer", 10)
+    async with serving() as (server, client, _):
+        with socket.create_connection(("127.0.0.1", port_of(server))):
+            with no_descriptors():
+                async with asyncio.timeout(60):
+                    while len(caplog.records) < 2:
+                        await asyncio.sleep(0.01)
+            assert held(server) == 0
+            await client.offer(b"an offer", 10)
     said = "cannot accept a signalling connection: [Errno 24] Too many open files"
-    assert [record.getMessage() for record in caplog.records] == [said] * 3
+    assert {record.getMessage() for record in caplog.records} == {said}
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("turns", range(6))
+def test_a_connection_that_comes_while_it_stops_is_closed(
+    turns: int, factory: Callable[[], asyncio.AbstractEventLoop], tmp_path: Path
+) -> None:
+    """Whatever the event loop has done with it so far: nothing, accepted it, begun to open it."""
+
+    async def check() -> None:
+        server = DirectServer(tmp_path / "signal.sock", Desk().offer)
+        await server.start()
+        await asyncio.sleep(0)  # it waits for connections
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "signal.sock"))
+            client.setblocking(False)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await server.stop()
+            async with asyncio.timeout(10):
+                with contextlib.suppress(ConnectionResetError):
+                    assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(check())
 
 
 async def test_one_address_holds_only_so_many_connections(

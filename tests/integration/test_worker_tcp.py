@@ -589,3 +589,15 @@ async def test_answers_out_of_turn_cost_the_flow_and_not_the_worker(
                 await reader.read()
             writer.close()
             assert not list(pair.gateway_worker.flows())
+
+
+async def test_a_worker_that_loses_its_supervisor_closes_what_it_holds(pair: Pair) -> None:
+    (listening,) = pair.gateway_worker._listening.values()
+    async with target(echo) as port:
+        reader, writer = await connect(pair, "127.0.0.1", port)
+        pair.gateway.abort()
+        with contextlib.suppress(ConnectionResetError):
+            async with asyncio.timeout(10):
+                assert await reader.read() == b""
+        await until(lambda: listening.fileno() == -1)
+        writer.close()

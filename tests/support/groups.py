@@ -1,35 +1,35 @@
-"""Which tests have to run one after another in one process, when several processes share a run.
+"""How several processes share a test run: which tests stay together in one process.
 
-Those that share what takes long to make, such as a booted host or a server, or that rely on the order
-in which a file has them. All others may run anywhere: what they share, such as a tunnel, is then made
-once in each process.
+pytest-xdist has a mark for that, but with pytest 9.2 it has no effect; so the process that hands out the
+tests, which knows nothing of them but their names, goes by the names.
 """
 
-from pathlib import Path
+import re
 
-import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
-_TESTS = Path(__file__).parents[1]
+_TOGETHER = re.compile(r"tests/packaging/|tests/system/corporate/")
 
-
-def group_of(item: pytest.Item) -> str | None:
-    """Returns the name of the group that a test belongs to; None if it may run anywhere."""
-    path = item.path.relative_to(_TESTS)
-    if path.parts[0] == "packaging":
-        # Each pair of hosts has its own.
-        scene = _parameter(item, "scene")
-        return f"scene-{scene}" if scene else path.stem
-    if path.parts[0] in {"integration", "system"} and _shares_what_its_module_has(item):
-        return path.stem
-    return None
+_SCENE = re.compile(r"\[(gateway-deb\d+-endpoint-deb\d+)\]")
+"""The pair of hosts that a test of the installed package runs on."""
 
 
-def _parameter(item: pytest.Item, fixture: str) -> str | None:
-    callspec = getattr(item, "callspec", None)
-    value = callspec.params.get(fixture) if callspec else None
-    return "-".join(value) if value else None
+def group_of(test: str) -> str:
+    """Returns the name of the group that a test belongs to, by the test's own name.
+
+    Tests of one group run in one process, in the order of their file: because they rely on it, or
+    because they share what takes long to make, such as a booted host or a server. All other tests are a
+    group each: what they share, such as a tunnel, is made once in each process.
+    """
+    if not _TOGETHER.match(test):
+        return test
+    file, _, name = test.partition("::")
+    scene = _SCENE.search(name)
+    return f"{file}[{scene[1]}]" if scene else file
 
 
-def _shares_what_its_module_has(item: pytest.Item) -> bool:
-    fixtures = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009 - not typed
-    return any(definitions[-1].scope == "module" for definitions in fixtures.values())
+class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types
+    """Hands out group after group, those with the most tests first."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)

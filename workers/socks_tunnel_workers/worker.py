@@ -168,7 +168,9 @@ class Worker(Channel):
         """The supervisor is gone: nothing is left to do."""
         if error is not None:
             logger.error("worker %d lost the supervisor: %s", self.index, error)
-        self._exit(0 if self.draining and error is None else 1)
+        status = 0 if self.draining and error is None else 1
+        self._release()
+        self._exit(status)
 
     # --- configuration --------------------------------------------------------------------------
 
@@ -179,6 +181,7 @@ class Worker(Channel):
         except (ConfigError, ValueError) as error:
             # The supervisor has checked it: this is two versions at work, which no restart mends.
             logger.error("worker %d cannot use its configuration: %s", self.index, error)  # noqa: TRY400 - the sentence says it all
+            self._release()
             self._exit(EXIT_CONFIG)
             return
         for number, listener in enumerate(fields["listeners"]):
@@ -501,6 +504,12 @@ class Worker(Channel):
 
     def _shutdown(self) -> None:
         """Close everything now and exit with status 0."""
+        self._release()
+        self._flush_metrics()
+        self.close()  # what was sent leaves first; on_closed ends the process
+
+    def _release(self) -> None:
+        """Ends all flows and handshakes, and closes the listening sockets of this process."""
         self.draining = self._drained_told = True
         for listener in self._listeners:
             listener.stop()
@@ -508,8 +517,8 @@ class Worker(Channel):
             flow.abort(CloseReason.SHUTTING_DOWN)
         for session in list(self.sessions):
             session.close()
-        self._flush_metrics()
-        self.close()  # what was sent leaves first; on_closed ends the process
+        for sock in self._listening.values():
+            sock.close()
 
     def _exit(self, status: int) -> None:
         if not self._exited:

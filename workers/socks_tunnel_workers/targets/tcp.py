@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from socks_tunnel.ops.accepting import accept
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.addresses import HostPort, IPAddress, parse_ip
 from socks_tunnel.protocol.errors import CloseReason, Reply
@@ -155,7 +156,6 @@ class TargetRelay(TcpRelay):
 
     async def _bind(self) -> None:
         """Listens for one connection from the expected caller (RFC 1928 section 4, BIND)."""
-        loop = self.link.worker.loop
         allowed = await self._decide(self.link.worker.config.socks.connect_timeout)
         if allowed is None:
             return
@@ -168,9 +168,7 @@ class TargetRelay(TcpRelay):
             self.link.send(BindListening(self.conn_id, socket_name(listener)).encode())
             try:
                 async with asyncio.timeout(BIND_SECONDS):
-                    sock, caller = await self._accept(
-                        loop, listener, set(map(str, allowed.addresses))
-                    )
+                    sock, caller = await self._accept(listener, set(map(str, allowed.addresses)))
             except TimeoutError:
                 self._refuse(Reply.TTL_EXPIRED, f"nobody called within {BIND_SECONDS:g} s")
                 return
@@ -189,11 +187,11 @@ class TargetRelay(TcpRelay):
         self._refuse(Reply.GENERAL_FAILURE, f"cannot listen: {error}")
 
     async def _accept(
-        self, loop: asyncio.AbstractEventLoop, listener: socket.socket, expected: set[str]
+        self, listener: socket.socket, expected: set[str]
     ) -> tuple[socket.socket, HostPort]:
         while True:
             try:
-                sock, name = await loop.sock_accept(listener)
+                sock, name = await accept(listener)
             except ConnectionAbortedError:
                 continue  # the caller was gone before it was accepted
             if name[0] in expected:

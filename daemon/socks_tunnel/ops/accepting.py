@@ -1,0 +1,34 @@
+"""Accepting a connection so that a cancelled wait loses none."""
+
+import asyncio
+import socket
+from typing import Any
+
+
+async def accept(listening: socket.socket) -> tuple[socket.socket, Any]:
+    """Returns the next connection of a non-blocking listening socket, and where it comes from.
+
+    The connection does not block. Raises :class:`OSError` if one cannot be accepted.
+
+    `loop.sock_accept` accepts in one turn of the event loop and wakes its caller in the next. A
+    task that is cancelled between the two never sees the connection, and nobody closes it. Here,
+    the connection is accepted by the caller itself, once it is awake.
+    """
+    while True:
+        await _readable(listening)
+        try:
+            sock, address = listening.accept()
+        except (BlockingIOError, InterruptedError):  # another process was faster
+            continue
+        sock.setblocking(False)
+        return sock, address
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(sock, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(sock)
