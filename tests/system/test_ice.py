@@ -1,0 +1,126 @@
+"""Which addresses and ports a link takes, and what is said when there are none."""
+
+import re
+import signal
+import socket
+import time
+
+import pytest
+
+from support.hosts import GATEWAY_ADDRESS, Host
+from support.processes import wait_until
+from support.tunnels import MakeTunnel, Tunnel
+
+PATH = re.compile(r"(\S+) port ([0-9]+) -> (\S+) port ([0-9]+)")
+
+DEAD_NETWORK = "10.96.0.0/16"
+
+
+def path_ports(tunnel: Tunnel) -> tuple[int, int]:
+    """The ports of the gateway and of the endpoint in the path that is used."""
+    match = PATH.match(tunnel.gateway.control("status")["links"][0]["path"])
+    assert match is not None
+    return int(match[2]), int(match[4])
+
+
+def add_addresses(host: Host, interface: str, addresses: list[str]) -> None:
+    batch = "".join(f"addr add {address} dev {interface}\n" for address in addresses)
+    host.run("ip", "-batch", "-", input=batch)
+
+
+def bury_in_addresses(host: Host, interface: str, number: int) -> None:
+    """Give a host a hundred addresses on which nothing arrives, before and beside the one that works."""
+    add_addresses(host, "lo", [f"10.96.{number}.{i}/32" for i in range(1, 61)])
+    add_addresses(host, interface, [f"10.96.{number + 100}.{i}/32" for i in range(1, 41)])
+    host.run(
+        "nft",
+        "add table ip dead; add chain ip dead in { type filter hook input priority 0; }; "
+        f"add rule ip dead in ip daddr {DEAD_NETWORK} drop; "
+        f"add rule ip dead in ip saddr {DEAD_NETWORK} drop",
+    )
+
+
+def test_a_hundred_addresses_on_both_sides(make_tunnel: MakeTunnel) -> None:
+    """RFC 8445 section 6.1.2.5, RFC 8421: what leads to the peer is tried early."""
+    tunnel = make_tunnel(start=False, own_network=True, foreground=True)
+    bury_in_addresses(tunnel.site.hosts.gateway, "gw0", 1)
+    bury_in_addresses(tunnel.site.hosts.endpoint, "ep0", 2)
+    tunnel.start_endpoint()
+    tunnel.start_gateway()
+    ready = time.monotonic()
+    tunnel.wait_linked()
+    assert time.monotonic() - ready < 3
+
+
+def test_ports_of_a_range(make_tunnel: MakeTunnel) -> None:
+    """Also after a redial, while the ports of the link before were in use a moment ago."""
+    tunnel = make_tunnel(
+        {"ice": {"udp_ports": "40000-40001"}},
+        {"ice": {"udp_ports": "40010-40011"}},
+        own_network=True,
+        foreground=True,
+    )
+    for _ in range(3):
+        ours, theirs = path_ports(tunnel)
+        assert 40_000 <= ours <= 40_001
+        assert 40_010 <= theirs <= 40_011
+        tunnel.endpoint.stop()
+        tunnel.start_endpoint()
+        tunnel.wait_linked()
+
+
+def test_a_range_without_a_free_port_is_named(make_tunnel: MakeTunnel) -> None:
+    tunnel = make_tunnel(
+        {"ice": {"udp_ports": "40000", "addresses": [GATEWAY_ADDRESS]}},
+        start=False,
+        own_network=True,
+        foreground=True,
+    )
+    with (
+        tunnel.site.hosts.gateway.inside(),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
+    ):
+        other.bind((GATEWAY_ADDRESS, 40_000))
+        tunnel.start_endpoint()
+        tunnel.start_gateway()
+        tunnel.gateway.wait_log(
+            r"cannot reach office: no ICE candidate can be made: 10\.77\.0\.1: "
+            r"no UDP port of 40000-40000 \(ice\.udp_ports\) is free"
+        )
+    tunnel.wait_linked()  # at the next attempt
+    assert path_ports(tunnel)[0] == 40_000
+
+
+def test_a_narrow_port_range_of_the_system(make_tunnel: MakeTunnel) -> None:
+    """The ports of a link that has ended are free for the next one."""
+    tunnel = make_tunnel(start=False, own_network=True, foreground=True)
+    tunnel.site.hosts.gateway.sysctl("net/ipv4/ip_local_port_range", "50000 50003")
+    tunnel.start()
+    tunnel.endpoint.killed = True
+    tunnel.endpoint.signal(signal.SIGKILL)
+    tunnel.endpoint.wait()
+    tunnel.endpoint.kill()
+    wait_until(lambda: not tunnel.linked(), "the end of the link", timeout=40)
+    tunnel.start_endpoint()
+    tunnel.wait_linked()
+    assert "no path" not in tunnel.gateway.log_text()
+
+
+def test_a_server_whose_name_is_unknown_is_named(make_tunnel: MakeTunnel) -> None:
+    tunnel = make_tunnel({"ice": {"servers": [{"urls": ["stun:stun.invalid:3478"]}]}})
+    warning = r"STUN server stun:stun\.invalid:3478: its name cannot be resolved: .*; links are made without it"
+    assert len(re.findall(warning, tunnel.gateway.log_text())) == 1
+
+
+@pytest.mark.parametrize("side", ["gateway", "endpoint"])
+def test_a_side_without_addresses_says_so(make_tunnel: MakeTunnel, side: str) -> None:
+    nothing = {"ice": {"addresses": ["nosuch0"]}}
+    tunnel = make_tunnel(
+        nothing if side == "gateway" else None,
+        nothing if side == "endpoint" else None,
+        start=False,
+    )
+    tunnel.start_endpoint()
+    tunnel.start_gateway()
+    instance = tunnel.gateway if side == "gateway" else tunnel.endpoint
+    instance.wait_log(r"there is no local address that ice\.addresses allows \(nosuch0\)")

@@ -1,0 +1,311 @@
+"""Real NATs: which path is taken through which pair of them, and how soon it is there.
+
+The table of all cells is printed at the end, with the time from the gateway's start to its link.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.certificates import Authority
+from support.hosts import why_no_namespaces
+from support.nat import (
+    CARRIER,
+    ENDPOINT_INSIDE6,
+    FAR,
+    GATEWAY_INSIDE,
+    NEAR,
+    PROXY_USER,
+    SERVICES,
+    SERVICES6,
+    Nat,
+    NatSite,
+    turn_server,
+)
+from support.tunnels import Tunnel
+
+NATS: tuple[Nat, ...] = ("full-cone", "address-restricted", "port-restricted", "symmetric")
+CELLS: list[tuple[Nat, Nat]] = [
+    *(("none", far) for far in ("none", "symmetric")),
+    *((near, far) for near in NATS for far in NATS),
+    ("symmetric", "none"),
+]
+
+# RFC 4787: a symmetric NAT shows each peer another port, so the other side can only learn of it from
+# the check that arrives (prflx), and a filter that wants the port to be known never lets that in.
+EXPECTED = {
+    (near, far): "relay"
+    if "symmetric" in {near, far} and {near, far} <= {"symmetric", "port-restricted"}
+    else "prflx"
+    if "symmetric" in {near, far}
+    else "host"
+    if near == far == "none"
+    else "srflx"
+    for near, far in CELLS
+}
+
+SERVERS = [{"urls": [f"stun:{SERVICES}:3478"]}, turn_server(f"turn:{SERVICES}:3478")]
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[NatSite]:
+    if reason := why_no_namespaces():
+        pytest.skip(reason)
+    site = NatSite()
+    try:
+        with site.turn():
+            yield site
+    finally:
+        site.close()
+
+
+@pytest.fixture(scope="module")
+def table(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], str]]:
+    """Cells by (gateway's NAT, endpoint's NAT); printed when all are there."""
+    cells: dict[tuple[str, str], str] = {}
+    yield cells
+    columns = list(dict.fromkeys(far for _, far in cells))
+    lines = ["", "gateway's NAT \\ endpoint's".ljust(26) + "".join(c.ljust(20) for c in columns)]
+    for near in dict.fromkeys(near for near, _ in cells):
+        lines.append(near.ljust(26) + "".join(cells.get((near, c), "").ljust(20) for c in columns))
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print("\n".join(lines))
+
+
+Report = Callable[[Tunnel], None]
+
+
+def bring_up(tunnel: Tunnel, report: Report) -> tuple[dict[str, Any], float]:
+    """Start both sides; the gateway's link once it is up, and the seconds from the gateway's start."""
+    report(tunnel)
+    tunnel.start_endpoint()
+    started = time.monotonic()
+    tunnel.start_gateway()
+    tunnel.wait_linked()
+    seconds = time.monotonic() - started
+    link: dict[str, Any] = tunnel.gateway.control("status")["links"][0]
+    return link, seconds
+
+
+def ask_target(tunnel: Tunnel) -> None:
+    """Use the link: a megabyte through it."""
+    with tunnel.connect("http") as sock:
+        sock.sendall(b"GET /bytes/1000000 HTTP/1.0\r\n\r\n")
+        received = 0
+        while piece := sock.recv(65_536):
+            received += len(piece)
+        assert received > 1_000_000
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize(("near", "far"), CELLS)
+def test_every_pair_of_nats(
+    near: Nat,
+    far: Nat,
+    world: NatSite,
+    table: dict[tuple[str, str], str],
+    report_logs: Report,
+) -> None:
+    world.world.near.become(near)
+    world.world.far.become(far)
+    world.world.route_insides(near=near == "none", far=far == "none")
+    tunnel = world.nat_tunnel({"servers": SERVERS})
+    try:
+        link, seconds = bring_up(tunnel, report_logs)
+        table[near, far] = f"{link['path_kind']} {seconds:.1f} s"
+        ask_target(tunnel)
+    finally:
+        tunnel.stop()
+    assert link["path_kind"] == EXPECTED[near, far], link
+    assert link["path_family"] == "ipv4"
+
+
+UDP_BLOCKED = "meta l4proto udp drop"
+ONLY_THE_PROXY = f"iifname lan ip daddr {SERVICES} tcp dport 3128 accept; iifname lan drop"
+
+
+@pytest.fixture
+def fresh(world: NatSite) -> NatSite:
+    """The world with the usual NAT on both sides, and nothing else in the way."""
+    world.world.near.become("port-restricted")
+    world.world.far.become("port-restricted")
+    world.world.core.run("nft", "flush", "ruleset")
+    world.world.route_insides(near=False, far=False)
+    return world
+
+
+def up(tunnel: Tunnel, report: Report) -> dict[str, Any]:
+    """Start both sides, use the link, end it in order; the link as the gateway described it."""
+    try:
+        link, _ = bring_up(tunnel, report)
+        ask_target(tunnel)
+    finally:
+        tunnel.stop()
+    return link
+
+
+@pytest.mark.netns
+def test_behind_two_nats(fresh: NatSite, report_logs: Report) -> None:
+    fresh.world.carrier_nat(NEAR)
+    link = up(fresh.nat_tunnel({"servers": SERVERS}), report_logs)
+    assert link["path_kind"] == "srflx"
+
+
+@pytest.mark.netns
+def test_behind_the_same_nat(fresh: NatSite, report_logs: Report) -> None:
+    """Both have the same public address, and their packets turn round at the NAT (hairpin)."""
+    fresh.world.carrier_nat(NEAR, FAR, hairpin=True)
+    link = up(fresh.nat_tunnel({"servers": SERVERS}), report_logs)
+    assert link["path_kind"] == "srflx"
+    assert CARRIER in link["path"].partition("->")[2]
+
+
+@pytest.mark.netns
+def test_relay_by_choice_hides_the_addresses(fresh: NatSite, report_logs: Report) -> None:
+    tunnel = fresh.nat_tunnel(
+        {"servers": SERVERS, "policy": "relay"}, endpoint={"log": {"level": "debug"}}
+    )
+    link = up(tunnel, report_logs)
+    assert link["path_kind"] == "relay"
+    assert link["path"].startswith(f"{SERVICES} port ")
+    offered = [line for line in tunnel.endpoint.log_text().splitlines() if "a=candidate" in line]
+    assert offered
+    assert not [line for line in offered if GATEWAY_INSIDE in line]
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("url", [f"turn:{SERVICES}:3478?transport=tcp", f"turns:{SERVICES}:443"])
+def test_where_udp_is_blocked(url: str, secured: Path, fresh: NatSite, report_logs: Report) -> None:
+    fresh.world.near.become("port-restricted", UDP_BLOCKED)
+    ice: dict[str, Any] = {"servers": [turn_server(url)]}
+    if url.startswith("turns:"):
+        ice["tls_ca"] = str(secured)
+    link = up(fresh.nat_tunnel(ice), report_logs)
+    assert link["path_kind"] == "relay"
+
+
+@pytest.mark.netns
+def test_where_only_a_proxy_leads_out(secured: Path, fresh: NatSite, report_logs: Report) -> None:
+    """Signalling and TURN over TLS go through CONNECT with Basic authentication."""
+    fresh.world.near.become("port-restricted", ONLY_THE_PROXY)
+    ice = {"servers": [turn_server(f"turns:{SERVICES}:443")], "tls_ca": str(secured)}
+    with fresh.proxy() as proxy:
+        tunnel = fresh.nat_tunnel(ice, gateway={"ice": {**ice, "proxy": proxy}})
+        tunnel.gateway_settings["peers"][0]["proxy"] = proxy
+        link = up(tunnel, report_logs)
+    assert link["path_kind"] == "relay"
+    assert "p@ss" not in tunnel.gateway.log_text()
+
+
+@pytest.mark.netns
+def test_a_proxy_that_refuses_is_named(secured: Path, fresh: NatSite, report_logs: Report) -> None:
+    fresh.world.near.become("port-restricted", ONLY_THE_PROXY)
+    ice = {"servers": [turn_server(f"turns:{SERVICES}:443")], "tls_ca": str(secured)}
+    with fresh.proxy() as proxy:
+        wrong = proxy.replace(PROXY_USER, "nobody")
+        tunnel = fresh.nat_tunnel(ice, gateway={"ice": {**ice, "proxy": wrong, "policy": "relay"}})
+        report_logs(tunnel)
+        try:
+            tunnel.start_gateway().wait_log(
+                r"no ICE candidate can be made: TURN server turns:\S+: the proxy 198\.18\.1\.2:3128 "
+                r"refuses the user name or password \(407\)"
+            )
+        finally:
+            tunnel.stop()
+    assert "p@ss" not in tunnel.gateway.log_text()
+
+
+@pytest.mark.netns
+def test_a_server_of_a_strange_authority_is_named(
+    secured: Path, fresh: NatSite, report_logs: Report
+) -> None:
+    tunnel = fresh.nat_tunnel(
+        {"servers": [turn_server(f"turns:{SERVICES}:443")], "policy": "relay"}
+    )
+    report_logs(tunnel)
+    try:
+        tunnel.start_gateway().wait_log(
+            r"TURN server turns:\S+: TLS fails: unable to get local issuer"
+        )
+    finally:
+        tunnel.stop()
+
+
+@pytest.mark.netns
+def test_a_wrong_credential_is_named(fresh: NatSite, report_logs: Report) -> None:
+    server = {**turn_server(f"turn:{SERVICES}:3478"), "credential": "wrong"}
+    tunnel = fresh.nat_tunnel({"servers": [server], "policy": "relay"})
+    report_logs(tunnel)
+    try:
+        tunnel.start_gateway().wait_log(
+            r"it refuses the user name 'alice' or the credential \(401\)"
+        )
+    finally:
+        tunnel.stop()
+    assert "wrong" not in tunnel.gateway.log_text()
+
+
+@pytest.mark.netns
+def test_a_dead_server_before_a_live_one(fresh: NatSite, report_logs: Report) -> None:
+    """The second STUN server is asked too, and the dead ones cost half a second and one warning each."""
+    dead = [{"urls": ["stun:198.18.1.77"]}, turn_server("turn:198.18.1.78")]
+    tunnel = fresh.nat_tunnel({"servers": [*dead, SERVERS[0]]})
+    link = up(tunnel, report_logs)
+    assert link["path_kind"] == "srflx"
+    for side in (tunnel.gateway, tunnel.endpoint):
+        for server in ("STUN server stun:198.18.1.77:3478", "TURN server turn:198.18.1.78:3478"):
+            assert (
+                side.log_text().count(
+                    f"WARNING supervisor socks_tunnel.peer.ice.gathering: {server}"
+                )
+                == 1
+            )
+
+
+@pytest.fixture(scope="module")
+def secured(world: NatSite) -> Iterator[Path]:
+    """coturn with TLS on port 443; the file of its private authority."""
+    authority = Authority("Relays")
+    issued = authority.issue(SERVICES)
+    folder = world.directory
+    (folder / "turn.pem").write_text(issued.certificate)
+    (folder / "turn.key").write_text(issued.key)
+    (folder / "turn-ca.pem").write_text(authority.certificate)
+    with world.turn(
+        "tls-listening-port=443", f"cert={folder}/turn.pem", f"pkey={folder}/turn.key", port=3480
+    ) as server:
+        server.wait_bound("tcp", 443)
+        yield folder / "turn-ca.pem"
+
+
+# --- IPv6 only --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world6() -> Iterator[NatSite]:
+    if reason := why_no_namespaces():
+        pytest.skip(reason)
+    site = NatSite(ipv4=False, ipv6=True)
+    try:
+        with site.turn():
+            yield site
+    finally:
+        site.close()
+
+
+SERVERS6 = [{"urls": [f"stun:[{SERVICES6}]:3478"]}, turn_server(f"turn:[{SERVICES6}]:3478")]
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize(("policy", "kind"), [("all", "host"), ("relay", "relay")])
+def test_ipv6_only(policy: str, kind: str, world6: NatSite, report_logs: Report) -> None:
+    tunnel = world6.nat_tunnel({"servers": SERVERS6, "policy": policy})
+    url = f"http://[{ENDPOINT_INSIDE6}]:{tunnel.signaling_port}/"
+    tunnel.gateway_settings["peers"][0]["url"] = url
+    link = up(tunnel, report_logs)
+    assert (link["path_kind"], link["path_family"]) == (kind, "ipv6")
+    assert "no answer" not in tunnel.gateway.log_text()
