@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from socks_tunnel.protocol.addresses import HostPort, IPAddress
 
@@ -67,19 +67,31 @@ class Route:
         "_racing_until",
         "_silent_since",
         "addresses",
+        "direct",
         "expires",
+        "mapped",
         "name",
         "reached",
         "refreshing",
     )
 
     def __init__(
-        self, addresses: Sequence[IPAddress], *, now: float, expires: float | None, name: str = ""
+        self,
+        addresses: Sequence[IPAddress],
+        *,
+        now: float,
+        expires: float | None,
+        name: str = "",
+        mapped: bool = False,
     ) -> None:
         assert addresses
         self.addresses = tuple(addresses)
         self.expires = expires
         self.name = name
+        self.direct: Any = None
+        """What the owner needs for sending to the address in use, as long as :meth:`holds`."""
+        self.mapped = mapped
+        """Whether the client named an IPv4 address in its IPv6 form (RFC 4291 section 2.5.5.2)."""
         self.refreshing = False
         """Whether its name is being looked up again."""
         self.reached: set[IPAddress] = set()
@@ -104,6 +116,16 @@ class Route:
         """Whether the name has to be looked up again."""
         return self.expires is not None and now >= self.expires
 
+    def holds(self, now: float) -> bool:
+        """Whether the address in use gets one more datagram. The short way of :meth:`send`."""
+        if self.direct is None:
+            return False
+        if len(self.addresses) == 1:
+            return True
+        if self._silent_since is None:
+            self._silent_since = now
+        return now - self._silent_since < TURN_SECONDS
+
     def send(self, data: bytes | memoryview, now: float) -> tuple[IPAddress, ...]:
         """Returns the addresses that a datagram goes to."""
         if len(self.addresses) == 1:
@@ -117,8 +139,7 @@ class Route:
                 return self.addresses[: self._begun]
             self._settle(self._current)
         if now - self._silent_since >= TURN_SECONDS:
-            self._current = (self._current + 1) % len(self.addresses)
-            self._silent_since = now
+            self._next(now)
         return (self.addresses[self._current],)
 
     def attempt(self, now: float) -> tuple[IPAddress, list[bytes]] | None:
@@ -150,8 +171,7 @@ class Route:
     def failed(self, address: IPAddress, now: float) -> None:
         """No route leads to an address: the next one has its turn at once."""
         if self._racing_until is None and address == self.addresses[self._current]:
-            self._current = (self._current + 1) % len(self.addresses)
-            self._silent_since = now
+            self._next(now)
 
     def renew(self, addresses: Sequence[IPAddress], *, expires: float | None = None) -> bool:
         """Takes fresh addresses of the name. Returns whether the one in use is among them.
@@ -163,6 +183,7 @@ class Route:
             return False
         if expires is not None:
             self.expires = expires
+        self.direct = None
         begun = tuple(a for a in self.addresses[: self._begun] if a in addresses)
         self.addresses = begun + tuple(a for a in addresses if a not in begun)
         self._begun = max(len(begun), 1)
@@ -175,7 +196,13 @@ class Route:
         """The look-up is over; the next one may begin."""
         self.refreshing = False
 
+    def _next(self, now: float) -> None:
+        self.direct = None
+        self._current = (self._current + 1) % len(self.addresses)
+        self._silent_since = now
+
     def _settle(self, index: int) -> None:
+        self.direct = None
         self._current = index
         self._racing_until = None
         self._kept.clear()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from socks_tunnel.ops.tasks import spawn
@@ -18,7 +18,12 @@ from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.messages import Message, UdpAssociateClosed, UdpAssociateOpened
 from socks_tunnel.protocol.policy import Policy
 from socks_tunnel.protocol.socks5 import parse_udp_packet, udp_header
-from socks_tunnel_workers.relay.udp import DATAGRAMS_PER_TURN, Association, udp_socket
+from socks_tunnel_workers.relay.udp import (
+    DATAGRAMS_PER_TURN,
+    Association,
+    SockAddr,
+    udp_socket,
+)
 from socks_tunnel_workers.sockets import is_shortage
 from socks_tunnel_workers.targets.access import (
     AccessDeniedError,
@@ -135,13 +140,23 @@ class EndpointAssociation(Association):
     def _forward(self, destination: HostPort, route: Route, data: bytes | memoryview) -> None:
         """Sends a datagram to the addresses whose turn it is."""
         now = self._now
+        if route.holds(now):
+            sock, sockaddr = route.direct
+            try:
+                sock.sendto(data, sockaddr)
+            except OSError as error:
+                self._send_failed(error)
+                return
+            self._up += len(data)
+            self.link.worker.received["udp"] += len(data)
+            return
         errors: list[OSError] = []
         addresses = route.send(data, now)
         for address in addresses:
-            error = self._send(route, address, destination.port, data)
-            if error is not None:
-                errors.append(error)
-                if not isinstance(error, BlockingIOError) and error.errno != errno.EMSGSIZE:
+            failure = self._send(route, address, destination.port, data)
+            if failure is not None:
+                errors.append(failure)
+                if not isinstance(failure, BlockingIOError) and failure.errno != errno.EMSGSIZE:
                     route.failed(address, now)
         if len(errors) == len(addresses):
             self._send_failed(errors[0])
@@ -153,16 +168,17 @@ class EndpointAssociation(Association):
         self, route: Route, address: IPAddress, port: int, data: bytes | memoryview
     ) -> OSError | None:
         host = str(address)
+        sockaddr: SockAddr = (host, port) if address.version == 4 else (host, port, 0, 0)
         try:
-            if address.version == 4:
-                self._socket(socket.AF_INET).sendto(data, (host, port))
-            else:
-                self._socket(socket.AF_INET6).sendto(data, (host, port, 0, 0))
+            sock = self._socket(socket.AF_INET if address.version == 4 else socket.AF_INET6)
+            sock.sendto(data, sockaddr)
         except OSError as error:
             if is_shortage(error):
                 self.targets.warn("resource", "cannot serve a UDP association: %s", error)
             return error
         self.routes.reached(route, address, port)
+        if not route.racing and address == route.current:
+            route.direct = (sock, sockaddr)
         return None
 
     def _race(self, destination: HostPort, route: Route) -> None:
@@ -251,7 +267,13 @@ class EndpointAssociation(Association):
     def _route(self, destination: HostPort, allowed: Allowed) -> Route:
         now = self._now
         expires = None if allowed.ttl is None else now + max(float(allowed.ttl), TTL_MIN)
-        route = Route(allowed.addresses, now=now, expires=expires, name=allowed.name)
+        route = Route(
+            allowed.addresses,
+            now=now,
+            expires=expires,
+            name=allowed.name,
+            mapped=":" in destination.host and allowed.addresses[0].version == 4,
+        )
         self.routes.put(destination, route)
         return route
 
@@ -328,12 +350,13 @@ class EndpointAssociation(Association):
             if not routes.admits(host, port):
                 self.drop("filtered")
                 continue
-            header = udp_header(HostPort(host, port))
+            answering = routes.answering(host, port)
+            header = udp_header(HostPort(_as_asked(host, answering), port))
             if len(header) + len(data) > self.link.max_data:
                 self.drop("too-long")
                 continue
             now = self.active = self._now
-            for route in routes.answering(host, port):
+            for route in answering:
                 if len(route.addresses) > 1:
                     address = parse_ip(host)
                     assert address is not None, "the kernel names senders by address"
@@ -360,3 +383,13 @@ class EndpointAssociation(Association):
         for sock in self.sockets.values():
             self.link.worker.loop.remove_reader(sock)
             sock.close()
+
+
+def _as_asked(host: str, routes: Sequence[Route]) -> str:
+    """Returns a sender's address in the form in which the client asked for it.
+
+    A client that knows only IPv6 names IPv4 addresses as `::ffff:192.0.2.1`.
+    """
+    if routes and all(route.mapped for route in routes):
+        return f"::ffff:{host}"
+    return host

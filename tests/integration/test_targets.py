@@ -1,0 +1,185 @@
+"""What an endpoint's worker does to the sockets of its targets, and what it does when it has none."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import resource
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from socks_tunnel.protocol.messages import UdpAssociate
+from socks_tunnel_workers.relay.flow import Flow
+from socks_tunnel_workers.targets import room
+from socks_tunnel_workers.targets.tcp import TargetRelay
+from support.worker_pair import LINK, Pair, worker_pair
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
+    async with worker_pair(tmp_path) as running:
+        yield running
+
+
+async def request(
+    pair: Pair, command: int, port: int
+) -> tuple[int, int, asyncio.StreamReader, asyncio.StreamWriter]:
+    """Makes a request for 127.0.0.1; returns the reply code, the bound port, and the streams."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", pair.port)
+    writer.write(b"\x05\x01\x00" + bytes((5, command, 0, 1, 127, 0, 0, 1)))
+    writer.write(port.to_bytes(2, "big"))
+    async with asyncio.timeout(30):
+        reply = await reader.readexactly(12)
+    return reply[3], int.from_bytes(reply[10:], "big"), reader, writer
+
+
+async def send_urgent(sock: socket.socket) -> None:
+    """Sends abc, X as urgent data, def; each in a segment of its own."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(sock, b"abc")
+    sock.send(b"X", socket.MSG_OOB)
+    await loop.sock_sendall(sock, b"def")
+
+
+@contextlib.asynccontextmanager
+async def ends(pair: Pair, kind: str) -> AsyncIterator[tuple[socket.socket, socket.socket]]:
+    """The sockets of a client and of its target, by CONNECT or by BIND."""
+    loop = asyncio.get_running_loop()
+    client = socket.create_connection(("127.0.0.1", pair.port))
+    client.setblocking(False)
+    with client, socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        head = b"\x05\x01\x00" + bytes((5, 1 if kind == "connect" else 2, 0, 1, 127, 0, 0, 1))
+        await loop.sock_sendall(client, head + server.getsockname()[1].to_bytes(2, "big"))
+        reply = b""
+        while len(reply) < 12:
+            reply += await loop.sock_recv(client, 12 - len(reply))
+        if kind == "connect":
+            target, _ = await loop.sock_accept(server)
+        else:
+            target = socket.create_connection(("127.0.0.1", int.from_bytes(reply[10:], "big")))
+            target.setblocking(False)
+            assert len(await loop.sock_recv(client, 10)) == 10
+        with target:
+            yield client, target
+
+
+@pytest.mark.parametrize("kind", ["connect", "bind"])
+async def test_the_urgent_byte_stays_in_the_stream(pair: Pair, kind: str) -> None:
+    loop = asyncio.get_running_loop()
+    async with ends(pair, kind) as (client, target):
+        for one, other in ((client, target), (target, client)):
+            await send_urgent(one)
+            received = b""
+            async with asyncio.timeout(10):
+                while len(received) < 7:
+                    received += await loop.sock_recv(other, 100)
+            assert received == b"abcXdef"
+
+
+@pytest.mark.parametrize("kind", ["connect", "bind"])
+async def test_targets_that_vanish_are_noticed(pair: Pair, kind: str) -> None:
+    async with ends(pair, kind):
+        (flow,) = pair.endpoint_worker.flows()
+        assert isinstance(flow, TargetRelay)
+        async with asyncio.timeout(10):
+            while flow.sock is None:
+                await asyncio.sleep(0.005)
+        assert flow.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert flow.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+        assert flow.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """For a while this process can open nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_without_descriptors_a_dial_is_a_general_failure_and_one_warning(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    streams = [await asyncio.open_connection("127.0.0.1", pair.port) for _ in range(3)]
+    for reader, writer in streams:
+        writer.write(b"\x05\x01\x00")
+        await reader.readexactly(2)
+    with no_descriptors():
+        for reader, writer in streams:
+            writer.write(b"\x05\x01\x00\x01\x7f\x00\x00\x01\x00\x50")
+            async with asyncio.timeout(10):
+                assert (await reader.readexactly(10))[1] == 1
+    warnings = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert [r.getMessage() for r in warnings] == [
+        "cannot connect to 127.0.0.1:80: [Errno 24] Too many open files"
+    ]
+    for _, writer in streams:
+        writer.close()
+
+
+async def test_an_association_opens_nothing_before_it_is_admitted(pair: Pair) -> None:
+    link = pair.endpoint_worker.links[LINK]
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        link.on_message(memoryview(UdpAssociate(77).encode()))
+    flows = list(pair.endpoint_worker.flows())
+    assert len(flows) <= 1
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= len(flows)
+
+
+async def test_an_association_without_descriptors_is_refused(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", pair.port)
+    writer.write(b"\x05\x01\x00")
+    await reader.readexactly(2)
+    link = pair.endpoint_worker.links[LINK]
+    with no_descriptors():
+        link.on_message(memoryview(UdpAssociate(77).encode()))
+    assert not list(pair.endpoint_worker.flows())
+    assert "Too many open files" in caplog.text
+    writer.close()
+
+
+async def test_a_reload_lets_others_have_their_turns(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "RECHECK_SECONDS", 0)
+    link = pair.endpoint_worker.links[LINK]
+    targets = pair.endpoint_worker.targets
+    flows: list[Flow] = [targets.make(link, UdpAssociate(conn_id)) for conn_id in range(1, 501)]
+    checked: list[int] = []
+
+    def recheck(number: int) -> Iterator[None]:
+        checked.append(number)
+        yield
+
+    for flow in flows:
+        monkeypatch.setattr(type(flow), "recheck", lambda self: recheck(self.conn_id))
+    targets._flows = lambda: flows
+    turns = itertools.count()
+    targets.reload()
+    while len(checked) < 500:
+        next(turns)
+        await asyncio.sleep(0)
+    assert next(turns) > 400, "one flow a turn"
+    # A second reload in the middle of the first begins anew, and is the only one that goes on.
+    checked.clear()
+    targets.reload()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    begun = len(checked)
+    assert 0 < begun < 500
+    targets.reload()
+    while targets._recheck is not None:
+        await asyncio.sleep(0)
+    assert checked[begun:] == list(range(1, 501))
