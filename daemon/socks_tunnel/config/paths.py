@@ -52,6 +52,15 @@ def metrics_directory(directory: Path) -> Path:
     return directory / METRICS
 
 
+def state_directory(runtime: Path) -> Path:
+    """Returns where what must outlive the service is kept: `$STATE_DIRECTORY`, or `runtime`.
+
+    systemd removes a runtime directory when the service stops; without systemd nobody does.
+    """
+    given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(given) if given else runtime
+
+
 def running_instances() -> dict[str, Path]:
     """Give the control sockets that are there, by instance name, from every place."""
     found: dict[str, Path] = {}

@@ -136,6 +136,9 @@ class Metrics:
         self.messages_unknown_total = counter(
             "messages_unknown_total", "Messages of an unknown type, ignored"
         )
+        self.tls_certificate_expires_seconds = gauge(
+            "tls_certificate_expires_seconds", "Unix time at which a certificate expires", "kind"
+        )
         self.metrics_files_damaged = gauge(
             "metrics_files_damaged", "Files of metrics that were left out or set aside as damaged"
         )

@@ -31,6 +31,7 @@ from socks_tunnel.signaling.identity import (
     public_key_text,
     verify,
 )
+from socks_tunnel.signaling.nonces import NonceFile
 
 ENVELOPE_MAX: Final = 65_536
 """Longest envelope in bytes."""
@@ -139,14 +140,20 @@ class Verifier:
 
     `peers` maps raw public keys to peer names. Time comes in as `now`, in Unix seconds. Nonces are
     remembered until their envelopes expire, :data:`NONCES_PER_PEER` for each peer, so that no peer
-    can crowd out another. They do not outlive the process: an offer repeated within its lifetime
-    after a restart gets an answer, which is of no use without the offerer's DTLS key.
+    can crowd out another. With :meth:`keep_in` they are remembered over a restart too.
     """
 
     def __init__(self, own_public: bytes, peers: Mapping[bytes, str]) -> None:
         self._own_public = own_public
         self._peers = dict(peers)
         self._seen: dict[bytes, dict[bytes, int]] = {}
+        self._file: NonceFile | None = None
+
+    def keep_in(self, file: NonceFile, now: float) -> None:
+        """Remembers what an earlier process accepted, and writes down what this one accepts."""
+        for sender, nonce, expires in file.load(now):
+            self._seen.setdefault(sender, {})[nonce] = expires
+        self._file = file
 
     def update_peers(self, peers: Mapping[bytes, str]) -> None:
         """Replace the configured peers. Nonces of removed peers stay known until they expire."""
@@ -226,6 +233,17 @@ class Verifier:
                     name,
                 )
         seen[body.nonce] = body.expires
+        if self._file is not None:
+            live = self._live(now) if self._file.full else []
+            self._file.add(body.sender, body.nonce, body.expires, live)
+
+    def _live(self, now: float) -> list[tuple[bytes, bytes, int]]:
+        self._prune(now)
+        return [
+            (sender, nonce, expires)
+            for sender, seen in self._seen.items()
+            for nonce, expires in seen.items()
+        ]
 
     def _prune(self, now: float) -> None:
         """Forget what has expired: its own expiry keeps it out from now on."""

@@ -30,7 +30,7 @@ class EndpointLinks(Links):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._carriers = carriers.incoming(self._offer, self._bye)
+        self._carriers = carriers.incoming(self._offer, self._bye, self.metrics)
 
     async def start(self) -> None:
         """Listens for offers."""

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.models import Config, Peer
+from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.signaling.carrier import ByeHandler, OfferHandler, OutgoingCarrier
 from socks_tunnel.signaling.direct import DirectClient, DirectServer
 from socks_tunnel.signaling.tls import ServerCertificate, TlsFileError, read_server_certificate
@@ -39,16 +40,17 @@ def outgoing(peer: Peer) -> OutgoingCarrier:
     return DirectClient(peer.url, ca=peer.tls_ca, proxy=peer.proxy)
 
 
-def incoming(offer: OfferHandler, bye: ByeHandler) -> list[ConfiguredCarrier]:
+def incoming(offer: OfferHandler, bye: ByeHandler, metrics: Metrics) -> list[ConfiguredCarrier]:
     """Returns the ways on which an endpoint takes offers."""
-    return [DirectListener(offer, bye)]
+    return [DirectListener(offer, bye, metrics)]
 
 
 class DirectListener:
     """The direct carrier's listener, with its certificate, which may be renewed."""
 
-    def __init__(self, offer: OfferHandler, bye: ByeHandler) -> None:
+    def __init__(self, offer: OfferHandler, bye: ByeHandler, metrics: Metrics) -> None:
         self._offer = offer
+        self._metrics = metrics
         self._bye = bye
         self._server: DirectServer | None = None
         self._certificate: ServerCertificate | None = None
@@ -80,23 +82,27 @@ class DirectListener:
         how = "" if certificate is None else " by HTTPS"
         _log.info("listening for offers on %s%s", self._server.address, how)
         if certificate is not None:
-            _log_certificate(certificate)
+            self._tell(certificate)
 
     def apply(self) -> None:
         """Serves a renewed certificate to new connections; old ones go on with what they have."""
         if self._server is not None and self._certificate is not None:
             self._server.tls = self._certificate.context
-            _log_certificate(self._certificate)
+            self._tell(self._certificate)
 
     async def stop(self) -> None:
         """Listens no more."""
         if self._server is not None:
             await self._server.stop()
 
-
-def _log_certificate(certificate: ServerCertificate) -> None:
-    complaint = certificate.complaint(datetime.now(UTC))
-    if complaint is None:
-        _log.info("TLS certificate %s", certificate)
-    else:
-        _log.warning("TLS certificate %s: it %s; gateways refuse it", certificate.path, complaint)
+    def _tell(self, certificate: ServerCertificate) -> None:
+        """Says in log and metric until when the certificate is good."""
+        expires = self._metrics.tls_certificate_expires_seconds.labels("signaling")
+        expires.set(certificate.not_after.timestamp())
+        complaint = certificate.complaint(datetime.now(UTC))
+        if complaint is None:
+            _log.info("TLS certificate %s", certificate)
+        else:
+            _log.warning(
+                "TLS certificate %s: it %s; gateways refuse it", certificate.path, complaint
+            )

@@ -32,6 +32,7 @@ from socks_tunnel.peer.quiet import quiet_loop_exceptions, set_library_log_level
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.ipc import encode_control
 from socks_tunnel.signaling.identity import PrivateIdentity
+from socks_tunnel.signaling.nonces import NonceFile
 from socks_tunnel.supervisor import report
 from socks_tunnel.supervisor.answerer import EndpointLinks
 from socks_tunnel.supervisor.children import (
@@ -129,6 +130,8 @@ class Instance:
         )
         links = GatewayLinks if config.role == "gateway" else EndpointLinks
         self.links: Links = links(config, identity, self.router, self.metrics)
+        nonces = NonceFile(paths.state_directory(directory) / "nonces")
+        self.links.verifier.keep_in(nonces, time.time())
         self.workers: list[WorkerSlot] = []
         self.exporter: ExporterSlot | None = None
         self._worker_command = worker_command

@@ -1,0 +1,101 @@
+"""Nonces of envelopes on disk: what was accepted before a restart is not accepted after it.
+
+A file of records of 56 bytes, all integers big-endian, appended one by one::
+
+    +-----------+----------+------------+
+    | SENDER:32 | NONCE:16 | EXPIRES:8  |
+    +-----------+----------+------------+
+     SENDER is a public key, EXPIRES Unix time in seconds.
+
+An incomplete record at the end, of a write that was cut short, is ignored. The file is written anew
+without what has expired when it is opened, and when it has grown to twice of what was left then.
+"""
+
+import logging
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+_log = logging.getLogger(__name__)
+
+_RECORD: Final = struct.Struct("!32s16sQ")
+
+REWRITE_MIN: Final = 65_536
+"""Bytes up to which a file only grows."""
+
+EXPIRY_MAX: Final = 3600
+"""Seconds from now beyond which an expiry is none: no envelope with such a one is accepted."""
+
+FILE_MAX: Final = 64 * 1_048_576
+"""Bytes of a file that are read; 5,000 peers that all use up their nonces do not reach it."""
+
+
+class NonceFile:
+    """The file at `path`. Its directory must exist.
+
+    A file that cannot be read or written costs the protection over a restart and nothing else: that
+    is logged when it begins.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size = 0
+        self._limit = REWRITE_MIN
+        self._failed = False
+
+    def load(self, now: float) -> Iterator[tuple[bytes, bytes, int]]:
+        """Yields (sender, nonce, expires) of what has not expired, and drops the rest."""
+        try:
+            with self._path.open("rb") as file:
+                content = file.read(FILE_MAX)
+        except FileNotFoundError:
+            content = b""
+        except OSError as error:
+            self._complain(error)
+            content = b""
+        whole = len(content) - len(content) % _RECORD.size
+        live = [r for r in _RECORD.iter_unpack(content[:whole]) if now < r[2] <= now + EXPIRY_MAX]
+        self._rewrite(live)
+        yield from live
+
+    def add(
+        self, sender: bytes, nonce: bytes, expires: int, live: list[tuple[bytes, bytes, int]]
+    ) -> None:
+        """Appends a record. `live` is what has not expired, for when :attr:`full`."""
+        if self._size >= self._limit:
+            self._rewrite(live)
+        try:
+            with self._path.open("ab") as file:
+                file.write(_RECORD.pack(sender, nonce, expires))
+        except OSError as error:
+            self._complain(error)
+        else:
+            self._size += _RECORD.size
+            self._failed = False
+
+    @property
+    def full(self) -> bool:
+        """True when :meth:`add` will write the file anew."""
+        return self._size >= self._limit
+
+    def _rewrite(self, live: list[tuple[bytes, bytes, int]]) -> None:
+        fresh = self._path.with_suffix(".new")
+        content = b"".join(_RECORD.pack(*record) for record in live)
+        try:
+            fresh.touch(mode=0o600)
+            fresh.write_bytes(content)
+            fresh.replace(self._path)
+        except OSError as error:
+            self._complain(error)
+        self._size = len(content)
+        self._limit = max(REWRITE_MIN, 2 * len(content))
+
+    def _complain(self, error: OSError) -> None:
+        if not self._failed:
+            self._failed = True
+            _log.warning(
+                "%s cannot be used: %s; an offer could be repeated once after a restart",
+                self._path,
+                error.strerror or error,
+            )
