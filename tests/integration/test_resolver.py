@@ -204,6 +204,35 @@ async def test_a_good_name_beside_a_thousand_dead_ones(setup: Setup) -> None:
             await asyncio.sleep(0.05)
 
 
+async def test_an_answer_that_does_not_fit_a_datagram(setup: Setup) -> None:
+    addresses = [f"127.1.{n // 250}.{n % 250 + 1}" for n in range(1000)]
+    setup.server.records["big.test"] = addresses
+    setup.server.truncated.add("big.test")
+    assert sorted(await setup.addresses("big.test")) == sorted(addresses)
+
+
+async def test_what_c_ares_keeps_is_bounded(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CACHED_MAX", 6)
+    setup.server.ttl = 60
+    setup.server.records["*.test"] = ["127.0.0.2"]
+    setup.server.silent.add("slow.test")
+    slow = asyncio.create_task(setup.addresses("slow.test"))
+    await setup.asked("slow.test")
+    for n in (1, 2, 3, 1, 1, 1):
+        await setup.addresses(f"{n}.test")
+    # slow, 1, 2 filled the first cache: the others went to the second one.
+    assert setup.server.asked["1.test", A] == 2
+    assert len(setup.resolver._retired) == 1
+    # What was under way goes on.
+    assert not slow.done()
+    assert not setup.resolver._retired[0].closed
+    setup.server.silent.clear()
+    assert await slow == ["127.0.0.2"]
+    async with asyncio.timeout(20):
+        while not setup.resolver._retired[0].closed:
+            await asyncio.sleep(0.01)
+
+
 async def test_each_peer_has_its_share(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "QUESTIONS_PER_PEER_MAX", 6)
     setup.server.silent.add("*.dead.test")

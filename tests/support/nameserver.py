@@ -31,6 +31,8 @@ class NameServer(asyncio.DatagramProtocol):
         self.silent: set[str] = set()
         self.silent_types: set[tuple[str, int]] = set()
         self.servfail: set[str] = set()
+        self.truncated: set[str] = set()
+        """Names whose answers do not fit a datagram: they have to be asked for by TCP."""
         self.lose: Counter[str] = Counter()
         """How many first queries for a name are lost."""
         self.asked: Counter[tuple[str, int]] = Counter()
@@ -57,8 +59,26 @@ class NameServer(asyncio.DatagramProtocol):
         self.asked[name, kind] += 1
         self.changed.set()
         reply = self._reply(data[:2], name, kind, data[12 : at + 5])
+        if reply is not None and name in self.truncated:
+            # RFC 1035 section 4.1.1: TC, and nothing but the question.
+            reply = reply[:2] + b"\x87\x80" + struct.pack("!HHHH", 1, 0, 0, 0) + data[12 : at + 5]
         if reply is not None:
             self.transport.sendto(reply, addr)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answers by TCP (RFC 1035 section 4.2.2), whatever is truncated by UDP."""
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                data = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+                labels, at = [], 12
+                while data[at]:
+                    labels.append(data[at + 1 : at + 1 + data[at]].decode("ascii"))
+                    at += 1 + data[at]
+                (kind,) = struct.unpack_from("!H", data, at + 1)
+                reply = self._reply(data[:2], ".".join(labels).lower(), kind, data[12 : at + 5])
+                if reply is not None:
+                    writer.write(struct.pack("!H", len(reply)) + reply)
+        writer.close()
 
     def _reply(self, ident: bytes, name: str, kind: int, question: bytes) -> bytes | None:
         def has(table: set[str]) -> bool:
@@ -107,7 +127,10 @@ async def name_server() -> AsyncIterator[NameServer]:
     transport, server = await asyncio.get_running_loop().create_datagram_endpoint(
         NameServer, local_addr=("127.0.0.1", 0)
     )
+    host, port = transport.get_extra_info("sockname")
+    streams = await asyncio.start_server(server.serve, host, port)
     try:
         yield server
     finally:
         transport.close()
+        streams.close()

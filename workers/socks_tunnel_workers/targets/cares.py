@@ -121,7 +121,7 @@ def _folded(name: str) -> str:
 
 
 class Cares:
-    """The channel of a process. Must be used on one event loop.
+    """A channel of c-ares. Must be used on one event loop.
 
     `servers` replaces those of resolv.conf (`host` or `host:port`), `timeout` its timeout in
     seconds, as tests need it. c-ares's own way to choose between files and servers (`lookups`) is
@@ -133,6 +133,10 @@ class Cares:
         self._watched: dict[int, tuple[bool, bool]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._retired = False
+        self._under_way = 0
+        self.sent = 0
+        """Questions that the cache had no answer for. c-ares keeps the answers, without a limit."""
         self._channel = pycares.Channel(
             flags=_FLAGS, sock_state_cb=self._watch, servers=servers, timeout=timeout
         )
@@ -157,14 +161,33 @@ class Cares:
             nonlocal pending
             if pending and not self._closed:
                 pending = False
+                self._under_way -= 1
+                self._retire()
                 answered(answer_of(name, result, status))
 
+        self._under_way += 1
         try:
             self._channel.query(name, kind, callback=callback)
         except pycares.AresError as error:
             # A question that c-ares refuses at once: usually it has called back by then.
             callback(None, error.args[0])
+        self.sent += pending
         self._arm()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be asked any more."""
+        return self._closed
+
+    def retire(self) -> None:
+        """Closes the channel when the last question that is under way has its answer."""
+        self._retired = True
+        self._retire()
+
+    def _retire(self) -> None:
+        if self._retired and not self._under_way:
+            # Not from within c-ares, which may be calling us.
+            self._loop.call_soon(self.close)
 
     def reread(self) -> None:
         """Takes up a resolv.conf that has changed; questions under way are not lost.

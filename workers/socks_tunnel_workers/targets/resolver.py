@@ -68,6 +68,9 @@ INCOMPLETE_TTL: Final = 5
 UNKNOWN_TTL: Final = 60
 """Seconds for which an answer holds that has no TTL: /etc/hosts, LDAP, mDNS."""
 
+CACHED_MAX: Final = 16_384
+"""Answers that c-ares keeps at most; then a new channel begins with an empty cache."""
+
 CHECK_SECONDS: Final = 5.0
 """How often resolv.conf, nsswitch.conf and hosts are looked at for changes, if names are asked."""
 
@@ -185,6 +188,7 @@ class Resolver:
         self._hosts_task: asyncio.Task[None] | None = None
         self._plan = nsswitch.DEFAULT
         self._cares: Cares | None = None
+        self._retired: list[Cares] = []
         self._system: SystemLookups | None = None
         self._lookups: dict[str, _Lookup] = {}
         self._held: Counter[str] = Counter()
@@ -280,6 +284,11 @@ class Resolver:
             raise ResolveError("this worker ends", Failure.RESOURCES)
         now = self._loop.time()
         try:
+            if self._cares is not None and self._cares.sent >= CACHED_MAX:
+                self._cares.retire()
+                self._retired = [cares for cares in self._retired if not cares.closed]
+                self._retired.append(self._cares)
+                self._cares = None
             if self._cares is None:
                 self._cares = Cares(servers=self._servers, timeout=self._timeout)
             if now - self._checked >= CHECK_SECONDS:
@@ -480,8 +489,8 @@ class Resolver:
         for lookup in list(self._lookups.values()):
             if lookup.task is not None:
                 lookup.task.cancel()
-        if self._cares is not None:
-            self._cares.close()
+        for cares in (*self._retired, *filter(None, [self._cares])):
+            cares.close()
         if self._system is not None:
             self._system.close()
 
