@@ -1,0 +1,260 @@
+"""The check list and the nomination, on a connection whose checks the test answers."""
+
+import asyncio
+from collections import defaultdict
+from typing import Any
+
+import aioice
+import pytest
+from aioice import stun
+from aioice.ice import CandidatePair
+
+from socks_tunnel.peer.ice import connection as connection_module
+from socks_tunnel.peer.ice.connection import IceConnection
+from socks_tunnel.peer.ice.pairs import (
+    PAIRS_LEARNED_MAX,
+    PAIRS_MAX,
+    CandidateType,
+    candidate_priority,
+)
+from socks_tunnel.peer.ice.settings import IceSettings, candidate_addresses
+
+State = CandidatePair.State
+
+
+def candidate(kind: CandidateType, host: str, port: int = 1000, rank: int = 0) -> aioice.Candidate:
+    return aioice.Candidate(
+        foundation=host,
+        component=1,
+        transport="udp",
+        priority=candidate_priority(kind, 65_535 - rank),
+        host=host,
+        port=port,
+        type=kind,
+    )
+
+
+class Base:
+    """A socket of the connection: checks wait until the test answers them."""
+
+    def __init__(self, own: aioice.Candidate) -> None:
+        self.local_candidate = own
+        self.checks: dict[tuple[str, int], list[tuple[stun.Message, asyncio.Future[Any]]]] = (
+            defaultdict(list)
+        )
+        self.checked = asyncio.Event()
+        self.closed = False
+        self.heard_at = 0.0
+
+    async def request(
+        self, request: stun.Message, addr: tuple[str, int], integrity_key: bytes
+    ) -> tuple[stun.Message, tuple[str, int]]:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.checks[addr].append((request, answer))
+        self.checked.set()
+        result: tuple[stun.Message, tuple[str, int]] = await answer
+        return result
+
+    def answer(self, addr: tuple[str, int], mapped: tuple[str, int] | None = None) -> stun.Message:
+        """Answer the latest check to an address; the request that it was."""
+        request, answer = self.checks[addr][-1]
+        response = stun.Message(stun.Method.BINDING, stun.Class.RESPONSE)
+        if mapped is not None:
+            response.attributes["XOR-MAPPED-ADDRESS"] = mapped
+        answer.set_result((response, addr))
+        return request
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def connection(*bases: Base, remote: list[aioice.Candidate], controlling: bool = True) -> Any:
+    made: Any = IceConnection(ice_controlling=controlling)
+    made._ours = True
+    made._local_candidates_start = made._local_candidates_end = True
+    made._protocols += bases
+    made._remote_candidates += remote
+    made._remote_candidates_end = True
+    made.remote_username, made.remote_password = "user", "p" * 22
+    return made
+
+
+async def settle() -> None:
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+
+async def until_checked(base: Base, addr: tuple[str, int], count: int = 1) -> None:
+    """Wait until the connection has sent so many checks: it paces them by 20 ms."""
+    async with asyncio.timeout(10):
+        while len(base.checks[addr]) < count:
+            base.checked.clear()
+            await base.checked.wait()
+
+
+HOST, RELAY = candidate("host", "192.0.2.1"), candidate("relay", "203.0.113.1")
+THEIR_HOST, THEIR_RELAY = candidate("host", "192.0.2.9"), candidate("relay", "203.0.113.9")
+
+
+async def test_the_list_is_bounded_and_in_order() -> None:
+    bases = [Base(candidate("host", f"192.0.2.{i}", rank=i)) for i in range(1, 17)]
+    bases.append(Base(RELAY))
+    remote = [candidate("host", f"198.51.100.{i}", rank=i) for i in range(1, 65)]
+    made = connection(*bases, remote=[*remote, THEIR_RELAY])
+    made._unfreeze_initial()
+    pairs = made._check_list
+    assert len(pairs) == PAIRS_MAX
+    assert (pairs[0].local_addr[0], pairs[0].remote_addr[0]) == ("192.0.2.1", "198.51.100.1")
+    assert [made._priority(p) for p in pairs] == sorted(map(made._priority, pairs), reverse=True)
+    assert pairs[-1].local_candidate is RELAY
+    assert pairs[-1].remote_candidate is THEIR_RELAY
+    assert {p.state for p in pairs} == {State.WAITING}
+
+
+async def test_a_working_direct_pair_is_nominated_at_once() -> None:
+    base = Base(HOST)
+    made = connection(base, remote=[THEIR_HOST])
+    connecting = asyncio.create_task(made.connect())
+    addr = (THEIR_HOST.host, THEIR_HOST.port)
+    await until_checked(base, addr)
+    first = base.answer(addr, mapped=("198.51.100.5", 7))
+    await until_checked(base, addr, 2)
+    second = base.answer(addr)
+    await connecting
+    assert "USE-CANDIDATE" not in first.attributes
+    assert "USE-CANDIDATE" in second.attributes
+    assert first.attributes["PRIORITY"] == candidate_priority("prflx", 65_535)
+    pair = made._nominated[1]
+    assert made.mapped[pair] == ("198.51.100.5", 7)
+    await made.close()
+    assert base.closed
+
+
+async def test_a_relayed_pair_waits_for_a_direct_one() -> None:
+    direct, relayed = Base(HOST), Base(RELAY)
+    made = connection(direct, relayed, remote=[THEIR_HOST])
+    connecting = asyncio.create_task(made.connect())
+    addr = (THEIR_HOST.host, THEIR_HOST.port)
+    await until_checked(relayed, addr)
+    relayed.answer(addr)
+    await settle()
+    assert len(relayed.checks[addr]) == 1  # no nomination yet
+    direct.answer(addr)
+    await until_checked(direct, addr, 2)
+    direct.answer(addr)
+    await connecting
+    assert made._nominated[1].protocol is direct
+    await made.close()
+
+
+async def test_a_relayed_pair_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "DIRECT_PATIENCE", 0)
+    direct, relayed = Base(HOST), Base(RELAY)
+    made = connection(direct, relayed, remote=[THEIR_HOST])
+    connecting = asyncio.create_task(made.connect())
+    addr = (THEIR_HOST.host, THEIR_HOST.port)
+    await until_checked(relayed, addr)
+    relayed.answer(addr)
+    await until_checked(relayed, addr, 2)
+    relayed.answer(addr)
+    await connecting
+    assert made._nominated[1].protocol is relayed
+    await made.close()
+
+
+async def test_only_relayed_pairs_have_nothing_to_wait_for() -> None:
+    relayed = Base(RELAY)
+    made = connection(relayed, remote=[THEIR_RELAY])
+    connecting = asyncio.create_task(made.connect())
+    addr = (THEIR_RELAY.host, THEIR_RELAY.port)
+    for count in (1, 2):
+        await until_checked(relayed, addr, count)
+        relayed.answer(addr)
+    await connecting
+    await made.close()
+
+
+async def test_a_nomination_without_an_answer_leads_to_the_next_pair() -> None:
+    one, two = Base(HOST), Base(candidate("host", "192.0.2.2", rank=1))
+    made = connection(one, two, remote=[THEIR_HOST])
+    connecting = asyncio.create_task(made.connect())
+    addr = (THEIR_HOST.host, THEIR_HOST.port)
+    await until_checked(two, addr)
+    one.answer(addr)
+    await until_checked(one, addr, 2)
+    two.answer(addr)
+    one.checks[addr][-1][1].set_exception(stun.TransactionTimeout())
+    await until_checked(two, addr, 2)
+    two.answer(addr)
+    await connecting
+    assert made._nominated[1].protocol is two
+    await made.close()
+
+
+async def test_the_controlled_side_takes_what_is_nominated() -> None:
+    base = Base(HOST)
+    made = connection(base, remote=[THEIR_HOST], controlling=False)
+    connecting = asyncio.create_task(made.connect())
+    addr = (THEIR_HOST.host, THEIR_HOST.port)
+    await until_checked(base, addr)
+    base.answer(addr)
+    await settle()
+    assert not made._nominated
+    message = stun.Message(stun.Method.BINDING, stun.Class.REQUEST)
+    message.attributes.update({"PRIORITY": 1, "USE-CANDIDATE": None})
+    made.check_incoming(message, addr, base)
+    await connecting
+    assert made._nominated[1].remote_candidate is THEIR_HOST
+    await made.close()
+
+
+async def test_no_path_is_an_error() -> None:
+    base = Base(HOST)
+    made = connection(base, remote=[THEIR_HOST])
+    connecting = asyncio.create_task(made.connect())
+    addr = (THEIR_HOST.host, THEIR_HOST.port)
+    await until_checked(base, addr)
+    base.checks[addr][0][1].set_exception(stun.TransactionTimeout())
+    with pytest.raises(ConnectionError, match="ICE negotiation failed"):
+        await connecting
+    await made.close()
+
+
+async def test_a_peer_cannot_fill_the_list() -> None:
+    base = Base(HOST)
+    made = connection(base, remote=[THEIR_HOST])
+    made._unfreeze_initial()
+    message = stun.Message(stun.Method.BINDING, stun.Class.REQUEST)
+    message.attributes["PRIORITY"] = 1
+    for port in range(1, 1000):
+        made.check_incoming(message, ("192.0.2.9", port), base)
+    assert len(made._check_list) == PAIRS_MAX + PAIRS_LEARNED_MAX
+    await made.close()
+
+
+async def test_sockets_beside_the_path_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "RELEASE_AFTER", 0)
+    used, unused = Base(HOST), Base(RELAY)
+    made = connection(used, unused, remote=[THEIR_HOST])
+    made._nominated[1] = CandidatePair(used, THEIR_HOST)  # type: ignore[arg-type] # as much as is used
+    await made._release_unused()
+    assert unused.closed
+    assert not used.closed
+    assert made._protocols == [used]
+
+
+async def test_a_connection_that_is_not_ours_is_aioices(monkeypatch: pytest.MonkeyPatch) -> None:
+    gathered: list[object] = []
+
+    async def gather(self: object) -> None:
+        gathered.append(self)
+
+    monkeypatch.setattr(aioice.Connection, "gather_candidates", gather)
+    made = IceConnection(ice_controlling=True)
+    await made.gather_candidates()
+    assert gathered == [made]
+    ours = IceConnection(ice_controlling=True)
+    with candidate_addresses(IceSettings(addresses=["203.0.113.1"])):
+        await ours.gather_candidates()
+    assert gathered == [made]
+    assert ours.local_candidates == []
