@@ -24,7 +24,6 @@ from rich.text import Text
 import socks_tunnel
 from socks_tunnel.config import loader, pairing, paths, users
 from socks_tunnel.config.errors import ConfigError
-from socks_tunnel.config.policies import build_policies
 from socks_tunnel.protocol.addresses import (
     HostPort,
     IPAddress,
@@ -32,6 +31,7 @@ from socks_tunnel.protocol.addresses import (
     parse_host_port,
     parse_ip,
 )
+from socks_tunnel.protocol.policies import build_policies
 from socks_tunnel.protocol.policy import Decision, Policy, Verdict
 
 EXIT_BUG: Final = 70

@@ -13,10 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeAlias
 
-from socks_tunnel.config.errors import ConfigError
-from socks_tunnel.config.loader import restore
-from socks_tunnel.config.models import Config
-from socks_tunnel.config.policies import PolicySet, build_policies
 from socks_tunnel.config.users import PasswordChecker
 from socks_tunnel.ipc.stream import Channel
 from socks_tunnel.ops import audit
@@ -34,7 +30,9 @@ from socks_tunnel.protocol.messages import (
     OpenConnection,
     UdpAssociate,
 )
+from socks_tunnel.protocol.policies import PolicySet, build_policies
 from socks_tunnel.protocol.policy import Policy, Verdict
+from socks_tunnel.protocol.settings import WorkerSettings
 from socks_tunnel_workers.frontends.accepting import Listener
 from socks_tunnel_workers.frontends.forward import TcpForwardSession, UdpForward
 from socks_tunnel_workers.frontends.socks import SocksSession
@@ -86,7 +84,7 @@ class Worker(Channel):
         self.loop = asyncio.get_running_loop()
         self.index = index
         self.channel: Channel = self
-        self.config: Config
+        self.config: WorkerSettings
         self.policies: PolicySet
         self.passwords: PasswordChecker | None = None
         self.metrics = Metrics()
@@ -94,7 +92,7 @@ class Worker(Channel):
         self.targets = Targets(
             settings=self,
             resolver=self.resolver,
-            access=Access(self.resolver, self.count),
+            access=Access(self.resolver, self.count, lambda: self.config.targets.search),
             warn=self._warn,
             flows=self.flows,
         )
@@ -177,8 +175,8 @@ class Worker(Channel):
     def _configure(self, fields: dict[str, Any]) -> None:
         self._count = fields["count"]
         try:
-            self._apply(restore(fields["config"]))
-        except (ConfigError, ValueError) as error:
+            self._apply(WorkerSettings.from_map(fields["config"]))
+        except ValueError as error:
             # The supervisor has checked it: this is two versions at work, which no restart mends.
             logger.error("worker %d cannot use its configuration: %s", self.index, error)  # noqa: TRY400 - the sentence says it all
             self._release()
@@ -209,14 +207,14 @@ class Worker(Channel):
 
     def _reload(self, fields: dict[str, Any]) -> None:
         """Take a changed configuration; flows that it forbids are ended."""
-        self._apply(restore(fields["config"]))
+        self._apply(WorkerSettings.from_map(fields["config"]))
         for link in self.links.values():
             link.policy = self.policies.for_peer(link.peer)
             link.flows.limit = self.config.limits.flows_per_worker
         if self.config.role == "endpoint":
             self.targets.reload()
 
-    def _apply(self, config: Config) -> None:
+    def _apply(self, config: WorkerSettings) -> None:
         self.config = config
         self.policies = build_policies(config)
         self.passwords = PasswordChecker(config.users) if config.users else None

@@ -25,12 +25,22 @@ from socks_tunnel.config.models import (
     Socks,
     listener_text,
 )
-from socks_tunnel.config.policies import RULE_KEYS, parse_policy, read_policy_file
+from socks_tunnel.config.policies import RULE_KEYS, read_policy_file
 from socks_tunnel.config.positions import KeyPath, key_lines
 from socks_tunnel.config.users import parse_users
 from socks_tunnel.protocol.addresses import HostPort, IPAddress, parse_ip
 from socks_tunnel.protocol.ice_urls import ICE_URLS_MAX, parse_ice_url
+from socks_tunnel.protocol.policies import parse_policy
 from socks_tunnel.protocol.policy import PolicyError, RuleProblem
+from socks_tunnel.protocol.settings import (
+    LimitSettings,
+    LogSettings,
+    PeerSettings,
+    RuleSettings,
+    SocksSettings,
+    TargetSettings,
+    WorkerSettings,
+)
 from socks_tunnel.signaling.tls import TlsFileError, check_authorities, read_server_certificate
 
 CREDENTIAL: Final = "identity"
@@ -61,21 +71,33 @@ def load(path: Path) -> Config:
     return _Loader(path, raw, lines).load()
 
 
+def worker_settings(config: Config) -> WorkerSettings:
+    """Returns what a worker needs of the configuration, with what the files that it names hold."""
+
+    def rules(table: PolicyRules) -> RuleSettings:
+        return RuleSettings(**{key: getattr(table, key) for key in RULE_KEYS})
+
+    return WorkerSettings(
+        role=config.role,
+        udp_filtering=config.udp_filtering,
+        socks=SocksSettings(
+            connect_timeout=config.socks.connect_timeout,
+            idle_tcp=config.socks.idle_tcp,
+            idle_udp=config.socks.idle_udp,
+        ),
+        targets=TargetSettings(**config.targets.model_dump()),
+        limits=LimitSettings(**config.limits.model_dump()),
+        log=LogSettings(level=config.log.level),
+        peers=tuple(PeerSettings(name=peer.name, policy=peer.policy) for peer in config.peers),
+        policy=None if config.policy is None else rules(config.policy),
+        policies={name: rules(table) for name, table in config.policies.items()},
+        users=config.users,
+    )
+
+
 def dump(config: Config) -> dict[str, Any]:
-    """Give the configuration as plain values, for a worker process on this host.
-
-    With the contents of the files that workers need (policies, users), without what they do not:
-    ICE servers and the proxy that leads to them, which may have credentials. See :func:`restore`.
-    """
-    return config.model_dump(mode="json", exclude={"ice": {"servers", "proxy"}})
-
-
-def restore(fields: dict[str, Any]) -> Config:
-    """Give the configuration that :func:`dump` was given; no file is read.
-
-    Raises :class:`ValueError` for fields that :func:`dump` did not make.
-    """
-    return Config.model_validate(fields)
+    """Returns :func:`worker_settings` in the form that an IPC frame carries."""
+    return worker_settings(config).to_map()
 
 
 def _read_text(path: Path) -> str:
@@ -269,7 +291,8 @@ class _Loader:
     def _check_role(self, file: ConfigFile, peers: list[tuple[int, Peer]]) -> None:
         senseless = f"has no meaning in the configuration of {_a(file.role)}"
         is_gateway = file.role == "gateway"
-        gateways, endpoints = ("socks", "forwards"), ("signaling", "udp_filtering", "policies")
+        gateways = ("socks", "forwards")
+        endpoints = ("signaling", "udp_filtering", "policies", "targets")
         for key in endpoints if is_gateway else gateways:
             if key in self._raw:
                 self._add((key,), senseless)

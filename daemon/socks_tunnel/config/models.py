@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from socks_tunnel.protocol.addresses import HostPort, parse_host_port, parse_ip
+from socks_tunnel.protocol.addresses import HostPort, canonical_host, parse_host_port, parse_ip
 from socks_tunnel.protocol.ice_urls import parse_ice_url, parse_udp_ports
 from socks_tunnel.protocol.policy import Rules
 from socks_tunnel.protocol.urls import NO_PROXY, Proxy
@@ -53,6 +53,13 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"must be text, not {value!r}")  # noqa: TRY004
     return value
+
+
+def _search_domain(value: Any) -> str:
+    domain = canonical_host(_text(value))
+    if parse_ip(domain) is not None:
+        raise ValueError(f"{domain} is an address, not a domain")
+    return domain
 
 
 def _proxy(value: Any) -> str | None:
@@ -247,6 +254,21 @@ class Socks(Table):
     idle_udp: Positive = 300
 
 
+class Targets(Table):
+    """`[targets]`: how an endpoint reaches what gateways ask for."""
+
+    connect_timeout: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] = 30
+    """For looking a name up and for connecting."""
+    keepalive: Annotated[int, Field(ge=0, le=32_767, strict=True)] = 60
+    """Seconds of silence before TCP asks whether a target is still there; 0: never."""
+    user_timeout: Annotated[int, Field(ge=0, le=86_400, strict=True)] = 120
+    """Seconds for which bytes may stay unacknowledged (RFC 5482); 0: as the system has it."""
+    search: tuple[Annotated[str, PlainValidator(_search_domain)], ...] = Field(
+        default=(), max_length=6
+    )
+    """Domains in which names of one label are looked up, before the policy is asked."""
+
+
 class Peer(Table):
     """`[[peers]]`: a host at the other end of a link."""
 
@@ -412,6 +434,7 @@ class ConfigFile(Table):
     identity: Identity = Identity()
     socks: Socks = Socks()
     signaling: Signaling | None = None
+    targets: Targets = Targets()
     peers: tuple[Peer, ...] = ()
     forwards: tuple[Forward, ...] = ()
     policy: PolicyRules | None = None

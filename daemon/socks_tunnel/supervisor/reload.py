@@ -17,6 +17,7 @@ RELOADED: Final = frozenset(
         "policy",
         "policy_file",
         "resume_timeout",
+        "targets",
         "udp_filtering",
         "users",
     }

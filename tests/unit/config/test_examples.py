@@ -16,7 +16,7 @@ KEY = "A" * 42 + "E="
 SETTING = re.compile(r"^#(\w+ = .*)$", re.MULTILINE)
 # Settings that the other role has.
 NOT_SHOWN = {
-    "gateway": {"udp_filtering", "signaling", "policies"},
+    "gateway": {"udp_filtering", "signaling", "policies", "targets"},
     "endpoint": {"socks", "forwards"},
 }
 

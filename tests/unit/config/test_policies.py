@@ -6,8 +6,9 @@ import pytest
 
 from socks_tunnel.config.errors import ConfigError
 from socks_tunnel.config.models import Config, Peer, PolicyRules
-from socks_tunnel.config.policies import build_policies, parse_policy, read_policy_file
+from socks_tunnel.config.policies import read_policy_file
 from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.protocol.policies import build_policies, parse_policy
 from socks_tunnel.protocol.policy import Policy, PolicyError, Verdict
 
 WEB = HostPort("192.0.2.1", 80)

@@ -7,8 +7,6 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
-from socks_tunnel.config.models import Config
-from socks_tunnel.config.policies import PolicySet
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.addresses import HostPort, parse_ip
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError, Reply
@@ -22,7 +20,9 @@ from socks_tunnel.protocol.messages import (
     ResolveKind,
     UdpAssociate,
 )
+from socks_tunnel.protocol.policies import PolicySet
 from socks_tunnel.protocol.policy import Policy, Verdict
+from socks_tunnel.protocol.settings import WorkerSettings
 from socks_tunnel_workers.targets.access import (
     Access,
     AccessDeniedError,
@@ -50,7 +50,7 @@ class Settings(Protocol):
     """What is configured at the moment."""
 
     @property
-    def config(self) -> Config:
+    def config(self) -> WorkerSettings:
         """The configuration in force."""
 
     @property
@@ -149,7 +149,7 @@ class Targets:
     async def _answers(self, peer: str, question: Resolve) -> tuple[Answer, ...]:
         """Returns what a flow of the peer could reach, on whatever port."""
         asker = Asker(peer, question.conn_id, "resolve")
-        seconds = self.settings.config.socks.connect_timeout
+        seconds = self.settings.config.targets.connect_timeout
         destination = HostPort(question.host, self.policy(peer).some_port)
         if question.kind is ResolveKind.ADDRESSES:
             allowed = await self.access.decide(

@@ -36,12 +36,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-KEEPALIVE_SECONDS = 60
-"""Silence after which a target is probed (RFC 1122 section 4.2.3.6)."""
-
-USER_TIMEOUT_SECONDS = 120
-"""How long bytes to a target may stay unacknowledged (RFC 5482)."""
-
 BIND_SECONDS = 120.0
 """Time in which the expected caller of a BIND must have come."""
 
@@ -129,11 +123,12 @@ class TargetRelay(TcpRelay):
         return None if self.ended else self.allowed
 
     def _liveness(self) -> Liveness:
-        return Liveness(KEEPALIVE_SECONDS, USER_TIMEOUT_SECONDS)
+        targets = self.link.worker.config.targets
+        return Liveness(targets.keepalive, targets.user_timeout)
 
     async def _connect(self) -> None:
         worker = self.link.worker
-        seconds = worker.config.socks.connect_timeout
+        seconds = worker.config.targets.connect_timeout
         deadline = worker.loop.time() + seconds
         allowed = await self._decide(seconds)
         if allowed is None:
@@ -156,7 +151,7 @@ class TargetRelay(TcpRelay):
 
     async def _bind(self) -> None:
         """Listens for one connection from the expected caller (RFC 1928 section 4, BIND)."""
-        allowed = await self._decide(self.link.worker.config.socks.connect_timeout)
+        allowed = await self._decide(self.link.worker.config.targets.connect_timeout)
         if allowed is None:
             return
         try:
