@@ -106,6 +106,10 @@ check: $(DEV_STAMP) $(PROJECT_STAMP) ## format, lint, types, import contracts
 	@$(BIN)/mypy $(SOURCES)
 	@$(BIN)/lint-imports
 
+.PHONY: structure
+structure: $(DEV_STAMP) $(PROJECT_STAMP) ## delete from tests/unit/structure/exceptions.toml what has been mended
+	@PYTHONPATH=tests $(BIN)/python -m support.structure
+
 .PHONY: fmt
 fmt: $(DEV_STAMP) ## format and apply the linter's safe fixes
 	@$(BIN)/ruff check --fix --exit-zero $(SOURCES)
