@@ -357,6 +357,21 @@ async def test_what_waits_for_names_is_bounded(net: Net, monkeypatch: pytest.Mon
                 await asyncio.sleep(0.005)
 
 
+async def test_look_ups_end_with_their_association(net: Net) -> None:
+    net.server.silent.add("*")
+    lookups = net.pair.endpoint_worker.resolver._lookups
+    async with associated(net) as client:
+        client.send("a.test", 9)
+        client.send("b.test", 9)
+        async with asyncio.timeout(10):
+            while len(lookups) < 2:
+                await asyncio.sleep(0.005)
+    async with asyncio.timeout(2):
+        while lookups:
+            await asyncio.sleep(0.005)
+    assert net.dropped("resolving") == 2
+
+
 async def test_a_reload_is_in_force_at_once_for_datagrams(net: Net) -> None:
     net.server.records["a.test"] = ["127.0.0.2"]
     async with echo("127.0.0.1") as (_, port), echo("127.0.0.2", port), associated(net) as client:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RECHECK_SECONDS: Final = 0.004
+RECHECK_SECONDS: Final = 0.002
 """How long a reload may hold the event loop at a time while it goes through the flows."""
 
 QUESTIONS_MAX: Final = 256

@@ -7,10 +7,11 @@ its datagrams go by :mod:`socks_tunnel_workers.targets.routes`.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.addresses import HostPort, IPAddress, parse_ip
@@ -72,7 +73,7 @@ class EndpointAssociation(Association):
     as SIP, RTP and STUN need it. What is let back in depends on `udp_filtering`.
     """
 
-    __slots__ = ("pending", "pending_bytes", "routes", "sockets", "targets")
+    __slots__ = ("lookups", "pending", "pending_bytes", "routes", "sockets", "targets")
 
     def __init__(self, targets: Targets, link: WorkerLink, conn_id: int) -> None:
         super().__init__(link, conn_id, client=link.peer)
@@ -82,6 +83,7 @@ class EndpointAssociation(Association):
         self.routes = Routes(targets.settings.config.udp_filtering)
         self.pending: dict[HostPort, list[bytes]] = {}
         self.pending_bytes = 0
+        self.lookups: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Opens the IPv4 socket and answers the gateway. Raises :class:`OSError` if it cannot."""
@@ -134,7 +136,7 @@ class EndpointAssociation(Association):
         else:
             if entry.expired(now) and not entry.refreshing:
                 entry.refreshing = True
-                spawn(f"udp {self.conn_id} resolve again", self._refresh(destination, entry))
+                self._spawn(self._refresh(destination, entry))
             self._forward(destination, entry, packet[offset:])
 
     def _forward(self, destination: HostPort, route: Route, data: bytes | memoryview) -> None:
@@ -223,11 +225,17 @@ class EndpointAssociation(Association):
             waiting.append(data)
             return
         self.pending[destination] = [data]
-        spawn(
-            f"udp {self.conn_id} resolve",
-            self._resolve(destination),
-            on_failure=lambda _error: self._unresolved(destination),
-        )
+        self._spawn(self._resolve(destination), lambda _error: self._unresolved(destination))
+
+    def _spawn(
+        self,
+        work: Coroutine[Any, Any, None],
+        on_failure: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        """Begins with a look-up, which ends with the association at the latest."""
+        task = spawn(f"udp {self.conn_id} resolve", work, on_failure=on_failure)
+        self.lookups.add(task)
+        task.add_done_callback(self.lookups.discard)
 
     async def _resolve(self, destination: HostPort) -> None:
         try:
@@ -240,8 +248,6 @@ class EndpointAssociation(Association):
             self._unresolved(destination)
         else:
             waiting = self._take_pending(destination)
-            if self.ended:
-                return
             route = self._route(destination, allowed)
             for data in waiting:
                 self._forward(destination, route, data)
@@ -380,6 +386,11 @@ class EndpointAssociation(Association):
     def _close(self, reason: int) -> None:
         if not self.end(reason):
             return
+        for task in list(self.lookups):
+            task.cancel()
+        for destination in list(self.pending):
+            for _ in self._take_pending(destination):
+                self.drop("resolving")
         for sock in self.sockets.values():
             self.link.worker.loop.remove_reader(sock)
             sock.close()
