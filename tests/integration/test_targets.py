@@ -83,16 +83,22 @@ async def test_the_urgent_byte_stays_in_the_stream(pair: Pair, kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", ["connect", "bind"])
-async def test_targets_that_vanish_are_noticed(pair: Pair, kind: str) -> None:
-    async with ends(pair, kind):
+@pytest.mark.parametrize(("keepalive", "user_timeout"), [(60, 120), (7, 9), (0, 0)])
+async def test_targets_that_vanish_are_noticed(
+    tmp_path: Path, kind: str, keepalive: int, user_timeout: int
+) -> None:
+    settings = f"[targets]\nkeepalive = {keepalive}\nuser_timeout = {user_timeout}\n"
+    async with worker_pair(tmp_path, endpoint=settings) as pair, ends(pair, kind):
         (flow,) = pair.endpoint_worker.flows()
         assert isinstance(flow, TargetRelay)
         async with asyncio.timeout(10):
             while flow.sock is None:
                 await asyncio.sleep(0.005)
-        assert flow.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        assert flow.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
-        assert flow.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
+        sock = flow.sock
+        assert bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)) is bool(keepalive)
+        if keepalive:
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == keepalive
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == user_timeout * 1000
 
 
 @contextlib.contextmanager

@@ -188,8 +188,8 @@ async def test_names_are_absolute_and_a_search_list_is_the_policys_business(
         # Without a setting, names of one label are looked up as they stand.
         assert await net.reply("intranet", listener) == Reply.HOST_UNREACHABLE
         assert {name for name, _ in net.server.asked} == {"intranet"}
-        domains = ["secret.corp", "other.test", "b.corp", "a.corp"]
-        net.pair.endpoint_worker.targets.access._search = lambda: domains
+        domains = '["secret.corp", "other.test", "b.corp", "a.corp"]'
+        net.reload(f"{policy}[targets]\nsearch = {domains}\n")
         # A candidate that the policy refuses is not looked up; the first that exists is the name.
         net.server.asked.clear()
         assert await net.reply("intranet", listener) == Reply.NOT_ALLOWED  # it is loopback

@@ -7,6 +7,7 @@ address, or nobody could say at that moment).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address
@@ -113,6 +114,8 @@ class Access:
         literal = self.literal(asker, policy(), destination)
         if literal is not None:
             return literal
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds  # of all candidates together
         denied: Decision | None = None
         absent: ResolveError | None = None
         for candidate in self._candidates(destination):
@@ -121,8 +124,9 @@ class Access:
                 denied = decision
                 continue
             try:
+                left = max(deadline - loop.time(), 0.0)
                 resolved = await self._resolver.resolve(
-                    candidate.host, seconds=seconds, peer=asker.peer
+                    candidate.host, seconds=left, peer=asker.peer
                 )
             except ResolveError as error:
                 if error.failure is Failure.ABSENT:
