@@ -48,11 +48,25 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run_virtual(main: Callable[[], Awaitable[T]]) -> T:
-    """Runs a coroutine function to its end in virtual time."""
+    """Runs a coroutine function to its end in virtual time.
+
+    An exception in a callback or a task that nobody waits for ends the run, and is raised.
+    """
     loop = VirtualLoop()
+    failures: list[BaseException] = []
+    running: asyncio.Task[T]
+
+    def failed(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        failures.append(context.get("exception") or RuntimeError(context["message"]))
+        running.cancel()
+
+    loop.set_exception_handler(failed)
     try:
         asyncio.set_event_loop(loop)
-        return loop.run_until_complete(main())
+        running = loop.create_task(main())  # type: ignore[arg-type]
+        return loop.run_until_complete(running)
+    except asyncio.CancelledError:
+        raise failures[0] from None
     finally:
         for task in asyncio.all_tasks(loop):
             task.cancel()

@@ -78,10 +78,12 @@ class _Track:
     Numbers (SSN or MID) are unwrapped: they grow for ever, starting at 0.
     """
 
-    __slots__ = ("next", "order", "partial", "waiting")
+    __slots__ = ("next", "order", "partial", "skipped", "waiting")
 
     def __init__(self) -> None:
         self.next = 0
+        self.skipped = -1
+        """Unordered messages up to this were given up: what still comes of them is late."""
         self.waiting: dict[int, tuple[int, bytes]] = {}
         self.partial: dict[int, _Partial] = {}
         self.order: list[int] = []
@@ -246,7 +248,8 @@ class Reassembly:
     def _begin(self, track: _Track, number: int, unordered: int) -> _Partial | None:
         if number - track.next > AHEAD_MAX:
             raise _abuse(f"the peer's message is {number - track.next} ahead of the next in order")
-        if not unordered and (number < track.next or number in track.waiting):
+        late = number <= track.skipped if unordered else number < track.next
+        if late or number in track.waiting:
             self.stale += 1
             return None
         partial = track.partial[number] = _Partial()
@@ -331,6 +334,9 @@ class Reassembly:
             tsn = run.end + 1
             if run.end < high or not run.first:
                 self._drop_run(run)
+        orphan = by_start.get(high + 1)
+        if orphan is not None and not orphan.first:
+            self._drop_run(orphan)
 
     def _drop_run(self, run: _Run) -> None:
         del self._by_start[run.start]
@@ -356,10 +362,11 @@ class Reassembly:
         gone = track.order[: bisect_right(track.order, last)]
         for found in gone:
             self._forget(track, found, track.partial[found])
-        if last < track.next:
-            return
         if unordered:
-            track.next = last + 1
+            track.skipped = max(track.skipped, last)
+            track.next = max(track.next, last + 1)
+            return
+        if last < track.next:
             return
         waiting = track.waiting
         if waiting:

@@ -673,9 +673,10 @@ class Recovery:
         while self.advanced + 1 < self.next_tsn:
             chunk = self._chunks[base + self.advanced + 1]
             assert chunk is not None
-            if chunk.state != ABANDONED:
-                break
             message = chunk.message
+            # What arrived of a message that was given up is skipped with the rest of it.
+            if chunk.state != ABANDONED and not (chunk.state == ACKED and message.abandoned):
+                break
             key = (message.stream.stream_id, message.unordered)
             if key not in self._skips and len(self._skips) >= SKIPS_MAX:
                 break

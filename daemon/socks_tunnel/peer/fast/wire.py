@@ -165,7 +165,7 @@ def forward_tsn(
     messages only (RFC 3758 section 3.2), so unordered entries are left out of it.
     """
     if interleaved:
-        body = b"".join([I_FORWARD_ENTRY.pack(sid, u, mid) for sid, mid, u in entries])
+        body = b"".join([I_FORWARD_ENTRY.pack(sid, u, mid & TSN_MASK) for sid, mid, u in entries])
         kind = I_FORWARD_TSN
     else:
         body = b"".join([FORWARD_ENTRY.pack(sid, ssn & 0xFFFF) for sid, ssn, u in entries if not u])

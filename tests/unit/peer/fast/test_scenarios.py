@@ -1,0 +1,136 @@
+"""Paths of the kinds that users have, in virtual time: what share of the rate a transfer gets.
+
+Each figure is a ratio of bytes that arrived in simulated seconds, so neither the speed nor the load
+of the machine that runs the test has a part in it.
+"""
+
+import asyncio
+
+from support.sctp_network import Path, dtls_pair, run_virtual
+from support.sctp_transfer import Result, Sink, bulk, channel, fast, opened, started
+from support.tcp_cubic import TcpCubic
+
+MBIT = 1e6 / 8
+
+
+def measure(there: Path, back: Path, **options: object) -> Result:
+    return run_virtual(lambda: bulk(there, back, **options))  # type: ignore[arg-type]
+
+
+def test_a_millisecond_of_reordering_is_no_loss() -> None:
+    path = Path(delay=0.025, rate=12 * MBIT, queue=200, jitter=0.001)
+    result = measure(path, Path(delay=0.025), warm=2, seconds=6)
+    assert result.rate >= 0.9 * path.rate
+    assert result.sender.snapshot().spurious <= 3
+
+
+def test_a_short_queue_is_filled_and_not_flooded() -> None:
+    path = Path(delay=0.02, rate=100 * MBIT, queue=250)
+    result = measure(path, Path(delay=0.02), seconds=5)
+    assert result.rate >= 0.85 * path.rate
+    assert path.dropped < 0.01 * path.sent
+
+
+def test_a_long_fat_path_is_filled_by_one_flow() -> None:
+    path = Path(delay=0.04, rate=300 * MBIT, queue=2_000)
+    result = measure(path, Path(delay=0.04), warm=1, seconds=2)
+    assert result.rate >= 0.8 * path.rate
+
+
+def test_losses_by_chance_do_not_stop_the_paced_controller() -> None:
+    rates = {}
+    for name in ("cubic", "bbr"):
+        path = Path(delay=0.02, rate=100 * MBIT, queue=500, loss=0.005)
+        rates[name] = measure(path, Path(delay=0.02), congestion=name, warm=2, seconds=3).rate
+    assert rates["bbr"] >= 10 * rates["cubic"]
+    assert rates["bbr"] >= 0.7 * 100 * MBIT
+
+
+def test_the_paced_controller_fills_a_path_without_flooding_it() -> None:
+    path = Path(delay=0.02, rate=100 * MBIT, queue=250)
+    result = measure(path, Path(delay=0.02), congestion="bbr", seconds=5)
+    assert result.rate >= 0.85 * path.rate
+    assert path.dropped < 0.01 * path.sent
+
+
+def test_a_bottleneck_is_shared_with_a_tcp_flow() -> None:
+    async def main() -> tuple[float, float]:
+        path, back = Path(delay=0.02, rate=50 * MBIT, queue=150), Path(delay=0.02)
+        rival = TcpCubic(path, back)
+        transfer = asyncio.ensure_future(bulk(path, back, warm=12, seconds=20))
+        await asyncio.sleep(0.3)
+        rival.start()
+        await asyncio.sleep(12)
+        before = rival.delivered
+        result = await transfer
+        return result.rate, (rival.delivered - before) * 1_500 / 20
+
+    ours, theirs = run_virtual(main)
+    assert 0.3 <= ours / (50 * MBIT) <= 0.7
+    assert 0.3 <= theirs / (50 * MBIT) <= 0.7
+
+
+def test_two_flows_of_ours_share_a_bottleneck() -> None:
+    async def main() -> list[Result]:
+        path, back = Path(delay=0.02, rate=50 * MBIT, queue=150), Path(delay=0.02)
+        return await asyncio.gather(
+            bulk(path, back, warm=4, seconds=10), bulk(path, back, warm=4, seconds=10)
+        )
+
+    for result in run_virtual(main):
+        assert 0.3 <= result.rate / (50 * MBIT) <= 0.7
+
+
+def test_the_windows_grow_with_the_path() -> None:
+    """With aiortc's fixed window of 1 MiB, 80 ms would be a ceiling of 105 Mbit/s."""
+    result = measure(Path(delay=0.04), Path(delay=0.04), seconds=2.5)
+    assert result.rate > 3 * 1_048_576 / 0.08
+    assert result.receiver.snapshot().receive_window == 16_777_216
+
+
+async def _beside_bulk(there: Path) -> tuple[list[float], list[float], int]:
+    """Returns how long datagrams and keystrokes took beside a transfer, and how many were sent."""
+    back = Path(delay=0.005)
+    dtls = dtls_pair(there, back, probing=True)
+    a, b = fast(dtls[0]), fast(dtls[1])
+    left, right = Sink(a), Sink(b)
+    await started(a, b)
+    lane, keys = channel(a), channel(a, "lane-1")
+    voice = channel(a, "datagram", ordered=False, maxRetransmits=0)
+    await opened(lane, keys, voice)
+    left.filling = lane
+    left.fill()
+    await asyncio.sleep(2)
+    loop = asyncio.get_running_loop()
+    right.keep = True
+    took: dict[str, list[float]] = {"datagram": [], "lane-1": []}
+
+    def arrived(batch: list[tuple[object, bytes]]) -> None:
+        for one, message in batch:
+            label = one.label  # type: ignore[attr-defined]
+            if label in took:
+                took[label].append(loop.time() - float(message[:20]))
+
+    right.sctp_messages = arrived  # type: ignore[method-assign,assignment]
+    count = 200
+    for _ in range(count):
+        stamp = f"{loop.time():<20.9f}".encode()
+        a.send_many(voice, [stamp + bytes(140)])
+        a.send_many(keys, [stamp + bytes(44)])
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(1)
+    await a.stop()
+    await b.stop()
+    return took["datagram"], took["lane-1"], count
+
+
+def test_datagrams_and_keystrokes_do_not_wait_behind_bulk_in_our_queues() -> None:
+    """What is left is the queue of the path itself, which is the same for all of its packets."""
+    rate, queue = 50 * MBIT, 30
+    path = Path(delay=0.005, rate=rate, queue=queue)
+    datagrams, keystrokes, count = run_virtual(lambda: _beside_bulk(path))
+    floor = path.delay + queue * 1_500 / rate
+    assert len(datagrams) >= 0.95 * count
+    assert max(datagrams) < floor + 0.005
+    assert len(keystrokes) == count
+    assert sorted(keystrokes)[int(0.9 * count)] < floor + 0.005
