@@ -1,5 +1,9 @@
 """The peer connection: the only package that imports aiortc."""
 
+from socks_tunnel.peer import no_media
+
+no_media.install()  # before anything here imports aiortc
+
 from socks_tunnel.peer.ice import IceSettings
 from socks_tunnel.peer.link import Link, LinkObserver
 from socks_tunnel.peer.quiet import quiet_loop_exceptions, set_library_log_level

@@ -1,1 +1,0 @@
-"""Stand-in for PyAV's package of this name; see av/__init__.py."""

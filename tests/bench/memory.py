@@ -1,0 +1,160 @@
+"""What an idle gateway holds in memory (PSS, proc_pid_smaps(5)), and what commands cost: a table.
+
+    python -m bench.memory [--seconds 5] [--workers 2]
+
+A gateway and an endpoint are started on loopback, with one link. Each process of the gateway is
+looked at after a while of silence. PSS shares what processes have in common among them, so the sum is
+what the instance costs the host.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+COMMAND = Path(sys.executable).with_name("socks-tunnel")
+
+BUDGET = 90.0
+"""MiB that an idle gateway with two workers may hold in all its processes."""
+
+STATUS_BUDGET = 0.3
+"""Seconds of processor time that `socks-tunnel status` may take."""
+
+HEAVY = ("pydantic", "aiohttp", "rich", "av", "prometheus_client")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+    return port
+
+
+@contextlib.contextmanager
+def tunnel(directory: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A gateway with a link to an endpoint; yields the gateway's supervisor."""
+    signaling, socks, metrics = free_port(), free_port(), free_port()
+    subprocess.run(
+        [
+            *(COMMAND, "pair", "--gateway", directory / "g", "--endpoint", directory / "e"),
+            *("--url", f"http://127.0.0.1:{signaling}/"),
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    ports = {"1080": socks, "9464": metrics, "9465": free_port()}
+    for path in (directory / "g" / "gateway.toml", directory / "e" / "endpoint.toml"):
+        text = path.read_text()
+        for usual, port in ports.items():
+            text = text.replace(f":{usual}", f":{port}")
+        path.write_text(f"{text}\n[workers]\ncount = {workers}\n")
+    running = []
+    try:
+        for role in ("endpoint", "gateway"):
+            (path,) = (directory / role[0]).glob("*.toml")
+            runtime = directory / f"run-{role}"
+            running.append(
+                subprocess.Popen(
+                    [COMMAND, "run", "--config", path],
+                    env=os.environ | {"RUNTIME_DIRECTORY": str(runtime)},
+                    stderr=(directory / f"{role}.log").open("wb"),
+                )
+            )
+        yield running[1]
+    finally:
+        for process in reversed(running):
+            process.send_signal(signal.SIGTERM)
+        for process in running:
+            process.wait(60)
+
+
+def status(directory: Path) -> dict[str, object]:
+    done = subprocess.run(
+        [COMMAND, "status", "--json", "--socket", directory / "run-gateway" / "control.sock"],
+        capture_output=True,
+        check=False,
+    )
+    found: dict[str, object] = json.loads(done.stdout) if done.returncode == 0 else {}
+    return found
+
+
+def wait_until_up(directory: Path, gateway: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 60
+    while '"up"' not in json.dumps(status(directory).get("links", "")):
+        if gateway.poll() is not None or time.monotonic() > end:
+            sys.exit((directory / "gateway.log").read_text())
+        time.sleep(0.2)
+
+
+def processes(root: int) -> list[int]:
+    """The process and all below it."""
+    found = [root]
+    for pid in found:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        found += map(int, children)
+    return found
+
+
+def pss(pid: int) -> float:
+    """MiB."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError(pid)
+
+
+def name(pid: int) -> str:
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    if b"socks_tunnel_workers" in words:
+        return "worker"
+    return "exporter" if b"socks_tunnel.exporter" in words else "supervisor"
+
+
+def libraries(pid: int) -> str:
+    """Which heavy libraries a process has mapped, by their compiled parts."""
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return ", ".join(lib for lib in HEAVY if f"/{lib}/" in maps or f"/{lib}_core/" in maps)
+
+
+def cpu_of_status(directory: Path) -> float:
+    """Seconds of processor time of one `status`, the least of five."""
+    times = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        status(directory)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(times)
+
+
+def main() -> int:
+    """Prints the table; 1 if a budget is exceeded."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place)
+        with tunnel(directory, arguments.workers) as gateway:
+            wait_until_up(directory, gateway)
+            time.sleep(arguments.seconds)
+            rows = [(name(pid), pss(pid), libraries(pid)) for pid in processes(gateway.pid)]
+            cpu = cpu_of_status(directory)
+    for process, size, mapped in rows:
+        print(f"{process:<12} {size:6.1f} MiB  {mapped}")
+    total = sum(size for _, size, _ in rows)
+    print(f"{'all':<12} {total:6.1f} MiB  (budget {BUDGET:.0f})")
+    print(f"{'status':<12} {cpu:6.2f} s of processor time (budget {STATUS_BUDGET})")
+    return int(total > BUDGET or cpu > STATUS_BUDGET)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
