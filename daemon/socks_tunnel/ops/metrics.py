@@ -5,10 +5,8 @@ the files of all slots and adds them up. No label holds a destination, a user or
 are unbounded, and personal.
 """
 
-import platform
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -152,7 +150,10 @@ class Metrics:
             self.files.start()
 
     def set_build_info(self) -> None:
-        """Set `up` and `build_info`; called by the supervisor alone."""
+        """Sets `up` and `build_info`; called by the supervisor alone."""
+        import platform  # noqa: PLC0415 - these two cost each worker a megabyte
+        from importlib.metadata import version  # noqa: PLC0415
+
         self.up.set(1)
         self.build_info.labels(
             socks_tunnel.__version__, platform.python_version(), version("aiortc")
