@@ -79,7 +79,7 @@ def test_what_a_unit_test_must_not_do_is_noticed(
     seen: list[str] = []
     with purity.watched(seen.append):
         deed()
-    assert (seen[:1] or [None]) == [what]
+    assert next(iter(seen), None) == what
 
 
 def test_it_is_refused_and_undone() -> None:
