@@ -74,6 +74,9 @@ LIES_MAX: Final = 8
 """SACKs for what was never sent that are taken for leftovers of an earlier association."""
 
 
+LOSSES_MAX: Final = 192
+"""Chunks that are declared lost in one turn; more than a turn can send again."""
+
 CLOCK_ERROR: Final = 1e-6
 """Seconds by which sums of times may be wrong, as floating point numbers are."""
 
@@ -535,6 +538,7 @@ class Recovery:
         newest = self._rack_order
         patience = self._patience()
         begins = False
+        enough = LOSSES_MAX
         while transmissions:
             order, chunk = transmissions[0]
             if chunk.state != IN_FLIGHT or chunk.order != order:
@@ -546,6 +550,10 @@ class Recovery:
             if due - now > CLOCK_ERROR:
                 self.reorder_at = due
                 break
+            if not enough:
+                self.reorder_at = now  # the rest in the next turn
+                break
+            enough -= 1
             transmissions.popleft()
             self._lose(chunk, now)
             begins = True

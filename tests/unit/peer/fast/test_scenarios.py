@@ -71,7 +71,7 @@ def test_a_bottleneck_is_shared_with_a_tcp_flow() -> None:
 
 
 def test_two_flows_of_ours_share_a_bottleneck() -> None:
-    async def main() -> list[Result]:
+    async def main() -> tuple[Result, Result]:
         path, back = Path(delay=0.02, rate=50 * MBIT, queue=150), Path(delay=0.02)
         return await asyncio.gather(
             bulk(path, back, warm=4, seconds=10), bulk(path, back, warm=4, seconds=10)
