@@ -15,7 +15,7 @@ import pytest
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol.errors import Reply
 from socks_tunnel_workers.targets import resolver as module
-from socks_tunnel_workers.targets import system
+from socks_tunnel_workers.targets import sources, system
 from socks_tunnel_workers.targets.resolver import Failure, ResolveError, Resolver
 from support.nameserver import AAAA, A, NameServer, name_server
 
@@ -144,13 +144,13 @@ async def test_a_soft_failure_is_remembered_for_seconds_only(
 async def test_a_server_that_drops_one_family_does_not_hold_up_the_other(
     setup: Setup, kind: int, addresses: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FALLBACK_DELAY", 0.1)
+    monkeypatch.setattr(sources, "FALLBACK_DELAY", 0.1)
     setup.server.records["a.test"] = ["127.0.0.2", "::1"]
     setup.server.silent_types.add(("a.test", kind))
     setup.server.ttl = 3600
     resolved = await setup.resolver.resolve("a.test", seconds=20)
     assert list(map(str, resolved.addresses)) == addresses
-    assert resolved.ttl == module.INCOMPLETE_TTL, "so that the other family is asked for again"
+    assert resolved.ttl == sources.INCOMPLETE_TTL, "so that the other family is asked for again"
 
 
 async def test_silence_for_one_family_and_nothing_in_the_other_is_no_absence(setup: Setup) -> None:
@@ -182,7 +182,7 @@ async def test_an_asker_that_leaves_at_once_leaves_nothing_behind(setup: Setup) 
     asyncio.get_running_loop().call_soon(task.cancel)
     await asyncio.wait([task])
     async with asyncio.timeout(10):
-        while setup.resolver._held:
+        while len(setup.resolver._shares):
             await asyncio.sleep(0.01)
     assert not setup.resolver._lookups
 
@@ -200,7 +200,7 @@ async def test_a_good_name_beside_a_thousand_dead_ones(setup: Setup) -> None:
     await asyncio.wait(dead)
     # What nobody waits for counts until c-ares is done with it, and then no more.
     async with asyncio.timeout(30):
-        while setup.resolver._held:
+        while len(setup.resolver._shares):
             await asyncio.sleep(0.05)
 
 
@@ -212,7 +212,7 @@ async def test_an_answer_that_does_not_fit_a_datagram(setup: Setup) -> None:
 
 
 async def test_what_c_ares_keeps_is_bounded(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CACHED_MAX", 6)
+    monkeypatch.setattr(sources, "CACHED_MAX", 6)
     setup.server.ttl = 60
     setup.server.records["*.test"] = ["127.0.0.2"]
     setup.server.silent.add("slow.test")
@@ -222,19 +222,19 @@ async def test_what_c_ares_keeps_is_bounded(setup: Setup, monkeypatch: pytest.Mo
         await setup.addresses(f"{n}.test")
     # slow, 1, 2 filled the first cache: the others went to the second one.
     assert setup.server.asked["1.test", A] == 2
-    assert len(setup.resolver._retired) == 1
+    assert len(setup.resolver.sources._retired) == 1
     # What was under way goes on.
     assert not slow.done()
-    assert not setup.resolver._retired[0].closed
+    assert not setup.resolver.sources._retired[0].closed
     setup.server.silent.clear()
     assert await slow == ["127.0.0.2"]
     async with asyncio.timeout(20):
-        while not setup.resolver._retired[0].closed:
+        while not setup.resolver.sources._retired[0].closed:
             await asyncio.sleep(0.01)
 
 
-async def test_each_peer_has_its_share(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "QUESTIONS_PER_PEER_MAX", 6)
+async def test_each_peer_has_its_share(setup: Setup) -> None:
+    setup.resolver._shares.each = 6
     setup.server.silent.add("*.dead.test")
     setup.server.records["ok.test"] = ["127.0.0.2"]
     dead = [asyncio.create_task(setup.addresses(f"{n}.dead.test")) for n in range(2)]
@@ -290,7 +290,7 @@ async def test_closing_ends_every_wait(setup: Setup) -> None:
 
 
 async def test_a_hosts_file_that_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHECK_SECONDS", 0)
+    monkeypatch.setattr(sources, "CHECK_SECONDS", 0)
     hosts = tmp_path / "hosts"
     hosts.write_text("192.0.2.1 a.test\n")
     async with name_server() as server:

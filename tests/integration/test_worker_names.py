@@ -65,8 +65,8 @@ class Net:
 @contextlib.asynccontextmanager
 async def network(directory: Path, policy: str = POLICY, **configs: Any) -> AsyncIterator[Net]:
     async with name_server() as server, worker_pair(directory, policy=policy, **configs) as pair:
-        resolver = pair.endpoint_worker.resolver
-        resolver._servers, resolver._timeout = [server.address], 0.2
+        sources = pair.endpoint_worker.resolver.sources
+        sources.servers, sources.timeout = [server.address], 0.2
         yield Net(pair, server, directory)
 
 

@@ -1,29 +1,18 @@
-"""Failures and what follows from them. The resolver at work: tests/integration/test_resolver.py."""
+"""Limits of the resolver. The resolver at work: tests/integration/test_resolver.py."""
 
 from __future__ import annotations
 
-import pytest
-
-from socks_tunnel.protocol.errors import Reply
-from socks_tunnel_workers.targets.resolver import Failure, ResolveError
+from socks_tunnel_workers.targets import resolver, sources
 
 
-@pytest.mark.parametrize(
-    ("failure", "reply", "soft"),
-    [
-        (Failure.ABSENT, Reply.HOST_UNREACHABLE, False),
-        (Failure.TIMEOUT, Reply.TTL_EXPIRED, True),
-        (Failure.SERVER, Reply.HOST_UNREACHABLE, True),
-        (Failure.RESOURCES, Reply.GENERAL_FAILURE, True),
-        (Failure.TOO_MANY, Reply.GENERAL_FAILURE, True),
-        (Failure.ABANDONED, Reply.GENERAL_FAILURE, True),
-        (Failure.BUG, Reply.GENERAL_FAILURE, True),
-    ],
-)
-def test_replies(failure: Failure, reply: Reply, soft: bool) -> None:
-    error = ResolveError("a.test cannot be resolved", failure)
-    assert (error.reply, error.soft) == (reply, soft)
+def test_a_thousand_dead_names_of_a_peer_leave_room_for_more() -> None:
+    questions_of_a_name = 3
+    assert 2 * 1000 * questions_of_a_name <= resolver.QUESTIONS_PER_PEER_MAX
+    assert resolver.QUESTIONS_MAX >= 4 * resolver.QUESTIONS_PER_PEER_MAX
+    # A question has 16 bits of identification in DNS (RFC 1035 section 4.1.1).
+    assert resolver.QUESTIONS_MAX < 1 << 16
 
 
-def test_every_failure_has_its_reply() -> None:
-    assert {ResolveError("x", failure).failure for failure in Failure} == set(Failure)
+def test_what_may_pass_is_remembered_for_seconds() -> None:
+    assert resolver.SOFT_SECONDS <= 5
+    assert sources.INCOMPLETE_TTL < sources.UNKNOWN_TTL
