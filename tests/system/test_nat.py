@@ -282,6 +282,30 @@ def secured(world: NatSite) -> Iterator[Path]:
         yield folder / "turn-ca.pem"
 
 
+@pytest.mark.netns
+def test_ipv6_only_meets_ipv4_only(report_logs: Report) -> None:
+    """A TURN server and a proxy that have both families bring together hosts that have one each."""
+    if reason := why_no_namespaces():
+        pytest.skip(reason)
+    site = NatSite(ipv4=True, ipv6=True)
+    try:
+        site.world.near.become("port-restricted")
+        site.world.far.become("port-restricted")
+        site.world.gateway.run("ip", "-4", "address", "flush", "dev", "gw0")
+        site.world.endpoint.run("ip", "-6", "address", "flush", "dev", "ep0", "scope", "global")
+        with site.turn(), site.proxy() as proxy:
+            proxy = proxy.replace(SERVICES, f"[{SERVICES6}]")
+            tunnel = site.nat_tunnel(
+                {"servers": [turn_server(f"turn:[{SERVICES6}]")]},
+                endpoint={"ice": {"servers": SERVERS}},
+            )
+            tunnel.gateway_settings["peers"][0]["proxy"] = proxy
+            link = up(tunnel, report_logs)
+    finally:
+        site.close()
+    assert link["path_kind"] == "relay"
+
+
 # --- IPv6 only --------------------------------------------------------------------------------
 
 

@@ -33,7 +33,7 @@ from socks_tunnel.peer.ice.pairs import (
     prune,
 )
 from socks_tunnel.peer.ice.settings import current_settings
-from socks_tunnel.protocol.addresses import IPAddress, parse_ip
+from socks_tunnel.protocol.addresses import parse_ip
 
 _log = logging.getLogger(__name__)
 
@@ -107,11 +107,13 @@ class IceConnection(aioice.Connection):
             super()._unfreeze_initial()
             return
         self._formed = True
+        # Once for each candidate, and not for each of some thousand pairs.
+        remotes = [(_kind(remote), remote) for remote in self._remote_candidates]
         pairs = [
             CandidatePair(protocol, remote)
-            for protocol in self._protocols
-            for remote in self._remote_candidates
-            if protocol.local_candidate.can_pair_with(remote)
+            for own, protocol in [(_kind(p.local_candidate), p) for p in self._protocols]
+            for kind, remote in remotes
+            if own == kind
         ]
         self._check_list = prune(
             pairs,
@@ -282,7 +284,7 @@ def is_relayed(pair: CandidatePair) -> bool:
     return "relay" in {pair.local_candidate.type, pair.remote_candidate.type}
 
 
-def addresses_of(candidates: list[aioice.Candidate]) -> list[IPAddress]:
-    """Returns the addresses of candidates."""
-    parsed = (parse_ip(candidate.host) for candidate in candidates)
-    return [address for address in parsed if address is not None]
+def _kind(candidate: aioice.Candidate) -> tuple[int, str, int]:
+    """Returns what two candidates of a pair have in common (RFC 8445 section 6.1.2.2)."""
+    address = parse_ip(candidate.host)
+    return candidate.component, candidate.transport.lower(), address.version if address else 0
