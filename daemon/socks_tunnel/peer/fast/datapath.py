@@ -18,7 +18,6 @@ from socks_tunnel.peer.fast.pmtu import PathMtu
 from socks_tunnel.peer.fast.receiver import Receiver
 from socks_tunnel.peer.fast.sender import Sender
 from socks_tunnel.peer.fast.wire import (
-    CHECKSUM,
     CHUNK,
     DATA,
     DATA_CHUNK,
@@ -30,6 +29,7 @@ from socks_tunnel.peer.fast.wire import (
     I_DATA_HEADER,
     I_FORWARD_TSN,
     INIT,
+    PACKET,
     PACKET_HEADER,
     SACK,
     SACK_BODY,
@@ -132,28 +132,39 @@ class DataPath:
         Complete messages are in `receiver.reassembly.ready` then. Raises
         :class:`RemoteProtocolError` if the association has to end because of them.
         """
+        receiver = self.receiver
+        inbound, crc_start = self._inbound_header, self._inbound_crc
         for packet in packets:
             if self.closed:
                 return False
-            self._receive_packet(packet, now)
-        return self.receiver.batch_done(now, self.sender.recovery.srtt or None)
+            size = len(packet) - PACKET_HEADER
+            if size < 4:
+                self.malformed += 1
+                continue
+            addressing, checksum = PACKET.unpack_from(packet)
+            body = packet[PACKET_HEADER:]
+            if addressing == inbound:
+                good = checksum == crc32c(crc_start, body)
+            else:
+                good = self._check_addressing(packet, body, checksum)
+            if not good:
+                self.malformed += 1
+                continue
+            self.packets_received += 1
+            if body[0] == I_DATA and size > I_DATA_HEADER:
+                # Nearly all packets are one I-DATA chunk.
+                _, flags, length, tsn, stream, _, mid, word = I_DATA_CHUNK.unpack_from(body)
+                if I_DATA_HEADER < length <= size < length + 4 and receiver.cumulative >= 0:
+                    piece = body[I_DATA_HEADER:length]
+                    receiver.interleaved_data(tsn, flags, stream, mid, word, piece)
+                    if receiver.packet_done():
+                        self._sack_now()
+                    continue
+            self._receive_chunks(body, size, now)
+        return receiver.batch_done(now, self.sender.recovery.srtt or None)
 
-    def _receive_packet(self, packet: bytes, now: float) -> None:
-        size = len(packet)
-        if size < PACKET_HEADER + 4:
-            self.malformed += 1
-            return
-        body = packet[PACKET_HEADER:]
-        checksum = CHECKSUM.unpack_from(packet, 8)[0]
-        if packet[:8] == self._inbound_header:
-            good = checksum == crc32c(self._inbound_crc, body)
-        else:
-            good = self._check_addressing(packet, body, checksum)
-        if not good:
-            self.malformed += 1
-            return
-        self.packets_received += 1
-        size -= PACKET_HEADER
+    def _receive_chunks(self, body: bytes, size: int, now: float) -> None:
+        """Takes the chunks of a packet that was found good."""
         receiver = self.receiver
         position = 0
         rare = 0
@@ -194,9 +205,14 @@ class DataPath:
                     self.malformed += 1
                     break
                 self._rare(kind, flags, body[position + 4 : end])
+                if self.closed:
+                    return
             position = end + (-length & 3)
         if has_data and receiver.packet_done():
-            self.sacks.append(self.sender.packet(receiver.sack(self._sack_room)))
+            self._sack_now()
+
+    def _sack_now(self) -> None:
+        self.sacks.append(self.sender.packet(self.receiver.sack(self._sack_room)))
 
     def _check_addressing(self, packet: bytes, body: bytes, checksum: int) -> bool:
         """Checks a packet whose first 8 bytes are not those of all others (RFC 9260 8.5)."""

@@ -62,14 +62,18 @@ class _Run:
 class _Partial:
     """Fragments of one I-DATA message: `pieces` without a gap from the first, `later` beyond."""
 
-    __slots__ = ("last", "later", "pieces", "ppid", "size")
+    __slots__ = ("last", "later", "number", "pieces", "ppid", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.pieces: list[bytes] = []
         self.later: dict[int, bytes] = {}
         self.last = -1
         self.ppid = 0
         self.size = 0
+
+
+_NOTHING = _Partial(-1)
 
 
 class _Track:
@@ -78,7 +82,7 @@ class _Track:
     Numbers (SSN or MID) are unwrapped: they grow for ever, starting at 0.
     """
 
-    __slots__ = ("next", "order", "partial", "skipped", "waiting")
+    __slots__ = ("next", "open", "open_mid", "order", "partial", "skipped", "waiting")
 
     def __init__(self) -> None:
         self.next = 0
@@ -87,6 +91,9 @@ class _Track:
         self.waiting: dict[int, tuple[int, bytes]] = {}
         self.partial: dict[int, _Partial] = {}
         self.order: list[int] = []
+        self.open = _NOTHING
+        """The message that was begun last; `open_mid` is its number on the wire, -1 for none."""
+        self.open_mid = -1
 
 
 class Reassembly:
@@ -208,6 +215,21 @@ class Reassembly:
         if track is None:
             track = self._open(tracks, stream)
         kind = flags & (FIRST | LAST)
+        if mid == track.open_mid and not kind & FIRST:
+            # The next fragment of the message that came last, as nearly always.
+            last = track.open
+            if word == len(last.pieces) and not last.later and last.last < 0:
+                size = len(piece)
+                last.pieces.append(piece)
+                last.size += size
+                self.held += size
+                self.fragments += 1
+                if kind:
+                    last.last = word
+                    self._whole(track, stream, last, flags & UNORDERED)
+                elif self.fragments > FRAGMENTS_MAX or last.size > MESSAGE_BYTES_MAX:
+                    raise self._too_much(last.size)
+                return
         number = track.next + ((mid - track.next + AHEAD_MAX + 1) & 0xFFFF_FFFF) - AHEAD_MAX - 1
         if kind == FIRST | LAST and number not in track.partial:
             self._deliver(track, stream, number, word, piece, flags & UNORDERED)
@@ -240,10 +262,14 @@ class Reassembly:
         if partial.last >= 0 and len(pieces) == partial.last + 1:
             if partial.later:
                 raise _abuse("the peer sent fragments beyond the end of a message")
-            self._forget(track, number, partial)
-            self._deliver(track, stream, number, partial.ppid, b"".join(pieces), flags & UNORDERED)
+            self._whole(track, stream, partial, flags & UNORDERED)
         elif self.fragments > FRAGMENTS_MAX or partial.size > MESSAGE_BYTES_MAX:
             raise self._too_much(partial.size)
+
+    def _whole(self, track: _Track, stream: int, partial: _Partial, unordered: int) -> None:
+        self._forget(track, partial.number, partial)
+        message = b"".join(partial.pieces)
+        self._deliver(track, stream, partial.number, partial.ppid, message, unordered)
 
     def _begin(self, track: _Track, number: int, unordered: int) -> _Partial | None:
         if number - track.next > AHEAD_MAX:
@@ -252,7 +278,8 @@ class Reassembly:
         if late or number in track.waiting:
             self.stale += 1
             return None
-        partial = track.partial[number] = _Partial()
+        partial = track.partial[number] = track.open = _Partial(number)
+        track.open_mid = number & 0xFFFF_FFFF
         if track.order and track.order[-1] > number:
             insort(track.order, number)
         else:
@@ -263,6 +290,8 @@ class Reassembly:
         self.held -= partial.size
         self.fragments -= len(partial.pieces) + len(partial.later)
         del track.partial[number]
+        if track.open is partial:
+            track.open_mid = -1
         order = track.order
         if order[0] == number:
             del order[0]

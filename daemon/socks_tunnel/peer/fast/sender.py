@@ -326,8 +326,10 @@ class Sender:
         if not self.scheduler.queued and not recovery.lost:
             return 0
         allowance = self._window() - flight
-        if self.peer_window - flight < allowance:
-            allowance = self.peer_window - flight
+        # What is sent may be a packet more than is allowed here, but never more than fits the peer.
+        fits = self.peer_window - flight - self.packet_size + 1
+        if fits < allowance:
+            allowance = fits
             # RFC 9260 section 6.1 A: with a closed window one chunk may be in flight, as a probe.
             if allowance <= 0 and not flight:
                 return 1
@@ -385,14 +387,16 @@ class Sender:
         full = self.packet_size - PACKET_HEADER
         whole = (full - header) & ~3
         head, crc_start = self._header, self._crc_start
-        join = b"".join
-        bits = TSN_MASK
+        join, crc, checksum = b"".join, crc32c, CHECKSUM.pack
+        pick, moved, sent = scheduler.pick, scheduler.sent, recovery.sent
+        last_flags = LAST
+        if self.controller.window <= IMMEDIATE_PACKETS * self.packet_size:
+            last_flags |= IMMEDIATE
         tsn, order = recovery.next_tsn, recovery.next_order
-        sent = recovery.sent
         end_of_bytes = self.bytes_sent
         before = len(packets)
         while allowance > 0:
-            message = scheduler.pick()
+            message = pick()
             if message is None:
                 break
             if message.abandoned or 0.0 < message.expiry < now:
@@ -407,76 +411,62 @@ class Sender:
                     # Not split for the rest of a packet: it fits the next one, or nearly nothing
                     # would go here.
                     if parts:
-                        body = join(parts)
-                        packets.append(join((head, CHECKSUM.pack(crc32c(crc_start, body)), body)))
+                        body = parts[0] if len(parts) == 1 else join(parts)
+                        packets.append(join((head, checksum(crc(crc_start, body)), body)))
                         end_of_bytes += PACKET_HEADER + len(body)
                         parts.clear()
-                        if len(packets) >= BURST_PACKETS:
-                            break
                     room = full
                     size = min(size, whole)
                 else:
                     size = space
-            chunk = self._cut(message, position, size, tsn, order, burst, bits)
-            sent(chunk)
-            scheduler.sent(message, size)
+            end = position + size
+            flags = last_flags if end == message.size else 0
+            if message.unordered:
+                flags |= UNORDERED
+            if not position:
+                flags |= FIRST
+                message.first_tsn = tsn
+                self._number(message)
+            message.last_tsn = tsn
+            stream_id = message.stream.stream_id
+            if interleaved:
+                chunk_head = I_DATA_CHUNK.pack(
+                    I_DATA,
+                    flags,
+                    I_DATA_HEADER + size,
+                    tsn & TSN_MASK,
+                    stream_id,
+                    0,
+                    message.number & TSN_MASK,
+                    message.fragments if position else message.ppid,
+                )
+            else:
+                chunk_head = DATA_CHUNK.pack(
+                    DATA,
+                    flags,
+                    DATA_HEADER + size,
+                    tsn & TSN_MASK,
+                    stream_id,
+                    message.number & 0xFFFF,
+                    message.ppid,
+                )
+            body = chunk_head + message.data[position:end]
+            if size & 3:
+                body += PADDING[size & 3]
+            sent(Chunk(tsn, body, message, order, burst))
+            moved(message, size)
             tsn += 1
             order += 1
-            parts.append(chunk.body)
-            allowance -= chunk.size
-            room -= chunk.size
+            parts.append(body)
+            size = len(body)
+            allowance -= size
+            room -= size
         if parts:
             body = join(parts)
-            packets.append(join((head, CHECKSUM.pack(crc32c(crc_start, body)), body)))
+            packets.append(join((head, checksum(crc(crc_start, body)), body)))
             end_of_bytes += PACKET_HEADER + len(body)
         self.packets_sent += len(packets) - before
         self.bytes_sent = end_of_bytes
-
-    def _cut(
-        self,
-        message: Message,
-        position: int,
-        size: int,
-        tsn: int,
-        order: int,
-        burst: Burst,
-        bits: int,
-    ) -> Chunk:
-        """Returns the chunk with the next `size` bytes of a message."""
-        end = position + size
-        flags = UNORDERED if message.unordered else 0
-        if not position:
-            flags |= FIRST
-            message.first_tsn = tsn
-            self._number(message)
-        if end == message.size:
-            flags |= LAST
-            if self.controller.window <= IMMEDIATE_PACKETS * self.packet_size:
-                flags |= IMMEDIATE
-        message.last_tsn = tsn
-        piece = message.data[position:end]
-        if self.interleaved:
-            head = I_DATA_CHUNK.pack(
-                I_DATA,
-                flags,
-                I_DATA_HEADER + size,
-                tsn & bits,
-                message.stream.stream_id,
-                0,
-                message.number & bits,
-                message.ppid if not position else message.fragments,
-            )
-        else:
-            head = DATA_CHUNK.pack(
-                DATA,
-                flags,
-                DATA_HEADER + size,
-                tsn & bits,
-                message.stream.stream_id,
-                message.number & 0xFFFF,
-                message.ppid,
-            )
-        return Chunk(tsn, head + piece + PADDING[size & 3], message, order, burst)
 
     def _number(self, message: Message) -> None:
         stream = message.stream

@@ -167,6 +167,8 @@ class Scheduler:
                 stream.listed = False
                 urgent.popleft()
         new, old = self._new, self._old
+        if not new and len(old) == 1 and old[0].queue:
+            return old[0].queue[0]  # nobody else wants to send
         while True:
             turn = new or old
             if not turn:

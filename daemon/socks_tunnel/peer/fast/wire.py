@@ -112,6 +112,8 @@ PADDING: Final = (b"", b"\x00\x00\x00", b"\x00\x00", b"\x00")
 
 ADDRESSING: Final = Struct("!HHL")
 """Source port, destination port, verification tag."""
+PACKET: Final = Struct("<8sL")
+"""Addressing as bytes, and the checksum."""
 CHECKSUM: Final = Struct("<L")
 CHUNK: Final = Struct("!BBH")
 """Type, flags and length of any chunk."""
