@@ -15,6 +15,7 @@ import pytest
 import uvloop
 
 from integration.link_pair import RawEndpoint, RawGateway, Recorder, Site, hello, site
+from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.peer import Link
 from socks_tunnel.peer.plain import transport as transport_module
 from socks_tunnel.protocol.link import EARLY_MESSAGES_MAX
@@ -479,7 +480,10 @@ def test_strangers_datagrams_do_no_harm(factory: Callable[[], asyncio.AbstractEv
 
 
 @pytest.mark.usefixtures("expects_traceback")
-async def test_a_bug_of_the_observer_is_logged_as_one(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_of_the_observer_is_logged_as_one(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socks_tunnel.peer.link._bugs", BugLog())
     async with site() as here:
         gateway, _, seen = await greeted(here)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import Final, Literal, Protocol
 
+from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.peer.transport import LINGER, Role, Transport
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import LocalProtocolError
@@ -39,6 +40,7 @@ from socks_tunnel.protocol.link import (
 from socks_tunnel.protocol.messages import LINK_TYPES, PROTOCOL_VERSION, Hello, Resume
 
 _log = logging.getLogger(__name__)
+_bugs = BugLog()
 
 LinkState = Literal["new", "connecting", "up", "down"]
 
@@ -58,8 +60,8 @@ class Clock(Protocol):
     def time(self) -> float:
         """Returns the moment in seconds; it never goes back, and has microseconds."""
 
-    def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer:
-        """Makes a call after `delay` seconds."""
+    def call_at(self, when: float, callback: Callable[[], object], /) -> Timer:
+        """Makes a call at that moment, or at once if it is past."""
 
 
 class LoopClock:
@@ -67,7 +69,11 @@ class LoopClock:
 
     def __init__(self) -> None:
         self.time = time.monotonic
-        self.call_later = asyncio.get_running_loop().call_later
+        self._loop = asyncio.get_running_loop()
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
+        """Makes a call at that moment of :func:`time.monotonic`."""
+        return self._loop.call_later(max(0.0, when - self.time()), callback)
 
 
 class LinkObserver(Protocol):
@@ -330,7 +336,7 @@ class Link:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_due = due
-        self._timer = self._clock.call_later(max(0.0, due - self._clock.time()), self._time_is_up)
+        self._timer = self._clock.call_at(due, self._time_is_up)
 
     def _time_is_up(self) -> None:
         self._timer = None
@@ -372,7 +378,7 @@ class Link:
         if self.state == "down":
             _log.debug("link %s: after its end: %r", self.name, error)
             return
-        _log.error("link %s: a bug in dealing with its peer", self.name, exc_info=error)
+        _bugs.tell(_log, f"link {self.name}: a bug in dealing with its peer ends it", error)
         if self._on_protocol_error is not None:
             self._on_protocol_error("internal-error")
         self._end(f"a message of the peer's hit a bug here ({type(error).__name__}: {clip(error)})")

@@ -149,18 +149,17 @@ class Keepalive:
         """Returns what is due. May be called early, and late."""
         timing = self._timing
         self._forgive_own_pause(now)
-        silence = now - self._heard_at
-        if silence >= timing.dead_after:
-            return Verdict(dead=silence)
+        # Moments are compared as next_due() adds them up: differences are rounded another way.
+        if now >= self._heard_at + timing.dead_after:
+            return Verdict(dead=now - self._heard_at)
         since = self._unanswered_since
         suspected = None
         if since is not None and not self.suspected and now >= self._suspicion_due(since):
             self.suspected = True
             suspected = now - since
-        quiet = now - self._pinged_at
         if (
-            min(silence, quiet) >= timing.ping_interval
-            or quiet >= _RTT_PINGS * timing.ping_interval
+            now >= max(self._heard_at, self._pinged_at) + timing.ping_interval
+            or now >= self._pinged_at + _RTT_PINGS * timing.ping_interval
             or (since is not None and self._pinged_at < since and now >= since + timing.probe_after)
         ):
             return Verdict(ping=self.ping(now), suspected=suspected)

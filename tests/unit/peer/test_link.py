@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.peer.link import Link
 from socks_tunnel.protocol.errors import LocalProtocolError
 from socks_tunnel.protocol.messages import (
@@ -29,6 +30,12 @@ def hello(**changes: Any) -> Hello:
         "max_data": 65_529,
     }
     return Hello(**(fields | changes))
+
+
+@pytest.fixture(autouse=True)
+def no_known_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another test has provoked is news again."""
+    monkeypatch.setattr("socks_tunnel.peer.link._bugs", BugLog())
 
 
 class Owner:

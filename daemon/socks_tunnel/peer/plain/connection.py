@@ -19,6 +19,7 @@ from typing import Final, Protocol
 
 from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection, RTCSessionDescription
 
+from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer import aiortc_private
 from socks_tunnel.peer.channels import (
@@ -49,6 +50,7 @@ from socks_tunnel.protocol.errors import LocalProtocolError, RemoteProtocolError
 from socks_tunnel.protocol.messages import MESSAGE_MAX, SUBPROTOCOL
 
 _log = logging.getLogger(__name__)
+_bugs = BugLog()
 
 PATH_LOST: Final = "the path to the peer is lost (ICE consent expired)"
 
@@ -385,7 +387,7 @@ class Connection:
                 self._owner.connection_error("aiortc", "")
                 reason = f"the peer sent what aiortc cannot take ({_said(error)})"
             else:
-                _log.error("link %s: a bug in handling a message", self.name, exc_info=error)
+                _bugs.tell(_log, f"link {self.name}: a bug in handling a packet ends it", error)
                 self._owner.connection_error("internal-error", "")
                 reason = f"a message of the peer's hit a bug here ({_said(error)})"
         elif self.pc is not None and (lost := path_lost(self.pc)):

@@ -13,6 +13,7 @@ from typing import Final
 
 from aiortc import InvalidStateError, RTCDataChannel
 
+from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.peer import aiortc_private
 from socks_tunnel.peer.channels import LANES, ChannelKind, Inbox, channel_for, lane_of
 from socks_tunnel.peer.ice import IceSettings, SelectedPath
@@ -30,6 +31,7 @@ from socks_tunnel.protocol.errors import LocalProtocolError
 from socks_tunnel.protocol.messages import HEADER
 
 _log = logging.getLogger(__name__)
+_bugs = BugLog()
 
 REASSEMBLY_PERIOD: Final = 1.0
 """Seconds between two looks at how much a peer makes us hold of unfinished messages."""
@@ -256,7 +258,7 @@ class PlainTransport:
         try:
             call()
         except Exception as error:  # noqa: BLE001 - the border: one peer costs its own link
-            _log.exception("link %s: a bug in dealing with its peer", self.name)
+            _bugs.tell(_log, f"link {self.name}: a bug in dealing with its peer ends it", error)
             self._end(
                 f"dealing with the peer hit a bug here ({type(error).__name__}: {clip(error)})"
             )

@@ -1,0 +1,35 @@
+"""Bugs that somebody outside can provoke again and again are logged once for each kind."""
+
+import logging
+from typing import Final
+
+KINDS_MAX: Final = 64
+"""Kinds of bugs that are told apart; those beyond are logged without a traceback."""
+
+
+class BugLog:
+    """Remembers which kinds of exceptions were logged. One for each part of a process.
+
+    The kind of an exception is its type and the line of the source that raised it. The first of
+    a kind is logged as an error with its traceback, later ones only at debug level: whoever finds
+    a bug in how his messages are handled must not be able to fill the log with it. The caller
+    counts all of them.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: set[str] = set()
+
+    def tell(self, log: logging.Logger, sentence: str, error: BaseException) -> None:
+        """Logs `sentence`, which says what ended because of `error`."""
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        where = "" if place is None else f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
+        kind = f"{type(error).__name__} at {where}"
+        if kind in self._kinds:
+            log.debug("%s (%s, once more)", sentence, kind)
+        elif len(self._kinds) < KINDS_MAX:
+            self._kinds.add(kind)
+            log.error("%s; this is logged once for its kind", sentence, exc_info=error)
+        else:
+            log.error("%s (%s); there are too many kinds for tracebacks", sentence, kind)
