@@ -110,7 +110,7 @@ def run(config_file: Path) -> None:
 @click.pass_context
 def demo(ctx: click.Context, listen: str, policy_file: Path | None) -> None:
     """Run a gateway and an endpoint on loopback, with keys made on the fly."""
-    from socks_tunnel.supervisor import demo as demonstration
+    from socks_tunnel.demo import demonstration
 
     try:
         address = parse_host_port(listen)

@@ -14,8 +14,8 @@ import pytest
 import socks
 
 from socks_tunnel.config.loader import load
+from socks_tunnel.demo import demonstration as demo
 from socks_tunnel.protocol.addresses import HostPort
-from socks_tunnel.supervisor import demo
 from support.processes import SOCKS_TUNNEL, Process, command_line, descendants, wait_until
 
 PAGE = re.compile(r"curl --socks5-hostname (\S+):(\d+) http://(\S+):(\d+)/")

@@ -37,20 +37,26 @@ _CLASSES: Final = {
 """The modules of PyAV that aiortc imports, and what it takes from each."""
 
 
-def install() -> None:
-    """Puts the stand-in where `import av` finds it, unless PyAV was imported before."""
-    if "av" in sys.modules:
-        return
+def modules() -> dict[str, ModuleType]:
+    """Returns the stand-in: a module for each name."""
+    made: dict[str, ModuleType] = {}
     for name, classes in _CLASSES.items():
         module = ModuleType(name, "A stand-in; see socks_tunnel.peer.no_media.")
         module.__path__ = []  # a package, in which nothing else is found
         for cls in classes:
             setattr(module, cls, type(cls, (_Absent,), {"__doc__": "As in PyAV."}))
-        sys.modules[name] = module
+        made[name] = module
         parent, _, child = name.rpartition(".")
         if parent:
-            setattr(sys.modules[parent], child, module)
-    sys.modules["av"].FFmpegError = FFmpegError  # type: ignore[attr-defined]  # as PyAV has it
+            setattr(made[parent], child, module)
+    made["av"].FFmpegError = FFmpegError  # type: ignore[attr-defined]  # as PyAV has it
+    return made
+
+
+def install() -> None:
+    """Puts the stand-in where `import av` finds it, unless PyAV was imported before."""
+    if "av" not in sys.modules:
+        sys.modules.update(modules())
 
 
 def _absent(name: str) -> NoReturn:

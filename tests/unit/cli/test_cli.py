@@ -3,6 +3,7 @@
 `run` and `demo` are started by the system tests; here it is only seen that they are called.
 """
 
+import importlib
 import os
 import socket
 import stat
@@ -151,13 +152,12 @@ def test_as_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def replace(monkeypatch: pytest.MonkeyPatch, module: str, **functions: object) -> None:
-    """Put a module with only these functions in the place of one of the supervisor's."""
-    import socks_tunnel.supervisor
-
-    stand_in = ModuleType(f"socks_tunnel.supervisor.{module}")
+    """Put a module with only these functions in the place of one that a command imports."""
+    package, _, name = f"socks_tunnel.{module}".rpartition(".")
+    stand_in = ModuleType(f"{package}.{name}")
     vars(stand_in).update(functions)
     monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
-    monkeypatch.setattr(socks_tunnel.supervisor, module, stand_in, raising=False)
+    monkeypatch.setattr(importlib.import_module(package), name, stand_in, raising=False)
 
 
 @pytest.mark.parametrize("code", [0, 70, 73, 78])
@@ -168,7 +168,7 @@ def test_run(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
         asked.append(path)
         return code
 
-    replace(monkeypatch, "main", run=run)
+    replace(monkeypatch, "supervisor.main", run=run)
     monkeypatch.setattr("socks_tunnel.ops.process.leave", sys.exit)  # pytest is to stay
     assert call("run", "--config", "/etc/x.toml").exit_code == code
     assert asked == [Path("/etc/x.toml")]
@@ -191,13 +191,13 @@ def test_demo(
         asked.append((listen, policy_file))
         return 73
 
-    replace(monkeypatch, "demo", run=run)
+    replace(monkeypatch, "demo.demonstration", run=run)
     assert call("demo", *arguments).exit_code == 73
     assert asked == [expected]
 
 
 def test_demo_with_a_bad_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    replace(monkeypatch, "demo", run=None)
+    replace(monkeypatch, "demo.demonstration", run=None)
     assert "'1080' is not HOST:PORT" in refusal(call("demo", "--listen", "1080"), 2)
 
 
@@ -489,7 +489,7 @@ class Instance:
 @pytest.fixture
 def instance(monkeypatch: pytest.MonkeyPatch) -> Instance:
     instance = Instance()
-    replace(monkeypatch, "control_client", request=instance.request)
+    replace(monkeypatch, "supervisor.control_client", request=instance.request)
     return instance
 
 

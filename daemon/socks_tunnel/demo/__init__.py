@@ -1,0 +1,1 @@
+"""Both roles on this machine, for a first look; `socks-tunnel demo`."""
