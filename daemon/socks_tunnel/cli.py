@@ -475,4 +475,7 @@ def version() -> None:
         click.echo(f"{package:<12} {installed_version(package)}")
     # The library that cryptography brings, which is the one that does DTLS.
     click.echo(f"OpenSSL      {backend.openssl_version_text().removeprefix('OpenSSL ')}")
+    from socks_tunnel.peer.select import fast_path_state
+
     click.echo("accelerations: uvloop, the event loop of the workers")
+    click.echo(f"fast path:     {fast_path_state()}; transport.fast_path can switch it off")

@@ -16,10 +16,11 @@ from aiortc import (
 from integration.link_pair import LOOPBACK, PATIENCE
 from socks_tunnel.peer.fast.connection import FastPeerConnection
 from socks_tunnel.peer.fast.dtls import FastDtlsTransport
+from socks_tunnel.peer.fast.sctp import FastSctpTransport
 from socks_tunnel.peer.ice import candidate_addresses
 from socks_tunnel.peer.plain.fences import FencedPeerConnection
 
-Kind = Literal["plain", "fenced", "fast-dtls"]
+Kind = Literal["plain", "fenced", "fast-dtls", "fast"]
 
 
 class StockSctp(RTCSctpTransport):
@@ -46,6 +47,8 @@ def connection(kind: Kind) -> RTCPeerConnection:
     configuration = RTCConfiguration(iceServers=[])
     if kind == "plain":
         return RTCPeerConnection(configuration)
+    if kind == "fast":
+        return FastPeerConnection(configuration, sctp=FastSctpTransport)
     if kind == "fenced":
         return FencedPeerConnection(configuration)
     return FastPeerConnection(configuration, sctp=StockSctp)

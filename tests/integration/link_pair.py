@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from aiortc import (
     RTCConfiguration,
@@ -13,7 +13,10 @@ from aiortc import (
 )
 
 from socks_tunnel.peer import IceSettings, Link, quiet_loop_exceptions
+from socks_tunnel.peer.fast.dtls import FastDtlsTransport
+from socks_tunnel.peer.fast.transport import FastTransport
 from socks_tunnel.peer.ice import candidate_addresses
+from socks_tunnel.peer.over_aiortc import AiortcTransport
 from socks_tunnel.peer.plain.transport import PlainTransport
 from socks_tunnel.protocol.keepalive import Timing
 from socks_tunnel.protocol.messages import SUBPROTOCOL, Hello, Resume
@@ -39,15 +42,33 @@ def hello(**changes: Any) -> Hello:
 TIMES = {"ping_interval", "dead_after", "probe_after", "suspect_after"}
 
 
-def plain(link: Link) -> PlainTransport:
-    """The transport of a link, which is plain."""
-    assert isinstance(link.transport, PlainTransport)
+def over_aiortc(link: Link) -> AiortcTransport:
+    """The transport of a link."""
+    assert isinstance(link.transport, AiortcTransport)
     return link.transport
+
+
+def silence(link: Link) -> None:
+    """Lets nothing out of a link any more, without an end."""
+
+    async def swallow(*_: Any) -> None:
+        pass
+
+    def swallow_now(*_: Any) -> None:
+        pass
+
+    sctp = pc_of(link).sctp
+    assert sctp is not None
+    if isinstance(sctp.transport, FastDtlsTransport):
+        udp: Any = sctp.transport.udp
+        udp.send_segments = swallow_now
+    ice: Any = sctp.transport.transport._connection
+    ice.send = ice.sendto = swallow
 
 
 def pc_of(link: Link) -> RTCPeerConnection:
     """The peer connection beneath a link."""
-    pc = plain(link)._connection.pc
+    pc = over_aiortc(link)._connection.pc
     assert pc is not None
     return pc
 
@@ -144,6 +165,10 @@ class Recorder:
 class Site:
     """Makes links, closes them at the end, and fails the test for what the loop complains about."""
 
+    transports: ClassVar[dict[str, Any]] = {"plain": PlainTransport, "fast": FastTransport}
+    kind: ClassVar[str] = "plain"
+    """What links run on; see the fixture `path` of tests/integration/conftest.py."""
+
     def __init__(self) -> None:
         self.complaints: list[dict[str, Any]] = []
         self._links: list[Link] = []
@@ -154,7 +179,9 @@ class Site:
         settings: dict[str, Any] = {"hello": hello(), "name": role, "on_rtt": observer.on_rtt}
         times = {key: options.pop(key) for key in TIMES & options.keys()}
         lanes = {key: options.pop(key) for key in {"lanes"} & options.keys()}
-        transport = PlainTransport(role, options.pop("ice", LOOPBACK), name=role, **lanes)
+        transport = self.transports[self.kind](
+            role, options.pop("ice", LOOPBACK), name=role, **lanes
+        )
         link = Link(observer, transport, timing=Timing(**times), **(settings | options))
         self._links.append(link)
         return link, observer

@@ -18,8 +18,9 @@ from integration.link_pair import (
     buffered,
     hello,
     ice_of,
+    over_aiortc,
     pc_of,
-    plain,
+    silence,
     site,
 )
 from socks_tunnel.peer import IceSettings, TransportError
@@ -34,6 +35,8 @@ from socks_tunnel.protocol.messages import (
     UdpPacket,
     message_key,
 )
+
+pytestmark = pytest.mark.usefixtures("path")
 
 
 async def exchange(here: Site, ice: IceSettings = LOOPBACK) -> None:
@@ -427,13 +430,9 @@ async def test_a_silent_peer_is_noticed() -> None:
     async with site() as here:
         gateway, at_gateway, endpoint, _ = await here.pair(ping_interval=0.3, dead_after=0.9)
 
-        async def swallow(data: bytes) -> None:
-            pass
-
         loop = asyncio.get_running_loop()
         cut = loop.time()
-        ice_transport = ice_of(endpoint)
-        ice_transport.send = ice_transport.sendto = swallow
+        silence(endpoint)
         assert "nothing was heard from the peer for" in await at_gateway.down()
         # Measured from the last message, which is at most one PING interval before the cut.
         assert loop.time() - cut > 0.9 - 0.3 - 0.1
@@ -505,7 +504,7 @@ def test_a_caller_that_is_cancelled_while_it_gathers_loses_no_socket(
             with contextlib.suppress(asyncio.CancelledError):  # with many turns, it was too late
                 await offering
             await gateway.close("the caller was cancelled")
-            gathering = plain(gateway)._connection._gathering
+            gathering = over_aiortc(gateway)._connection._gathering
             assert gathering is None or await until_done(gathering)
 
     with asyncio.Runner(loop_factory=factory) as runner:

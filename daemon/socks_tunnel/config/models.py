@@ -362,6 +362,15 @@ class Ice(Table):
     HTTPS_PROXY and NO_PROXY of the environment say."""
 
 
+class Transport(Table):
+    """`[transport]`: what carries the messages of a link."""
+
+    fast_path: Literal["auto", "off"] = "auto"
+    """`off`: unmodified aiortc."""
+    congestion: Literal["cubic", "bbr"] = "cubic"
+    """The congestion controller of what this host sends on the fast path."""
+
+
 class Workers(Table):
     """`[workers]`: the processes that carry the flows."""
 
@@ -440,6 +449,7 @@ class ConfigFile(Table):
     policy: PolicyRules | None = None
     policies: dict[str, PolicyRules] = {}
     ice: Ice = Ice()
+    transport: Transport = Transport()
     workers: Workers = Workers()
     limits: Limits = Limits()
     metrics: Metrics = Metrics()

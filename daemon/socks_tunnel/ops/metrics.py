@@ -119,6 +119,7 @@ class Metrics:
         self.dns_failures_total = counter("dns_failures_total", "Name look-ups that failed", "kind")
         self.worker_restarts_total = counter("worker_restarts_total", "Workers started again")
         self.workers = gauge("workers", "Workers that are up")
+        self.fast_path = gauge("fast_path", "1 if new links use the fast path, 0 if plain aiortc")
         self.buffered_bytes = gauge(
             "buffered_bytes", "Bytes that wait, by the place where they do", "where"
         )

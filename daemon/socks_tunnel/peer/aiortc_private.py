@@ -185,6 +185,8 @@ def sctp_figures(pc: RTCPeerConnection) -> SctpFigures | None:
 def has_unsent(pc: RTCPeerConnection) -> bool:
     """Tell whether something that was sent was not acknowledged by the peer's SCTP yet."""
     sctp = pc.sctp
+    if isinstance(unsent := getattr(sctp, "has_unsent", None), bool):  # the fast path's
+        return unsent
     return (
         sctp is not None
         and sctp.state == "connected"

@@ -16,7 +16,7 @@ from socks_tunnel.config.models import Config, Ice, Peer
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.ice import IceSettings
-from socks_tunnel.peer.select import new_transport
+from socks_tunnel.peer.select import fast_path_active, new_transport
 from socks_tunnel.peer.transport import Role, Transport
 from socks_tunnel.protocol.errors import CloseReason
 from socks_tunnel.protocol.ice_urls import parse_udp_ports
@@ -40,7 +40,15 @@ REJECTIONS_PERIOD: Final = 10.0
 class TransportFactory(Protocol):
     """Makes the transport of a link; see :func:`socks_tunnel.peer.select.new_transport`."""
 
-    def __call__(self, role: Role, ice: IceSettings, *, name: str) -> Transport:
+    def __call__(
+        self,
+        role: Role,
+        ice: IceSettings,
+        *,
+        name: str,
+        fast_path: Literal["auto", "off"],
+        congestion: Literal["cubic", "bbr"],
+    ) -> Transport:
         """Returns a transport. Raises :class:`ValueError` for ICE servers that cannot be used."""
 
 
@@ -92,6 +100,7 @@ class Links:
     def _take(self, config: Config) -> None:
         self.config = config
         self.ice = ice_settings(config.ice)
+        self.metrics.fast_path.set(fast_path_active(config.transport.fast_path))
         self.peers = {peer.name: peer for peer in config.peers}
         self._ranks = {name: rank for rank, name in enumerate(self.peers)}
 
@@ -139,7 +148,14 @@ class Links:
     def new_link(self, peer: Peer, session: bytes) -> PeerLink:
         """Begins a link. Raises :class:`ValueError` for ICE servers that cannot be used."""
         ice = replace(self.ice, towards=signaling_host(peer.url))
-        transport = self._transports(self.role, ice, name=peer.name)
+        chosen = self.config.transport
+        transport = self._transports(
+            self.role,
+            ice,
+            name=peer.name,
+            fast_path=chosen.fast_path,
+            congestion=chosen.congestion,
+        )
         link = PeerLink(self, peer, self._hello(session), transport)
         self.links.append(link)
         self._count_links()

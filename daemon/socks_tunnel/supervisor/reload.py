@@ -18,6 +18,7 @@ RELOADED: Final = frozenset(
         "policy_file",
         "resume_timeout",
         "targets",
+        "transport",
         "udp_filtering",
         "users",
     }

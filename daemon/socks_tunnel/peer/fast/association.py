@@ -160,8 +160,8 @@ class FastAssociation(RTCSctpTransport):
         chunk = AbortChunk()
         chunk.params.append((PROTOCOL_VIOLATION, reason.encode()))
         run_now(self._send_chunk(chunk))
+        self._ended(reason)  # before the channels say that they are closed, which is no reason
         self._set_state(self.State.CLOSED)
-        self._ended(reason)
 
     # --- resets of streams (RFC 6525) -------------------------------------------------------------
 

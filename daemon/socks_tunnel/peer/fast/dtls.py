@@ -33,7 +33,7 @@ from socks_tunnel.peer.fast.udp import Address, BatchedUdpTransport, take_over
 
 _log = logging.getLogger(__name__)
 
-PACKETS_MAX: Final = 64
+PACKETS_MAX: Final = 32
 """SCTP packets handed up in one call."""
 
 CALL_SECONDS: Final = 0.001
@@ -118,6 +118,8 @@ class FastDtlsTransport(RTCDtlsTransport):
         self.counters = DtlsCounters()
         self.fast = False
         """Whether the receiving side was taken over from aiortc."""
+        self.heard_at: float | None = None
+        """When the last authenticated packets came, by :func:`time.monotonic`."""
         self.probing_allowed = False
         """Whether packets leave with DF, so that their loss says something about the path's MTU."""
         self._event_loop = asyncio.get_running_loop()
@@ -303,6 +305,8 @@ class FastDtlsTransport(RTCDtlsTransport):
         """Gives decrypted packets to the receiver, for a bounded time in this turn."""
         self._resumption = None
         pending = self._pending
+        if pending:
+            self.heard_at = time.monotonic()
         clock = time.perf_counter
         start = now = clock()
         while pending:

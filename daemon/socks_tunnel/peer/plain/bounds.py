@@ -93,7 +93,7 @@ def admit(packet: bytes, association: Association) -> bool:
         elif kind == _FORWARD_TSN:
             _check_forward_tsn(packet, start, stop)
         elif kind in _PARAMETERS:
-            _check_parameters(packet, start + _PARAMETERS[kind], stop)
+            check_parameters(kind, packet[start:stop])
         position += (length + 3) & ~3
     return True
 
@@ -150,13 +150,17 @@ def _check_forward_tsn(packet: bytes, start: int, stop: int) -> None:
             raise _abuse("streams", f"sent a FORWARD TSN for stream {stream}")
 
 
-def _check_parameters(packet: bytes, start: int, stop: int) -> None:
-    """Checks that each parameter is as long as its header at least (RFC 9260 section 3.2.1)."""
-    while start + 4 <= stop:
-        _, length = _PAIR.unpack_from(packet, start)
+def check_parameters(kind: int, value: bytes) -> None:
+    """Checks that each parameter of a chunk is as long as its header (RFC 9260 section 3.2.1).
+
+    Raises :class:`RemoteProtocolError`. Nothing is checked of chunks that have no parameters.
+    """
+    position = _PARAMETERS.get(kind, len(value))
+    while position + 4 <= len(value):
+        _, length = _PAIR.unpack_from(value, position)
         if length < 4:
             raise _abuse("parameter", f"sent a parameter of {length} bytes")
-        start += (length + 3) & ~3
+        position += (length + 3) & ~3
 
 
 def _abuse(kind: str, what: str) -> RemoteProtocolError:

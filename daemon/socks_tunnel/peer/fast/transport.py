@@ -1,0 +1,153 @@
+"""The transport over the fast path: its messages go to our own SCTP, a list for each channel."""
+
+from typing import Final
+
+from aiortc import RTCConfiguration, RTCDataChannel, RTCDtlsTransport, RTCPeerConnection
+
+from socks_tunnel.peer.channels import LANES, channel_for, lane_of
+from socks_tunnel.peer.fast.congestion import CongestionName
+from socks_tunnel.peer.fast.connection import FastPeerConnection
+from socks_tunnel.peer.fast.dtls import FastDtlsTransport
+from socks_tunnel.peer.fast.sctp import FastSctpTransport
+from socks_tunnel.peer.ice import IceSettings
+from socks_tunnel.peer.over_aiortc import HEADER_SIZE, AiortcTransport
+from socks_tunnel.peer.transport import QUEUE_LIMIT, Role, TransportStats
+
+UDP_OVERHEAD: Final = 28
+"""Bytes of the IPv4 and UDP headers, which an MTU of UDP payloads does not count."""
+
+
+class FastTransport(AiortcTransport):
+    """Fulfils :class:`socks_tunnel.peer.transport.Transport`. Made on the loop that it lives on.
+
+    `name` is for logs, `congestion` names the controller of the sending side. Raises
+    :class:`ValueError` for ICE servers that cannot be used.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        ice: IceSettings,
+        *,
+        name: str,
+        lanes: int = LANES,
+        congestion: CongestionName = "cubic",
+    ) -> None:
+        super().__init__(role, ice, name=name, lanes=lanes, make=self._make)
+        self._congestion: CongestionName = congestion
+        self._sctp: FastSctpTransport | None = None
+
+    def _make(self, configuration: RTCConfiguration) -> RTCPeerConnection:
+        return FastPeerConnection(configuration, sctp=self._make_sctp)
+
+    def _make_sctp(self, dtls: RTCDtlsTransport) -> FastSctpTransport:
+        self._sctp = FastSctpTransport(dtls, congestion=self._congestion)
+        self._sctp.attach(self)
+        return self._sctp
+
+    @property
+    def _dtls(self) -> FastDtlsTransport | None:
+        dtls = None if self._sctp is None else self._sctp.transport
+        return dtls if isinstance(dtls, FastDtlsTransport) else None
+
+    @property
+    def heard_at(self) -> float | None:
+        """When the last authenticated packet came, by :func:`time.monotonic`."""
+        return None if self._dtls is None else self._dtls.heard_at
+
+    @property
+    def queue_limit(self) -> int:
+        """Bytes that are worth having in it: about what the path holds."""
+        return QUEUE_LIMIT if self._sctp is None else self._sctp.queue_limit
+
+    @property
+    def stats(self) -> TransportStats:
+        """Figures of this moment."""
+        sctp, dtls = self._sctp, self._dtls
+        if sctp is None or dtls is None:
+            return TransportStats()
+        figures, records = sctp.snapshot(), dtls.counters
+        return TransportStats(
+            rtt=figures.rtt or None,
+            rtt_min=figures.rtt_min or None,
+            cwnd=figures.cwnd,
+            outstanding=figures.outstanding,
+            queued=figures.queued,
+            delivery_rate=figures.delivery_rate or None,
+            retransmissions=figures.retransmissions,
+            sacks_received=figures.sacks_received,
+            sacks_sent=figures.sacks_sent,
+            packets_sent=records.sent_records,
+            packets_received=records.received_records,
+            bytes_sent=records.sent_bytes,
+            bytes_received=records.received_bytes,
+            datagrams_dropped=self._dropped,
+            mtu=figures.packet_size + dtls.packet_overhead - UDP_OVERHEAD,
+        )
+
+    # --- sending ------------------------------------------------------------------------------
+
+    def send_many(self, messages: list[bytes]) -> None:
+        """Takes messages for the channels of their types."""
+        if self.state == "down" or self._sctp is None:
+            return
+        limit = self.max_message
+        sizes = list(map(len, messages))
+        if sizes and (min(sizes) < HEADER_SIZE or max(sizes) > limit):
+            self._check_sizes(messages, limit)
+        batches: dict[RTCDataChannel | None, list[bytes]] = {}
+        up = self.state == "up"
+        taken = 0
+        for message, size in zip(messages, sizes, strict=True):
+            kind = channel_for(message[0])
+            channel: RTCDataChannel | None
+            if kind == "control":
+                channel = self._control
+            elif not up:
+                continue
+            else:
+                taken += size
+                if kind == "lane":
+                    self._lanes_frozen = True
+                    channel = self._lanes[lane_of(message, len(self._lanes))]
+                elif size > limit:
+                    self._dropped += 1
+                    self._left(size)
+                    continue
+                else:
+                    channel = self._datagram
+            batches.setdefault(channel, []).append(message)
+        self.buffered += taken
+        for channel, batch in batches.items():
+            if channel is not None and channel.readyState == "open":
+                self._sctp.send_many(channel, batch)
+            elif channel is not self._control:
+                # The peer has closed the channel this very moment, and the connection ends.
+                self._left(sum(map(len, batch)))
+
+    # --- what SCTP tells ----------------------------------------------------------------------
+
+    def sctp_messages(self, batch: list[tuple[RTCDataChannel, bytes]]) -> None:
+        """Takes messages that came; the owner gets those of this turn of the loop together."""
+        inbox = self._inbox
+        control, datagram = self._control, self._datagram
+        from_lane = inbox.from_lane
+        for channel, message in batch:
+            if channel is control:
+                inbox.from_control(message)
+            elif channel is datagram:
+                inbox.from_datagram(message)
+            else:
+                from_lane(message)
+
+    def sctp_drained(self, drained: list[tuple[RTCDataChannel, int]]) -> None:
+        """Learns what has left the queues of channels."""
+        left = sum(size for channel, size in drained if channel is not self._control)
+        if left and self.state == "up":
+            self._left(left)
+
+    def sctp_failed(self, reason: str) -> None:
+        """Ends the transport."""
+        if self.state != "down":
+            self.connection_error("sctp", "")
+            self.connection_lost(reason)
