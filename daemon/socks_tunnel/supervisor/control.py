@@ -15,7 +15,7 @@ import json
 import logging
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,9 @@ REQUEST_MAX: Final = 4096
 
 CLIENTS_MAX: Final = 16
 """Connections at a time; further ones are closed at once."""
+
+PIECE: Final = 32_768
+"""Bytes of an answer that are encoded at a time."""
 
 IDLE_TIMEOUT: Final = 60.0
 """Seconds that a connection may be silent."""
@@ -87,8 +90,10 @@ class ControlServer:
             async with asyncio.timeout(IDLE_TIMEOUT) as deadline:
                 while line := await reader.readline():
                     answer = await self._answer(line, writer, told)
-                    writer.write(json.dumps(answer).encode() + b"\n")
-                    await writer.drain()
+                    for piece in pieces(answer):
+                        writer.write(piece)
+                        await writer.drain()
+                        await asyncio.sleep(0)
                     deadline.reschedule(asyncio.get_running_loop().time() + IDLE_TIMEOUT)
         except TimeoutError:
             _log.debug("a control connection was silent for %.0f s; closed", IDLE_TIMEOUT)
@@ -126,6 +131,40 @@ class ControlServer:
         except Exception:  # noqa: BLE001 - a bug in one answer must not end the others
             _log.exception("the control request '%s' failed", bounded.clip(op, 40))
             return {"ok": False, "error": "a bug; the log of the instance has the details"}
+
+
+def pieces(answer: dict[str, Any]) -> Iterator[bytes]:
+    """Yields the line that an answer is, in pieces that each take about a millisecond to encode.
+
+    `json.dumps` holds the interpreter to its end, a second for 20,000 flows. So long lists, as the
+    result or among its values, are cut.
+    """
+    gathered = b""
+    for text in _texts(answer):
+        gathered += text.encode()
+        if len(gathered) >= PIECE:
+            yield gathered
+            gathered = b""
+    yield gathered + b"\n"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict) and any(isinstance(v, dict | list) for v in value.values()):
+        before = "{"
+        for key, inner in value.items():
+            yield f"{before}{json.dumps(key)}: "
+            yield from _texts(inner)
+            before = ", "
+        yield "}"
+    elif isinstance(value, list) and value:
+        before = "["
+        for row in value:
+            yield before
+            yield json.dumps(row)
+            before = ", "
+        yield "]"
+    else:
+        yield json.dumps(value)
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:

@@ -27,7 +27,7 @@ from socks_tunnel.config.models import Config, listener_text
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.ops.notify import Notifier
-from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.ops.tasks import short_turns, spawn
 from socks_tunnel.peer.quiet import quiet_loop_exceptions, set_library_log_level
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.ipc import encode_control
@@ -427,7 +427,7 @@ class Instance:
 
     def _make_status_line(self) -> str:
         line = report.status_line(
-            self.config.role, self.links.status(), self.router.flows, self.router.workers
+            self.config.role, self.links, self.router.flows, self.router.workers
         )
         return line if self.state == "ready" else f"{self.state}; {line}"
 
@@ -495,15 +495,10 @@ class Instance:
         async with self._reloading:
             self.notifier.reloading()
             try:
-                read = await asyncio.to_thread(load, self.config.source)
-                config, waiting = merge(self.config, read)
-                try:
-                    self._check_frame(config)
-                except StartError as error:
-                    problem = Problem(config.source, None, "", str(error))
-                    raise ConfigError([problem]) from None
+                with short_turns():
+                    read, config, waiting, fields = await asyncio.to_thread(self._read_again)
                 await self.links.prepare(read)
-                self._apply(config)
+                self._apply(config, fields)
             finally:
                 self.notifier.ready(self._status_line)
         _log.info("reloaded %s", self.config.source)
@@ -511,12 +506,25 @@ class Instance:
             _log.warning("changes to %s take effect with a restart", ", ".join(waiting))
         return waiting
 
-    def _apply(self, config: Config) -> None:
+    def _read_again(self) -> tuple[Config, Config, list[str], dict[str, Any]]:
+        """Returns the file, what is to hold, what waits for a restart, and the workers' settings.
+
+        It runs in a thread: with thousands of peers it takes a second.
+        """
+        read = load(self.config.source)
+        config, waiting = merge(self.config, read)
+        try:
+            self._check_frame(config)
+        except StartError as error:
+            problem = Problem(config.source, None, "", str(error))
+            raise ConfigError([problem]) from None
+        return read, config, waiting, dump(config)
+
+    def _apply(self, config: Config, fields: dict[str, Any]) -> None:
         self.config = config
         ops_logging.set_level(config.log.level)
         set_library_log_level(debug=config.log.level == "debug")
         self.router.flows_per_link = config.limits.flows_per_worker * self.router.worker_count
-        fields = dump(config)
         for slot in self.workers:
             slot.log = config.log
             slot.reload(fields)

@@ -6,7 +6,7 @@ over. How links come to be: dialler.py on a gateway, answerer.py on an endpoint.
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final, Literal, Protocol
 from urllib.parse import urlsplit
@@ -127,14 +127,15 @@ class Links:
 
     def status(self) -> list[dict[str, Any]]:
         """Returns each configured peer's links, in the order of the configuration."""
+        return list(self.rows())
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yields what :meth:`status` returns, one by one: thousands take a while."""
         present: dict[str, list[dict[str, Any]]] = {}
         for link in self.links:
             present.setdefault(link.peer.name, []).append(link.status())
-        return [
-            row
-            for peer in self.config.peers
-            for row in present.get(peer.name) or [self._absent(peer)]
-        ]
+        for peer in self.config.peers:
+            yield from present.get(peer.name) or [self._absent(peer)]
 
     def _absent(self, peer: Peer) -> dict[str, Any]:
         return absent_status(peer.name)

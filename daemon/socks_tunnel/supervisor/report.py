@@ -7,8 +7,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncIterator, Iterable, Sized
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import socks_tunnel
 from socks_tunnel.config.models import listener_text
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from socks_tunnel.supervisor.children import WorkerSlot
     from socks_tunnel.supervisor.instance import Instance
 
+_T = TypeVar("_T")
+
 _log = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT: Final = 2.0
@@ -24,6 +26,9 @@ ANSWER_TIMEOUT: Final = 2.0
 
 PEERS_IN_LINE: Final = 3
 """Up to so many peers are named in the status line; more are only counted."""
+
+TURN: Final = 100
+"""Rows that are made before the event loop may do something else: about a millisecond."""
 
 RANKINGS: Final = ("rate", "total", "age")
 """What the first flows can be asked for by: bytes per second, bytes, seconds."""
@@ -55,7 +60,7 @@ async def status(instance: "Instance") -> dict[str, Any]:
         "state": instance.state,
         "listen": _listening(instance),
         "metrics": None if instance.metrics_address is None else str(instance.metrics_address),
-        "links": instance.links.status(),
+        "links": [row async for row in in_turns(instance.links.rows())],
         "workers": workers,
         "counters": {
             **{key: sum(worker[key] for worker in workers) for key in _OF_WORKER},
@@ -80,21 +85,44 @@ async def connections(instance: "Instance", **options: Any) -> list[dict[str, An
     answers = await asyncio.gather(
         *(_ask(slot, "connections", **options) for slot in instance.workers)
     )
-    return [
+    rows = (
         {**row, "worker": slot.index}
         for slot, answer in zip(instance.workers, answers, strict=True)
         for row in answer
         if isinstance(row, dict)
-    ]
+    )
+    return [row async for row in in_turns(rows)]
 
 
-def status_line(role: str, links: Sequence[dict[str, Any]], flows: int, workers: int) -> str:
-    """Give the sentence that the service manager shows: role, links, flows, workers."""
-    if len(links) <= PEERS_IN_LINE:
-        parts = [_link_words(link) for link in links]
-    else:
-        up = sum(link["state"] == "up" for link in links)
-        parts = [f"{up} of {len(links)} links up"]
+async def in_turns(rows: Iterable[_T]) -> AsyncIterator[_T]:
+    """Yields the rows, and lets the event loop go on after each :data:`TURN`."""
+    for number, row in enumerate(rows, 1):
+        yield row
+        if number % TURN == 0:
+            await asyncio.sleep(0)
+
+
+class Counted(Protocol):
+    """What the status line needs of the links."""
+
+    @property
+    def peers(self) -> Sized:
+        """The configured peers."""
+
+    def up(self) -> Sized:
+        """The links that are up."""
+
+    def status(self) -> list[dict[str, Any]]:
+        """A row for each."""
+
+
+def status_line(role: str, links: Counted, flows: int, workers: int) -> str:
+    """Returns the sentence that the service manager shows: role, links, flows, workers."""
+    peers = len(links.peers)
+    if peers <= PEERS_IN_LINE:
+        parts = [_link_words(link) for link in links.status()]
+    else:  # counted: thousands of rows would hold up the packets
+        parts = [f"{len(links.up())} of {peers} links up"]
     parts.append(_count(flows, "flow"))
     parts.append(_count(workers, "worker"))
     return f"{role}: {', '.join(parts)}"

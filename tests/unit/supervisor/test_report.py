@@ -11,6 +11,19 @@ def link(peer: str, state: str = "up", rtt_ms: float | None = None) -> dict[str,
     return {"peer": peer, "state": state, "rtt_ms": rtt_ms}
 
 
+class Links:
+    """As many peers as rows; up are those that say so."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.peers = rows
+
+    def up(self) -> list[dict[str, Any]]:
+        return [row for row in self.peers if row["state"] == "up"]
+
+    def status(self) -> list[dict[str, Any]]:
+        return self.peers
+
+
 @pytest.mark.parametrize(
     ("links", "flows", "workers", "line"),
     [
@@ -41,4 +54,4 @@ def link(peer: str, state: str = "up", rtt_ms: float | None = None) -> dict[str,
     ],
 )
 def test_status_line(links: list[dict[str, Any]], flows: int, workers: int, line: str) -> None:
-    assert status_line("gateway", links, flows, workers) == line
+    assert status_line("gateway", Links(links), flows, workers) == line
