@@ -3,6 +3,7 @@
 The table of all cells is printed at the end, with the time from the gateway's start to its link.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -333,3 +334,48 @@ def test_ipv6_only(policy: str, kind: str, world6: NatSite, report_logs: Report)
     link = up(tunnel, report_logs)
     assert (link["path_kind"], link["path_family"]) == (kind, "ipv6")
     assert "no answer" not in tunnel.gateway.log_text()
+
+
+# --- narrow paths -----------------------------------------------------------------------------
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_path_too_narrow_for_signalling_is_named(
+    scheme: str, fresh: NatSite, report_logs: Report
+) -> None:
+    """RFC 2923: a smaller MTU on the way, and ICMP filtered. With https it is no matter of TLS."""
+    world = fresh.world
+    tunnel = fresh.nat_tunnel({}, gateway={"socks": {"connect_timeout": 5}})
+    url = f"{scheme}://{FAR}:{tunnel.signaling_port}/"
+    tunnel.gateway_settings["peers"][0]["url"] = url
+    if scheme == "https":
+        authority = Authority("Signalling")
+        # A certificate that needs more than one packet.
+        issued = authority.issue(FAR, *(f"host-{number}.example.net" for number in range(120)))
+        tunnel.homes["endpoint"].put("tls.pem", issued.both)
+        tunnel.homes["gateway"].put("ca.pem", authority.certificate)
+        tunnel.endpoint_settings["signaling"]["tls_certificate"] = "tls.pem"
+        tunnel.gateway_settings["peers"][0]["tls_ca"] = "ca.pem"
+    report_logs(tunnel)
+    links = [(world.core, "far0"), (world.far, "wan")]
+    try:
+        for router, interface in links:
+            router.run("ip", "link", "set", interface, "mtu", "700")
+            router.run(
+                "nft",
+                "add table ip quiet; "
+                "add chain ip quiet out { type filter hook output priority 0; }; "
+                "add rule ip quiet out icmp type destination-unreachable drop",
+            )
+        tunnel.start_endpoint()
+        tunnel.start_gateway().wait_log(
+            rf"cannot reach office: .*{re.escape(url)}.*: the connection was made, but .*packets .*"
+            r"is the MTU of the path smaller, and ICMP filtered\?",
+            timeout=60,
+        )
+        assert "no TLS with" not in tunnel.gateway.log_text()
+    finally:
+        for router, interface in links:
+            router.run("ip", "link", "set", interface, "mtu", "1500")
+        tunnel.stop()

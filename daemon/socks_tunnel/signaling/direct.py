@@ -217,6 +217,7 @@ class DirectClient:
     ) -> tuple[Answer, bytes]:
         """Makes one request on a connection of its own; returns the answer and its body."""
         headers = {"Content-Type": CONTENT_TYPE, "User-Agent": "socks-tunnel"}
+        stalls: list[str] = []
         try:
             async with asyncio.timeout(seconds):
                 answer = await request(
@@ -228,10 +229,15 @@ class DirectClient:
                     tls=await self._context(),
                     configured_proxy=self._proxy,
                     answer_max=ENVELOPE_MAX,
+                    on_stall=stalls.append,
                 )
         except TimeoutError:
-            raise SignalingError(f"{self._name} did not answer within {seconds:g} s") from None
+            text = f"{self._name} did not answer within {seconds:g} s"
+            raise SignalingError(": ".join([text, *stalls])) from None
         except HttpFailure as failure:
+            if stalls and failure.certificate is None:
+                text = f"the request to {self._name} failed: {stalls[0]}"
+                raise SignalingError(text) from None
             raise SignalingError(self._sentence(failure)) from None
         if answer.body is None:
             raise SignalingError(f"the answer of {self._name} is over {ENVELOPE_MAX} bytes")

@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +16,7 @@ import h11
 
 from socks_tunnel.ops import lookup
 from socks_tunnel.ops.http_server import tls_reason
+from socks_tunnel.ops.tcp_path import why_stalled
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.urls import DEFAULT_PORTS, Proxy, Url, proxy_for
 
@@ -65,11 +66,13 @@ async def request(
     tls: ssl.SSLContext | None = None,
     configured_proxy: str | None = None,
     answer_max: int,
+    on_stall: Callable[[str], None] = lambda _: None,
 ) -> Answer:
     """Makes one request; the caller bounds the time.
 
-    `unix` is the path of the Unix socket to make it on, `tls` what https needs. Raises
-    :class:`HttpFailure`.
+    `unix` is the path of the Unix socket to make it on, `tls` what https needs. `on_stall` is told
+    why no answer came, where the kernel knows it, before the error is raised (also when the caller
+    has lost patience). Raises :class:`HttpFailure`.
     """
     try:
         proxy = None if unix else proxy_for(url, configured_proxy, os.environ)
@@ -77,6 +80,8 @@ async def request(
         raise HttpFailure(f"cannot be reached: {error}") from None
     sock = await _connect(url, unix, proxy)
     stream = _Stream(sock)
+    answered = False
+    probe = sock.dup()  # a transport that fails closes its own descriptor first
     try:
         if url.scheme == "https" and proxy is not None:
             assert tls is not None, "https comes with a context"
@@ -94,7 +99,9 @@ async def request(
             if proxy.credentials:
                 fields.append(("Proxy-Authorization", proxy.credentials))
         http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_MAX)
-        return await _exchange(http, stream, method, target, fields, body, answer_max)
+        answer = await _exchange(http, stream, method, target, fields, body, answer_max)
+        answered = True
+        return answer  # noqa: TRY300 - what follows are errors of the whole
     except ssl.SSLCertVerificationError as error:
         raise HttpFailure("has a certificate that does not verify", certificate=error) from None
     except ssl.SSLError as error:
@@ -105,7 +112,11 @@ async def request(
         cut = isinstance(error, ConnectionResetError)
         raise HttpFailure(error.strerror or clip(error), cut_short=cut) from None
     finally:
+        stall = None if answered else why_stalled(probe)
+        probe.close()
         stream.abort()
+        if stall is not None:
+            on_stall(stall)
 
 
 async def _connect(url: Url, unix: str, proxy: Proxy | None) -> socket.socket:

@@ -1,0 +1,52 @@
+"""What the kernel knows of a TCP connection that does not get on: packets that are too large.
+
+A path with a smaller MTU than its ends drops large packets; where ICMP is filtered too, nobody is
+told (RFC 2923 section 2.1). Small packets pass, so the connection is made, and the first large
+packet stalls it: in TLS that looks like a handshake that fails.
+"""
+
+import socket
+import struct
+from typing import Final
+
+STALLED_AFTER: Final = 2
+"""Retransmissions in a row of the same packet after which it counts as lost for good."""
+
+# struct tcp_info of linux/tcp.h: offsets of the fields that are read.
+_RETRANSMITS: Final = 2
+_U32: Final = struct.Struct("=I")
+_SND_MSS, _UNACKED, _ADVMSS, _RCV_OOOPACK = 16, 24, 84, 224
+
+
+def too_large(info: bytes) -> str | None:
+    """Returns what TCP_INFO says of packets that are lost for their size, as a part of a sentence.
+
+    None if it says nothing of the kind. Packets that come out of order while earlier ones are
+    missing are counted since Linux 5.4; an older kernel's shorter answer says nothing of them.
+    """
+
+    def field(offset: int) -> int:
+        return int(_U32.unpack_from(info, offset)[0]) if len(info) >= offset + 4 else 0
+
+    if len(info) > _RETRANSMITS and info[_RETRANSMITS] >= STALLED_AFTER and field(_UNACKED):
+        return (
+            f"the connection was made, but packets of up to {field(_SND_MSS)} bytes that we send "
+            "are not acknowledged: is the MTU of the path smaller, and ICMP filtered?"
+        )
+    if field(_RCV_OOOPACK):
+        return (
+            "the connection was made, but larger packets of the other side (we take up to "
+            f"{field(_ADVMSS)} bytes) are missing while smaller ones arrive: is the MTU of the "
+            "path smaller, and ICMP filtered?"
+        )
+    return None
+
+
+def why_stalled(sock: socket.socket) -> str | None:
+    """Returns why a connection that got no answer may have stalled; None if nobody knows."""
+    if sock.family == socket.AF_UNIX:
+        return None
+    try:
+        return too_large(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232))
+    except OSError:
+        return None  # it is no connection any more
