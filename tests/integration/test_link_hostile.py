@@ -436,7 +436,6 @@ async def test_messages_that_never_end_are_bounded(
 ) -> None:
     async with site() as here:
         monkeypatch.setattr(transport_module, "REASSEMBLY_MAX", 100_000)
-        monkeypatch.setattr(transport_module, "REASSEMBLY_PERIOD", 0.1)
         gateway, endpoint, seen = await greeted(here)
         sctp = sctp_of(gateway)
         lane = gateway.channels["lane-0"]

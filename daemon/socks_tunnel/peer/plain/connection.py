@@ -14,6 +14,7 @@ is its owner, moves the messages, and keeps the rules of :mod:`socks_tunnel.peer
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -54,8 +55,11 @@ _bugs = BugLog()
 
 PATH_LOST: Final = "the path to the peer is lost (ICE consent expired)"
 
+ACKNOWLEDGE_POLL: Final = 0.01
+"""Seconds between two looks at whether everything is acknowledged: aiortc tells nobody."""
+
+_CLOSED_MEANWHILE: Final = "the link was closed while it was set up"
 _MAX_MESSAGE_SIZE = re.compile(r"(?m)^a=max-message-size:[0-9]+")
-_ACKNOWLEDGE_POLL: Final = 0.01
 
 
 class ConnectionOwner(Protocol):
@@ -117,9 +121,6 @@ class Connection:
         self._gathering: asyncio.Task[None] | None = None
         self._teardown_task: asyncio.Task[None] | None = None
 
-    def __repr__(self) -> str:
-        return f"<Connection {self.name} ({self.role}) {self.state}>"
-
     @property
     def max_message(self) -> int:
         """Longest message in bytes that the peer takes; 65,536 until its SDP was read."""
@@ -169,7 +170,7 @@ class Connection:
 
     def _start(self, role: Role) -> RTCPeerConnection:
         if self.role != role or self.pc is not None:
-            raise LocalProtocolError(f"{self!r} cannot be started as {role}")
+            raise LocalProtocolError(f"a link that is {self.state} cannot be started as {role}")
         if self.state == "down":
             raise TransportError("the link is closed")
         self.state = "connecting"
@@ -205,7 +206,8 @@ class Connection:
             await asyncio.shield(gathering)
         except Exception as error:
             raise self._unusable(f"no {kind} can be made: {_said(error)}") from error
-        self._still_connecting()
+        if self._ended():
+            raise TransportError(_CLOSED_MEANWHILE)
         sdp: str = pc.localDescription.sdp
         if "a=candidate:" not in sdp:
             raise self._unusable(why_no_candidates(pc, self._ice))
@@ -233,7 +235,8 @@ class Connection:
             # aiortc has no error of its own for SDP that it does not take: any exception is that.
             self._owner.connection_error("sdp", "")
             raise self._unusable(f"the peer's SDP cannot be used: {_said(error)}") from error
-        self._still_connecting()
+        if self._ended():
+            raise TransportError(_CLOSED_MEANWHILE)
 
     def _unusable(self, reason: str) -> TransportError:
         self._lose(reason)
@@ -241,10 +244,6 @@ class Connection:
 
     def _ended(self) -> bool:
         return self.state == "down"
-
-    def _still_connecting(self) -> None:
-        if self._ended():
-            raise TransportError("the link was closed while it was set up")
 
     # --- channels -------------------------------------------------------------------------------
 
@@ -304,7 +303,7 @@ class Connection:
         self.state = "down"
         if self.pc is not None:
             self._teardown_task = spawn(
-                f"close of link {self.name}", self._teardown(self.pc, linger)
+                f"close of link {self.name}", _close_in_order(self.pc, self.name, linger)
             )
 
     async def closed(self) -> None:
@@ -315,30 +314,6 @@ class Connection:
     def _lose(self, reason: str) -> None:
         if self.state != "down":
             self._owner.connection_lost(reason)
-
-    async def _teardown(self, pc: RTCPeerConnection, linger: float) -> None:
-        deadline = self._loop.time() + linger
-        while self._loop.time() < deadline and aiortc_private.has_unsent(pc):  # noqa: ASYNC110 - see below
-            # aiortc tells nobody when the last of it is acknowledged
-            await asyncio.sleep(_ACKNOWLEDGE_POLL)
-        # Not wait_for: it would cancel a future inside aiortc that its own close task sets.
-        closing = spawn(f"close of peer connection {self.name}", self._close_pc(pc))
-        done, _ = await asyncio.wait([closing], timeout=CLOSE_TIMEOUT)
-        if not done:
-            _log.warning(
-                "link %s: its peer connection did not close within %.0f s; dropping its sockets",
-                self.name,
-                CLOSE_TIMEOUT,
-            )
-            closing.cancel()
-            aiortc_private.abort_sockets(pc)
-
-    async def _close_pc(self, pc: RTCPeerConnection) -> None:
-        try:
-            await pc.close()
-        except Exception as error:  # noqa: BLE001 - aiortc's close is no place to fail for anyone
-            _log.debug("link %s: closing its peer connection: %r", self.name, error)
-            aiortc_private.abort_sockets(pc)
 
     # --- what ends it ---------------------------------------------------------------------------
 
@@ -366,11 +341,7 @@ class Connection:
         task = aiortc_private.receive_task(pc)
         if task is not None and self._receiver is None:
             self._receiver = task
-            task.add_done_callback(self._receiver_ended)
-
-    def _receiver_ended(self, task: "asyncio.Task[None]") -> None:
-        if not task.cancelled():
-            self._end_came()
+            task.add_done_callback(lambda task: None if task.cancelled() else self._end_came())
 
     def _end_came(self) -> None:
         """The peer, ICE, or an error in receiving has ended the connection."""
@@ -395,6 +366,36 @@ class Connection:
         elif self.pc is not None and aiortc_private.path_is_closed(self.pc):
             reason = PATH_LOST
         self._lose(reason)
+
+
+async def _close_in_order(pc: RTCPeerConnection, name: str, linger: float) -> None:
+    """Closes a connection, after up to `linger` seconds for what was sent to be acknowledged.
+
+    A close that hangs is cut short after :data:`CLOSE_TIMEOUT` seconds; its sockets are dropped
+    then. `name` is for logs.
+    """
+    deadline = time.monotonic() + linger
+    while time.monotonic() < deadline and aiortc_private.has_unsent(pc):  # noqa: ASYNC110 - see above
+        await asyncio.sleep(ACKNOWLEDGE_POLL)
+    # Not wait_for: it would cancel a future inside aiortc that its own close task sets.
+    closing = spawn(f"close of peer connection {name}", _close(pc, name))
+    done, _ = await asyncio.wait([closing], timeout=CLOSE_TIMEOUT)
+    if not done:
+        _log.warning(
+            "link %s: its peer connection did not close within %.0f s; dropping its sockets",
+            name,
+            CLOSE_TIMEOUT,
+        )
+        closing.cancel()
+        aiortc_private.abort_sockets(pc)
+
+
+async def _close(pc: RTCPeerConnection, name: str) -> None:
+    try:
+        await pc.close()
+    except Exception as error:  # noqa: BLE001 - aiortc's close is no place to fail for anyone
+        _log.debug("link %s: closing its peer connection: %r", name, error)
+        aiortc_private.abort_sockets(pc)
 
 
 def _said(error: BaseException) -> str:

@@ -5,9 +5,7 @@ they were sent. aiortc knows neither the round trip of a message nor the peer's 
 :attr:`PlainTransport.queue_limit` is a constant.
 """
 
-import asyncio
 import time
-from typing import Final
 
 from aiortc import InvalidStateError, RTCDataChannel
 
@@ -17,9 +15,6 @@ from socks_tunnel.peer.ice import IceSettings
 from socks_tunnel.peer.over_aiortc import HEADER_SIZE, AiortcTransport
 from socks_tunnel.peer.plain.fences import plain_connection
 from socks_tunnel.peer.transport import QUEUE_LIMIT, REASSEMBLY_MAX, Role, TransportStats
-
-REASSEMBLY_PERIOD: Final = 1.0
-"""Seconds between two looks at how much a peer makes us hold of unfinished messages."""
 
 
 class PlainTransport(AiortcTransport):
@@ -33,7 +28,6 @@ class PlainTransport(AiortcTransport):
         self.heard_at: float | None = None
         self._watching = False
         self._packets = 0
-        self._check_timer: asyncio.TimerHandle | None = None
 
     @property
     def queue_limit(self) -> int:
@@ -112,23 +106,9 @@ class PlainTransport(AiortcTransport):
     def _packet_came(self) -> None:
         self._packets += 1
         self.heard_at = time.monotonic()
-
-    def connection_up(self) -> None:
-        """The channels are open."""
-        self._check_timer = self._loop.call_later(REASSEMBLY_PERIOD, self._check_reassembly)
-        super().connection_up()
-
-    def _end(self, reason: str, *, linger: float = 0.0) -> None:
-        if self._check_timer is not None:
-            self._check_timer.cancel()
-        super()._end(reason, linger=linger)
-
-    def _check_reassembly(self) -> None:
         pc = self._connection.pc
         if pc is not None and aiortc_private.reassembly_bytes(pc) > REASSEMBLY_MAX:
             self.connection_error("reassembly", "")
             self.connection_lost(
                 "the peer sends far beyond the receive window without finishing messages"
             )
-        if self.state == "up":
-            self._check_timer = self._loop.call_later(REASSEMBLY_PERIOD, self._check_reassembly)
