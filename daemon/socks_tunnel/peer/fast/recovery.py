@@ -456,8 +456,8 @@ class Recovery:
             return
         self._in_vain(number)
         # RFC 8985 section 6.2.4: more patience, once a round trip at most.
-        if self._reorder_round <= self.delivered:
-            self._reorder_round = self.delivered + self.flight + 1
+        if self._rack_order >= self._reorder_round:
+            self._reorder_round = self.next_order
             self.reo_multiplier = min(self.reo_multiplier + 1, 64)
             self._reorder_persist = REORDER_PERSIST
             self._reordering = True

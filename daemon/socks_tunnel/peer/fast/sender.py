@@ -345,9 +345,10 @@ class Sender:
             if quantum < allowance:
                 self.more = True
                 allowance = int(quantum)
-        if allowance > BURST_PACKETS * self.packet_size:
+        burst = BURST_PACKETS * (self.packet_size - PACKET_HEADER)
+        if allowance > burst:
             self.more = True
-            return BURST_PACKETS * self.packet_size
+            return burst
         return allowance
 
     def _retransmit(

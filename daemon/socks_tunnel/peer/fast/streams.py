@@ -168,7 +168,9 @@ class Scheduler:
                 urgent.popleft()
         new, old = self._new, self._old
         if not new and len(old) == 1 and old[0].queue:
-            return old[0].queue[0]  # nobody else wants to send
+            # Nobody else wants to send: there is nothing to be in debt for.
+            old[0].deficit = QUANTUM
+            return old[0].queue[0]
         while True:
             turn = new or old
             if not turn:

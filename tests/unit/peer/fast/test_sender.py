@@ -1,0 +1,219 @@
+"""What the sender puts into packets, and when."""
+
+import struct
+from typing import Any
+
+import pytest
+from aiortc.rtcsctptransport import parse_packet
+
+from socks_tunnel.peer.fast.congestion import CongestionName
+from socks_tunnel.peer.fast.controllers import controller
+from socks_tunnel.peer.fast.sender import (
+    BURST_PACKETS,
+    MESSAGE_LIMIT_MAX,
+    MESSAGE_LIMIT_MIN,
+    QUEUE_BYTES_MAX,
+    QUEUE_BYTES_MIN,
+    Sender,
+)
+from socks_tunnel.peer.fast.streams import NORMAL, Message, OutboundStream
+
+SIZE = 1_432
+FIRST = 1_000
+
+
+def sender(name: CongestionName = "cubic", *, interleaved: bool = True) -> Sender:
+    made = Sender(FIRST, controller(name, SIZE), SIZE)
+    made.set_addressing(struct.pack("!HHL", 5000, 5000, 7))
+    made.interleaved = made.scheduler.interleaved = interleaved
+    made.peer_window = 1 << 24
+    return made
+
+
+def queue(made: Sender, *sizes: int, stream: OutboundStream | None = None, **options: Any) -> None:
+    stream = stream or OutboundStream(1, NORMAL)
+    for size in sizes:
+        made.scheduler.push(Message(stream, 53, bytes(size), **options))
+
+
+def sack(made: Sender, now: float, upto: int | None = None) -> None:
+    last = made.recovery.next_tsn - 1 if upto is None else FIRST + upto - 1
+    made.receive_sack(last & 0xFFFFFFFF, made.peer_window, (), (), now)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_packets_are_full_and_what_aiortc_can_read(interleaved: bool) -> None:
+    made = sender(interleaved=interleaved)
+    queue(made, 10_000, 3, 700, 1_400)
+    packets = made.transmit(1.0)
+    for packet in packets:
+        _, _, tag, _ = parse_packet(packet)  # checks the checksum too
+        assert tag == 7
+        assert len(packet) <= SIZE
+    # Equal sizes in a row, which one UDP GSO call can take; only what is left is shorter.
+    assert [len(packet) for packet in packets[:7]] == [SIZE] * 7
+    assert made.packets_sent == len(packets)
+    assert made.bytes_sent == sum(map(len, packets))
+
+
+def test_a_small_message_is_not_split_for_the_rest_of_a_packet() -> None:
+    made = sender(interleaved=False)
+    queue(made, 1_000, 1_000)
+    assert [len(packet) for packet in made.transmit(1.0)] == [12 + 16 + 1_000] * 2
+
+
+def test_small_messages_share_packets() -> None:
+    made = sender()
+    queue(made, *[50] * 40)
+    assert len(made.transmit(1.0)) == 3
+
+
+def test_the_window_and_the_burst_bound_what_is_sent() -> None:
+    made = sender()
+    queue(made, 1_000_000)
+    packets = made.transmit(1.0)
+    assert made.recovery.flight - made.controller.window < SIZE
+    assert len(packets) in {10, 11}
+    assert not made.more
+    made.controller.window = 1 << 24
+    assert len(made.transmit(1.0)) == BURST_PACKETS
+    assert made.more
+
+
+def test_a_sack_goes_first_in_the_first_packet() -> None:
+    made = sender()
+    first = struct.pack("!BBHLLHH", 3, 0, 16, 1, 2, 0, 0)
+    queue(made, 10_000)
+    packets = made.transmit(1.0, first)
+    assert packets[0][12:28] == first
+    assert [len(packet) for packet in packets[:7]] == [SIZE] * 7
+    assert made.transmit(1.0, first)[0][12:] == first
+
+
+def test_lost_chunks_go_before_new_ones() -> None:
+    made = sender()
+    queue(made, 12_000)
+    made.transmit(1.0)
+    offsets = (2, 8)
+    made.receive_sack(FIRST - 1, 1 << 24, offsets, (), 1.1)
+    queue(made, 12_000)
+    packet = made.transmit(1.1)[0]
+    assert struct.unpack_from("!L", packet, 16)[0] == FIRST
+    assert made.recovery.retransmissions == 1
+
+
+def test_recovery_sends_about_what_arrives() -> None:
+    """RFC 6937: the reduction is spread over the round trip, no burst and no pause."""
+    made = sender()
+    made.controller.window = 100 * SIZE
+    queue(made, 1_000_000)
+    now = 1.0
+    while made.recovery.flight < 99 * SIZE:
+        made.transmit(now)
+        now += 0.001
+    flight = made.recovery.flight
+    sent, lost = 0, 1
+    for got in range(4, 100, 2):
+        now += 0.001
+        before = made.recovery.flight
+        made.receive_sack(FIRST - 1, 1 << 24, (lost + 1, got), (), now)
+        after_sack = made.recovery.flight
+        made.transmit(now)
+        assert made.recovery.flight - after_sack <= 2 * SIZE + (before - after_sack)
+        sent += made.recovery.flight - after_sack
+    assert made.controller.window == int(0.7 * 100 * SIZE)
+    assert 0.6 * flight <= sent <= 0.8 * flight
+
+
+def test_what_turned_out_to_be_no_loss_is_undone() -> None:
+    made = sender()
+    queue(made, 12_000)
+    made.transmit(1.0)
+    window = made.controller.window
+    made.receive_sack(FIRST - 1, 1 << 24, (2, 8), (), 1.1)
+    made.transmit(1.1)
+    assert made.controller.window < window
+    made.receive_sack(FIRST + 8, 1 << 24, (), (FIRST,), 1.2)
+    assert made.controller.window >= window
+
+
+def test_a_message_of_a_channel_with_a_lifetime_is_given_up_in_the_queue() -> None:
+    made = sender()
+    made.controller.window = 2 * SIZE
+    stream = OutboundStream(1, NORMAL)
+    queue(made, 5_000, stream=stream, expiry=1.5, counted=5_000)
+    queue(made, 300, stream=stream, expiry=1.5, counted=300)
+    queue(made, 100, stream=stream, counted=100)
+    made.transmit(1.0)
+    sack(made, 1.1)
+    packets = made.transmit(2.0)
+    assert stream.drained == 5_400
+    # The message that was sent in part uses a TSN up, which a FORWARD-TSN then skips.
+    packets += made.transmit(2.0)
+    kinds = [packet[12] for packet in packets]
+    assert kinds == [64, 194]
+    skipped = struct.unpack_from("!LHHL", packets[1], 16)
+    assert skipped[1:] == (1, 0, 0)
+
+
+def test_the_pace_is_kept_and_late_timers_are_made_up_for() -> None:
+    made = sender("bbr")
+    made.controller.pacing_rate = 1_250_000.0
+    made.controller.window = 1 << 24
+    queue(made, *[50_000] * 100)
+    now, sent = 1.0, 0
+    while now < 2.0:
+        sent += sum(map(len, made.transmit(now)))
+        while made.more:
+            sent += sum(map(len, made.transmit(now)))
+        wake = made.pace_until
+        assert wake > now
+        now = wake + 0.0015  # as a timer of the event loop is
+    assert sent == pytest.approx(1_250_000, rel=0.05)
+
+
+def test_limits_of_the_queue_and_of_messages() -> None:
+    made = sender(interleaved=False)
+    assert made.queue_limit == QUEUE_BYTES_MIN
+    assert made.message_limit == MESSAGE_LIMIT_MAX
+    made.recovery.srtt, made.rate = 0.05, 125_000.0
+    assert made.message_limit == MESSAGE_LIMIT_MIN
+    made.rate = 1_250_000.0
+    assert made.message_limit == 6_250  # 5 ms
+    made.controller.window = 1 << 30
+    assert made.queue_limit == QUEUE_BYTES_MIN
+    made.rate = 12_500_000.0
+    assert made.queue_limit == 625_000
+    made.rate = 1e12
+    assert made.queue_limit == QUEUE_BYTES_MAX
+    made.interleaved = True
+    made.rate = 1.0
+    assert made.message_limit == MESSAGE_LIMIT_MAX
+
+
+def test_a_small_window_asks_for_sacks_at_once() -> None:
+    made = sender()
+    made.controller.window = 4 * SIZE
+    queue(made, 100)
+    assert made.transmit(1.0)[0][13] & 8
+    made.controller.window = 40 * SIZE
+    queue(made, 100)
+    assert not made.transmit(1.0)[0][13] & 8
+
+
+def test_a_tail_is_probed_and_then_timed_out() -> None:
+    made = sender()
+    queue(made, 500, 500)
+    made.transmit(1.0)
+    sack(made, 1.05)
+    queue(made, 500)
+    made.transmit(1.1)
+    assert made.timer(1.1) == []
+    due = made.wake_at
+    assert made.timer(due)
+    window = made.controller.window
+    due = made.wake_at
+    assert made.timer(due) == []
+    assert made.controller.window == SIZE < window
+    assert made.transmit(due)
+    assert made.recovery.timeouts_total == 1

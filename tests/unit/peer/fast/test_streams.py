@@ -1,0 +1,156 @@
+"""Which message goes next."""
+
+import random
+
+import pytest
+
+from socks_tunnel.peer.fast.streams import (
+    CONTROL,
+    DATAGRAM,
+    NORMAL,
+    QUANTUM,
+    Message,
+    OutboundStream,
+    Scheduler,
+)
+
+PACKET = 1_100
+
+
+def queue(scheduler: Scheduler, stream: OutboundStream, *sizes: int) -> list[Message]:
+    messages = [Message(stream, 53, bytes(size), counted=size) for size in sizes]
+    for message in messages:
+        scheduler.push(message)
+    return messages
+
+
+def send(scheduler: Scheduler) -> tuple[OutboundStream, int] | None:
+    """Sends a packet's worth of what the scheduler picks."""
+    message = scheduler.pick()
+    if message is None:
+        return None
+    size = min(PACKET, message.size - message.position)
+    scheduler.sent(message, size)
+    return message.stream, size
+
+
+def drain(scheduler: Scheduler) -> list[tuple[OutboundStream, int]]:
+    sent = []
+    while (one := send(scheduler)) is not None:
+        sent.append(one)
+    return sent
+
+
+@pytest.fixture
+def scheduler() -> Scheduler:
+    made = Scheduler()
+    made.interleaved = True
+    return made
+
+
+def test_control_and_datagrams_go_before_all_others(scheduler: Scheduler) -> None:
+    bulk, datagram, control = (
+        OutboundStream(n, r) for n, r in enumerate((NORMAL, DATAGRAM, CONTROL))
+    )
+    queue(scheduler, bulk, 100_000)
+    send(scheduler)
+    queue(scheduler, datagram, 200, 200)
+    queue(scheduler, control, 50)
+    assert [stream for stream, _ in drain(scheduler)[:4]] == [control, datagram, datagram, bulk]
+
+
+def test_a_sparse_stream_overtakes_bulk_within_a_message(scheduler: Scheduler) -> None:
+    bulk = [OutboundStream(n, NORMAL) for n in range(8)]
+    for stream in bulk:
+        queue(scheduler, stream, 60_000, 60_000)
+    for _ in range(50):
+        send(scheduler)
+    keys = OutboundStream(9, NORMAL)
+    for _ in range(5):
+        queue(scheduler, keys, 64)
+        assert send(scheduler) == (keys, 64)
+        for _ in range(15):  # a round of the old list
+            send(scheduler)
+
+
+def test_a_stream_that_sends_much_does_not_stay_among_the_new_ones(scheduler: Scheduler) -> None:
+    one, other = OutboundStream(1, NORMAL), OutboundStream(2, NORMAL)
+    queue(scheduler, one, 60_000)
+    for _ in range(5):
+        send(scheduler)
+    queue(scheduler, other, 60_000)
+    turns = [send(scheduler) for _ in range(20)]
+    shares = [
+        sum(size for turn in turns if turn for stream, size in (turn,) if stream is s)
+        for s in (one, other)
+    ]
+    assert abs(shares[0] - shares[1]) <= 2 * QUANTUM + PACKET
+
+
+def test_streams_share_by_bytes_whatever_their_messages_are(scheduler: Scheduler) -> None:
+    rng = random.Random(5)
+    streams = [OutboundStream(n, NORMAL) for n in range(5)]
+    for stream, size in zip(streams, (60, 700, 1_100, 5_000, 60_000), strict=True):
+        queue(scheduler, stream, *[size] * (1_000_000 // size))
+    total = dict.fromkeys(streams, 0)
+    for _ in range(2_000):
+        one = send(scheduler)
+        assert one is not None
+        total[one[0]] += one[1]
+        if rng.random() < 0.01:
+            assert max(total.values()) - min(total.values()) <= 2 * (QUANTUM + PACKET)
+
+
+def test_a_stream_that_comes_and_goes_does_not_starve_the_others(scheduler: Scheduler) -> None:
+    """RFC 8290 section 4.2: an emptied new stream passes through the old list once."""
+    bulk = OutboundStream(0, NORMAL)
+    queue(scheduler, bulk, *[60_000] * 20)
+    busy = [OutboundStream(n, NORMAL) for n in (1, 2)]
+    got = 0
+    for turn in range(300):
+        queue(scheduler, busy[turn % 2], 1_100)
+        one = send(scheduler)
+        assert one is not None
+        got += one[0] is bulk
+    assert got >= 60
+
+
+def test_without_interleaving_a_message_is_finished_before_another() -> None:
+    scheduler = Scheduler()
+    bulk, control = OutboundStream(0, NORMAL), OutboundStream(1, CONTROL)
+    queue(scheduler, bulk, 5_000)
+    send(scheduler)
+    queue(scheduler, control, 10)
+    order = [stream for stream, _ in drain(scheduler)]
+    assert order == [bulk] * 4 + [control]
+
+
+def test_what_has_left_is_reported_once(scheduler: Scheduler) -> None:
+    stream, other = OutboundStream(0, NORMAL), OutboundStream(1, NORMAL)
+    queue(scheduler, stream, 3_000, 10)
+    queue(scheduler, other, 20)
+    scheduler.push(Message(other, 50, b"not counted"))
+    assert scheduler.queued == 3_041
+    drain(scheduler)
+    assert scheduler.queued == 0
+    assert {one: one.drained for one in scheduler.drained} == {stream: 3_010, other: 20}
+    assert len(scheduler.drained) == 2
+
+
+def test_a_message_that_is_given_up_leaves_the_queue(scheduler: Scheduler) -> None:
+    stream = OutboundStream(0, NORMAL)
+    first, second = queue(scheduler, stream, 5_000, 700)
+    send(scheduler)
+    scheduler.drop(first)
+    assert scheduler.queued == 700
+    assert stream.drained == 5_000
+    assert scheduler.pick() is second
+    scheduler.discard(stream)
+    assert (scheduler.queued, scheduler.pick()) == (0, None)
+
+
+def test_numbers_start_anew_after_a_reset() -> None:
+    stream = OutboundStream(0, NORMAL)
+    stream.next_ssn, stream.next_mid, stream.next_unordered = 5, 6, 7
+    stream.renumber()
+    assert (stream.next_ssn, stream.next_mid, stream.next_unordered) == (0, 0, 0)
