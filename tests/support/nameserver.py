@@ -124,11 +124,18 @@ class NameServer(asyncio.DatagramProtocol):
 @contextlib.asynccontextmanager
 async def name_server() -> AsyncIterator[NameServer]:
     """Runs a name server on a free port of 127.0.0.1."""
-    transport, server = await asyncio.get_running_loop().create_datagram_endpoint(
-        NameServer, local_addr=("127.0.0.1", 0)
-    )
-    host, port = transport.get_extra_info("sockname")
-    streams = await asyncio.start_server(server.serve, host, port)
+    loop = asyncio.get_running_loop()
+    while True:
+        transport, server = await loop.create_datagram_endpoint(
+            NameServer, local_addr=("127.0.0.1", 0)
+        )
+        host, port = transport.get_extra_info("sockname")
+        try:
+            streams = await asyncio.start_server(server.serve, host, port)
+        except OSError:  # the port is free for UDP, and not for TCP: another one
+            transport.close()
+        else:
+            break
     try:
         yield server
     finally:
