@@ -10,7 +10,7 @@ import platform
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -469,13 +469,30 @@ def version() -> None:
     """Print versions, and which accelerations are active."""
     from cryptography.hazmat.backends.openssl.backend import backend
 
+    from socks_tunnel.peer.select import fast_path_state
+
     click.echo(f"socks-tunnel {socks_tunnel.__version__}")
     click.echo(f"Python       {platform.python_version()} ({platform.python_implementation()})")
-    for package in ("aiortc", "aioice", "uvloop"):
+    for package in ("aiortc", "aioice", "uvloop", "pycares", "cryptography"):
         click.echo(f"{package:<12} {installed_version(package)}")
     # The library that cryptography brings, which is the one that does DTLS.
     click.echo(f"OpenSSL      {backend.openssl_version_text().removeprefix('OpenSSL ')}")
-    from socks_tunnel.peer.select import fast_path_state
-
-    click.echo("accelerations: uvloop, the event loop of the workers")
+    click.echo("accelerations:")
+    for what, active in _accelerations():
+        click.echo(f"  {what:<38} {'active' if active else 'NOT active: slower'}")
     click.echo(f"fast path:     {fast_path_state()}; transport.fast_path can switch it off")
+
+
+def _accelerations() -> Iterator[tuple[str, bool]]:
+    """Yields what makes the program fast, and whether it is really in use here."""
+    import asyncio
+
+    import google_crc32c
+    import msgpack
+    import uvloop
+
+    loop = uvloop.new_event_loop()
+    yield "event loop: uvloop (libuv)", isinstance(loop, asyncio.AbstractEventLoop)
+    loop.close()
+    yield "msgpack: compiled", msgpack.Packer.__module__.endswith("_cmsgpack")
+    yield "SCTP checksum: compiled CRC-32C", google_crc32c.implementation == "c"

@@ -334,7 +334,9 @@ def answer_of(tunnel: Tunnel, port: int) -> int:
     return answer.code
 
 
-def test_reload_changes_the_policy_and_keeps_flows(make_tunnel: MakeTunnel) -> None:
+def test_a_reload_changes_the_policy_and_ends_the_flows_that_it_forbids(
+    make_tunnel: MakeTunnel,
+) -> None:
     tunnel = make_tunnel()
     port = tunnel.site.ports["echo"]
     with tunnel.connect("echo") as sock:
@@ -342,7 +344,7 @@ def test_reload_changes_the_policy_and_keeps_flows(make_tunnel: MakeTunnel) -> N
         tunnel.write("endpoint", {"policy": {"denied_ports": [25, port]}})
         tunnel.endpoint.reload()
         wait_until(lambda: answer_of(tunnel, port) == 2, "the new policy")
-        assert echo(sock)
+        wait_until(lambda: not echo(sock), "the end of the flow that it forbids")
         tunnel.write("endpoint", {"policy": {"denied_ports": [25]}})
         tunnel.endpoint.reload()
         wait_until(lambda: answer_of(tunnel, port) == 0, "the old policy again")

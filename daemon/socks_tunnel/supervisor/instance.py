@@ -419,8 +419,9 @@ class Instance:
     def _why_not_ready(self) -> str | None:
         if self.state != "ready":
             return self.state
-        if not self.router.workers:
-            return "no worker is running"
+        wanted = (self.router.worker_count + 1) // 2
+        if self.router.workers < wanted:
+            return f"{self.router.workers} of {self.router.worker_count} workers are running"
         if self.config.role == "gateway" and not self.links.up():
             return "no link is up"
         return None

@@ -521,7 +521,10 @@ async def test_why_it_is_not_ready(running: Running, role: str) -> None:
         os.kill(slot.pid or 0, signal.SIGKILL)
         assert slot.ended is not None
         await slot.ended
-    assert running.instance._why_not_ready() == "no worker is running"
+    assert (
+        running.instance._why_not_ready()
+        == f"0 of {len(running.instance.workers)} workers are running"
+    )
 
 
 # --- before and after the loop ------------------------------------------------------------------
