@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import socks_tunnel
+import socks_tunnel.peer.select  # ifaddr starts ldconfig when it is imported: not in a test
 from socks_tunnel import cli
 from socks_tunnel.config.loader import load
 from socks_tunnel.config.users import parse_users, verify_password
