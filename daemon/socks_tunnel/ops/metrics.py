@@ -87,6 +87,9 @@ class Metrics:
             "build_info", "1, labelled with the versions that run", "version", "python", "aiortc"
         )
         self.links = gauge("links", "Links by state", "state")
+        self.link_paths = gauge(
+            "link_paths", "Links that are up, by the kind of their path", "kind"
+        )
         self.links_total = counter("link_events_total", "Links that ended or came up", "outcome")
         self.link_rtt_seconds = histogram(
             "link_rtt_seconds", "Round trip of PING on each link", _RTT_BUCKETS

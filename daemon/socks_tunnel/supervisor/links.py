@@ -15,7 +15,7 @@ import socks_tunnel
 from socks_tunnel.config.models import Config, Ice, Peer
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
-from socks_tunnel.peer.ice import IceSettings
+from socks_tunnel.peer.ice import PATH_KINDS, IceSettings
 from socks_tunnel.peer.select import fast_path_active, new_transport
 from socks_tunnel.peer.transport import Role, Transport
 from socks_tunnel.protocol.errors import CloseReason
@@ -202,6 +202,10 @@ class Links:
         self.metrics.links.labels("up").set(up)
         self.metrics.links.labels("connecting").set(len(self.links) - up)
         self.metrics.links.labels("down").set(len(absent))
+        paths = [link.link.transport.path for link in self.up()]
+        for kind in PATH_KINDS:
+            number = sum(path is not None and path.kind == kind for path in paths)
+            self.metrics.link_paths.labels(kind).set(number)
 
     # --- envelopes that are refused -------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from socks_tunnel.peer import aiortc_private
 from socks_tunnel.peer.ice.connection import IceConnection
 from socks_tunnel.peer.ice.settings import IceSettings
 
-KINDS: Final[tuple[str, ...]] = ("host", "srflx", "prflx", "relay")
+PATH_KINDS: Final[tuple[str, ...]] = ("host", "srflx", "prflx", "relay")
 """Kinds of paths, the nearest first."""
 
 LISTED_MAX: Final = 6
@@ -21,7 +21,7 @@ LISTED_MAX: Final = 6
 class SelectedPath:
     """The candidate pair in use.
 
-    `kind`, one of :data:`KINDS`, says what is between the hosts. `host`: nothing that changes
+    `kind`, one of :data:`PATH_KINDS`, says what is between the hosts. `host`: nothing that changes
     addresses; `srflx`: a NAT, through addresses that a STUN server told; `prflx`: a NAT with
     addresses that only the checks showed; `relay`: a TURN server.
     """
@@ -49,7 +49,7 @@ def selected_path(pc: RTCPeerConnection) -> SelectedPath | None:
         if mapped is not None and mapped != pair.local_addr:
             told = {(c.host, c.port) for c in connection.local_candidates if c.type == "srflx"}
             own = "srflx" if mapped in told else "prflx"
-    kind = max(own, pair.remote_candidate.type, key=KINDS.index)
+    kind = max(own, pair.remote_candidate.type, key=PATH_KINDS.index)
     family: Literal["ipv4", "ipv6"] = "ipv6" if ":" in pair.remote_addr[0] else "ipv4"
     return SelectedPath(kind, family, pair.local_addr, pair.remote_addr)
 
