@@ -50,7 +50,7 @@ _TOML_PLACE: Final = re.compile(r" \(at (?:line (\d+), column \d+|end of documen
 
 
 def load(path: Path) -> Config:
-    """Read and check the configuration at `path`, and the files that it names.
+    """Reads and checks the configuration at `path`, and the files that it names.
 
     Raises :class:`ConfigError` with every mistake that can be found.
     """
@@ -89,7 +89,7 @@ def dump(config: Config) -> dict[str, Any]:
 
 
 def _read_text(path: Path) -> str:
-    """Read a file. Raises :class:`ConfigError`."""
+    """Reads a file. Raises :class:`ConfigError`."""
     try:
         return path.read_text("utf-8")
     except OSError as error:
@@ -99,7 +99,7 @@ def _read_text(path: Path) -> str:
 
 
 def _parse_toml(path: Path, text: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
-    """Give the values and their lines. Raises :class:`ConfigError`."""
+    """Returns the values and their lines. Raises :class:`ConfigError`."""
     try:
         return tomllib.loads(text), key_lines(text)
     except tomllib.TOMLDecodeError as error:
@@ -151,7 +151,7 @@ class _Loader:
     # --- included files -----------------------------------------------------------------------
 
     def _include(self) -> None:
-        """Add what the files hold that `include` names, in the order of the patterns and names.
+        """Adds what the files hold that `include` names, in the order of the patterns and names.
 
         Peers and policies are added to those there are, rules of `[policy]` to its lists. No file
         need match: a drop-in directory may be empty.
@@ -220,7 +220,7 @@ class _Loader:
     # --- values by themselves -----------------------------------------------------------------
 
     def _validate(self) -> ConfigFile | None:
-        """Give the tables, with defaults in place of settings that have mistakes.
+        """Returns the tables, with defaults in place of settings that have mistakes.
 
         So that a mistake in one place does not hide those that only several places together make.
         None if the role itself is not known.
@@ -245,7 +245,7 @@ class _Loader:
         return ConfigFile.model_validate(usable, context=self._context)
 
     def _usable_peers(self, file: ConfigFile) -> list[tuple[int, Peer]]:
-        """Give the peers that have no mistake of their own, with their numbers in the file."""
+        """Returns the peers that have no mistake of their own, with their numbers in the file."""
         if not self._found.is_broken("peers"):
             return list(enumerate(file.peers))
         peers = []
@@ -277,7 +277,7 @@ class _Loader:
         return users
 
     def _find_identity(self, file: ConfigFile) -> Identity:
-        """Find the private key and see that it can be read, and by nobody else."""
+        """Finds the private key and checks that it can be read, and by nobody else."""
         at = ("identity", "private_key_file")
         path = file.identity.private_key_file
         credential = _credential()
@@ -315,7 +315,7 @@ class _Loader:
         return Identity(private_key_file=path)
 
     def _read_policies(self, file: ConfigFile) -> tuple[PolicyRules | None, dict[str, PolicyRules]]:
-        """Read policy files and see that all rules can be parsed."""
+        """Reads policy files and checks that all rules can be parsed."""
         policy = file.policy
         at: KeyPath = ("policy",)
         if file.policy_file is not None:
@@ -359,14 +359,14 @@ class _Loader:
 
 
 def _rule_list(rules: Any) -> list[Any]:
-    """Give rules as a list, also those that are the lines of one text; a copy."""
+    """Returns rules as a list, also those that are the lines of one text; a copy."""
     if isinstance(rules, str):
         return [line for line in rules.splitlines() if line.strip()]
     return list(rules) if isinstance(rules, list) else [rules]
 
 
 def _credential() -> Path | None:
-    """Give the path of the systemd credential with the key; None if there is none."""
+    """Returns the path of the systemd credential with the key; None if there is none."""
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     if directory is None:
         return None

@@ -132,7 +132,7 @@ def _signaling_listener(value: Any, info: ValidationInfo) -> HostPort | Path:
 
 
 def listener_text(listener: HostPort | Path) -> str:
-    """Give an address, or the path of a Unix socket, as a configuration writes it."""
+    """Returns an address, or the path of a Unix socket, as a configuration writes it."""
     return f"unix:{listener}" if isinstance(listener, Path) else str(listener)
 
 
@@ -167,7 +167,7 @@ def _public_key(value: Any) -> str:
 
 
 def _rules(value: Any) -> Rules:
-    """Take rules as they are written; :mod:`socks_tunnel.protocol.policy` parses them."""
+    """Takes rules as they are written; :mod:`socks_tunnel.protocol.policy` parses them."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list | tuple):
@@ -176,7 +176,7 @@ def _rules(value: Any) -> Rules:
 
 
 def _candidate_filter(value: Any) -> str:
-    """Check an interface name, an address or a range; the latter two in canonical form."""
+    """Checks an interface name, an address or a range; the latter two in canonical form."""
     text = _text(value)
     try:
         if "/" in text:

@@ -80,7 +80,7 @@ class Pair(NamedTuple):
 
 
 def signaling_address(url: str, directory: Path) -> SignalingAddress:
-    """Tell how the endpoint must listen so that a gateway finds it at `url`.
+    """Returns how the endpoint must listen so that a gateway finds it at `url`.
 
     A relative `unix:` path is relative to `directory`. Raises :class:`ValueError` with a sentence
     if that is no URL for signalling that an endpoint can serve.
@@ -112,7 +112,7 @@ def signaling_address(url: str, directory: Path) -> SignalingAddress:
 
 
 def pair(signaling: SignalingAddress, *, gateway_key: str, endpoint_key: str) -> Pair:
-    """Give two configurations that name each other by their public keys (base64).
+    """Returns two configurations that name each other by their public keys (base64).
 
     The private keys are expected beside them, as :data:`GATEWAY_KEY` and :data:`ENDPOINT_KEY`.
     """

@@ -18,7 +18,7 @@ METRICS: Final = "metrics"
 
 
 def runtime_directory(instance: str, *, create: bool) -> Path:
-    """Give the directory of `instance`.
+    """Returns the directory of `instance`.
 
     With `create`, it is the first place that can be written to, made (mode 0750) if need be; this
     is for the supervisor. Without, it is the first place where the instance has a control socket,
@@ -43,12 +43,12 @@ def runtime_directory(instance: str, *, create: bool) -> Path:
 
 
 def control_socket(directory: Path) -> Path:
-    """Give the path of the control socket in a runtime directory."""
+    """Returns the path of the control socket in a runtime directory."""
     return directory / CONTROL_SOCKET
 
 
 def metrics_directory(directory: Path) -> Path:
-    """Give the directory of the metrics files in a runtime directory."""
+    """Returns the directory of the metrics files in a runtime directory."""
     return directory / METRICS
 
 
@@ -62,7 +62,7 @@ def state_directory(runtime: Path) -> Path:
 
 
 def running_instances() -> dict[str, Path]:
-    """Give the control sockets that are there, by instance name, from every place."""
+    """Returns the control sockets that are there, by instance name, from every place."""
     found: dict[str, Path] = {}
     for root in _roots():
         for path in sorted(root.glob(f"*/{CONTROL_SOCKET}")):
@@ -88,7 +88,7 @@ def _places(instance: str) -> Iterator[Path]:
 
 
 def _make(directory: Path) -> None:
-    """Make `directory` and see that it is ours. Raises :class:`OSError`."""
+    """Makes `directory` and checks that it is ours. Raises :class:`OSError`."""
     parent = directory.parent
     # In a directory that all may write to, an unknown owner could swap the sockets under us.
     private = parent.parent.is_dir() and bool(parent.parent.stat().st_mode & stat.S_IWOTH)

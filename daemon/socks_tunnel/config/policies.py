@@ -11,7 +11,7 @@ RULE_KEYS: Final = ("allowed_hosts", "allowed_ports", "denied_hosts", "denied_po
 
 
 def read_policy_file(path: Path) -> PolicyRules:
-    """Read a policy in the original's JSON form.
+    """Reads a policy in the original's JSON form.
 
     It is an object with `allowed_hosts` and `allowed_ports`, each a list, or one text with a rule
     in each line; `denied_hosts` and `denied_ports` may be there too. The rules themselves are not

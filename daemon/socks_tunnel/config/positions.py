@@ -28,7 +28,7 @@ _BARE_VALUE: Final = re.compile(r"[^,\]}#\r\n]+")
 
 
 def key_lines(text: str) -> dict[KeyPath, int]:
-    """Give the line, counted from 1, of every table, key and array item of a valid TOML document.
+    """Returns the line, from 1, of every table, key and array item of a valid TOML document.
 
     A table that is written in several places has the line of the first.
     """
@@ -54,7 +54,7 @@ class _Scanner:
                 self._assignment(table)
 
     def _header(self) -> KeyPath:
-        """Read `[a.b]` or `[[a.b]]`; give the path of the table that it opens."""
+        """Reads `[a.b]` or `[[a.b]]`; returns the path of the table that it opens."""
         line = self._line()
         is_array = self._text.startswith("[[", self._position)
         self._position += 2 if is_array else 1
@@ -78,7 +78,7 @@ class _Scanner:
         return (*path, self._last_item[path]) if path in self._last_item else path
 
     def _assignment(self, table: KeyPath) -> None:
-        """Read `key = value`."""
+        """Reads `key = value`."""
         line = self._line()
         path = table
         for name in self._key():
@@ -89,7 +89,7 @@ class _Scanner:
         self._value(path)
 
     def _key(self) -> list[str]:
-        """Read a dotted key and the spaces after it."""
+        """Reads a dotted key and the spaces after it."""
         names = []
         while True:
             part = self._take(_KEY_PART)

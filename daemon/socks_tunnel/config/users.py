@@ -40,7 +40,7 @@ class _Scrypt(NamedTuple):
 
 
 def hash_password(password: str) -> str:
-    """Give the hash of `password` under a new random salt. Takes about 0.1 s and 32 MiB.
+    """Returns the hash of `password` under a new random salt. Takes about 0.1 s and 32 MiB.
 
     Raises :class:`ValueError` for a password that SOCKS5 cannot carry: empty, or over 255 bytes.
     """
@@ -52,7 +52,7 @@ def hash_password(password: str) -> str:
 
 
 def verify_password(password: str, password_hash: str) -> bool:
-    """Tell whether `password` is the one that `password_hash` was made of.
+    """Returns whether `password` is the one that `password_hash` was made of.
 
     As slow as :func:`hash_password`: never on an event loop. Raises :class:`ValueError` for a text
     that is no hash.
@@ -62,7 +62,7 @@ def verify_password(password: str, password_hash: str) -> bool:
 
 
 def parse_users(text: str) -> tuple[dict[str, str], list[tuple[int, str]]]:
-    """Read a users file; give hashes by name, and (line, reason) for each line that is no user."""
+    """Returns hashes by name, and (line, reason) for each line of the file that is no user."""
     users: dict[str, str] = {}
     problems: list[tuple[int, str]] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -104,7 +104,7 @@ class PasswordChecker:
         return self._fingerprint(name, password) in self._right
 
     def check(self, name: str, password: str) -> bool:
-        """Tell whether this login is right. Slow, and safe to call in a thread."""
+        """Returns whether this login is right. Slow, and safe to call in a thread."""
         known = self._users.get(name)
         right = verify_password(password, known or self._nobody) and known is not None
         if right:

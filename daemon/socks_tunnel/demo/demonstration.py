@@ -92,7 +92,7 @@ class _DemoError(Exception):
 
 
 def run(listen: HostPort, policy_file: Path | None) -> int:
-    """Run the demo until Ctrl-C or SIGTERM; give the exit status.
+    """Runs the demo until Ctrl-C or SIGTERM; returns the exit status.
 
     `listen` is where SOCKS5 clients connect, on loopback; `policy_file` a policy for the endpoint
     (JSON), where None allows every destination. 0 after a signal, 2 for an address off loopback, 69
@@ -109,7 +109,7 @@ def run(listen: HostPort, policy_file: Path | None) -> int:
 
 
 def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
-    """Make a directory for all that the demo needs. Raises :class:`_DemoError`."""
+    """Makes a directory for all that the demo needs. Raises :class:`_DemoError`."""
     parent = tempfile.gettempdir()
     if len(os.fsencode(parent)) > TEMPORARY_MAX:
         parent = "/tmp"  # noqa: S108 - what is made there is private and has an unguessable name
@@ -120,7 +120,7 @@ def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
 
 
 def _check_address(listen: HostPort) -> None:
-    """See that the listener can be had before anything is started. Raises :class:`_DemoError`."""
+    """Checks that the listener can be had, before anything starts. Raises :class:`_DemoError`."""
     ip = parse_ip(listen.host)
     if ip is None or not ip.is_loopback:
         raise _DemoError(
@@ -152,7 +152,7 @@ class _Demo:
         self._failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
-        """Start both sides, say what to try, wait for a signal. Raises :class:`_DemoError`."""
+        """Starts both sides, says what to try, waits for a signal. Raises :class:`_DemoError`."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._signals.put_nowait, number)
@@ -237,7 +237,7 @@ class _Demo:
         return self._directory / f"run-{role}"
 
     async def _link(self) -> dict[str, Any] | None:
-        """Wait for the endpoint, start the gateway, wait for the link.
+        """Waits for the endpoint, starts the gateway, waits for the link.
 
         Gives the gateway's status, or None if it takes too long.
         """
@@ -252,7 +252,7 @@ class _Demo:
             return None
 
     async def _until(self, role: str, reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Ask one side for its status until it is as wanted."""
+        """Asks one side for its status until it is as wanted."""
         control = paths.control_socket(self._runtime_directory(role))
         while True:
             status = await asyncio.to_thread(_status, control)
@@ -286,7 +286,7 @@ Ctrl-C ends it all.
         sys.stdout.flush()
 
     async def _stop(self) -> None:
-        """End both, the gateway first so that it can say goodbye; a second signal ends them now."""
+        """Ends both, the gateway first for its goodbye; a second signal ends them now."""
         again = spawn("second signal", self._signals.get())
         try:
             for role in ("gateway", "endpoint"):
@@ -310,7 +310,7 @@ async def _first(*futures: asyncio.Future[Any]) -> None:
 
 
 def _status(control: Path) -> dict[str, Any] | None:
-    """Ask one side for its status; None while it does not answer yet."""
+    """Asks one side for its status; None while it does not answer yet."""
     try:
         answer = control_client.request(control, {"op": "status"}, timeout=5.0)
     except OSError:
@@ -320,7 +320,7 @@ def _status(control: Path) -> dict[str, Any] | None:
 
 
 def _target() -> web.Application:
-    """Give a web server for the first thing that a newcomer fetches through the tunnel."""
+    """Returns a web server for the first thing that a newcomer fetches through the tunnel."""
 
     async def hello(request: web.Request) -> web.Response:
         return web.Response(
@@ -334,5 +334,5 @@ def _target() -> web.Application:
 
 
 def _toml(text: str) -> str:
-    """Give a TOML string; JSON's notation is one."""
+    """Returns a TOML string; JSON's notation is one."""
     return json.dumps(text, ensure_ascii=False)

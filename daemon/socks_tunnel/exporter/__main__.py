@@ -12,7 +12,7 @@ from socks_tunnel.ops.process import die_before_parent, die_with_parent, leave
 
 
 def main() -> int:
-    """Run the exporter until the supervisor ends it; give the exit status."""
+    """Runs the exporter until the supervisor ends it; returns the exit status."""
     parser = argparse.ArgumentParser(prog="socks-tunnel-exporter")
     parser.add_argument("--ipc-fd", type=int, required=True)
     parser.add_argument("--listen-fd", type=int, required=True)

@@ -49,12 +49,12 @@ class State:
         self._reason: str | None = "starting"
 
     def push(self, reason: str | None) -> None:
-        """Take note of a state: ready (None), or not for `reason`."""
+        """Records a state: ready (None), or not for `reason`."""
         self._heard_at = self._now()
         self._reason = reason
 
     def unhealthy(self) -> str | None:
-        """Say why the supervisor counts as hung; None if it does not."""
+        """Returns why the supervisor counts as hung; None if it does not."""
         if self._heard_at is None:
             return "the supervisor has not said anything yet"
         age = self._now() - self._heard_at
@@ -63,7 +63,7 @@ class State:
         return None
 
     def unready(self) -> str | None:
-        """Say why the instance cannot serve; None if it can."""
+        """Returns why the instance cannot serve; None if it can."""
         return self.unhealthy() or self._reason
 
 
@@ -86,7 +86,7 @@ class SupervisorChannel(Channel):
         raise RemoteProtocolError("a tunnel message came to the exporter", kind="ipc-message")
 
     def on_control(self, link: int, fields: dict[str, Any]) -> None:
-        """Take a frame of the supervisor."""
+        """Takes a frame of the supervisor."""
         del link
         match fields["op"]:
             case "state":

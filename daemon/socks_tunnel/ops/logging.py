@@ -69,7 +69,7 @@ def setup(
     component: str,
     fd: int = STDERR,
 ) -> None:
-    """Send all log records of this process to standard error, or another file descriptor.
+    """Sends all log records of this process to standard error, or another file descriptor.
 
     `level` is "debug", "info", "warning" or "error"; `format` "journal", "json", "text" or "auto",
     which is journal where standard error is the journal's stream and text elsewhere. `component`
@@ -96,7 +96,7 @@ def setup(
 
 
 def set_level(level: str) -> None:
-    """Change the level of what is logged, in a running process; the audit trail stays on."""
+    """Changes the level of what is logged, in a running process; the audit trail stays on."""
     number = _LEVELS[level]
     logging.getLogger().setLevel(number)
     for name in _QUIET_LIBRARIES:
@@ -105,7 +105,7 @@ def set_level(level: str) -> None:
 
 
 def shutdown() -> None:
-    """Write out what waits, for at most :data:`FLUSH_TIMEOUT`; called at exit by itself."""
+    """Writes out what waits, for at most :data:`FLUSH_TIMEOUT`; called at exit by itself."""
     global _handler  # noqa: PLW0603 - as in setup
     if _handler is not None:
         logging.getLogger().removeHandler(_handler)
@@ -138,7 +138,7 @@ def _value(value: object) -> str:
 
 @lru_cache(2)
 def _second(seconds: int) -> str:
-    """Give a moment as text; most lines of a busy process are of the same second."""
+    """Returns a moment as text; most lines of a busy process are of the same second."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
@@ -273,7 +273,7 @@ class _QueueHandler(logging.Handler):
                 select.select([], [self._fd], [], 1.0)
 
     def _next_batch(self) -> bytes:
-        """Wait for lines and give some whole ones; nothing once the handler is closing."""
+        """Waits for lines and returns some whole ones; nothing once the handler is closing."""
         with self._changed:
             while not (self._lines or self._dropped or self._closing):
                 self._changed.wait()
@@ -289,7 +289,7 @@ class _QueueHandler(logging.Handler):
             return bytes(batch)
 
     def _tell_dropped(self) -> None:
-        """Put a line where those that were dropped would be."""
+        """Puts a line where those that were dropped would be."""
         sentence = "%d log lines were dropped: standard error is not read fast enough"
         args = (self._dropped,)
         record = logging.LogRecord(__name__, logging.WARNING, __file__, 0, sentence, args, None)

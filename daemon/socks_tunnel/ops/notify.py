@@ -60,7 +60,7 @@ class Notifier:
         self._send(f"READY=1\nSTATUS={_one_line(status)}")
 
     def status(self, text: str) -> None:
-        """Set the sentence that `systemctl status` shows."""
+        """Sets the sentence that `systemctl status` shows."""
         self._send(f"STATUS={_one_line(text)}", wait=False)
 
     def reloading(self) -> None:
@@ -76,7 +76,7 @@ class Notifier:
         self._send("STOPPING=1")
 
     def extend(self, seconds: float) -> None:
-        """Ask for patience: what goes on may take this long until the next such message.
+        """Asks for patience: what goes on may take this long until the next such message.
 
         It moves TimeoutStopSec=, and other time limits of the state that the unit is in, only to
         later (EXTEND_TIMEOUT_USEC= in sd_notify(3)).
@@ -88,13 +88,13 @@ class Notifier:
         self._send("WATCHDOG=1", wait=False)
 
     def close(self) -> None:
-        """Close the socket; later calls do nothing."""
+        """Closes the socket; later calls do nothing."""
         if self._socket is not None:
             self._socket.socket.close()
             self._socket = None
 
     def _send(self, state: str, *, wait: bool = True) -> None:
-        """Send a message; one that is soon followed by the next does not wait for room."""
+        """Sends a message; one that is soon followed by the next does not wait for room."""
         if self._socket is None:
             return
         try:

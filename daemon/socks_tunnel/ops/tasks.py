@@ -22,7 +22,7 @@ def spawn(
     *,
     on_failure: Callable[[BaseException], None] | None = None,
 ) -> asyncio.Task[_T]:
-    """Start `coro` as a task called `name` on the running event loop, and give the task.
+    """Starts `coro` as a task called `name` on the running event loop; returns the task.
 
     A reference is kept until it ends. If it ends with an exception, that is logged once with its
     traceback and then handed to `on_failure`, called on the event loop. Being cancelled is no

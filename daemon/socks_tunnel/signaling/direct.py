@@ -305,14 +305,14 @@ _CERTIFICATE_ADVICE: Final[dict[int | None, str]] = {
 
 
 def _certificate_advice(error: Exception) -> str:
-    """Say what is wrong with a certificate that does not verify, and what to do about it."""
+    """Returns what is wrong with a certificate that does not verify, and what to do about it."""
     code = getattr(error, "verify_code", None)
     message = getattr(error, "verify_message", None) or str(error)
     return f"does not verify: it {_CERTIFICATE_ADVICE.get(code, f'has a fault ({message})')}"
 
 
 def _listen_tcp(address: HostPort) -> socket.socket:
-    """Listen on one address. Raises :class:`OSError`."""
+    """Listens on one address. Raises :class:`OSError`."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -329,7 +329,7 @@ def _listen_tcp(address: HostPort) -> socket.socket:
 
 
 def _listen_unix(path: Path) -> socket.socket:
-    """Listen on a Unix socket for our user and group only; replace one that nobody serves."""
+    """Listens on a Unix socket for our user and group only; replaces one that nobody serves."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.setblocking(False)
     try:

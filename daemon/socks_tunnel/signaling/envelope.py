@@ -84,7 +84,7 @@ def new_body(
     in_reply_to: bytes | None = None,
     lifetime: int = LIFETIME,
 ) -> Body:
-    """Make a body with a fresh nonce that is good for `lifetime` seconds from `now` (Unix time)."""
+    """Returns a body with a fresh nonce, good for `lifetime` seconds from `now` (Unix time)."""
     return Body(
         kind=kind,
         sender=identity.public,
@@ -98,7 +98,7 @@ def new_body(
 
 
 def seal(identity: PrivateIdentity, body: Body) -> bytes:
-    """Give the envelope of `body`, signed.
+    """Returns the envelope of `body`, signed.
 
     Raises :class:`ValueError` if the result would be over :data:`ENVELOPE_MAX`.
     """
@@ -156,7 +156,7 @@ class Verifier:
         self._file = file
 
     def update_peers(self, peers: Mapping[bytes, str]) -> None:
-        """Replace the configured peers. Nonces of removed peers stay known until they expire."""
+        """Replaces the configured peers. Nonces of removed peers stay known until they expire."""
         self._peers = dict(peers)
 
     def open(
@@ -167,7 +167,7 @@ class Verifier:
         kinds: Collection[str] = KINDS,
         in_reply_to: bytes | None = None,
     ) -> tuple[Body, str]:
-        """Give the body and the name of the peer that signed it.
+        """Returns the body and the name of the peer that signed it.
 
         `kinds` is what the caller can use here, `in_reply_to` the nonce of the offer that it waits
         for an answer to (None: it waits for none). Raises :class:`EnvelopeRejected` with one of the
@@ -246,7 +246,7 @@ class Verifier:
         ]
 
     def _prune(self, now: float) -> None:
-        """Forget what has expired: its own expiry keeps it out from now on."""
+        """Forgets what has expired: its own expiry keeps it out from now on."""
         pruned = {
             sender: {nonce: expires for nonce, expires in seen.items() if expires > now}
             for sender, seen in self._seen.items()

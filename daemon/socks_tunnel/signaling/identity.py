@@ -41,17 +41,17 @@ class PrivateIdentity:
 
     @classmethod
     def generate(cls) -> Self:
-        """Make a new identity from the system's randomness."""
+        """Makes a new identity from the system's randomness."""
         return cls(Ed25519PrivateKey.generate())
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a PEM file. Raises :class:`OSError`, or :class:`ValueError` as :meth:`from_pem`."""
+        """Reads a PEM file. Raises :class:`OSError`, or :class:`ValueError` as :meth:`from_pem`."""
         return cls.from_pem(path.read_bytes())
 
     @classmethod
     def from_pem(cls, pem: bytes) -> Self:
-        """Read a PEM text. Raises :class:`ValueError` with a sentence, never with key material."""
+        """Reads a PEM text. Raises :class:`ValueError` with a sentence, never with key material."""
         try:
             key = load_pem_private_key(pem, password=None)
         except TypeError:
@@ -65,7 +65,7 @@ class PrivateIdentity:
         return cls(key)
 
     def to_pem(self) -> bytes:
-        """Give the private key as PEM (PKCS #8). Whoever stores it sees to the file's mode."""
+        """Returns the private key as PEM (PKCS #8). Whoever stores it sees to the file's mode."""
         return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     @property
@@ -74,17 +74,17 @@ class PrivateIdentity:
         return public_key_text(self.public)
 
     def sign(self, data: bytes) -> bytes:
-        """Give the 64-byte signature over exactly `data`."""
+        """Returns the 64-byte signature over exactly `data`."""
         return self._key.sign(data)
 
 
 def public_key_text(public: bytes) -> str:
-    """Give the base64 form of a raw public key."""
+    """Returns the base64 form of a raw public key."""
     return base64.b64encode(public).decode("ascii")
 
 
 def parse_public_key(text: str) -> bytes:
-    """Give the 32 raw bytes of a public key in base64.
+    """Returns the 32 raw bytes of a public key in base64.
 
     Raises :class:`ValueError` with a sentence about what is wrong with it.
     """
@@ -100,7 +100,7 @@ def parse_public_key(text: str) -> bytes:
 
 
 def verify(public: bytes, signature: bytes, data: bytes) -> bool:
-    """Tell whether `signature` is that of the owner of `public` over exactly `data`."""
+    """Returns whether `signature` is that of the owner of `public` over exactly `data`."""
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, data)
     except (InvalidSignature, ValueError):  # ValueError: bytes that are no public key

@@ -61,7 +61,7 @@ class ServerCertificate:
     """SHA-256 of the certificate, in hex."""
 
     def complaint(self, now: dt.datetime) -> str | None:
-        """Say why gateways will not take it at this time; None if nothing is known against it."""
+        """Returns why gateways will not take it now; None if nothing is known against it."""
         if now > self.not_after:
             return f"expired at {_moment(self.not_after)}"
         if now < self.not_before:
@@ -74,7 +74,7 @@ class ServerCertificate:
 
 
 def read_server_certificate(certificate: Path, key: Path | None) -> ServerCertificate:
-    """Read a chain, the host's own certificate first, and its key: PEM, in one file or two.
+    """Reads a chain, the host's own certificate first, and its key: PEM, in one file or two.
 
     A context is made anew each time and never changed: one that served an RSA key before would
     go on to serve it beside an ECDSA key. Raises :class:`TlsFileError`.
@@ -106,7 +106,7 @@ def read_server_certificate(certificate: Path, key: Path | None) -> ServerCertif
 
 
 def client_context(ca: Path | None) -> ssl.SSLContext:
-    """Give a context that trusts the system's authorities, or those in the file `ca` alone.
+    """Returns a context that trusts the system's authorities, or those in the file `ca` alone.
 
     Every certificate in that file is trusted as it is, also one that is no root. The same on every
     Python: 3.13 would refuse private authorities whose certificates lack an extension, as no other
@@ -123,7 +123,7 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
 
 
 def check_authorities(ca: Path) -> str | None:
-    """Say what is wrong with a file of authorities; None if it can be used."""
+    """Returns what is wrong with a file of authorities; None if it can be used."""
     try:
         client_context(ca)
     except ssl.SSLError:
@@ -134,7 +134,7 @@ def check_authorities(ca: Path) -> str | None:
 
 
 def _read(key: Key, path: Path) -> tuple[bytes, int]:
-    """Give the contents of a file, and the bits of its mode that say who may do what."""
+    """Returns the contents of a file, and the bits of its mode that say who may do what."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode

@@ -29,7 +29,7 @@ class Backoff:
         self._ceiling = first
 
     def next(self) -> float:
-        """Give the delay before the next attempt, in seconds, and let the one after it grow."""
+        """Returns the delay before the next attempt, in seconds; the one after it grows."""
         ceiling = self._ceiling
         self._ceiling = min(2 * ceiling, self._longest)
         if not self._jitter:
@@ -38,5 +38,5 @@ class Backoff:
         return self._uniform(self._first, self._ceiling)
 
     def reset(self) -> None:
-        """Start from `first` again: the last attempt was a success."""
+        """Starts from `first` again: the last attempt was a success."""
         self._ceiling = self._first

@@ -67,7 +67,7 @@ class WorkerSlot(Slot):
         self._last_question = 0
 
     def command(self, ipc_fd: int) -> Sequence[str]:
-        """Start a worker of this index on the shared listening sockets."""
+        """Starts a worker of this index on the shared listening sockets."""
         return (
             *self._command,
             f"--index={self.index}",
@@ -82,23 +82,23 @@ class WorkerSlot(Slot):
         return {METRICS_VARIABLE: str(self._metrics_directory)}
 
     def inherited_fds(self) -> Sequence[int]:
-        """Share the listening sockets."""
+        """Shares the listening sockets."""
         return [listener.socket.fileno() for listener in self._listeners]
 
     def on_hello(self) -> None:
-        """Configure the worker."""
+        """Configures the worker."""
         assert self.channel is not None
         self.channel.send_control(0, {"op": "config", "index": self.index, **self._configuration()})
 
     def on_ready(self) -> None:
-        """Let the worker take flows."""
+        """Lets the worker take flows."""
         assert self.channel is not None
         self._routes = self._router.worker_up(self.index, self.channel)
         self._metrics.workers.set(self._router.workers)
         _log.debug("%s is ready (pid %d)", self.name, self.pid or 0)
 
     def on_lost(self) -> None:
-        """Close the worker's flows at the peers, at once."""
+        """Closes the worker's flows at the peers, at once."""
         closed = self._router.worker_down(self.index)
         self._routes = WorkerRoutes()
         self._metrics.workers.set(self._router.workers)
@@ -112,19 +112,19 @@ class WorkerSlot(Slot):
             _log.warning("%d flows ended with %s; their peers were told", closed, self.name)
 
     def on_unbootable(self, reason: str, status: int | None) -> None:
-        """Report it."""
+        """Reports it."""
         self._report_unbootable(reason, status)
 
     def on_restart(self) -> None:
-        """Count it."""
+        """Counts it."""
         self._metrics.worker_restarts_total.inc()
 
     def on_message(self, link: int, body: memoryview) -> None:
-        """Send a tunnel message on."""
+        """Sends a tunnel message on."""
         self._routes.from_worker(link, body)
 
     def on_control(self, link: int, fields: dict[str, Any]) -> None:
-        """Take `drained` and answers to :meth:`ask`."""
+        """Takes `drained` and answers to :meth:`ask`."""
         match fields["op"]:
             case "drained":
                 self.drained.set()
@@ -134,7 +134,7 @@ class WorkerSlot(Slot):
                 super().on_control(link, fields)
 
     def drain(self) -> None:
-        """Tell the worker to accept nothing new and to say when its last flow has ended.
+        """Tells the worker to accept nothing new and to say when its last flow has ended.
 
         If it dies meanwhile it is not started again.
         """
@@ -146,12 +146,12 @@ class WorkerSlot(Slot):
         self.retire()
 
     def reload(self, configuration: dict[str, Any]) -> None:
-        """Give the worker a changed configuration; one that is starting gets it anyway."""
+        """Sends the worker a changed configuration; one that is starting gets it anyway."""
         if self.channel is not None and self.running:
             self.channel.send_control(0, {"op": "reload", "config": configuration})
 
     async def ask(self, what: str, **options: Any) -> list[Any]:
-        """Ask the worker for `status` (one map) or `connections` (a row for each flow).
+        """Asks the worker for `status` (one map) or `connections` (a row for each flow).
 
         With `limit` and `by`, the rows of so many flows, those that have the most of it.
 
@@ -203,7 +203,7 @@ class ExporterSlot(Slot):
         self._command = command
 
     def command(self, ipc_fd: int) -> Sequence[str]:
-        """Start the exporter on its listening socket."""
+        """Starts the exporter on its listening socket."""
         return (
             *self._command,
             f"--ipc-fd={ipc_fd}",
@@ -214,7 +214,7 @@ class ExporterSlot(Slot):
         )
 
     def inherited_fds(self) -> Sequence[int]:
-        """Hand the listening socket on."""
+        """Hands the listening socket on."""
         return [self._listener.socket.fileno()]
 
     def push_state(self, reason: str | None) -> None:

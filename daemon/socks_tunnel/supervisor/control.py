@@ -59,7 +59,7 @@ class ControlServer:
         self._clients: set[asyncio.StreamWriter] = set()
 
     async def start(self) -> None:
-        """Bind and listen. Raises :class:`OSError`."""
+        """Binds and listens. Raises :class:`OSError`."""
         self._path.unlink(missing_ok=True)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -72,7 +72,7 @@ class ControlServer:
         self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=REQUEST_MAX)
 
     async def stop(self) -> None:
-        """Stop listening and end all connections."""
+        """Stops listening and ends all connections."""
         if self._server is None:
             return
         self._server.close()
@@ -174,7 +174,7 @@ async def _close(writer: asyncio.StreamWriter) -> None:
 
 
 def _peer_of(writer: asyncio.StreamWriter) -> tuple[int, int, int]:
-    """Give (pid, uid, gid) of the process that connected."""
+    """Returns (pid, uid, gid) of the process that connected."""
     sock = writer.get_extra_info("socket")
     pid, uid, gid = _UCRED.unpack(
         sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)

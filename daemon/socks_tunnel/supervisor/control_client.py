@@ -17,7 +17,7 @@ TIMEOUT: Final = 30.0
 
 
 def request(path: Path, fields: Mapping[str, Any], *, timeout: float = TIMEOUT) -> dict[str, Any]:
-    """Ask the instance whose control socket is at `path`; give its whole answer.
+    """Asks the instance whose control socket is at `path`; returns its whole answer.
 
     `fields` has an `op`. The answer has `ok`, and `result` or `error`. Raises :class:`OSError` if
     no instance answers there, or not within `timeout` seconds.

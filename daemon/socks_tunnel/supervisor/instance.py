@@ -167,7 +167,7 @@ class Instance:
             await self._end()
 
     async def _serve(self) -> None:
-        """Deal with what happens until it is time to end."""
+        """Deals with what happens until it is time to end."""
         while True:
             event = await self._events.get()
             match event:
@@ -197,7 +197,7 @@ class Instance:
     # --- the start ----------------------------------------------------------------------------
 
     async def _start(self) -> StartError | None:
-        """Start everything; give the problem if that is not possible."""
+        """Starts everything; returns the problem if that is not possible."""
         try:
             self._check_frame(self.config)
             self._bind()
@@ -222,7 +222,7 @@ class Instance:
         return None
 
     def _check_frame(self, config: Config) -> None:
-        """See that what workers need of the configuration fits a frame. Raises StartError."""
+        """Checks that what workers need of the configuration fits a frame. Raises StartError."""
         try:
             encode_control(0, {"op": "config", "index": 0, **self._worker_fields(config)})
         except ValueError as error:
@@ -260,7 +260,7 @@ class Instance:
             sock.close()
 
     def _check_paths(self, config: Config) -> None:
-        """See that no listener is where the control socket will be. Raises ListenError."""
+        """Checks that no listener is where the control socket will be. Raises ListenError."""
         control = paths.control_socket(self.directory)
         if control in config.socks.listen:
             raise ListenError(
@@ -402,7 +402,7 @@ class Instance:
             await asyncio.sleep(1.0)
 
     async def _feed_watchdog(self, interval: float) -> None:
-        """Feed it only while all workers answer: a worker that hangs for good is our failure."""
+        """Feeds it only while all workers answer: a worker that hangs for good is our failure."""
         fed = True
         while True:
             hanging = [slot.name for slot in self.workers if not slot.responsive]
@@ -486,7 +486,7 @@ class Instance:
             _log.warning("not reloaded: %s", error)
 
     async def _reload(self) -> list[str]:
-        """Read the configuration again; give the keys whose changes wait for a restart.
+        """Reads the configuration again; returns the keys whose changes wait for a restart.
 
         Raises :class:`ConfigError`, and :class:`ControlError` if this is not the time for it;
         nothing has changed then.
@@ -569,7 +569,7 @@ class Instance:
             _log.info("all flows have ended")
 
     async def _end(self) -> None:
-        """End all that was begun; at once if forced, in order if not. Bounded in time."""
+        """Ends all that was begun; at once if forced, in order if not. Bounded in time."""
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.wait([self._starting])
@@ -600,7 +600,7 @@ class Instance:
 
 
 def _selection(request: dict[str, Any]) -> dict[str, Any]:
-    """Give which flows are asked for: all, or the first `limit` of each worker `by` something."""
+    """Returns which flows are asked for: all, or the first `limit` of each worker."""
     limit, by = request.get("limit"), request.get("by", report.RANKINGS[0])
     if limit is None:
         return {}

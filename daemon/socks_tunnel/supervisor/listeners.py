@@ -83,7 +83,7 @@ class Listener:
         return _name_of(self.socket)
 
     def refuse(self) -> None:
-        """Let the kernel refuse new connections, also for the processes that share the socket.
+        """Lets the kernel refuse new connections, also for the processes that share the socket.
 
         Connections that nobody has accepted are ended. systemd's socket is left as it is:
         connections wait there for the next start.
@@ -102,7 +102,7 @@ class Listener:
                     self.socket.accept()[0].close()
 
     def close(self) -> None:
-        """Close this process's hold of it, and remove the file of a Unix socket made here."""
+        """Closes this process's hold of it, and removes the file of a Unix socket made here."""
         if self.file is not None:
             path = Path(self.socket.getsockname())
             # Another instance may have taken the place once nobody was served here any more.
@@ -114,7 +114,7 @@ class Listener:
 
 
 def activated_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
-    """Give the sockets that systemd passed to this process (sd_listen_fds(3)).
+    """Returns the sockets that systemd passed to this process (sd_listen_fds(3)).
 
     Those that are neither listening TCP or Unix sockets nor UDP sockets are closed, with a warning.
     Children do not inherit them unless they are passed on.
@@ -141,7 +141,7 @@ def activated_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
 def open_listeners(
     setting: str, wanted: Sequence[Address], activated: list[socket.socket]
 ) -> list[Listener]:
-    """Give a listener for each address, in order.
+    """Returns a listener for each address, in order.
 
     Of the `activated` sockets the one of that address is taken, or else the next of its kind that
     no address asks for; those taken are removed from the list. Where none is left, a socket is
@@ -190,7 +190,7 @@ def open_listeners(
 def open_forwards(
     forwards: Sequence[tuple[str, HostPort, HostPort]], activated: list[socket.socket]
 ) -> list[Listener]:
-    """Give a listener for each forward: ("tcp" or "udp", where it listens, its target).
+    """Returns a listener for each forward: ("tcp" or "udp", where it listens, its target).
 
     An `activated` socket is used only where it has that address. Raises :class:`ListenError`;
     nothing stays bound then.
@@ -216,7 +216,7 @@ def open_forwards(
 
 
 def bind(setting: str, address: HostPort, kind: socket.SocketKind = socket.SOCK_STREAM) -> Listener:
-    """Bind one address and, for TCP, listen on it. Raises :class:`ListenError`."""
+    """Binds one address and, for TCP, listens on it. Raises :class:`ListenError`."""
     ip = parse_ip(address.host)
     assert ip is not None, "the configuration takes no names as listeners"
     try:
@@ -239,7 +239,7 @@ def bind(setting: str, address: HostPort, kind: socket.SocketKind = socket.SOCK_
 
 
 def bind_unix(setting: str, path: Path) -> Listener:
-    """Bind a Unix socket with mode 0660 and listen on it. Raises :class:`ListenError`.
+    """Binds a Unix socket with mode 0660 and listens on it. Raises :class:`ListenError`.
 
     A socket that nobody listens on is replaced; nothing else that is there is touched.
     """
@@ -269,7 +269,7 @@ def bind_unix(setting: str, path: Path) -> Listener:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory (flock(2)), which leaves no file behind."""
+    """Holds the lock of a directory (flock(2)), which leaves no file behind."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         end = time.monotonic() + LOCK_TIMEOUT
@@ -287,7 +287,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _remove_dead(path: Path) -> None:
-    """Remove a socket that nobody listens on. Raises :class:`ListenError` for anything else."""
+    """Removes a socket that nobody listens on. Raises :class:`ListenError` for anything else."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -403,7 +403,7 @@ def check_reach(
 def listens_at(
     sock: socket.socket, address: Address, kind: socket.SocketKind = socket.SOCK_STREAM
 ) -> bool:
-    """Tell whether a socket is of this kind and bound to exactly this address and port, or path."""
+    """Returns whether a socket is of this kind and bound to exactly this address or path."""
     name = _name_of(sock)
     if sock.type != kind:
         return False
@@ -413,7 +413,7 @@ def listens_at(
 
 
 def _may_stand_in(sock: socket.socket, address: Address) -> bool:
-    """Tell whether a socket of systemd's serves the same kind of clients as that address."""
+    """Returns whether a socket of systemd's serves the same kind of clients as that address."""
     is_unix = sock.family == socket.AF_UNIX
     return sock.type == socket.SOCK_STREAM and is_unix is isinstance(address, Path)
 

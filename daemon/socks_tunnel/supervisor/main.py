@@ -119,7 +119,7 @@ async def _run_instance(config: Config, directory: Path) -> None:
 
 
 def _lock(directory: Path, instance: str) -> int:
-    """See that no other supervisor uses the directory; give the descriptor that holds the lock."""
+    """Checks that no other supervisor uses the directory; returns the lock's descriptor."""
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -110,15 +110,15 @@ class Slot:
     # --- for subclasses -----------------------------------------------------------------------
 
     def command(self, ipc_fd: int) -> Sequence[str]:
-        """Give the command line; `ipc_fd` is the child's end of the stream."""
+        """Returns the command line; `ipc_fd` is the child's end of the stream."""
         raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
-        """Give what the child's environment has besides ours."""
+        """Returns what the child's environment has besides ours."""
         return {}
 
     def inherited_fds(self) -> Sequence[int]:
-        """Give further file descriptors that the child inherits under the same number."""
+        """Returns further file descriptors that the child inherits under the same number."""
         return ()
 
     def on_hello(self) -> None:
@@ -137,19 +137,19 @@ class Slot:
         """The child is about to be started again."""
 
     def on_control(self, link: int, fields: dict[str, Any]) -> None:
-        """Take a control frame that the slot itself has no use for."""
+        """Takes a control frame that the slot itself has no use for."""
         del link
         raise RemoteProtocolError(f"unknown control '{clip(fields['op'])}'", kind="ipc-control")
 
     def on_message(self, link: int, body: memoryview) -> None:
-        """Take a tunnel message; `body` is valid only during the call."""
+        """Takes a tunnel message; `body` is valid only during the call."""
         del link, body
         raise RemoteProtocolError("this child has no tunnel messages to send", kind="ipc-message")
 
     # --- life ---------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the process, and keep it running until :meth:`stop` or :meth:`kill`."""
+        """Starts the process, and keeps it running until :meth:`stop` or :meth:`kill`."""
         self.ended = spawn(f"keep {self.name} running", self._keep())
 
     @property
@@ -163,7 +163,7 @@ class Slot:
         return not self.running or self._unanswered <= UNANSWERED_RECENT
 
     async def stop(self, timeout: float) -> None:  # noqa: ASYNC109 - the kill after it is part of it
-        """Tell the child to shut down; kill it if it still runs after `timeout` seconds."""
+        """Tells the child to shut down; kills it if it still runs after `timeout` seconds."""
         self._stopping.set()
         if self.ended is None:
             return
@@ -180,18 +180,18 @@ class Slot:
             await self.ended
 
     def retire(self) -> None:
-        """Start no further process in this slot; the one that runs goes on."""
+        """Starts no further process in this slot; the one that runs goes on."""
         self._retired = True
         if not self.running:
             self.kill()
 
     def kill(self) -> None:
-        """End the child at once; :attr:`ended` is done soon after."""
+        """Ends the child at once; :attr:`ended` is done soon after."""
         self._stopping.set()
         self._signal(signal.SIGKILL)
 
     async def acknowledged(self, timeout: float) -> bool:  # noqa: ASYNC109 - giving up is an answer
-        """Wait until the child has dealt with all that was sent to it so far."""
+        """Waits until the child has dealt with all that was sent to it so far."""
         channel = self.channel
         if channel is None or not self.running:
             return False
@@ -207,7 +207,7 @@ class Slot:
         return self.channel is channel
 
     def tick(self) -> None:
-        """Look after the child; called each :data:`TICK` seconds."""
+        """Looks after the child; called each :data:`TICK` seconds."""
         if self._process is None or self._stopping.is_set():
             return
         if self._condemned:
@@ -279,7 +279,7 @@ class Slot:
         self.state = "stopped"
 
     async def _run_once(self) -> int:
-        """Run the process once; give its exit status, negative for a signal. May raise OSError."""
+        """Runs the process once; returns its exit status, negative for a signal."""
         self._boot_ticks = self._pings_sent = self._unanswered = 0
         self._condemned = self._killed_by_us = False
         ours, theirs = socket.socketpair()
@@ -328,7 +328,7 @@ class Slot:
     # --- frames -------------------------------------------------------------------------------
 
     def frame(self, channel: Channel, link: int, fields: dict[str, Any]) -> None:
-        """Take a control frame of the child."""
+        """Takes a control frame of the child."""
         op = fields["op"]
         if self.channel is None:
             if op != "hello" or fields.get("pid") != self.pid:
@@ -349,7 +349,7 @@ class Slot:
             self.on_control(link, fields)
 
     def closed(self, error: Exception | None) -> None:
-        """Take note that the stream of the child has ended."""
+        """Takes note that the stream of the child has ended."""
         if isinstance(error, RemoteProtocolError):
             _log.error("%s broke the IPC protocol (%s); killing it (SIGKILL)", self.name, error)
             self._signal(signal.SIGKILL)

@@ -30,7 +30,7 @@ _BOUND_AT_START: Final = frozenset({"listen", "allow_remote_clients"})
 
 
 def merge(running: Config, read: Config) -> tuple[Config, list[str]]:
-    """Give the configuration to go on with, and the keys whose changes need a restart.
+    """Returns the configuration to go on with, and the keys whose changes need a restart.
 
     Raises :class:`ConfigError` if `read` is for another role: that is no change but another
     instance.
@@ -64,7 +64,7 @@ def merge(running: Config, read: Config) -> tuple[Config, list[str]]:
 def _merge_signaling(
     running: Signaling | None, read: Signaling | None
 ) -> tuple[Signaling | None, list[str]]:
-    """Give the table to go on with, and what of it waits; a listener stays HTTP or HTTPS."""
+    """Returns the table to go on with, and what of it waits; a listener stays HTTP or HTTPS."""
     if running is None or read is None:
         return running, [] if running == read else ["signaling"]
     certificates = (running.tls_certificate, read.tls_certificate)

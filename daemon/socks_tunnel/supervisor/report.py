@@ -37,7 +37,7 @@ _OF_WORKER: Final = ("flows_tcp", "flows_udp", "bytes_up", "bytes_down", "buffer
 
 
 async def status(instance: "Instance") -> dict[str, Any]:
-    """Give the answer to `status`."""
+    """Returns the answer to `status`."""
     answers = await asyncio.gather(*(_ask(slot, "status") for slot in instance.workers))
     workers = []
     for slot, answer in zip(instance.workers, answers, strict=True):
@@ -70,7 +70,7 @@ async def status(instance: "Instance") -> dict[str, Any]:
 
 
 def _listening(instance: "Instance") -> list[str]:
-    """Give where SOCKS5 clients are served, or where an endpoint takes offers."""
+    """Returns where SOCKS5 clients are served, or where an endpoint takes offers."""
     signaling = instance.config.signaling
     if signaling is None or signaling.listen is None:
         return [listener_text(address) for address in instance.addresses]
@@ -78,7 +78,7 @@ def _listening(instance: "Instance") -> list[str]:
 
 
 async def connections(instance: "Instance", **options: Any) -> list[dict[str, Any]]:
-    """Give the answer to `connections`: a row for each flow.
+    """Returns the answer to `connections`: a row for each flow.
 
     With `limit` and `by`: for so many of each worker, those that have the most of it.
     """
@@ -129,7 +129,7 @@ def status_line(role: str, links: Counted, flows: int, workers: int) -> str:
 
 
 async def log_report(instance: "Instance") -> None:
-    """Write the whole state into the log, a line for each thing."""
+    """Writes the whole state into the log, a line for each thing."""
     state = await status(instance)
     counters = state["counters"]
     _log.info(
