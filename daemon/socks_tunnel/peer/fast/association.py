@@ -173,7 +173,7 @@ class FastAssociation(RTCSctpTransport):
                 return
         recovery = self.path.sender.recovery
         self._local_tsn = recovery.next_tsn & TSN_MASK
-        self._rto = max(recovery.rto, RTO_RARE_MIN)
+        self._rto = max(recovery.trip.rto, RTO_RARE_MIN)
         await super()._transmit_reconfig()
 
     async def _receive_reconfig_param(

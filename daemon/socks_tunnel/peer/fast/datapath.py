@@ -161,7 +161,7 @@ class DataPath:
                         self._sack_now()
                     continue
             self._receive_chunks(body, size, now)
-        return receiver.batch_done(now, self.sender.recovery.srtt or None)
+        return receiver.batch_done(now, self.sender.recovery.trip.smoothed or None)
 
     def _receive_chunks(self, body: bytes, size: int, now: float) -> None:
         """Takes the chunks of a packet that was found good."""
@@ -302,7 +302,7 @@ class DataPath:
 
     def probe(self, now: float) -> bytes:
         """Returns a path MTU probe to be sent now, or nothing."""
-        size = self.pmtu.probe(now, self.sender.recovery.srtt) if self.established else 0
+        size = self.pmtu.probe(now, self.sender.recovery.trip.smoothed) if self.established else 0
         if not size:
             return b""
         info = _PROBE.pack(_PROBE_MAGIC, size, self._secret)

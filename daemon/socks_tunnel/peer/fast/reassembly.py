@@ -384,13 +384,12 @@ class Reassembly:
         track = tracks.get(stream)
         if track is None:
             track = self._open(tracks, stream)
-        half = min(modulus // 2, AHEAD_MAX + 1)
-        last = track.next + ((number - track.next + half) % modulus) - half
+        last = track.next + ((number - track.next + AHEAD_MAX + 1) % modulus) - AHEAD_MAX - 1
         if last - track.next > AHEAD_MAX:
             raise _abuse(f"the peer skips {last - track.next} messages of a stream at once")
-        gone = track.order[: bisect_right(track.order, last)]
-        for found in gone:
-            self._forget(track, found, track.partial[found])
+        if track.order:
+            for found in track.order[: bisect_right(track.order, last)]:
+                self._forget(track, found, track.partial[found])
         if unordered:
             track.skipped = max(track.skipped, last)
             track.next = max(track.next, last + 1)

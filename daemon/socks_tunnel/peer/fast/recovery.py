@@ -25,15 +25,21 @@ Timers, at most one of which runs at a time beside the reordering timer (RFC 898
 from collections import deque
 from typing import Final
 
+from socks_tunnel.peer.fast.forwarding import Forwarding
+from socks_tunnel.peer.fast.outstanding import (
+    ABANDONED,
+    ACKED,
+    IN_FLIGHT,
+    LOST,
+    Burst,
+    Chunk,
+)
 from socks_tunnel.peer.fast.ranges import Ranges
+from socks_tunnel.peer.fast.reordering import REORDER_CHUNKS, Reordering
+from socks_tunnel.peer.fast.rtt import RoundTrip
 from socks_tunnel.peer.fast.streams import Message
 from socks_tunnel.peer.fast.wire import TSN_HALF, TSN_MASK
 from socks_tunnel.protocol.errors import RemoteProtocolError
-
-IN_FLIGHT: Final = 0
-LOST: Final = 1
-ACKED: Final = 2
-ABANDONED: Final = 3
 
 OUTSTANDING_MAX: Final = 16_384
 """Chunks that may be outstanding: half of how far a receiver of ours looks ahead."""
@@ -41,11 +47,6 @@ OUTSTANDING_MAX: Final = 16_384
 BLOCKS_MAX: Final = 2_048
 """Ranges acknowledged beyond gaps that are remembered; a block that would be one more is ignored,
 until the others have grown together."""
-
-RTO_INITIAL: Final = 1.0
-RTO_MIN: Final = 0.2
-RTO_MAX: Final = 60.0
-"""Seconds, as in RFC 9260 section 16 but for the floor, which is that of common TCPs."""
 
 TIMEOUTS_MAX: Final = 10
 """Time-outs in a row after which the peer is given up (RFC 9260 section 8.1)."""
@@ -59,17 +60,6 @@ PROBE_DELAY_MIN: Final = 0.010
 PEER_SACK_DELAY: Final = 0.025
 """Seconds that a peer may hold the SACK of a lone packet back, beyond the round trip."""
 
-REORDER_CHUNKS: Final = 3
-"""Chunks acknowledged beyond a gap that prove a loss on a path that never reordered."""
-REORDER_PERSIST: Final = 16
-"""Recoveries without a spurious retransmission until the patience for reordering shrinks again."""
-
-MIN_RTT_WINDOW: Final = 10.0
-"""Seconds for which the smallest round trip is remembered."""
-
-SKIPS_MAX: Final = 128
-"""Streams named in one FORWARD-TSN, so that it fits the smallest packet."""
-
 LIES_MAX: Final = 8
 """SACKs for what was never sent that are taken for leftovers of an earlier association."""
 
@@ -81,37 +71,6 @@ CLOCK_ERROR: Final = 1e-6
 """Seconds by which sums of times may be wrong, as floating point numbers are."""
 
 
-class Burst:
-    """What was sent in one turn shares this: the time, and the state to measure the rate with."""
-
-    __slots__ = ("app_limited", "at", "delivered", "delivered_at", "first_at")
-
-    def __init__(
-        self, at: float, delivered: int, delivered_at: float, first_at: float, app_limited: bool
-    ) -> None:
-        self.at = at
-        self.delivered = delivered
-        self.delivered_at = delivered_at
-        self.first_at = first_at
-        self.app_limited = app_limited
-
-
-class Chunk:
-    """A DATA or I-DATA chunk that has a TSN. `body` is what goes on the wire, padding included."""
-
-    __slots__ = ("body", "burst", "message", "order", "sends", "size", "state", "tsn")
-
-    def __init__(self, tsn: int, body: bytes, message: Message, order: int, burst: Burst) -> None:
-        self.tsn = tsn
-        self.body = body
-        self.size = len(body)
-        self.message = message
-        self.order = order
-        self.burst = burst
-        self.sends = 1
-        self.state = IN_FLIGHT
-
-
 class Recovery:
     """The outstanding chunks of one association.
 
@@ -120,66 +79,10 @@ class Recovery:
     found.
     """
 
-    __slots__ = (
-        "_chunks",
-        "_head",
-        "_highest_acked",
-        "_min_rtt_at",
-        "_next_round",
-        "_probe_tsn",
-        "_probed",
-        "_rack_order",
-        "_rack_rtt",
-        "_reorder_persist",
-        "_reorder_round",
-        "_reordering",
-        "_retransmitted",
-        "_rttvar",
-        "_sacked",
-        "_sacked_count",
-        "_skips",
-        "_timed_out",
-        "_transmissions",
-        "acked_bytes",
-        "advanced",
-        "app_limited",
-        "cumulative",
-        "delivered",
-        "delivered_at",
-        "episode",
-        "first_at",
-        "flight",
-        "forward_at",
-        "lies",
-        "losses",
-        "lost",
-        "lost_bytes",
-        "min_rtt",
-        "next_order",
-        "next_tsn",
-        "probe_at",
-        "rate",
-        "rate_limited",
-        "recovery_end",
-        "reo_multiplier",
-        "reorder_at",
-        "retransmissions",
-        "round_start",
-        "rto",
-        "rto_at",
-        "rtt_sample",
-        "spurious",
-        "srtt",
-        "timeouts",
-        "timeouts_total",
-        "undone",
-    )
-
     def __init__(self, initial_tsn: int) -> None:
         self.next_tsn = initial_tsn + TSN_MASK + 1
         self.cumulative = self.next_tsn - 1
-        self.advanced = self.cumulative
-        """Advanced.Peer.Ack.Point of RFC 3758: `cumulative`, or beyond it what was given up."""
+        self.forwarding = Forwarding(self.cumulative)
         self.flight = 0
         self.next_order = 1
         self.lost: deque[Chunk] = deque()
@@ -190,23 +93,13 @@ class Recovery:
         self._sacked = Ranges()
         self._sacked_count = 0
         self._transmissions: deque[tuple[int, Chunk]] = deque()
-        self._skips: dict[tuple[int, bool], tuple[int, int]] = {}
-        self.forward_at = 0.0
-        """When a FORWARD-TSN is due; 0 if none is."""
 
-        self.srtt = 0.0
-        self._rttvar = 0.0
-        self.rto = RTO_INITIAL
-        self.min_rtt = 0.0
-        self._min_rtt_at = 0.0
+        self.trip = RoundTrip()
 
         self._rack_order = 0
         self._rack_rtt = 0.0
-        self._reordering = False
+        self.reordering = Reordering()
         self._highest_acked = self.cumulative
-        self.reo_multiplier = 1
-        self._reorder_persist = REORDER_PERSIST
-        self._reorder_round = 0
         self.reorder_at = 0.0
         self.probe_at = 0.0
         self.rto_at = 0.0
@@ -294,9 +187,13 @@ class Recovery:
 
     def transmitted(self, now: float) -> None:
         """Arms the timers after chunks were sent."""
-        self.rto_at = self.rto_at or now + self.rto
+        self.rto_at = self.rto_at or now + self.trip.rto
         if not self._probed and not self.episode:
-            delay = max(2 * self.srtt, PROBE_DELAY_MIN) if self.srtt else self.rto
+            delay = (
+                max(2 * self.trip.smoothed, PROBE_DELAY_MIN)
+                if self.trip.smoothed
+                else self.trip.rto
+            )
             if len(self) == 1:
                 delay += PEER_SACK_DELAY
             self.probe_at = now + delay
@@ -358,7 +255,7 @@ class Recovery:
         if ahead or flight != self.flight:
             self._probed = False
             if len(self):
-                self.rto_at = now + self.rto
+                self.rto_at = now + self.trip.rto
                 self.transmitted(now)
             else:
                 self.rto_at = self.probe_at = self.reorder_at = 0.0
@@ -393,7 +290,7 @@ class Recovery:
                     order = chunk.order
                     newest = chunk
             if chunk.sends == 1 and chunk.tsn < self._highest_acked:
-                self._reordering = True
+                self.reordering.seen = True
             chunk.state = ACKED
         self.flight = flight
         self.acked_bytes += acked
@@ -441,7 +338,7 @@ class Recovery:
                             order = chunk.order
                             newest = chunk
                     if tsn < highest and chunk.sends == 1:
-                        self._reordering = True
+                        self.reordering.seen = True
                     chunk.state = ACKED
                 self._sacked_count += end - start + 1
                 if end > highest:
@@ -455,12 +352,7 @@ class Recovery:
         if number not in self._retransmitted:
             return
         self._in_vain(number)
-        # RFC 8985 section 6.2.4: more patience, once a round trip at most.
-        if self._rack_order >= self._reorder_round:
-            self._reorder_round = self.next_order
-            self.reo_multiplier = min(self.reo_multiplier + 1, 64)
-            self._reorder_persist = REORDER_PERSIST
-            self._reordering = True
+        self.reordering.in_vain(self._rack_order, self.next_order)
 
     def _in_vain(self, tsn: int) -> None:
         """Notes that a chunk had arrived, though late, when it was sent again.
@@ -482,7 +374,7 @@ class Recovery:
         rtt = now - burst.at
         self.delivered += self.acked_bytes
         self.delivered_at = now
-        if newest.sends > 1 and rtt < self.min_rtt * 0.8:
+        if newest.sends > 1 and rtt < self.trip.minimum * 0.8:
             # The answer came too soon to be one to the retransmission (RFC 8985 section 6.2.2):
             # the first transmission had only been late.
             if self._timed_out:
@@ -493,35 +385,21 @@ class Recovery:
             self._rack_order = newest.order
             self._rack_rtt = rtt
         if newest.sends == 1:  # Karn's algorithm, RFC 9260 section 6.3.1 C5
-            self._update_rtt(rtt, now)
+            self.rtt_sample = rtt
+            self.trip.measured(rtt, now)
         if burst.delivered >= self._next_round:
             self._next_round = self.delivered
             self.round_start = True
         interval = max(burst.at - burst.first_at, now - burst.delivered_at)
-        if interval > 0 and interval >= self.min_rtt:
+        if interval > 0 and interval >= self.trip.minimum:
             self.rate = (self.delivered - burst.delivered) / interval
             self.rate_limited = burst.app_limited
         self.first_at = burst.at
 
-    def _update_rtt(self, rtt: float, now: float) -> None:
-        self.rtt_sample = rtt
-        if not self.srtt:
-            self.srtt = rtt
-            self._rttvar = rtt / 2
-        else:
-            self._rttvar += (abs(self.srtt - rtt) - self._rttvar) / 4
-            self.srtt += (rtt - self.srtt) / 8
-        self.rto = min(max(self.srtt + 4 * self._rttvar, RTO_MIN), RTO_MAX)
-        if not self.min_rtt or rtt <= self.min_rtt or now - self._min_rtt_at > MIN_RTT_WINDOW:
-            self.min_rtt = rtt
-            self._min_rtt_at = now
-
     def new_path(self) -> None:
         """Forgets the round trips: the packets take another path from now on."""
-        self.srtt = self._rttvar = self.min_rtt = 0.0
-        self.rto = RTO_INITIAL
-        self.reo_multiplier = 1
-        self._reordering = False
+        self.trip = RoundTrip()
+        self.reordering = Reordering()
 
     # --- losses -------------------------------------------------------------------------------
 
@@ -536,7 +414,11 @@ class Recovery:
         self.reorder_at = 0.0
         transmissions = self._transmissions
         newest = self._rack_order
-        patience = self._patience()
+        patience = self.reordering.patience(
+            self.trip.minimum,
+            self.trip.smoothed,
+            certain=self.episode or self._sacked_count >= REORDER_CHUNKS,
+        )
         begins = False
         enough = LOSSES_MAX
         while transmissions:
@@ -565,12 +447,6 @@ class Recovery:
             return True
         return False
 
-    def _patience(self) -> float:
-        """Seconds that a chunk may be late by reordering (RFC 8985 section 6.2.4)."""
-        if not self._reordering and (self.episode or self._sacked_count >= REORDER_CHUNKS):
-            return 0.0
-        return min(self.reo_multiplier * self.min_rtt / 4, self.srtt)
-
     def _lose(self, chunk: Chunk, now: float) -> None:
         self.losses = True
         self.lost_bytes += chunk.size
@@ -585,10 +461,7 @@ class Recovery:
     def _end_episode(self) -> None:
         self.episode = False
         self._timed_out = False
-        if self.reo_multiplier > 1:
-            self._reorder_persist -= 1
-            if self._reorder_persist <= 0:
-                self.reo_multiplier = 1
+        self.reordering.recovered()
 
     def timeout(self, now: float) -> None:
         """Declares everything in flight lost: the retransmission timer has expired.
@@ -619,12 +492,12 @@ class Recovery:
         self.episode = True
         self._timed_out = True
         self.recovery_end = self.next_tsn - 1
-        self.rto = min(self.rto * 2, RTO_MAX)
+        self.trip.back_off()
         self.reorder_at = self.probe_at = 0.0
         self._probed = True
-        self.rto_at = now + self.rto if len(self) else 0.0
-        if self.advanced > self.cumulative:
-            self.forward_at = now
+        self.rto_at = now + self.trip.rto if len(self) else 0.0
+        if self.forwarding.point > self.cumulative:
+            self.forwarding.at = now
 
     def _restore(self) -> None:
         """Takes the losses of a time-out back: an answer to what was sent before it has come."""
@@ -653,7 +526,7 @@ class Recovery:
         """Notes that a tail loss probe was sent: from here on it is the time-out's turn."""
         self._probed = True
         self.probe_at = 0.0
-        self.rto_at = now + self.rto
+        self.rto_at = now + self.trip.rto
 
     # --- partial reliability ------------------------------------------------------------------
 
@@ -673,30 +546,18 @@ class Recovery:
 
     def _advance(self, now: float) -> None:
         """Moves Advanced.Peer.Ack.Point over what was given up (RFC 3758 section 3.5 C2)."""
-        self.advanced = max(self.advanced, self.cumulative)
-        if self._skips:
-            self._skips = {k: v for k, v in self._skips.items() if v[1] > self.cumulative}
+        forwarding = self.forwarding
+        forwarding.acknowledged(self.cumulative)
+        before = forwarding.point
         base = self._head - self.cumulative - 1
-        before = self.advanced
-        while self.advanced + 1 < self.next_tsn:
-            chunk = self._chunks[base + self.advanced + 1]
-            assert chunk is not None
-            message = chunk.message
-            # What arrived of a message that was given up is skipped with the rest of it.
-            if chunk.state != ABANDONED and not (chunk.state == ACKED and message.abandoned):
+        while forwarding.point + 1 < self.next_tsn:
+            chunk = self._chunks[base + forwarding.point + 1]
+            if chunk is None or not forwarding.may_skip(chunk):
                 break
-            key = (message.stream.stream_id, message.unordered)
-            if key not in self._skips and len(self._skips) >= SKIPS_MAX:
-                break
-            self.advanced += 1
-            self._skips[key] = (message.number, self.advanced)
-        if self.advanced == self.cumulative:
-            self.forward_at = 0.0
-        elif self.advanced != before or not self.forward_at:
-            self.forward_at = now if self.advanced != before else now + max(self.srtt, 0.001)
+        forwarding.settle(before, self.cumulative, now, self.trip)
 
     def forward(self, now: float) -> list[tuple[int, int, int]]:
-        """Returns the entries for a FORWARD-TSN up to `advanced`, which is being sent now."""
-        self.forward_at = now + max(self.rto, RTO_MIN)
-        self.rto_at = self.rto_at or self.forward_at
-        return [(sid, number, int(u)) for (sid, u), (number, _) in self._skips.items()]
+        """Returns the entries for a FORWARD-TSN that is being sent now."""
+        entries = self.forwarding.sent(now, self.trip)
+        self.rto_at = self.rto_at or self.forwarding.at
+        return entries

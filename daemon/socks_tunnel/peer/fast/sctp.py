@@ -19,8 +19,7 @@ import os
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from aiortc import RTCDataChannel, RTCDtlsTransport, RTCSctpTransport
 from aiortc.rtcsctptransport import CHUNK_TYPES, Chunk
@@ -30,6 +29,7 @@ from socks_tunnel.peer.fast.association import FastAssociation, run_now
 from socks_tunnel.peer.fast.budget import WindowBudget
 from socks_tunnel.peer.fast.congestion import CongestionName
 from socks_tunnel.peer.fast.datapath import DataPath
+from socks_tunnel.peer.fast.sink import SctpSink, SctpSnapshot
 from socks_tunnel.peer.fast.streams import CONTROL, DATAGRAM, NORMAL, Message, OutboundStream
 from socks_tunnel.peer.fast.wire import (
     ADDRESSING,
@@ -55,47 +55,6 @@ DEFAULT_OVERHEAD: Final = 85
 """Bytes that IPv6, UDP and a DTLS 1.2 record with AES-GCM add to an SCTP packet."""
 
 _default_budget: Final = WindowBudget()
-
-
-class SctpSink(Protocol):
-    """What the association tells its owner; plain calls that must not raise."""
-
-    def sctp_messages(self, batch: list[tuple[RTCDataChannel, bytes]]) -> None:
-        """Takes the binary messages of one batch of packets, in the order of their arrival."""
-
-    def sctp_drained(self, drained: list[tuple[RTCDataChannel, int]]) -> None:
-        """Learns how many bytes of messages left the queue for good, sent or given up."""
-
-    def sctp_failed(self, reason: str) -> None:
-        """Learns that the association has ended, for another reason than a call of `stop`."""
-
-
-@dataclass(frozen=True, slots=True)
-class SctpSnapshot:
-    """Figures of one association. Times in seconds, sizes in bytes, rates in bytes a second."""
-
-    rtt: float
-    rtt_min: float
-    cwnd: int
-    outstanding: int
-    queued: int
-    delivery_rate: float
-    packet_size: int
-    retransmissions: int
-    spurious: int
-    timeouts: int
-    packets_sent: int
-    sacks_sent: int
-    sacks_received: int
-    receive_window: int
-    held: int
-    """Bytes of unfinished or waiting messages that the peer makes us hold."""
-    duplicates: int
-    dropped: int
-    """Chunks of the peer's that were not taken: they overstepped a limit."""
-    malformed: int
-    interleaved: bool
-    batch_sacks: bool
 
 
 class FastSctpTransport(FastAssociation):
@@ -172,8 +131,8 @@ class FastSctpTransport(FastAssociation):
         sender, receiver = self.path.sender, self.path.receiver
         recovery = sender.recovery
         return SctpSnapshot(
-            rtt=recovery.srtt,
-            rtt_min=recovery.min_rtt,
+            rtt=recovery.trip.smoothed,
+            rtt_min=recovery.trip.minimum,
             cwnd=sender.controller.window,
             outstanding=recovery.flight,
             queued=sender.scheduler.queued,

@@ -12,7 +12,8 @@ from typing import Final
 from google_crc32c import extend as crc32c
 
 from socks_tunnel.peer.fast.congestion import Acked, Controller
-from socks_tunnel.peer.fast.recovery import ABANDONED, OUTSTANDING_MAX, Burst, Chunk, Recovery
+from socks_tunnel.peer.fast.outstanding import ABANDONED, Burst, Chunk
+from socks_tunnel.peer.fast.recovery import OUTSTANDING_MAX, Recovery
 from socks_tunnel.peer.fast.streams import Message, Scheduler
 from socks_tunnel.peer.fast.wire import (
     CHECKSUM,
@@ -66,29 +67,6 @@ class Sender:
     addressing and checksum, once :meth:`set_addressing` was called.
     """
 
-    __slots__ = (
-        "_acked",
-        "_crc_start",
-        "_header",
-        "_pace_at",
-        "_prr_delivered",
-        "_prr_flight",
-        "_prr_out",
-        "bytes_sent",
-        "controller",
-        "interleaved",
-        "more",
-        "pace_until",
-        "packet_size",
-        "packets_sent",
-        "partial_reliability",
-        "peer_window",
-        "rate",
-        "recovery",
-        "sacks_received",
-        "scheduler",
-    )
-
     def __init__(self, initial_tsn: int, controller: Controller, packet_size: int) -> None:
         self.recovery = Recovery(initial_tsn)
         self.scheduler = Scheduler()
@@ -135,7 +113,7 @@ class Sender:
         """
         limit = self.controller.window
         if self.rate:
-            limit = min(limit, int(self.rate * max(self.recovery.srtt, 0.001)))
+            limit = min(limit, int(self.rate * max(self.recovery.trip.smoothed, 0.001)))
         return min(max(limit, QUEUE_BYTES_MIN), QUEUE_BYTES_MAX)
 
     @property
@@ -179,8 +157,8 @@ class Sender:
         event.flight = flight
         event.in_recovery = recovery.episode and self._prr_flight > 0
         event.rtt = recovery.rtt_sample
-        event.srtt = recovery.srtt
-        event.min_rtt = recovery.min_rtt
+        event.srtt = recovery.trip.smoothed
+        event.min_rtt = recovery.trip.minimum
         event.rate = recovery.rate
         event.app_limited = recovery.rate_limited
         event.round_start = recovery.round_start
@@ -219,7 +197,7 @@ class Sender:
         """When :meth:`timer` has something to do; 0 if never."""
         recovery = self.recovery
         due = 0.0
-        for at in (recovery.reorder_at, recovery.probe_at, recovery.rto_at, recovery.forward_at):
+        for at in (recovery.reorder_at, recovery.probe_at, recovery.rto_at, recovery.forwarding.at):
             if at and (not due or at < due):
                 due = at
         if self.pace_until and (not due or self.pace_until < due):
@@ -275,9 +253,9 @@ class Sender:
         packets: list[bytes] = []
         parts: list[bytes] = [first] if first else []
         room = self.packet_size - PACKET_HEADER - len(first)
-        if recovery.forward_at and now >= recovery.forward_at:
+        if 0.0 < recovery.forwarding.at <= now:
             entries = recovery.forward(now)
-            chunk = forward_tsn(recovery.advanced, entries, interleaved=self.interleaved)
+            chunk = forward_tsn(recovery.forwarding.point, entries, interleaved=self.interleaved)
             if len(chunk) > room:
                 packets.append(self._count(self.packet(first)))
                 parts = []

@@ -2,19 +2,16 @@
 
 import pytest
 
+from socks_tunnel.peer.fast.forwarding import SKIPS_MAX
+from socks_tunnel.peer.fast.outstanding import ACKED, Chunk
 from socks_tunnel.peer.fast.recovery import (
-    ACKED,
     BLOCKS_MAX,
     PEER_SACK_DELAY,
     PROBE_DELAY_MIN,
-    RTO_INITIAL,
-    RTO_MAX,
-    RTO_MIN,
-    SKIPS_MAX,
     TIMEOUTS_MAX,
-    Chunk,
     Recovery,
 )
+from socks_tunnel.peer.fast.rtt import RTO_INITIAL, RTO_MAX, RTO_MIN
 from socks_tunnel.peer.fast.streams import NORMAL, Message, OutboundStream
 from socks_tunnel.protocol.errors import RemoteProtocolError
 
@@ -80,14 +77,14 @@ def line() -> Line:
 
 def test_round_trip_and_time_out_follow_rfc_9260(line: Line) -> None:
     recovery = line.recovery
-    assert recovery.srtt == pytest.approx(RTT)
-    assert recovery.rto == pytest.approx(RTT + 4 * RTT / 2)
+    assert recovery.trip.smoothed == pytest.approx(RTT)
+    assert recovery.trip.rto == pytest.approx(RTT + 4 * RTT / 2)
     for _ in range(60):
         line.send()
         line.wait(RTT)
         line.sack(len(line.sent))
-    assert recovery.rto == RTO_MIN
-    assert recovery.min_rtt == pytest.approx(RTT)
+    assert recovery.trip.rto == RTO_MIN
+    assert recovery.trip.minimum == pytest.approx(RTT)
 
 
 def test_before_the_first_measurement_the_time_out_is_a_second() -> None:
@@ -175,7 +172,7 @@ def test_retransmissions_that_were_not_needed_are_undone_by_duplicate_tsns(line:
     assert [line.recovery.undone] == [True]
     assert line.recovery.spurious == 2
     # RFC 8985 section 6.2.4: more patience from now on.
-    assert line.recovery.reo_multiplier == 2
+    assert line.recovery.reordering.multiplier == 2
 
 
 def test_an_invented_duplicate_undoes_nothing(line: Line) -> None:
@@ -196,20 +193,20 @@ def test_an_answer_too_soon_is_one_to_the_first_transmission(line: Line) -> None
     line.wait(RTT / 10)
     line.sack(10)
     assert line.recovery.undone
-    assert line.recovery.srtt == pytest.approx(RTT)
+    assert line.recovery.trip.smoothed == pytest.approx(RTT)
 
 
 def test_silence_is_probed_once_and_then_timed_out(line: Line) -> None:
     recovery = line.recovery
     line.send(5)
-    assert recovery.probe_at == pytest.approx(line.now + 2 * recovery.srtt)
+    assert recovery.probe_at == pytest.approx(line.now + 2 * recovery.trip.smoothed)
     line.wait(0.2)
     chunk = recovery.last_in_flight()
     assert chunk is line.sent[-1]
     recovery.resent(chunk, recovery.burst(line.now))
     recovery.probed(line.now)
     assert recovery.probe_at == 0
-    assert recovery.rto_at == pytest.approx(line.now + recovery.rto)
+    assert recovery.rto_at == pytest.approx(line.now + recovery.trip.rto)
     line.wait(RTT)
     line.sack(2, (6, 6))  # the answer to the probe shows that all before it were lost
     assert line.resend() == [2, 3, 4, 5]
@@ -217,18 +214,18 @@ def test_silence_is_probed_once_and_then_timed_out(line: Line) -> None:
 
 def test_a_lone_chunk_is_given_the_time_of_a_delayed_sack(line: Line) -> None:
     line.send()
-    expected = max(2 * line.recovery.srtt, PROBE_DELAY_MIN) + PEER_SACK_DELAY
+    expected = max(2 * line.recovery.trip.smoothed, PROBE_DELAY_MIN) + PEER_SACK_DELAY
     assert line.recovery.probe_at == pytest.approx(line.now + expected)
 
 
 def test_a_time_out_sends_everything_again_and_doubles(line: Line) -> None:
     recovery = line.recovery
     line.send(4)
-    rto = recovery.rto
+    rto = recovery.trip.rto
     line.wait(rto)
     recovery.timeout(line.now)
     assert recovery.flight == 0
-    assert recovery.rto == 2 * rto
+    assert recovery.trip.rto == 2 * rto
     assert line.resend() == [2, 3, 4, 5]
     line.wait(2 * RTT)
     line.sack(6)
@@ -241,7 +238,7 @@ def test_a_time_out_that_was_none_is_taken_back(line: Line) -> None:
     """The answer to the first transmissions comes right after the timer, as from a slow spot."""
     recovery = line.recovery
     line.send(6)
-    line.wait(recovery.rto)
+    line.wait(recovery.trip.rto)
     recovery.timeout(line.now)
     burst = recovery.burst(line.now)
     chunk = recovery.next_lost()
@@ -258,10 +255,10 @@ def test_a_peer_that_is_gone_is_given_up() -> None:
     line = Line()
     line.send(3)
     for _ in range(TIMEOUTS_MAX):
-        line.wait(line.recovery.rto)
+        line.wait(line.recovery.trip.rto)
         line.recovery.timeout(line.now)
         line.resend()
-        assert line.recovery.rto <= RTO_MAX
+        assert line.recovery.trip.rto <= RTO_MAX
     with pytest.raises(RemoteProtocolError, match="acknowledged nothing"):
         line.recovery.timeout(line.now)
 
@@ -273,7 +270,7 @@ def test_gap_blocks_are_not_believed_for_ever(line: Line) -> None:
     line.sack(2, (3, 6))
     assert line.sent[4].state == ACKED
     for _ in range(2):
-        line.wait(line.recovery.rto)
+        line.wait(line.recovery.trip.rto)
         line.recovery.timeout(line.now)
     assert line.resend() == [2, 3, 4, 5, 6]
 
@@ -288,13 +285,13 @@ def test_what_may_not_be_sent_again_is_given_up_and_reported() -> None:
     assert line.sack(2, (3, 9))
     assert line.resend() == []
     recovery = line.recovery
-    assert recovery.advanced == recovery.cumulative + 1
-    assert recovery.forward_at == line.now
+    assert recovery.forwarding.point == recovery.cumulative + 1
+    assert recovery.forwarding.at == line.now
     assert recovery.forward(line.now) == [(0, 2, 0)]
-    assert recovery.forward_at > line.now
+    assert recovery.forwarding.at > line.now
     line.wait(RTT)
     line.sack(10)
-    assert recovery.forward_at == 0
+    assert recovery.forwarding.at == 0
     assert recovery.forward(line.now) == []
 
 
@@ -305,7 +302,7 @@ def test_a_lost_forward_tsn_is_sent_again() -> None:
     line.sack(0, (1, 3))
     recovery = line.recovery
     recovery.forward(line.now)
-    again = recovery.forward_at
+    again = recovery.forwarding.at
     assert 0 < again - line.now <= RTO_MAX
     assert recovery.rto_at > 0
 
@@ -322,7 +319,7 @@ def test_one_forward_tsn_names_a_bounded_number_of_streams() -> None:
     line.wait(5)
     line.recovery.timeout(line.now)
     assert len(line.recovery.forward(line.now)) == SKIPS_MAX
-    assert line.recovery.advanced == line.recovery.cumulative + SKIPS_MAX
+    assert line.recovery.forwarding.point == line.recovery.cumulative + SKIPS_MAX
     line.sack(SKIPS_MAX)
     assert len(line.recovery.forward(line.now)) == 50
 
@@ -346,5 +343,5 @@ def test_the_rate_is_what_arrived_in_the_time_it_took(line: Line) -> None:
 
 def test_a_new_path_starts_without_a_round_trip(line: Line) -> None:
     line.recovery.new_path()
-    assert (line.recovery.srtt, line.recovery.min_rtt) == (0, 0)
-    assert line.recovery.rto == RTO_INITIAL
+    assert (line.recovery.trip.smoothed, line.recovery.trip.minimum) == (0, 0)
+    assert line.recovery.trip.rto == RTO_INITIAL

@@ -176,7 +176,7 @@ def test_limits_of_the_queue_and_of_messages() -> None:
     made = sender(interleaved=False)
     assert made.queue_limit == QUEUE_BYTES_MIN
     assert made.message_limit == MESSAGE_LIMIT_MAX
-    made.recovery.srtt, made.rate = 0.05, 125_000.0
+    made.recovery.trip.smoothed, made.rate = 0.05, 125_000.0
     assert made.message_limit == MESSAGE_LIMIT_MIN
     made.rate = 1_250_000.0
     assert made.message_limit == 6_250  # 5 ms

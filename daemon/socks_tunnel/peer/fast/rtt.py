@@ -1,0 +1,43 @@
+"""Round trips and the retransmission time-out (RFC 9260 section 6.3). No clock."""
+
+from typing import Final
+
+RTO_INITIAL: Final = 1.0
+RTO_MIN: Final = 0.2
+RTO_MAX: Final = 60.0
+"""Seconds, as in RFC 9260 section 16 but for the floor, which is that of common TCPs."""
+
+MIN_RTT_WINDOW: Final = 10.0
+"""Seconds for which the smallest round trip is remembered."""
+
+
+class RoundTrip:
+    """What was measured of the round trip. Times in seconds; 0 before the first measurement."""
+
+    __slots__ = ("_minimum_at", "_variation", "minimum", "rto", "smoothed")
+
+    def __init__(self) -> None:
+        self.smoothed = 0.0
+        """SRTT."""
+        self._variation = 0.0
+        self.rto = RTO_INITIAL
+        self.minimum = 0.0
+        """The smallest of the last MIN_RTT_WINDOW seconds: the path without its queues."""
+        self._minimum_at = 0.0
+
+    def measured(self, rtt: float, now: float) -> None:
+        """Takes a measurement (rules C2 and C3)."""
+        if not self.smoothed:
+            self.smoothed = rtt
+            self._variation = rtt / 2
+        else:
+            self._variation += (abs(self.smoothed - rtt) - self._variation) / 4
+            self.smoothed += (rtt - self.smoothed) / 8
+        self.rto = min(max(self.smoothed + 4 * self._variation, RTO_MIN), RTO_MAX)
+        if not self.minimum or rtt <= self.minimum or now - self._minimum_at > MIN_RTT_WINDOW:
+            self.minimum = rtt
+            self._minimum_at = now
+
+    def back_off(self) -> None:
+        """Doubles the time-out, because it has expired (rule E2)."""
+        self.rto = min(self.rto * 2, RTO_MAX)
