@@ -37,6 +37,20 @@ def nested(levels: int, inner: bytes = b"\xc0") -> bytes:
     return b"\x91" * levels + inner
 
 
+ODD: list[object] = [
+    -1,
+    1 << 63,
+    1.5,
+    float("nan"),
+    True,
+    None,
+    [],
+    {},
+    "x" * 40_000,
+    b"x" * 40_000,
+]
+
+
 def envelopes() -> list[bytes]:
     """What a stranger, and what a peer with a key, could think of; the seed is fixed."""
     fields = msgpack.unpackb(msgpack.unpackb(offer())["body"])
@@ -62,18 +76,7 @@ def envelopes() -> list[bytes]:
         ):
             parts = packed | {key: value}
             found.append(signed(b"\x88" + b"".join(msgpack.packb(k) + v for k, v in parts.items())))
-        for odd in (
-            -1,
-            1 << 63,
-            1.5,
-            float("nan"),
-            True,
-            None,
-            [],
-            {},
-            "x" * 40_000,
-            b"x" * 40_000,
-        ):
+        for odd in ODD:
             found.append(signed(msgpack.packb(fields | {key: odd})))
     for _ in range(200):
         damaged = bytearray(offer())

@@ -32,6 +32,8 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _RTT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 5.0, 15.0)
 _CONNECT_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
+_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
 _files: Files | None = None
 
 
@@ -137,6 +139,9 @@ class Metrics:
         )
         self.messages_unknown_total = counter(
             "messages_unknown_total", "Messages of an unknown type, ignored"
+        )
+        self.loop_lag_seconds = histogram(
+            "loop_lag_seconds", "How late the event loop of the supervisor is", _LAG_BUCKETS
         )
         self.tls_certificate_expires_seconds = gauge(
             "tls_certificate_expires_seconds", "Unix time at which a certificate expires", "kind"

@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +44,22 @@ def spawn(
 
     task.add_done_callback(ended)
     return task
+
+
+LAG_PERIOD: Final = 0.2
+"""Seconds between two looks at how late the event loop is."""
+
+
+async def measure_lag(observe: Callable[[float], None]) -> NoReturn:
+    """Calls `observe` again and again with the seconds that the event loop was late.
+
+    That is how long a packet would have waited for whatever held the loop.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + LAG_PERIOD
+        await asyncio.sleep(LAG_PERIOD)
+        observe(max(0.0, loop.time() - due))
 
 
 SHORT_TURN: Final = 0.0005

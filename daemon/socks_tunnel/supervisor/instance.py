@@ -27,7 +27,7 @@ from socks_tunnel.config.models import Config, listener_text
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.ops.notify import Notifier
-from socks_tunnel.ops.tasks import short_turns, spawn
+from socks_tunnel.ops.tasks import measure_lag, short_turns, spawn
 from socks_tunnel.peer.quiet import quiet_loop_exceptions, set_library_log_level
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.ipc import encode_control
@@ -307,6 +307,7 @@ class Instance:
         self._background = [
             spawn("look after children", self._look_after_children()),
             spawn("each second", self._each_second()),
+            spawn("measure lag", measure_lag(self.metrics.loop_lag_seconds.observe)),
         ]
         if self.notifier.watchdog_interval is not None:
             self._background.append(

@@ -3,11 +3,13 @@
 import asyncio
 import gc
 import logging
+import time
 
 import pytest
 
 from socks_tunnel.ops import tasks
-from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.ops.meters import Histogram
+from socks_tunnel.ops.tasks import LAG_PERIOD, measure_lag, spawn
 
 
 async def test_it_gives_the_named_task() -> None:
@@ -70,3 +72,16 @@ async def test_being_cancelled_is_no_failure(caplog: pytest.LogCaptureFixture) -
         await task
     assert not failures
     assert not caplog.records
+
+
+async def test_the_lag_of_the_loop_is_what_holds_it() -> None:
+    lag = Histogram("lag", "Lag", (0.05, 0.1))
+    measuring = asyncio.create_task(measure_lag(lag.observe))
+    async with asyncio.timeout(60):
+        while not lag.labels().counts[-1]:
+            end = time.monotonic() + LAG_PERIOD + 0.15
+            while time.monotonic() < end:  # holds the loop
+                pass
+            await asyncio.sleep(0)
+    measuring.cancel()
+    assert lag.labels().sum >= 0.1
