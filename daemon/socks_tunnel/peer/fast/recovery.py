@@ -496,6 +496,7 @@ class Recovery:
         self.reorder_at = self.probe_at = 0.0
         self._probed = True
         self.rto_at = now + self.trip.rto if len(self) else 0.0
+        self._advance(now)
         if self.forwarding.point > self.cumulative:
             self.forwarding.at = now
 
@@ -515,10 +516,14 @@ class Recovery:
         self.lost.clear()
 
     def _forget_blocks(self) -> None:
+        """Takes what is acknowledged beyond gaps for lost; a datagram among it is given up."""
         for at in range(self._head, len(self._chunks)):
             chunk = self._chunks[at]
             if chunk is not None and chunk.state == ACKED:
-                chunk.state = ABANDONED if chunk.message.abandoned else LOST
+                message = chunk.message
+                if 0 <= message.retransmits < chunk.sends:
+                    message.abandoned = True
+                chunk.state = ABANDONED if message.abandoned else LOST
         self._sacked.clear()
         self._sacked_count = 0
 

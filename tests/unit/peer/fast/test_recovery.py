@@ -275,6 +275,18 @@ def test_gap_blocks_are_not_believed_for_ever(line: Line) -> None:
     assert line.resend() == [2, 3, 4, 5, 6]
 
 
+def test_a_datagram_is_not_sent_again_when_blocks_are_not_believed() -> None:
+    line = Line(retransmits=0)
+    line.send(5)
+    line.wait(RTT)
+    line.sack(0, (1, 4))
+    for _ in range(2):
+        line.wait(line.recovery.trip.rto)
+        line.recovery.timeout(line.now)
+        assert line.resend() == []
+    assert line.recovery.forwarding.point == line.sent[-1].tsn
+
+
 def test_what_may_not_be_sent_again_is_given_up_and_reported() -> None:
     line = Line(retransmits=0)
     line.send(2)

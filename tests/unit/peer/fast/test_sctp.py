@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from aiortc import RTCDataChannel, RTCSctpTransport
 
+from socks_tunnel.peer.fast.receiver import Receiver
 from support.sctp_network import Path, dtls_pair, run_virtual, virtual_aiortc
-from support.sctp_transfer import channel, fast, opened, started
+from support.sctp_transfer import Sink, channel, fast, opened, started
 
 KINDS: dict[str, Any] = {"fast": fast, "aiortc": RTCSctpTransport}
 
@@ -65,3 +66,171 @@ def test_hashes_are_equal_both_ways(left: str, right: str, loss: float, monkeypa
 
     with virtual_aiortc(monkeypatch):
         run_virtual(main)
+
+
+def test_text_and_empty_messages_are_what_they_were() -> None:
+    async def main() -> None:
+        client, server = dtls_pair(Path(delay=0.001), Path(delay=0.001))
+        a, b = fast(client), fast(server)
+        got: list[Any] = []
+        b.on("datachannel", lambda one: one.on("message", got.append))
+        await started(a, b)
+        one = channel(a)
+        await opened(one)
+        sent: list[Any] = ["", b"", "text \N{SNOWMAN}", b"\0", "after"]
+        for message in sent:
+            one.send(message)
+        await asyncio.sleep(0.1)
+        assert got == sent
+        assert one.bufferedAmount == 0
+        with pytest.raises(ValueError, match="the peer takes 262144"):
+            one.send(bytes(262_145))
+        with pytest.raises(ValueError, match="the peer takes 262144"):
+            one.send("x" * 262_145)
+
+    run_virtual(main)
+
+
+def test_an_owner_gets_what_arrived_in_one_list_a_turn() -> None:
+    async def main() -> None:
+        client, server = dtls_pair(Path(delay=0.01), Path(delay=0.01))
+        a, b = fast(client), fast(server)
+        batches: list[list[tuple[str, bytes]]] = []
+        drained: list[tuple[str, int]] = []
+
+        class Owner(Sink):
+            def sctp_messages(self, batch: Any) -> None:
+                batches.append([(one.label, message) for one, message in batch])
+
+            def sctp_drained(self, report: Any) -> None:
+                drained.extend((one.label, count) for one, count in report)
+
+        Owner(a)
+        Owner(b)
+        await started(a, b)
+        one, other = channel(a, "lane-0"), channel(a, "lane-1")
+        await opened(one, other)
+        a.send_many(one, [b"1", b"22"])
+        a.send_many(other, [b"333"])
+        assert a.queued_bytes == 6
+        await asyncio.sleep(0.1)
+        assert batches == [[("lane-0", b"1"), ("lane-0", b"22"), ("lane-1", b"333")]]
+        assert sorted(drained) == [("lane-0", 3), ("lane-1", 3)]
+
+    run_virtual(main)
+
+
+def test_a_closed_window_is_probed_and_goes_on_when_it_opens(monkeypatch: Any) -> None:
+    async def main() -> None:
+        client, server = dtls_pair(Path(delay=0.01), Path(delay=0.01))
+        a, b = fast(client), fast(server)
+        right = Sink(b)
+        await started(a, b)
+        one = channel(a)
+        await opened(one)
+        receiver = b.path.receiver
+        receiver.window = 0
+        one.send(b"tells of the closed window")
+        await asyncio.sleep(0.5)
+        assert a.path.sender.peer_window == 0
+        before = right.received
+        log: list[bytes] = []
+        client.log = log
+
+        def closed(self: Receiver, *chunk: Any) -> None:
+            """Drops what there is no room for, and says so (RFC 9260 section 6.2)."""
+            self.sack_now = True
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Receiver, "interleaved_data", closed)
+            for _ in range(50):
+                one.send(bytes(10_000))
+            await asyncio.sleep(300)
+        # Section 6.1 A: one chunk at a time, ever more seldom, and no reason to give up.
+        assert 8 <= len(log) <= 20
+        assert a.state == "connected"
+        receiver.window = 1_048_576
+        await asyncio.sleep(90)
+        assert right.received == before + 500_000
+
+    run_virtual(main)
+
+
+def test_a_datagram_is_sent_once_and_never_again() -> None:
+    async def main() -> None:
+        client, server = dtls_pair(Path(delay=0.01, loss=0.2, seed=8), Path(delay=0.01, loss=0.1))
+        a, b = fast(client), fast(server)
+        right = Sink(b)
+        right.keep = True
+        await started(a, b)
+        voice, lane = channel(a, "datagram", ordered=False, maxRetransmits=0), channel(a)
+        await opened(voice, lane)
+        await asyncio.sleep(5)
+        client.log = []
+        for number in range(300):
+            a.send_many(voice, [b"%d " % number + bytes(150)])
+            if number % 10 == 0:
+                a.send_many(lane, [bytes(3_000)])
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(20)
+        for number in range(300):
+            assert sum(b"\0\0\0\x35%d \0" % number in packet for packet in client.log) == 1
+        got = [message for label, message in right.messages if label == "datagram"]
+        assert 200 <= len(got) == len(set(got)) < 300
+        assert sum(label == "lane-0" for label, _ in right.messages) == 30
+        assert not a.has_unsent
+
+    run_virtual(main)
+
+
+def test_ten_minutes_both_ways_with_losses_leave_nothing_behind() -> None:
+    """Ten minutes of virtual time, 40 MB each way: the same bytes, and no more memory."""
+
+    async def main() -> None:
+        rate = 0.6e6 / 8
+        paths = [
+            Path(delay=0.02, rate=rate, queue=60, loss=0.01, duplicate=0.001, corrupt=0.001, seed=n)
+            for n in (1, 2)
+        ]
+        client, server = dtls_pair(paths[0], paths[1])
+        a, b = fast(client), fast(server)
+        left, right = Sink(a), Sink(b)
+        hashes = {side: (hashlib.sha256(), hashlib.sha256()) for side in (left, right)}
+
+        def take(self: Sink, batch: Any) -> None:
+            for _, message in batch:
+                self.received += len(message)
+                hashes[self][1].update(message)
+
+        await started(a, b)
+        one = channel(a)
+        arrived: list[RTCDataChannel] = []
+        b.on("datachannel", arrived.append)
+        await opened(one)
+        rng = random.Random(6)
+        sizes: list[int] = []
+        for sink in (left, right):
+            sink.sctp_messages = lambda batch, sink=sink: take(sink, batch)  # type: ignore[method-assign,misc]
+        for minute in range(10):
+            end = asyncio.get_running_loop().time() + 60
+            while asyncio.get_running_loop().time() < end:
+                for sink, other, lane in ((left, right, one), (right, left, arrived[0])):
+                    if sink.transport.queued_bytes < 65_536:
+                        message = rng.randbytes(rng.choice((100, 1_400, 30_000)))
+                        hashes[other][0].update(message)
+                        sink.transport.send_many(lane, [message])
+                await asyncio.sleep(0.05)
+            sizes.append(sum(len(t.path.sender.recovery._transmissions) for t in (a, b)))
+            assert minute < 1 or max(sizes[1:]) < 4_000
+        while a.has_unsent or b.has_unsent:
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(1)
+        for sink in (left, right):
+            assert hashes[sink][0].digest() == hashes[sink][1].digest()
+            assert sink.received > 20_000_000
+            path = sink.transport.path
+            assert path.receiver.reassembly.held == 0
+            assert not path.sender.recovery._chunks
+            assert not path.sender.recovery.lost or path.sender.recovery.next_lost() is None
+
+    run_virtual(main)
