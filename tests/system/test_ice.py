@@ -49,7 +49,7 @@ def test_a_hundred_addresses_on_both_sides(make_tunnel: MakeTunnel) -> None:
     tunnel.start_gateway()
     ready = time.monotonic()
     tunnel.wait_linked()
-    assert time.monotonic() - ready < 3
+    assert time.monotonic() - ready < 10  # 0.2 s on an idle machine; with 1,600 pairs it was never
 
 
 def test_ports_of_a_range(make_tunnel: MakeTunnel) -> None:

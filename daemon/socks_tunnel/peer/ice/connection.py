@@ -37,9 +37,9 @@ from socks_tunnel.protocol.addresses import parse_ip
 
 _log = logging.getLogger(__name__)
 
-DIRECT_PATIENCE: Final = 0.8
+DIRECT_PATIENCE: Final = 1.2
 """Seconds that direct paths still have once a relayed one works: their first checks often only open
-the way through a NAT, and are repeated after 0.5 s."""
+the way through a NAT, and are repeated after 0.5 s, which may be the moment of a busy host."""
 
 RELEASE_AFTER: Final = 15.0
 """Seconds after which a socket is closed that is not part of the path, if no check arrived there

@@ -363,7 +363,10 @@ class Gathering:
         if url.transport == "tcp":
             way = Url("https", url.host, url.port, "/")
             proxy = proxy_for(way, self._settings.proxy, os.environ)
-        tls = client_context(self._settings.tls_ca) if url.scheme == "turns" else None
+        tls = None
+        if url.scheme == "turns":
+            # Off the event loop: the system's authorities are many.
+            tls = await asyncio.to_thread(client_context, self._settings.tls_ca)
         addresses = await resolve(proxy.host if proxy else url.host)
         # Each family of relayed addresses is an allocation of its own. Over a stream that is a
         # connection of its own, so IPv6 is asked for there only where IPv4 cannot be had.
