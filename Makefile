@@ -29,6 +29,7 @@ help: ## list the targets
 BUILD_STAMP := $(VENV)/.stamp-build-$(TAG)
 RUNTIME_STAMP := $(VENV)/.stamp-runtime-$(TAG)
 DEV_STAMP := $(VENV)/.stamp-dev-$(TAG)
+DEEP_STAMP := $(VENV)/.stamp-deep-$(TAG)
 PROJECT_STAMP := $(VENV)/.stamp-project-$(TAG)
 PACKAGES_STAMP := $(VENV)/.stamp-packages
 NPM_STAMP := tests/support/npm/node_modules/.stamp
@@ -58,6 +59,12 @@ $(RUNTIME_STAMP): requirements/runtime-$(TAG).lock $(BUILD_STAMP)
 $(DEV_STAMP): requirements/dev-$(TAG).lock $(BUILD_STAMP)
 	$(INSTALL) -r $<
 	@touch $@ $(RUNTIME_STAMP)
+
+# atheris is compiled, and not for all machines: without its wheel the rest is installed.
+$(DEEP_STAMP): requirements/deep-$(TAG).lock $(DEV_STAMP)
+	$(INSTALL) --only-binary=atheris -r $< || \
+	  $(INSTALL) -r <(awk '/^atheris==/ { skip = 1; next } /^[a-z]/ { skip = 0 } !skip' $<)
+	@touch $@
 
 $(PROJECT_STAMP): pyproject.toml $(BUILD_STAMP)
 	$(PIP) install --root-user-action=ignore --no-build-isolation --no-deps --editable .
@@ -119,9 +126,29 @@ fmt: $(DEV_STAMP) ## format and apply the linter's safe fixes
 bench: $(DEV_STAMP) $(PROJECT_STAMP) ## the figures of docs/benchmarks.md; needs root
 	@PYTHONPATH=tests $(BIN)/python -m bench.run $(ARGS)
 
+# -- what takes long ------------------------------------------------------------------------------
+
+# How long make fuzz goes on, and which targets (all of tests/fuzz/targets.py if none is named).
+SECONDS_TO_FUZZ ?= 300
+
 .PHONY: fuzz
-fuzz: $(DEV_STAMP) $(PROJECT_STAMP) ## the property tests with many more examples
-	@HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest tests/property --timeout=0 $(ARGS)
+fuzz: $(DEEP_STAMP) $(PROJECT_STAMP) ## coverage-guided fuzzing, then the property tests with many more examples
+	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then \
+	  PYTHONPATH=tests $(BIN)/python -m fuzz.run $(SECONDS_TO_FUZZ) $(ARGS); \
+	else \
+	  echo "there is no wheel of atheris for this Python or machine: only the property tests run"; \
+	fi
+	@HYPOTHESIS_PROFILE=deep $(PYTEST) tests/property --timeout=0
+
+.PHONY: coverage
+coverage: $(DEEP_STAMP) $(PROJECT_STAMP) ## branch coverage of socks_tunnel.protocol, which is to be 100 %
+	@$(BIN)/python -m coverage run --branch --source=socks_tunnel.protocol \
+	  -m pytest -q tests/unit/protocol tests/unit/config tests/property $(ARGS)
+	@$(BIN)/python -m coverage report --show-missing --skip-covered --fail-under=100
+
+.PHONY: mutants
+mutants: $(DEEP_STAMP) $(PROJECT_STAMP) ## change socks_tunnel.protocol in all small ways; the tests have to notice
+	@tests/mutants/run $(BIN)/python $(ARGS)
 
 # -- packages -------------------------------------------------------------------------------------
 

@@ -320,7 +320,20 @@ def test_drain_by_the_command(make_tunnel: MakeTunnel) -> None:
     with tunnel.connect("echo") as sock:
         assert echo(sock)
         tunnel.gateway.control("drain")
+        tunnel.gateway.wait_stopping()
+
+        def refused() -> bool:
+            with tunnel.site.gateway.inside():
+                try:
+                    socket.create_connection(tunnel.proxy, timeout=1).close()
+                except ConnectionRefusedError:
+                    return True
+                return False
+
+        wait_until(refused, "the listener closed")
         assert echo(sock, b"still here")
+        assert not tunnel.gateway.ends_within(0)
+    assert tunnel.gateway.wait() == 0
 
 
 # --- reload ---------------------------------------------------------------------------------------

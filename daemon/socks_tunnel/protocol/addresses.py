@@ -94,14 +94,12 @@ def canonical_host(text: str) -> str:
         raise ValueError(f"the host name is {len(name)} characters long; at most {NAME_MAX} fit")
     if not name.isascii():
         try:
-            name = idna.encode(name, uts46=True).decode("ascii")
+            name = idna.encode(name, uts46=True).decode("ascii")  # at most 253 bytes, or an error
         except idna.IDNAError as error:
             raise ValueError(
                 f"{shown!r} is no valid internationalized name: {clip(error)}"
             ) from None
     name = name.lower()
-    if len(name) > NAME_MAX:
-        raise ValueError(f"the host name is {len(name)} bytes long; at most {NAME_MAX} fit")
     for label in name.split("."):
         if not label:
             raise ValueError(f"{shown!r} has an empty label")

@@ -1,5 +1,7 @@
 """Hosts, ports and the SOCKS5 address field."""
 
+import re
+
 import pytest
 
 from socks_tunnel.protocol.addresses import (
@@ -12,6 +14,7 @@ from socks_tunnel.protocol.addresses import (
     parse_host_port,
     parse_ip,
 )
+from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError, Reply
 
 LONGEST_NAME = ".".join(["a" * 63] * 4)
@@ -210,3 +213,56 @@ def test_a_name_that_does_not_fit_is_our_own_mistake(name: str) -> None:
 
 def test_decode_name_gives_the_canonical_host() -> None:
     assert decode_name(bytearray(b"WWW.Example.COM.")) == "www.example.com"
+
+
+@pytest.mark.parametrize(
+    ("written", "sentence"),
+    [
+        ("", "the host name is empty"),
+        (".", "the host name is empty"),
+        ("a" * 256, "the host name is 256 characters long; at most 255 fit"),
+        ("é." * 127, f"'{clip('é.' * 127)}' is no valid internationalized name: Domain too long"),
+        ("a..b", "'a..b' has an empty label"),
+        ("a" * 64, f"'{'a' * 64}' has a label longer than 63 bytes"),
+        ("aXb c", "'aXb c' has a character that no host name can have"),
+        ("XaX+", "'XaX+' has a character that no host name can have"),
+    ],
+)
+def test_the_sentence_says_what_is_wrong_with_a_host(written: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        canonical_host(written)
+
+
+def test_the_sentence_names_what_idna_has_against_a_name() -> None:
+    with pytest.raises(ValueError, match="is no valid internationalized name: Codepoint"):
+        canonical_host("xn\u2010.é")
+
+
+@pytest.mark.parametrize(
+    ("written", "sentence"),
+    [
+        ("no-port", "'no-port' is not HOST:PORT"),
+        ("::1]:80", "'::1]:80': an IPv6 address must be in brackets, as in [::1]:1080"),
+        ("[::1:80", "'[::1:80': an IPv6 address must be in brackets, as in [::1]:1080"),
+        ("a:x1", "'a:x1': 'x1' is not a port (0 to 65535)"),
+        ("a:000080", "'a:000080': '000080' is not a port (0 to 65535)"),
+        ("a:65536", "'a:65536': '65536' is not a port (0 to 65535)"),
+    ],
+)
+def test_the_sentence_says_what_is_wrong_with_host_and_port(written: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        parse_host_port(written)
+
+
+@pytest.mark.parametrize(
+    ("field", "sentence"),
+    [
+        (b"", "the address field is cut short"),
+        (b"\x01\x7f\0\0\x01\0", "the address field is cut short"),
+        (b"\x05\0\0", "unknown address type 0x05"),
+        (b"\x03\x01 \0\x50", "bad host name: ' ' has a character that no host name can have"),
+    ],
+)
+def test_the_sentence_says_what_is_wrong_with_an_address_field(field: bytes, sentence: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=f"^{re.escape(sentence)}$"):
+        decode_address(field)

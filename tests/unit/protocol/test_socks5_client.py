@@ -9,6 +9,7 @@ from socks_tunnel.protocol.socks5 import (
     BindRequest,
     ConnectRequest,
     Request,
+    ResolveRequest,
     UdpAssociateRequest,
 )
 from socks_tunnel.protocol.socks5_client import ClientConnection, ReplyReceived
@@ -194,3 +195,19 @@ def test_a_status_of_another_version_is_an_error() -> None:
     connection.receive_data(b"\x05\x02\x05\x00")
 
     assert error_of(connection).kind == "not-socks5"
+
+
+@pytest.mark.parametrize(
+    ("request_", "wire"),
+    [
+        (ResolveRequest("a.b", reverse=False), b"\x05\xf0\0\x03\x03a.b\0\0"),
+        (ResolveRequest("192.0.2.1", reverse=True), b"\x05\xf1\0\x01\xc0\0\x02\x01\0\0"),
+        (BindRequest(HostPort("192.0.2.1", 7)), b"\x05\x02\0\x01\xc0\0\x02\x01\0\x07"),
+    ],
+)
+def test_requests_besides_connect(request_: Request, wire: bytes) -> None:
+    client = ClientConnection(request_)
+    assert client.data_to_send() == b"\x05\x01\0"
+    client.receive_data(b"\x05\0")
+    assert client.next_event() is NEED_DATA
+    assert client.data_to_send() == wire

@@ -1,5 +1,7 @@
 """URLs and the choice of a proxy: no socket, no environment of the process."""
 
+import re
+
 import pytest
 
 from socks_tunnel.protocol.urls import NO_PROXY, Proxy, Url, proxy_for
@@ -119,3 +121,19 @@ def test_an_environment_that_cannot_be_used_is_named_without_its_password() -> N
     with pytest.raises(ValueError, match="HTTPS_PROXY") as caught:
         proxy_for(HTTPS, None, {"HTTPS_PROXY": "socks5://user:secret@p:1"})
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("ftp://a/", "is none of http://…, https://… and unix:/path"),
+        ("http:///b", "is none of http://…, https://… and unix:/path"),
+        ("http://u@a/", "only a host, a port and a path may be given"),
+        ("http://a/?q", "only a host, a port and a path may be given"),
+        ("http://a/#f", "only a host, a port and a path may be given"),
+        ("http://a/ü", "the path has characters that must be escaped (%20)"),
+    ],
+)
+def test_the_sentence_says_what_is_wrong_with_a_url(text: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        Url.parse(text)
