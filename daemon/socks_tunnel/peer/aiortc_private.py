@@ -104,7 +104,7 @@ _ATTRIBUTES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
 
 
 def check_supported() -> None:
-    """Raise :class:`UnsupportedAiortcError` unless all that we rely on is as we know it."""
+    """Raises :class:`UnsupportedAiortcError` unless everything that we rely on is as we know it."""
     for name, release in (("aiortc", AIORTC_RELEASE), ("aioice", AIOICE_RELEASE)):
         installed = version(name)
         if not installed.startswith(release):
@@ -135,7 +135,7 @@ def check_supported() -> None:
 
 
 def watch_buffered(channel: RTCDataChannel, watch: Callable[[int], None]) -> None:
-    """Call `watch` with each change of the bytes that wait in `channel`.
+    """Calls `watch` with each change of the number of bytes that wait in `channel`.
 
     Positive as a message is accepted by `send`, negative as it leaves for the SCTP queue. One queue
     holds the messages of all channels of a connection, so they leave in the order of sending.
@@ -183,7 +183,7 @@ def sctp_figures(pc: RTCPeerConnection) -> SctpFigures | None:
 
 
 def has_unsent(pc: RTCPeerConnection) -> bool:
-    """Tell whether something that was sent was not acknowledged by the peer's SCTP yet."""
+    """Returns whether something that was sent is not acknowledged by the peer's SCTP yet."""
     sctp = pc.sctp
     if isinstance(unsent := getattr(sctp, "has_unsent", None), bool):  # the fast path's
         return unsent
@@ -195,7 +195,7 @@ def has_unsent(pc: RTCPeerConnection) -> bool:
 
 
 def reassembly_bytes(pc: RTCPeerConnection) -> int:
-    """Give how many bytes the peer sent beyond the receive window that SCTP offered it.
+    """Returns how many bytes the peer has sent beyond the receive window that SCTP offered it.
 
     aiortc offers 1 MiB and takes whatever comes: fragments of messages that never end would fill
     the memory.
@@ -205,12 +205,15 @@ def reassembly_bytes(pc: RTCPeerConnection) -> int:
 
 
 def receive_task(pc: RTCPeerConnection) -> Any:
-    """Give the task that reads datagrams, or None. Its exception is why DTLS closed."""
+    """Returns the task that reads datagrams, or None. Its exception is why DTLS closed."""
     return None if pc.sctp is None else pc.sctp.transport._task  # noqa: SLF001
 
 
 def dtls_failure(pc: RTCPeerConnection, fingerprints: list[tuple[str, str]]) -> str:
-    """Say why DTLS failed. `fingerprints`: (hash, value) pairs of the SDP that the peer signed."""
+    """Returns why DTLS failed, as a sentence.
+
+    `fingerprints` are the (hash, value) pairs of the SDP that the peer signed.
+    """
     connection = None if pc.sctp is None else pc.sctp.transport._ssl  # noqa: SLF001
     certificate = (
         None if connection is None else connection.get_peer_certificate(as_cryptography=True)
@@ -227,7 +230,7 @@ def dtls_failure(pc: RTCPeerConnection, fingerprints: list[tuple[str, str]]) -> 
 
 
 def path_is_closed(pc: RTCPeerConnection) -> bool:
-    """Tell whether ICE has closed its sockets, as it does by itself when consent has expired."""
+    """Returns whether ICE has closed its sockets. It does so by itself when consent has expired."""
     return pc.sctp is not None and pc.sctp.transport.transport._connection._closed  # noqa: SLF001
 
 
@@ -242,7 +245,7 @@ def selected_pair(connection: aioice.ice.Connection) -> aioice.ice.CandidatePair
 
 
 def abort_sockets(pc: RTCPeerConnection) -> None:
-    """Drop the sockets of a connection whose orderly close hangs."""
+    """Drops the sockets of a connection whose orderly close hangs."""
     if pc.sctp is not None:
         for protocol in list(pc.sctp.transport.transport._connection._protocols):  # noqa: SLF001
             protocol.transport.abort()
@@ -252,7 +255,7 @@ def abort_sockets(pc: RTCPeerConnection) -> None:
 
 
 def is_closing_noise(error: BaseException) -> bool:
-    """Tell whether `error` is what a task or timer of aiortc or aioice ends with as a link closes.
+    """Returns whether `error` is what a task or timer of aiortc or aioice ends with at a close.
 
     Those start tasks that nobody awaits; when the connection goes meanwhile, they raise
     ConnectionError, InvalidStateError, an error of the SSL object that was shut down, or, under
@@ -267,7 +270,7 @@ def is_closing_noise(error: BaseException) -> bool:
 
 
 def raised_in_library(trace: TracebackType | None) -> bool:
-    """Tell whether the outermost frame that is not the event loop's own is aiortc's or aioice's."""
+    """Returns whether the outermost frame, the event loop's own aside, is aiortc's or aioice's."""
     while trace is not None:
         module: str = trace.tb_frame.f_globals.get("__name__", "")
         if not module.startswith(("asyncio.", "uvloop")):
@@ -303,7 +306,7 @@ def is_library_error(error: BaseException) -> bool:
 
 
 def _datagram_received(self: Any, data: bytes, addr: tuple[Any, ...]) -> None:
-    """Sort a datagram by its first byte (RFC 7983) before aioice sees it.
+    """Sorts a datagram by its first byte (RFC 7983) before aioice sees it.
 
     aioice hands on what it cannot parse as STUN, and aiortc then reads its first byte: an empty
     datagram from anyone would end the link with an IndexError, and STUN attributes of an odd length

@@ -1,4 +1,4 @@
-"""What aiortc and aioice may say in the log, and what of their tasks' ends is no news."""
+"""What aiortc and aioice may say in the log, and which ends of their tasks are not worth a line."""
 
 import asyncio
 import logging
@@ -14,14 +14,17 @@ _ICE_PASSWORD = re.compile(r"(a=ice-pwd:)[^\s\\]+")
 
 
 def _without_ice_password(record: logging.LogRecord) -> bool:
-    """Take the ICE passwords out of the SDP that aiortc logs: who has one can move the path."""
+    """Takes the ICE passwords out of the SDP that aiortc logs.
+
+    Whoever knows one of them can move the path of a link.
+    """
     record.msg = _ICE_PASSWORD.sub(r"\1...", record.getMessage())
     record.args = ()
     return True
 
 
 def set_library_log_level(*, debug: bool) -> None:
-    """Let aiortc and aioice log everything, or only what an operator can use.
+    """Lets aiortc and aioice log everything, or only what an operator can use.
 
     Without `debug`, aioice's line for each candidate pair and aiortc's tracebacks of what a peer
     sent are left out: :class:`~socks_tunnel.peer.link.Link` says in one sentence why a link ended.
@@ -31,7 +34,7 @@ def set_library_log_level(*, debug: bool) -> None:
 
 
 def quiet_loop_exceptions(loop: asyncio.AbstractEventLoop) -> None:
-    """Install an exception handler on `loop` that knows how aiortc's own tasks end.
+    """Installs an exception handler on `loop` that knows how aiortc's own tasks end.
 
     aiortc and aioice start tasks and timers that nobody awaits; when a connection closes meanwhile
     they fail, and the event loop would log a traceback for each. Those become one debug line;

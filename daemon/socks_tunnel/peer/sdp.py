@@ -43,7 +43,7 @@ class SdpFacts:
 
 
 def check_sdp(sdp: str) -> SdpFacts:
-    """Check the whole SDP and give what matters of it.
+    """Checks the whole SDP and returns what matters of it.
 
     Raises :class:`RemoteProtocolError` of kind `sdp` with a sentence about what is wrong.
     """
@@ -96,7 +96,10 @@ def _number(value: str, key: str) -> int:
 
 
 def _fingerprints(attributes: dict[str, list[str]]) -> list[tuple[str, str]]:
-    """Give the fingerprints. Ones of other hash functions do not count: aiortc ignores them."""
+    """Returns the fingerprints.
+
+    Those of other hash functions do not count, because aiortc ignores them.
+    """
     found = []
     for value in attributes.get("fingerprint", []):
         algorithm, _, digest = value.partition(" ")
