@@ -31,10 +31,10 @@ from socks_tunnel.peer.fast.outstanding import (
     ACKED,
     IN_FLIGHT,
     LOST,
-    Burst,
     Chunk,
 )
 from socks_tunnel.peer.fast.ranges import Ranges
+from socks_tunnel.peer.fast.rate import Burst, DeliveryRate
 from socks_tunnel.peer.fast.reordering import REORDER_CHUNKS, Reordering
 from socks_tunnel.peer.fast.rtt import RoundTrip
 from socks_tunnel.peer.fast.streams import Message
@@ -117,20 +117,12 @@ class Recovery:
         self.undone = False
         """Whether the last call of :meth:`sack` showed that nothing of the episode was lost."""
 
-        self.delivered = 0
-        self.delivered_at = 0.0
-        self.first_at = 0.0
-        self.app_limited = 0
-        """Until `delivered` passes this, rates are those of a sender that had little to send."""
-        self._next_round = 0
+        self.delivery = DeliveryRate()
 
         self.acked_bytes = 0
         self.lost_bytes = 0
         self.losses = False
         self.rtt_sample = 0.0
-        self.rate = 0.0
-        self.rate_limited = False
-        self.round_start = False
 
         self.retransmissions = 0
         self.spurious = 0
@@ -145,11 +137,7 @@ class Recovery:
 
     def burst(self, now: float) -> Burst:
         """Returns what the chunks share that are sent now."""
-        if not self.flight:
-            self.first_at = self.delivered_at = now
-        return Burst(
-            now, self.delivered, self.delivered_at, self.first_at, self.app_limited > self.delivered
-        )
+        return self.delivery.burst(now, idle=not self.flight)
 
     def sent(self, chunk: Chunk) -> None:
         """Takes a new chunk, with `next_tsn` and `next_order`, that is being sent."""
@@ -234,8 +222,7 @@ class Recovery:
             return False
         self.acked_bytes = 0
         self.rtt_sample = 0.0
-        self.rate = 0.0
-        self.round_start = False
+        self.delivery.clear()
         self.undone = False
         flight = self.flight
         newest: Chunk | None = None
@@ -372,8 +359,7 @@ class Recovery:
         """Takes the round trip and the rate from the chunk that was sent last of those acked."""
         burst = newest.burst
         rtt = now - burst.at
-        self.delivered += self.acked_bytes
-        self.delivered_at = now
+        self.delivery.arrived(self.acked_bytes, now)
         if newest.sends > 1 and rtt < self.trip.minimum * 0.8:
             # The answer came too soon to be one to the retransmission (RFC 8985 section 6.2.2):
             # the first transmission had only been late.
@@ -387,14 +373,7 @@ class Recovery:
         if newest.sends == 1:  # Karn's algorithm, RFC 9260 section 6.3.1 C5
             self.rtt_sample = rtt
             self.trip.measured(rtt, now)
-        if burst.delivered >= self._next_round:
-            self._next_round = self.delivered
-            self.round_start = True
-        interval = max(burst.at - burst.first_at, now - burst.delivered_at)
-        if interval > 0 and interval >= self.trip.minimum:
-            self.rate = (self.delivered - burst.delivered) / interval
-            self.rate_limited = burst.app_limited
-        self.first_at = burst.at
+        self.delivery.measure(burst, now, self.trip.minimum)
 
     def new_path(self) -> None:
         """Forgets the round trips: the packets take another path from now on."""

@@ -12,7 +12,8 @@ from typing import Final
 from google_crc32c import extend as crc32c
 
 from socks_tunnel.peer.fast.congestion import Acked, Controller
-from socks_tunnel.peer.fast.outstanding import ABANDONED, Burst, Chunk
+from socks_tunnel.peer.fast.outstanding import ABANDONED, Chunk
+from socks_tunnel.peer.fast.rate import Burst
 from socks_tunnel.peer.fast.recovery import OUTSTANDING_MAX, Recovery
 from socks_tunnel.peer.fast.streams import Message, Scheduler
 from socks_tunnel.peer.fast.wire import (
@@ -159,12 +160,14 @@ class Sender:
         event.rtt = recovery.rtt_sample
         event.srtt = recovery.trip.smoothed
         event.min_rtt = recovery.trip.minimum
-        event.rate = recovery.rate
-        event.app_limited = recovery.rate_limited
-        event.round_start = recovery.round_start
+        event.rate = recovery.delivery.rate
+        event.app_limited = recovery.delivery.limited
+        event.round_start = recovery.delivery.round_start
         self.controller.acknowledged(event)
-        if recovery.rate and (recovery.rate > self.rate or not recovery.rate_limited):
-            self.rate += (recovery.rate - self.rate) / (8 if self.rate else 1)
+        if recovery.delivery.rate and (
+            recovery.delivery.rate > self.rate or not recovery.delivery.limited
+        ):
+            self.rate += (recovery.delivery.rate - self.rate) / (8 if self.rate else 1)
         self._prr_delivered += acked
 
     def _enter_recovery(self, now: float, flight: int) -> None:
@@ -293,7 +296,9 @@ class Sender:
         if not self.scheduler.queued and not recovery.lost:
             self.more = False
             if recovery.flight < self.controller.window:
-                recovery.app_limited = recovery.delivered + max(recovery.flight, 1)
+                recovery.delivery.limited_until = recovery.delivery.delivered + max(
+                    recovery.flight, 1
+                )
 
     def _allowance(self, now: float) -> int:
         """Returns how many bytes may be added to what is in flight now."""

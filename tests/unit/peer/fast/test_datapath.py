@@ -102,7 +102,7 @@ def feed(victim: DataPath, packets: list[bytes], budget: int = LINES_MAX) -> Non
     recovery = victim.sender.recovery
     for number, one in enumerate(packets):
         now += 0.0001
-        delivered = recovery.delivered
+        delivered = recovery.delivery.delivered
 
         def take(one: bytes = one, now: float = now) -> None:
             due = victim.receive([one], now)
@@ -112,7 +112,7 @@ def feed(victim: DataPath, packets: list[bytes], budget: int = LINES_MAX) -> Non
         if number % 7 == 0:
             cost = lines_executed(take)
             # What is acknowledged costs its share, once: it was we who sent it.
-            assert cost < budget + LINES_A_CHUNK * (recovery.delivered - delivered) / 24
+            assert cost < budget + LINES_A_CHUNK * (recovery.delivery.delivered - delivered) / 24
         else:
             take()
 

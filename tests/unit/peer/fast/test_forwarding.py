@@ -1,7 +1,8 @@
 """How far a FORWARD-TSN goes, and when it is sent."""
 
 from socks_tunnel.peer.fast.forwarding import Forwarding
-from socks_tunnel.peer.fast.outstanding import ABANDONED, ACKED, IN_FLIGHT, Burst, Chunk
+from socks_tunnel.peer.fast.outstanding import ABANDONED, ACKED, IN_FLIGHT, Chunk
+from socks_tunnel.peer.fast.rate import Burst
 from socks_tunnel.peer.fast.rtt import RTO_INITIAL, RoundTrip
 from socks_tunnel.peer.fast.streams import NORMAL, Message, OutboundStream
 

@@ -1,6 +1,7 @@
 """A chunk that was just sent."""
 
-from socks_tunnel.peer.fast.outstanding import IN_FLIGHT, Burst, Chunk
+from socks_tunnel.peer.fast.outstanding import IN_FLIGHT, Chunk
+from socks_tunnel.peer.fast.rate import Burst
 from socks_tunnel.peer.fast.streams import NORMAL, Message, OutboundStream
 
 

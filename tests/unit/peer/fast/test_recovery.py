@@ -350,7 +350,7 @@ def test_the_rate_is_what_arrived_in_the_time_it_took(line: Line) -> None:
     for upto in range(12, 53, 10):
         line.wait(RTT)
         line.sack(upto)
-    assert line.recovery.rate == pytest.approx(50 * SIZE / (5 * RTT), rel=0.3)
+    assert line.recovery.delivery.rate == pytest.approx(50 * SIZE / (5 * RTT), rel=0.3)
 
 
 def test_a_new_path_starts_without_a_round_trip(line: Line) -> None:
