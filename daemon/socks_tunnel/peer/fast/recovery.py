@@ -57,6 +57,8 @@ it had reported (RFC 9260 section 6.2.1)."""
 
 PROBE_DELAY_MIN: Final = 0.010
 """Seconds that a tail loss probe waits at least."""
+PROBE_CHUNKS: Final = 64
+"""The youngest chunks, among which one is looked for that may be sent again as a probe."""
 PEER_SACK_DELAY: Final = 0.025
 """Seconds that a peer may hold the SACK of a lone packet back, beyond the round trip."""
 
@@ -87,9 +89,8 @@ class Recovery:
         self.next_order = 1
         self.lost: deque[Chunk] = deque()
         """To be sent again, in the order in which they were found to be lost."""
-        # tsn -> chunk is _chunks[_head + tsn - cumulative - 1]
-        self._chunks: list[Chunk | None] = []
-        self._head = 0
+        # What is outstanding; that with a given TSN is _chunks[tsn - cumulative - 1].
+        self._chunks: list[Chunk] = []
         self._sacked = Ranges()
         self._sacked_count = 0
         self._transmissions: deque[tuple[int, Chunk]] = deque()
@@ -131,7 +132,7 @@ class Recovery:
 
     def __len__(self) -> int:
         """How many chunks are outstanding, acknowledged beyond a gap or not."""
-        return len(self._chunks) - self._head
+        return len(self._chunks)
 
     # --- sending ------------------------------------------------------------------------------
 
@@ -191,10 +192,8 @@ class Recovery:
 
         A chunk that may not, such as a datagram, has to wait for the time-out, which gives it up.
         """
-        chunks = self._chunks
-        for at in range(len(chunks) - 1, max(self._head, len(chunks) - 64) - 1, -1):
-            chunk = chunks[at]
-            if chunk is not None and chunk.state == IN_FLIGHT:
+        for chunk in reversed(self._chunks[-PROBE_CHUNKS:]):
+            if chunk.state == IN_FLIGHT:
                 limit = chunk.message.retransmits
                 if limit < 0 or chunk.sends <= limit:
                     return chunk
@@ -257,40 +256,30 @@ class Recovery:
         """Removes the `count` oldest chunks; returns the one of them that was sent last."""
         newest: Chunk | None = None
         order = -1
-        chunks = self._chunks
-        head = self._head
         acked = 0
         flight = self.flight
-        for at in range(head, head + count):
-            chunk = chunks[at]
-            chunks[at] = None
-            assert chunk is not None
+        for chunk in self._chunks[:count]:
             state = chunk.state
             if state == ACKED:
                 self._sacked_count -= 1
                 continue
+            chunk.state = ACKED
+            if state == ABANDONED:
+                continue
             if state == IN_FLIGHT:
                 flight -= chunk.size
-            if state != ABANDONED:
-                acked += chunk.size
-                if chunk.order > order:
-                    order = chunk.order
-                    newest = chunk
+            acked += chunk.size
+            if chunk.order > order:
+                order = chunk.order
+                newest = chunk
             if chunk.sends == 1 and chunk.tsn < self._highest_acked:
                 self.reordering.seen = True
-            chunk.state = ACKED
+        del self._chunks[:count]
         self.flight = flight
         self.acked_bytes += acked
-        self._head = head + count
         self.cumulative += count
         self._highest_acked = max(self._highest_acked, self.cumulative)
         self._sacked.drop_until(self.cumulative)
-        if self._head == len(chunks):
-            chunks.clear()
-            self._head = 0
-        elif self._head > 4096:
-            del chunks[: self._head]
-            self._head = 0
         return newest
 
     def _acknowledge_blocks(self, blocks: tuple[int, ...], newest: Chunk | None) -> Chunk | None:
@@ -301,8 +290,6 @@ class Recovery:
         """
         base = self.cumulative
         last = self.next_tsn - 1
-        chunks = self._chunks
-        offset = self._head - base - 1
         order = -1 if newest is None else newest.order
         for at in range(0, len(blocks), 2):
             low = base + blocks[at]
@@ -313,20 +300,19 @@ class Recovery:
                 continue
             for start, end in self._sacked.cover(low, high):
                 highest = self._highest_acked
-                for tsn in range(start, end + 1):
-                    chunk = chunks[offset + tsn]
-                    assert chunk is not None
+                for chunk in self._chunks[start - base - 1 : end - base]:
                     state = chunk.state
+                    chunk.state = ACKED
+                    if state == ABANDONED:
+                        continue
                     if state == IN_FLIGHT:
                         self.flight -= chunk.size
-                    if state != ABANDONED:
-                        self.acked_bytes += chunk.size
-                        if chunk.order > order:
-                            order = chunk.order
-                            newest = chunk
-                    if tsn < highest and chunk.sends == 1:
+                    self.acked_bytes += chunk.size
+                    if chunk.order > order:
+                        order = chunk.order
+                        newest = chunk
+                    if chunk.tsn < highest and chunk.sends == 1:
                         self.reordering.seen = True
-                    chunk.state = ACKED
                 self._sacked_count += end - start + 1
                 if end > highest:
                     self._highest_acked = end
@@ -459,9 +445,7 @@ class Recovery:
             self._forget_blocks()
         self.lost.clear()
         self._transmissions.clear()
-        for at in range(self._head, len(self._chunks)):
-            chunk = self._chunks[at]
-            assert chunk is not None
+        for chunk in self._chunks:
             if chunk.state == IN_FLIGHT:
                 self._lose(chunk, now)
             elif chunk.state == LOST:
@@ -483,9 +467,7 @@ class Recovery:
         """Takes the losses of a time-out back: an answer to what was sent before it has come."""
         self._timed_out = False
         again: list[tuple[int, Chunk]] = []
-        for at in range(self._head, len(self._chunks)):
-            chunk = self._chunks[at]
-            assert chunk is not None
+        for chunk in self._chunks:
             if chunk.state == LOST:
                 chunk.state = IN_FLIGHT
                 self.flight += chunk.size
@@ -496,9 +478,8 @@ class Recovery:
 
     def _forget_blocks(self) -> None:
         """Takes what is acknowledged beyond gaps for lost; a datagram among it is given up."""
-        for at in range(self._head, len(self._chunks)):
-            chunk = self._chunks[at]
-            if chunk is not None and chunk.state == ACKED:
+        for chunk in self._chunks:
+            if chunk.state == ACKED:
                 message = chunk.message
                 if 0 <= message.retransmits < chunk.sends:
                     message.abandoned = True
@@ -517,10 +498,9 @@ class Recovery:
     def abandon(self, message: Message, now: float) -> None:
         """Gives up a message, some fragments of which have been sent (RFC 3758 section 3.5 A3)."""
         message.abandoned = True
-        base = self._head - self.cumulative - 1
-        for tsn in range(max(message.first_tsn, self.cumulative + 1), message.last_tsn + 1):
-            chunk = self._chunks[base + tsn]
-            if chunk is None or chunk.message is not message:
+        first = max(message.first_tsn - self.cumulative - 1, 0)
+        for chunk in self._chunks[first : message.last_tsn - self.cumulative]:
+            if chunk.message is not message:
                 continue  # fragments of others are between those of an I-DATA message
             if chunk.state == IN_FLIGHT:
                 self.flight -= chunk.size
@@ -533,10 +513,8 @@ class Recovery:
         forwarding = self.forwarding
         forwarding.acknowledged(self.cumulative)
         before = forwarding.point
-        base = self._head - self.cumulative - 1
         while forwarding.point + 1 < self.next_tsn:
-            chunk = self._chunks[base + forwarding.point + 1]
-            if chunk is None or not forwarding.may_skip(chunk):
+            if not forwarding.may_skip(self._chunks[forwarding.point - self.cumulative]):
                 break
         forwarding.settle(before, self.cumulative, now, self.trip)
 
