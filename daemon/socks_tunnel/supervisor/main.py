@@ -105,7 +105,9 @@ def _check_descriptors(config: Config) -> None:
     limit = raise_descriptor_limit()
     wanted = DESCRIPTORS_PER_FLOW * config.limits.flows_per_worker + DESCRIPTORS_BESIDE
     if limit < wanted:
-        _log.warning(
+        chosen = "flows_per_worker" in config.limits.model_fields_set
+        _log.log(
+            logging.WARNING if chosen else logging.INFO,  # the default is no promise to anybody
             "a process may have %d file descriptors: limits.flows_per_worker = %d needs up to %d; "
             "raise LimitNOFILE= or the hard limit (ulimit -Hn)",
             limit,

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -580,11 +581,23 @@ async def test_a_reload_of_5000_peers_leaves_the_loop_its_turns(running: Running
     running.config.write_text(running.config.read_text() + peers)
     running.start()
     await running.ready()
+    loop, longest, last = asyncio.get_running_loop(), 0.0, time.thread_time()
+
+    def probe() -> None:
+        # Processor time of the loop's own thread: what others on the machine do is not in it.
+        nonlocal longest, last
+        now = time.thread_time()
+        longest, last = max(longest, now - last), now
+        if not done.is_set():
+            loop.call_later(0.001, probe)
+
+    done = asyncio.Event()
+    loop.call_later(0, probe)
     lag = running.instance.metrics.loop_lag_seconds.labels()
     before = sum(lag.counts)
     for _ in range(3):
         assert (await running.ask("reload"))["ok"]
         assert len((await running.ask("status"))["result"]["links"]) >= 5000
-    # The bound is loose for busy machines: on the loop, a reload held it for half a second.
-    await running.until(lambda: sum(lag.counts) >= before + 10)
-    assert sum(lag.counts[-2:]) == 0, "never late by over 250 ms"
+    await running.until(lambda: sum(lag.counts) >= before + 3)  # it is measured all the while
+    done.set()
+    assert longest < 0.1, "a reload on the loop took it 0.4 s"
