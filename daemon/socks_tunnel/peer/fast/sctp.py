@@ -179,7 +179,7 @@ class FastSctpTransport(FastAssociation):
                     unordered=unordered,
                     retransmits=retransmits,
                     expiry=expiry,
-                    counted=len(message) or 1,
+                    counted=True,
                 )
             )
         channel._addBufferedAmount(total)  # noqa: SLF001 - as aiortc's own transport does
@@ -475,7 +475,7 @@ class FastSctpTransport(FastAssociation):
                 unordered=not channel.ordered,
                 retransmits=retransmits,
                 expiry=expiry,
-                counted=len(payload),
+                counted=True,
             )
         )
         self._flush_soon()

@@ -47,6 +47,8 @@ PACE_LATE_MAX: Final = 0.004
 FRAGMENT_MIN: Final = 256
 """Bytes of a packet's rest below which no fragment of a longer message is put there."""
 
+QUEUE_TIME_MIN: Final = 0.005
+"""Seconds of the measured rate that may wait at least: the owner needs a turn to queue more."""
 QUEUE_BYTES_MIN: Final = 65_536
 QUEUE_BYTES_MAX: Final = 16_777_216
 """Bounds in bytes of what may wait in the queue above the packets; see :attr:`queue_limit`."""
@@ -109,12 +111,12 @@ class Sender:
     def queue_limit(self) -> int:
         """Bytes that should wait in the queue at most: about one bandwidth-delay product.
 
-        With less, the link runs dry before the next SACK lets the owner fill it again; with more, a
-        message waits behind others for longer than a round trip.
+        The round trip is that without the path's queues. With less, the link may run dry before
+        the owner fills it again; with more, messages wait here for nothing.
         """
         limit = self.controller.window
         if self.rate:
-            limit = min(limit, int(self.rate * max(self.recovery.trip.smoothed, 0.001)))
+            limit = min(limit, int(self.rate * max(self.recovery.trip.minimum, QUEUE_TIME_MIN)))
         return min(max(limit, QUEUE_BYTES_MIN), QUEUE_BYTES_MAX)
 
     @property

@@ -56,7 +56,7 @@ class Message:
         unordered: bool = False,
         retransmits: int = -1,
         expiry: float = 0.0,
-        counted: int = 0,
+        counted: bool = False,
     ) -> None:
         self.stream = stream
         self.ppid = ppid
@@ -68,7 +68,7 @@ class Message:
         self.expiry = expiry
         """When the message is given up; 0: never."""
         self.counted = counted
-        """Bytes that are reported as drained when the message has left the queue."""
+        """Whether its bytes are reported as drained when they leave the queue."""
         self.position = 0
         self.fragments = 0
         self.number = -1
@@ -198,6 +198,11 @@ class Scheduler:
         self.queued -= size
         stream = message.stream
         stream.deficit -= size
+        if message.counted:
+            # Fragment by fragment: on a slow path, a message of 64 KiB takes half a second.
+            if not stream.drained:
+                self.drained.append(stream)
+            stream.drained += size
         if message.position == message.size:
             self._leave(message)
         elif not self.interleaved:
@@ -205,19 +210,19 @@ class Scheduler:
 
     def drop(self, message: Message) -> None:
         """Gives up what is left of the first message of a stream."""
-        self.queued -= message.size - message.position
+        rest = message.size - message.position
+        self.queued -= rest
         message.position = message.size
+        if message.counted and rest:
+            if not message.stream.drained:
+                self.drained.append(message.stream)
+            message.stream.drained += rest
         self._leave(message)
 
     def _leave(self, message: Message) -> None:
         self._locked = None
         message.data = b""  # the fragments in flight have copies of their own
-        stream = message.stream
-        stream.queue.popleft()
-        if message.counted:
-            if not stream.drained:
-                self.drained.append(stream)
-            stream.drained += message.counted
+        message.stream.queue.popleft()
 
     def discard(self, stream: OutboundStream) -> None:
         """Drops all that waits in a stream; a message that is partly sent is dropped too."""

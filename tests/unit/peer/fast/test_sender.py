@@ -141,9 +141,9 @@ def test_a_message_of_a_channel_with_a_lifetime_is_given_up_in_the_queue() -> No
     made = sender()
     made.controller.window = 2 * SIZE
     stream = OutboundStream(1, NORMAL)
-    queue(made, 5_000, stream=stream, expiry=1.5, counted=5_000)
-    queue(made, 300, stream=stream, expiry=1.5, counted=300)
-    queue(made, 100, stream=stream, counted=100)
+    queue(made, 5_000, stream=stream, expiry=1.5, counted=True)
+    queue(made, 300, stream=stream, expiry=1.5, counted=True)
+    queue(made, 100, stream=stream, counted=True)
     made.transmit(1.0)
     sack(made, 1.1)
     packets = made.transmit(2.0)
@@ -176,7 +176,8 @@ def test_limits_of_the_queue_and_of_messages() -> None:
     made = sender(interleaved=False)
     assert made.queue_limit == QUEUE_BYTES_MIN
     assert made.message_limit == MESSAGE_LIMIT_MAX
-    made.recovery.trip.smoothed, made.rate = 0.05, 125_000.0
+    made.recovery.trip.measured(0.05, 1.0)
+    made.rate = 125_000.0
     assert made.message_limit == MESSAGE_LIMIT_MIN
     made.rate = 1_250_000.0
     assert made.message_limit == 6_250  # 5 ms
