@@ -126,6 +126,16 @@ fmt: $(DEV_STAMP) ## format and apply the linter's safe fixes
 bench: $(DEV_STAMP) $(PROJECT_STAMP) ## the figures of docs/benchmarks.md; needs root
 	@PYTHONPATH=tests $(BIN)/python -m bench.run $(ARGS)
 
+PYTHON312 ?= python3.12
+.tools/libdatachannel/.stamp:
+	$(PYTHON312) -m venv .tools/libdatachannel
+	.tools/libdatachannel/bin/python -m pip --disable-pip-version-check --quiet install aiolibdatachannel==2026.10.15
+	@touch $@
+
+.PHONY: interop
+interop: .tools/libdatachannel/.stamp $(DEV_STAMP) $(PROJECT_STAMP) ## the tests against other stacks; PYTHON312=… for libdatachannel
+	@$(BIN)/python -m pytest tests/integration/test_fast_interop.py $(ARGS)
+
 # -- what takes long ------------------------------------------------------------------------------
 
 # How long make fuzz goes on, and which targets (all of tests/fuzz/targets.py if none is named).

@@ -1,0 +1,149 @@
+"""The fast path towards others, each way at once and in both roles: every byte is compared.
+
+Peers: the fast path itself, unmodified aiortc, and libdatachannel (C++, the stack behind many
+programs). libdatachannel's Python package needs Python 3.12 or later: the environment variable
+LIBDATACHANNEL_PYTHON names an interpreter that can import aiolibdatachannel; without it the tests
+look for .tools/libdatachannel, which `make interop` makes.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from integration.fast_pair import Kind, Peer, pair
+from integration.link_pair import PATIENCE
+from socks_tunnel.peer.ice import IceSettings, candidate_addresses
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("libdatachannel_peer.py")
+SIZES = [1, 2, 1171, 1172, 1173, 16_384, 65_535, 65_536, 100, 5_000]
+MESSAGES = 300
+
+
+def messages(seed: int) -> list[bytes]:
+    """What one side sends: sizes around every bound, contents that repeat nowhere."""
+    stream = hashlib.shake_256(bytes([seed])).digest(1 << 20)
+    sizes = [SIZES[number % len(SIZES)] for number in range(MESSAGES)]
+    return [
+        stream[(start := number * 7919 % ((1 << 20) - size)) : start + size]
+        for number, size in enumerate(sizes)
+    ]
+
+
+def digest(parts: list[bytes]) -> str:
+    """A hash of messages and of where each ends."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(len(part).to_bytes(4) + part)
+    return whole.hexdigest()
+
+
+async def send_all(peer: Peer, parts: list[bytes]) -> None:
+    channel = peer.open()
+    low = asyncio.Event()
+    channel.bufferedAmountLowThreshold = 1 << 18
+    channel.on("bufferedamountlow", low.set)
+    for part in parts:
+        if channel.bufferedAmount > 1 << 20:
+            low.clear()
+            await low.wait()
+        channel.send(part)
+
+
+def run(loop: Callable[[], asyncio.AbstractEventLoop], scenario: Any) -> None:
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(scenario())
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("offerer", ["fast", "plain", "fenced"])
+@pytest.mark.parametrize("answerer", ["fast", "plain", "fenced"])
+def test_every_pair_of_paths(loop: Any, offerer: Kind, answerer: Kind) -> None:
+    async def scenario() -> None:
+        async with pair(offerer, answerer) as peers:
+            await asyncio.gather(*(send_all(peer, messages(n)) for n, peer in enumerate(peers)))
+            for number, peer in enumerate(peers):
+                assert digest(await peer.messages(MESSAGES)) == digest(messages(1 - number))
+
+    run(loop, scenario)
+
+
+# --- libdatachannel ---------------------------------------------------------------------------
+
+
+def libdatachannel_python() -> str:
+    """An interpreter with aiolibdatachannel; skips the test where there is none."""
+    for python in (
+        os.environ.get("LIBDATACHANNEL_PYTHON", ""),
+        str(ROOT / ".tools" / "libdatachannel" / "bin" / "python"),
+    ):
+        if python and Path(python).exists():
+            probe = [python, "-c", "import aiolibdatachannel"]
+            if subprocess.run(probe, capture_output=True, timeout=60).returncode == 0:
+                return python
+    pytest.skip("no Python with aiolibdatachannel: set LIBDATACHANNEL_PYTHON, or make interop")
+
+
+class Other:
+    """The process with libdatachannel, and JSON lines to and from it."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    async def hear(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        async with asyncio.timeout(PATIENCE):
+            line = await self.process.stdout.readline()
+        assert line, "libdatachannel's process ended"
+        heard: dict[str, Any] = json.loads(line)
+        return heard
+
+    def say(self, **fields: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(fields).encode() + b"\n")
+
+
+@pytest.mark.parametrize("kind", ["fast", "fenced"])
+@pytest.mark.parametrize("role", ["offer", "answer"])
+async def test_libdatachannel(kind: Kind, role: str) -> None:
+    """`role` is libdatachannel's."""
+    from aiortc import RTCSessionDescription
+
+    process = await asyncio.create_subprocess_exec(
+        *(libdatachannel_python(), str(SCRIPT), role),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        limit=1 << 20,
+    )
+    other, peer = Other(process), Peer(kind)
+    try:
+        # libdatachannel never offers loopback, and so neither do we.
+        with candidate_addresses(IceSettings()):
+            if role == "offer":
+                offer = (await other.hear())["sdp"]
+                await peer.pc.setRemoteDescription(RTCSessionDescription(offer, "offer"))
+                await peer.pc.setLocalDescription(await peer.pc.createAnswer())
+                other.say(sdp=peer.pc.localDescription.sdp)
+            else:
+                peer.adopt(peer.pc.createDataChannel("bulk"))
+                await peer.pc.setLocalDescription(await peer.pc.createOffer())
+                other.say(sdp=peer.pc.localDescription.sdp)
+                answer = (await other.hear())["sdp"]
+                await peer.pc.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+        await peer.until(peer.is_open)
+        await send_all(peer, messages(0))
+        report = await other.hear()
+        assert report == {"messages": MESSAGES, "digest": digest(messages(0))}
+        assert digest(await peer.messages(MESSAGES)) == digest(messages(1))
+    finally:
+        process.kill()
+        await process.wait()
+        await peer.pc.close()
