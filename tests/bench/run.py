@@ -1,8 +1,8 @@
-"""The benchmark: the whole tunnel beside a bare aiortc data channel, in the same three namespaces.
+"""The benchmark: the whole tunnel beside bare data channels and rivals, in the same namespaces.
 
-Each figure is taken from both in turn, in interleaved rounds of which the median counts, so that
-whatever else the machine does meets both alike. Prints a table with the issue's bars; `--json FILE`
-writes every single value too, `--markdown` prints the table as docs/benchmarks.md has it.
+Each figure is taken from all in turn, in interleaved rounds of which the median counts, so that
+whatever else the machine does meets all alike. Prints a table with the issue's bars; `--json FILE`
+writes every single value too, `--markdown` prints the table as docs/performance.md has it.
 """
 
 import argparse
@@ -14,13 +14,14 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from bench.rivals import Hysteria
 from support.hosts import TARGET_ADDRESS, Host, why_no_namespaces
 from support.processes import resident
 from support.tunnels import Site, Tunnel
@@ -65,11 +66,13 @@ class Worker:
 
 
 class RawPair:
-    """A bare aiortc data channel from the gateway's host to the endpoint's."""
+    """A bare data channel from one host to another; `kinds` are the dialling and the other end's."""
 
-    def __init__(self, site: Site) -> None:
-        self.dialler = Worker(site.hosts.gateway, "rawpeer.py", "dial")
-        self.answerer = Worker(site.hosts.endpoint, "rawpeer.py", "answer")
+    def __init__(
+        self, hosts: tuple[Host, Host], kinds: tuple[str, str] = ("stock", "stock")
+    ) -> None:
+        self.dialler = Worker(hosts[0], "rawpeer.py", "dial", kinds[0])
+        self.answerer = Worker(hosts[1], "rawpeer.py", "answer", kinds[1])
         self.answerer.tell(sdp=self.dialler.hear()["sdp"])
         self.dialler.tell(sdp=self.answerer.hear()["sdp"])
         self.dialler.hear()
@@ -90,12 +93,26 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+Values = dict[str, float]
+"""The medians of a figure, by who it was measured of."""
+
+
 @dataclass(frozen=True)
 class Bar:
-    """What the figure has to reach: judged on the tunnel's value and its ratio to the raw one."""
+    """What a figure has to reach."""
 
     text: str
-    met: Callable[[float, float], bool]
+    met: Callable[[Values], bool]
+
+
+def over(who: str, other: str, least: float) -> Bar:
+    """A bar for the ratio of two contenders' figures."""
+    return Bar(f"{who} at least {least:g} x {other}", lambda v: v[who] >= least * v[other])
+
+
+def under(who: str, other: str, most: float) -> Bar:
+    """The same for a figure that is to be small."""
+    return Bar(f"{who} at most {most:g} x {other}", lambda v: v[who] <= most * v[other])
 
 
 @dataclass(frozen=True)
@@ -106,67 +123,60 @@ class Measure:
     unit: str
     command: dict[str, Any]
     key: str
-    bar: Bar | None = None
+    bars: tuple[Bar, ...] = ()
 
 
 def measures(seconds: float) -> list[Measure]:
-    """All but the idle flows, which need memory read around them."""
+    """All but the idle flows, which need memory read around them. Bars need the rival that they name."""
+
+    def throughput(direction: str, flows: int) -> dict[str, Any]:
+        return {"do": "throughput", "direction": direction, "flows": flows, "seconds": seconds}
+
+    round_trip = {"do": "round-trip", "count": 2000, "size": 64}
+    datagrams = {"do": "datagrams", "size": 200, "seconds": seconds}
+    opens = {"do": "open", "clients": 8, "seconds": seconds}
     return [
         Measure(
             "download, 1 flow",
             "Mbit/s",
-            {"do": "throughput", "direction": "down", "flows": 1, "seconds": seconds},
+            throughput("down", 1),
             "mbps",
-            Bar("at least 0.70 of raw", lambda _, ratio: ratio >= 0.70),
+            (
+                over("channel", "raw", 8),
+                over("to raw", "raw", 1.2),
+                over("tunnel", "raw", 5),
+                over("tunnel", "hysteria2", 1),
+            ),
         ),
-        Measure(
-            "download, 8 flows",
-            "Mbit/s",
-            {"do": "throughput", "direction": "down", "flows": 8, "seconds": seconds},
-            "mbps",
-        ),
-        Measure(
-            "upload, 1 flow",
-            "Mbit/s",
-            {"do": "throughput", "direction": "up", "flows": 1, "seconds": seconds},
-            "mbps",
-        ),
-        Measure(
-            "upload, 8 flows",
-            "Mbit/s",
-            {"do": "throughput", "direction": "up", "flows": 8, "seconds": seconds},
-            "mbps",
-        ),
+        Measure("download, 8 flows", "Mbit/s", throughput("down", 8), "mbps"),
+        Measure("upload, 1 flow", "Mbit/s", throughput("up", 1), "mbps"),
+        Measure("upload, 8 flows", "Mbit/s", throughput("up", 8), "mbps"),
         Measure(
             "round trip of 64 bytes, median",
             "ms",
-            {"do": "round-trip", "count": 2000, "size": 64},
+            round_trip,
             "p50_ms",
-            Bar("at most 2.00 of raw", lambda _, ratio: ratio <= 2.0),
+            (under("tunnel", "hysteria2", 1),),
         ),
-        Measure(
-            "round trip of 64 bytes, 99th percentile",
-            "ms",
-            {"do": "round-trip", "count": 2000, "size": 64},
-            "p99_ms",
-        ),
+        Measure("round trip of 64 bytes, 99th percentile", "ms", round_trip, "p99_ms"),
         Measure(
             "new connections, 8 clients",
             "/s",
-            {"do": "open", "clients": 8, "seconds": seconds},
+            opens,
             "per_second",
-            Bar("at least 1000 /s", lambda value, _: value >= 1000),
+            (over("tunnel", "hysteria2", 1),),
         ),
         Measure(
             "UDP echo of 200 bytes, 1 outstanding",
             "/s",
-            {"do": "datagrams", "size": 200, "outstanding": 1, "seconds": seconds},
+            datagrams | {"outstanding": 1},
             "per_second",
+            (over("tunnel", "hysteria2", 1),),
         ),
         Measure(
             "UDP echo of 200 bytes, 32 outstanding",
             "/s",
-            {"do": "datagrams", "size": 200, "outstanding": 32, "seconds": seconds},
+            datagrams | {"outstanding": 32},
             "per_second",
         ),
     ]
@@ -174,19 +184,12 @@ def measures(seconds: float) -> list[Measure]:
 
 @dataclass
 class Row:
-    """One line of the result: the medians."""
+    """One line of the result: the medians, and each bar with whether it is met."""
 
     name: str
     unit: str
-    tunnel: float
-    raw: float
-    bar: str = ""
-    met: bool | None = None
-
-    @property
-    def ratio(self) -> float:
-        """The tunnel's figure in terms of the raw channel's."""
-        return self.tunnel / self.raw if self.raw else float("nan")
+    values: Values
+    bars: dict[str, bool] = field(default_factory=dict)
 
 
 class Bench:
@@ -204,51 +207,80 @@ class Bench:
         site = Site()
         try:
             tunnel = site.tunnel({"workers": {"count": 0}}, {"workers": {"count": 0}})
+            rival: Hysteria | None = Hysteria(site.hosts.gateway, site.hosts.endpoint)
             try:
                 tunnel.start()
-                self.measure(site, tunnel)
+                if rival is not None and (why := rival.start()):
+                    self.console.print(f"without hysteria2: {why}")
+                    rival = None
+                self.measure(site, tunnel, rival)
             except BaseException:
                 self.console.print(tunnel.logs(), markup=False)
                 raise
             finally:
+                if rival is not None:
+                    rival.stop()
                 tunnel.stop()
         finally:
             site.close()
 
-    def measure(self, site: Site, tunnel: Tunnel) -> None:
+    def contenders(
+        self, site: Site, tunnel: Tunnel, rival: Hysteria | None, measure: Measure
+    ) -> dict[str, Callable[[], float]]:
+        """Who is measured, in the order of an even round."""
+        chosen: dict[str, Callable[[], float]] = {
+            "raw": lambda: self.raw(site, measure, "stock", "stock"),
+            "channel": lambda: self.raw(site, measure, "fast", "fast"),
+            "tunnel": lambda: self.tunnel(site, tunnel, measure),
+        }
+        if measure.command.get("direction") == "down":
+            # The sender is the answering end.
+            chosen["to raw"] = lambda: self.raw(site, measure, "stock", "fast")
+        if rival is not None:
+            chosen["hysteria2"] = lambda: self.through(site, rival.port, measure)
+        return chosen
+
+    def measure(self, site: Site, tunnel: Tunnel, rival: Hysteria | None) -> None:
         """All rounds, then the idle flows."""
         chosen = [m for m in measures(self.options.seconds) if self.options.only in m.name]
         for number in range(self.options.rounds):
             for measure in chosen:
-                # Whoever goes first in one round goes second in the next.
-                for who in ("raw", "tunnel") if number % 2 == 0 else ("tunnel", "raw"):
-                    if who == "raw":
-                        value = self.raw(site, measure)
-                    else:
-                        value = self.tunnel(site, tunnel, measure)
+                order = list(self.contenders(site, tunnel, rival, measure).items())
+                # Whoever goes first in one round goes last in the next.
+                for who, take in order if number % 2 == 0 else reversed(order):
+                    value = take()
                     self.values.setdefault(measure.name, {}).setdefault(who, []).append(value)
                     self.console.print(
                         f"round {number + 1}: {measure.name}: {who} {value:.2f} {measure.unit}"
                     )
         for measure in chosen:
             medians = {k: statistics.median(v) for k, v in self.values[measure.name].items()}
-            row = Row(measure.name, measure.unit, medians["tunnel"], medians["raw"])
-            if measure.bar:
-                row.bar, row.met = measure.bar.text, measure.bar.met(row.tunnel, row.ratio)
-            self.rows.append(row)
+            bars = {
+                bar.text: bar.met(medians)
+                for bar in measure.bars
+                if "hysteria2" in medians or "hysteria2" not in bar.text
+            }
+            self.rows.append(Row(measure.name, measure.unit, medians, bars))
         if self.options.only in "idle flows":
             self.idle(site, tunnel)
 
-    def raw(self, site: Site, measure: Measure) -> float:
+    def raw(self, site: Site, measure: Measure, dialling: str, answering: str) -> float:
         """A figure of a fresh bare data channel."""
-        pair = RawPair(site)
+        pair = RawPair((site.hosts.gateway, site.hosts.endpoint), (dialling, answering))
         value: float = pair.dialler.ask(**measure.command)[measure.key]
         pair.quit()
         return value
 
+    def through(self, site: Site, port: int, measure: Measure) -> float:
+        """A figure of another SOCKS5 proxy on the gateway's host."""
+        load = self.load(site, port)
+        value: float = load.ask(**measure.command)[measure.key]
+        load.quit()
+        return value
+
     def tunnel(self, site: Site, tunnel: Tunnel, measure: Measure) -> float:
         """A figure of the tunnel, with the CPU time that each kind of process took for it."""
-        load = self.load(site, tunnel)
+        load = self.load(site, tunnel.socks_port)
         pids = {
             "gateway supervisor": [tunnel.gateway.pid],
             "gateway workers": tunnel.gateway.workers(),
@@ -264,10 +296,10 @@ class Bench:
         load.quit()
         return value
 
-    def load(self, site: Site, tunnel: Tunnel) -> Worker:
-        """A load client on the gateway's host."""
+    def load(self, site: Site, port: int) -> Worker:
+        """A load client on the gateway's host, of the SOCKS5 proxy at this port."""
         return Worker(
-            *(site.hosts.gateway, "load.py", str(tunnel.socks_port), TARGET_ADDRESS),
+            *(site.hosts.gateway, "load.py", str(port), TARGET_ADDRESS),
             json.dumps(site.ports),
         )
 
@@ -275,13 +307,13 @@ class Bench:
         """Memory of idle flows over all processes, and whether all are alive afterwards."""
         flows = self.options.idle_flows
         self.console.print(f"{flows} idle flows")
-        pair = RawPair(site)
+        pair = RawPair((site.hosts.gateway, site.hosts.endpoint))
         before = pair.memory()
         pair.dialler.ask(do="idle", flows=flows)
         raw = (pair.memory() - before) / flows / 1024
         pair.quit()
 
-        load = self.load(site, tunnel)
+        load = self.load(site, tunnel.socks_port)
         before = tunnel.gateway.memory() + tunnel.endpoint.memory()
         load.ask(do="idle", flows=flows)
         per_flow = (tunnel.gateway.memory() + tunnel.endpoint.memory() - before) / flows / 1024
@@ -289,9 +321,11 @@ class Bench:
         load.quit()
         name = f"{flows} idle flows: memory of each"
         self.values[name] = {"raw": [raw], "tunnel": [per_flow]}
-        self.rows.append(Row(name, "KiB", per_flow, raw, "less than 40 KiB", per_flow < 40))
+        figures = {"raw": raw, "tunnel": per_flow}
+        self.rows.append(Row(name, "KiB", figures, {"less than 40 KiB": per_flow < 40}))
         self.values["idle flows alive"] = {"tunnel": [alive]}
-        self.rows.append(Row(f"{flows} idle flows: alive", "", alive, flows, "all", alive == flows))
+        name = f"{flows} idle flows: alive"
+        self.rows.append(Row(name, "", {"tunnel": alive}, {"all": alive == flows}))
 
     def report(self) -> dict[str, Any]:
         """The whole run as JSON."""
@@ -300,7 +334,7 @@ class Bench:
             "machine": machine(),
             "rounds": self.options.rounds,
             "seconds": self.options.seconds,
-            "rows": [vars(row) | {"ratio": row.ratio} for row in self.rows],
+            "rows": [vars(row) for row in self.rows],
             "values": self.values,
             "cpu_seconds": self.cpu,
         }
@@ -323,25 +357,19 @@ def machine() -> str:
     )
 
 
-def verdict(row: Row) -> str:
-    """The word beside the bar."""
-    return "" if row.met is None else "met" if row.met else "missed"
+CONTENDERS = ("raw", "to raw", "channel", "tunnel", "hysteria2")
+HEADINGS = ["figure", "raw aiortc", "fast to raw", "fast channel", "tunnel", "hysteria2", "bars"]
 
 
 def cells(row: Row) -> list[str]:
     """A row as text."""
-    digits = 0 if max(row.tunnel, row.raw) >= 100 else 2
-    return [
-        row.name,
-        f"{row.tunnel:.{digits}f} {row.unit}".strip(),
-        f"{row.raw:.{digits}f} {row.unit}".strip(),
-        f"{row.ratio:.2f}",
-        row.bar,
-        verdict(row),
+    digits = 0 if max(row.values.values()) >= 100 else 2
+    figures = [
+        f"{row.values[who]:.{digits}f} {row.unit}".strip() if who in row.values else ""
+        for who in CONTENDERS
     ]
-
-
-HEADINGS = ["figure", "tunnel", "raw aiortc", "ratio", "bar", ""]
+    bars = "; ".join(f"{text}: {'met' if met else 'missed'}" for text, met in row.bars.items())
+    return [row.name, *figures, bars]
 
 
 def main() -> None:
