@@ -1,19 +1,22 @@
 """Hosts with real links on loopback and fake workers, for the tests of the supervisor's links."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry
 
 from socks_tunnel.config.models import Config
 from socks_tunnel.ops.metrics import Metrics
+from socks_tunnel.protocol.ipc import Attach, Attached, Control
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor.answerer import EndpointLinks
 from socks_tunnel.supervisor.dialler import GatewayLinks
 from socks_tunnel.supervisor.peerlink import PeerLink
-from socks_tunnel.supervisor.router import RoutedLink, Router, WorkerRoutes
+from socks_tunnel.supervisor.router import AttachedLink, Router, WorkerRoutes
+
+C = TypeVar("C")
 
 
 class FakeWorker:
@@ -23,16 +26,24 @@ class FakeWorker:
         self.paused = False
         self.buffered = 0
         self.messages: list[tuple[int, bytes]] = []
-        self.controls: list[tuple[int, dict[str, Any]]] = []
+        self.controls: list[Control] = []
+        self.routes: WorkerRoutes | None = None
 
-    def send_message(self, link: int, message: bytes) -> None:
-        self.messages.append((link, message))
+    def send_messages(self, session: int, messages: Sequence[bytes]) -> None:
+        self.messages += [(session, message) for message in messages]
 
-    def send_control(self, link: int, fields: dict[str, Any]) -> None:
-        self.controls.append((link, fields))
+    def send_control(self, session: int, message: Control) -> None:
+        self.controls.append(message)
+        if isinstance(message, Attach):
+            # As a process answers: in a later turn of the event loop.
+            asyncio.get_running_loop().call_soon(self._attached, session)
 
-    def ops(self, op: str) -> list[dict[str, Any]]:
-        return [fields for _, fields in self.controls if fields["op"] == op]
+    def _attached(self, session: int) -> None:
+        assert self.routes is not None
+        self.routes.attached(session, Attached([], last=True))
+
+    def told(self, kind: type[C]) -> list[C]:
+        return [message for message in self.controls if isinstance(message, kind)]
 
 
 class Side:
@@ -51,13 +62,15 @@ class Side:
             flows_per_worker=100,
             metrics=metrics,
             on_abuse=self.abuse,
+            resume_timeout=60.0,
         )
         self.worker = FakeWorker()
         self.routes: WorkerRoutes = self.router.worker_up(0, self.worker)
+        self.worker.routes = self.routes
         kind = GatewayLinks if role == "gateway" else EndpointLinks
         self.manager = kind(config, identity, self.router, metrics)
 
-    def abuse(self, link: RoutedLink, reason: str) -> None:
+    def abuse(self, link: AttachedLink, reason: str) -> None:
         self.abused.append(reason)
         self.manager.abuse(link, reason)
 

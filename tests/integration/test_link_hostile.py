@@ -269,7 +269,7 @@ async def test_only_so_many_messages_before_hello() -> None:
         (message_header(MessageType.GOAWAY, 0), "malformed-goaway"),
         (message_header(MessageType.HELLO, 0), "malformed-hello"),
         (hello().encode(), "second-hello"),
-        (Resume({"flows": []}).encode(), "unexpected-resume"),
+        (Resume().encode(), "unexpected-resume"),
         (Data(1, b"x").encode(), "wrong-channel"),
         (UdpPacket(1, b"x").encode(), "wrong-channel"),
         (bytes([MessageType.DATA]) + bytes(65_536), "long-message"),

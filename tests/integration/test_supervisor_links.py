@@ -10,6 +10,7 @@ import pytest
 from integration.links_world import World, linked, until
 from socks_tunnel.peer import quiet_loop_exceptions
 from socks_tunnel.peer.link import Link
+from socks_tunnel.protocol.ipc import Attach, Detach, NewFlows, SessionEnded, SessionOpened
 from socks_tunnel.protocol.messages import CloseConnection, Data, OpenConnection
 from socks_tunnel.signaling.carrier import SignalingError
 from socks_tunnel.signaling.direct import DirectClient
@@ -36,29 +37,29 @@ async def test_a_gateway_finds_its_endpoint_and_messages_flow(
 ) -> None:
     caplog.set_level("INFO")
     gateway, endpoint = await linked(world)
-    (told,) = gateway.worker.ops("link-up")
-    session = told.pop("session")
-    assert told == {
-        "op": "link-up",
-        "peer": "office",
-        "rank": 0,
-        "window": 262_144,
-        "max_data": 65_529,
-        "idle_udp": 300,
-        "features": ["udp", "bind"],
-        "credit": told["credit"],
-    }
-    assert endpoint.worker.ops("link-up")[0]["session"] == session
-    (at_gateway,) = gateway.router.links
+    (told,) = gateway.worker.told(Attach)
+    assert told == Attach(
+        window=262_144,
+        max_data=65_529,
+        idle_udp=300,
+        features=["udp", "bind", "resume"],
+        credit=told.credit,
+        resume=True,
+    )
+    assert gateway.worker.told(SessionOpened) == [SessionOpened("office")]
+    ((at_gateway, session),) = gateway.router.sessions.items()
+    ((_, far),) = endpoint.router.sessions.items()
+    assert far.key == session.key
+    await until(lambda: gateway.worker.told(NewFlows) == [NewFlows(at_gateway)])
     opening, data = OpenConnection(2, "example.com", 80).encode(), Data(2, bytes(60_000)).encode()
-    gateway.routes.from_worker(at_gateway, memoryview(opening))
-    gateway.routes.from_worker(at_gateway, memoryview(data))
+    gateway.routes.from_worker(at_gateway, [memoryview(opening)])
+    gateway.routes.from_worker(at_gateway, [memoryview(data)])
     await until(lambda: len(endpoint.worker.messages) == 2)
     ((at_endpoint, first), (_, second)) = endpoint.worker.messages
     assert (first, second) == (opening, data)
-    await until(lambda: gateway.worker.ops("credit"))
+    await until(lambda: session.link is not None and session.link.credit.outstanding == 0)
     close = CloseConnection(2, 5).encode()
-    endpoint.routes.from_worker(at_endpoint, memoryview(close))
+    endpoint.routes.from_worker(at_endpoint, [memoryview(close)])
     await until(lambda: gateway.worker.messages)
     assert gateway.worker.messages == [(at_gateway, close)]
     row = gateway.row("office")
@@ -83,9 +84,7 @@ async def test_stopping_a_gateway_says_goodbye(
     gateway, endpoint = await linked(world)
     await gateway.manager.stop("the peer is shutting down")
     await until(lambda: not endpoint.up)
-    assert gateway.worker.ops("link-down") == [
-        {"op": "link-down", "reason": "the peer is shutting down"}
-    ]
+    assert gateway.worker.told(SessionEnded) == [SessionEnded("the peer is shutting down")]
     assert endpoint.row("laptop")["state"] == "down"
     assert endpoint.metric("links", state="down") == 1
     assert endpoint.metric("signaling_rejected_total", reason="replayed") == 0
@@ -98,16 +97,15 @@ async def test_a_lost_link_is_dialled_again_and_the_worker_told(
     caplog.set_level("INFO")
     gateway, endpoint = await linked(world)
     opening = OpenConnection(2, "example.com", 80).encode()
-    (old,) = gateway.router.links
-    gateway.routes.from_worker(old, memoryview(opening))
-    session = gateway.worker.ops("link-up")[0]["session"]
+    ((number, session),) = gateway.router.sessions.items()
+    await until(lambda: gateway.router.target == number)
+    gateway.routes.from_worker(number, [memoryview(opening)])
     await endpoint.up[0].close("a test")
-    await until(lambda: len(gateway.worker.ops("link-up")) == 2)
-    assert gateway.worker.ops("link-up")[1]["session"] == session
-    (new,) = gateway.router.links
-    assert new != old
-    assert len(gateway.worker.ops("link-down")) == 1
-    assert "link office is down: the peer closed the connection; 1 flows ended" in caplog.text
+    await until(lambda: len(gateway.worker.told(Attach)) == 2)
+    assert list(gateway.router.sessions.values()) == [session]
+    assert len(gateway.worker.told(Detach)) == 1
+    what = "link office is down: the peer closed the connection; 1 flows wait for the next link"
+    assert what in caplog.text
     assert "dialling office again in " in caplog.text
 
 
@@ -132,7 +130,7 @@ async def test_peers_have_the_rank_of_their_place_in_the_configuration(world: Wo
     for side in (*offices, gateway):
         await side.manager.start()
     await until(lambda: len(gateway.up) == 2)
-    ranks = {told["peer"]: told["rank"] for told in gateway.worker.ops("link-up")}
+    ranks = {session.peer: session.rank for session in gateway.router.sessions.values()}
     assert ranks == {"first": 0, "second": 1}
 
 
@@ -145,7 +143,7 @@ async def test_an_endpoint_serves_several_gateways(world: World) -> None:
     for side in (endpoint, *gateways):
         await side.manager.start()
     await until(lambda: len(endpoint.up) == 2)
-    assert {told["peer"] for told in endpoint.worker.ops("link-up")} == {"laptop", "tablet"}
+    assert {told.peer for told in endpoint.worker.told(SessionOpened)} == {"laptop", "tablet"}
     await gateways[0].manager.stop("enough")
     await until(lambda: len(endpoint.up) == 1)
     assert endpoint.row("tablet")["state"] == "up"
@@ -295,7 +293,7 @@ async def test_goaway_lets_nothing_new_in_and_keeps_what_is_there(world: World, 
     gateway, endpoint = await linked(world)
     leaving, other = (gateway, endpoint) if who == "gateway" else (endpoint, gateway)
     leaving.manager.goaway()
-    await until(lambda: other.worker.ops("link-goaway"))
+    await until(lambda: [link.attached and link.attached.accepts for link in other.up] == [False])
     assert len(gateway.up) == len(endpoint.up) == 1
     if who == "endpoint":
         newcomer = world.gateway()
@@ -314,10 +312,10 @@ async def test_a_link_that_the_router_wants_no_more_of_is_closed(
     gateway, endpoint = await linked(world)
     (link,) = endpoint.up
     assert link.attached is not None
-    endpoint.abuse(link.attached.routed, "the peer ignores its windows")
+    endpoint.abuse(link.attached, "the peer ignores its windows")
     await until(lambda: link.ended.done())
     assert "closing link laptop: the peer ignores its windows" in caplog.text
-    await until(lambda: len(gateway.worker.ops("link-down")) == 1)
+    await until(lambda: len(gateway.worker.told(SessionEnded)) == 1)
 
 
 async def test_a_reload_ends_what_leads_nowhere_and_dials_what_is_new(world: World) -> None:
@@ -336,8 +334,8 @@ async def test_a_reload_ends_what_leads_nowhere_and_dials_what_is_new(world: Wor
     assert [row["peer"] for row in gateway.manager.status()] == ["second"]
     world.keys["second"] = PrivateIdentity.generate()
     gateway.manager.apply(world.config("gateway", "second"))
-    await until(lambda: gateway.worker.ops("link-down")[1:])
-    assert "key or url has changed" in gateway.worker.ops("link-down")[1]["reason"]
+    await until(lambda: gateway.worker.told(SessionEnded)[1:])
+    assert "another key" in gateway.worker.told(SessionEnded)[1].reason
 
 
 async def test_an_endpoint_s_reload_ends_links_of_peers_that_are_gone(world: World) -> None:

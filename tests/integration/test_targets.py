@@ -17,6 +17,7 @@ from socks_tunnel.protocol.messages import UdpAssociate
 from socks_tunnel_workers.relay.flow import Flow
 from socks_tunnel_workers.targets import room
 from socks_tunnel_workers.targets.tcp import TargetRelay
+from socks_tunnel_workers.targets.udp import EndpointAssociation
 from support.worker_pair import LINK, Pair, worker_pair
 
 
@@ -133,10 +134,10 @@ async def test_without_descriptors_a_dial_is_a_general_failure_and_one_warning(
 
 
 async def test_an_association_opens_nothing_before_it_is_admitted(pair: Pair) -> None:
-    link = pair.endpoint_worker.links[LINK]
+    session = pair.endpoint_worker.sessions[LINK]
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
-        link.on_message(memoryview(UdpAssociate(77).encode()))
+        session.receive([memoryview(UdpAssociate(77).encode())])
     flows = list(pair.endpoint_worker.flows())
     assert len(flows) <= 1
     assert len(list(Path("/proc/self/fd").iterdir())) - before <= len(flows)
@@ -148,9 +149,9 @@ async def test_an_association_without_descriptors_is_refused(
     reader, writer = await asyncio.open_connection("127.0.0.1", pair.port)
     writer.write(b"\x05\x01\x00")
     await reader.readexactly(2)
-    link = pair.endpoint_worker.links[LINK]
+    session = pair.endpoint_worker.sessions[LINK]
     with no_descriptors():
-        link.on_message(memoryview(UdpAssociate(77).encode()))
+        session.receive([memoryview(UdpAssociate(77).encode())])
     assert not list(pair.endpoint_worker.flows())
     assert "Too many open files" in caplog.text
     writer.close()
@@ -160,9 +161,11 @@ async def test_a_reload_lets_others_have_their_turns(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "RECHECK_SECONDS", 0)
-    link = pair.endpoint_worker.links[LINK]
+    session = pair.endpoint_worker.sessions[LINK]
     targets = pair.endpoint_worker.targets
-    flows: list[Flow] = [targets.make(link, UdpAssociate(conn_id)) for conn_id in range(1, 501)]
+    flows: list[Flow] = [
+        EndpointAssociation(targets, session, conn_id) for conn_id in range(1, 501)
+    ]
     checked: list[int] = []
 
     def recheck(number: int) -> Iterator[None]:

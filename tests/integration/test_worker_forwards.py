@@ -113,7 +113,7 @@ async def test_tcp_forward(tmp_path: Path) -> None:
         async with asyncio.timeout(10):
             while list(pair.gateway_worker.flows()):
                 await asyncio.sleep(0.005)
-        assert not pair.gateway_worker.sessions
+        assert not pair.gateway_worker.clients.opening
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "10.1.2.3"])
@@ -123,7 +123,7 @@ async def test_tcp_forward_that_cannot_be_served_is_reset(tmp_path: Path, host: 
         target = (host, free.getsockname()[1])
         async with tcp_forward(tmp_path, target) as (pair, port):
             await reset_by(port)
-            assert not pair.gateway_worker.sessions
+            assert not pair.gateway_worker.clients.opening
 
 
 async def test_tcp_forward_waits_for_a_link_and_no_longer(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ async def test_udp_forward_ends_idle_associations(tmp_path: Path) -> None:
             async with asyncio.timeout(10):
                 while list(pair.gateway_worker.flows()) or list(pair.endpoint_worker.flows()):
                     await asyncio.sleep(0.05)
-            assert not pair.gateway_worker._associations
+            assert not pair.gateway_worker.clients.associations.clients
             client.send(b"again")
             assert await receive(client) == b"again"
 

@@ -16,6 +16,7 @@ import pytest
 from socks_tunnel.config.loader import dump, load
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason, Reply
+from socks_tunnel.protocol.ipc import Reload
 from socks_tunnel.protocol.messages import Answer, Resolve, Resolved, ResolveKind
 from socks_tunnel.protocol.socks5 import parse_udp_packet, udp_header
 from socks_tunnel_workers.targets import routes as routes_module
@@ -53,7 +54,7 @@ class Net:
         path = self.directory / "endpoint.toml"
         text = path.read_text()
         path.write_text(text[: text.index("[policy]")] + policy)
-        self.pair.endpoint.send_control(0, {"op": "reload", "config": dump(load(path))})
+        self.pair.endpoint.send_control(0, Reload(dump(load(path))))
 
     def decided(self, verdict: str) -> int:
         return counted(self.pair.endpoint_worker, "policy_decisions_total", verdict)
@@ -411,7 +412,7 @@ async def test_an_ipv4_address_in_ipv6_form_is_answered_in_that_form(net: Net) -
 async def ask(net: Net, kind: ResolveKind, host: str, conn_id: int = 5) -> Resolved:
     net.pair.endpoint.recording = True
     net.pair.endpoint.filter = lambda raw: raw[0] != Resolved.TYPE
-    link = net.pair.endpoint_worker.links[LINK]
+    link = net.pair.endpoint_worker.sessions[LINK]
     net.pair.endpoint_worker.targets.resolve(link, Resolve(conn_id, kind, host))
     answer = await net.pair.endpoint.message(Resolved)
     assert isinstance(answer, Resolved)
@@ -441,7 +442,7 @@ async def test_questions_are_answered_as_far_as_the_policy_lets_a_flow_go(net: N
 async def test_questions_under_way_are_bounded(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socks_tunnel_workers.targets.room.QUESTIONS_MAX", 2)
     net.server.silent.add("*.dead.test")
-    targets, link = net.pair.endpoint_worker.targets, net.pair.endpoint_worker.links[LINK]
+    targets, link = net.pair.endpoint_worker.targets, net.pair.endpoint_worker.sessions[LINK]
     for n in (1, 2):
         targets.resolve(link, Resolve(n, ResolveKind.ADDRESSES, f"{n}.dead.test"))
     refused = await ask(net, ResolveKind.ADDRESSES, "127.0.0.1", 3)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from socks_tunnel.protocol.addresses import HostPort, encode_address
+from socks_tunnel.protocol.ipc import Answer, Ask, Credit, Drain, Drained
 from socks_tunnel.protocol.messages import (
     Bind,
     BindAccepted,
@@ -28,7 +29,7 @@ from socks_tunnel.protocol.messages import (
 )
 from socks_tunnel_workers.relay import tcp as tcp_flow
 from socks_tunnel_workers.relay.tcp import TcpRelay
-from support.worker_pair import LINK, WINDOW, Pair, counted, link_up, worker_pair
+from support.worker_pair import LINK, WINDOW, Pair, counted, link_down, link_up, worker_pair
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"\x05\x00"
@@ -135,7 +136,7 @@ async def test_bytes_arrive_both_ways_with_equal_hash(pair: Pair) -> None:
     assert sent.digest() == received.digest()
     await until(lambda: not list(pair.gateway_worker.flows()))
     await until(lambda: not list(pair.endpoint_worker.flows()))
-    assert pair.gateway_worker.pending_bytes == pair.endpoint_worker.pending_bytes == 0
+    assert pair.gateway_worker.memory.used == pair.endpoint_worker.memory.used == 0
 
 
 async def test_bound_address_is_the_endpoints(pair: Pair) -> None:
@@ -296,10 +297,10 @@ async def test_reset_of_a_client_that_is_not_read(pair: Pair, *, half_closed: bo
         assert isinstance(flow, TcpRelay)
         if half_closed:
             writer.write_eof()
-            await until(lambda: flow.flow.sent_eof)
+            await until(lambda: flow.core.send.eof_sent)
         else:
             writer.write(bytes(32 << 20))  # more than all kernels on the way take
-            await until(lambda: flow.flow.send.sent == flow.flow.send.limit)
+            await until(lambda: flow.core.send.end == flow.core.send.limit and not flow.reading)
         assert not flow.reading
         writer.get_extra_info("socket").setsockopt(
             socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
@@ -324,22 +325,29 @@ async def test_slow_reader_holds_its_window_and_nobody_else(pair: Pair) -> None:
         await loop.sock_connect(stuck, ("127.0.0.1", pair.port))
         await loop.sock_sendall(stuck, b"\x05\x01\x00" + request("127.0.0.1", port))
 
+        def pending() -> int:
+            return sum(
+                flow.core.receive.pending.size
+                for flow in pair.gateway_worker.flows()
+                if isinstance(flow, TcpRelay)
+            )
+
         def window_is_full() -> bool:
             windows = [
-                flow.flow.receive
+                flow.core.receive
                 for flow in pair.gateway_worker.flows()
                 if isinstance(flow, TcpRelay)
             ]
             return bool(windows) and windows[0].received == windows[0].limit
 
         await until(window_is_full)
-        assert 0 < pair.gateway_worker.pending_bytes <= WINDOW
+        assert 0 < pending() <= WINDOW
         reader, writer = await connect(pair, "127.0.0.1", echo_port)
         writer.write(b"hello")
         assert await reader.readexactly(5) == b"hello"
         writer.close()
         stuck.close()
-        await until(lambda: pair.gateway_worker.pending_bytes == 0)
+        await until(lambda: pending() == 0)
 
 
 async def test_requests_wait_for_the_link(tmp_path: Path) -> None:
@@ -347,7 +355,7 @@ async def test_requests_wait_for_the_link(tmp_path: Path) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", pair.port)
         writer.write(b"\x05\x01\x00" + request("127.0.0.1", port))
         assert await reader.readexactly(2) == OK
-        await until(lambda: len(pair.gateway_worker._waiting) == 1)
+        await until(lambda: pair.gateway_worker.clients.waiting == 1)
         link_up(pair.endpoint, "laptop")
         link_up(pair.gateway, "office")
         assert (await read_reply(reader))[0] == 0
@@ -364,7 +372,7 @@ async def test_no_link_within_connect_timeout_is_a_general_failure(tmp_path: Pat
 async def test_link_down_resets_its_flows(pair: Pair) -> None:
     async with target(echo) as port:
         reader, writer = await connect(pair, "127.0.0.1", port)
-        pair.gateway.send_control(LINK, {"op": "link-down", "reason": "test"})
+        link_down(pair.gateway)
         with pytest.raises(ConnectionResetError):
             await reader.read()
         writer.close()
@@ -426,11 +434,11 @@ async def test_no_credit_no_data_and_control_still_passes(tmp_path: Path) -> Non
         reader, writer = await connect(pair, "127.0.0.1", port)
         writer.write(bytes(100_000))
         writer.write_eof()
-        await until(lambda: pair.gateway_worker.links[LINK].scheduler.credit <= 0)
+        await until(lambda: pair.gateway_worker.sessions[LINK].scheduler.credit <= 0)
         before = sum(len(m) for m in pair.gateway.sent)
         assert before < 40 + 2 * 16_391
         pair.gateway.keep_credit = False
-        pair.gateway.send_control(LINK, {"op": "credit", "bytes": 100_000})
+        pair.gateway.send_control(LINK, Credit(100_000, 16_384, 0))
         assert len(await reader.read()) == 100_000
         writer.close()
 
@@ -438,7 +446,7 @@ async def test_no_credit_no_data_and_control_still_passes(tmp_path: Path) -> Non
 async def test_drain_finishes_flows_and_refuses_new_ones(pair: Pair) -> None:
     async with target(echo) as port:
         reader, writer = await connect(pair, "127.0.0.1", port)
-        pair.endpoint.send_control(0, {"op": "drain"})
+        pair.endpoint.send_control(0, Drain())
         pair.endpoint.recording = True
         await until(lambda: pair.endpoint_worker.draining)
         pair.endpoint.send_message(LINK, OpenConnection(55, "127.0.0.1", port).encode())
@@ -446,7 +454,7 @@ async def test_drain_finishes_flows_and_refuses_new_ones(pair: Pair) -> None:
         writer.write(b"still works")
         assert await reader.readexactly(11) == b"still works"
         writer.close()
-        await pair.endpoint.control("drained")
+        await pair.endpoint.control(Drained)
 
 
 async def test_bind_accepts_the_expected_caller(pair: Pair) -> None:
@@ -471,13 +479,13 @@ async def test_bind_accepts_the_expected_caller(pair: Pair) -> None:
 async def test_connections_and_status_rows(pair: Pair) -> None:
     async with target(echo) as port:
         _, writer = await connect(pair, "127.0.0.1", port)
-        pair.gateway.send_control(0, {"op": "stats", "id": 5, "what": "connections"})
-        answer = await pair.gateway.control("stats")
-        assert answer["id"] == 5
-        assert answer["rows"][0]["destination"] == f"127.0.0.1:{port}"
-        pair.gateway.send_control(0, {"op": "stats", "id": 6, "what": "status"})
-        answer = await pair.gateway.control("stats")
-        assert answer["fields"]["flows_tcp"] == 1
+        pair.gateway.send_control(0, Ask(5, "connections", -1, ""))
+        answer = await pair.gateway.control(Answer)
+        assert answer.number == 5
+        assert answer.rows[0]["destination"] == f"127.0.0.1:{port}"
+        pair.gateway.send_control(0, Ask(6, "status", -1, ""))
+        answer = await pair.gateway.control(Answer)
+        assert answer.rows[0]["flows_tcp"] == 1
         writer.close()
 
 
@@ -488,17 +496,17 @@ async def test_the_first_flows_by_bytes(pair: Pair) -> None:
             writer.write(bytes(number * 100))
             await reader.readexactly(number * 100)
         for by, expected in (("total", [400, 300]), ("rate", [400, 300]), ("age", [0, 100])):
-            question = {"op": "stats", "id": 5, "what": "connections", "limit": 2, "by": by}
+            question = Ask(5, "connections", 2, by)
             pair.gateway.send_control(0, question)
-            answer = await pair.gateway.control("stats")
-            assert [row["up"] for row in answer["rows"]] == expected
-            assert not answer["more"]
+            answer = await pair.gateway.control(Answer)
+            assert [row["up"] for row in answer.rows] == expected
+            assert not answer.more
         reader, writer = streams[1]
         writer.write(b"x")
         await reader.readexactly(1)
-        pair.gateway.send_control(0, question | {"by": "rate", "limit": 1})
-        answer = await pair.gateway.control("stats")
-        assert [row["up"] for row in answer["rows"]] == [101], "the only one that moved since then"
+        pair.gateway.send_control(0, Ask(5, "connections", 1, "rate"))
+        answer = await pair.gateway.control(Answer)
+        assert [row["up"] for row in answer.rows] == [101], "the only one that moved since then"
         for _, writer in streams:
             writer.close()
 
@@ -522,7 +530,7 @@ async def test_memory_limit_closes_the_flow_that_tips_it(tmp_path: Path) -> None
                     pair.endpoint.send_message(LINK, Data(conn_id, bytes(60_000)).encode())
             closed = await pair.endpoint.message(CloseConnection)
             assert closed.reason == 0x17
-            assert pair.endpoint_worker.pending_bytes <= 16_777_216
+            assert pair.endpoint_worker.memory.used <= 16_777_216
             for plug in plugs:
                 plug.close()
 

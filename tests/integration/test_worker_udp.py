@@ -12,7 +12,9 @@ from typing import cast
 import pytest
 
 from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.protocol.ipc import Credit, Drain, Drained
 from socks_tunnel.protocol.messages import UdpAssociateClosed, UdpPacket
+from socks_tunnel.protocol.scheduler import DATAGRAM_OVERDRAFT
 from socks_tunnel.protocol.socks5 import parse_udp_packet, udp_header
 from socks_tunnel_workers.relay import udp as udp_relay
 from support.worker_pair import LINK, Pair, Side, counted, worker_pair
@@ -234,8 +236,8 @@ async def test_association_ends_with_its_control_connection(pair: Pair) -> None:
         async with asyncio.timeout(10):
             while list(pair.endpoint_worker.flows()):
                 await asyncio.sleep(0.005)
-    assert not pair.gateway_worker.sessions
-    assert not pair.gateway_worker._associations
+    assert not pair.gateway_worker.clients.opening
+    assert not pair.gateway_worker.clients.associations.clients
 
 
 async def test_closed_by_the_endpoint_closes_the_control_connection(pair: Pair) -> None:
@@ -270,14 +272,14 @@ async def test_a_drain_waits_for_datagrams_and_not_for_silence(
 
         await echo(silent)
         await echo(talking)
-        drained.send_control(0, {"op": "drain"})
+        drained.send_control(0, Drain())
         async with asyncio.timeout(10):
             while len(list(worker.flows())) == 2:
                 await echo(talking)
                 await asyncio.sleep(0.1)
             assert await silent.reader.read() == b""
         await echo(talking)
-        await drained.control("drained")
+        await drained.control(Drained)
         assert not list(worker.flows())
 
 
@@ -296,15 +298,15 @@ async def test_associations_per_client_are_limited(tmp_path: Path) -> None:
 
 async def test_without_credit_a_datagram_is_dropped_after_50_ms(pair: Pair) -> None:
     async with target() as (server, port), associated(pair) as client:
-        link = pair.gateway_worker.links[LINK]
+        link = pair.gateway_worker.sessions[LINK]
         pair.gateway.keep_credit = True
-        link.scheduler.credit = 0
+        link.scheduler.credit = -DATAGRAM_OVERDRAFT
         client.send("127.0.0.1", port, b"late")
         async with asyncio.timeout(10):
             while link.scheduler.idle:
                 await asyncio.sleep(0.005)
         await asyncio.sleep(0.06)  # the age itself is what is tested
-        pair.gateway.send_control(LINK, {"op": "credit", "bytes": 10_000})
+        pair.gateway.send_control(LINK, Credit(10_000, 16_384, 0))
         await until_dropped(pair, "expired")
         client.send("127.0.0.1", port, b"in time")
         assert (await client.receive())[1] == b"in time"

@@ -88,7 +88,7 @@ async def test_connect_with_half_close_and_who_it_was(pair: Pair, path: Path) ->
         (reader, writer), (code, host, _) = await ask(path, CONNECT, "127.0.0.1", port)
         assert (code, host) == (0, "127.0.0.1")
         (flow,) = pair.gateway_worker.flows()
-        assert flow.row(0.0)["client"] == CLIENT
+        assert flow.as_row(0.0)["client"] == CLIENT
         payload = os.urandom(600_000)
         writer.write(payload)
         writer.write_eof()
@@ -187,7 +187,7 @@ async def test_the_relay_is_on_loopback_and_belongs_to_who_sends_first(
         await dropped(pair, "foreign-source")
         (flow,) = pair.gateway_worker.flows()
         (endpoint_flow,) = pair.endpoint_worker.flows()
-        assert flow.row(0.0)["client"] == CLIENT
+        assert flow.as_row(0.0)["client"] == CLIENT
         target.sock.sendto(b"pong", ("127.0.0.1", endpoint_flow.bound.port))  # type: ignore[attr-defined]  # it is an association
         answer = await client.receive()
         assert answer[parse_udp_packet(answer).offset :] == b"pong"
@@ -218,6 +218,6 @@ async def test_associations_are_counted_by_user(path: Path) -> None:
             (_, writer), (code, *_) = await ask(path, UDP_ASSOCIATE, "0.0.0.0", 0)
             assert code == expected
             writers.append(writer)
-        assert pair.gateway_worker._associations == {f"unix:uid={os.getuid()}": 2}
+        assert pair.gateway_worker.clients.associations.clients == {f"unix:uid={os.getuid()}": 2}
         for writer in writers:
             await close(writer)

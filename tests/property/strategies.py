@@ -95,7 +95,19 @@ link_messages: st.SearchStrategy[Message] = st.one_of(
         idle_udp=u64,
     ),
     st.builds(Goaway, u8),
-    st.builds(Resume, st.dictionaries(msgpack_keys, msgpack_values, max_size=4)),
+    st.builds(
+        Resume,
+        st.lists(
+            st.tuples(
+                st.integers(1, 0xFFFFFFFF),
+                st.integers(0, 1 << 63),
+                st.integers(0, 1 << 63),
+                st.integers(0, 0xFFFF),
+            ),
+            max_size=4,
+        ).map(tuple),
+        st.booleans(),
+    ),
 )
 
 

@@ -30,10 +30,15 @@ from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.ipc import (
     BODY_MAX,
     FRAME_HEADER,
+    Attached,
+    ChildHello,
+    Control,
     FrameReader,
+    NewFlows,
+    ReadyState,
+    Reload,
     decode_control,
     encode_control,
-    frame_header,
 )
 from socks_tunnel.protocol.messages import (
     CloseConnection,
@@ -142,18 +147,46 @@ def canonical(address: HostPort) -> HostPort:
 
 # --- IPC frames -------------------------------------------------------------------------------
 
-frames = st.lists(st.tuples(st.integers(0, 1), u16, st.binary(max_size=64)), max_size=8)
+controls = st.one_of(
+    st.builds(ChildHello, st.integers(0, 1 << 31)),
+    st.builds(NewFlows, u16),
+    st.builds(Reload, st.dictionaries(st.text(max_size=8), msgpack_values, max_size=6)),
+    st.builds(ReadyState, st.none() | st.text(max_size=20)),
+    st.builds(
+        Attached,
+        st.lists(st.lists(st.integers(0, (1 << 63)), min_size=4, max_size=4), max_size=4),
+        st.booleans(),
+    ),
+)
+frames = st.lists(
+    st.tuples(st.just(0), u16, st.binary(max_size=64)) | st.tuples(st.just(1), u16, controls),
+    max_size=8,
+)
 
 
-def read(reader: FrameReader, chunks: Sequence[bytes]) -> tuple[list[tuple[int, int, bytes]], str]:
-    """Give the frames that come out, and the kind of error that ended it or nothing."""
-    found: list[tuple[int, int, bytes]] = []
+def wire(items: Sequence[tuple[int, int, Any]]) -> bytes:
+    return b"".join(
+        FRAME_HEADER.pack(len(item) + 3, 0, session) + item
+        if kind == 0
+        else encode_control(session, item)
+        for kind, session, item in items
+    )
+
+
+def read(reader: FrameReader, chunks: Sequence[bytes]) -> tuple[list[tuple[int, int, Any]], str]:
+    """Give what comes out, message by message, and the kind of error that ended it or nothing.
+
+    A batch that an error follows is not delivered, however the stream is cut.
+    """
+    found: list[tuple[int, int, Any]] = []
     try:
         for chunk in chunks:
             reader.get_buffer()[: len(chunk)] = chunk
-            reader.buffer_updated(len(chunk))
-            for kind, link, body in reader.frames():
-                found.append((kind, link, bytes(body)))
+            for session, item in reader.received(len(chunk)):
+                if isinstance(item, list):
+                    found += [(0, session, bytes(body)) for body in item]
+                else:
+                    found.append((1, session, item))
     except RemoteProtocolError as error:
         return found, error.kind
     return found, ""
@@ -165,28 +198,28 @@ def in_bytes(raw: bytes) -> list[bytes]:
 
 @given(frames, st.data())
 def test_frames_encode_then_decode_is_identity_however_cut(
-    expected: list[tuple[int, int, bytes]], data: st.DataObject
+    expected: list[tuple[int, int, Any]], data: st.DataObject
 ) -> None:
-    raw = b"".join(frame_header(kind, link, len(body)) + body for kind, link, body in expected)
+    raw = wire(expected)
 
     assert read(FrameReader(), [raw]) == (expected, "")
     assert read(FrameReader(), in_bytes(raw)) == (expected, "")
     assert read(FrameReader(), data.draw(split(raw))) == (expected, "")
 
 
-@given(
-    st.binary(max_size=64)
-    | damaged(frames.map(lambda fs: b"".join(frame_header(k, i, len(b)) + b for k, i, b in fs)))
-)
-@example(frame_header(0, 1, 0) + b"\xff" * 7)
+@given(st.binary(max_size=64) | damaged(frames.map(wire)))
+@example(FRAME_HEADER.pack(3, 0, 1) + b"\xff" * 7)
 def test_any_bytes_are_frames_or_a_remote_protocol_error_however_cut(raw: bytes) -> None:
-    assert read(FrameReader(), [raw]) == read(FrameReader(), in_bytes(raw))
+    whole, error = read(FrameReader(), [raw])
+    found, error_in_bytes = read(FrameReader(), in_bytes(raw))
+    assert error == error_in_bytes
+    assert found[: len(whole)] == whole
 
 
 @given(st.lists(st.integers(0, BODY_MAX), min_size=1, max_size=6), st.integers(1, BODY_MAX))
 def test_long_frames_pass_a_reader_of_the_smallest_capacity(lengths: list[int], step: int) -> None:
     reader = FrameReader(BODY_MAX + FRAME_HEADER.size)
-    raw = b"".join(frame_header(0, i, n) + bytes(n) for i, n in enumerate(lengths))
+    raw = wire([(0, i, bytes(n)) for i, n in enumerate(lengths)])
     found: list[tuple[int, int]] = []
     position = 0
     while position < len(raw):
@@ -194,34 +227,21 @@ def test_long_frames_pass_a_reader_of_the_smallest_capacity(lengths: list[int], 
         count = min(len(room), step, len(raw) - position)
         assert count > 0
         room[:count] = raw[position : position + count]
-        reader.buffer_updated(count)
         position += count
-        found += [(link, len(body)) for _, link, body in reader.frames()]
+        for session, item in reader.received(count):
+            assert isinstance(item, list)
+            found += [(session, len(body)) for body in item]
         # Each turn of a long stream would take as many steps as it has bytes.
         step = max(step, len(raw) // 200)
 
     assert found == list(enumerate(lengths))
 
 
-@given(st.dictionaries(st.text(max_size=8), msgpack_values, max_size=6), st.text(), u16)
-def test_control_encode_then_decode_is_identity(fields: dict[str, Any], op: str, link: int) -> None:
-    fields = {**fields, "op": op}
-
-    [(kind, found_link, body)], error = read(FrameReader(), [encode_control(link, fields)])
-
-    assert (kind, found_link, error) == (1, link, "")
-    assert decode_control(body) == fields
-
-
 @given(
     st.binary(max_size=64)
-    | damaged(
-        st.dictionaries(st.text(max_size=8), msgpack_values, max_size=6).map(
-            lambda fields: encode_control(0, {**fields, "op": "x"})[FRAME_HEADER.size :]
-        )
-    )
+    | damaged(controls.map(lambda message: encode_control(0, message)[FRAME_HEADER.size :]))
 )
-def test_any_bytes_are_a_control_map_or_a_remote_protocol_error(raw: bytes) -> None:
-    fields = attempt(decode_control, raw)
+def test_any_bytes_are_a_control_message_or_a_remote_protocol_error(raw: bytes) -> None:
+    message = attempt(decode_control, raw)
 
-    assert isinstance(fields, RemoteProtocolError) or isinstance(fields["op"], str)
+    assert isinstance(message, RemoteProtocolError | Control)

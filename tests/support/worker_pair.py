@@ -11,12 +11,26 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from socks_tunnel.config.loader import dump, load
 from socks_tunnel.ipc.stream import Channel, connect
+from socks_tunnel.protocol.ipc import (
+    Attach,
+    ChildHello,
+    ChildReady,
+    Configure,
+    Control,
+    Credit,
+    NewFlows,
+    SessionEnded,
+    SessionOpened,
+    Shutdown,
+)
 from socks_tunnel.protocol.messages import decode
 from socks_tunnel_workers.worker import Worker
+
+C = TypeVar("C")
 
 KEY = "3Bw2Hcbo4LnVRzJ2cMpHhS0cQKVg7SqTbcQyCPSQH0k="
 LINK = 7
@@ -31,34 +45,39 @@ class Side(Channel):
         super().__init__()
         self.peer: Side | None = None
         self.sent: list[bytes] = []
-        self.controls: list[dict[str, Any]] = []
+        self.controls: list[Control] = []
         self.changed = asyncio.Event()
         self.keep_credit = False
         self.filter: Callable[[bytes], bool] | None = None
         self.recording = False
+        self.cut = False
+        """Whether what the worker sends is lost: the link is dead."""
 
-    def on_message(self, link: int, body: memoryview) -> None:
-        message = bytes(body)
-        if self.recording:
-            self.sent.append(message)
-            self.changed.set()
-        if not self.keep_credit:
-            self.send_control(link, {"op": "credit", "bytes": len(message)})
-        if self.peer is not None and (self.filter is None or self.filter(message)):
-            self.peer.send_message(link, message)
+    def on_messages(self, session: int, messages: list[memoryview]) -> None:
+        for body in messages:
+            message = bytes(body)
+            if self.recording:
+                self.sent.append(message)
+                self.changed.set()
+            if not self.keep_credit:
+                self.send_control(session, Credit(len(message), 16_384, 0))
+            if self.cut or self.peer is None:
+                continue
+            if self.filter is None or self.filter(message):
+                self.peer.send_message(session, message)
 
-    def on_control(self, link: int, fields: dict[str, Any]) -> None:
-        self.controls.append(fields)
+    def on_control(self, session: int, message: Control) -> None:
+        self.controls.append(message)
         self.changed.set()
 
-    async def control(self, op: str) -> dict[str, Any]:
-        """Wait for a control frame, and give it."""
+    async def control(self, kind: type[C]) -> C:
+        """Wait for a control message, and give it."""
         async with asyncio.timeout(10):
             while True:
-                for fields in self.controls:
-                    if fields["op"] == op:
-                        self.controls.remove(fields)
-                        return fields
+                for message in self.controls:
+                    if isinstance(message, kind):
+                        self.controls.remove(message)
+                        return message
                 self.changed.clear()
                 await self.changed.wait()
 
@@ -90,7 +109,7 @@ class Pair:
 def counted(worker: Worker, metric: str, *labels: str) -> int:
     """Give what a worker has counted, exported already or not."""
     exported = getattr(worker.metrics, metric).labels(*labels).value
-    return int(exported) + worker._counts[metric, labels]
+    return int(exported) + worker.counters.pending(metric, *labels)
 
 
 Listening = tuple[socket.socket, str, tuple[str, int] | None]
@@ -102,23 +121,10 @@ async def _start(role: str, config: Path, listening: list[Listening]) -> tuple[S
     side = await connect(ours, Side)
     sockets = [sock for sock, _, _ in listening]
     worker = await connect(theirs, lambda: Worker(0, sockets, lambda _status: None))
-    await side.control("hello")
-    side.send_control(
-        0,
-        {
-            "op": "config",
-            "role": role,
-            "index": 0,
-            "count": 1,
-            "instance": "test",
-            "config": dump(load(config)),
-            "listeners": [
-                {"fd": s.fileno(), "kind": kind, "address": "", "target": target}
-                for s, kind, target in listening
-            ],
-        },
-    )
-    await side.control("ready")
+    await side.control(ChildHello)
+    rows = [[s.fileno(), kind, *(target or ("", 0))] for s, kind, target in listening]
+    side.send_control(0, Configure(1, dump(load(config)), rows))
+    await side.control(ChildReady)
     return side, worker
 
 
@@ -146,23 +152,32 @@ def write_configs(
     return files
 
 
-def link_up(side: Side, peer: str, *, credit: int = 1 << 20, link: int = LINK) -> None:
-    """Tell a worker that a link is up."""
-    side.send_control(
-        link,
-        {
-            "op": "link-up",
-            "peer": peer,
-            "rank": 0,
-            "policy": "",
-            "window": WINDOW,
-            "max_data": MAX_DATA,
-            "idle_udp": 300,
-            "features": ["udp", "bind"],
-            "credit": credit,
-            "session": b"s" * 16,
-        },
-    )
+def attach(
+    side: Side,
+    *,
+    credit: int = 1 << 20,
+    session: int = LINK,
+    window: int = WINDOW,
+    resume: bool = False,
+    features: Sequence[str] = ("udp", "bind"),
+) -> None:
+    """Tell a worker that a link carries a session."""
+    side.send_control(session, Attach(window, MAX_DATA, 300, list(features), credit, resume))
+
+
+def link_up(
+    side: Side, peer: str, *, credit: int = 1 << 20, link: int = LINK, window: int = WINDOW
+) -> None:
+    """Tell a worker of a session with a link, which takes new flows."""
+    side.send_control(link, SessionOpened(peer))
+    attach(side, credit=credit, session=link, window=window)
+    side.send_control(0, NewFlows(link))
+
+
+def link_down(side: Side, link: int = LINK) -> None:
+    """Tell a worker that the link is gone, and the session with it."""
+    side.send_control(0, NewFlows(0))
+    side.send_control(link, SessionEnded("the test says so"))
 
 
 @contextlib.asynccontextmanager
@@ -184,11 +199,14 @@ async def worker_pair(
     if linked:
         link_up(gateway, "office")
         link_up(endpoint, "laptop")
+        async with asyncio.timeout(10):
+            while gateway_worker.clients.target is None or not endpoint_worker.sessions:
+                await asyncio.sleep(0)
     try:
         yield Pair(gateway, endpoint, (gateway_worker, endpoint_worker), port)
     finally:
         for side in (gateway, endpoint):
-            side.send_control(0, {"op": "shutdown"})
+            side.send_control(0, Shutdown())
         async with asyncio.timeout(10):
             while not (gateway.closing and endpoint.closing):
                 await asyncio.sleep(0.01)

@@ -17,14 +17,22 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.ops import metrics
 from socks_tunnel.ops.http_server import Bounds, HttpServer, Request, Response
 from socks_tunnel.ops.tasks import spawn
-from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.ipc import (
+    ChildHello,
+    ChildReady,
+    Control,
+    IpcPing,
+    IpcPong,
+    ReadyState,
+    Shutdown,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -78,25 +86,27 @@ class SupervisorChannel(Channel):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say hello."""
         super().connection_made(transport)
-        self.send_control(0, {"op": "hello", "pid": os.getpid()})
+        self.send_control(0, ChildHello(os.getpid()))
 
-    def on_message(self, link: int, body: memoryview) -> None:
+    def on_messages(self, session: int, messages: list[memoryview]) -> None:
         """Tunnel messages have no business here."""
-        del link, body
+        del session, messages
         raise RemoteProtocolError("a tunnel message came to the exporter", kind="ipc-message")
 
-    def on_control(self, link: int, fields: dict[str, Any]) -> None:
-        """Takes a frame of the supervisor."""
-        del link
-        match fields["op"]:
-            case "state":
-                self._state.push(None if fields["ready"] else fields["reason"])
-            case "ping":
-                self.send_control(0, {"op": "pong", "id": fields["id"]})
-            case "shutdown":
+    def on_control(self, session: int, message: Control) -> None:
+        """Takes a control message of the supervisor."""
+        del session
+        match message:
+            case ReadyState(reason=reason):
+                self._state.push(reason)
+            case IpcPing(number=number):
+                self.send_control(0, IpcPong(number))
+            case Shutdown():
                 self.close()
-            case other:
-                raise RemoteProtocolError(f"unknown control '{clip(other)}'", kind="ipc-control")
+            case _:
+                raise RemoteProtocolError(
+                    f"the exporter has no use for control '{message.OP}'", kind="ipc-control"
+                )
 
     def on_closed(self, error: Exception | None) -> None:
         """End: the supervisor is gone, or wants it."""
@@ -181,7 +191,7 @@ async def serve(ipc_fd: int, listen_fd: int, directory: Path) -> None:
         channel = await connect(
             socket.socket(fileno=ipc_fd), lambda: SupervisorChannel(state, done.set)
         )
-        channel.send_control(0, {"op": "ready"})
+        channel.send_control(0, ChildReady())
         await done.wait()
     finally:
         await http.stop()

@@ -96,6 +96,16 @@ class Metrics:
         self.link_rtt_seconds = histogram(
             "link_rtt_seconds", "Round trip of PING on each link", _RTT_BUCKETS
         )
+        self.sessions_detached = gauge("sessions_detached", "Sessions that wait for a link")
+        self.resumes_total = counter(
+            "resumes_total", "Sessions with flows that lost their link, by what became", "result"
+        )
+        self.resume_seconds = histogram(
+            "resume_seconds", "From a new link until its flows go on", _CONNECT_BUCKETS
+        )
+        self.sessions_given_up_total = counter(
+            "sessions_given_up_total", "Sessions without a link whose flows had to give way", "why"
+        )
         self.flows_active = gauge("flows_active", "Open flows by kind", "kind")
         self.flows_total = counter("flows_total", "Flows opened by kind", "kind")
         self.requests_total = counter(

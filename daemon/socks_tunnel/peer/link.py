@@ -159,6 +159,16 @@ class Link:
 
     # --- setting up ---------------------------------------------------------------------------
 
+    @property
+    def rtt(self) -> float | None:
+        """Last measured round trip in seconds, None before the first."""
+        return self.protocol.keepalive.rtt
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of :meth:`send_many` that have not left the transport's queues."""
+        return self.transport.buffered
+
     async def create_offer(self) -> str:
         """Returns the offer of a gateway: whole SDP with all candidates.
 

@@ -1,162 +1,83 @@
-"""One flow's windows and half-close state, and the table of flows of a link.
+"""One TCP flow of a session: its life, its two streams, and what each event leads to.
 
-Theory. A TCP flow is two independent byte streams, one each way. For each, the receiver says how
-far the sender may go, because neither a WebRTC data channel nor aiortc's SCTP sender ever holds a
-fast sender back from a slow reader (docs/protocol.md section 4). Both ends count bytes from 0:
+All transitions of a flow are in this file. `opener` is the side that asked for the flow (always the
+gateway), `answerer` the other one:
 
-    sender:    CONSUMED <= sent <= LIMIT          retained for a resume: [CONSUMED, sent)
-    receiver:  consumed <= received <= limit      limit = consumed + window, when last announced
+    state          may transmit          peer may transmit     how it is left
+    -------------  --------------------  --------------------  -------------------------------------
+    OPENING        DATA (early), EOF     DATA, EOF             listening() -> LISTENING (BIND)
+                                                               opened() -> by the flags below
+    LISTENING      DATA (early), EOF     DATA, EOF             opened() -> by the flags below
+    OPEN           DATA, EOF             DATA, EOF             EOF sent -> HALF_LOCAL
+                                                               EOF came -> HALF_REMOTE
+    HALF_LOCAL     WINDOW_UPDATE         DATA, EOF             EOF came -> FINISHED
+    HALF_REMOTE    DATA, EOF             WINDOW_UPDATE         EOF sent -> FINISHED
+    FINISHED       CLOSE, by the opener  nothing               close() -> CLOSING or CLOSED
+    CLOSING        nothing               (ignored)             all was written to the local socket
+    CLOSED         nothing               (ignored)             final
 
-CONSUMED and LIMIT only grow, so an update that comes late, twice or out of order changes nothing.
+CLOSE_CONNECTION leads from every state to CLOSED, or to CLOSING if it is orderly and the local
+socket is still owed bytes: the flow is over on the wire, and what came before is still delivered.
+DATA after SEND_EOF, and bytes beyond LIMIT, are protocol errors of the peer: the flow is closed
+with 0x15.
 
-A stream ends with SEND_EOF, which says nothing about the other one. The flow as a whole ends with
-CLOSE_CONNECTION. All transitions, and what each side may still do:
-
-    state          we may send          peer may send        how it is left
-    -------------  -------------------  -------------------  ---------------------------------------
-    OPENING        DATA (early), EOF    DATA, EOF            opened() -> by the flags below
-    OPEN           DATA, EOF            DATA, EOF            send_eof() -> HALF_LOCAL
-                                                             receive_eof() -> HALF_REMOTE
-    HALF_LOCAL     WINDOW_UPDATE        DATA, EOF            receive_eof() -> FINISHED
-    HALF_REMOTE    DATA, EOF            WINDOW_UPDATE        send_eof() -> FINISHED
-    FINISHED       CLOSE                CLOSE                CLOSE, by the gateway: all is delivered
-    CLOSED         nothing              (ignored)            final
-
-CLOSE_CONNECTION leads from every state to CLOSED. DATA after SEND_EOF, and bytes beyond LIMIT, are
-protocol errors of the peer: the flow is closed with 0x15.
+A lost link changes no state. What was transmitted and not acknowledged is kept in the send stream;
+the peer's row in RESUME says from where to go on (docs/protocol.md section 6).
 """
 
 from collections.abc import Container, Iterator
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
-from socks_tunnel.protocol.errors import LocalProtocolError, RemoteProtocolError
+from socks_tunnel.protocol.errors import CloseReason, LocalProtocolError, RemoteProtocolError
+from socks_tunnel.protocol.streams import ReceiveStream, SendStream
+
+ROW_OPEN: Final = 1
+"""Flag of a RESUME row: the flow is open here (an opening whose answer is awaited is not)."""
+ROW_EOF: Final = 2
+"""Flag of a RESUME row: the peer's end of file was received."""
+ROW_CLOSED: Final = 4
+"""Flag of a RESUME row: this side has closed the flow, for the reason in bits 8 to 15."""
 
 
 class FlowState(Enum):
     """State of a TCP flow; see the table at the top of this file."""
 
     OPENING = "opening"
+    LISTENING = "listening"
     OPEN = "open"
     HALF_LOCAL = "half-closed (local)"
     HALF_REMOTE = "half-closed (remote)"
     FINISHED = "finished"
+    CLOSING = "closing"
     CLOSED = "closed"
 
 
-class SendWindow:
-    """The sender's view of one stream. All counts are bytes from the stream's start.
-
-    The attributes are read on the data path; they change only through the methods.
-    """
-
-    __slots__ = ("consumed", "limit", "sent")
-
-    def __init__(self, window: int) -> None:
-        self.sent = 0
-        self.consumed = 0
-        self.limit = window
-
-    @property
-    def available(self) -> int:
-        """How many bytes may be sent now."""
-        return self.limit - self.sent
-
-    def send(self, count: int) -> None:
-        """Take note of `count` bytes sent. Raises :class:`LocalProtocolError` beyond LIMIT."""
-        if count > self.limit - self.sent:
-            raise LocalProtocolError(
-                f"sending {count} bytes with only {self.limit - self.sent} in the window"
-            )
-        self.sent += count
-
-    def update(self, consumed: int, limit: int) -> bool:
-        """Apply a WINDOW_UPDATE; say whether more may be sent than before.
-
-        Raises :class:`RemoteProtocolError` if the peer says it consumed what was never sent.
-        """
-        if consumed > self.sent:
-            raise RemoteProtocolError(
-                f"WINDOW_UPDATE has CONSUMED {consumed}, but only {self.sent} bytes were sent",
-                kind="window-consumed",
-            )
-        self.consumed = max(self.consumed, consumed)
-        if limit > self.limit:
-            self.limit = limit
-            return True
-        return False
-
-
-class ReceiveWindow:
-    """The receiver's view of one stream. All counts are bytes from the stream's start."""
-
-    __slots__ = ("consumed", "limit", "received", "window")
-
-    def __init__(self, window: int) -> None:
-        self.window = window
-        self.received = 0
-        self.consumed = 0
-        self.limit = window
-
-    @property
-    def buffered(self) -> int:
-        """Bytes that came and that the local socket has not taken yet."""
-        return self.received - self.consumed
-
-    def receive(self, count: int) -> None:
-        """Take note of `count` bytes of DATA. Raises :class:`RemoteProtocolError` beyond LIMIT."""
-        if self.received + count > self.limit:
-            raise RemoteProtocolError(
-                f"the peer sent {self.received + count} bytes with a limit of {self.limit}",
-                kind="window-exceeded",
-            )
-        self.received += count
-
-    def consume(self, count: int) -> bool:
-        """Take note that the local socket took `count` bytes; say whether an update is due.
-
-        An update is due when half of the window has been consumed since the last one: fewer
-        messages than one per read, and the sender never runs dry on a path shorter than half a
-        window.
-        """
-        if count > self.received - self.consumed:
-            raise LocalProtocolError(
-                f"consuming {count} bytes with only {self.received - self.consumed} received"
-            )
-        self.consumed += count
-        return self.consumed + self.window - self.limit >= self.window >> 1
-
-    def announce(self) -> tuple[int, int]:
-        """Open the window as far as it may be now; give (CONSUMED, LIMIT) for a WINDOW_UPDATE."""
-        self.limit = max(self.limit, self.consumed + self.window)
-        return self.consumed, self.limit
+_BEFORE_OPEN: Final = frozenset({FlowState.OPENING, FlowState.LISTENING})
+_AT_THE_END: Final = frozenset({FlowState.CLOSING, FlowState.CLOSED})
 
 
 class TcpFlow:
-    """Windows and half-close state of one TCP flow, the same on both sides.
+    """Streams and life of one TCP flow, the same on both sides.
 
     `send_window` is what the peer's HELLO allows at first, `receive_window` what ours does.
     """
 
-    __slots__ = ("closed", "conn_id", "opened", "receive", "received_eof", "send", "sent_eof")
+    __slots__ = ("_phase", "conn_id", "receive", "send")
 
     def __init__(self, conn_id: int, *, send_window: int, receive_window: int) -> None:
         self.conn_id = conn_id
-        self.send = SendWindow(send_window)
-        self.receive = ReceiveWindow(receive_window)
-        self.opened = False
-        self.sent_eof = False
-        self.received_eof = False
-        self.closed = False
+        self.send = SendStream(send_window)
+        self.receive = ReceiveStream(receive_window)
+        self._phase = FlowState.OPENING
 
     @property
     def state(self) -> FlowState:
         """The state by the table at the top of this file."""
-        if self.closed:
-            return FlowState.CLOSED
-        if not self.opened:
-            return FlowState.OPENING
-        match (self.sent_eof, self.received_eof):
+        phase = self._phase
+        if phase is not FlowState.OPEN:
+            return phase
+        match (self.send.eof_sent, self.receive.eof):
             case (False, False):
                 return FlowState.OPEN
             case (True, False):
@@ -167,55 +88,134 @@ class TcpFlow:
                 return FlowState.FINISHED
 
     @property
+    def opened(self) -> bool:
+        """Whether the far side is connected, and the flow is not closed."""
+        return self._phase is FlowState.OPEN
+
+    @property
+    def opening(self) -> bool:
+        """Whether the far side has not answered yet, or listens for a caller."""
+        return self._phase in _BEFORE_OPEN
+
+    @property
+    def closed(self) -> bool:
+        """Whether the flow is over on the wire."""
+        return self._phase in _AT_THE_END
+
+    @property
+    def closing(self) -> bool:
+        """Whether it is over on the wire while the local socket is still owed bytes."""
+        return self._phase is FlowState.CLOSING
+
+    @property
+    def cost(self) -> int:
+        """Bytes of memory that the kept bytes of both streams take."""
+        return self.send.cost + self.receive.pending.cost
+
+    @property
+    def owes(self) -> bool:
+        """Whether bytes that came are still to be written to the local socket."""
+        return not self.receive.all_written
+
+    @property
+    def shutdown_due(self) -> bool:
+        """Whether the peer's end of file has to be passed on to the local socket now."""
+        receive = self.receive
+        return receive.eof and not receive.eof_delivered and receive.received == receive.consumed
+
+    @property
     def delivered(self) -> bool:
-        """Whether both streams have ended and the local socket took everything: CLOSE is due."""
-        return (
-            self.sent_eof
-            and self.received_eof
-            and self.opened
-            and self.receive.received == self.receive.consumed
-        )
+        """Whether both streams have ended and everything was delivered here: CLOSE is due."""
+        return self.send.eof_sent and self.receive.eof_delivered and self._phase is FlowState.OPEN
+
+    @property
+    def readable(self) -> int:
+        """How many bytes may be read from the local socket now."""
+        send = self.send
+        return 0 if send.eof or self.closed else send.limit - send.end
+
+    # --- opening --------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Take note that the far side is connected.
+        """Notes that the far side is connected.
 
-        Raises :class:`RemoteProtocolError` if it says so twice.
+        Raises :class:`RemoteProtocolError` if that was said before, or after the end.
         """
-        if self.opened or self.closed:
+        if self._phase not in _BEFORE_OPEN:
             raise RemoteProtocolError(
                 "an answer to an open came twice", kind="opened-twice", conn_id=self.conn_id
             )
-        self.opened = True
+        self._phase = FlowState.OPEN
 
-    def send_data(self, count: int) -> None:
-        """Account for `count` bytes of DATA to be sent now."""
-        if self.sent_eof or self.closed:
-            raise LocalProtocolError(f"DATA after the end, in state {self.state.value}")
-        self.send.send(count)
+    def listen(self) -> None:
+        """Notes that the far side listens for the caller of a BIND.
 
-    def send_eof(self) -> None:
-        """Account for SEND_EOF to be sent now."""
-        if self.sent_eof or self.closed:
-            raise LocalProtocolError(f"SEND_EOF after the end, in state {self.state.value}")
-        self.sent_eof = True
+        Raises :class:`RemoteProtocolError` if that was said before.
+        """
+        if self._phase is not FlowState.OPENING:
+            raise RemoteProtocolError(
+                "BIND_LISTENING came twice", kind="opened-twice", conn_id=self.conn_id
+            )
+        self._phase = FlowState.LISTENING
+
+    # --- the peer's stream ----------------------------------------------------------------------
 
     def receive_data(self, count: int) -> None:
-        """Account for `count` bytes of DATA that came. Raises :class:`RemoteProtocolError`."""
-        if self.received_eof:
-            raise RemoteProtocolError(
-                "DATA after SEND_EOF", kind="data-after-eof", conn_id=self.conn_id
-            )
-        self.receive.receive(count)
+        """Accounts for `count` bytes of DATA that came. Raises :class:`RemoteProtocolError`."""
+        try:
+            self.receive.receive(count)
+        except RemoteProtocolError as error:
+            error.conn_id = self.conn_id
+            raise
 
     def receive_eof(self) -> None:
-        """Account for SEND_EOF that came. Raises :class:`RemoteProtocolError` if it came before."""
-        if self.received_eof:
-            raise RemoteProtocolError("SEND_EOF came twice", kind="eof-twice", conn_id=self.conn_id)
-        self.received_eof = True
+        """Accounts for SEND_EOF that came. Raises :class:`RemoteProtocolError` if it came twice."""
+        try:
+            self.receive.finish()
+        except RemoteProtocolError as error:
+            error.conn_id = self.conn_id
+            raise
 
-    def close(self) -> None:
-        """CLOSE_CONNECTION was sent or came, or the link is gone."""
-        self.closed = True
+    def shut_down(self) -> None:
+        """Notes that the peer's end of file was passed on to the local socket."""
+        if not self.shutdown_due:
+            raise LocalProtocolError("the local socket was shut down before its time")
+        self.receive.eof_delivered = True
+
+    # --- resume ---------------------------------------------------------------------------------
+
+    def row(self) -> tuple[int, int, int, int]:
+        """Returns the row of RESUME for this flow: (conn_id, received, limit, flags)."""
+        receive = self.receive
+        flags = (0 if self.opening else ROW_OPEN) | (ROW_EOF if receive.eof else 0)
+        return self.conn_id, receive.received, receive.limit, flags
+
+    def resume(self, received: int, limit: int, flags: int) -> None:
+        """Goes on from where the peer is. Raises :class:`RemoteProtocolError` if it lies."""
+        try:
+            self.send.resume(received, limit, eof_received=bool(flags & ROW_EOF))
+        except RemoteProtocolError as error:
+            error.conn_id = self.conn_id
+            raise
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def close(self, reason: int) -> None:
+        """Notes that the flow is over on the wire, for whatever reason and from either side."""
+        if self._phase is FlowState.CLOSED:
+            return
+        self.send.forget()
+        if reason == CloseReason.ORDERLY and self._phase is FlowState.OPEN and self.owes:
+            self._phase = FlowState.CLOSING
+        else:
+            self._phase = FlowState.CLOSED
+            self.receive.pending.clear()
+
+    def abandon(self) -> None:
+        """Ends also what is still owed to the local socket."""
+        self.send.forget()
+        self.receive.pending.clear()
+        self._phase = FlowState.CLOSED
 
 
 class ConnIdAllocator:
@@ -235,7 +235,7 @@ class ConnIdAllocator:
         self._next = start % turns
 
     def allocate(self, in_use: Container[object]) -> int:
-        """Give the next id that no flow in `in_use` has."""
+        """Returns the next id that no flow in `in_use` has."""
         turns = (1 << 32) // self._count
         for _ in range(turns):
             conn_id = self._next * self._count + self._index
@@ -249,7 +249,7 @@ F = TypeVar("F")
 
 
 class FlowTable(Generic[F]):
-    """The flows of one link in one worker, by CONN_ID; at most `limit` of them."""
+    """The flows of one session in one worker, by CONN_ID; at most `limit` of them."""
 
     __slots__ = ("_flows", "get", "limit")
 
@@ -268,12 +268,16 @@ class FlowTable(Generic[F]):
     def __iter__(self) -> Iterator[F]:
         return iter(list(self._flows.values()))
 
-    def add(self, conn_id: int, flow: F) -> None:
-        """Add a flow.
+    def ids(self) -> list[int]:
+        """Returns the CONN_IDs in use."""
+        return list(self._flows)
 
-        Raises :class:`RemoteProtocolError` of kind `flow-exists` for an id that is in use (ids are
-        the gateway's to choose, never 0, never reused while either side may refer to them), and of
-        kind `too-many-flows` beyond the limit.
+    def check(self, conn_id: int) -> None:
+        """Raises :class:`RemoteProtocolError` if a flow of this id cannot be opened.
+
+        It is of kind `flow-exists` for an id that is in use (ids are the gateway's to choose,
+        never 0, never reused while either side may refer to them), and of kind `too-many-flows`
+        beyond the limit.
         """
         if conn_id == 0 or conn_id in self._flows:
             raise RemoteProtocolError(
@@ -287,8 +291,12 @@ class FlowTable(Generic[F]):
                 kind="too-many-flows",
                 conn_id=conn_id,
             )
+
+    def add(self, conn_id: int, flow: F) -> None:
+        """Adds a flow. Raises :class:`RemoteProtocolError` as :meth:`check` does."""
+        self.check(conn_id)
         self._flows[conn_id] = flow
 
     def remove(self, conn_id: int) -> F | None:
-        """Take a flow out; give it, or None if it is not there."""
+        """Takes a flow out and returns it, or None if it is not there."""
         return self._flows.pop(conn_id, None)

@@ -1,40 +1,49 @@
-"""IPC frames between the supervisor and its children.
+"""IPC between the supervisor and its children: frames, and the control messages in them.
 
 One Unix stream per child carries frames back to back, all integers big-endian::
 
-    +----------+--------+--------+----------------------+
-    | LENGTH:4 | KIND:1 | LINK:2 |         BODY         |
-    +----------+--------+--------+----------------------+
-     LENGTH counts KIND, LINK and BODY (3 + the body's length).
+    +----------+--------+-----------+----------------------+
+    | LENGTH:4 | KIND:1 | SESSION:2 |         BODY         |
+    +----------+--------+-----------+----------------------+
+     LENGTH counts KIND, SESSION and BODY (3 + the body's length).
      KIND 0: BODY is one tunnel message, untouched: TYPE at offset 7 of the frame, CONN_ID at 10.
-     KIND 1: BODY is one msgpack map {"op": ...}.
+     KIND 1: BODY is one control message: a msgpack list [OP, field, …] (see below).
+     KIND 2: BODY is the next part of a control message that one frame does not hold; the message
+             ends with the KIND 1 frame that follows the parts.
 
-LINK names the peer connection inside this daemon; 0 means "no link" (KIND 1 only).
+SESSION names a session inside this daemon; 0 means "no session" (control messages only). A flow
+therefore outlives the link beneath it: links attach to sessions and leave them again.
+
+Each control message is a dataclass below; OP and the order of the fields are its wire form. These
+frames never leave the host, and may change with any release.
 """
 
 import struct
-from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Any
+from types import GenericAlias, UnionType
+from typing import Any, ClassVar, Final, TypeAlias, get_origin
 
 import msgpack
 
 from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.addresses import Buffer
-from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.errors import LocalProtocolError, RemoteProtocolError
 
-FRAME_HEADER = struct.Struct("!IBH")
-"""LENGTH, KIND, LINK: 7 bytes."""
+FRAME_HEADER: Final = struct.Struct("!IBH")
+"""LENGTH, KIND, SESSION: 7 bytes."""
 
-BODY_MAX = 65_536 + 65_536
+BODY_MAX: Final = 65_536 + 65_536
 """Longest BODY in bytes: the tunnel message limit and 64 KiB."""
 
-CONTROL_MAX = 16 * 1_048_576
-"""Longest control map in bytes. One that a frame does not hold is cut into `part` frames, which
-follow each other; their `data`, joined, is its body: {"op": "part", "data": bin, "more": bool}."""
+CONTROL_MAX: Final = 16 * 1_048_576
+"""Longest control message in bytes, parts together (a large configuration)."""
 
-_PART_SIZE = 65_536
-_OVERHEAD = FRAME_HEADER.size - 4
+BUFFER_SIZE: Final = 4 * BODY_MAX
+"""Bytes that one read of a stream takes at most."""
+
+_PART_SIZE: Final = 65_536
+_OVERHEAD: Final = FRAME_HEADER.size - 4
 
 
 class FrameKind(IntEnum):
@@ -42,92 +51,314 @@ class FrameKind(IntEnum):
 
     MESSAGE = 0
     CONTROL = 1
+    PART = 2
 
 
-def frame_header(kind: int, link: int, body_length: int) -> bytes:
-    """Give the 7 bytes that go before a body of `body_length` bytes."""
-    return FRAME_HEADER.pack(body_length + _OVERHEAD, kind, link)
+# --- control messages -------------------------------------------------------------------------
 
 
-def encode_control(link: int, fields: dict[str, Any]) -> bytes:
-    """Give the KIND 1 frame for a map, or the frames if one does not hold it (a `config`).
+@dataclass(frozen=True, slots=True)
+class ChildHello:
+    """Child to supervisor, first: who it is."""
+
+    OP: ClassVar[str] = "hello"
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChildReady:
+    """Child to supervisor: it is configured and serves."""
+
+    OP: ClassVar[str] = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class IpcPing:
+    """Supervisor to child: answer from the loop that does the work."""
+
+    OP: ClassVar[str] = "ping"
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class IpcPong:
+    """Child to supervisor: the answer to the ping of that number."""
+
+    OP: ClassVar[str] = "pong"
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Supervisor to child: close everything now and exit with status 0."""
+
+    OP: ClassVar[str] = "shutdown"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyState:
+    """Supervisor to exporter, once a second: None if the daemon is ready, else why it is not."""
+
+    OP: ClassVar[str] = "state"
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """Supervisor to worker, after its hello. `count` is the number of workers.
+
+    `listeners` has a list [descriptor, kind, target host or "", target port] for each inherited
+    socket; kind is `socks`, `forward-tcp` or `forward-udp`.
+    """
+
+    OP: ClassVar[str] = "config"
+    count: int
+    config: dict[str, Any]
+    listeners: list[list[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Supervisor to worker: another configuration is in force."""
+
+    OP: ClassVar[str] = "reload"
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOpened:
+    """Supervisor to worker: there is a session with a peer. It has no link yet."""
+
+    OP: ClassVar[str] = "session"
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Supervisor to worker: a link carries the session from now on.
+
+    The numbers are those of the peer's HELLO. `credit` is how many bytes may be transmitted at
+    first. With `resume` flows are held until the last :class:`PeerRows` has come. The worker
+    answers with :class:`Attached`; until then the supervisor drops what it transmits, since that
+    was meant for an earlier link.
+    """
+
+    OP: ClassVar[str] = "attach"
+    window: int
+    max_data: int
+    idle_udp: int
+    features: list[str]
+    credit: int
+    resume: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """Worker to supervisor: the session is attached; `rows` are its part of our RESUME."""
+
+    OP: ClassVar[str] = "attached"
+    rows: list[list[int]]
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRows:
+    """Supervisor to worker: rows of the peer's RESUME for its flows. `last`: there are no more."""
+
+    OP: ClassVar[str] = "rows"
+    rows: list[list[int]]
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Detach:
+    """Supervisor to worker: the link is gone, the session stays."""
+
+    OP: ClassVar[str] = "detach"
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnded:
+    """Supervisor to worker: the session is over, and so are its flows."""
+
+    OP: ClassVar[str] = "session-end"
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewFlows:
+    """Supervisor to worker: new flows of ours go to this session, or to none for now (0)."""
+
+    OP: ClassVar[str] = "new-flows"
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Supervisor to worker: so many more bytes may be transmitted.
+
+    `chunk` is the longest DATA payload in bytes that suits the rate of the link, `round_trip` the
+    link's round trip in microseconds (0: not measured yet).
+    """
+
+    OP: ClassVar[str] = "credit"
+    count: int
+    chunk: int
+    round_trip: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Supervisor to worker: accept nothing new, and say when the last flow has ended."""
+
+    OP: ClassVar[str] = "drain"
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """Worker to supervisor: no flow is left."""
+
+    OP: ClassVar[str] = "drained"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Supervisor to worker: a question for an operator.
+
+    `what` is `status` or `connections`. With `limit` (not negative) only so many flows are wanted,
+    those that have the most of what `by` says.
+    """
+
+    OP: ClassVar[str] = "ask"
+    number: int
+    what: str
+    limit: int
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Worker to supervisor: rows that answer the question of that number; `more` will follow."""
+
+    OP: ClassVar[str] = "answer"
+    number: int
+    rows: list[dict[str, Any]]
+    more: bool
+
+
+Control: TypeAlias = (
+    ChildHello
+    | ChildReady
+    | IpcPing
+    | IpcPong
+    | Shutdown
+    | ReadyState
+    | Configure
+    | Reload
+    | SessionOpened
+    | Attach
+    | Attached
+    | PeerRows
+    | Detach
+    | SessionEnded
+    | NewFlows
+    | Credit
+    | Drain
+    | Drained
+    | Ask
+    | Answer
+)
+
+_CLASSES: Final[dict[str, type[Any]]] = {kind.OP: kind for kind in Control.__args__}
+
+
+def _types(annotation: object) -> tuple[type, ...]:
+    """Returns the classes that a decoded value of a field may have."""
+    if isinstance(annotation, UnionType):
+        return tuple(kind for part in annotation.__args__ for kind in _types(part))
+    origin = get_origin(annotation) if isinstance(annotation, GenericAlias) else annotation
+    assert isinstance(origin, type)
+    return (origin,)
+
+
+_FIELDS: Final[dict[str, tuple[tuple[str, tuple[type, ...]], ...]]] = {
+    op: tuple((field.name, _types(field.type)) for field in fields(kind))
+    for op, kind in _CLASSES.items()
+}
+
+
+def encode_control(session: int, message: Control) -> bytes:
+    """Returns the frame of a control message, or its frames if one does not hold it.
 
     Raises :class:`ValueError` if it is over :data:`CONTROL_MAX`.
     """
-    body: bytes = msgpack.packb(fields)
+    values = [message.OP, *(getattr(message, name) for name, _ in _FIELDS[message.OP])]
+    body: bytes = msgpack.packb(values)
     if len(body) <= BODY_MAX:
-        return frame_header(FrameKind.CONTROL, link, len(body)) + body
+        return FRAME_HEADER.pack(len(body) + _OVERHEAD, FrameKind.CONTROL, session) + body
     if len(body) > CONTROL_MAX:
-        raise ValueError(f"a control map of {len(body)} bytes is over the limit of {CONTROL_MAX}")
+        raise ValueError(f"a control message of {len(body)} bytes is over the limit {CONTROL_MAX}")
     frames = []
     for start in range(0, len(body), _PART_SIZE):
-        more = start + _PART_SIZE < len(body)
-        part = {"op": "part", "data": body[start : start + _PART_SIZE], "more": more}
-        packed: bytes = msgpack.packb(part)
-        frames += [frame_header(FrameKind.CONTROL, link, len(packed)), packed]
+        part = body[start : start + _PART_SIZE]
+        last = start + _PART_SIZE >= len(body)
+        kind = FrameKind.CONTROL if last else FrameKind.PART
+        frames += [FRAME_HEADER.pack(len(part) + _OVERHEAD, kind, session), part]
     return b"".join(frames)
 
 
-def decode_control(body: Buffer) -> dict[str, Any]:
-    """Decode the body of a KIND 1 frame. Raises :class:`RemoteProtocolError`."""
+def decode_control(body: Buffer) -> Control:
+    """Decodes a whole control message. Raises :class:`RemoteProtocolError`."""
     try:
-        fields = bounded.unpack_own(body)
+        values = bounded.unpack_own(body)
     except bounded.Malformed as error:
-        raise RemoteProtocolError(f"bad control frame: {error}", kind="ipc-control") from None
-    if not isinstance(fields, dict) or not isinstance(fields.get("op"), str):
-        raise RemoteProtocolError("a control frame is not a map with an op", kind="ipc-control")
-    return fields
+        raise RemoteProtocolError(f"bad control message: {error}", kind="ipc-control") from None
+    if not isinstance(values, list) or not values or not isinstance(values[0], str):
+        raise RemoteProtocolError("a control message is no list with an OP", kind="ipc-control")
+    op = values[0]
+    expected = _FIELDS.get(op)
+    if expected is None:
+        raise RemoteProtocolError(f"unknown control '{bounded.clip(op)}'", kind="ipc-control")
+    if len(values) != len(expected) + 1:
+        raise RemoteProtocolError(
+            f"control '{op}' has {len(values) - 1} fields, not {len(expected)}", kind="ipc-control"
+        )
+    for value, (name, kinds) in zip(values[1:], expected, strict=True):
+        if type(value) not in kinds:
+            raise RemoteProtocolError(
+                f"control '{op}' has a {type(value).__name__} as {name}", kind="ipc-control"
+            )
+    message: Control = _CLASSES[op](*values[1:])
+    return message
 
 
-class ControlReader:
-    """Joins the parts of control maps that one frame does not hold."""
+# --- frames -----------------------------------------------------------------------------------
 
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    def decode(self, body: Buffer) -> dict[str, Any] | None:
-        """Give the map that a KIND 1 frame completes, or None: more parts are to come.
-
-        Raises :class:`RemoteProtocolError`.
-        """
-        fields = decode_control(body)
-        if fields["op"] != "part":
-            if self._parts:
-                raise RemoteProtocolError("a control map is cut short", kind="ipc-control")
-            return fields
-        data = fields.get("data")
-        if not isinstance(data, bytes) or self._size + len(data) > CONTROL_MAX:
-            raise RemoteProtocolError("a bad part of a control map", kind="ipc-control")
-        self._parts.append(data)
-        self._size += len(data)
-        if fields.get("more"):
-            return None
-        whole = b"".join(self._parts)
-        self._parts.clear()
-        self._size = 0
-        return decode_control(whole)
+Batch: TypeAlias = tuple[int, list[memoryview]]
+"""Tunnel messages that follow each other in the stream and belong to one session."""
 
 
 class FrameReader:
     """Cuts a byte stream into frames, without copying bodies.
 
-    The shell asks for room with :meth:`get_buffer`, reads into it, says how much came with
-    :meth:`buffer_updated`, and then iterates over :meth:`frames`. Bodies are memoryviews into the
-    reader's buffer: they are valid until the next :meth:`get_buffer`, so what must live longer is
-    copied by whoever keeps it.
+    The shell asks for room with :meth:`get_buffer`, reads into it, and hands the number of bytes
+    that came to :meth:`received`. Bodies are memoryviews into the reader's buffer: they are valid
+    until the next :meth:`get_buffer`, so what must live longer is copied by whoever keeps it.
     """
 
-    def __init__(self, capacity: int = 4 * BODY_MAX) -> None:
+    def __init__(self, capacity: int = BUFFER_SIZE) -> None:
         if capacity < BODY_MAX + FRAME_HEADER.size:
-            raise ValueError("the buffer must hold the longest frame")
+            raise LocalProtocolError("the buffer must hold the longest frame")
         self._buffer = bytearray(capacity)
         self._view = memoryview(self._buffer)
         self._start = 0
         self._end = 0
+        self._parts: list[bytes] = []
+        self._parts_size = 0
 
     def get_buffer(self) -> memoryview:
-        """Give the free part of the buffer, never empty. Earlier bodies become invalid."""
+        """Returns the free part of the buffer, never empty. Earlier bodies become invalid."""
         if self._start == self._end:
             self._start = self._end = 0
         elif self._start and len(self._buffer) - self._start < BODY_MAX + FRAME_HEADER.size:
@@ -137,26 +368,54 @@ class FrameReader:
             self._start, self._end = 0, rest
         return self._view[self._end :]
 
-    def buffer_updated(self, count: int) -> None:
-        """Take note of `count` bytes that were written at the start of the free part."""
-        self._end += count
+    def received(self, count: int) -> list[Batch | tuple[int, Control]]:
+        """Returns what `count` more bytes complete, in the order of the stream.
 
-    def frames(self) -> Iterator[tuple[int, int, memoryview]]:
-        """Yield (kind, link, body) for each whole frame.
-
-        Raises :class:`RemoteProtocolError` on a length out of bounds or an unknown kind: the stream
-        cannot be trusted after that.
+        Each item is a session's number and either a list of tunnel messages or one control message.
+        Raises :class:`RemoteProtocolError` on a length out of bounds, an unknown kind or a control
+        message that cannot be decoded: the stream cannot be trusted after that.
         """
-        view, unpack = self._view, FRAME_HEADER.unpack_from
-        while self._end - self._start >= FRAME_HEADER.size:
-            length, kind, link = unpack(view, self._start)
-            if not _OVERHEAD <= length <= BODY_MAX + _OVERHEAD or kind > FrameKind.CONTROL:
+        self._end += count
+        items: list[Batch | tuple[int, Control]] = []
+        batch: list[memoryview] = []
+        batch_session = -1
+        view, unpack, start, end = self._view, FRAME_HEADER.unpack_from, self._start, self._end
+        header = FRAME_HEADER.size
+        while end - start >= header:
+            length, kind, session = unpack(view, start)
+            if not _OVERHEAD <= length <= BODY_MAX + _OVERHEAD or kind > FrameKind.PART:
                 raise RemoteProtocolError(
                     f"IPC frame out of bounds: length {length}, kind {kind}", kind="ipc-frame"
                 )
-            stop = self._start + 4 + length
-            if stop > self._end:
-                return
-            body = view[self._start + FRAME_HEADER.size : stop]
-            self._start = stop
-            yield kind, link, body
+            stop = start + 4 + length
+            if stop > end:
+                break
+            body = view[start + header : stop]
+            start = stop
+            if kind == 0:  # FrameKind.MESSAGE, written out: this is the data path
+                if session != batch_session:
+                    batch = []
+                    batch_session = session
+                    items.append((session, batch))
+                batch.append(body)
+                continue
+            batch_session = -1
+            message = self._control(kind, body)
+            if message is not None:
+                items.append((session, message))
+        self._start = start
+        return items
+
+    def _control(self, kind: int, body: memoryview) -> Control | None:
+        if kind == FrameKind.PART or self._parts:
+            self._parts_size += len(body)
+            if self._parts_size > CONTROL_MAX:
+                raise RemoteProtocolError("a control message is too long", kind="ipc-control")
+            self._parts.append(bytes(body))
+            if kind == FrameKind.PART:
+                return None
+            whole = b"".join(self._parts)
+            self._parts.clear()
+            self._parts_size = 0
+            return decode_control(whole)
+        return decode_control(body)

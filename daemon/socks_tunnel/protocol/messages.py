@@ -9,8 +9,7 @@ Every message starts with the same seven bytes, all integers big-endian::
 """
 
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
@@ -49,6 +48,9 @@ SOFTWARE_MAX = bounded.CLIP
 
 HELLO_BOUNDS: Final = bounded.Bounds(size=16_384)
 """What a HELLO may have, the keys that this version does not know included."""
+
+RESUME_ROWS_MAX: Final = 2000
+"""Rows that one RESUME of ours has at most: 2,000 of 29 bytes fit a message of 65,536 bytes."""
 
 RESUME_BOUNDS: Final = bounded.Bounds(size=MESSAGE_MAX, entries=4096, items=16_384)
 """What one RESUME may have: room for 3,000 flows. A longer list takes several messages."""
@@ -229,14 +231,22 @@ class Goaway:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """RESUME: a msgpack map (section 6)."""
+    """RESUME: a msgpack map `{"flows": [[conn_id, received, limit, flags], …], "last": bool}`.
+
+    What the numbers mean is said in docs/protocol.md section 6. A list that is too long for one
+    message (:data:`RESUME_ROWS_MAX`) takes several; the last of them has `last`.
+    """
 
     TYPE: ClassVar[MessageType] = MessageType.RESUME
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    rows: tuple[tuple[int, int, int, int], ...] = ()
+    last: bool = True
 
     def encode(self) -> bytes:
-        """Give the whole message."""
-        return message_header(self.TYPE, 0) + bytes(msgpack.packb(dict(self.fields)))
+        """Returns the whole message."""
+        fields: dict[str, object] = {"flows": [list(row) for row in self.rows]}
+        if self.last:
+            fields["last"] = True
+        return message_header(self.TYPE, 0) + bytes(msgpack.packb(fields))
 
 
 # --- messages of a TCP flow -------------------------------------------------------------------
@@ -601,7 +611,7 @@ def decode(message: Buffer) -> Message:
         case MessageType.HELLO:
             return _decode_hello(body)
         case MessageType.RESUME:
-            return Resume(_map(body, "RESUME", RESUME_BOUNDS))
+            return _decode_resume(body)
         case _:
             return UnknownMessage(kind, conn_id)
 
@@ -714,6 +724,22 @@ def _map(body: memoryview, name: str, bounds: bounded.Bounds) -> dict[str, Any]:
         raise RemoteProtocolError(
             f"{name} is malformed: {error}", kind=f"malformed-{name.lower()}"
         ) from None
+
+
+def _decode_resume(body: memoryview) -> Resume:
+    fields = _map(body, "RESUME", RESUME_BOUNDS)
+    listed, last = fields.get("flows", []), fields.get("last", False)
+    if not isinstance(listed, list) or not isinstance(last, bool):
+        raise RemoteProtocolError("RESUME has no usable flows or last", kind="malformed-resume")
+    rows = []
+    for row in listed:
+        if not isinstance(row, list) or len(row) != 4 or not all(type(n) is int for n in row):
+            raise RemoteProtocolError("RESUME has a row of another form", kind="malformed-resume")
+        conn_id, received, limit, flags = row
+        if not (0 < conn_id <= 0xFFFFFFFF and min(received, limit, flags) >= 0):
+            raise RemoteProtocolError("RESUME has a number out of range", kind="malformed-resume")
+        rows.append((conn_id, received, limit, flags))
+    return Resume(tuple(rows), last)
 
 
 def _decode_hello(body: memoryview) -> Hello:

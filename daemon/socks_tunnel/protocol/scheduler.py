@@ -1,70 +1,118 @@
-"""What a worker transmits next on one link, within the credit that the supervisor grants.
+"""What a worker transmits next in one session, within the credit that the supervisor grants.
 
 Order: control messages at once (they are small, each answers something, and may take the credit
-below zero), then datagrams, then flows in turn, a chunk each. Flows hold nothing here: a flow that
-has to wait leaves its bytes in its socket and is asked for them when its turn comes, so nothing
-piles up between the sockets and the data channels.
+below zero), then datagrams, then flows that have been quiet, then bulk flows in turn.
+
+Flows are served by deficit round robin over two lists, as the fair queues of RFC 8290 section 4.1
+do it: a flow that begins to send stands in the list of new flows, and moves to the list of old ones
+once it has used a quantum of bytes. New flows come first. So a keystroke goes before every
+download, and a download that sends without pause never profits from it. Flows hold nothing here: a
+flow that has to wait leaves its bytes in its socket and is asked for them when its turn comes.
 
 The unit of credit is one byte of tunnel message.
 """
 
 from collections import deque
-from typing import Generic, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
-DATAGRAM_AGE_MAX = 0.050
+DATAGRAM_AGE_MAX: Final = 0.050
 """Seconds after its arrival in which a datagram must leave, or it is dropped."""
 
-DATAGRAM_BYTES_MAX = 262_144
-"""Bytes of datagrams that may wait on one link in one worker."""
+DATAGRAM_BYTES_MAX: Final = 262_144
+"""Bytes of datagrams that may wait in one session in one worker."""
 
-F = TypeVar("F")
+DATAGRAM_OVERDRAFT: Final = 8_192
+"""Bytes by which datagrams may take the credit below zero. Bulk that has used up the credit of a
+slow link must not keep them waiting until they are too old (RFC 8085 section 3.1: a fair share)."""
+
+QUANTUM: Final = 16_384
+"""Bytes that a flow may transmit before others get their turn."""
+
+
+class Schedulable(Protocol):
+    """What the scheduler keeps at a flow: two attributes of its own."""
+
+    deficit: int
+    """Bytes that the flow may still transmit in this turn."""
+    queued: bool
+    """Whether the flow is in one of the lists."""
+
+
+F = TypeVar("F", bound=Schedulable)
 
 
 class Scheduler(Generic[F]):
-    """The transmit queue of one link in one worker.
+    """The transmit queue of one session in one worker.
 
-    `credit` is read on the data path: a sender may transmit while it is positive and nobody
-    waits (:attr:`idle`), and calls :meth:`spend` for what it sent.
+    `credit` is read and lowered on the data path: a sender may transmit while it is positive and
+    nobody waits (:attr:`idle`).
     """
 
-    __slots__ = ("_bytes", "_datagrams", "_flows", "_queued", "credit", "expired", "overflowed")
+    __slots__ = ("_bytes", "_datagrams", "_new", "_old", "credit", "expired", "overflowed")
 
-    def __init__(self, credit: int) -> None:
+    def __init__(self, credit: int = 0) -> None:
         self.credit = credit
         self.expired = 0
         self.overflowed = 0
         self._datagrams: deque[tuple[float, bytes]] = deque()
         self._bytes = 0
-        self._flows: deque[F] = deque()
-        self._queued: set[F] = set()
+        self._new: deque[F] = deque()
+        self._old: deque[F] = deque()
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits."""
-        return not self._datagrams and not self._flows
+        return not self._new and not self._old and not self._datagrams
 
-    def grant(self, count: int) -> None:
-        """Take `count` bytes of credit from the supervisor."""
-        self.credit += count
+    @property
+    def takes_datagram(self) -> bool:
+        """Whether a datagram may be transmitted at once."""
+        return not self._datagrams and self.credit > -DATAGRAM_OVERDRAFT
 
-    def spend(self, count: int) -> None:
-        """Use `count` bytes of credit; control messages may take it below zero."""
-        self.credit -= count
+    @property
+    def wanted(self) -> bool:
+        """Whether something waits that only credit holds up."""
+        return not self.idle and self.credit <= 0
 
     def wait(self, flow: F) -> None:
-        """Put a flow that has something to send at the end of the turn; harmless if it is there."""
-        if flow not in self._queued:
-            self._queued.add(flow)
-            self._flows.append(flow)
+        """Queues a flow that has something to transmit; harmless if it is queued already."""
+        if not flow.queued:
+            flow.queued = True
+            flow.deficit = QUANTUM
+            self._new.append(flow)
+
+    def requeue(self, flow: F, sent: int) -> None:
+        """Queues a flow again that had its turn, transmitted `sent` bytes and has more."""
+        flow.deficit -= sent
+        flow.queued = True
+        if flow.deficit > 0:
+            self._old.appendleft(flow)
+        else:
+            flow.deficit += QUANTUM
+            self._old.append(flow)
 
     def cancel(self, flow: F) -> None:
-        """Take a flow out of the turn; harmless if it is not there."""
-        if flow in self._queued:
-            self._queued.discard(flow)
-            self._flows.remove(flow)
+        """Takes a flow out of the lists; harmless if it is not there."""
+        if flow.queued:
+            flow.queued = False
+            if flow in self._new:
+                self._new.remove(flow)
+            else:
+                self._old.remove(flow)
+
+    def next_flow(self) -> F | None:
+        """Returns the flow whose turn it is, taken out of its list, or None without credit."""
+        if self.credit <= 0:
+            return None
+        queue = self._new or self._old
+        if not queue:
+            return None
+        flow = queue.popleft()
+        flow.queued = False
+        return flow
 
     def queue_datagram(self, message: bytes, now: float) -> None:
-        """Keep a whole UDP_PACKET message until there is credit, for at most 50 ms.
+        """Keeps a whole UDP_PACKET message until there is credit, for at most 50 ms.
 
         The oldest ones are dropped (and counted in `overflowed`) beyond 256 KiB: of datagrams that
         wait, the youngest is worth most.
@@ -76,7 +124,7 @@ class Scheduler(Generic[F]):
             self.overflowed += 1
 
     def next_datagram(self, now: float) -> bytes | None:
-        """Give the next datagram to transmit and spend its credit, or None.
+        """Returns the next datagram to transmit and spends its credit, or None.
 
         Those that waited too long are dropped and counted in `expired`.
         """
@@ -88,7 +136,7 @@ class Scheduler(Generic[F]):
                 self._bytes -= len(message)
                 self.expired += 1
                 continue
-            if self.credit <= 0:
+            if self.credit <= -DATAGRAM_OVERDRAFT:
                 return None
             queue.popleft()
             self._bytes -= len(message)
@@ -96,10 +144,13 @@ class Scheduler(Generic[F]):
             return message
         return None
 
-    def next_flow(self) -> F | None:
-        """Give the flow whose turn it is, taken out of the turn, or None without credit."""
-        if self.credit <= 0 or not self._flows:
-            return None
-        flow = self._flows.popleft()
-        self._queued.discard(flow)
-        return flow
+    def clear(self) -> None:
+        """Forgets everything that waits: the link is gone. Datagrams count as expired."""
+        self.credit = 0
+        self.expired += len(self._datagrams)
+        self._datagrams.clear()
+        self._bytes = 0
+        for queue in (self._new, self._old):
+            for flow in queue:
+                flow.queued = False
+            queue.clear()

@@ -9,7 +9,17 @@ from typing import Any, Final
 
 from socks_tunnel.config.models import Log
 from socks_tunnel.ops import metrics as ops_metrics
-from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.ipc import (
+    Answer,
+    Ask,
+    Attached,
+    Configure,
+    Control,
+    Drain,
+    Drained,
+    ReadyState,
+    Reload,
+)
 from socks_tunnel.supervisor.listeners import Listener
 from socks_tunnel.supervisor.processes import Slot
 from socks_tunnel.supervisor.router import Router, WorkerRoutes
@@ -33,7 +43,7 @@ STATS_PENDING_MAX: Final = 64
 class WorkerSlot(Slot):
     """One worker.
 
-    `configuration` gives the fields of the `config` frame, but for `index`. `on_unbootable` is
+    `configuration` returns what the worker is configured with. `on_unbootable` is
     called with a sentence and the exit status if the worker cannot be started at all.
     """
 
@@ -46,7 +56,7 @@ class WorkerSlot(Slot):
         metrics_directory: Path,
         listeners: Sequence[Listener],
         log: Log,
-        configuration: Callable[[], dict[str, Any]],
+        configuration: Callable[[], Configure],
         on_unbootable: Callable[[str, int | None], None],
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
@@ -88,7 +98,7 @@ class WorkerSlot(Slot):
     def on_hello(self) -> None:
         """Configures the worker."""
         assert self.channel is not None
-        self.channel.send_control(0, {"op": "config", "index": self.index, **self._configuration()})
+        self.channel.send_control(0, self._configuration())
 
     def on_ready(self) -> None:
         """Lets the worker take flows."""
@@ -119,19 +129,21 @@ class WorkerSlot(Slot):
         """Counts it."""
         self._metrics.worker_restarts_total.inc()
 
-    def on_message(self, link: int, body: memoryview) -> None:
-        """Sends a tunnel message on."""
-        self._routes.from_worker(link, body)
+    def on_messages(self, session: int, messages: list[memoryview]) -> None:
+        """Sends tunnel messages on."""
+        self._routes.from_worker(session, messages)
 
-    def on_control(self, link: int, fields: dict[str, Any]) -> None:
-        """Takes `drained` and answers to :meth:`ask`."""
-        match fields["op"]:
-            case "drained":
+    def on_control(self, session: int, message: Control) -> None:
+        """Takes what workers say of sessions and drains, and answers to :meth:`ask`."""
+        match message:
+            case Attached():
+                self._routes.attached(session, message)
+            case Drained():
                 self.drained.set()
-            case "stats":
-                self._answered(fields)
+            case Answer():
+                self._answered(message)
             case _:
-                super().on_control(link, fields)
+                super().on_control(session, message)
 
     def drain(self) -> None:
         """Tells the worker to accept nothing new and to say when its last flow has ended.
@@ -142,15 +154,15 @@ class WorkerSlot(Slot):
             self.drained.set()
         else:
             self.drained.clear()
-            self.channel.send_control(0, {"op": "drain"})
+            self.channel.send_control(0, Drain())
         self.retire()
 
     def reload(self, configuration: dict[str, Any]) -> None:
         """Sends the worker a changed configuration; one that is starting gets it anyway."""
         if self.channel is not None and self.running:
-            self.channel.send_control(0, {"op": "reload", "config": configuration})
+            self.channel.send_control(0, Reload(configuration))
 
-    async def ask(self, what: str, **options: Any) -> list[Any]:
+    async def ask(self, what: str, *, limit: int = -1, by: str = "") -> list[Any]:
         """Asks the worker for `status` (one map) or `connections` (a row for each flow).
 
         With `limit` and `by`, the rows of so many flows, those that have the most of it.
@@ -163,23 +175,20 @@ class WorkerSlot(Slot):
         number = self._last_question
         answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self._questions[number] = [], answer
-        self.channel.send_control(0, {"op": "stats", "id": number, "what": what, **options})
+        self.channel.send_control(0, Ask(number, what, limit, by))
         try:
             return await answer
         finally:
             self._questions.pop(number, None)
 
-    def _answered(self, fields: dict[str, Any]) -> None:
-        number, rows = fields.get("id"), fields.get("rows", [fields.get("fields")])
-        if not isinstance(number, int) or not isinstance(rows, list):
-            raise RemoteProtocolError("stats without id or rows", kind="ipc-control")
-        question = self._questions.get(number)
+    def _answered(self, answer: Answer) -> None:
+        question = self._questions.get(answer.number)
         if question is None:
             return  # whoever asked has given up
-        parts, answer = question
-        parts.extend(rows)
-        if not fields.get("more") and not answer.done():
-            answer.set_result(parts)
+        parts, future = question
+        parts.extend(answer.rows)
+        if not answer.more and not future.done():
+            future.set_result(parts)
 
 
 class ExporterSlot(Slot):
@@ -220,6 +229,4 @@ class ExporterSlot(Slot):
     def push_state(self, reason: str | None) -> None:
         """Say whether the daemon is ready: it is not for `reason`, or it is (None)."""
         if self.channel is not None and self.running:
-            self.channel.send_control(
-                0, {"op": "state", "ready": reason is None, "reason": reason or ""}
-            )
+            self.channel.send_control(0, ReadyState(reason))

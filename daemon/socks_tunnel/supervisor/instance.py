@@ -30,7 +30,7 @@ from socks_tunnel.ops.notify import Notifier
 from socks_tunnel.ops.tasks import measure_lag, short_turns, spawn
 from socks_tunnel.peer.quiet import quiet_loop_exceptions, set_library_log_level
 from socks_tunnel.protocol.bounded import clip
-from socks_tunnel.protocol.ipc import encode_control
+from socks_tunnel.protocol.ipc import Configure, encode_control
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.signaling.nonces import NonceFile
 from socks_tunnel.supervisor import report
@@ -63,7 +63,7 @@ from socks_tunnel.supervisor.problems import (
 )
 from socks_tunnel.supervisor.processes import TICK, Slot
 from socks_tunnel.supervisor.reload import merge
-from socks_tunnel.supervisor.router import RoutedLink, Router
+from socks_tunnel.supervisor.router import AttachedLink, Router
 
 _log = logging.getLogger(__name__)
 
@@ -127,6 +127,7 @@ class Instance:
             flows_per_worker=config.limits.flows_per_worker,
             metrics=self.metrics,
             on_abuse=self._abuse,
+            resume_timeout=config.resume_timeout,
         )
         links = GatewayLinks if config.role == "gateway" else EndpointLinks
         self.links: Links = links(config, identity, self.router, self.metrics)
@@ -224,7 +225,7 @@ class Instance:
     def _check_frame(self, config: Config) -> None:
         """Checks that what workers need of the configuration fits a frame. Raises StartError."""
         try:
-            encode_control(0, {"op": "config", "index": 0, **self._worker_fields(config)})
+            encode_control(0, self._worker_configuration(config))
         except ValueError as error:
             raise StartError(
                 f"{config.source}: policies and users are too large for a worker: {error}",
@@ -289,7 +290,7 @@ class Instance:
                 metrics_directory=metrics_directory,
                 listeners=self._listeners,
                 log=config.log,
-                configuration=lambda: self._worker_fields(self.config),
+                configuration=lambda: self._worker_configuration(self.config),
                 on_unbootable=self._worker_cannot_boot,
                 command=self._worker_command,
             )
@@ -345,22 +346,16 @@ class Instance:
                 EXIT_CANNOT_CREATE,
             ) from None
 
-    def _worker_fields(self, config: Config) -> dict[str, Any]:
-        return {
-            "role": config.role,
-            "count": self.router.worker_count,
-            "instance": config.instance,
-            "config": dump(config),
-            "listeners": [
-                {
-                    "fd": listener.socket.fileno(),
-                    "kind": listener.kind,
-                    "address": listener_text(listener.address),
-                    "target": listener.target,
-                }
-                for listener in self._listeners
-            ],
-        }
+    def _worker_configuration(self, config: Config) -> Configure:
+        listeners = [
+            [
+                listener.socket.fileno(),
+                listener.kind,
+                *(listener.target if listener.target is not None else ("", 0)),
+            ]
+            for listener in self._listeners
+        ]
+        return Configure(self.router.worker_count, dump(config), listeners)
 
     # --- while it runs ------------------------------------------------------------------------
 
@@ -388,6 +383,8 @@ class Instance:
         while True:
             if self.exporter is not None:
                 self.exporter.push_state(self._why_not_ready())
+            self.router.tick(time.monotonic())
+            self.router.tick(time.monotonic())
             buffered = self.metrics.buffered_bytes
             buffered.labels("link").set(self.links.buffered)
             buffered.labels("ipc").set(
@@ -439,7 +436,7 @@ class Instance:
             self._status_line = line
             self.notifier.status(line)
 
-    def _abuse(self, link: RoutedLink, reason: str) -> None:
+    def _abuse(self, link: AttachedLink, reason: str) -> None:
         self.links.abuse(link, reason)
 
     # --- requests on the control socket -------------------------------------------------------
@@ -526,7 +523,8 @@ class Instance:
         self.config = config
         ops_logging.set_level(config.log.level)
         set_library_log_level(debug=config.log.level == "debug")
-        self.router.flows_per_link = config.limits.flows_per_worker * self.router.worker_count
+        self.router.resume_timeout = config.resume_timeout
+        self.router.flows_per_session = config.limits.flows_per_worker * self.router.worker_count
         for slot in self.workers:
             slot.log = config.log
             slot.reload(fields)

@@ -23,13 +23,13 @@ from socks_tunnel.protocol.ice_urls import parse_udp_ports
 from socks_tunnel.protocol.messages import DATA_MAX, INITIAL_WINDOW, PROTOCOL_VERSION, Hello
 from socks_tunnel.signaling.envelope import EnvelopeRejected, Verifier
 from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
-from socks_tunnel.supervisor.attachment import Attachments
+from socks_tunnel.supervisor.attachment import RESUME, Attachments
 from socks_tunnel.supervisor.peerlink import REPLACED, PeerLink, absent_status
-from socks_tunnel.supervisor.router import RoutedLink, Router
+from socks_tunnel.supervisor.router import AttachedLink, Router
 
 _log = logging.getLogger(__name__)
 
-FEATURES: Final = ("udp", "bind")
+FEATURES: Final = ("udp", "bind", RESUME)
 """What HELLO says that we can."""
 
 REJECTIONS_LOGGED: Final = 20
@@ -94,8 +94,14 @@ class Links:
 
     def apply(self, config: Config) -> None:
         """Takes a changed configuration that was prepared: peers, ICE settings."""
+        before = self.peers
         self._take(config)
         self.verifier.update_peers(_by_key(config.peers))
+        for name, peer in before.items():
+            now = self.peers.get(name)
+            if now is None or now.public_key != peer.public_key:
+                reason = "the peer was removed from the configuration, or has another key now"
+                self.attachments.forget(name, reason)
 
     def _take(self, config: Config) -> None:
         self.config = config
@@ -178,10 +184,10 @@ class Links:
             self.links.remove(link)
         self._count_links()
 
-    def abuse(self, routed: RoutedLink, reason: str) -> None:
+    def abuse(self, attached: AttachedLink, reason: str) -> None:
         """Closes a link that the router wants no more of."""
         for link in self.links:
-            if link.attached is not None and link.attached.routed is routed:
+            if link.attached is attached:
                 _log.error("closing link %s: %s", link.peer.name, reason)
                 spawn(f"close link {link.peer.name}", link.close(reason))
 

@@ -17,7 +17,8 @@ from socks_tunnel.peer.link import Link
 from socks_tunnel.peer.transport import Transport
 from socks_tunnel.protocol.errors import CloseReason
 from socks_tunnel.protocol.messages import Hello, Resume
-from socks_tunnel.supervisor.attachment import Attached, Attachments
+from socks_tunnel.supervisor.attachment import Attachments
+from socks_tunnel.supervisor.router import AttachedLink
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class PeerLink:
         self.session = hello.session
         self.session_id = secrets.token_hex(16)
         """Names an endpoint's session to the carrier of its answer."""
-        self.attached: Attached | None = None
+        self.attached: AttachedLink | None = None
         """Its place in the router, while it is up."""
         self.up_at: float | None = None
         """When it came up: Unix time."""
@@ -138,11 +139,12 @@ class PeerLink:
         """Leaves routing."""
         attached, self.attached = self.attached, None
         if attached is not None:
-            flows = attached.flows
-            self._owner.attachments.detach(attached, reason)
+            waiting = attached.flows
+            ended = self._owner.attachments.detach(attached, reason)
             expected = self._closing or self._goaway
             level = logging.INFO if expected else logging.WARNING
-            _log.log(level, "link %s is down: %s; %d flows ended", self.peer.name, reason, flows)
+            what = f"{ended} flows ended" if ended else f"{waiting} flows wait for the next link"
+            _log.log(level, "link %s is down: %s; %s", self.peer.name, reason, what)
         outcome = "failed" if self.up_at is None else "ended"
         self._owner.metrics.links_total.labels(outcome).inc()
         self.ended.set_result(reason)

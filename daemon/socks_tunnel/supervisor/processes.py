@@ -22,8 +22,15 @@ from typing import Any, Final, Literal
 
 from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.ops.tasks import spawn
-from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.ipc import (
+    ChildHello,
+    ChildReady,
+    Control,
+    IpcPing,
+    IpcPong,
+    Shutdown,
+)
 from socks_tunnel.supervisor.backoff import Backoff
 
 _log = logging.getLogger(__name__)
@@ -136,14 +143,14 @@ class Slot:
     def on_restart(self) -> None:
         """The child is about to be started again."""
 
-    def on_control(self, link: int, fields: dict[str, Any]) -> None:
-        """Takes a control frame that the slot itself has no use for."""
-        del link
-        raise RemoteProtocolError(f"unknown control '{clip(fields['op'])}'", kind="ipc-control")
+    def on_control(self, session: int, message: Control) -> None:
+        """Takes a control message that the slot itself has no use for."""
+        del session
+        raise RemoteProtocolError(f"a child sent control '{message.OP}'", kind="ipc-control")
 
-    def on_message(self, link: int, body: memoryview) -> None:
-        """Takes a tunnel message; `body` is valid only during the call."""
-        del link, body
+    def on_messages(self, session: int, messages: list[memoryview]) -> None:
+        """Takes tunnel messages; they are valid only during the call."""
+        del session, messages
         raise RemoteProtocolError("this child has no tunnel messages to send", kind="ipc-message")
 
     # --- life ---------------------------------------------------------------------------------
@@ -168,7 +175,7 @@ class Slot:
         if self.ended is None:
             return
         if self.channel is not None:
-            self.channel.send_control(0, {"op": "shutdown"})
+            self.channel.send_control(0, Shutdown())
         else:
             self._signal(signal.SIGKILL)
         done, _ = await asyncio.wait([self.ended], timeout=timeout)
@@ -227,7 +234,7 @@ class Slot:
         assert self.channel is not None
         self._pings_sent += 1
         self._unanswered += 1
-        self.channel.send_control(0, {"op": "ping", "id": self._pings_sent})
+        self.channel.send_control(0, IpcPing(self._pings_sent))
 
     def _condemn(self, why: str) -> None:
         self._condemned = True
@@ -327,26 +334,24 @@ class Slot:
 
     # --- frames -------------------------------------------------------------------------------
 
-    def frame(self, channel: Channel, link: int, fields: dict[str, Any]) -> None:
-        """Takes a control frame of the child."""
-        op = fields["op"]
+    def frame(self, channel: Channel, session: int, message: Control) -> None:
+        """Takes a control message of the child."""
         if self.channel is None:
-            if op != "hello" or fields.get("pid") != self.pid:
+            if not isinstance(message, ChildHello) or message.pid != self.pid:
                 raise RemoteProtocolError("the first frame is no hello", kind="ipc-control")
             self.channel = channel
             self.on_hello()
-        elif op == "pong":
-            number = fields.get("id")
-            if not isinstance(number, int) or not 0 < number <= self._pings_sent:
+        elif isinstance(message, IpcPong):
+            if not 0 < message.number <= self._pings_sent:
                 raise RemoteProtocolError("a pong to no ping of ours", kind="ipc-control")
-            self._unanswered = min(self._unanswered, self._pings_sent - number)
+            self._unanswered = min(self._unanswered, self._pings_sent - message.number)
             self._pong.set()
-        elif op == "ready" and self.state == "starting":
+        elif isinstance(message, ChildReady) and self.state == "starting":
             self.state = "running"
             self.was_ready.set()
             self.on_ready()
         else:
-            self.on_control(link, fields)
+            self.on_control(session, message)
 
     def closed(self, error: Exception | None) -> None:
         """Takes note that the stream of the child has ended."""
@@ -371,11 +376,11 @@ class _SlotChannel(Channel):
         self._slot = slot
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def on_message(self, link: int, body: memoryview) -> None:
-        self._slot.on_message(link, body)
+    def on_messages(self, session: int, messages: list[memoryview]) -> None:
+        self._slot.on_messages(session, messages)
 
-    def on_control(self, link: int, fields: dict[str, Any]) -> None:
-        self._slot.frame(self, link, fields)
+    def on_control(self, session: int, message: Control) -> None:
+        self._slot.frame(self, session, message)
 
     def on_closed(self, error: Exception | None) -> None:
         try:

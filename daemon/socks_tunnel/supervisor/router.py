@@ -1,44 +1,64 @@
-"""Which worker owns which flow, and how much each worker may send. No sockets, clocks or processes.
+"""Which worker owns which flow, and which link carries which session. No sockets or processes.
+
+Sessions. A session is the flows between this host and one peer. A link attaches to it and leaves it
+again; a newer link of the peer takes over (make before break). While it has no link, a session
+waits up to `resume_timeout` for the next one::
+
+    attach ----> (workers answer with their rows) ----> our RESUME ---+
+                                                                      +--> flows go on
+                 the peer's RESUME ---> rows to the workers ----------+
+    detach ----> waits ----> attach, or the end: its flows are reset
 
 Ownership. A flow belongs to the worker that opened it (gateway) or that its opening message was
 given to (endpoint); the entry lives from the opening message to the first CLOSE, in either
 direction. One look-up by CONN_ID routes a message, and payload is never looked at::
 
-    link --message--> owners[CONN_ID] --> that worker's channel        (down)
-    worker --message--> link's data channels                           (up)
+    link --messages--> owners[CONN_ID] --> that worker's channel        (down)
+    worker --messages--> the session's link                            (up)
 
-On the endpoint the worker is mix32(CONN_ID ^ mix32(LINK)) modulo their number, or the next one
+On the endpoint the worker is mix32(CONN_ID ^ mix32(SESSION)) modulo their number, or the next one
 that is up. When a worker dies its flows are closed at the peer at once (0x13), and nothing else.
 
-Credit. A worker may have `grant` bytes on the way between itself and SCTP's queue. What it sent is
-remembered per link in a FIFO; as the link reports that bytes left the data channels' queues, the
-same number becomes due to the worker, and goes back to it a quarter of its grant at a time. Less
-than that may stay due for ever: it never keeps the worker from sending.
+What a worker sends between the loss of one link and its answer to the next attach was meant for
+the old link. It is dropped here: the rows of its answer say what the peer needs instead.
 """
 
 import logging
-from collections import deque
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol.errors import CloseReason, LocalProtocolError, RemoteProtocolError
+from socks_tunnel.protocol.flow import ROW_CLOSED, ROW_OPEN
+from socks_tunnel.protocol.ipc import (
+    Attach,
+    Attached,
+    Control,
+    Credit,
+    Detach,
+    NewFlows,
+    PeerRows,
+    SessionEnded,
+    SessionOpened,
+)
 from socks_tunnel.protocol.messages import (
+    FLOW_ENDERS,
+    FLOW_OPENERS,
     HEADER,
     LINK_TYPES,
+    RESUME_ROWS_MAX,
     CloseConnection,
     MessageType,
+    Resume,
     UdpAssociateClosed,
     mix32,
 )
+from socks_tunnel.protocol.session import ending
+from socks_tunnel.supervisor.credit import LinkCredit, Share
 
 _log = logging.getLogger(__name__)
-
-CREDIT_PER_LINK: Final = 131_072
-"""Bytes that all workers together may have waiting in one link's data channels."""
-
-CREDIT_MIN: Final = 32_768
-"""Least credit of one worker in bytes: with many workers the sum is over CREDIT_PER_LINK."""
 
 DATAGRAM_BACKLOG_MAX: Final = 1_048_576
 """Bytes that may wait for a worker to read before UDP_PACKETs for it are dropped."""
@@ -52,19 +72,20 @@ LINK_BACKLOG_MAX: Final = 16 * 1_048_576
 peer provokes are beyond it; a link whose peer provokes so much and reads nothing is closed."""
 
 ANSWERS_MAX: Final = 65_536
-"""Bytes of the supervisor's own answers (CLOSE 0x16) that may wait in a link; more are omitted."""
+"""Bytes that may wait in a link while the supervisor still answers by itself (CLOSE 0x16)."""
+
+RESUME_SECONDS: Final = 15.0
+"""Seconds that the peer has to send its RESUME, and the workers their rows, on a new link."""
 
 _unpack_header = HEADER.unpack_from
-_HEADER_SIZE = HEADER.size
+_HEADER_SIZE: Final = HEADER.size
 
-_UDP_ASSOCIATE = int(MessageType.UDP_ASSOCIATE)
-_UDP_PACKET = int(MessageType.UDP_PACKET)
-_OPENERS = frozenset({MessageType.OPEN_CONNECTION, MessageType.UDP_ASSOCIATE, MessageType.BIND})
-_ENDERS = frozenset({MessageType.CLOSE_CONNECTION, MessageType.UDP_ASSOCIATE_CLOSED})
-_TRACKED = frozenset(int(kind) for kind in _OPENERS | _ENDERS)
-_STREAM = frozenset({MessageType.DATA, MessageType.SEND_EOF})
-_MAY_COME_LATE = _ENDERS | {MessageType.WINDOW_UPDATE}
-_KNOWN = frozenset(int(kind) for kind in MessageType)
+_UDP_ASSOCIATE: Final = int(MessageType.UDP_ASSOCIATE)
+_UDP_PACKET: Final = int(MessageType.UDP_PACKET)
+_TRACKED: Final = FLOW_OPENERS | FLOW_ENDERS
+_STREAM: Final = frozenset({int(MessageType.DATA), int(MessageType.SEND_EOF)})
+_MAY_COME_LATE: Final = FLOW_ENDERS | {int(MessageType.WINDOW_UPDATE)}
+_KNOWN: Final = frozenset(int(kind) for kind in MessageType)
 
 
 class WorkerPort(Protocol):
@@ -77,58 +98,139 @@ class WorkerPort(Protocol):
     def buffered(self) -> int:
         """Bytes that wait in this process for the worker to read."""
 
-    def send_message(self, link: int, message: bytes) -> None:
-        """Send a tunnel message."""
+    def send_messages(self, session: int, messages: Sequence[bytes]) -> None:
+        """Sends tunnel messages."""
 
-    def send_control(self, link: int, fields: dict[str, Any]) -> None:
-        """Send a control frame."""
+    def send_control(self, session: int, message: Control) -> None:
+        """Sends a control message."""
 
 
 class LinkPort(Protocol):
-    """What the router needs of a link."""
+    """What the router needs of a link that is up."""
 
-    def send(self, message: bytes) -> bool:
-        """Send a flow message; False if it was dropped."""
+    @property
+    def rtt(self) -> float | None:
+        """Last measured round trip in seconds."""
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that the link has taken and that have not left its queues."""
+
+    def send_many(self, messages: list[bytes]) -> None:
+        """Sends flow messages. Each byte of them is reported by `drained` later, sent or not.
+
+        Raises :class:`LocalProtocolError` for what no worker may send.
+        """
+
+    def send_resume(self, resume: Resume) -> None:
+        """Sends RESUME."""
 
 
-class Share:
-    """One worker's part in one link: how much of its credit is where, in bytes.
+@dataclass(frozen=True, slots=True)
+class LinkTerms:
+    """What both HELLOs have agreed upon for a link.
 
-    `outstanding` waits in the link, `due` has left it and was not given back yet, and the worker
-    holds the rest of `grant`. `worker` is None once the worker is gone: what it had sent still
-    drains, but nobody is credited.
+    `session` names the session (16 bytes), the rest is the peer's, as in protocol.md section 5.
+    `resume` says whether both sides have that feature. `rank` is the peer's place in the
+    configuration.
     """
 
-    __slots__ = ("batch", "due", "grant", "outstanding", "worker")
+    session: bytes
+    window: int
+    max_data: int
+    idle_udp: int
+    features: tuple[str, ...]
+    resume: bool
+    rank: int = 0
 
-    def __init__(self, worker: WorkerPort | None, grant: int) -> None:
-        self.worker = worker
-        self.grant = grant
-        self.batch = max(grant // 4, 1)
-        self.outstanding = 0
-        self.due = 0
 
+class AttachedLink:
+    """A link that is up and carries a session."""
 
-class RoutedLink:
-    """A link that is up, as the router sees it. `id` is the LINK of IPC frames."""
-
-    def __init__(
-        self, router: "Router", link_id: int, port: LinkPort, peer: str, fields: dict[str, Any]
-    ) -> None:
-        self.id = link_id
-        self.peer = peer
+    def __init__(self, session: "RoutedSession", port: LinkPort, terms: LinkTerms) -> None:
+        self.session = session
         self.port = port
-        self._router = router
-        self._fields = fields
-        self._accepts = True
-        self._owners: dict[int, Share] = {}
+        self.terms = terms
+        self.credit = LinkCredit()
+        self.accepts = True
+        """False once the peer has asked for no new flows (GOAWAY)."""
+        self.replaced: AttachedLink | None = None
+        """The older link whose session this one has taken over: it is to be closed."""
+        self.reported: set[str] = set()
+        self.abusive = False
+        self.since = time.monotonic()
+        self.awaiting: set[int] = set()
+        """Workers whose rows for our RESUME are still to come."""
+        self.flows_before = session.flows
+        self.rows_sent = False
+        """Whether our RESUME was sent, or it is certain that there is none."""
+        self.peer_done = not terms.resume or not self.flows_before
+        """Whether the peer's RESUME is complete, or nothing here depends on it."""
+        self.resume_ended = not terms.resume
+        """Whether the peer has sent the last of its RESUME, or must not send one."""
+
+    @property
+    def flows(self) -> int:
+        """How many flows it carries: none once a newer link has taken over."""
+        return self.session.flows if self.session.link is self else 0
+
+    @property
+    def resumed(self) -> bool:
+        """Whether both RESUMEs are complete: flows go on."""
+        return self.peer_done and not self.awaiting
+
+    def messages(self, messages: list[bytes]) -> None:
+        """Routes what came from the peer; each is at least a header long."""
+        if self.session.link is self:  # else: a newer link has taken over, and RESUME told the rest
+            self.session.from_peer(messages)
+
+    def drained(self, count: int) -> None:
+        """Gives credit back for `count` bytes that left the link's queues."""
+        self.credit.drained(count, time.monotonic())
+        if self.session.link is self:
+            self.session.give_credit()
+
+    def resume(self, resume: Resume) -> None:
+        """Takes a RESUME of the peer."""
+        if self.session.link is self:
+            self.session.from_peer_resume(self, resume)
+
+    def goaway(self) -> None:
+        """Notes that the peer wants nothing new on this link."""
+        self.accepts = False
+        self.session.router.choose_target()
+
+
+class WorkerEntry:
+    """One worker in one session: its channel, its share of the link, whether it is in step."""
+
+    __slots__ = ("index", "port", "ready", "rows", "share")
+
+    def __init__(self, index: int, port: WorkerPort) -> None:
+        self.index = index
+        self.port = port
+        self.share = Share()
+        self.ready = False
+        """Whether it has answered the attach of the present link."""
+        self.rows: list[tuple[int, int, int, int]] = []
+        """What it has told so far for our RESUME."""
+
+
+class RoutedSession:
+    """The flows with one peer, as the supervisor sees them. `number` is the SESSION of IPC."""
+
+    def __init__(self, router: "Router", number: int, peer: str, key: bytes) -> None:
+        self.router = router
+        self.number = number
+        self.peer = peer
+        self.key = key
+        self.link: AttachedLink | None = None
+        self.detached_at: float | None = None
+        """When the last link was lost (monotonic clock), None while there is one."""
+        self.rank = 0
+        self.workers: dict[int, WorkerEntry] = {}
+        self._owners: dict[int, WorkerEntry] = {}
         self._associations: set[int] = set()
-        self._shares: dict[int, Share] = {}
-        self._fifo: deque[tuple[Share, int]] = deque()
-        self._carry = 0
-        self._own = Share(None, 0)
-        self._reported: set[str] = set()
-        self._abusive = False
 
     @property
     def flows(self) -> int:
@@ -142,37 +244,48 @@ class RoutedLink:
 
     # --- messages of the peer -----------------------------------------------------------------
 
-    def from_link(self, message: bytes) -> None:
-        """Route one message that came from the peer; it is at least a header long."""
-        kind, _, conn_id = _unpack_header(message)
-        share = self._owners.get(conn_id)
-        if share is None:
-            share = self._unowned(kind, conn_id)
-            if share is None:
-                return
-        elif kind in _ENDERS:
-            del self._owners[conn_id]
-            self._associations.discard(conn_id)
-        worker = share.worker
-        assert worker is not None, "flows of a lost worker are taken out of the table with it"
-        if worker.paused and worker.buffered > DATAGRAM_BACKLOG_MAX:
-            if kind == _UDP_PACKET:
-                self._router.metrics.udp_dropped_total.labels("worker-busy").inc()
-                return
-            if worker.buffered > WORKER_BACKLOG_MAX:
+    def from_peer(self, messages: list[bytes]) -> None:
+        """Routes messages that came from the peer, a batch for each worker."""
+        owners = self._owners
+        batches: dict[WorkerEntry, list[bytes]] = {}
+        for message in messages:
+            kind, _, conn_id = _unpack_header(message)
+            worker = owners.get(conn_id)
+            if worker is None:
+                worker = self._unowned(kind, conn_id)
+                if worker is None:
+                    continue
+            elif kind in FLOW_ENDERS:
+                del owners[conn_id]
+                self._associations.discard(conn_id)
+            batch = batches.get(worker)
+            if batch is None:
+                batches[worker] = [message]
+            else:
+                batch.append(message)
+        for worker, batch in batches.items():
+            self._to_worker(worker.port, batch)
+
+    def _to_worker(self, port: WorkerPort, batch: list[bytes]) -> None:
+        if port.paused and port.buffered > DATAGRAM_BACKLOG_MAX:
+            if port.buffered > WORKER_BACKLOG_MAX:
                 self._abuse(
-                    f"{worker.buffered} bytes wait for one worker: the peer ignores its windows"
+                    f"{port.buffered} bytes wait for one worker: the peer ignores its windows"
                 )
                 return
-        worker.send_message(self.id, message)
+            kept = [message for message in batch if message[0] != _UDP_PACKET]
+            self.router.metrics.udp_dropped_total.labels("worker-busy").inc(len(batch) - len(kept))
+            batch = kept
+        port.send_messages(self.number, batch)
 
-    def _unowned(self, kind: int, conn_id: int) -> Share | None:
-        """Take a new flow in, or deal with a message whose flow nobody here knows."""
-        if kind in _OPENERS:
+    def _unowned(self, kind: int, conn_id: int) -> WorkerEntry | None:
+        """Takes a new flow in, or deals with a message whose flow nobody here knows."""
+        metrics = self.router.metrics
+        if kind in FLOW_OPENERS:
             if conn_id == 0:
                 self._protocol_error("zero-conn-id", "opened a flow with CONN_ID 0")
                 return None
-            if self._router.opens:
+            if self.router.opens:
                 self._protocol_error("unexpected-open", "opened a flow, which only gateways do")
                 self._refuse(kind, conn_id, CloseReason.PROTOCOL_ERROR)
                 return None
@@ -183,169 +296,263 @@ class RoutedLink:
             self._count_unknown_flow()
             self._answer(CloseConnection(conn_id, CloseReason.UNKNOWN_FLOW).encode())
         elif kind == _UDP_PACKET:
-            self._router.metrics.udp_dropped_total.labels("unknown-flow").inc()
+            metrics.udp_dropped_total.labels("unknown-flow").inc()
         elif kind in LINK_TYPES:
             self._protocol_error(
                 "wrong-channel", f"sent a message of type {kind} outside `control`"
             )
         elif kind not in _KNOWN:
-            self._router.metrics.messages_unknown_total.inc()
+            metrics.messages_unknown_total.inc()
         elif kind not in _MAY_COME_LATE:
             self._count_unknown_flow()
         return None
 
-    def _assign(self, kind: int, conn_id: int) -> Share | None:
-        router = self._router
+    def _assign(self, kind: int, conn_id: int) -> WorkerEntry | None:
+        router = self.router
         if router.draining:
             self._refuse(kind, conn_id, CloseReason.SHUTTING_DOWN)
             return None
-        if len(self._owners) >= router.flows_per_link:
+        if len(self._owners) >= router.flows_per_session:
             self._refuse(kind, conn_id, CloseReason.RESOURCE_LIMIT)
             return None
-        first = mix32(conn_id ^ mix32(self.id))
+        first = mix32(conn_id ^ mix32(self.number))
         for step in range(router.worker_count):
-            share = self._shares.get((first + step) % router.worker_count)
-            if share is not None:
-                self._add(kind, conn_id, share)
-                return share
+            worker = self.workers.get((first + step) % router.worker_count)
+            if worker is not None:
+                self._add(kind, conn_id, worker)
+                return worker
         self._refuse(kind, conn_id, CloseReason.WORKER_LOST)
         return None
 
     # --- messages of the workers --------------------------------------------------------------
 
-    def from_worker(self, share: Share, message: bytes) -> None:
-        """Send one message of the worker that holds `share`.
+    def from_worker(self, worker: WorkerEntry, bodies: list[memoryview]) -> None:
+        """Sends messages of a worker on the session's link.
 
         Raises :class:`RemoteProtocolError` for what no worker may send.
         """
-        size = len(message)
-        if size < _HEADER_SIZE:
-            raise RemoteProtocolError("a message without a whole header", kind="ipc-message")
-        kind = message[0]
-        if kind in _TRACKED:
-            conn_id = int.from_bytes(message[3:7])
-            if kind in _OPENERS:
-                self._add(kind, conn_id, share)
-            elif self._owners.get(conn_id) is share:
-                del self._owners[conn_id]
-                self._associations.discard(conn_id)
-        share.outstanding += size
-        self._fifo.append((share, size))
+        messages = [bytes(body) for body in bodies]
+        size = 0
+        for message in messages:
+            size += len(message)
+            if len(message) < _HEADER_SIZE:
+                raise RemoteProtocolError("a message without a whole header", kind="ipc-message")
+            kind = message[0]
+            if kind in _TRACKED:
+                conn_id = int.from_bytes(message[3:7])
+                if kind in FLOW_OPENERS:
+                    self._add(kind, conn_id, worker)
+                elif self._owners.get(conn_id) is worker:
+                    del self._owners[conn_id]
+                    self._associations.discard(conn_id)
+        link = self.link
+        if link is None or not worker.ready:
+            return  # it was meant for a link that is gone; its next rows say what is needed
+        link.credit.sent(worker.share, size, time.monotonic())
         try:
-            sent = self.port.send(message)
+            link.port.send_many(messages)
         except LocalProtocolError as error:
             raise RemoteProtocolError(str(error), kind="ipc-message") from None
-        if not sent:
-            # Dropped: as far as credit goes, it has left.
-            self._unsent()
-            self._settle(share, size)
-        elif share.outstanding > LINK_BACKLOG_MAX:
-            self._abuse(f"{share.outstanding} bytes wait for the peer, which does not read")
+        if worker.share.outstanding > LINK_BACKLOG_MAX:
+            self._abuse(f"{worker.share.outstanding} bytes wait for the peer, which does not read")
 
-    def drained(self, count: int) -> None:
-        """Give credit back for `count` more bytes that left the data channels' queues."""
-        count += self._carry
-        fifo = self._fifo
-        while fifo and fifo[0][1] <= count:
-            share, size = fifo.popleft()
-            count -= size
-            self._settle(share, size)
-        self._carry = count if fifo else 0
+    def give_credit(self) -> None:
+        """Lets the workers transmit as far as the link allows now."""
+        link = self.link
+        if link is None:
+            return
+        entries = {entry.share: entry for entry in self.workers.values() if entry.ready}
+        round_trip = int((link.port.rtt or 0.0) * 1e6)
+        for share, amount in link.credit.grants(entries):
+            entries[share].port.send_control(
+                self.number, Credit(amount, link.credit.chunk, round_trip)
+            )
 
-    def _settle(self, share: Share, size: int) -> None:
-        share.outstanding -= size
-        worker = share.worker
-        if worker is not None:
-            share.due += size
-            if share.due >= share.batch:
-                due, share.due = share.due, 0
-                worker.send_control(self.id, {"op": "credit", "bytes": due})
+    # --- links --------------------------------------------------------------------------------
 
-    # --- workers and the link itself ----------------------------------------------------------
+    def attach(self, port: LinkPort, terms: LinkTerms) -> AttachedLink:
+        """Lets a link carry the session from now on."""
+        older = self.link
+        link = self.link = AttachedLink(self, port, terms)
+        link.replaced = older
+        self.rank = terms.rank
+        self.detached_at = None
+        link.awaiting = set(self.workers) if terms.resume else set()
+        for worker in self.workers.values():
+            self._attach_worker(link, worker)
+        self._send_rows_if_complete(link)
+        return link
 
-    def worker_up(self, index: int, worker: WorkerPort) -> Share:
-        """Give a worker its share of the link, and tell it of the link."""
-        grant = max(CREDIT_PER_LINK // self._router.worker_count, CREDIT_MIN)
-        share = self._shares[index] = Share(worker, grant)
-        worker.send_control(self.id, {"op": "link-up", **self._fields, "credit": grant})
-        if not self._accepts:
-            worker.send_control(self.id, {"op": "link-goaway"})
-        return share
+    def _attach_worker(self, link: AttachedLink, worker: WorkerEntry) -> None:
+        terms = link.terms
+        worker.ready = False
+        worker.rows = []
+        worker.share = Share()
+        worker.port.send_control(
+            self.number,
+            Attach(
+                terms.window,
+                terms.max_data,
+                terms.idle_udp,
+                list(terms.features),
+                link.credit.first_grant(worker.share),
+                terms.resume,
+            ),
+        )
+
+    def attached(self, worker: WorkerEntry, answer: Attached) -> None:
+        """Takes a worker's answer to the attach: from here on what it sends is for this link."""
+        worker.rows += [(a, b, c, d) for a, b, c, d in answer.rows]
+        if not answer.last:
+            return
+        worker.ready = True
+        self._reconcile(worker)
+        link = self.link
+        if link is not None and worker.index in link.awaiting:
+            link.awaiting.discard(worker.index)
+            self._send_rows_if_complete(link)
+
+    def _reconcile(self, worker: WorkerEntry) -> None:
+        """Makes the table agree with what the worker says: it knows its flows."""
+        present = {row[0] for row in worker.rows if not row[3] & ROW_CLOSED}
+        for conn_id, owner in list(self._owners.items()):
+            if owner is worker and conn_id not in present:
+                del self._owners[conn_id]
+                self._associations.discard(conn_id)
+        for conn_id in present:
+            self._owners.setdefault(conn_id, worker)
+
+    def _send_rows_if_complete(self, link: AttachedLink) -> None:
+        if link.awaiting or link.rows_sent:
+            return
+        link.rows_sent = True
+        if not link.terms.resume:
+            self._resumed_if_complete(link)
+            return
+        rows = [row for worker in self.workers.values() for row in worker.rows]
+        for worker in self.workers.values():
+            worker.rows = []
+        for start in range(0, max(len(rows), 1), RESUME_ROWS_MAX):
+            last = start + RESUME_ROWS_MAX >= len(rows)
+            link.port.send_resume(Resume(tuple(rows[start : start + RESUME_ROWS_MAX]), last))
+        self._resumed_if_complete(link)
+
+    def from_peer_resume(self, link: AttachedLink, resume: Resume) -> None:
+        """Hands the rows of the peer to the workers that own their flows."""
+        if link.resume_ended:
+            self._protocol_error("second-resume", "sent RESUME after its last one")
+            return
+        rows: dict[WorkerEntry, list[list[int]]] = {}
+        for row in resume.rows:
+            owner = self._owners.get(row[0])
+            if owner is not None:
+                rows.setdefault(owner, []).append(list(row))
+            elif row[3] & ROW_OPEN and not row[3] & ROW_CLOSED:
+                self._answer(CloseConnection(row[0], CloseReason.RESUME_FAILED).encode())
+        for worker in list(self.workers.values()):
+            part = rows.get(worker, [])
+            if part or resume.last:
+                worker.port.send_control(self.number, PeerRows(part, resume.last))
+        if resume.last:
+            link.peer_done = link.resume_ended = True
+            self._resumed_if_complete(link)
+
+    def _resumed_if_complete(self, link: AttachedLink) -> None:
+        if link.resumed and self.link is link:
+            seconds = time.monotonic() - link.since
+            if link.flows_before:
+                self.router.metrics.resumes_total.labels("resumed").inc()
+                self.router.metrics.resume_seconds.observe(seconds)
+                _log.info(
+                    "session with %s: resumed %d flows within %.3f s of the new link",
+                    self.peer,
+                    link.flows_before,
+                    seconds,
+                )
+            self.router.choose_target()
+
+    def detach(self) -> None:
+        """The link is gone; the session waits for the next one."""
+        self.link = None
+        self.detached_at = time.monotonic()
+        for worker in self.workers.values():
+            worker.ready = False
+            worker.port.send_control(self.number, Detach(""))
+        self.router.choose_target()
+
+    # --- workers ------------------------------------------------------------------------------
+
+    def worker_up(self, index: int, port: WorkerPort) -> WorkerEntry:
+        """Lets a worker take part in the session."""
+        worker = self.workers[index] = WorkerEntry(index, port)
+        port.send_control(self.number, SessionOpened(self.peer))
+        if self.link is not None:
+            self._attach_worker(self.link, worker)
+        return worker
 
     def worker_down(self, index: int) -> int:
-        """Close the flows of a worker that is gone, at the peer; give how many there were."""
-        share = self._shares.pop(index, None)
-        if share is None:
+        """Closes the flows of a worker that is gone, at the peer; returns how many there were."""
+        worker = self.workers.pop(index, None)
+        if worker is None:
             return 0
-        share.worker = None
-        lost = [conn_id for conn_id, owner in self._owners.items() if owner is share]
+        lost = [conn_id for conn_id, owner in self._owners.items() if owner is worker]
+        messages = []
         for conn_id in lost:
             del self._owners[conn_id]
             if conn_id in self._associations:
                 self._associations.discard(conn_id)
-                self._send(UdpAssociateClosed(conn_id, CloseReason.WORKER_LOST).encode())
+                messages.append(UdpAssociateClosed(conn_id, CloseReason.WORKER_LOST).encode())
             else:
-                self._send(CloseConnection(conn_id, CloseReason.WORKER_LOST).encode())
+                messages.append(CloseConnection(conn_id, CloseReason.WORKER_LOST).encode())
+        # Without a link the peer learns of it by our RESUME, which does not name these flows.
+        self._send(messages)
+        link = self.link
+        if link is not None:
+            link.credit.lost(worker.share)
+            if index in link.awaiting:
+                link.awaiting.discard(index)
+                self._send_rows_if_complete(link)
         return len(lost)
 
-    def goaway(self) -> None:
-        """Tell the workers that the peer wants nothing new on this link."""
-        self._accepts = False
-        self._broadcast({"op": "link-goaway"})
-
-    def down(self, reason: str) -> None:
-        """Tell the workers that the link has ended, and forget its flows."""
-        self._broadcast({"op": "link-down", "reason": reason})
-        for share in self._shares.values():
-            share.worker = None
-        self._shares.clear()
+    def end(self, reason: str) -> None:
+        """Ends the session and its flows. Its link, if there is one, is the caller's to close."""
+        for worker in self.workers.values():
+            worker.port.send_control(self.number, SessionEnded(reason))
+        self.link = None
         self._owners.clear()
         self._associations.clear()
-        self._fifo.clear()
-
-    def _broadcast(self, fields: dict[str, Any]) -> None:
-        for share in self._shares.values():
-            if share.worker is not None:
-                share.worker.send_control(self.id, fields)
 
     # --- helpers ------------------------------------------------------------------------------
 
-    def _add(self, kind: int, conn_id: int, share: Share) -> None:
-        self._owners[conn_id] = share
+    def _add(self, kind: int, conn_id: int, worker: WorkerEntry) -> None:
+        self._owners[conn_id] = worker
         if kind == _UDP_ASSOCIATE:
             self._associations.add(conn_id)
 
     def _refuse(self, kind: int, conn_id: int, reason: CloseReason) -> None:
-        if kind == _UDP_ASSOCIATE:
-            self._answer(UdpAssociateClosed(conn_id, reason).encode())
-        else:
-            self._answer(CloseConnection(conn_id, reason).encode())
+        self._answer(ending(conn_id, reason, kind=kind))
 
     def _answer(self, message: bytes) -> None:
-        if self._own.outstanding < ANSWERS_MAX:
-            self._send(message)
+        if self.link is not None and self.link.credit.outstanding < ANSWERS_MAX + self._granted():
+            self._send([message])
 
-    def _send(self, message: bytes) -> None:
-        """Send a message of the supervisor's own."""
-        size = len(message)
-        self._own.outstanding += size
-        self._fifo.append((self._own, size))
-        if not self.port.send(message):
-            self._unsent()
-            self._own.outstanding -= size
+    def _granted(self) -> int:
+        return sum(worker.share.outstanding for worker in self.workers.values())
 
-    def _unsent(self) -> None:
-        """Forget the newest entry of the FIFO. It went in first, as `send` may drain at once."""
-        if self._fifo:  # a link that ends within `send` has emptied it
-            self._fifo.pop()
+    def _send(self, messages: list[bytes]) -> None:
+        """Sends messages of the supervisor's own."""
+        if self.link is not None and messages:
+            self.link.credit.sent(None, sum(map(len, messages)), time.monotonic())
+            self.link.port.send_many(messages)
 
     def _count_unknown_flow(self) -> None:
-        self._router.metrics.protocol_errors_total.labels("unknown-flow").inc()
+        self.router.metrics.protocol_errors_total.labels("unknown-flow").inc()
 
     def _protocol_error(self, kind: str, what: str) -> None:
-        self._router.metrics.protocol_errors_total.labels(kind).inc()
-        if kind not in self._reported:
-            self._reported.add(kind)
+        self.router.metrics.protocol_errors_total.labels(kind).inc()
+        link = self.link
+        if link is not None and kind not in link.reported:
+            link.reported.add(kind)
             _log.warning(
                 "link %s: the peer %s; further errors of this kind are only counted",
                 self.peer,
@@ -353,42 +560,47 @@ class RoutedLink:
             )
 
     def _abuse(self, reason: str) -> None:
-        if not self._abusive:  # closing takes a moment, and more may come in that time
-            self._abusive = True
-            self._router.on_abuse(self, reason)
+        link = self.link
+        if link is not None and not link.abusive:  # closing takes a moment, and more may come
+            link.abusive = True
+            self.router.on_abuse(link, reason)
 
 
 class WorkerRoutes:
-    """The way of one worker's messages to the links."""
+    """The way of one worker's messages to the sessions."""
 
-    __slots__ = ("_links", "_shares")
+    __slots__ = ("_router", "index")
 
-    def __init__(self) -> None:
-        self._links: dict[int, RoutedLink] = {}
-        self._shares: dict[int, Share] = {}
+    def __init__(self, router: "Router | None" = None, index: int = 0) -> None:
+        self._router = router
+        self.index = index
 
-    def from_worker(self, link: int, body: memoryview) -> None:
-        """Send a tunnel message of the worker on `link`. Raises :class:`RemoteProtocolError`."""
-        share = self._shares.get(link)
-        if share is not None:  # else: the link went down while the message was under way
-            self._links[link].from_worker(share, bytes(body))
+    def from_worker(self, session: int, bodies: list[memoryview]) -> None:
+        """Sends tunnel messages of the worker. Raises :class:`RemoteProtocolError`."""
+        found = self._find(session)
+        if found is not None:  # else: the session ended while the messages were under way
+            found[0].from_worker(found[1], bodies)
 
-    def add(self, link: RoutedLink, share: Share) -> None:
-        """Open the way to a link."""
-        self._links[link.id] = link
-        self._shares[link.id] = share
+    def attached(self, session: int, answer: Attached) -> None:
+        """Takes the worker's answer to an attach."""
+        found = self._find(session)
+        if found is not None:
+            found[0].attached(found[1], answer)
 
-    def remove(self, link_id: int) -> None:
-        """Close the way to a link."""
-        self._links.pop(link_id, None)
-        self._shares.pop(link_id, None)
+    def _find(self, number: int) -> tuple[RoutedSession, WorkerEntry] | None:
+        if self._router is None:
+            return None
+        session = self._router.sessions.get(number)
+        worker = None if session is None else session.workers.get(self.index)
+        return None if session is None or worker is None else (session, worker)
 
 
 class Router:
-    """All links and all workers that are up.
+    """All sessions and all workers that are up.
 
     `opens` says whether our workers open the flows (gateway) or the peers do (endpoint).
     `on_abuse` is called once for a link that has to be closed, with a sentence that says why.
+    `resume_timeout` is in seconds; 0 ends a session with its link.
     """
 
     def __init__(
@@ -398,62 +610,153 @@ class Router:
         worker_count: int,
         flows_per_worker: int,
         metrics: Metrics,
-        on_abuse: Callable[[RoutedLink, str], None],
+        on_abuse: Callable[[AttachedLink, str], None],
+        resume_timeout: float = 0.0,
     ) -> None:
         self.opens = opens
         self.worker_count = worker_count
-        self.flows_per_link = flows_per_worker * worker_count
+        self.flows_per_session = flows_per_worker * worker_count
         self.metrics = metrics
         self.on_abuse = on_abuse
+        self.resume_timeout = resume_timeout
         self.draining = False
-        self.links: dict[int, RoutedLink] = {}
-        self._workers: dict[int, tuple[WorkerPort, WorkerRoutes]] = {}
-        self._last_id = 0
+        self.sessions: dict[int, RoutedSession] = {}
+        self.target = 0
+        """The session that new flows of ours go to; 0: none."""
+        self._workers: dict[int, WorkerPort] = {}
+        self._last_number = 0
 
     @property
     def flows(self) -> int:
-        """How many flows are open over all links."""
-        return sum(link.flows for link in self.links.values())
+        """How many flows are open over all sessions."""
+        return sum(session.flows for session in self.sessions.values())
 
     @property
     def workers(self) -> int:
         """How many workers take flows."""
         return len(self._workers)
 
+    @property
+    def detached(self) -> list[RoutedSession]:
+        """The sessions that wait for a link, the one that has waited longest first."""
+        waiting = [s for s in self.sessions.values() if s.detached_at is not None]
+        return sorted(waiting, key=lambda session: session.detached_at or 0.0)
+
+    # --- workers ------------------------------------------------------------------------------
+
     def worker_up(self, index: int, worker: WorkerPort) -> WorkerRoutes:
-        """Let a worker that is ready take part in all links."""
-        routes = WorkerRoutes()
-        self._workers[index] = worker, routes
-        for link in self.links.values():
-            routes.add(link, link.worker_up(index, worker))
-        return routes
+        """Lets a worker that is ready take part in all sessions."""
+        self._workers[index] = worker
+        for session in self.sessions.values():
+            session.worker_up(index, worker)
+        if self.target:
+            worker.send_control(0, NewFlows(self.target))
+        return WorkerRoutes(self, index)
 
     def worker_down(self, index: int) -> int:
-        """Take a worker out of all links; give how many flows were closed with it."""
+        """Takes a worker out of all sessions; returns how many flows were closed with it."""
         if self._workers.pop(index, None) is None:
             return 0
-        return sum(link.worker_down(index) for link in self.links.values())
+        return sum(session.worker_down(index) for session in self.sessions.values())
 
-    def link_up(self, port: LinkPort, peer: str, fields: dict[str, Any]) -> RoutedLink:
-        """Take in a link. `fields` is what `link-up` says to the workers, but for `credit`."""
-        link = RoutedLink(self, self._free_id(), port, peer, fields)
-        self.links[link.id] = link
-        for index, (worker, routes) in self._workers.items():
-            routes.add(link, link.worker_up(index, worker))
-        return link
+    # --- links --------------------------------------------------------------------------------
 
-    def link_down(self, link: RoutedLink, reason: str) -> None:
-        """Take a link out and tell the workers why."""
-        if self.links.pop(link.id, None) is None:
+    def attach(self, port: LinkPort, peer: str, terms: LinkTerms) -> AttachedLink:
+        """Lets a link that has come up carry the session that its HELLOs name.
+
+        If the session had another link, that one carries nothing any more and is in the result's
+        `replaced`: it is to be closed. Other sessions of the peer end, for a host has one.
+        """
+        session = self._session(peer, terms)
+        return session.attach(port, terms)
+
+    def _session(self, peer: str, terms: LinkTerms) -> RoutedSession:
+        for session in [s for s in self.sessions.values() if s.peer == peer]:
+            if session.key == terms.session and (terms.resume or not session.flows):
+                return session
+            if session.key == terms.session:
+                reason = "the peer takes no part in resuming"
+            else:
+                reason = "the peer has begun another session"
+            self._end(session, reason)
+        session = RoutedSession(self, self._free_number(), peer, terms.session)
+        self.sessions[session.number] = session
+        for index, worker in self._workers.items():
+            session.worker_up(index, worker)
+        return session
+
+    def detach(self, link: AttachedLink, reason: str) -> int:
+        """Takes out a link that has ended; returns how many flows ended with it.
+
+        Its session stays if it can be resumed.
+        """
+        session = link.session
+        if session.link is not link:
+            return 0  # a newer link has taken over before
+        flows = session.flows
+        if link.terms.resume and self.resume_timeout and flows and not self.draining:
+            session.detach()
+            self.metrics.sessions_detached.set(len(self.detached))
+            return 0
+        self._end(session, reason)
+        return flows
+
+    def forget_peer(self, peer: str, reason: str) -> None:
+        """Ends the sessions of a peer that was removed, with a link or without."""
+        for session in [s for s in self.sessions.values() if s.peer == peer]:
+            self._end(session, reason)
+
+    def _end(self, session: RoutedSession, reason: str) -> None:
+        if self.sessions.pop(session.number, None) is None:
             return
-        link.down(reason)
-        for _, routes in self._workers.values():
-            routes.remove(link.id)
+        if session.detached_at is not None:
+            self.metrics.resumes_total.labels("given-up").inc()
+            _log.warning(
+                "session with %s is over: %s; %d flows ended, %.0f s after its link was lost",
+                session.peer,
+                reason,
+                session.flows,
+                time.monotonic() - session.detached_at,
+            )
+        session.end(reason)
+        self.metrics.sessions_detached.set(len(self.detached))
+        self.choose_target()
 
-    def _free_id(self) -> int:
-        """Give the next id that is free, 1 to 65535: one that ended is not taken again soon."""
+    def tick(self, now: float) -> None:
+        """Looks at the times of all sessions; called once a second. `now` is monotonic."""
+        for session in list(self.sessions.values()):
+            link = session.link
+            if session.detached_at is not None:
+                if now - session.detached_at > self.resume_timeout:
+                    self._end(session, f"no link came back within {self.resume_timeout:g} s")
+            elif link is not None and not link.resumed and now - link.since > RESUME_SECONDS:
+                session._abuse(f"no complete RESUME came within {RESUME_SECONDS:g} s")  # noqa: SLF001 - the two are one device
+
+    # --- new flows ----------------------------------------------------------------------------
+
+    def choose_target(self) -> None:
+        """Decides which session new flows of ours go to, and tells the workers if it changed.
+
+        Of the sessions whose links take new flows, it is that of the first configured peer.
+        """
+        if not self.opens:
+            return
+        able = [
+            session
+            for session in self.sessions.values()
+            if session.link is not None and session.link.accepts and session.link.resumed
+        ]
+        best = min(able, key=lambda session: (session.rank, -session.number), default=None)
+        target = 0 if best is None else best.number
+        if target != self.target:
+            self.target = target
+            for worker in self._workers.values():
+                worker.send_control(0, NewFlows(target))
+
+    def _free_number(self) -> int:
+        """Returns the next number that is free, 1 to 65535: one that ended is not taken soon."""
         for _ in range(0xFFFF):
-            self._last_id = self._last_id % 0xFFFF + 1
-            if self._last_id not in self.links:
-                return self._last_id
-        raise LocalProtocolError("65535 links are up")
+            self._last_number = self._last_number % 0xFFFF + 1
+            if self._last_number not in self.sessions:
+                return self._last_number
+        raise LocalProtocolError("65535 sessions are open")

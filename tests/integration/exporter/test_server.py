@@ -20,6 +20,16 @@ from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.ops import metrics
 from socks_tunnel.ops.http_server import Request, Response
 from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.ipc import (
+    ChildHello,
+    ChildReady,
+    Control,
+    Drain,
+    IpcPing,
+    IpcPong,
+    ReadyState,
+    Shutdown,
+)
 
 
 class Clock:
@@ -168,15 +178,15 @@ async def test_other_paths_are_refused(setup: Setup) -> None:
 class Supervisor(Channel):
     def __init__(self) -> None:
         super().__init__()
-        self.frames: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self.frames: asyncio.Queue[Control | None] = asyncio.Queue()
 
-    def on_control(self, link: int, fields: dict[str, Any]) -> None:
-        self.frames.put_nowait(fields)
+    def on_control(self, session: int, message: Control) -> None:
+        self.frames.put_nowait(message)
 
     def on_closed(self, error: Exception | None) -> None:
         self.frames.put_nowait(None)
 
-    async def next(self) -> dict[str, Any] | None:
+    async def next(self) -> Control | None:
         async with asyncio.timeout(60):
             return await self.frames.get()
 
@@ -186,13 +196,13 @@ async def test_the_exporter_does_as_the_supervisor_says() -> None:
     state, done = State(), asyncio.Event()
     supervisor = await connect(ours, Supervisor)
     await connect(theirs, lambda: SupervisorChannel(state, done.set))
-    assert await supervisor.next() == {"op": "hello", "pid": os.getpid()}
-    supervisor.send_control(0, {"op": "state", "ready": False, "reason": "no link is up"})
-    supervisor.send_control(0, {"op": "ping", "id": 4})
-    assert await supervisor.next() == {"op": "pong", "id": 4}
+    assert await supervisor.next() == ChildHello(os.getpid())
+    supervisor.send_control(0, ReadyState("no link is up"))
+    supervisor.send_control(0, IpcPing(4))
+    assert await supervisor.next() == IpcPong(4)
     assert state.unready() == "no link is up"
-    supervisor.send_control(0, {"op": "state", "ready": True, "reason": ""})
-    supervisor.send_control(0, {"op": "shutdown"})
+    supervisor.send_control(0, ReadyState(None))
+    supervisor.send_control(0, Shutdown())
     assert await supervisor.next() is None
     assert state.unready() is None
     assert done.is_set()
@@ -201,9 +211,9 @@ async def test_the_exporter_does_as_the_supervisor_says() -> None:
 async def test_frames_that_have_no_business_here_end_the_stream() -> None:
     channel = SupervisorChannel(State(), lambda: None)
     with pytest.raises(RemoteProtocolError):
-        channel.on_message(1, memoryview(b"x"))
+        channel.on_messages(1, [memoryview(b"x")])
     with pytest.raises(RemoteProtocolError):
-        channel.on_control(0, {"op": "credit"})
+        channel.on_control(0, Drain())
 
 
 # --- the process --------------------------------------------------------------------------------
@@ -256,20 +266,20 @@ async def test_the_process_serves_on_the_inherited_socket_until_it_is_told_to_en
     process = Process(tmp_path)
     supervisor = await connect(process.ours, Supervisor)
     hello = await supervisor.next()
-    assert hello == {"op": "hello", "pid": process.popen.pid}
-    assert await supervisor.next() == {"op": "ready"}
+    assert hello == ChildHello(process.popen.pid)
+    assert await supervisor.next() == ChildReady()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         process.popen.send_signal(number)  # as for the whole group: not its business
-    supervisor.send_control(0, {"op": "state", "ready": True, "reason": ""})
-    supervisor.send_control(0, {"op": "ping", "id": 1})
-    assert await supervisor.next() == {"op": "pong", "id": 1}
+    supervisor.send_control(0, ReadyState(None))
+    supervisor.send_control(0, IpcPing(1))
+    assert await supervisor.next() == IpcPong(1)
     assert await process.get("/readyz") == (200, "ok\n")
     assert (await process.get("/metrics"))[0] == 200
     assert (await process.get("/"))[0] == 404
     assert await process.status("HEAD", "/readyz") == 200
     assert await process.status("POST", "/metrics") == 405
     assert await process.status("GET", "/metrics", data=b"x") == 413
-    supervisor.send_control(0, {"op": "shutdown"})
+    supervisor.send_control(0, Shutdown())
     assert await process.wait() == (0, b"")
 
 

@@ -10,7 +10,20 @@ import uvloop
 
 from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.protocol.errors import RemoteProtocolError
-from socks_tunnel.protocol.ipc import BODY_MAX, CONTROL_MAX, encode_control, frame_header
+from socks_tunnel.protocol.ipc import (
+    BODY_MAX,
+    CONTROL_MAX,
+    FRAME_HEADER,
+    Control,
+    Credit,
+    IpcPing,
+    Reload,
+    encode_control,
+)
+
+
+def frame_header(kind: int, session: int, size: int) -> bytes:
+    return FRAME_HEADER.pack(size + 3, kind, session)
 
 
 class FakeTransport:
@@ -18,6 +31,7 @@ class FakeTransport:
 
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
+        self.writes = 0
         self.closed = False
         self.aborted = False
 
@@ -25,6 +39,7 @@ class FakeTransport:
         self.pieces.append(bytes(data))
 
     def writelines(self, pieces: Iterable[bytes]) -> None:
+        self.writes += 1
         self.pieces.extend(bytes(piece) for piece in pieces)
 
     def get_write_buffer_size(self) -> int:
@@ -43,19 +58,19 @@ class Recorder(Channel):
         self.events: list[Any] = []
         self.react: Callable[[], None] | None = None
 
-    def on_message(self, link: int, body: memoryview) -> None:
-        self.events.append(("message", link, bytes(body)))
+    def on_messages(self, session: int, messages: list[memoryview]) -> None:
+        self.events += [("message", session, bytes(body)) for body in messages]
         if self.react is not None:
             self.react()
 
-    def on_control(self, link: int, fields: dict[str, Any]) -> None:
-        self.events.append(("control", link, fields))
+    def on_control(self, session: int, message: Control) -> None:
+        self.events.append(("control", session, message))
 
     def on_closed(self, error: Exception | None) -> None:
         self.events.append(("closed", error))
 
 
-def recorder() -> tuple[Recorder, FakeTransport]:
+async def recorder() -> tuple[Recorder, FakeTransport]:
     channel, transport = Recorder(), FakeTransport()
     channel.connection_made(transport)  # type: ignore[arg-type] # as uvloop's, it is duck-typed
     return channel, transport
@@ -74,52 +89,61 @@ def feed(channel: Channel, data: bytes, step: int | None = None) -> None:
 
 
 @pytest.mark.parametrize("step", [None, 1, 5])
-def test_frames_arrive_in_order_however_they_are_cut(step: int | None) -> None:
-    channel, _ = recorder()
+async def test_frames_arrive_in_order_however_they_are_cut(step: int | None) -> None:
+    channel, _ = await recorder()
     data = (
-        frame_header(0, 3, 4)
-        + b"abcd"
-        + encode_control(0, {"op": "ping"})
-        + frame_header(0, 65535, 0)
+        frame_header(0, 3, 4) + b"abcd" + encode_control(0, IpcPing(1)) + frame_header(0, 65535, 0)
     )
     feed(channel, data, step)
     assert channel.events == [
         ("message", 3, b"abcd"),
-        ("control", 0, {"op": "ping"}),
+        ("control", 0, IpcPing(1)),
         ("message", 65535, b""),
     ]
 
 
-def test_a_message_is_sent_as_header_and_body_in_two_pieces() -> None:
-    channel, transport = recorder()
+async def test_what_is_sent_in_one_turn_leaves_together_at_its_end() -> None:
+    channel, transport = await recorder()
     channel.send_message(7, b"payload")
-    assert transport.pieces == [frame_header(0, 7, 7), b"payload"]
-    assert channel.buffered == 14
-    transport.pieces.clear()
     channel.send_pieces(7, b"head", memoryview(b"data"))
-    assert transport.pieces == [frame_header(0, 7, 8) + b"head", b"data"]
+    channel.send_messages(8, [b"x", b"y"])
+    assert transport.pieces == []
+    await asyncio.sleep(0)
+    assert transport.writes == 1
+    assert transport.pieces == [
+        frame_header(0, 7, 7),
+        b"payload",
+        frame_header(0, 7, 8) + b"head",
+        b"data",
+        frame_header(0, 8, 1),
+        b"x",
+        frame_header(0, 8, 1),
+        b"y",
+    ]
+    assert channel.buffered == sum(map(len, transport.pieces))
 
 
-def test_what_one_end_sends_the_other_understands() -> None:
-    sender, transport = recorder()
-    receiver, _ = recorder()
-    sender.send_control(0, {"op": "credit", "bytes": 9})
+async def test_what_one_end_sends_the_other_understands() -> None:
+    sender, transport = await recorder()
+    receiver, _ = await recorder()
+    sender.send_control(0, Credit(9, 1, 0))
     sender.send_message(1, bytes(BODY_MAX))
+    await asyncio.sleep(0)
     feed(receiver, b"".join(transport.pieces))
     assert receiver.events == [
-        ("control", 0, {"op": "credit", "bytes": 9}),
+        ("control", 0, Credit(9, 1, 0)),
         ("message", 1, bytes(BODY_MAX)),
     ]
 
 
-def test_too_long_a_message_or_control_frame_is_refused_before_it_breaks_the_stream() -> None:
-    channel, transport = recorder()
+async def test_too_long_a_message_or_control_frame_is_refused_before_it_breaks_the_stream() -> None:
+    channel, transport = await recorder()
     with pytest.raises(ValueError, match="over the IPC limit"):
         channel.send_message(1, bytes(BODY_MAX + 1))
     with pytest.raises(ValueError, match="over the IPC limit"):
         channel.send_pieces(1, b"x", bytes(BODY_MAX))
     with pytest.raises(ValueError, match="over the limit"):
-        channel.send_control(0, {"op": "stats", "rows": bytes(CONTROL_MAX)})
+        channel.send_control(0, Reload({"x": bytes(CONTROL_MAX)}))
     assert transport.pieces == []
 
 
@@ -128,15 +152,16 @@ def test_too_long_a_message_or_control_frame_is_refused_before_it_breaks_the_str
     [
         (b"\xff\xff\xff\xff\0\0\0", "ipc-frame"),
         (b"\0\0\0\2\0\0\0", "ipc-frame"),
-        (b"\0\0\0\3\2\0\0", "ipc-frame"),
+        (b"\0\0\0\3\3\0\0", "ipc-frame"),
         (frame_header(1, 0, 1) + b"\xc1", "ipc-control"),
-        (frame_header(1, 0, 1) + b"\x80", "ipc-control"),
+        (frame_header(1, 0, 1) + b"\x90", "ipc-control"),
     ],
     ids=["length-over", "length-under", "unknown-kind", "not-msgpack", "no-op"],
 )
-def test_a_frame_out_of_bounds_ends_the_channel(data: bytes, kind: str) -> None:
-    channel, transport = recorder()
-    feed(channel, frame_header(0, 1, 1) + b"x" + data)
+async def test_a_frame_out_of_bounds_ends_the_channel(data: bytes, kind: str) -> None:
+    channel, transport = await recorder()
+    feed(channel, frame_header(0, 1, 1) + b"x")
+    feed(channel, data)
     assert transport.aborted
     channel.connection_lost(None)
     assert channel.events[0] == ("message", 1, b"x")
@@ -147,33 +172,33 @@ def test_a_frame_out_of_bounds_ends_the_channel(data: bytes, kind: str) -> None:
     assert len(channel.events) == 2
 
 
-def test_nothing_is_delivered_after_a_handler_aborted() -> None:
-    channel, transport = recorder()
+async def test_nothing_is_delivered_after_a_handler_aborted() -> None:
+    channel, transport = await recorder()
     channel.react = channel.abort
-    feed(channel, frame_header(0, 1, 1) + b"x" + frame_header(0, 1, 1) + b"y")
+    feed(channel, frame_header(0, 1, 1) + b"x" + frame_header(0, 2, 1) + b"y")
     assert transport.aborted
     assert channel.events == [("message", 1, b"x")]
 
 
-def test_sending_before_and_after_the_connection_does_nothing() -> None:
+async def test_sending_before_and_after_the_connection_does_nothing() -> None:
     channel = Recorder()
     channel.send_message(1, b"x")
     channel.send_pieces(1, b"x", b"y")
-    channel.send_control(0, {"op": "ping"})
+    channel.send_control(0, IpcPing(1))
     assert channel.closing
     assert channel.buffered == 0
-    channel, transport = recorder()
+    channel, transport = await recorder()
     assert not channel.closing
     channel.close()
     channel.send_message(1, b"x")
     channel.send_pieces(1, b"x", b"y")
-    channel.send_control(0, {"op": "ping"})
+    channel.send_control(0, IpcPing(1))
     assert transport.pieces == []
     assert transport.closed
 
 
-def test_paused_follows_the_transport() -> None:
-    channel, _ = recorder()
+async def test_paused_follows_the_transport() -> None:
+    channel, _ = await recorder()
     states = [channel.paused]
     channel.pause_writing()
     states.append(channel.paused)
@@ -199,7 +224,7 @@ def test_a_socketpair_carries_everything_and_closing_flushes(
         sender, receiver = await connect(left, Peer), await connect(right, Peer)
         for size in range(0, 60_000, 1_999):
             sender.send_message(size % 5, bytes(size))
-            sender.send_control(0, {"op": "ping", "id": size})
+            sender.send_control(0, IpcPing(size))
         sender.close()
         async with asyncio.timeout(30):
             assert await receiver.closed is None
@@ -211,5 +236,5 @@ def test_a_socketpair_carries_everything_and_closing_flushes(
     expected: list[Any] = []
     for size in range(0, 60_000, 1_999):
         expected.append(("message", size % 5, bytes(size)))
-        expected.append(("control", 0, {"op": "ping", "id": size}))
+        expected.append(("control", 0, IpcPing(size)))
     assert events == expected

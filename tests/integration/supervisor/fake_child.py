@@ -2,7 +2,7 @@
 
 Started as `python fake_child.py BEHAVIOUR --ipc-fd=N …`. Behaviours:
 
-    good            hello, ready once configured, pong, stats, drained; exit 0 on shutdown
+    good            hello, ready once configured, pong, answers, drained; exit 0 on shutdown
     eager           as good, but ready right after hello
     exit-N          exits with status N at once
     boot-exit-N     hello, ready, then exits with status N
@@ -33,9 +33,9 @@ class Stream:
         self.sock = socket.socket(fileno=fd)
         self.buffer = b""
 
-    def send(self, **fields: Any) -> None:
-        body = msgpack.packb(fields)
-        self.sock.sendall(HEADER.pack(len(body) + 3, 1, 0) + body)
+    def send(self, *values: Any, session: int = 0) -> None:
+        body = msgpack.packb(values)
+        self.sock.sendall(HEADER.pack(len(body) + 3, 1, session) + body)
 
     def receive(self) -> tuple[int, int, bytes]:
         while True:
@@ -61,9 +61,9 @@ def main() -> None:
     stream = Stream(int(options["ipc-fd"]))
     if behaviour == "mute":
         time.sleep(600)
-    stream.send(op="hello", pid=os.getpid() + (behaviour == "impostor"))
+    stream.send("hello", os.getpid() + (behaviour == "impostor"))
     if behaviour != "good":
-        stream.send(op="ready")
+        stream.send("ready")
     if behaviour.startswith("boot-exit-"):
         stream.receive()
         sys.exit(int(behaviour.removeprefix("boot-exit-")))
@@ -81,21 +81,22 @@ def main() -> None:
 def serve(stream: Stream, behaviour: str) -> None:
     while True:
         kind, link, body = stream.receive()
-        if kind == 0:  # an echo, with the link that it came on
+        if kind == 0:  # an echo, with the session that it came on
             stream.sock.sendall(HEADER.pack(len(body) + 3, 0, link) + body)
             continue
-        fields = msgpack.unpackb(body)
-        match fields["op"]:
-            case "config" if behaviour == "good":
-                stream.send(op="ready")
-            case "ping":
-                stream.send(op="pong", id=fields["id"])
-            case "stats":
-                stream.send(op="stats", id=fields["id"], rows=[{"part": 1}], more=True)
-                stream.send(op="stats", id=fields["id"], rows=[{"part": 2}], more=False)
-            case "drain":
-                stream.send(op="drained")
-            case "shutdown" if behaviour != "stubborn":
+        match msgpack.unpackb(body):
+            case ["config", *_] if behaviour == "good":
+                stream.send("ready")
+            case ["ping", number]:
+                stream.send("pong", number)
+            case ["attach", *_]:
+                stream.send("attached", [], True, session=link)
+            case ["ask", number, *_]:
+                stream.send("answer", number, [{"part": 1}], True)
+                stream.send("answer", number, [{"part": 2}], False)
+            case ["drain"]:
+                stream.send("drained")
+            case ["shutdown"] if behaviour != "stubborn":
                 sys.exit(0)
 
 

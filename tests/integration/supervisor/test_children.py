@@ -18,7 +18,8 @@ from socks_tunnel.config.models import Log
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.errors import CloseReason
-from socks_tunnel.protocol.messages import CloseConnection, OpenConnection, decode
+from socks_tunnel.protocol.ipc import Configure
+from socks_tunnel.protocol.messages import CloseConnection, OpenConnection, Resume, decode
 from socks_tunnel.supervisor.children import (
     EXPORTER_COMMAND,
     METRICS_VARIABLE,
@@ -29,20 +30,25 @@ from socks_tunnel.supervisor.children import (
 )
 from socks_tunnel.supervisor.listeners import Listener
 from socks_tunnel.supervisor.processes import Slot
-from socks_tunnel.supervisor.router import RoutedLink, Router
+from socks_tunnel.supervisor.router import AttachedLink, LinkTerms, Router
 
 FAKE = str(Path(__file__).with_name("fake_child.py"))
 
 
 class FakeLink:
+    rtt = None
+    buffered = 0
+
     def __init__(self) -> None:
         self.sent: list[bytes] = []
         self.changed = asyncio.Event()
 
-    def send(self, message: bytes) -> bool:
-        self.sent.append(message)
+    def send_many(self, messages: list[bytes]) -> None:
+        self.sent += messages
         self.changed.set()
-        return True
+
+    def send_resume(self, resume: Resume) -> None:
+        raise AssertionError(resume)
 
     async def until(self, count: int) -> None:
         async with asyncio.timeout(60):
@@ -73,14 +79,23 @@ class Setup:
             metrics_directory=directory,
             listeners=[],
             log=Log(),
-            configuration=lambda: {"role": "endpoint"},
+            configuration=lambda: Configure(1, {}, []),
             on_unbootable=lambda reason, status: self.unbootable.append((reason, status)),
             command=[sys.executable, FAKE, behaviour],
         )
         self.port = FakeLink()
 
-    def link(self) -> RoutedLink:
-        return self.router.link_up(self.port, "laptop", {"peer": "laptop"})
+    def link(self) -> AttachedLink:
+        terms = LinkTerms(b"s" * 16, 262_144, 65_529, 300, ("udp", "bind"), resume=False)
+        return self.router.attach(self.port, "laptop", terms)
+
+    async def attached(self) -> AttachedLink:
+        """A link that the worker has taken into use."""
+        link = self.link()
+        async with asyncio.timeout(60):
+            while not all(worker.ready for worker in link.session.workers.values()):
+                await asyncio.sleep(0.005)
+        return link
 
     async def ready(self, count: int = 1) -> None:
         async with asyncio.timeout(60):
@@ -106,9 +121,9 @@ async def setup(tmp_path: Path) -> AsyncIterator[Setup]:
 async def test_a_ready_worker_takes_part_in_routing(setup: Setup) -> None:
     assert setup.router.workers == 1
     assert setup.registry.get_sample_value("socks_tunnel_workers") == 1
-    link = setup.link()
+    link = await setup.attached()
     opening = OpenConnection(5, "example.com", 80).encode()
-    link.from_link(opening)
+    link.messages([opening])
     await setup.port.until(1)
     assert setup.port.sent == [opening], "the fake worker echoes"
 
@@ -116,8 +131,8 @@ async def test_a_ready_worker_takes_part_in_routing(setup: Setup) -> None:
 async def test_a_killed_worker_s_flows_are_closed_and_a_new_one_takes_flows(
     setup: Setup, caplog: pytest.LogCaptureFixture
 ) -> None:
-    link = setup.link()
-    link.from_link(OpenConnection(5, "example.com", 80).encode())
+    link = await setup.attached()
+    link.messages([OpenConnection(5, "example.com", 80).encode()])
     await setup.port.until(1)
     gauge = setup.directory / "worker-0.live.db"
     counter = setup.directory / "counter_worker-0.db"
@@ -134,7 +149,7 @@ async def test_a_killed_worker_s_flows_are_closed_and_a_new_one_takes_flows(
     await setup.ready(2)
     assert setup.registry.get_sample_value("socks_tunnel_worker_restarts_total") == 1
     assert "1 flows ended with worker 0; their peers were told" in caplog.text
-    link.from_link(OpenConnection(6, "example.com", 80).encode())
+    link.messages([OpenConnection(6, "example.com", 80).encode()])
     await setup.port.until(3)
 
 
@@ -204,7 +219,7 @@ def test_command_lines_carry_what_a_child_needs_before_it_is_configured(tmp_path
             metrics_directory=tmp_path,
             listeners=[listener, listener],
             log=Log(level="debug", format="json"),
-            configuration=dict,
+            configuration=lambda: Configure(1, {}, []),
             on_unbootable=lambda _reason, _status: None,
         )
         fd = sock.fileno()

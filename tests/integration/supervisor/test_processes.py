@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.ipc import Configure, Credit
 from socks_tunnel.supervisor import processes
 from socks_tunnel.supervisor.processes import (
     BOOT_TICKS,
@@ -53,7 +54,7 @@ class FakeSlot(Slot):
     def on_hello(self) -> None:
         self.note("hello")
         assert self.channel is not None
-        self.channel.send_control(0, {"op": "config"})
+        self.channel.send_control(0, Configure(1, {}, []))
 
     def on_ready(self) -> None:
         self.note("ready")
@@ -68,8 +69,8 @@ class FakeSlot(Slot):
         self.unbootable.append((reason, status))
         self.note("unbootable")
 
-    def on_message(self, link: int, body: memoryview) -> None:
-        self.messages.append((link, bytes(body)))
+    def on_messages(self, session: int, messages: list[memoryview]) -> None:
+        self.messages += [(session, bytes(body)) for body in messages]
         self.note("message")
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -386,9 +387,9 @@ async def test_a_bug_in_a_hook_does_not_keep_the_child_from_being_started_again(
 async def test_frames_that_make_no_sense_are_the_child_s_fault() -> None:
     slot = Slot("worker 7")
     with pytest.raises(RemoteProtocolError, match="tunnel messages"):
-        slot.on_message(1, memoryview(b"x"))
-    with pytest.raises(RemoteProtocolError, match="nonsense"):
-        slot.on_control(0, {"op": "nonsense"})
+        slot.on_messages(1, [memoryview(b"x")])
+    with pytest.raises(RemoteProtocolError, match="credit"):
+        slot.on_control(0, Credit(1, 1, 1))
     with pytest.raises(NotImplementedError):
         slot.command(3)
     assert (slot.environment(), slot.inherited_fds()) == ({}, ())

@@ -211,12 +211,12 @@ def test_what_is_no_flow_message_is_our_bug_and_nothing_of_it_is_sent(bad: bytes
 
 def test_resume_goes_through_if_it_was_agreed_upon() -> None:
     site = Site(features=("resume",)).connect()
-    site.gateway.send_resume(Resume({"flows": [], "last": True}))
+    site.gateway.send_resume(Resume())
     site.clock.advance(1)
-    assert site.right.values("resume") == [Resume({"flows": [], "last": True})]
+    assert site.right.values("resume") == [Resume()]
     site = Site().connect()
     with pytest.raises(LocalProtocolError, match="not agreed"):
-        site.gateway.send_resume(Resume({}))
+        site.gateway.send_resume(Resume())
 
 
 # --- silence ------------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ def test_errors_are_logged_once_a_kind_and_counted_each_time(
 ) -> None:
     site = Site().connect()
     for _ in range(50):
-        site.control(Resume({}).encode())
+        site.control(Resume().encode())
         site.control(hello().encode())
         site.control(message_header(99, 0))
     site.clock.advance(1)
@@ -346,7 +346,7 @@ def test_a_bug_in_dealing_with_a_message_costs_this_link_only(
     if what == "messages":
         site.gateway.send_many([data(1), data(2)])
     else:
-        site.gateway.send_resume(Resume({}))
+        site.gateway.send_resume(Resume())
     site.clock.advance(1)
     (reason,) = site.right.values("down")
     assert reason.startswith("a message of the peer's hit a bug here (RecursionError: xxx")

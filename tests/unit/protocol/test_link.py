@@ -254,7 +254,7 @@ def test_only_so_much_is_kept_before_hello(count: int, size: int, sentence: str)
         (message_header(MessageType.GOAWAY, 0), "malformed-goaway"),
         (message_header(MessageType.HELLO, 0), "malformed-hello"),
         (hello().encode(), "second-hello"),
-        (Resume({"flows": []}).encode(), "unexpected-resume"),
+        (Resume((), last=False).encode(), "unexpected-resume"),
         (Data(1, b"x").encode(), "wrong-channel"),
         (UdpPacket(1, b"x").encode(), "wrong-channel"),
     ],
@@ -343,9 +343,9 @@ def test_resume_goes_up_and_down_if_both_have_the_feature() -> None:
     pair.open()
     assert pair.left.resumable
     assert pair.right.resumable
-    pair.left.resume(Resume({"flows": [], "last": True}))
+    pair.left.resume(Resume())
     _, at_right = pair.exchange()
-    assert at_right == [ResumeReceived(Resume({"flows": [], "last": True}))]
+    assert at_right == [ResumeReceived(Resume())]
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [((), ("resume",)), (("resume",), ()), ((), ())])
@@ -355,26 +355,26 @@ def test_resume_needs_the_feature_on_both_sides(
     link = LinkProtocol("endpoint", hello(features=ours), T0)
     link.channels_opened(T0)
     link.receive_message(hello(features=theirs).encode(), T0)
-    link.receive_message(Resume({"flows": []}).encode(), T0)
+    link.receive_message(Resume((), last=False).encode(), T0)
     assert link.errors == {"unexpected-resume": 1}
     assert not [event for event in events(link) if isinstance(event, ResumeReceived)]
     with pytest.raises(LocalProtocolError, match="not agreed"):
-        link.resume(Resume({}))
+        link.resume(Resume())
 
 
 def test_resume_before_the_link_is_established_is_an_error_of_whoever_sent_it() -> None:
     link = endpoint(features=("resume",))
     link.receive_message(hello(features=("resume",)).encode(), T0)
-    link.receive_message(Resume({}).encode(), T0)
+    link.receive_message(Resume().encode(), T0)
     assert link.errors == {"unexpected-resume": 1}
     with pytest.raises(LocalProtocolError):
-        link.resume(Resume({}))
+        link.resume(Resume())
 
 
 def test_a_resume_that_comes_too_late_is_no_bug() -> None:
     link = established(features=("resume",))
     link.fail()
-    link.resume(Resume({}))
+    link.resume(Resume())
     assert link.messages_to_send() == []
 
 

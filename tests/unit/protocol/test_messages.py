@@ -136,7 +136,7 @@ GOLDEN: list[tuple[str, str, Message]] = [
     (
         "RESUME",
         "0c 0000 00000000 82 a5 666c6f7773 91 94 01020300 a4 6c617374 c3",
-        Resume({"flows": [[1, 2, 3, 0]], "last": True}),
+        Resume(((1, 2, 3, 0),), last=True),
     ),
     (
         "CONNECTION_OPENED, IPv4",

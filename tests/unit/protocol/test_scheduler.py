@@ -1,16 +1,49 @@
-"""What a worker transmits next: datagrams, then flows in turn, within its credit."""
+"""What a worker transmits next: datagrams, quiet flows, then bulk in turn, within its credit."""
 
 import math
 
 import pytest
 
-from socks_tunnel.protocol.scheduler import DATAGRAM_AGE_MAX, DATAGRAM_BYTES_MAX, Scheduler
+from socks_tunnel.protocol.scheduler import (
+    DATAGRAM_AGE_MAX,
+    DATAGRAM_BYTES_MAX,
+    DATAGRAM_OVERDRAFT,
+    QUANTUM,
+    Scheduler,
+)
+
+
+class Flow:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.deficit = 0
+        self.queued = False
+
+
+A, B, C = "a", "b", "c"
+
+
+def flows() -> tuple[Flow, Flow, Flow]:
+    return Flow(A), Flow(B), Flow(C)
+
+
+def takes(scheduler: Scheduler[Flow]) -> bool:
+    return scheduler.takes_datagram
+
+
+def wanted(scheduler: Scheduler[Flow]) -> bool:
+    return scheduler.wanted
+
+
+def names(scheduler: Scheduler[Flow], count: int) -> list[str | None]:
+    turns = [scheduler.next_flow() for _ in range(count)]
+    return [None if flow is None else flow.name for flow in turns]
 
 
 def test_is_idle_while_nothing_waits() -> None:
-    scheduler: Scheduler[str] = Scheduler(100)
+    scheduler: Scheduler[Flow] = Scheduler(100)
     idle = [scheduler.idle]
-    scheduler.wait("a")
+    scheduler.wait(Flow(A))
     idle.append(scheduler.idle)
     scheduler.next_flow()
     idle.append(scheduler.idle)
@@ -18,55 +51,54 @@ def test_is_idle_while_nothing_waits() -> None:
     idle.append(scheduler.idle)
     scheduler.next_datagram(0.0)
     idle.append(scheduler.idle)
-
     assert idle == [True, False, True, False, True]
 
 
 def test_gives_nothing_without_credit() -> None:
-    scheduler: Scheduler[str] = Scheduler(0)
-    scheduler.wait("a")
+    scheduler: Scheduler[Flow] = Scheduler(-DATAGRAM_OVERDRAFT)
+    scheduler.wait(Flow(A))
     scheduler.queue_datagram(b"x", 0.0)
-
+    assert wanted(scheduler)
     assert scheduler.next_datagram(0.0) is None
     assert scheduler.next_flow() is None
-
-    scheduler.grant(1)
+    scheduler.credit += 1
     assert scheduler.next_datagram(0.0) == b"x"
-
-
-def test_control_messages_may_take_the_credit_below_zero() -> None:
-    scheduler: Scheduler[str] = Scheduler(10)
-    scheduler.wait("a")
-    scheduler.spend(30)
-    assert scheduler.credit == -20
-
-    scheduler.grant(20)
     assert scheduler.next_flow() is None
-    scheduler.grant(1)
-    assert scheduler.next_flow() == "a"
+    scheduler.credit = 1
+    assert not wanted(scheduler)
+    assert names(scheduler, 1) == [A]
 
 
 # --- datagrams --------------------------------------------------------------------------------
 
 
 def test_datagrams_leave_in_order_and_spend_their_length() -> None:
-    scheduler: Scheduler[str] = Scheduler(10)
+    scheduler: Scheduler[Flow] = Scheduler(10)
     for message in (b"first", b"second", b"third"):
         scheduler.queue_datagram(message, 0.0)
-
     assert scheduler.next_datagram(0.0) == b"first"
     assert scheduler.credit == 5
     assert scheduler.next_datagram(0.0) == b"second"
     assert scheduler.credit == -1
+    assert scheduler.next_datagram(0.0) == b"third"
     assert scheduler.next_datagram(0.0) is None
     assert scheduler.expired == scheduler.overflowed == 0
 
 
+def test_datagrams_get_their_share_of_a_link_that_bulk_has_used_up() -> None:
+    scheduler: Scheduler[Flow] = Scheduler(0)
+    assert takes(scheduler)
+    scheduler.credit = -DATAGRAM_OVERDRAFT
+    assert not takes(scheduler)
+    scheduler.credit = 100
+    scheduler.queue_datagram(b"before it", 0.0)
+    assert not takes(scheduler), "it would overtake one that waits"
+
+
 def test_a_datagram_leaves_within_50_ms_or_never() -> None:
-    scheduler: Scheduler[str] = Scheduler(100)
+    scheduler: Scheduler[Flow] = Scheduler(100)
     scheduler.queue_datagram(b"in time", 0.0)
     scheduler.queue_datagram(b"late", 0.0)
-
     assert scheduler.next_datagram(DATAGRAM_AGE_MAX) == b"in time"
     assert scheduler.next_datagram(math.nextafter(DATAGRAM_AGE_MAX, 1)) is None
     assert scheduler.expired == 1
@@ -74,30 +106,27 @@ def test_a_datagram_leaves_within_50_ms_or_never() -> None:
 
 
 def test_expired_datagrams_go_even_without_credit_and_cost_none() -> None:
-    scheduler: Scheduler[str] = Scheduler(0)
+    scheduler: Scheduler[Flow] = Scheduler(-DATAGRAM_OVERDRAFT)
     scheduler.queue_datagram(b"late", 0.0)
-
     assert scheduler.next_datagram(1.0) is None
     assert scheduler.idle
-    assert (scheduler.expired, scheduler.credit) == (1, 0)
+    assert (scheduler.expired, scheduler.credit) == (1, -DATAGRAM_OVERDRAFT)
 
 
 def test_beyond_the_limit_the_oldest_datagrams_are_dropped() -> None:
-    scheduler: Scheduler[str] = Scheduler(DATAGRAM_BYTES_MAX * 2)
+    scheduler: Scheduler[Flow] = Scheduler(DATAGRAM_BYTES_MAX * 2)
     size = DATAGRAM_BYTES_MAX // 8
     for number in range(10):
         scheduler.queue_datagram(bytes((number,)) * size, 0.0)
-
     left = []
     while (message := scheduler.next_datagram(0.0)) is not None:
         left.append(message[0])
-
     assert left == list(range(2, 10))
     assert scheduler.overflowed == 2
 
 
 def test_the_limit_counts_only_what_still_waits() -> None:
-    scheduler: Scheduler[str] = Scheduler(DATAGRAM_BYTES_MAX * 100)
+    scheduler: Scheduler[Flow] = Scheduler(DATAGRAM_BYTES_MAX * 100)
     size = DATAGRAM_BYTES_MAX // 2
     for turn in range(10):
         scheduler.queue_datagram(bytes(size), float(turn))
@@ -107,7 +136,6 @@ def test_the_limit_counts_only_what_still_waits() -> None:
             assert scheduler.next_datagram(float(turn)) is not None
         else:
             assert scheduler.next_datagram(turn + 0.9) is None  # both expired
-
     assert scheduler.overflowed == 0
     assert scheduler.expired == 10
 
@@ -115,36 +143,75 @@ def test_the_limit_counts_only_what_still_waits() -> None:
 # --- flows ------------------------------------------------------------------------------------
 
 
-def test_flows_go_in_turn() -> None:
-    scheduler: Scheduler[str] = Scheduler(1_000_000)
-    for flow in "abc":
+def test_bulk_flows_share_by_bytes_and_not_by_turns() -> None:
+    scheduler: Scheduler[Flow] = Scheduler(1_000_000_000)
+    sizes = {A: QUANTUM, B: QUANTUM // 4, C: 100}
+    sent = dict.fromkeys(sizes, 0)
+    for flow in flows():
         scheduler.wait(flow)
-    order = ""
-    for _ in range(9):
+    for _ in range(20_000):
         turn = scheduler.next_flow()
         assert turn is not None
-        order += turn
-        scheduler.wait(turn)  # it has more to send
+        sent[turn.name] += sizes[turn.name]
+        scheduler.requeue(turn, sizes[turn.name])
+    assert max(sent.values()) - min(sent.values()) <= 2 * QUANTUM
 
-    assert order == "abcabcabc"
+
+def test_a_flow_that_was_quiet_goes_before_bulk() -> None:
+    scheduler: Scheduler[Flow] = Scheduler(1_000_000)
+    bulk, other, quiet = flows()
+    for flow in (bulk, other):
+        scheduler.wait(flow)
+        assert scheduler.next_flow() is flow
+        scheduler.requeue(flow, QUANTUM)
+    scheduler.wait(quiet)
+    assert names(scheduler, 3) == [C, A, B]
+
+
+def test_a_flow_that_goes_on_after_its_quantum_is_bulk() -> None:
+    scheduler: Scheduler[Flow] = Scheduler(1_000_000)
+    first, second, _ = flows()
+    scheduler.wait(first)
+    assert scheduler.next_flow() is first
+    scheduler.requeue(first, QUANTUM)
+    scheduler.wait(second)
+    assert scheduler.next_flow() is second
+    scheduler.requeue(second, QUANTUM // 2)
+    assert names(scheduler, 2) == [B, A], "it has half of its turn left"
 
 
 def test_a_flow_waits_once() -> None:
-    scheduler: Scheduler[str] = Scheduler(100)
-    scheduler.wait("a")
-    scheduler.wait("b")
-    scheduler.wait("a")
-
-    assert [scheduler.next_flow() for _ in range(3)] == ["a", "b", None]
+    scheduler: Scheduler[Flow] = Scheduler(100)
+    first, second, _ = flows()
+    for flow in (first, second, first):
+        scheduler.wait(flow)
+    assert names(scheduler, 3) == [A, B, None]
 
 
 def test_a_cancelled_flow_has_no_turn() -> None:
-    scheduler: Scheduler[str] = Scheduler(100)
-    scheduler.wait("a")
-    scheduler.wait("b")
-    scheduler.cancel("a")
-    scheduler.cancel("never there")
+    scheduler: Scheduler[Flow] = Scheduler(100)
+    first, second, never = flows()
+    scheduler.wait(first)
+    scheduler.wait(second)
+    scheduler.cancel(first)
+    scheduler.cancel(never)
+    assert names(scheduler, 2) == [B, None]
+    scheduler.wait(first)
+    assert scheduler.next_flow() is first
+    scheduler.requeue(first, 1)
+    scheduler.cancel(first)
+    assert scheduler.idle
 
-    assert [scheduler.next_flow() for _ in range(2)] == ["b", None]
-    scheduler.wait("a")
-    assert scheduler.next_flow() == "a"
+
+def test_a_lost_link_leaves_nothing_waiting() -> None:
+    scheduler: Scheduler[Flow] = Scheduler(100)
+    first, second, _ = flows()
+    scheduler.wait(first)
+    scheduler.wait(second)
+    scheduler.requeue(second, 1)
+    scheduler.queue_datagram(b"x", 0.0)
+    scheduler.clear()
+    assert scheduler.idle
+    assert (scheduler.credit, scheduler.expired) == (0, 1)
+    assert not first.queued
+    assert not second.queued

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from socks_tunnel_workers.sockets import prepare_stream
 
 if TYPE_CHECKING:
-    from socks_tunnel_workers.worker import Worker
+    from socks_tunnel_workers.frontends.clients import Clients
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +30,9 @@ class Listener:
     """
 
     def __init__(
-        self, worker: Worker, sock: socket.socket, serve: Callable[[socket.socket, Any], object]
+        self, clients: Clients, sock: socket.socket, serve: Callable[[socket.socket, Any], object]
     ) -> None:
-        self._worker = worker
+        self._clients = clients
         self._serve = serve
         self._sock = sock
         self._watching = False
@@ -42,13 +42,13 @@ class Listener:
         """Accept from now on."""
         if not self._watching:
             self._watching = True
-            self._worker.loop.add_reader(self._sock, self._acceptable)
+            self._clients.loop.add_reader(self._sock, self._acceptable)
 
     def stop(self) -> None:
         """Accept no more; what is queued stays for the other workers."""
         if self._watching:
             self._watching = False
-            self._worker.loop.remove_reader(self._sock)
+            self._clients.loop.remove_reader(self._sock)
 
     def _acceptable(self) -> None:
         for _ in range(ACCEPTS_PER_TURN):
@@ -61,17 +61,17 @@ class Listener:
                     raise
                 # The queue would wake us again at once and for ever: let others close first.
                 self.stop()
-                self._worker.log_resource_error(error)
-                self._worker.loop.call_later(_PAUSE_SECONDS, self._resume)
+                self._clients.report_resource(error)
+                self._clients.loop.call_later(_PAUSE_SECONDS, self._resume)
                 return
-            if self._worker.full:
-                self._worker.log_full()
-                self._worker.count("socks_rejected_total", "too-many")
+            if self._clients.full:
+                self._clients.report_full()
+                self._clients.counters.count("socks_rejected_total", "too-many")
                 sock.close()
                 continue
             prepare_stream(sock)
             self._serve(sock, client)
 
     def _resume(self) -> None:
-        if not self._worker.draining:
+        if not self._clients.draining:
             self.start()

@@ -17,11 +17,11 @@ from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
 from socks_tunnel.protocol.messages import (
     Message,
     OpenConnection,
-    UdpAssociate,
     UdpAssociateClosed,
     UdpAssociateOpened,
 )
 from socks_tunnel.protocol.socks5 import parse_udp_packet, udp_header
+from socks_tunnel_workers.relay.local_policy import allowed_here
 from socks_tunnel_workers.relay.tcp import TcpRelay
 from socks_tunnel_workers.relay.udp import (
     DATAGRAMS_PER_TURN,
@@ -29,11 +29,12 @@ from socks_tunnel_workers.relay.udp import (
     SockAddr,
     make_room,
 )
+from socks_tunnel_workers.services import QuotaSlot
 from socks_tunnel_workers.sockets import reset
 
 if TYPE_CHECKING:
-    from socks_tunnel_workers.relay.session import WorkerLink
-    from socks_tunnel_workers.worker import Worker
+    from socks_tunnel_workers.frontends.clients import Clients
+    from socks_tunnel_workers.relay.session import WorkerSession
 
 OPENING_BYTES_MAX = 262_144
 """Bytes of a client's first datagrams that wait for the association to open: one round trip."""
@@ -48,51 +49,52 @@ class TcpForwardSession:
     There is no reply to give: the flow opens, or the connection is reset.
     """
 
-    __slots__ = ("client", "relay", "sock", "target", "timer", "worker")
+    __slots__ = ("client", "clients", "relay", "sock", "target", "timer")
 
     def __init__(
-        self, worker: Worker, sock: socket.socket, client: SockAddr, target: HostPort
+        self, clients: Clients, sock: socket.socket, client: SockAddr, target: HostPort
     ) -> None:
-        self.worker = worker
+        self.clients = clients
         self.sock: socket.socket | None = sock
         self.client = str(HostPort(str(client[0]), int(client[1])))
         self.target = target
         self.relay: TcpRelay | None = None
-        self.timer: asyncio.TimerHandle | None = worker.loop.call_later(
-            worker.config.socks.connect_timeout, self._connect_timeout
+        self.timer: asyncio.TimerHandle | None = clients.loop.call_later(
+            clients.settings.config.socks.connect_timeout, self._connect_timeout
         )
-        worker.sessions.add(self)
-        link = worker.best_link()
-        if link is None:
-            worker.wait_for_link(self)
+        clients.opening.add(self)
+        session = clients.target
+        if session is None:
+            clients.wait(self)
         else:
-            self.open_on(link)
+            self.open_on(session)
 
-    def open_on(self, link: WorkerLink) -> None:
-        """Open the flow on a link that is up."""
-        worker = self.worker
+    def open_on(self, session: WorkerSession) -> None:
+        """Opens the flow on a session that transmits."""
+        conn_id = session.allocate()
         relay = TcpRelay(
-            link,
-            worker.allocate(link),
+            session,
+            conn_id,
             command="connect",
             client=self.client,
             destination=self.target,
-            sock=self.sock,
             opener=self,
+            opening=OpenConnection(conn_id, self.target.host, self.target.port).encode(),
+            sock=self.sock,
         )
-        policy = worker.policies.default
-        if policy is not None and not worker.allowed_early(relay, policy, self.target):
+        policy = self.clients.settings.policies.default
+        if policy is not None and not allowed_here(relay, policy, self.target):
             self.close()
             return
         try:
-            link.flows.add(relay.conn_id, relay)
+            session.admit(relay)
         except RemoteProtocolError as error:
-            worker.log_flow_limit(link, error)
+            self.clients.report_flow_limit(session, error)
             self.close()
             return
-        worker.flow_started(relay)
+        self.clients.opening.discard(self)  # it counts as a flow from here on
         self.relay = relay
-        link.send(OpenConnection(relay.conn_id, self.target.host, self.target.port).encode())
+        relay.ask()
         # No reply is awaited, so what the client says at once saves a round trip.
         relay.resume_reading()
 
@@ -131,19 +133,19 @@ class TcpForwardSession:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        self.worker.stop_waiting(self)
-        self.worker.sessions.discard(self)
+        self.clients.stop_waiting(self)
+        self.clients.opening.discard(self)
 
 
 class UdpForward:
     """One UDP forward: its socket, and an association for each client that spoke lately."""
 
-    def __init__(self, worker: Worker, sock: socket.socket, target: HostPort) -> None:
-        self.worker = worker
+    def __init__(self, clients: Clients, sock: socket.socket, target: HostPort) -> None:
+        self.clients = clients
         self.sock = sock
         self.target = target
         self.header = udp_header(target)
-        self.clients: OrderedDict[SockAddr, ForwardAssociation] = OrderedDict()
+        self.associations: OrderedDict[SockAddr, ForwardAssociation] = OrderedDict()
         self._watching = False
         make_room(sock)
 
@@ -151,13 +153,13 @@ class UdpForward:
         """Take datagrams from now on."""
         if not self._watching:
             self._watching = True
-            self.worker.loop.add_reader(self.sock, self._readable)
+            self.clients.loop.add_reader(self.sock, self._readable)
 
     def stop(self) -> None:
         """Take none from new clients or old ones."""
         if self._watching:
             self._watching = False
-            self.worker.loop.remove_reader(self.sock)
+            self.clients.loop.remove_reader(self.sock)
 
     def _readable(self) -> None:
         for _ in range(DATAGRAMS_PER_TURN):
@@ -171,56 +173,62 @@ class UdpForward:
             self._from_client(data, client)
 
     def _from_client(self, data: bytes, client: SockAddr) -> None:
-        association = self.clients.get(client)
+        association = self.associations.get(client)
         if association is None:
             association = self._associate(client)
             if association is None:
                 return
         else:
-            self.clients.move_to_end(client)
+            self.associations.move_to_end(client)
         association.from_client(data)
 
     def _associate(self, client: SockAddr) -> ForwardAssociation | None:
-        worker = self.worker
-        link = worker.best_link()
-        if link is None:
-            worker.count_drop("no-link")
+        clients = self.clients
+        session = clients.target
+        if session is None:
+            clients.counters.drop("no-link")
             return None
-        if worker.full or not worker.take_association_slot(str(client[0])):
-            worker.count_drop("too-many")
+        slot = None if clients.full else clients.take_association(str(client[0]))
+        if slot is None:
+            clients.counters.drop("too-many")
             return None
-        association = ForwardAssociation(link, worker.allocate(link), self, client)
-        policy = worker.policies.default
-        if policy is not None and not worker.allowed_early(association, policy, self.target):
-            worker.free_association_slot(str(client[0]))
-            worker.count_drop("policy")
+        association = ForwardAssociation(session, session.allocate(), self, client, slot)
+        policy = clients.settings.policies.default
+        if policy is not None and not allowed_here(association, policy, self.target):
+            slot.end()
+            clients.counters.drop("policy")
             return None
         try:
-            link.flows.add(association.conn_id, association)
+            session.admit(association)
         except RemoteProtocolError as error:
-            worker.free_association_slot(str(client[0]))
-            worker.log_flow_limit(link, error)
-            worker.count_drop("too-many")
+            slot.end()
+            clients.report_flow_limit(session, error)
+            clients.counters.drop("too-many")
             return None
-        worker.flow_started(association)
-        self.clients[client] = association
-        if len(self.clients) > CLIENTS_MAX:
-            next(iter(self.clients.values())).abort(CloseReason.RESOURCE_LIMIT)
-        link.send(UdpAssociate(association.conn_id).encode())
+        self.associations[client] = association
+        if len(self.associations) > CLIENTS_MAX:
+            next(iter(self.associations.values())).abort(CloseReason.RESOURCE_LIMIT)
+        association.ask()
         return association
 
 
 class ForwardAssociation(Association):
     """The association of one client of a UDP forward."""
 
-    __slots__ = ("address", "forward", "waiting", "waiting_bytes")
+    __slots__ = ("address", "forward", "slot", "waiting", "waiting_bytes")
 
     def __init__(
-        self, link: WorkerLink, conn_id: int, forward: UdpForward, address: SockAddr
+        self,
+        session: WorkerSession,
+        conn_id: int,
+        forward: UdpForward,
+        address: SockAddr,
+        slot: QuotaSlot,
     ) -> None:
-        super().__init__(link, conn_id, client=str(HostPort(str(address[0]), int(address[1]))))
+        super().__init__(session, conn_id, client=str(HostPort(str(address[0]), int(address[1]))))
         self.destination = forward.target
         self.forward = forward
+        self.slot = slot
         self.address = address
         self.waiting: list[bytes] = []
         self.waiting_bytes = 0
@@ -235,13 +243,13 @@ class ForwardAssociation(Association):
             else:
                 self.drop("opening")
             return
-        if len(self.forward.header) + len(data) > self.link.max_data:
+        if len(self.forward.header) + len(data) > self.session.terms.max_data:
             self.drop("too-long")
             return
-        self.active = self.link.worker.loop.time()
+        self.active = self.session.loop.time()
         self._up += len(data)
-        self.link.worker.sent["udp"] += len(data)
-        self.link.send_datagram(self.conn_id, self.forward.header, data)
+        self.session.counters.sent["udp"] += len(data)
+        self.session.send_datagram(self.conn_id, self.forward.header, data)
 
     def on_message(self, message: Message) -> None:
         """Take the endpoint's answer, or the end."""
@@ -264,13 +272,13 @@ class ForwardAssociation(Association):
         except OSError as error:
             self._send_failed(error)
             return
-        self.active = self.link.worker.loop.time()
+        self.active = self.session.loop.time()
         self._down += len(packet) - offset
-        self.link.worker.received["udp"] += len(packet) - offset
+        self.session.counters.received["udp"] += len(packet) - offset
 
     def sweep(self, now: float) -> None:
         """End an association that was silent for idle_udp seconds, or never answered."""
-        socks = self.link.worker.config.socks
+        socks = self.session.settings.config.socks
         self._end_if_idle(now, socks.idle_udp if self.opened else socks.connect_timeout)
 
     def _close(self, reason: int) -> None:
@@ -279,5 +287,5 @@ class ForwardAssociation(Association):
         for _ in self.waiting:
             self.drop("opening")
         self.waiting.clear()
-        del self.forward.clients[self.address]
-        self.link.worker.free_association_slot(str(self.address[0]))
+        del self.forward.associations[self.address]
+        self.slot.end()

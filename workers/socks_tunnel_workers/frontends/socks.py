@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from socks_tunnel.protocol.addresses import UNSPECIFIED, HostPort
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError, Reply, reply_of
-from socks_tunnel.protocol.messages import Bind, OpenConnection, UdpAssociate
+from socks_tunnel.protocol.messages import Bind, OpenConnection
 from socks_tunnel.protocol.socks5 import (
     NEED_DATA,
     BindRequest,
@@ -19,13 +19,15 @@ from socks_tunnel.protocol.socks5 import (
     ServerConnection,
     UdpAssociateRequest,
 )
+from socks_tunnel_workers.relay.local_policy import allowed_here
 from socks_tunnel_workers.relay.tcp import TcpRelay
 from socks_tunnel_workers.relay.udp import GatewayAssociation
+from socks_tunnel_workers.services import QuotaSlot
 from socks_tunnel_workers.sockets import linger_close, reset, unix_peer
 
 if TYPE_CHECKING:
-    from socks_tunnel_workers.relay.session import WorkerLink
-    from socks_tunnel_workers.worker import Worker
+    from socks_tunnel_workers.frontends.clients import Clients
+    from socks_tunnel_workers.relay.session import WorkerSession
 
 HANDSHAKE_SECONDS = 30.0
 """Time in which a client must have made its request."""
@@ -56,18 +58,19 @@ class SocksSession:
         "account",
         "association",
         "client",
+        "clients",
         "command",
         "core",
         "relay",
         "request",
+        "slot",
         "sock",
         "started",
         "timer",
-        "worker",
     )
 
-    def __init__(self, worker: Worker, sock: socket.socket, client: object) -> None:
-        self.worker = worker
+    def __init__(self, clients: Clients, sock: socket.socket, client: object) -> None:
+        self.clients = clients
         self.sock: socket.socket | None = sock
         if isinstance(client, tuple):
             self.account = str(client[0])
@@ -76,17 +79,18 @@ class SocksSession:
             pid, uid = unix_peer(sock)
             self.account = f"unix:uid={uid}"
             self.client = f"unix:pid={pid},uid={uid}"
-        self.core = ServerConnection(require_password=worker.passwords is not None)
+        self.core = ServerConnection(require_password=clients.settings.passwords is not None)
         self.command = ""
         self.request: Request | None = None
         self.relay: TcpRelay | None = None
         self.association: GatewayAssociation | None = None
-        self.started = worker.loop.time()
-        self.timer: asyncio.TimerHandle | None = worker.loop.call_later(
+        self.slot: QuotaSlot | None = None
+        self.started = clients.loop.time()
+        self.timer: asyncio.TimerHandle | None = clients.loop.call_later(
             HANDSHAKE_SECONDS, self._handshake_timeout
         )
-        worker.sessions.add(self)
-        worker.loop.add_reader(sock, self._readable)
+        clients.opening.add(self)
+        clients.loop.add_reader(sock, self._readable)
 
     # --- handshake ------------------------------------------------------------------------------
 
@@ -121,7 +125,7 @@ class SocksSession:
                 return
             if isinstance(event, PasswordOffered):
                 self._stop_reading()
-                self.worker.check_password(self, event.username, event.password)
+                self.clients.check_password(self, event.username, event.password)
                 return
             if isinstance(event, ConnectRequest | BindRequest | UdpAssociateRequest):
                 self._requested(event)
@@ -133,13 +137,13 @@ class SocksSession:
         if self.sock is None:
             return
         self.core.accept_password(ok)
-        self.worker.loop.add_reader(self.sock, self._readable)
+        self.clients.loop.add_reader(self.sock, self._readable)
         self._advance()
 
     def _handshake_failed(self, error: RemoteProtocolError) -> None:
         self._count_rejected(error.kind)
         if error.kind in ("command", "address-type"):
-            self.worker.count("requests_total", "unknown", error.reply.name.lower())
+            self.clients.counters.count("requests_total", "unknown", error.reply.name.lower())
         self._flush()
         self._end()
 
@@ -149,23 +153,23 @@ class SocksSession:
         self.close()
 
     def _count_rejected(self, reason: str) -> None:
-        self.worker.count("socks_rejected_total", reason)
+        self.clients.counters.count("socks_rejected_total", reason)
 
     # --- the request ----------------------------------------------------------------------------
 
     def _requested(self, request: Request) -> None:
         """Check the gateway's own policy, then wait for a link if there is none."""
         self._stop_reading()
-        self._set_timer(self.worker.config.socks.connect_timeout, self._connect_timeout)
+        self._set_timer(self.clients.settings.config.socks.connect_timeout, self._connect_timeout)
         self.request = request
         self.command = _COMMANDS[type(request)]
-        link = self.worker.best_link()
-        if link is None:
-            self.worker.wait_for_link(self)
+        session = self.clients.target
+        if session is None:
+            self.clients.wait(self)
         else:
-            self.open_on(link)
+            self.open_on(session)
 
-    def open_on(self, link: WorkerLink) -> None:
+    def open_on(self, session: WorkerSession) -> None:
         """Open the flow that the client asked for on a link that is up."""
         request = self.request
         assert self.sock is not None
@@ -173,78 +177,84 @@ class SocksSession:
             match request:
                 case ConnectRequest(destination=destination):
                     self._open_tcp(
-                        link, destination, OpenConnection(0, destination.host, destination.port)
+                        session, destination, OpenConnection(0, destination.host, destination.port)
                     )
                 case BindRequest(destination=destination):
-                    self._open_tcp(link, destination, Bind(0, destination))
+                    self._open_tcp(session, destination, Bind(0, destination))
                 case UdpAssociateRequest():
-                    self._open_udp(link)
+                    self._open_udp(session)
         except RemoteProtocolError as error:
             # Our own limit, not the peer's fault: the table is full.
-            self.worker.log_flow_limit(link, error)
+            self.clients.report_flow_limit(session, error)
             self._refuse(Reply.GENERAL_FAILURE)
         except OSError as error:
-            self.worker.log_resource_error(error)
+            self.clients.report_resource(error)
             self._refuse(Reply.GENERAL_FAILURE)
 
     def _open_tcp(
-        self, link: WorkerLink, destination: HostPort, opening: OpenConnection | Bind
+        self, session: WorkerSession, destination: HostPort, opening: OpenConnection | Bind
     ) -> None:
-        conn_id = self.worker.allocate(link)
+        conn_id = session.allocate()
+        if isinstance(opening, OpenConnection):
+            message = OpenConnection(conn_id, opening.host, opening.port).encode()
+        else:
+            message = Bind(conn_id, opening.caller).encode()
         relay = TcpRelay(
-            link,
+            session,
             conn_id,
             command=self.command,
             client=self.client,
             destination=destination,
-            sock=self.sock,
             opener=self,
+            opening=message,
+            sock=self.sock,
         )
-        policy = self.worker.policies.default
-        if policy is not None and not self.worker.allowed_early(relay, policy, destination):
+        policy = self.clients.settings.policies.default
+        if policy is not None and not allowed_here(relay, policy, destination):
             self._refuse(Reply.NOT_ALLOWED)
             return
-        link.flows.add(conn_id, relay)
-        self.worker.flow_started(relay)
+        session.admit(relay)
+        self.clients.opening.discard(self)  # it counts as a flow from here on
         self.relay = relay
-        if isinstance(opening, OpenConnection):
-            link.send(OpenConnection(conn_id, opening.host, opening.port).encode())
-        else:
-            link.send(Bind(conn_id, opening.caller).encode())
+        relay.ask()
         early = self.core.trailing_data()
         if early:
-            relay.send_early(early)
+            relay.write_early(early)
         # What the client writes before its answer is early data too; its end is noticed here.
         relay.resume_reading()
 
-    def _open_udp(self, link: WorkerLink) -> None:
+    def _open_udp(self, session: WorkerSession) -> None:
         assert self.sock is not None
-        if not self.worker.take_association_slot(self.account):
+        slot = self.clients.take_association(self.account)
+        if slot is None:
             self._refuse(Reply.GENERAL_FAILURE)
             return
-        conn_id = self.worker.allocate(link)
+        conn_id = session.allocate()
         try:
-            association = self._associate(link, conn_id)
+            association = self._associate(session, conn_id)
         except OSError:
-            self.worker.free_association_slot(self.account)
+            slot.end()
             raise
-        link.flows.add(conn_id, association)
-        self.worker.flow_started(association)
+        self.slot = slot
+        session.admit(association)
+        self.clients.opening.discard(self)  # it counts as a flow from here on
         self.association = association
-        link.send(UdpAssociate(conn_id).encode())
+        association.ask()
         # RFC 1928 section 6: "A UDP association terminates when the TCP connection that the UDP
         # ASSOCIATE request arrived on terminates."
-        self.worker.loop.add_reader(self.sock, self._watch_control)
+        self.clients.loop.add_reader(self.sock, self._watch_control)
 
-    def _associate(self, link: WorkerLink, conn_id: int) -> GatewayAssociation:
+    def _associate(self, session: WorkerSession, conn_id: int) -> GatewayAssociation:
         """Make the association with its relay. Raises :class:`OSError`."""
         assert self.sock is not None
         if self.sock.family != socket.AF_UNIX:
-            return GatewayAssociation(link, conn_id, self, self.sock.getsockname()[0], self.account)
+            return GatewayAssociation(
+                session, conn_id, self, self.sock.getsockname()[0], self.account
+            )
         # A client on a Unix socket is on this machine, and so is its relay. Who may connect to the
         # socket is the machine's decision, and loopback is open to all: a client that says which
         # port it will send from (RFC 1928 section 4) is believed, and nobody gets there first.
-        association = GatewayAssociation(link, conn_id, self, LOOPBACK, LOOPBACK)
+        association = GatewayAssociation(session, conn_id, self, LOOPBACK, LOOPBACK)
         assert isinstance(self.request, UdpAssociateRequest)
         hint = self.request.hint
         if hint is not None and hint.port and hint.host in {LOOPBACK, UNSPECIFIED.host}:
@@ -253,7 +263,7 @@ class SocksSession:
 
     def _connect_timeout(self) -> None:
         self.timer = None
-        self.worker.stop_waiting(self)
+        self.clients.stop_waiting(self)
         if self.relay is not None:
             self.relay.abort(CloseReason.TTL_EXPIRED)
         elif self.association is not None:
@@ -267,10 +277,10 @@ class SocksSession:
         """The endpoint has really connected: only now the client is told so."""
         relay = self.relay
         assert relay is not None
-        self.worker.metrics.connect_seconds.observe(self.worker.loop.time() - self.started)
+        self.clients.metrics.connect_seconds.observe(self.clients.loop.time() - self.started)
         self._reply(Reply.SUCCEEDED, bound)
         self._cancel_timer()
-        self.worker.sessions.discard(self)
+        self.clients.opening.discard(self)
         self.relay = None
         if self.sock is None:  # the client was gone when the reply was written
             relay.abort(CloseReason.RESET)
@@ -291,12 +301,13 @@ class SocksSession:
     def associated(self, association: GatewayAssociation) -> None:
         """The endpoint has its sockets: give the client the relay's concrete address."""
         self._cancel_timer()
-        self.worker.metrics.connect_seconds.observe(self.worker.loop.time() - self.started)
+        self.clients.metrics.connect_seconds.observe(self.clients.loop.time() - self.started)
         self._reply(Reply.SUCCEEDED, association.bound)
 
     def association_ended(self, reason: int, *, opened: bool) -> None:
         """The association is over; its control connection ends with it."""
-        self.worker.free_association_slot(self.account)
+        if self.slot is not None:
+            self.slot.end()
         self.association = None
         if self.sock is None:
             return
@@ -324,7 +335,7 @@ class SocksSession:
     # --- replies and the end --------------------------------------------------------------------
 
     def _reply(self, reply: Reply, bound: HostPort = UNSPECIFIED) -> None:
-        self.worker.count("requests_total", self.command, reply.name.lower())
+        self.clients.counters.count("requests_total", self.command, reply.name.lower())
         self.core.reply(reply, bound)
         self._flush()
 
@@ -351,7 +362,7 @@ class SocksSession:
 
     def _discard_socket(self) -> None:
         if self.sock is not None:
-            self.worker.loop.remove_reader(self.sock)
+            self.clients.loop.remove_reader(self.sock)
             if self.relay is not None:
                 # The flow watches the same socket: it must not touch a descriptor that is gone.
                 self.relay.detach()
@@ -362,7 +373,7 @@ class SocksSession:
     def _end(self) -> None:
         if self.sock is not None:
             self._stop_reading()
-            linger_close(self.worker.loop, self.sock)
+            linger_close(self.clients.loop, self.sock)
             self.sock = None
         self._forget()
 
@@ -376,17 +387,17 @@ class SocksSession:
 
     def _forget(self) -> None:
         self._cancel_timer()
-        self.worker.stop_waiting(self)
-        self.worker.sessions.discard(self)
+        self.clients.stop_waiting(self)
+        self.clients.opening.discard(self)
 
     def _stop_reading(self) -> None:
         if self.sock is not None:
-            self.worker.loop.remove_reader(self.sock)
+            self.clients.loop.remove_reader(self.sock)
 
     def _set_timer(self, seconds: float, callback: object) -> None:
         self._cancel_timer()
         assert callable(callback)
-        self.timer = self.worker.loop.call_later(seconds, callback)
+        self.timer = self.clients.loop.call_later(seconds, callback)
 
     def _cancel_timer(self) -> None:
         if self.timer is not None:

@@ -8,13 +8,14 @@ from socks_tunnel.ops import audit
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
 from socks_tunnel.protocol.messages import Message, WindowUpdate
+from socks_tunnel.protocol.scheduler import QUANTUM
 
 if TYPE_CHECKING:
-    from socks_tunnel_workers.relay.session import WorkerLink
+    from socks_tunnel_workers.relay.session import WorkerSession
 
 
 def reason_name(reason: int) -> str:
-    """Give the name of a close reason for logs, also of one that this version does not know."""
+    """Returns the name of a close reason for logs, also of one that this version does not know."""
     try:
         return CloseReason(reason).name.lower().replace("_", "-")
     except ValueError:
@@ -22,9 +23,9 @@ def reason_name(reason: int) -> str:
 
 
 class Flow:
-    """One flow of a link, owned wholly by this worker.
+    """One flow of a session, owned wholly by this worker.
 
-    Handlers raise :class:`RemoteProtocolError` when the peer breaks the protocol; the link then
+    Handlers raise :class:`RemoteProtocolError` when the peer breaks the protocol; the session then
     closes the flow with 0x15. Whatever a subclass does not expect is such an error.
     """
 
@@ -33,27 +34,36 @@ class Flow:
         "client",
         "command",
         "conn_id",
+        "deficit",
         "destination",
         "ended",
-        "link",
+        "queued",
         "ranked",
+        "session",
         "started",
     )
 
     kind: ClassVar[str]
     """`tcp` or `udp`: the metrics' label."""
 
-    def __init__(self, link: WorkerLink, conn_id: int, *, command: str, client: str) -> None:
-        self.link = link
+    def __init__(self, session: WorkerSession, conn_id: int, *, command: str, client: str) -> None:
+        self.session = session
         self.conn_id = conn_id
         self.command = command
         self.client = client
         self.destination: HostPort | None = None
-        self.started: float = link.worker.loop.time()
+        self.started: float = session.loop.time()
         self.active = self.started
         self.ended = False
+        self.deficit = QUANTUM
+        self.queued = False
         self.ranked = 0
         """Bytes that it had carried when flows were last compared by that."""
+
+    @property
+    def udp(self) -> bool:
+        """Whether it is a UDP association."""
+        return self.kind == "udp"
 
     # --- from the peer --------------------------------------------------------------------------
 
@@ -74,23 +84,41 @@ class Flow:
         raise self.unexpected(type(message).__name__)
 
     def unexpected(self, name: str) -> RemoteProtocolError:
-        """Make the error for a message that has no place in this flow's state."""
+        """Returns the error for a message that has no place in this flow's state."""
         return RemoteProtocolError(
             f"{name} has no place in a {self.command} flow in its state",
             kind="unexpected-message",
             conn_id=self.conn_id,
         )
 
-    # --- from the worker ------------------------------------------------------------------------
+    # --- from the session -----------------------------------------------------------------------
 
-    def pump(self) -> None:
-        """Transmit: the scheduler gives this flow its turn."""
+    def on_turn(self) -> None:
+        """Transmits: the scheduler gives this flow its turn."""
+
+    def on_detached(self) -> None:
+        """The link is gone."""
+
+    def on_resumed(self, received: int, limit: int, flags: int) -> None:
+        """The peer has said in RESUME where it is with this flow."""
+
+    def on_missing(self) -> bool:
+        """The peer does not know this flow. Returns whether the flow was asked for again."""
+        return False
+
+    def on_repeated(self, opening: Message) -> None:
+        """The opening message came again after a resume: its answer may have been lost."""
+        raise self.unexpected(type(opening).__name__)
+
+    def row(self) -> tuple[int, int, int, int]:
+        """Returns the row of RESUME for this flow."""
+        raise NotImplementedError
 
     def sweep(self, now: float) -> None:
-        """Look at the timers; called every few seconds."""
+        """Looks at the timers; called every few seconds."""
 
     def abort(self, reason: int, *, tell_peer: bool = True) -> None:
-        """End the flow at once. `reason` goes to the peer, unless it is gone or said so itself."""
+        """Ends the flow at once. `reason` goes to the peer, unless it is gone or said so itself."""
         raise NotImplementedError
 
     # --- bookkeeping ----------------------------------------------------------------------------
@@ -110,10 +138,10 @@ class Flow:
         """The state in a word or two, for `socks-tunnel connections`."""
         raise NotImplementedError
 
-    def row(self, now: float) -> dict[str, object]:
-        """Give this flow's line for `socks-tunnel connections`."""
+    def as_row(self, now: float) -> dict[str, object]:
+        """Returns this flow's line for `socks-tunnel connections`."""
         return {
-            "peer": self.link.peer,
+            "peer": self.session.peer,
             "conn_id": self.conn_id,
             "kind": self.kind,
             "command": self.command,
@@ -126,23 +154,20 @@ class Flow:
         }
 
     def end(self, reason: int) -> bool:
-        """Leave the table, once; write the audit record. False if that was done before."""
+        """Leaves the table, once, and writes the audit record. False if that was done before."""
         if self.ended:
             return False
         self.ended = True
-        link = self.link
-        link.flows.remove(self.conn_id)
-        link.scheduler.cancel(self)
-        worker = link.worker
-        worker.flow_ended(self)
+        session = self.session
+        session.leave(self)
         audit.flow_end(
-            peer=link.peer,
+            peer=session.peer,
             conn_id=self.conn_id,
             command=self.command,
             destination=str(self.destination) if self.destination else "",
             up=self.up,
             down=self.down,
-            seconds=worker.loop.time() - self.started,
+            seconds=session.loop.time() - self.started,
             reason=reason_name(reason),
         )
         return True

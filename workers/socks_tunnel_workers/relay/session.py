@@ -1,180 +1,247 @@
-"""One link as a worker sees it: its flows, its transmit credit, its policy."""
+"""One session as a worker sees it: the shell around :class:`socks_tunnel.protocol.session.Session`.
+
+It gives the sans-IO session its way to the supervisor, its clock and its counters, and tells the
+operator what the session reports.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
 
-from socks_tunnel.protocol.errors import CloseReason, LocalProtocolError, RemoteProtocolError
-from socks_tunnel.protocol.flow import FlowTable
+from socks_tunnel.ipc.stream import Channel
+from socks_tunnel.ops.metrics import Metrics
+from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.flow import ConnIdAllocator
+from socks_tunnel.protocol.ipc import Attach, Attached, Credit
 from socks_tunnel.protocol.messages import (
     HEADER,
-    CloseConnection,
-    Data,
+    INITIAL_WINDOW,
     MessageType,
-    SendEof,
-    UdpAssociateClosed,
-    UdpPacket,
-    UnknownMessage,
-    WindowUpdate,
-    decode,
 )
-from socks_tunnel.protocol.scheduler import Scheduler
+from socks_tunnel.protocol.policy import Policy
+from socks_tunnel.protocol.session import Opening, Row, Session, Terms
+from socks_tunnel.protocol.streams import WINDOW_MAX
 from socks_tunnel_workers.relay.flow import Flow
-
-if TYPE_CHECKING:
-    from socks_tunnel.protocol.policy import Policy
-    from socks_tunnel_workers.worker import Worker
+from socks_tunnel_workers.services import Account, Counters, Notices, Settings
 
 logger = logging.getLogger(__name__)
 
-_HEADER_SIZE = HEADER.size
+ROWS_PER_FRAME: Final = 2000
+"""Rows of RESUME in one control message to the supervisor."""
+
+_UDP_PACKET: Final = int(MessageType.UDP_PACKET)
 _pack = HEADER.pack
-_unpack = HEADER.unpack_from
-_DATA = int(MessageType.DATA)
-_UDP_PACKET = int(MessageType.UDP_PACKET)
-_OPENERS = (MessageType.OPEN_CONNECTION, MessageType.UDP_ASSOCIATE, MessageType.BIND)
+
+Opener = Callable[["WorkerSession", Opening], None]
+"""Opens a flow that the peer asks for. Its CONN_ID is free."""
 
 
-class WorkerLink:
-    """A link that is up. `id` is the LINK of IPC frames.
+@dataclass(frozen=True, slots=True)
+class RelayServices:
+    """What the flows of a worker share."""
 
-    `window` is how many bytes the peer lets us send on a new flow, `max_data` its longest DATA
-    payload, `idle_udp` the idle time in seconds that it named in its HELLO.
+    channel: Channel
+    loop: asyncio.AbstractEventLoop
+    settings: Settings
+    counters: Counters
+    notices: Notices
+    memory: Account
+    metrics: Metrics
+    flow_left: Callable[[], None]
+    """Called when a flow has ended, or has written the last of what it owed."""
+    relieve: Callable[[], None]
+    """Called when the flows hold more memory than allowed: some of them have to give way."""
+
+
+class WorkerSession:
+    """A session with the peer of a name. `number` is the SESSION of IPC frames.
+
+    `open_from_peer` takes the opening messages of the peer (endpoint), and is None where our side
+    opens the flows (gateway). `index` and `count` say which CONN_IDs are this worker's.
     """
 
-    __slots__ = (
-        "accepts",
-        "channel",
-        "features",
-        "flows",
-        "id",
-        "idle_udp",
-        "max_data",
-        "peer",
-        "policy",
-        "rank",
-        "reported",
-        "scheduler",
-        "window",
-        "worker",
-    )
+    def __init__(
+        self,
+        services: RelayServices,
+        number: int,
+        peer: str,
+        *,
+        open_from_peer: Opener | None,
+        index: int,
+        count: int,
+    ) -> None:
+        self.number = number
+        self.peer = peer
+        self.services = services
+        self.loop = services.loop
+        self.settings = services.settings
+        self.counters = services.counters
+        self.notices = services.notices
+        self.memory = services.memory
+        self.metrics = services.metrics
+        self.receive_window = INITIAL_WINDOW
+        self.round_trip = 0.0
+        """Round trip of the link in seconds, as the supervisor measures it; 0 before that."""
+        self.detached_at = self.loop.time()
+        """When it lost its last link; when it began, if it never had one."""
+        self.draining = False
+        self.lingering: set[Flow] = set()
+        """Flows that are over on the wire, while their local sockets are still owed bytes."""
+        self.core: Session[Flow] = Session(
+            self,
+            opens=open_from_peer is None,
+            flows_max=services.settings.config.limits.flows_per_worker,
+        )
+        self.flows = self.core.flows
+        self.scheduler = self.core.scheduler
+        self._open_from_peer = open_from_peer
+        # A restarted worker does not know what the one before it handed out: start anywhere.
+        self._allocator = ConnIdAllocator(index, count, start=secrets.randbits(32))
+        self._reported: set[str] = set()
 
-    def __init__(self, worker: Worker, link_id: int, fields: dict[str, Any]) -> None:
-        self.worker = worker
-        self.channel = worker.channel
-        self.id = link_id
-        self.peer: str = fields["peer"]
-        self.rank: int = fields["rank"]
-        self.window: int = fields["window"]
-        self.max_data: int = fields["max_data"]
-        self.idle_udp: int = fields["idle_udp"]
-        self.features = frozenset(fields["features"])
-        self.policy: Policy | None = worker.policies.for_peer(self.peer)
-        self.accepts = True
-        self.flows: FlowTable[Flow] = FlowTable(worker.config.limits.flows_per_worker)
-        self.scheduler: Scheduler[Flow] = Scheduler(fields["credit"])
-        self.reported: set[str] = set()
+    # --- what flows and their openers ask for ---------------------------------------------------
 
-    # --- sending --------------------------------------------------------------------------------
+    @property
+    def policy(self) -> Policy | None:
+        """The policy in force for the peer's flows at this moment; None: all is allowed."""
+        return self.settings.policies.for_peer(self.peer)
+
+    @property
+    def open_to_send(self) -> bool:
+        """Whether flows may transmit: there is a link, and no resume is under way."""
+        return self.core.open_to_send
+
+    @property
+    def terms(self) -> Terms:
+        """What the peer's HELLO allows, on the link of the moment or the one before it."""
+        terms = self.core.terms
+        assert terms is not None, "flows are opened only once there was a link"
+        return terms
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the peer takes part in resuming: flows outlive the link then."""
+        return "resume" in self.terms.features
+
+    @property
+    def window_max(self) -> int:
+        """Bytes to which the receive window of one flow may grow now."""
+        memory = self.memory
+        free = memory.limit - memory.used
+        return min(WINDOW_MAX, free >> 3) if memory.used < memory.limit >> 1 else 0
+
+    @property
+    def chunk(self) -> int:
+        """Longest DATA payload in bytes that suits the link."""
+        return min(self.core.chunk, self.terms.max_data)
+
+    def allocate(self) -> int:
+        """Returns a CONN_ID for a new flow of ours."""
+        return self._allocator.allocate(self.core.in_use)
+
+    def admit(self, flow: Flow) -> None:
+        """Takes a flow into the table and counts it. Raises :class:`RemoteProtocolError`."""
+        self.flows.add(flow.conn_id, flow)
+        self.counters.active[flow.kind] += 1
+        self.counters.count("flows_total", flow.kind)
+
+    def relieve(self) -> None:
+        """Makes room if the worker's flows hold more memory than allowed."""
+        if self.memory.over:
+            self.services.relieve()
+
+    def leave(self, flow: Flow) -> None:
+        """Takes a flow out of the table, and counts its end."""
+        self.flows.remove(flow.conn_id)
+        self.scheduler.cancel(flow)
+        self.counters.active[flow.kind] -= 1
+        self.services.flow_left()
+
+    def linger(self, flow: Flow) -> None:
+        """Keeps a flow that is over on the wire until its socket has taken everything."""
+        self.lingering.add(flow)
+
+    def lingered(self, flow: Flow) -> None:
+        """Forgets a flow of :meth:`linger`; harmless if it is none."""
+        if flow in self.lingering:
+            self.lingering.discard(flow)
+            self.services.flow_left()
 
     def send(self, message: bytes) -> None:
-        """Send a control message: never waits, spends credit."""
-        self.scheduler.credit -= len(message)
-        self.channel.send_message(self.id, message)
-
-    def send_data(self, conn_id: int, data: bytes) -> None:
-        """Send one DATA message; the caller has looked at the credit and the window."""
-        self.scheduler.credit -= _HEADER_SIZE + len(data)
-        self.channel.send_pieces(self.id, _pack(_DATA, 0, conn_id), data)
+        """Transmits a control message of a flow."""
+        self.core.send(message)
 
     def send_datagram(self, conn_id: int, header: bytes, data: bytes) -> None:
-        """Send one UDP_PACKET of a SOCKS5 UDP header and a payload, or let it wait for credit."""
-        scheduler = self.scheduler
+        """Transmits a UDP_PACKET (SOCKS5 UDP header, payload) within 50 ms, or not at all."""
         message = b"".join((_pack(_UDP_PACKET, 0, conn_id), header, data))
-        if scheduler.credit > 0 and scheduler.idle:
-            scheduler.credit -= len(message)
-            self.channel.send_message(self.id, message)
-        else:
-            scheduler.queue_datagram(message, self.worker.loop.time())
+        self.core.send_datagram(message, self.loop.time())
 
-    def grant(self, count: int) -> None:
-        """Take credit from the supervisor; transmit what waits: datagrams, then flows in turn."""
-        scheduler = self.scheduler
-        scheduler.credit += count
-        now = self.worker.loop.time()
-        while (message := scheduler.next_datagram(now)) is not None:
-            self.channel.send_message(self.id, message)
-        while (flow := scheduler.next_flow()) is not None:
-            flow.pump()
+    # --- the link beneath -----------------------------------------------------------------------
 
-    def close_flow(self, conn_id: int, reason: int, *, udp: bool = False) -> None:
-        """Tell the peer that a flow is closed."""
-        message: CloseConnection | UdpAssociateClosed
-        message = UdpAssociateClosed(conn_id, reason) if udp else CloseConnection(conn_id, reason)
-        self.send(message.encode())
+    def attach(self, fields: Attach) -> None:
+        """Takes a link into use, and tells the supervisor our rows of RESUME."""
+        terms = Terms(fields.window, fields.max_data, fields.idle_udp, frozenset(fields.features))
+        rows = self.core.attach(terms, fields.credit, resume=fields.resume)
+        self._reported.clear()
+        channel = self.services.channel
+        for start in range(0, max(len(rows), 1), ROWS_PER_FRAME):
+            part = [list(row) for row in rows[start : start + ROWS_PER_FRAME]]
+            last = start + ROWS_PER_FRAME >= len(rows)
+            channel.send_control(self.number, Attached(part, last))
 
-    # --- receiving ------------------------------------------------------------------------------
+    def resumed(self, rows: Sequence[Row], *, last: bool) -> None:
+        """Takes rows of the peer's RESUME."""
+        self.core.resumed(rows, last=last)
 
-    def on_message(self, body: memoryview) -> None:
-        """Take one tunnel message from the supervisor; `body` is valid only during the call."""
-        flow: Flow | None
-        kind, _, conn_id = _unpack(body)
-        try:
-            # The two types that carry payload go past the general decoder.
-            if kind == _DATA:
-                flow = self.flows.get(conn_id)
-                if flow is None:
-                    self._unowned(kind, conn_id)
-                elif len(body) == _HEADER_SIZE:
-                    decode(body)  # raises: a DATA message has at least one byte
-                else:
-                    flow.on_data(body[_HEADER_SIZE:])
-                return
-            if kind == _UDP_PACKET:
-                flow = self.flows.get(conn_id)
-                if flow is None:
-                    self._unowned(kind, conn_id)
-                else:
-                    flow.on_datagram(body[_HEADER_SIZE:])
-                return
-            message = decode(body)
-            if isinstance(message, UnknownMessage):
-                self.worker.metrics.messages_unknown_total.inc()
-                return
-            flow = self.flows.get(conn_id)
-            if kind in _OPENERS:
-                self.worker.open_from_peer(self, message)
-            elif flow is None:
-                self._unowned(kind, conn_id)
-            elif isinstance(message, WindowUpdate):
-                flow.on_window(message)
-            else:
-                flow.on_message(message)
-        except RemoteProtocolError as error:
-            self.protocol_error(error, kind, conn_id)
-        except LocalProtocolError:
-            # A bug of ours costs the flow that met it, not the flows of everybody in this worker.
-            logger.exception("flow %d met a bug: closing it", conn_id)
-            flow = self.flows.get(conn_id)
-            if flow is not None:
-                flow.abort(CloseReason.GENERAL_FAILURE)
+    def detach(self) -> None:
+        """The link is gone; the flows wait for the next one."""
+        if self.core.attached:
+            self.detached_at = self.loop.time()
+        self.core.detach()
 
-    def _unowned(self, kind: int, conn_id: int) -> None:
-        """A message for a flow that is not here: late, or the peer is confused."""
-        # A CLOSE is never answered, nor is what may still be under way after one; the sender of
-        # stream bytes has to learn that nobody takes them.
-        if kind in (Data.TYPE, SendEof.TYPE):
-            self.worker.count("protocol_errors_total", "unknown-flow")
-            self.close_flow(conn_id, CloseReason.UNKNOWN_FLOW)
-        elif kind == UdpPacket.TYPE:
-            self.worker.count_drop("unknown-flow")
+    def end(self, reason: int, *, tell_peer: bool) -> None:
+        """The session is over: so are its flows, also those that still owe bytes."""
+        self.core.end(reason, tell_peer=tell_peer)
+        for flow in list(self.lingering):
+            flow.abort(reason, tell_peer=False)
 
-    def protocol_error(self, error: RemoteProtocolError, kind: int, conn_id: int) -> None:
-        """The peer broke the protocol: count it, log it once per kind, close the flow."""
-        self.worker.metrics.protocol_errors_total.labels(error.kind).inc()
-        if error.kind not in self.reported:
-            self.reported.add(error.kind)
+    def receive(self, messages: list[memoryview]) -> None:
+        """Hands messages of the peer to their flows."""
+        receive = self.core.receive
+        for message in messages:
+            receive(message)
+
+    def grant(self, credit: Credit) -> None:
+        """Takes credit from the supervisor, and transmits what waits."""
+        self.core.chunk = credit.chunk
+        self.round_trip = credit.round_trip / 1e6
+        self.core.grant(credit.count, self.loop.time())
+
+    # --- Outlet ---------------------------------------------------------------------------------
+
+    def send_pieces(self, header: bytes, payload: bytes | memoryview) -> None:
+        """Transmits a DATA message for the session's core."""
+        self.services.channel.send_pieces(self.number, header, payload)
+
+    def transmit(self, message: bytes) -> None:
+        """Transmits a whole message for the session's core."""
+        self.services.channel.send_message(self.number, message)
+
+    def open(self, message: Opening) -> None:
+        """Opens a flow for the peer."""
+        assert self._open_from_peer is not None, "the core refuses openings on a gateway"
+        self._open_from_peer(self, message)
+
+    def protocol_error(self, error: RemoteProtocolError, conn_id: int) -> None:
+        """Counts an error of the peer's, and logs the first of its kind on this link."""
+        self.counters.count("protocol_errors_total", error.kind)
+        if error.kind not in self._reported:
+            self._reported.add(error.kind)
             logger.warning(
                 "peer %s broke the protocol in flow %d (%s): %s; further errors of this kind on "
                 "this link are only counted",
@@ -183,27 +250,22 @@ class WorkerLink:
                 error.kind,
                 error,
             )
-        flow = self.flows.get(conn_id)
-        reason = CloseReason.PROTOCOL_ERROR
-        if error.kind == "too-many-flows":
-            reason = CloseReason.RESOURCE_LIMIT
-        if flow is not None:
-            flow.abort(reason)
-        elif kind not in (MessageType.CLOSE_CONNECTION, MessageType.UDP_ASSOCIATE_CLOSED):
-            udp = kind in (MessageType.UDP_ASSOCIATE, MessageType.UDP_PACKET)
-            self.close_flow(conn_id, reason, udp=udp)
 
-    # --- end ------------------------------------------------------------------------------------
+    def bug(self, error: Exception, conn_id: int) -> None:
+        """Logs a bug of ours that a message met, once a kind; the flow is closed."""
+        kind = f"bug-{type(error).__name__}"
+        self.counters.count("protocol_errors_total", "bug")
+        if kind not in self._reported:
+            self._reported.add(kind)
+            logger.error("flow %d met a bug: closing it", conn_id, exc_info=error)
 
-    def down(self, reason: str) -> None:
-        """The link is gone: so are its flows, for there is nobody to resume them with."""
-        flows = list(self.flows)
-        if flows:
-            logger.info(
-                "link to %s is down (%s): closing its %d flows in this worker",
-                self.peer,
-                reason,
-                len(flows),
-            )
-        for flow in flows:
-            flow.abort(CloseReason.GENERAL_FAILURE, tell_peer=False)
+    def unknown_message(self) -> None:
+        """Counts a message of an unknown type."""
+        self.metrics.messages_unknown_total.inc()
+
+    def unknown_flow(self, *, datagram: bool) -> None:
+        """Counts bytes for a flow that is not here."""
+        if datagram:
+            self.counters.drop("unknown-flow")
+        else:
+            self.counters.count("protocol_errors_total", "unknown-flow")

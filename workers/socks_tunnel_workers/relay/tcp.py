@@ -1,9 +1,13 @@
 """One TCP flow: a local socket on this side, DATA messages on the other.
 
-The same on both hosts. Toward the tunnel the socket is read only while the flow has window and
-the link has credit, so bytes that cannot go on stay in the kernel. Toward the socket a message is
-written at once; what the socket does not take waits here, within the window, and the window opens
-again when the socket took it, not when it arrived.
+The same on both hosts. Toward the tunnel the socket is read only while the flow has window and the
+session has credit, so bytes that cannot go on stay in the kernel. What was sent is kept in the flow
+until the peer has consumed it, so that it can be sent again after a lost link. Toward the socket a
+message is written at once; what the socket does not take waits in the flow, within the window, and
+the window opens again when the socket took it, not when it arrived.
+
+This is the shell around :class:`socks_tunnel.protocol.flow.TcpFlow`, which decides; here are the
+socket, the clock and the account of memory.
 """
 
 from __future__ import annotations
@@ -11,18 +15,19 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections import deque
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason
 from socks_tunnel.protocol.flow import TcpFlow
 from socks_tunnel.protocol.messages import (
+    HEADER,
     BindAccepted,
     BindListening,
     CloseConnection,
     ConnectionOpened,
     Message,
+    MessageType,
     SendEof,
     WindowUpdate,
 )
@@ -30,54 +35,68 @@ from socks_tunnel_workers.relay.flow import Flow
 from socks_tunnel_workers.sockets import reset
 
 if TYPE_CHECKING:
-    from socks_tunnel_workers.relay.session import WorkerLink
+    from socks_tunnel_workers.relay.session import WorkerSession
 
-CHUNK = 16_384
+CHUNK: Final = 16_384
 """Bytes read from a socket at a time, and so the longest DATA payload that we send.
 
 Long enough that the cost of a message is small against its bytes, short enough that a message of
 another flow never waits long behind one.
 """
 
-_READS_PER_TURN = 4
-_IOV_MAX = 64
+_READS_PER_TURN: Final = 4
+_IOV_MAX: Final = 64
 
 HALF_CLOSED_IDLE_MAX = 3600.0
 """Seconds without a byte after which a flow whose one direction has ended is closed."""
 
 FINISHED_IDLE_MAX = 10.0
-"""Seconds that an endpoint waits for the gateway's CLOSE of a finished flow, to send it itself."""
+"""Seconds that an endpoint waits for the gateway's CLOSE of a finished flow, to send it itself; and
+that a gateway waits for the last acknowledgement of a finished flow."""
 
 LINGER_IDLE_MAX = 60.0
 """Seconds without progress after which what a closed flow still owes its socket is dropped."""
 
-_GONE = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED})
+TAIL_SECONDS: Final = 1.0
+"""Seconds after which the last consumed bytes of a quiet stream are acknowledged, so that the peer
+need not keep them."""
+
+HELD_WHEN_SHORT: Final = 65_536
+"""Bytes in flight that a flow may have while three quarters of the worker's memory are in use."""
+
+_GONE: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED})
+_DATA: Final = int(MessageType.DATA)
 
 
 class Opener(Protocol):
-    """The SOCKS side of a flow that waits for its answer (gateway only)."""
+    """The client's side of a flow that waits for its answer (gateway only)."""
 
     def opened(self, bound: HostPort) -> None:
-        """Pass the success reply on: the endpoint has really connected."""
+        """Passes the success reply on: the endpoint has really connected."""
 
     def listening(self, bound: HostPort) -> None:
-        """Pass the first reply of a BIND on."""
+        """Passes the first reply of a BIND on."""
 
     def failed(self, reason: int) -> None:
-        """Pass the failure on: the flow is closed; the socket is the opener's to close."""
+        """Passes the failure on: the flow is closed; the socket is the opener's to close."""
 
 
 class TcpRelay(Flow):
-    """A TCP flow. `sock` may come later (:meth:`attach`), while the endpoint still dials."""
+    """A TCP flow. The socket may come later (:meth:`attach`), when the far side is connected.
+
+    `opening` is the whole message that asked for the flow: on the side of the opener it is sent
+    again if a resume shows that it was lost.
+    """
 
     __slots__ = (
-        "closing",
-        "flow",
-        "listened",
-        "local_eof_done",
+        "answer",
+        "charge",
+        "core",
+        "header",
         "opener",
-        "pending",
+        "opening",
         "reading",
+        "repeated",
         "sock",
         "upstream",
         "writing",
@@ -87,97 +106,177 @@ class TcpRelay(Flow):
 
     def __init__(
         self,
-        link: WorkerLink,
+        session: WorkerSession,
         conn_id: int,
         *,
         command: str,
         client: str,
         destination: HostPort,
-        sock: socket.socket | None,
-        opener: Opener | None,
+        opener: Opener | None = None,
+        opening: bytes = b"",
+        sock: socket.socket | None = None,
     ) -> None:
-        super().__init__(link, conn_id, command=command, client=client)
+        super().__init__(session, conn_id, command=command, client=client)
         self.destination = destination
         self.sock = sock
         self.opener = opener
+        self.opening = opening
+        self.answer: list[bytes] = []
+        """The answers that were given to the peer's opening, to be repeated after a resume."""
+        self.repeated = False
+        """Whether the opening was sent again, so that a second answer is no error."""
         self.upstream = opener is not None  # the gateway's side: what we send goes up
-        self.flow = TcpFlow(
-            conn_id, send_window=link.window, receive_window=link.worker.receive_window
+        self.core = TcpFlow(
+            conn_id, send_window=session.terms.window, receive_window=session.receive_window
         )
-        self.pending: deque[bytes | memoryview] = deque()
+        self.header = HEADER.pack(_DATA, 0, conn_id)
+        self.charge = session.memory.charge()
         self.reading = False
         self.writing = False
-        self.local_eof_done = False
-        self.listened = False
-        self.closing = False
 
     # --- opening --------------------------------------------------------------------------------
 
+    def ask(self) -> None:
+        """Asks the peer to open the flow."""
+        self.session.send(self.opening)
+
+    def write_early(self, data: bytes) -> None:
+        """Sends what the client wrote before it got an answer, as far as window and credit go.
+
+        The rest is kept in the flow and follows as the window opens: it may be called any number of
+        times, and nothing is lost. Everything is kept until the far side has consumed it.
+        """
+        self.core.send.write(data)
+        self.session.counters.sent["tcp"] += len(data)
+        self._moved()
+        self._wait_for_turn()
+
+    def _wait_for_turn(self) -> None:
+        """Transmits what is kept when the scheduler allows it, which may be at once."""
+        session = self.session
+        if session.open_to_send and not self.ended:
+            session.scheduler.wait(self)
+            session.core.transmit()
+
+    @property
+    def early_room(self) -> int:
+        """How many bytes may be taken from the client now, before the answer."""
+        return self.core.readable
+
+    def reply(self, answer: bytes) -> None:
+        """Answers the peer's opening; the answer is repeated if a resume shows that it was lost."""
+        self.answer.append(answer)
+        self.session.send(answer)
+
     def attach(self, sock: socket.socket) -> None:
-        """Take the connected socket of the endpoint's side; what waited for it is written."""
+        """Takes the connected socket; what waited for it is written, what it has is read."""
         self.sock = sock
-        self.flow.open()
-        self.active = self.link.worker.loop.time()
+        if self.core.opening:
+            self.core.open()
+        self.active = self.session.loop.time()
         self.resume_reading()
-        if self.pending:
+        if self.core.receive.pending:
             self._flush()
         else:
             self._after_write()
 
     def detach(self) -> None:
-        """Let go of the socket without closing it: its owner does."""
-        self._release()
+        """Lets go of the socket without closing it: its owner does."""
+        self._stop_watching()
         self.sock = None
-
-    def send_early(self, data: bytes) -> None:
-        """Send what the client had written before it got an answer, as far as the window goes.
-
-        The rest of the window's worth stays in the socket, which is not read before; `data` is what
-        came together with the request, bounded by one read.
-        """
-        limit = min(CHUNK, self.link.max_data)
-        for start in range(0, len(data), limit):
-            piece = data[start : start + limit]
-            self.flow.send_data(len(piece))
-            self.link.worker.sent["tcp"] += len(piece)
-            self.link.send_data(self.conn_id, piece)
 
     # --- local socket -> tunnel -----------------------------------------------------------------
 
     def resume_reading(self) -> None:
-        """Watch the local socket, if there is a reason to."""
-        if not self.reading and not self.flow.sent_eof and self.sock is not None:
+        """Watches the local socket, if there is a reason to."""
+        if not self.reading and self.sock is not None and not self.core.send.eof:
             self.reading = True
-            self.link.worker.loop.add_reader(self.sock, self._readable)
+            self.session.loop.add_reader(self.sock, self._readable)
 
     def _stop_reading(self) -> None:
         if self.reading:
             self.reading = False
             assert self.sock is not None
-            self.link.worker.loop.remove_reader(self.sock)
+            self.session.loop.remove_reader(self.sock)
 
     def _readable(self) -> None:
-        link = self.link
-        scheduler = link.scheduler
-        if scheduler.credit <= 0 or not scheduler.idle:
-            self._stop_reading()
-            scheduler.wait(self)
+        session = self.session
+        scheduler = session.scheduler
+        if (
+            scheduler.credit > 0
+            and scheduler.idle
+            and self.core.send.next == self.core.send.end
+            and session.open_to_send
+        ):
+            self._read(_READS_PER_TURN)
             return
-        self._read(_READS_PER_TURN)
+        self._stop_reading()
+        if session.open_to_send:
+            scheduler.wait(self)
+        # Else on_resumed goes on. A reset is found by the sweep meanwhile.
 
-    def pump(self) -> None:
-        """Read one chunk: this flow's turn has come; then wait for the next turn or for input."""
-        if not self.ended and self.sock is not None and self._read(1):
-            self.link.scheduler.wait(self)
+    def on_turn(self) -> None:
+        """Transmits what is kept, else one chunk of the socket: this flow's turn has come."""
+        if self.ended:
+            return
+        sent = self._send_kept()
+        send = self.core.send
+        if send.next < send.end:
+            if send.next < send.limit:  # only credit or the turn's bytes were short
+                self.session.scheduler.requeue(self, sent)
+            return  # else on_window goes on
+        if sent or self.sock is None or self.core.send.eof:
+            if not sent:
+                return
+            self.resume_reading()
+            return
+        before = send.end
+        if self._read(1) and not self.ended:
+            self.session.scheduler.requeue(self, send.end - before)
+
+    def _send_kept(self) -> int:
+        """Transmits kept bytes within window, credit and the turn; returns how many.
+
+        The end of file follows when it is due.
+        """
+        session, send = self.session, self.core.send
+        if not session.open_to_send:
+            return 0
+        scheduler, core, header = session.scheduler, session.core, self.header
+        longest = min(CHUNK, session.chunk)
+        total = 0
+        while scheduler.credit > 0 and total < self.deficit:
+            data = send.take(longest)
+            if not data:
+                break
+            core.send_data(header, data)
+            total += len(data)
+        self._send_eof_if_due()
+        return total
+
+    def _send_eof_if_due(self) -> None:
+        send = self.core.send
+        if send.eof and not send.eof_sent and send.next == send.end and self.session.open_to_send:
+            send.eof_sent = True
+            self.session.send(SendEof(self.conn_id).encode())
+            self._finish_if_delivered()
+
+    def _room(self) -> int:
+        """How many bytes may be read from the socket now, for window and memory."""
+        send, memory = self.core.send, self.session.memory
+        room = send.limit - send.end
+        if memory.used > memory.limit - (memory.limit >> 2):
+            room = min(room, HELD_WHEN_SHORT - (send.end - send.acked))
+        return room
 
     def _read(self, turns: int) -> bool:
-        """Read up to `turns` chunks and send them. True if the socket may have more at once."""
-        sock, send, link = self.sock, self.flow.send, self.link
+        """Reads up to `turns` chunks and sends them. True if the socket may have more at once."""
+        sock, send, session = self.sock, self.core.send, self.session
         assert sock is not None
-        scheduler = link.scheduler
-        longest = min(CHUNK, link.max_data)
+        scheduler, core, header = session.scheduler, session.core, self.header
+        longest = min(CHUNK, session.chunk)
         for _ in range(turns):
-            room = min(longest, send.limit - send.sent)
+            room = min(longest, self._room())
             if room <= 0:
                 self._stop_reading()  # on_window goes on
                 return False
@@ -194,46 +293,103 @@ class TcpRelay(Flow):
             if not data:
                 self._local_eof()
                 return False
-            send.sent += len(data)
-            link.worker.sent["tcp"] += len(data)
-            link.send_data(self.conn_id, data)
+            send.write_through(data)
+            core.send_data(header, data)
+            session.counters.sent["tcp"] += len(data)
             if len(data) < room:
-                self.active = link.worker.loop.time()
+                self._moved()
                 self.resume_reading()
                 return False
-        self.active = link.worker.loop.time()
+        self._moved()
         if scheduler.credit <= 0 and turns > 1:
             self._stop_reading()
             scheduler.wait(self)
         return True
 
+    def _moved(self) -> None:
+        """Notes that bytes moved, and what they cost."""
+        self.active = self.session.loop.time()
+        self.charge.set(self.core.cost)
+        if self.session.memory.over:
+            self.session.relieve()
+
     def _local_eof(self) -> None:
         self._stop_reading()
-        self.flow.send_eof()
-        self.active = self.link.worker.loop.time()
-        self.link.send(SendEof(self.conn_id).encode())
-        self._finish_if_delivered()
+        self.core.send.finish()
+        self._moved()
+        self._send_eof_if_due()
 
     def _local_error(self, error: OSError) -> None:
         """The local socket failed. A reset is carried as a reset; so is everything like it."""
         if error.errno not in _GONE and error.errno not in (errno.ETIMEDOUT, errno.EHOSTUNREACH):
-            self.link.worker.log_socket_error(self, error)
+            self.session.notices.warn(
+                "socket", "flow %d to %s: %s", self.conn_id, self.destination, error
+            )
         self.abort(CloseReason.RESET)
 
     def on_window(self, update: WindowUpdate) -> None:
-        """Take a WINDOW_UPDATE; reading goes on if it opened the window."""
-        if self.flow.send.update(update.consumed, update.limit):
-            self.resume_reading()
+        """Takes a WINDOW_UPDATE; transmitting goes on if it opened the window."""
+        send = self.core.send
+        opened = send.update(update.consumed, update.limit)
+        self.charge.set(self.core.cost)
+        if opened and self.session.open_to_send:
+            if send.next < send.end:
+                self._wait_for_turn()
+            else:
+                self.resume_reading()
+        self._finish_if_delivered()
+
+    # --- resume ---------------------------------------------------------------------------------
+
+    def row(self) -> tuple[int, int, int, int]:
+        """Returns the row of RESUME for this flow."""
+        return self.core.row()
+
+    def on_detached(self) -> None:
+        """Stops reading: bytes stay in the kernel until there is a link again."""
+        self._stop_reading()
+
+    def on_resumed(self, received: int, limit: int, flags: int) -> None:
+        """Goes on where the peer is."""
+        self.core.resume(received, limit, flags)
+        self.charge.set(self.core.cost)
+        if self.core.opening and self.opening:
+            self._ask_again()
+        self._go_on()
+
+    def on_missing(self) -> bool:
+        """The peer does not know the flow: asks again, if it was not opened yet."""
+        if not (self.core.opening and self.opening):
+            return False
+        self.core.send.resume(0, 0, eof_received=False)
+        self._ask_again()
+        self._go_on()
+        return True
+
+    def _ask_again(self) -> None:
+        self.repeated = True
+        self.session.send(self.opening)
+
+    def _go_on(self) -> None:
+        self.session.scheduler.wait(self)
+        self._finish_if_delivered()
+
+    def on_repeated(self, opening: Message) -> None:
+        """Answers the opening again. While it is not answered yet, its answer is still to come."""
+        del opening
+        for answer in self.answer:
+            self.session.send(answer)
 
     # --- tunnel -> local socket -----------------------------------------------------------------
 
     def on_data(self, data: memoryview) -> None:
-        """Write stream bytes to the local socket; keep what it does not take."""
+        """Writes stream bytes to the local socket; keeps what it does not take."""
         size = len(data)
-        self.flow.receive_data(size)
-        self.link.worker.received["tcp"] += size
+        core = self.core
+        core.receive_data(size)
+        self.session.counters.received["tcp"] += size
         sock = self.sock
-        if sock is None or self.pending or not self.flow.opened:
+        if sock is None or core.receive.pending.size or not core.opened:
             self._keep(bytes(data))
             return
         try:
@@ -251,67 +407,75 @@ class TcpRelay(Flow):
             self._consumed(sent)
 
     def _keep(self, data: bytes) -> None:
-        worker = self.link.worker
-        self.pending.append(data)
-        worker.pending_bytes += len(data)
-        if worker.pending_bytes > worker.config.limits.memory_per_worker:
-            worker.log_memory_limit(self)
-            self.abort(CloseReason.RESOURCE_LIMIT)
+        self.core.receive.pending.append(data)
+        self.charge.set(self.core.cost)
+        if self.session.memory.over:
+            self.session.relieve()
 
     def _watch_writable(self) -> None:
         if not self.writing:
             self.writing = True
             assert self.sock is not None
-            self.link.worker.loop.add_writer(self.sock, self._flush)
+            self.session.loop.add_writer(self.sock, self._flush)
 
     def _stop_writing(self) -> None:
         if self.writing:
             self.writing = False
             assert self.sock is not None
-            self.link.worker.loop.remove_writer(self.sock)
+            self.session.loop.remove_writer(self.sock)
 
     def _flush(self) -> None:
-        sock, pending = self.sock, self.pending
+        sock, pending = self.sock, self.core.receive.pending
         assert sock is not None
         total = 0
+        failure: OSError | None = None
         try:
-            while pending:
-                pieces = [pending[i] for i in range(min(len(pending), _IOV_MAX))]
-                sent = sock.sendmsg(pieces)
+            while pending.size:
+                sent = sock.sendmsg(pending.peek(_IOV_MAX))
+                pending.drop(sent)
                 total += sent
-                while sent:
-                    first = pending.popleft()
-                    if len(first) > sent:
-                        pending.appendleft(memoryview(first)[sent:])
-                        break
-                    sent -= len(first)
         except (BlockingIOError, InterruptedError):
             self._watch_writable()
         except OSError as error:
-            self._local_error(error)
-            return
+            failure = error
         if total:
-            self.link.worker.pending_bytes -= total
+            self.charge.set(self.core.cost)
             self._consumed(total)
-        if not pending:
+        if failure is not None:
+            self._local_error(failure)
+        elif not pending.size:
             self._stop_writing()
             self._after_write()
 
     def _consumed(self, count: int) -> None:
-        self.active = self.link.worker.loop.time()
-        flow = self.flow
-        # After its EOF the sender needs no more window.
-        if flow.receive.consume(count) and not flow.received_eof and not self.ended:
-            consumed, limit = flow.receive.announce()
-            self.link.send(WindowUpdate(self.conn_id, consumed, limit).encode())
+        session, receive = self.session, self.core.receive
+        now = self.active = session.loop.time()
+        due = receive.consume(count)
+        if self.ended:
+            return
+        # After its end of file the sender needs no more window, but it keeps what it sent until it
+        # knows that all of it was consumed.
+        if receive.eof:
+            due = receive.received == receive.consumed and session.resumes
+        if due:
+            self._announce(now)
+
+    def _announce(self, now: float) -> None:
+        session = self.session
+        consumed, limit = self.core.receive.announce(
+            now, round_trip=session.round_trip, grow_to=session.window_max
+        )
+        session.send(WindowUpdate(self.conn_id, consumed, limit).encode())
 
     def _after_write(self) -> None:
-        """Everything that came was written: pass the end on, if it came too."""
-        if self.closing:
+        """Everything that came was written: passes the end on, if it came too."""
+        core = self.core
+        if core.closing:
+            core.abandon()
             self._close_socket()
             return
-        if self.flow.received_eof and not self.local_eof_done:
-            self.local_eof_done = True
+        if core.shutdown_due:
+            core.shut_down()
             assert self.sock is not None
             try:
                 self.sock.shutdown(socket.SHUT_WR)
@@ -321,162 +485,191 @@ class TcpRelay(Flow):
         self._finish_if_delivered()
 
     def _finish_if_delivered(self) -> None:
-        if not (self.flow.delivered and self.local_eof_done) or self.ended:
+        core = self.core
+        if self.ended or not core.delivered:
             return
-        self._close_socket()
-        if self.upstream:
+        self._close_socket(keep=True)
+        if self.upstream and (core.send.acked == core.send.end or not self.session.resumes):
+            # Else the peer still has to say that it has everything: a lost link would otherwise
+            # take with it what is kept here.
             self._send_orderly_close()
-        # Else the gateway's CLOSE is on its way; if both sent one, one would be for nothing.
+        # The answerer waits: if both sides sent a CLOSE, one would be for nothing.
 
     def _send_orderly_close(self) -> None:
-        self.link.send(CloseConnection(self.conn_id).encode())
-        self.flow.close()
+        self.session.core.close(self.conn_id, CloseReason.ORDERLY)
+        self.core.close(CloseReason.ORDERLY)
         self.end(CloseReason.ORDERLY)
+        self._release()
 
     # --- messages of the peer -------------------------------------------------------------------
 
     def on_message(self, message: Message) -> None:
-        """Take any message but DATA and WINDOW_UPDATE."""
+        """Takes any message but DATA and WINDOW_UPDATE."""
         opener = self.opener
         match message:
             case SendEof():
-                self.flow.receive_eof()
-                if self.flow.opened and not self.pending:
-                    self._after_write()
+                self._eof_from_peer()
             case CloseConnection(reason=reason):
                 self._closed_by_peer(reason)
             case ConnectionOpened(bound=bound) if opener is not None and self.command == "connect":
                 self._opened_by_peer(bound, opener)
-            case BindListening(bound=bound) if opener is not None and self._awaits(listened=False):
-                self.listened = True
+            case BindListening(bound=bound) if opener is not None and self._awaits("opening"):
+                self.core.listen()
                 opener.listening(bound)
-            case BindAccepted(caller=caller) if opener is not None and self._awaits(listened=True):
+            case BindAccepted(caller=caller) if opener is not None and self._awaits("listening"):
                 self.destination = caller
                 self._opened_by_peer(caller, opener)
+            case ConnectionOpened() | BindListening() | BindAccepted() if self.repeated:
+                return  # the first answer was not lost after all
             case _:
                 raise self.unexpected(type(message).__name__)
 
-    def _awaits(self, *, listened: bool) -> bool:
+    def _eof_from_peer(self) -> None:
+        core = self.core
+        core.receive_eof()
+        if self.session.resumes and core.receive.all_written:
+            self._announce(self.session.loop.time())
+        if core.opened and self.sock is not None and not core.receive.pending.size:
+            self._after_write()
+
+    def _awaits(self, state: str) -> bool:
         """Whether this is a BIND that waits for its first reply, or for its second one."""
-        return self.command == "bind" and self.listened is listened
+        return self.command == "bind" and self.core.state.value == state
 
     def _opened_by_peer(self, bound: HostPort, opener: Opener) -> None:
-        self.flow.open()
+        self.core.open()
         self.opener = None
-        self.active = self.link.worker.loop.time()
+        self.active = self.session.loop.time()
         opener.opened(bound)
-        if self.ended:
-            return
+        if self.ended or self.sock is None:
+            return  # the opener hands the socket over with `attach`, or has let go of it
         self.resume_reading()
-        if self.pending:
+        if self.core.receive.pending.size:
             self._flush()
-        elif self.flow.received_eof:
+        else:
             self._after_write()
 
     def _closed_by_peer(self, reason: int) -> None:
         opener, self.opener = self.opener, None
         if opener is not None:
-            # Not opened yet: this is the answer. The socket stays with the SOCKS session.
+            # Not opened yet: this is the answer. The socket stays with the opener.
             self.detach()
-            self.flow.close()
+            self.core.close(reason)
             self.end(reason)
+            self._release()
             opener.failed(reason)
             return
-        self.flow.close()
-        if reason != CloseReason.ORDERLY or self.sock is None:
-            self.end(reason)
-            self._drop_socket()
-            return
         self._stop_reading()
+        self.core.close(reason)
         self.end(reason)
-        if self.pending:
+        if self.core.closing and self.sock is not None:
             # The flow is over on the wire; what came before is still owed to the local socket.
-            self.closing = True
-            self.link.worker.lingering.add(self)
-        else:
+            self.charge.set(self.core.cost)
+            self.session.linger(self)
+        elif reason == CloseReason.ORDERLY and self.sock is not None:
             self._close_socket()
+        else:
+            self._drop_socket()
 
     # --- end ------------------------------------------------------------------------------------
 
     def abort(self, reason: int, *, tell_peer: bool = True) -> None:
-        """End the flow at once; the local socket is reset: nobody takes it for a clean end."""
-        if self.closing:
+        """Ends the flow at once; the local socket is reset: nobody takes it for a clean end."""
+        if self.core.closing:
+            self.core.abandon()
             self._drop_socket()
             return
         if self.ended:
             return
         opener, self.opener = self.opener, None
         if tell_peer:
-            self.link.close_flow(self.conn_id, reason)
-        self.flow.close()
+            self.session.core.close(self.conn_id, reason)
+        self.core.abandon()
         self.end(reason)
         if opener is not None:
             self.detach()
+            self._release()
             opener.failed(reason)
         else:
             self._drop_socket()
 
-    def _forget_pending(self) -> None:
-        self.link.worker.pending_bytes -= sum(map(len, self.pending))
-        self.pending.clear()
-
     def _drop_socket(self) -> None:
-        self._release()
+        self._stop_watching()
         if self.sock is not None:
             reset(self.sock)
             self.sock = None
-
-    def _close_socket(self) -> None:
         self._release()
+
+    def _close_socket(self, *, keep: bool = False) -> None:
+        """Closes the socket. With `keep` the flow goes on without it."""
+        self._stop_watching()
         if self.sock is not None:
             self.sock.close()
             self.sock = None
+        if not keep:
+            self._release()
 
-    def _release(self) -> None:
+    def _stop_watching(self) -> None:
         self._stop_reading()
         self._stop_writing()
-        self._forget_pending()
-        self.link.worker.lingering.discard(self)
+
+    def _release(self) -> None:
+        """Gives back what the flow holds, once it is over."""
+        self.charge.end()
+        self.session.lingered(self)
 
     def sweep(self, now: float) -> None:
-        """Close a flow that has been silent for too long, or whose socket is dead."""
-        if self.ended and not self.closing:
+        """Closes a flow that has been silent for too long, or whose socket is dead."""
+        core = self.core
+        if self.ended and not core.closing:
             return  # it ended since the sweep began
         idle = now - self.active
-        if self.closing:
+        if core.closing:
             if idle > LINGER_IDLE_MAX:
+                core.abandon()
                 self._drop_socket()
             return
-        if not self.flow.opened:
+        receive = core.receive
+        if idle > TAIL_SECONDS and receive.consumed > receive.announced and self.session.resumes:
+            self._announce(now)
+        if not core.opened:
             return  # the connect timeout watches it
         if self.sock is not None and not self.reading:
-            # Without window, or after the EOF, nothing watches the socket: a reset is found here.
+            # Without window, link or after the EOF, nothing watches the socket: a reset is found
+            # here.
             failure = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if failure:
                 self._local_error(OSError(failure, os.strerror(failure)))
                 return
+        if not self.session.core.attached:
+            return  # the session's own time decides
         if self.sock is None:
-            if idle > FINISHED_IDLE_MAX:
+            owed = self.session.resumes and core.send.acked < core.send.end
+            if idle > (HALF_CLOSED_IDLE_MAX if owed else FINISHED_IDLE_MAX):
                 self._send_orderly_close()
             return
-        limit = self.link.worker.config.socks.idle_tcp
-        half_closed = self.flow.sent_eof or self.flow.received_eof
+        limit = self.session.settings.config.socks.idle_tcp
+        half_closed = core.send.eof or receive.eof
         if (limit and idle > limit) or (half_closed and idle > HALF_CLOSED_IDLE_MAX):
             self.abort(CloseReason.IDLE_TIMEOUT)
+
+    def shrink(self, window: int) -> None:
+        """Makes the receive window small: the worker is short of memory."""
+        self.core.receive.shrink(window)
 
     # --- for people -----------------------------------------------------------------------------
 
     @property
     def up(self) -> int:
         """Payload bytes toward the target."""
-        return self.flow.send.sent if self.upstream else self.flow.receive.received
+        return self.core.send.end if self.upstream else self.core.receive.received
 
     @property
     def down(self) -> int:
         """Payload bytes toward the client."""
-        return self.flow.receive.received if self.upstream else self.flow.send.sent
+        return self.core.receive.received if self.upstream else self.core.send.end
 
     @property
     def state(self) -> str:
         """The half-close state."""
-        return self.flow.state.value
+        return self.core.state.value

@@ -14,22 +14,25 @@ from __future__ import annotations
 import errno
 import socket
 from collections import OrderedDict
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
+from socks_tunnel.protocol.flow import ROW_OPEN
 from socks_tunnel.protocol.messages import (
     Message,
+    MessageType,
+    UdpAssociate,
     UdpAssociateClosed,
     UdpAssociateOpened,
 )
 from socks_tunnel.protocol.policy import Policy
 from socks_tunnel.protocol.socks5 import parse_udp_packet
 from socks_tunnel_workers.relay.flow import Flow
+from socks_tunnel_workers.relay.local_policy import allowed_here
 
 if TYPE_CHECKING:
-    from socks_tunnel_workers.frontends.socks import SocksSession
-    from socks_tunnel_workers.relay.session import WorkerLink
+    from socks_tunnel_workers.relay.session import WorkerSession
 
 DATAGRAM_MAX = 65_507
 """Longest UDP payload over IPv4 in bytes (65,535 - 20 - 8)."""
@@ -71,16 +74,30 @@ def udp_socket(family: int, address: tuple[str, int]) -> socket.socket:
     return sock
 
 
+class Control(Protocol):
+    """The client's control connection, on which it asked for the association."""
+
+    client: str
+
+    def associated(self, association: GatewayAssociation) -> None:
+        """The endpoint has answered: tells the client where the relay is."""
+
+    def association_ended(self, reason: int, *, opened: bool) -> None:
+        """The association is over; the control connection ends with it."""
+
+
 class Association(Flow):
     """What both sides of an association share: counters and the end."""
 
-    __slots__ = ("_down", "_up", "opened")
+    __slots__ = ("_down", "_up", "opened", "repeated")
 
     kind: ClassVar[str] = "udp"
 
-    def __init__(self, link: WorkerLink, conn_id: int, *, client: str) -> None:
-        super().__init__(link, conn_id, command="udp-associate", client=client)
+    def __init__(self, session: WorkerSession, conn_id: int, *, client: str) -> None:
+        super().__init__(session, conn_id, command="udp-associate", client=client)
         self.opened = False
+        self.repeated = False
+        """Whether UDP_ASSOCIATE was sent again, so that a second answer is no error."""
         self._up = 0
         self._down = 0
 
@@ -100,24 +117,46 @@ class Association(Flow):
         return "open" if self.opened else "opening"
 
     def mark_opened(self) -> None:
-        """Take the endpoint's answer. Raises :class:`RemoteProtocolError` if it comes twice."""
-        if self.opened:
+        """Notes the endpoint's answer. Raises :class:`RemoteProtocolError` if it comes twice."""
+        if self.opened and not self.repeated:
             raise RemoteProtocolError(
                 "an answer to an open came twice", kind="opened-twice", conn_id=self.conn_id
             )
         self.opened = True
 
+    def ask(self) -> None:
+        """Asks the endpoint for the association."""
+        self.session.send(UdpAssociate(self.conn_id).encode())
+
+    def row(self) -> tuple[int, int, int, int]:
+        """Returns the row of RESUME: an association has no stream."""
+        return self.conn_id, 0, 0, ROW_OPEN if self.opened else 0
+
+    def on_resumed(self, received: int, limit: int, flags: int) -> None:
+        """Asks again if the answer may have been lost. Datagrams of the gap are gone."""
+        del received, limit, flags
+        if not self.opened:
+            self.on_missing()
+
+    def on_missing(self) -> bool:
+        """The peer does not know the association: asks again, if it was not opened yet."""
+        if self.opened:
+            return False
+        self.repeated = True
+        self.ask()
+        return True
+
     def abort(self, reason: int, *, tell_peer: bool = True) -> None:
         """End it at once; on the gateway the control connection ends with it."""
         if tell_peer and not self.ended:
-            self.link.close_flow(self.conn_id, reason, udp=True)
+            self.session.core.close(self.conn_id, reason, kind=MessageType.UDP_ASSOCIATE)
         self._close(reason)
 
     def _end_if_idle(self, now: float, limit: float) -> None:
         """End it after so many seconds without a datagram; sooner while the worker drains."""
         if self.ended:
             return
-        draining = self.link.worker.draining
+        draining = self.session.draining
         if now - self.active > (min(limit, DRAIN_IDLE_MAX) if draining else limit):
             self.abort(CloseReason.SHUTTING_DOWN if draining else CloseReason.IDLE_TIMEOUT)
 
@@ -127,7 +166,7 @@ class Association(Flow):
 
     def drop(self, reason: str) -> None:
         """Count one datagram that goes nowhere."""
-        self.link.worker.count_drop(reason)
+        self.session.counters.drop(reason)
 
     def _send_failed(self, error: OSError) -> None:
         """Count a datagram that the socket did not take, by why."""
@@ -143,16 +182,21 @@ class Association(Flow):
 class GatewayAssociation(Association):
     """The gateway's side: a relay socket on the local address of the client's SOCKS connection."""
 
-    __slots__ = ("client_ip", "pinned", "policy", "session", "sock", "verdicts")
+    __slots__ = ("client_ip", "control", "pinned", "policy", "sock", "verdicts")
 
     def __init__(
-        self, link: WorkerLink, conn_id: int, session: SocksSession, local_ip: str, client_ip: str
+        self,
+        session: WorkerSession,
+        conn_id: int,
+        control: Control,
+        local_ip: str,
+        client_ip: str,
     ) -> None:
-        super().__init__(link, conn_id, client=session.client)
-        self.session = session
+        super().__init__(session, conn_id, client=control.client)
+        self.control = control
         self.client_ip = client_ip
         self.pinned: SockAddr | None = None
-        self.policy: Policy | None = link.worker.policies.default
+        self.policy: Policy | None = session.settings.policies.default
         self.verdicts: OrderedDict[HostPort, bool] = OrderedDict()
         family = socket.AF_INET6 if ":" in local_ip else socket.AF_INET
         self.sock = udp_socket(family, (local_ip, 0))
@@ -167,9 +211,11 @@ class GatewayAssociation(Association):
         """Take the endpoint's answer, or the end."""
         match message:
             case UdpAssociateOpened():
+                if self.opened and self.repeated:
+                    return
                 self.mark_opened()
-                self.link.worker.loop.add_reader(self.sock, self._readable)
-                self.session.associated(self)
+                self.session.loop.add_reader(self.sock, self._readable)
+                self.control.associated(self)
             case UdpAssociateClosed(reason=reason):
                 self._close(reason)
             case _:
@@ -209,19 +255,19 @@ class GatewayAssociation(Association):
         if self.policy is not None and not self._allowed(self.policy, datagram.destination):
             self.drop("policy")
             return
-        if len(packet) > self.link.max_data:
+        if len(packet) > self.session.terms.max_data:
             self.drop("too-long")
             return
-        self.active = self.link.worker.loop.time()
+        self.active = self.session.loop.time()
         self._up += len(packet) - datagram.offset
-        self.link.worker.sent["udp"] += len(packet) - datagram.offset
-        self.link.send_datagram(self.conn_id, b"", packet)
+        self.session.counters.sent["udp"] += len(packet) - datagram.offset
+        self.session.send_datagram(self.conn_id, b"", packet)
 
     def _allowed(self, policy: Policy, destination: HostPort) -> bool:
         """Ask the gateway's own policy, once per destination; a name in doubt is the endpoint's."""
         known = self.verdicts.get(destination)
         if known is None:
-            known = self.link.worker.allowed_early(self, policy, destination)
+            known = allowed_here(self, policy, destination)
             self.verdicts[destination] = known
             if len(self.verdicts) > DESTINATIONS_MAX:
                 self.verdicts.popitem(last=False)
@@ -242,18 +288,18 @@ class GatewayAssociation(Association):
         except OSError as error:
             self._send_failed(error)
             return
-        self.active = self.link.worker.loop.time()
+        self.active = self.session.loop.time()
         self._down += len(packet) - offset
-        self.link.worker.received["udp"] += len(packet) - offset
+        self.session.counters.received["udp"] += len(packet) - offset
 
     def sweep(self, now: float) -> None:
         """End an association that was silent for idle_udp seconds."""
         if self.opened:
-            self._end_if_idle(now, self.link.worker.config.socks.idle_udp)
+            self._end_if_idle(now, self.session.settings.config.socks.idle_udp)
 
     def _close(self, reason: int) -> None:
         if not self.end(reason):
             return
-        self.link.worker.loop.remove_reader(self.sock)
+        self.session.loop.remove_reader(self.sock)
         self.sock.close()
-        self.session.association_ended(reason, opened=self.opened)
+        self.control.association_ended(reason, opened=self.opened)

@@ -22,6 +22,7 @@ from socks_tunnel.protocol.messages import (
 )
 from socks_tunnel.protocol.policies import PolicySet
 from socks_tunnel.protocol.policy import Policy, Verdict
+from socks_tunnel.protocol.session import Opening
 from socks_tunnel.protocol.settings import WorkerSettings
 from socks_tunnel_workers.targets.access import (
     Access,
@@ -35,7 +36,7 @@ from socks_tunnel_workers.targets.udp import EndpointAssociation
 
 if TYPE_CHECKING:
     from socks_tunnel_workers.relay.flow import Flow
-    from socks_tunnel_workers.relay.session import WorkerLink
+    from socks_tunnel_workers.relay.session import WorkerSession
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Targets:
     """Everything that leads out of an endpoint's worker.
 
     `warn` logs a sentence for the operator, at most one of a kind in a while; `flows` returns the
-    flows that are open now.
+    flows that are open now; `full` says whether the worker holds as many as it may.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Targets:
         access: Access,
         warn: Callable[..., None],
         flows: Callable[[], Iterable[Flow]],
+        full: Callable[[], bool],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.settings = settings
@@ -80,6 +82,7 @@ class Targets:
         self.access = access
         self.warn = warn
         self._flows = flows
+        self._full = full
         self._questions: dict[int, set[int]] = {}
         self._recheck: Iterator[None] | None = None
 
@@ -91,60 +94,77 @@ class Targets:
 
     # --- flows ----------------------------------------------------------------------------------
 
-    def make(
-        self, link: WorkerLink, message: OpenConnection | Bind | UdpAssociate
-    ) -> TargetRelay | EndpointAssociation:
-        """Returns the flow that a gateway asks for. Nothing is opened before :meth:`start`.
+    def open(self, session: WorkerSession, message: Opening) -> None:
+        """Admits a flow that a gateway asks for, and begins its work.
 
-        So whoever admits the flow has nothing to free if it is refused.
+        The session has seen that its CONN_ID is free. Nothing exists for a flow that is refused.
         """
-        if isinstance(message, UdpAssociate):
-            return EndpointAssociation(self, link, message.conn_id)
-        return TargetRelay(self, link, message.conn_id, message)
+        reason = None
+        if session.draining:
+            reason = CloseReason.SHUTTING_DOWN
+        elif self._full():
+            reason = CloseReason.RESOURCE_LIMIT
+            self.warn(
+                "full",
+                "this worker holds as many flows as limits.flows_per_worker allows (%d); "
+                "refusing more",
+                self.settings.config.limits.flows_per_worker,
+            )
+        if reason is not None:
+            session.core.refuse(message.conn_id, reason, kind=message.TYPE)
+        elif isinstance(message, Resolve):
+            self.resolve(session, message)
+        else:
+            self._start(session, message)
 
-    def start(self, flow: TargetRelay | EndpointAssociation) -> None:
-        """Begins with the work of a flow that was admitted."""
+    def _start(self, session: WorkerSession, message: OpenConnection | Bind | UdpAssociate) -> None:
+        flow: TargetRelay | EndpointAssociation
+        if isinstance(message, UdpAssociate):
+            flow = EndpointAssociation(self, session, message.conn_id)
+        else:
+            flow = TargetRelay(self, session, message)
+        session.admit(flow)
         try:
             flow.start()
         except OSError as error:
-            self.warn("resource", "cannot open a socket for peer %s: %s", flow.link.peer, error)
+            self.warn("resource", "cannot open a socket for peer %s: %s", session.peer, error)
             flow.abort(CloseReason.RESOURCE_LIMIT)
 
     # --- questions ------------------------------------------------------------------------------
 
-    def resolve(self, link: WorkerLink, question: Resolve) -> None:
+    def resolve(self, session: WorkerSession, question: Resolve) -> None:
         """Answers RESOLVE, later. Raises :class:`RemoteProtocolError` if the question is open."""
-        asked = self._questions.setdefault(link.id, set())
+        asked = self._questions.setdefault(session.number, set())
         if question.conn_id in asked:
             raise RemoteProtocolError(
                 "RESOLVE came twice", kind="opened-twice", conn_id=question.conn_id
             )
         if len(asked) >= QUESTIONS_MAX:
             answer = Resolved(question.conn_id, CloseReason.RESOURCE_LIMIT)
-            link.send(answer.encode())
+            session.send(answer.encode())
             return
         asked.add(question.conn_id)
-        spawn(f"resolve {question.conn_id}", self._resolve(link, question))
+        spawn(f"resolve {question.conn_id}", self._resolve(session, question))
 
-    def forget(self, link: WorkerLink) -> None:
+    def forget(self, session: WorkerSession) -> None:
         """The session is over: nobody waits for answers to its questions."""
-        self._questions.pop(link.id, None)
+        self._questions.pop(session.number, None)
 
-    async def _resolve(self, link: WorkerLink, question: Resolve) -> None:
+    async def _resolve(self, session: WorkerSession, question: Resolve) -> None:
         reason: int = Reply.GENERAL_FAILURE
         answers: tuple[Answer, ...] = ()
         try:
-            answers = await self._answers(link.peer, question)
+            answers = await self._answers(session.peer, question)
             reason = CloseReason.ORDERLY
         except (AccessDeniedError, UnresolvedError, ResolveError) as error:
             reason = error.reply
         finally:
-            asked = self._questions.get(link.id)
+            asked = self._questions.get(session.number)
             if asked is not None and question.conn_id in asked:
                 asked.discard(question.conn_id)
                 if not asked:
-                    del self._questions[link.id]
-                link.send(Resolved(question.conn_id, reason, answers[:ANSWERS_MAX]).encode())
+                    del self._questions[session.number]
+                session.send(Resolved(question.conn_id, reason, answers[:ANSWERS_MAX]).encode())
 
     async def _answers(self, peer: str, question: Resolve) -> tuple[Answer, ...]:
         """Returns what a flow of the peer could reach, on whatever port."""

@@ -31,7 +31,7 @@ from socks_tunnel_workers.targets.dialer import DialError, dial
 
 if TYPE_CHECKING:
     from socks_tunnel.protocol.policy import Policy
-    from socks_tunnel_workers.relay.session import WorkerLink
+    from socks_tunnel_workers.relay.session import WorkerSession
     from socks_tunnel_workers.targets.room import Targets
 
 logger = logging.getLogger(__name__)
@@ -52,20 +52,18 @@ class TargetRelay(TcpRelay):
     __slots__ = ("allowed", "targets", "task")
 
     def __init__(
-        self, targets: Targets, link: WorkerLink, conn_id: int, request: OpenConnection | Bind
+        self, targets: Targets, session: WorkerSession, request: OpenConnection | Bind
     ) -> None:
         if isinstance(request, OpenConnection):
             command, destination = "connect", HostPort(request.host, request.port)
         else:
             command, destination = "bind", request.caller
         super().__init__(
-            link,
-            conn_id,
+            session,
+            request.conn_id,
             command=command,
-            client=link.peer,
+            client=session.peer,
             destination=destination,
-            sock=None,
-            opener=None,
         )
         self.targets = targets
         self.allowed: Allowed | None = None
@@ -78,10 +76,10 @@ class TargetRelay(TcpRelay):
         self.task = spawn(f"{self.command} flow {self.conn_id}", work, on_failure=self._failed)
 
     def _policy(self) -> Policy:
-        return self.targets.policy(self.link.peer)
+        return self.targets.policy(self.session.peer)
 
     def _asker(self) -> Asker:
-        return Asker(self.link.peer, self.conn_id, self.command)
+        return Asker(self.session.peer, self.conn_id, self.command)
 
     def recheck(self) -> Iterator[None]:
         """Ends the flow if the policy forbids it now. A generator: others get their turn."""
@@ -123,18 +121,18 @@ class TargetRelay(TcpRelay):
         return None if self.ended else self.allowed
 
     def _liveness(self) -> Liveness:
-        targets = self.link.worker.config.targets
+        targets = self.session.settings.config.targets
         return Liveness(targets.keepalive, targets.user_timeout)
 
     async def _connect(self) -> None:
-        worker = self.link.worker
-        seconds = worker.config.targets.connect_timeout
-        deadline = worker.loop.time() + seconds
+        loop = self.session.loop
+        seconds = self.session.settings.config.targets.connect_timeout
+        deadline = loop.time() + seconds
         allowed = await self._decide(seconds)
         if allowed is None:
             return
         assert self.destination is not None
-        left = max(deadline - worker.loop.time(), 0.0)
+        left = max(deadline - loop.time(), 0.0)
         try:
             sock = await dial(
                 allowed.addresses, self.destination.port, seconds=left, liveness=self._liveness()
@@ -145,13 +143,13 @@ class TargetRelay(TcpRelay):
             self._refuse(error.reply, str(error))
             return
         self.allowed = Allowed((_peer_address(sock),), allowed.ttl, allowed.name)
-        worker.metrics.connect_seconds.observe(worker.loop.time() - self.started)
-        self.link.send(ConnectionOpened(self.conn_id, socket_name(sock)).encode())
+        self.session.metrics.connect_seconds.observe(loop.time() - self.started)
+        self.reply(ConnectionOpened(self.conn_id, socket_name(sock)).encode())
         self.attach(sock)
 
     async def _bind(self) -> None:
         """Listens for one connection from the expected caller (RFC 1928 section 4, BIND)."""
-        allowed = await self._decide(self.link.worker.config.targets.connect_timeout)
+        allowed = await self._decide(self.session.settings.config.targets.connect_timeout)
         if allowed is None:
             return
         try:
@@ -160,7 +158,7 @@ class TargetRelay(TcpRelay):
             self._cannot_listen(error)
             return
         with listener:
-            self.link.send(BindListening(self.conn_id, socket_name(listener)).encode())
+            self.reply(BindListening(self.conn_id, socket_name(listener)).encode())
             try:
                 async with asyncio.timeout(BIND_SECONDS):
                     sock, caller = await self._accept(listener, set(map(str, allowed.addresses)))
@@ -173,7 +171,7 @@ class TargetRelay(TcpRelay):
         prepare_stream(sock, self._liveness())
         self.destination = caller
         self.allowed = Allowed((_peer_address(sock),), None)
-        self.link.send(BindAccepted(self.conn_id, caller).encode())
+        self.reply(BindAccepted(self.conn_id, caller).encode())
         self.attach(sock)
 
     def _cannot_listen(self, error: OSError) -> None:

@@ -35,7 +35,7 @@ from socks_tunnel_workers.targets.access import (
 from socks_tunnel_workers.targets.routes import ATTEMPT_DELAY, Refusal, Route, Routes
 
 if TYPE_CHECKING:
-    from socks_tunnel_workers.relay.session import WorkerLink
+    from socks_tunnel_workers.relay.session import WorkerSession
     from socks_tunnel_workers.targets.room import Targets
 
 PENDING_PER_NAME_MAX: Final = 16
@@ -75,8 +75,8 @@ class EndpointAssociation(Association):
 
     __slots__ = ("lookups", "pending", "pending_bytes", "routes", "sockets", "targets")
 
-    def __init__(self, targets: Targets, link: WorkerLink, conn_id: int) -> None:
-        super().__init__(link, conn_id, client=link.peer)
+    def __init__(self, targets: Targets, session: WorkerSession, conn_id: int) -> None:
+        super().__init__(session, conn_id, client=session.peer)
         self.opened = True
         self.targets = targets
         self.sockets: dict[int, socket.socket] = {}
@@ -88,7 +88,12 @@ class EndpointAssociation(Association):
     def start(self) -> None:
         """Opens the IPv4 socket and answers the gateway. Raises :class:`OSError` if it cannot."""
         self._socket(socket.AF_INET)
-        self.link.send(UdpAssociateOpened(self.conn_id, self.bound).encode())
+        self.session.send(UdpAssociateOpened(self.conn_id, self.bound).encode())
+
+    def on_repeated(self, opening: Message) -> None:
+        """Answers UDP_ASSOCIATE again: the answer may have been lost with a link."""
+        del opening
+        self.session.send(UdpAssociateOpened(self.conn_id, self.bound).encode())
 
     @property
     def bound(self) -> HostPort:
@@ -98,20 +103,20 @@ class EndpointAssociation(Association):
 
     @property
     def _now(self) -> float:
-        return self.link.worker.loop.time()
+        return self.session.loop.time()
 
     def _asker(self) -> Asker:
-        return Asker(self.link.peer, self.conn_id, self.command)
+        return Asker(self.session.peer, self.conn_id, self.command)
 
     def _policy(self) -> Policy:
-        return self.targets.policy(self.link.peer)
+        return self.targets.policy(self.session.peer)
 
     def _socket(self, family: int) -> socket.socket:
         sock = self.sockets.get(family)
         if sock is None:
             sock = udp_socket(family, ("0.0.0.0" if family == socket.AF_INET else "::", 0))  # noqa: S104 - it talks to any target; replies are filtered
             self.sockets[family] = sock
-            self.link.worker.loop.add_reader(sock, self._readable, sock)
+            self.session.loop.add_reader(sock, self._readable, sock)
         return sock
 
     # --- client -> target -----------------------------------------------------------------------
@@ -150,7 +155,7 @@ class EndpointAssociation(Association):
                 self._send_failed(error)
                 return
             self._up += len(data)
-            self.link.worker.received["udp"] += len(data)
+            self.session.counters.received["udp"] += len(data)
             return
         errors: list[OSError] = []
         addresses = route.send(data, now)
@@ -164,7 +169,7 @@ class EndpointAssociation(Association):
             self._send_failed(errors[0])
             return
         self._up += len(data)
-        self.link.worker.received["udp"] += len(data)
+        self.session.counters.received["udp"] += len(data)
 
     def _send(
         self, route: Route, address: IPAddress, port: int, data: bytes | memoryview
@@ -195,7 +200,7 @@ class EndpointAssociation(Association):
             error = self._send(route, address, destination.port, data)
             if error is not None:
                 break
-        self.link.worker.loop.call_later(ATTEMPT_DELAY, self._race, destination, route)
+        self.session.loop.call_later(ATTEMPT_DELAY, self._race, destination, route)
 
     # --- decisions ------------------------------------------------------------------------------
 
@@ -252,7 +257,7 @@ class EndpointAssociation(Association):
             for data in waiting:
                 self._forward(destination, route, data)
             if route.racing:
-                self.link.worker.loop.call_later(ATTEMPT_DELAY, self._race, destination, route)
+                self.session.loop.call_later(ATTEMPT_DELAY, self._race, destination, route)
 
     def _take_pending(self, destination: HostPort) -> list[bytes]:
         """Takes the datagrams that wait for a name."""
@@ -308,9 +313,9 @@ class EndpointAssociation(Association):
             if not route.renew(allowed.addresses, expires=expires):
                 fresh = Route(allowed.addresses, now=self._now, expires=expires, name=allowed.name)
                 if self._replace(destination, route, fresh) and fresh.racing:
-                    self.link.worker.loop.call_later(ATTEMPT_DELAY, self._race, destination, fresh)
+                    self.session.loop.call_later(ATTEMPT_DELAY, self._race, destination, fresh)
         finally:
-            self.link.worker.loop.call_later(UNRESOLVED_SECONDS, route.refreshed)
+            self.session.loop.call_later(UNRESOLVED_SECONDS, route.refreshed)
 
     def _replace(self, destination: HostPort, old: Route, new: Route | Refusal) -> bool:
         """Puts something in a route's place, unless that was done before."""
@@ -358,7 +363,7 @@ class EndpointAssociation(Association):
                 continue
             answering = routes.answering(host, port)
             header = udp_header(HostPort(_as_asked(host, answering), port))
-            if len(header) + len(data) > self.link.max_data:
+            if len(header) + len(data) > self.session.terms.max_data:
                 self.drop("too-long")
                 continue
             now = self.active = self._now
@@ -368,8 +373,8 @@ class EndpointAssociation(Association):
                     assert address is not None, "the kernel names senders by address"
                     route.answered(address, now)
             self._down += len(data)
-            self.link.worker.sent["udp"] += len(data)
-            self.link.send_datagram(self.conn_id, header, data)
+            self.session.counters.sent["udp"] += len(data)
+            self.session.send_datagram(self.conn_id, header, data)
 
     # --- end ------------------------------------------------------------------------------------
 
@@ -381,7 +386,7 @@ class EndpointAssociation(Association):
 
     def sweep(self, now: float) -> None:
         """Ends an association that the gateway seems to have forgotten."""
-        self._end_if_idle(now, self.link.idle_udp + IDLE_GRACE)
+        self._end_if_idle(now, self.session.terms.idle_udp + IDLE_GRACE)
 
     def _close(self, reason: int) -> None:
         if not self.end(reason):
@@ -392,7 +397,7 @@ class EndpointAssociation(Association):
             for _ in self._take_pending(destination):
                 self.drop("resolving")
         for sock in self.sockets.values():
-            self.link.worker.loop.remove_reader(sock)
+            self.session.loop.remove_reader(sock)
             sock.close()
 
 

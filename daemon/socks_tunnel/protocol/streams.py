@@ -1,0 +1,380 @@
+"""The two byte streams of a TCP flow: windows, and the bytes that must outlive a lost link.
+
+Theory. For each direction of a flow the receiver says how far the sender may go, because neither a
+WebRTC data channel nor an SCTP sender ever holds a fast sender back from a slow reader
+(docs/protocol.md section 4). Both ends count stream bytes from 0::
+
+    sender     acked <= next <= end        next <= limit        (SendStream)
+    receiver   consumed <= received <= limit                    (ReceiveStream)
+
+    acked      the peer has them for good: they are forgotten here
+    next       the next byte to transmit; a resume may move it back, but never before `acked`
+    end        bytes taken from the local socket; [acked, end) is kept in memory
+    limit      how far the sender may transmit: the receiver's LIMIT
+
+CONSUMED and LIMIT only grow, so an update that comes late, twice or out of order changes nothing.
+"""
+
+from collections import deque
+from typing import Final
+
+from socks_tunnel.protocol.errors import LocalProtocolError, RemoteProtocolError
+
+PIECE_COST: Final = 96
+"""Bytes of memory that one kept piece takes besides its payload: the object's header and rounding,
+and its slot in the queue. Counted, so that a stream in tiny pieces cannot take many times what an
+account says."""
+
+JOIN_MAX: Final = 1024
+"""Bytes up to which a short piece is joined with the one before it. Copying so much costs less than
+keeping one more piece."""
+
+WINDOW_MAX: Final = 16 * 1024 * 1024
+"""Bytes: the longest receive window of one flow. It fills 1.3 Gbit/s at a round trip of 100 ms."""
+
+
+class ByteQueue:
+    """Bytes in order, kept in the pieces in which they came; short ones are joined.
+
+    `size` is the number of bytes in it and `cost` the memory that they take.
+    """
+
+    __slots__ = ("_pieces", "cost", "size")
+
+    def __init__(self) -> None:
+        self._pieces: deque[bytes | memoryview] = deque()
+        self.size = 0
+        self.cost = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def append(self, data: bytes) -> None:
+        """Adds bytes at the end."""
+        pieces = self._pieces
+        count = len(data)
+        self.size += count
+        if pieces and len(pieces[-1]) + count <= JOIN_MAX:
+            pieces[-1] = bytes(pieces[-1]) + data
+            self.cost += count
+            return
+        pieces.append(data)
+        self.cost += count + PIECE_COST
+
+    def peek(self, pieces: int) -> list[bytes | memoryview]:
+        """Returns the first so many pieces, for one `sendmsg`. They stay in the queue."""
+        queue = self._pieces
+        if len(queue) <= pieces:
+            return list(queue)
+        return [queue[i] for i in range(pieces)]
+
+    def drop(self, count: int) -> None:
+        """Removes `count` bytes from the front."""
+        if count > self.size:
+            raise LocalProtocolError(f"dropping {count} bytes of a queue of {self.size}")
+        self.size -= count
+        pieces = self._pieces
+        while count:
+            first = pieces[0]
+            length = len(first)
+            if length > count:
+                pieces[0] = memoryview(first)[count:]
+                self.cost -= count
+                return
+            pieces.popleft()
+            self.cost -= length + PIECE_COST
+            count -= length
+
+    def clear(self) -> None:
+        """Removes everything."""
+        self._pieces.clear()
+        self.size = self.cost = 0
+
+
+class SendStream:
+    """What one side sends of a flow. All positions are counted in bytes from the stream's start.
+
+    The attributes are read on the data path; they change only through the methods. `eof` says that
+    the local side has ended the stream at `end`, `eof_sent` that SEND_EOF was transmitted on the
+    link of the moment.
+    """
+
+    __slots__ = (
+        "_first",
+        "_index",
+        "_pieces",
+        "_start",
+        "acked",
+        "cost",
+        "end",
+        "eof",
+        "eof_sent",
+        "high",
+        "limit",
+        "next",
+    )
+
+    def __init__(self, window: int) -> None:
+        self.acked = 0
+        self.next = 0
+        self.end = 0
+        self.high = 0
+        """How far was ever transmitted: what the peer may claim to have."""
+        self.limit = window
+        self.eof = False
+        self.eof_sent = False
+        self.cost = 0
+        """Memory that the kept bytes take."""
+        self._pieces: deque[bytes] = deque()
+        self._first = 0  # the position at which _pieces[0] begins
+        self._index = 0  # the piece that holds `next`; len(_pieces) if all was transmitted
+        self._start = 0  # the position at which that piece begins
+
+    @property
+    def room(self) -> int:
+        """How many bytes may be taken from the local socket now."""
+        return self.limit - self.end
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes wait to be transmitted, whether the window allows it or not."""
+        return self.end - self.next
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something that may be transmitted now: bytes within LIMIT, or EOF."""
+        if self.next < self.end:
+            return self.next < self.limit
+        return self.eof and not self.eof_sent
+
+    def write(self, data: bytes) -> None:
+        """Keeps bytes that the local side has written, to be transmitted by :meth:`take`.
+
+        More than `room` is allowed: bytes that came together with a request are kept whole, and
+        leave as the window opens.
+        """
+        if self.eof:
+            raise LocalProtocolError("the local side wrote after its end of file")
+        count = len(data)
+        if not count:
+            return
+        pieces = self._pieces
+        self.end += count
+        if pieces and len(pieces[-1]) + count <= JOIN_MAX:
+            if self._index == len(pieces):
+                self._index -= 1
+                self._start -= len(pieces[-1])
+            pieces[-1] += data
+            self.cost += count
+        else:
+            pieces.append(data)
+            self.cost += count + PIECE_COST
+
+    def write_through(self, data: bytes) -> None:
+        """Keeps bytes that are transmitted at this moment: the path of bulk data.
+
+        Nothing may wait (`unsent` is 0), and `data` fits the window; otherwise this raises
+        :class:`LocalProtocolError`.
+        """
+        count = len(data)
+        end = self.end + count
+        if self.next != self.end or end > self.limit or self.eof:
+            raise LocalProtocolError(
+                f"{count} bytes cannot be passed through at {self.next} of {self.end}, "
+                f"limit {self.limit}"
+            )
+        pieces = self._pieces
+        if pieces and len(pieces[-1]) + count <= JOIN_MAX:
+            pieces[-1] += data
+            self.cost += count
+        else:
+            pieces.append(data)
+            self.cost += count + PIECE_COST
+        self.end = self.next = self.high = self._start = end
+        self._index = len(pieces)
+
+    def take(self, longest: int) -> bytes | memoryview:
+        """Returns up to `longest` bytes to transmit now, and counts them as transmitted.
+
+        The result is empty if nothing waits or the window is closed.
+        """
+        count = min(longest, self.limit - self.next)
+        if self.next >= self.end or count <= 0:
+            return b""
+        piece = self._pieces[self._index]
+        offset = self.next - self._start
+        length = len(piece)
+        if offset or count < length:
+            count = min(count, length - offset)
+            data: bytes | memoryview = memoryview(piece)[offset : offset + count]
+        else:
+            count, data = length, piece
+        self.next += count
+        if offset + count == length:
+            self._index += 1
+            self._start = self.next
+        self.high = max(self.high, self.next)
+        return data
+
+    def finish(self) -> None:
+        """Notes the end of file of the local side."""
+        if self.eof:
+            raise LocalProtocolError("the local side ended its stream twice")
+        self.eof = True
+
+    def update(self, consumed: int, limit: int) -> bool:
+        """Applies a WINDOW_UPDATE, and says whether the window opened.
+
+        Raises :class:`RemoteProtocolError` if the peer claims bytes that were never transmitted.
+        """
+        if consumed > self.high:
+            raise RemoteProtocolError(
+                f"WINDOW_UPDATE has CONSUMED {consumed}, but only {self.high} bytes were sent",
+                kind="window-consumed",
+            )
+        if consumed > self.acked:
+            self._acknowledge(consumed)
+        if limit > self.limit:
+            self.limit = limit
+            return True
+        return False
+
+    def resume(self, received: int, limit: int, *, eof_received: bool) -> None:
+        """Goes on where the peer is after a resume: it has `received` bytes and allows `limit`.
+
+        Raises :class:`RemoteProtocolError` if it claims bytes that were never sent, or lacks bytes
+        that it had acknowledged.
+        """
+        if not self.acked <= received <= self.high:
+            raise RemoteProtocolError(
+                f"RESUME says that {received} bytes were received, but {self.acked} were "
+                f"acknowledged and {self.high} sent",
+                kind="resume-received",
+            )
+        if eof_received and not (self.eof and received == self.end):
+            raise RemoteProtocolError(
+                "RESUME says that our end of file was received, but it was not sent",
+                kind="resume-eof",
+            )
+        self._acknowledge(received)
+        self.next, self._index, self._start = received, 0, self._first
+        self.eof_sent = eof_received
+        self.limit = max(self.limit, limit)
+
+    def _acknowledge(self, position: int) -> None:
+        self.acked = position
+        pieces = self._pieces
+        while pieces:
+            length = len(pieces[0])
+            if self._first + length > position:
+                break
+            pieces.popleft()
+            self.cost -= length + PIECE_COST
+            self._first += length
+            self._index -= 1
+        if position > self.next:  # the peer has what a resume was about to send again
+            self.next, self._index, self._start = position, 0, self._first
+
+    def forget(self) -> None:
+        """Drops all kept bytes: the flow has ended."""
+        self._pieces.clear()
+        self.cost = 0
+        self._first = self._start = self.end
+        self.acked = self.next = self.end
+        self._index = 0
+
+
+class ReceiveStream:
+    """What one side receives of a flow. All positions are counted from the stream's start.
+
+    `pending` holds what the local socket has not taken yet, `eof` says that the peer's SEND_EOF
+    came, `eof_delivered` that it was passed on to the local socket.
+    """
+
+    __slots__ = (
+        "announced",
+        "consumed",
+        "eof",
+        "eof_delivered",
+        "limit",
+        "pending",
+        "received",
+        "updated_at",
+        "window",
+    )
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.received = 0
+        self.consumed = 0
+        self.limit = window
+        self.announced = 0
+        """CONSUMED of the last update: what the peer may have forgotten."""
+        self.updated_at = 0.0
+        """When the last update left, on the caller's clock in seconds."""
+        self.eof = False
+        self.eof_delivered = False
+        self.pending = ByteQueue()
+
+    @property
+    def buffered(self) -> int:
+        """How many bytes came that the local socket has not taken yet."""
+        return self.received - self.consumed
+
+    @property
+    def all_written(self) -> bool:
+        """Whether the local socket took everything that came."""
+        return self.received == self.consumed
+
+    def receive(self, count: int) -> None:
+        """Counts `count` bytes of DATA. Raises :class:`RemoteProtocolError` beyond LIMIT."""
+        received = self.received + count
+        if received > self.limit:
+            raise RemoteProtocolError(
+                f"the peer sent {received} bytes with a limit of {self.limit}",
+                kind="window-exceeded",
+            )
+        if self.eof:
+            raise RemoteProtocolError("DATA after SEND_EOF", kind="data-after-eof")
+        self.received = received
+
+    def finish(self) -> None:
+        """Notes the peer's SEND_EOF. Raises :class:`RemoteProtocolError` if it came before."""
+        if self.eof:
+            raise RemoteProtocolError("SEND_EOF came twice", kind="eof-twice")
+        self.eof = True
+
+    def consume(self, count: int) -> bool:
+        """Counts bytes that the local socket took, and says whether an update is due.
+
+        An update is due when half of the window was consumed since the last one: there are fewer
+        messages than one for each read, and the sender never runs dry on a path shorter than half
+        a window. After the peer's end of file only the release of its kept bytes matters.
+        """
+        if count > self.received - self.consumed:
+            raise LocalProtocolError(
+                f"consuming {count} bytes with only {self.received - self.consumed} received"
+            )
+        self.consumed += count
+        return self.consumed + self.window - self.limit >= self.window >> 1
+
+    def announce(self, now: float, *, round_trip: float = 0.0, grow_to: int = 0) -> tuple[int, int]:
+        """Opens the window as far as it may be now; returns (CONSUMED, LIMIT) for the update.
+
+        A sender that used up half of the window within two round trips is held up by it: the
+        window doubles, up to `grow_to` bytes.
+        """
+        if (
+            self.window < grow_to
+            and self.consumed + self.window - self.limit >= self.window >> 1
+            and now - self.updated_at <= 2 * round_trip
+        ):
+            self.window = min(2 * self.window, grow_to)
+        self.updated_at = now
+        self.announced = self.consumed
+        self.limit = max(self.limit, self.consumed + self.window)
+        return self.consumed, self.limit
+
+    def shrink(self, window: int) -> None:
+        """Makes the window of further updates at most `window` bytes. LIMIT never falls."""
+        self.window = min(self.window, window)

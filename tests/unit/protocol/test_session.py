@@ -1,0 +1,360 @@
+"""A session beyond what the property test drives it through: peers that break the protocol."""
+
+import pytest
+
+from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.protocol.errors import CloseReason, LocalProtocolError, RemoteProtocolError
+from socks_tunnel.protocol.messages import (
+    Bind,
+    CloseConnection,
+    ConnectionOpened,
+    Data,
+    Message,
+    OpenConnection,
+    Resolve,
+    Resolved,
+    ResolveKind,
+    SendEof,
+    UdpAssociate,
+    UdpAssociateClosed,
+    UdpPacket,
+    WindowUpdate,
+    decode,
+    message_header,
+)
+from socks_tunnel.protocol.scheduler import DATAGRAM_OVERDRAFT, QUANTUM
+from socks_tunnel.protocol.session import CLOSED_REMEMBERED_MAX, Opening, Row, Session, Terms
+
+TERMS = Terms(1000, 65_529, 300, frozenset({"resume"}))
+
+
+class Flow:
+    def __init__(self, outlet: "Outlet", conn_id: int, *, udp: bool = False) -> None:
+        self.outlet = outlet
+        self.conn_id = conn_id
+        self.udp = udp
+        self.deficit = QUANTUM
+        self.queued = False
+        self.events: list[object] = []
+        self.fails: Exception | None = None
+        self.asks_again = False
+
+    def _note(self, event: object) -> None:
+        self.events.append(event)
+        if self.fails is not None:
+            raise self.fails
+
+    def on_data(self, data: memoryview) -> None:
+        self._note(bytes(data))
+
+    def on_window(self, update: WindowUpdate) -> None:
+        self._note(update)
+
+    def on_datagram(self, packet: memoryview) -> None:
+        self._note(bytes(packet))
+
+    def on_message(self, message: Message) -> None:
+        self._note(message)
+
+    def on_turn(self) -> None:
+        self._note("turn")
+
+    def on_detached(self) -> None:
+        self._note("detached")
+
+    def on_resumed(self, received: int, limit: int, flags: int) -> None:
+        self._note((received, limit, flags))
+
+    def on_missing(self) -> bool:
+        self._note("missing")
+        return self.asks_again
+
+    def on_repeated(self, opening: Message) -> None:
+        self._note(opening)
+
+    def row(self) -> Row:
+        return self.conn_id, 1, 2, 1
+
+    def abort(self, reason: int, *, tell_peer: bool = True) -> None:
+        self.events.append(("abort", reason, tell_peer))
+        if tell_peer:
+            self.outlet.session.close(self.conn_id, reason)
+        self.outlet.session.flows.remove(self.conn_id)
+
+
+class Outlet:
+    def __init__(self, *, opens: bool = False, flows_max: int = 100) -> None:
+        self.session: Session[Flow] = Session(self, opens=opens, flows_max=flows_max)
+        self.sent: list[bytes] = []
+        self.errors: list[str] = []
+        self.bugs: list[Exception] = []
+        self.unknown: list[object] = []
+        self.opened: list[Opening] = []
+
+    def transmit(self, message: bytes) -> None:
+        self.sent.append(message)
+
+    def send_pieces(self, header: bytes, payload: bytes | memoryview) -> None:
+        self.sent.append(header + bytes(payload))
+
+    def open(self, message: Opening) -> None:
+        self.opened.append(message)
+        self.add(message.conn_id)
+
+    def add(self, conn_id: int, *, udp: bool = False) -> Flow:
+        flow = Flow(self, conn_id, udp=udp)
+        self.session.flows.add(conn_id, flow)
+        return flow
+
+    def protocol_error(self, error: RemoteProtocolError, conn_id: int) -> None:
+        self.errors.append(error.kind)
+
+    def bug(self, error: Exception, conn_id: int) -> None:
+        self.bugs.append(error)
+
+    def unknown_message(self) -> None:
+        self.unknown.append("message")
+
+    def unknown_flow(self, *, datagram: bool) -> None:
+        self.unknown.append(datagram)
+
+    def receive(self, message: bytes) -> None:
+        self.session.receive(memoryview(message))
+
+    @property
+    def decoded(self) -> list[Message]:
+        return [decode(message) for message in self.sent]
+
+
+def states(session: Session[Flow]) -> tuple[bool, bool]:
+    return session.resuming, session.open_to_send
+
+
+def attached(*, opens: bool = False, credit: int = 1000, flows_max: int = 100) -> Outlet:
+    outlet = Outlet(opens=opens, flows_max=flows_max)
+    outlet.session.attach(TERMS, credit, resume=True)
+    return outlet
+
+
+OPEN = OpenConnection(7, "example.com", 80)
+
+# --- openings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        OPEN,
+        Bind(7, HostPort("10.0.0.1", 1)),
+        UdpAssociate(7),
+        Resolve(7, ResolveKind.ADDRESSES, "example.com"),
+    ],
+    ids=lambda opening: type(opening).__name__,
+)
+def test_openings_of_the_peer_are_handed_on_and_a_gateway_takes_none(opening: Opening) -> None:
+    outlet = attached()
+    outlet.receive(opening.encode())
+    assert outlet.opened == [opening]
+    gateway = attached(opens=True)
+    gateway.receive(opening.encode())
+    assert gateway.opened == []
+    assert gateway.errors == ["unexpected-message"]
+    (refusal,) = gateway.decoded
+    assert isinstance(refusal, CloseConnection | UdpAssociateClosed | Resolved)
+    assert refusal.reason == CloseReason.PROTOCOL_ERROR
+
+
+def test_an_opening_for_an_open_flow_ends_that_flow() -> None:
+    outlet = attached(flows_max=1)
+    flow = outlet.add(7)
+    outlet.receive(OPEN.encode())
+    assert flow.events == [("abort", CloseReason.PROTOCOL_ERROR, True)]
+    assert outlet.opened == []
+    assert outlet.decoded == [CloseConnection(7, CloseReason.PROTOCOL_ERROR)]
+
+
+def test_an_opening_beyond_the_limit_is_refused() -> None:
+    outlet = attached(flows_max=1)
+    outlet.add(8)
+    outlet.receive(UdpAssociate(7).encode())
+    assert outlet.errors == ["too-many-flows"]
+    assert outlet.decoded == [UdpAssociateClosed(7, CloseReason.RESOURCE_LIMIT)]
+
+
+# --- one message costs one flow -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fails", [RecursionError("deep"), ValueError("odd"), LocalProtocolError("ours")]
+)
+def test_whatever_a_message_meets_costs_its_flow_alone(fails: Exception) -> None:
+    outlet = attached()
+    flow, other = outlet.add(7), outlet.add(8)
+    flow.fails = fails
+    outlet.receive(Data(7, b"x").encode())
+    assert outlet.bugs == [fails]
+    assert flow.events[-1] == ("abort", CloseReason.GENERAL_FAILURE, True)
+    outlet.receive(Data(8, b"y").encode())
+    assert other.events == [b"y"]
+
+
+def test_a_message_that_does_not_fit_its_layout_closes_the_flow() -> None:
+    outlet = attached()
+    flow = outlet.add(7)
+    outlet.receive(message_header(Data.TYPE, 7))
+    assert outlet.errors == ["malformed-data"]
+    assert flow.events == [("abort", CloseReason.PROTOCOL_ERROR, True)]
+
+
+def test_messages_for_nobody_are_answered_only_if_they_carry_a_stream() -> None:
+    outlet = attached()
+    outlet.receive(Data(7, b"x").encode())
+    outlet.receive(SendEof(7).encode())
+    for message in (
+        WindowUpdate(7, 1, 2).encode(),
+        CloseConnection(7).encode(),
+        UdpPacket(7, b"x").encode(),
+        ConnectionOpened(7, HostPort("10.0.0.1", 1)).encode(),
+        message_header(250, 7),
+        message_header(CloseConnection.TYPE, 7) + b"too long",
+    ):
+        outlet.receive(message)
+    assert outlet.decoded == [CloseConnection(7, CloseReason.UNKNOWN_FLOW)] * 2
+    assert outlet.unknown == [False, False, True, "message"]
+
+
+def test_messages_reach_their_flow() -> None:
+    outlet = attached()
+    flow = outlet.add(7, udp=True)
+    outlet.receive(UdpPacket(7, b"packet").encode())
+    outlet.receive(WindowUpdate(7, 1, 2).encode())
+    outlet.receive(SendEof(7).encode())
+    assert flow.events == [b"packet", WindowUpdate(7, 1, 2), SendEof(7)]
+
+
+# --- credit ---------------------------------------------------------------------------------------
+
+
+def test_control_messages_never_wait_and_datagrams_have_their_overdraft() -> None:
+    outlet = attached(credit=5)
+    outlet.session.send(b"control")
+    assert outlet.session.scheduler.credit == -2
+    outlet.session.send_datagram(b"d" * DATAGRAM_OVERDRAFT, 0.0)
+    outlet.session.send_datagram(b"waits", 0.0)
+    assert outlet.sent == [b"control", b"d" * DATAGRAM_OVERDRAFT]
+    outlet.session.grant(1_000, 0.01)
+    assert outlet.sent[-1] == b"waits"
+
+
+def test_flows_get_their_turn_with_credit() -> None:
+    outlet = attached(credit=0)
+    flow = outlet.add(7)
+    outlet.session.scheduler.wait(flow)
+    outlet.session.grant(0, 0.0)
+    assert flow.events == []
+    outlet.session.grant(1, 0.0)
+    assert flow.events == ["turn"]
+
+
+def test_without_a_link_nothing_leaves() -> None:
+    outlet = Outlet()
+    session = outlet.session
+    session.send(b"control")
+    session.send_datagram(b"datagram", 0.0)
+    session.grant(1000, 0.0)
+    session.detach()
+    assert outlet.sent == []
+    assert session.scheduler.expired == 1
+    assert not session.open_to_send
+
+
+# --- resume ---------------------------------------------------------------------------------------
+
+
+def test_a_link_without_resume_cannot_take_flows_over() -> None:
+    outlet = attached()
+    outlet.add(7)
+    with pytest.raises(LocalProtocolError, match="without resume"):
+        outlet.session.attach(TERMS, 0, resume=False)
+
+
+def test_the_peer_s_rows_end_what_it_lacks_and_what_it_has_closed() -> None:
+    outlet = attached()
+    kept, closed, missing, again = (outlet.add(conn_id) for conn_id in (1, 2, 3, 4))
+    gone = outlet.add(5, udp=True)
+    again.asks_again = True
+    session = outlet.session
+    session.detach()
+    assert [flow.events for flow in (kept, closed)] == [["detached"], ["detached"]]
+    assert session.attach(TERMS, 10, resume=True) == [(n, 1, 2, 1) for n in (1, 2, 3, 4, 5)]
+    assert states(session) == (True, False)
+    session.resumed([(1, 5, 6, 1), (2, 0, 0, 4 | 0x10 << 8), (5, 0, 0, 4 | 0x11 << 8)], last=False)
+    assert states(session) == (True, False)
+    session.resumed([(9, 0, 0, 1), (10, 0, 0, 0)], last=True)
+    assert states(session) == (False, True)
+    assert kept.events[-1] == (5, 6, 1)
+    assert closed.events[-1] == CloseConnection(2, 0x10)
+    assert gone.events[-1] == UdpAssociateClosed(5, 0x11)
+    assert missing.events[-2:] == ["missing", ("abort", CloseReason.RESUME_FAILED, False)]
+    assert again.events[-1] == "missing"
+    assert outlet.decoded == [CloseConnection(9, CloseReason.RESUME_FAILED)]
+
+
+def test_flows_opened_after_the_link_came_up_take_no_part() -> None:
+    outlet = attached()
+    outlet.add(1)
+    outlet.session.attach(TERMS, 0, resume=True)
+    newer = outlet.add(2)
+    outlet.session.resumed([], last=True)
+    assert newer.events == []
+
+
+def test_a_closed_flow_is_remembered_until_the_peer_has_been_told() -> None:
+    outlet = attached()
+    outlet.session.detach()
+    outlet.session.close(7, CloseReason.RESET)
+    assert outlet.sent == []
+    rows = outlet.session.attach(TERMS, 0, resume=True)
+    assert rows == [(7, 0, 0, 4 | CloseReason.RESET << 8)]
+    assert 7 in outlet.session.in_use
+    outlet.session.resumed([(7, 0, 0, 1)], last=True)
+    assert outlet.decoded == [CloseConnection(7, CloseReason.RESET)]
+    outlet.session.confirm_closed()
+    assert 7 not in outlet.session.in_use
+
+
+def test_the_memory_of_closed_flows_is_bounded() -> None:
+    outlet = attached()
+    for conn_id in range(1, CLOSED_REMEMBERED_MAX + 10):
+        outlet.session.close(conn_id, CloseReason.ORDERLY)
+    assert len(outlet.session.attach(TERMS, 0, resume=True)) == CLOSED_REMEMBERED_MAX
+
+
+def test_an_opening_is_answered_again_once_after_a_resume() -> None:
+    outlet = attached()
+    flow = outlet.add(7)
+    outlet.session.detach()
+    outlet.session.attach(TERMS, 0, resume=True)
+    outlet.receive(OPEN.encode())
+    outlet.receive(OPEN.encode())
+    assert flow.events[-2:] == [OPEN, ("abort", CloseReason.PROTOCOL_ERROR, True)]
+
+
+@pytest.mark.parametrize("fails", [RemoteProtocolError("a lie", kind="lie"), ValueError("odd")])
+def test_a_row_that_lies_costs_its_flow_alone(fails: Exception) -> None:
+    outlet = attached()
+    liar, other = outlet.add(1), outlet.add(2)
+    outlet.session.attach(TERMS, 0, resume=True)
+    liar.events.clear()
+    liar.fails = fails
+    outlet.session.resumed([(1, 9, 9, 1), (2, 1, 2, 1)], last=True)
+    assert liar.events[-1][0] == "abort"  # type: ignore[index]  # a tuple, and not the row
+    assert other.events[-1] == (1, 2, 1)
+
+
+def test_the_end_of_a_session_ends_its_flows() -> None:
+    outlet = attached()
+    flow = outlet.add(7)
+    outlet.session.end(CloseReason.SHUTTING_DOWN, tell_peer=True)
+    assert flow.events == [("abort", CloseReason.SHUTTING_DOWN, True)]
+    assert len(outlet.session.flows) == 0

@@ -1,0 +1,242 @@
+"""The two byte streams of a flow: windows, kept bytes, and where a resume goes on."""
+
+import pytest
+
+from socks_tunnel.protocol.errors import LocalProtocolError, RemoteProtocolError
+from socks_tunnel.protocol.streams import (
+    JOIN_MAX,
+    PIECE_COST,
+    ByteQueue,
+    ReceiveStream,
+    SendStream,
+)
+
+
+def ready(send: SendStream) -> bool:
+    """Whether there is something to transmit. A call, as it changes behind the checker's back."""
+    return send.ready
+
+
+# --- queue --------------------------------------------------------------------------------------
+
+
+def test_a_queue_gives_back_what_was_put_in() -> None:
+    queue = ByteQueue()
+    for piece in (b"a" * 2000, b"b" * 2000, b"c" * 2000):
+        queue.append(piece)
+    assert (len(queue), queue.cost) == (6000, 6000 + 3 * PIECE_COST)
+    assert [bytes(piece) for piece in queue.peek(2)] == [b"a" * 2000, b"b" * 2000]
+    queue.drop(2001)
+    assert (queue.size, queue.cost) == (3999, 3999 + 2 * PIECE_COST)
+    assert bytes(queue.peek(9)[0]) == b"b" * 1999
+    queue.drop(3999)
+    assert (queue.size, queue.cost, queue.peek(9)) == (0, 0, [])
+
+
+def test_short_pieces_are_joined_so_that_many_cost_little() -> None:
+    queue = ByteQueue()
+    for _ in range(10_000):
+        queue.append(b"xy")
+    assert queue.size == 20_000
+    assert queue.cost < 20_000 + 20_000 // (JOIN_MAX // 2) * PIECE_COST
+    assert b"".join(queue.peek(10_000)) == b"xy" * 10_000
+
+
+def test_a_queue_can_be_cleared_and_not_overdrawn() -> None:
+    queue = ByteQueue()
+    queue.append(b"abc")
+    with pytest.raises(LocalProtocolError, match="dropping 4 bytes"):
+        queue.drop(4)
+    queue.clear()
+    assert (queue.size, queue.cost) == (0, 0)
+
+
+# --- sending ------------------------------------------------------------------------------------
+
+
+def test_bytes_that_pass_through_are_kept_until_they_are_consumed() -> None:
+    send = SendStream(10_000)
+    send.write_through(b"a" * 4000)
+    send.write_through(b"b" * 4000)
+    assert (send.next, send.end, send.room, send.unsent) == (8000, 8000, 2000, 0)
+    assert send.cost == 8000 + 2 * PIECE_COST
+    assert send.update(3999, 10_000) is False
+    assert send.cost == 8000 + 2 * PIECE_COST, "a piece is kept whole while a byte of it is"
+    assert send.update(4000, 20_000) is True
+    assert send.cost == 4000 + PIECE_COST
+    send.update(8000, 20_000)
+    assert send.cost == 0
+
+
+def test_what_does_not_fit_is_no_passing_through() -> None:
+    send = SendStream(10)
+    with pytest.raises(LocalProtocolError):
+        send.write_through(b"x" * 11)
+    send.write(b"early")
+    with pytest.raises(LocalProtocolError, match="passed through at 0 of 5"):
+        send.write_through(b"x")
+
+
+def test_early_bytes_leave_as_the_window_opens() -> None:
+    send = SendStream(1)
+    send.write(b"hello")
+    send.write(b"")
+    assert ready(send)
+    assert bytes(send.take(100)) == b"h"
+    assert not ready(send)
+    assert send.take(100) == b""
+    send.update(1, 3)
+    assert bytes(send.take(1)) == b"e"
+    assert bytes(send.take(100)) == b"l"
+    send.update(3, 1000)
+    assert bytes(send.take(100)) == b"lo"
+    send.write(b" again")
+    assert bytes(send.take(3)) == b" ag"
+    assert bytes(send.take(100)) == b"ain"
+    assert not ready(send)
+
+
+def test_pieces_that_are_joined_while_they_leave_keep_their_place() -> None:
+    send = SendStream(100)
+    send.write_through(b"ab")
+    send.write(b"cd")
+    assert bytes(send.take(1)) == b"c"
+    send.write(b"ef")
+    assert bytes(send.take(100)) == b"def"
+    send.write_through(b"gh")
+    assert (send.next, send.end) == (8, 8)
+    send.resume(1, 100, eof_received=False)
+    assert bytes(send.take(100)) == b"bcdefgh"
+
+
+def test_a_resume_goes_back_to_what_the_peer_has() -> None:
+    send = SendStream(10_000)
+    send.write_through(b"a" * 3000)
+    send.write_through(b"b" * 3000)
+    send.update(1000, 10_000)
+    send.resume(2000, 12_000, eof_received=False)
+    assert (send.acked, send.next, send.end, send.limit) == (2000, 2000, 6000, 12_000)
+    assert bytes(send.take(5000)) == b"a" * 1000
+    assert bytes(send.take(5000)) == b"b" * 3000
+    assert send.take(5000) == b""
+    send.resume(6000, 0, eof_received=False)
+    assert (send.unsent, send.cost, send.limit) == (0, 0, 12_000)
+
+
+def test_an_update_may_overtake_what_a_resume_sends_again() -> None:
+    send = SendStream(10_000)
+    send.write_through(b"a" * 3000)
+    send.write_through(b"b" * 3000)
+    send.resume(0, 10_000, eof_received=False)
+    send.update(4000, 10_000)
+    assert bytes(send.take(9000)) == b"b" * 2000
+    assert send.take(1) == b""
+
+
+@pytest.mark.parametrize(("received", "eof"), [(999, False), (3001, False), (2000, True)])
+def test_a_peer_that_lies_in_resume_is_refused(received: int, eof: bool) -> None:
+    send = SendStream(10_000)
+    send.write_through(b"a" * 3000)
+    send.update(1000, 10_000)
+    with pytest.raises(RemoteProtocolError, match="RESUME says"):
+        send.resume(received, 10_000, eof_received=eof)
+
+
+def test_the_end_of_file_follows_the_last_byte_and_is_sent_again_if_it_was_lost() -> None:
+    send = SendStream(3)
+    send.write(b"abcd")
+    send.finish()
+    send.take(3)
+    assert not ready(send)
+    send.update(3, 10)
+    assert bytes(send.take(10)) == b"d"
+    assert ready(send)
+    send.eof_sent = True
+    assert not ready(send)
+    send.resume(4, 10, eof_received=False)
+    assert ready(send)
+    send.resume(4, 10, eof_received=True)
+    assert not ready(send)
+    with pytest.raises(LocalProtocolError, match="twice"):
+        send.finish()
+    with pytest.raises(LocalProtocolError, match="after its end of file"):
+        send.write(b"x")
+
+
+def test_consumed_beyond_what_was_sent_is_an_error_and_stale_updates_change_nothing() -> None:
+    send = SendStream(10)
+    send.write_through(b"abc")
+    with pytest.raises(RemoteProtocolError) as caught:
+        send.update(4, 10)
+    assert caught.value.kind == "window-consumed"
+    assert send.update(2, 20)
+    assert not send.update(1, 15)
+    assert (send.acked, send.limit) == (2, 20)
+
+
+def test_what_has_ended_keeps_nothing() -> None:
+    send = SendStream(10)
+    send.write(b"abc")
+    send.forget()
+    assert (send.cost, send.unsent, send.take(9)) == (0, 0, b"")
+
+
+# --- receiving ----------------------------------------------------------------------------------
+
+
+def test_an_update_is_due_when_half_of_the_window_was_consumed() -> None:
+    receive = ReceiveStream(100)
+    receive.receive(100)
+    assert receive.buffered == 100
+    assert not receive.consume(49)
+    assert receive.consume(1)
+    assert receive.announce(1.0) == (50, 150)
+    assert receive.announced == 50
+    assert not receive.all_written
+    receive.consume(50)
+    assert receive.all_written
+
+
+def test_bytes_beyond_limit_and_after_the_end_are_errors_of_the_peer() -> None:
+    receive = ReceiveStream(10)
+    with pytest.raises(RemoteProtocolError) as caught:
+        receive.receive(11)
+    assert caught.value.kind == "window-exceeded"
+    receive.finish()
+    with pytest.raises(RemoteProtocolError) as caught:
+        receive.receive(1)
+    assert caught.value.kind == "data-after-eof"
+    with pytest.raises(RemoteProtocolError) as caught:
+        receive.finish()
+    assert caught.value.kind == "eof-twice"
+    with pytest.raises(LocalProtocolError, match="consuming 1 bytes"):
+        receive.consume(1)
+
+
+def test_a_window_grows_while_the_sender_is_held_up_by_it() -> None:
+    receive = ReceiveStream(100)
+    receive.receive(100)
+    receive.consume(60)
+    receive.announce(10.0, round_trip=0.1, grow_to=1000)
+    assert receive.window == 100, "nothing says how long that took"
+    receive.receive(60)
+    receive.consume(60)
+    receive.announce(10.15, round_trip=0.1, grow_to=1000)
+    assert receive.window == 200
+    receive.receive(receive.limit - receive.received)
+    receive.consume(100)
+    receive.announce(11.0, round_trip=0.1, grow_to=1000)
+    assert receive.window == 200, "a second for half a window: the sender was not held up"
+    receive.receive(receive.limit - receive.received)
+    receive.consume(receive.buffered)
+    receive.announce(11.1, round_trip=0.1, grow_to=300)
+    assert receive.window == 300
+
+
+def test_a_window_shrinks_only_for_later_updates() -> None:
+    receive = ReceiveStream(100)
+    receive.shrink(10)
+    assert receive.limit == 100
+    receive.receive(100)
+    receive.consume(100)
+    assert receive.announce(1.0) == (100, 110)

@@ -1,0 +1,61 @@
+"""What a worker tells an operator: counts for `status`, lines for `connections` and `top`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Final
+
+from socks_tunnel.protocol.ipc import Answer, Ask
+from socks_tunnel_workers.relay.flow import Flow
+from socks_tunnel_workers.relay.ranking import rank
+
+ROWS_PER_FRAME: Final = 100
+"""Flows in one frame of an answer, so that it stays far below the frame limit; then others' bytes
+move before the next ones."""
+
+
+class Answers:
+    """Answers the supervisor's questions. `status` returns the row for `status`."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        send: Callable[[Answer], None],
+        flows: Callable[[], Iterable[Flow]],
+        status: Callable[[], dict[str, object]],
+    ) -> None:
+        self._loop = loop
+        self._send = send
+        self._flows = flows
+        self._status = status
+
+    def answer(self, question: Ask) -> None:
+        """Answers, a part a turn of the event loop."""
+        if question.what == "status":
+            self._send(Answer(question.number, [self._status()], more=False))
+        elif question.limit < 0:
+            self._send_rows(question.number, self._flows())
+        else:
+            rank(
+                self._loop,
+                list(self._flows()),
+                question.limit,
+                question.by,
+                partial(self._send_rows, question.number),
+            )
+
+    def _send_rows(self, number: int, flows: Iterable[Flow]) -> None:
+        self._send_some(number, iter(list(flows)))
+
+    def _send_some(self, number: int, left: Iterator[Flow]) -> None:
+        now = self._loop.time()
+        rows: list[dict[str, object]] = []
+        for flow in left:
+            rows.append(flow.as_row(now))
+            if len(rows) == ROWS_PER_FRAME:
+                self._send(Answer(number, rows, more=True))
+                self._loop.call_soon(self._send_some, number, left)
+                return
+        self._send(Answer(number, rows, more=False))

@@ -1,0 +1,90 @@
+"""Who has to give way when the flows of a worker hold more memory than allowed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Final
+
+from socks_tunnel.protocol.errors import CloseReason
+from socks_tunnel_workers.relay.session import WorkerSession
+from socks_tunnel_workers.relay.tcp import TcpRelay
+from socks_tunnel_workers.services import Account, Counters, Notices
+
+logger = logging.getLogger(__name__)
+
+WINDOW_WHEN_SHORT: Final = 65_536
+"""Bytes to which all receive windows shrink while memory is short."""
+
+
+class MemoryRelief:
+    """Makes room in the account of memory.
+
+    First the windows shrink, so that less comes from now on. Then sessions without a link give way,
+    the one that lost its link longest ago first: nobody may ever come back for them. Then the flow
+    that holds most is closed (0x17). `sessions` are all sessions of the worker.
+    """
+
+    def __init__(
+        self,
+        account: Account,
+        sessions: Iterable[WorkerSession],
+        notices: Notices,
+        counters: Counters,
+    ) -> None:
+        self._account = account
+        self._sessions = sessions
+        self._notices = notices
+        self._counters = counters
+
+    def relieve(self) -> None:
+        """Makes room until the account is within its limit."""
+        account = self._account
+        relays = [
+            flow
+            for session in self._sessions
+            for flow in session.flows
+            if isinstance(flow, TcpRelay)
+        ]
+        for relay in relays:
+            relay.shrink(WINDOW_WHEN_SHORT)
+        detached = sorted(
+            (session for session in self._sessions if not session.core.attached),
+            key=lambda session: session.detached_at,
+        )
+        for session in detached:
+            if not account.over:
+                return
+            self._give_up(session)
+        relays.sort(key=lambda relay: relay.charge.used)
+        while account.over and relays:
+            relay = relays.pop()
+            if relay.ended:
+                continue
+            self._notices.warn(
+                "memory",
+                "flows hold %d bytes (limits.memory_per_worker is %d); closed flow %d to %s, "
+                "which held %d",
+                account.used,
+                account.limit,
+                relay.conn_id,
+                relay.destination,
+                relay.charge.used,
+            )
+            relay.abort(CloseReason.RESOURCE_LIMIT)
+
+    def _give_up(self, session: WorkerSession) -> None:
+        flows = len(session.flows)
+        if not flows:
+            return
+        held = self._account.used
+        session.end(CloseReason.RESOURCE_LIMIT, tell_peer=True)
+        self._counters.count("sessions_given_up_total", "memory")
+        logger.warning(
+            "memory is short (%d bytes, limits.memory_per_worker is %d): gave up %d flows of the "
+            "session with %s, which has no link",
+            held,
+            self._account.limit,
+            flows,
+            session.peer,
+        )
