@@ -14,7 +14,8 @@ from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor.answerer import EndpointLinks
 from socks_tunnel.supervisor.dialler import GatewayLinks
 from socks_tunnel.supervisor.peerlink import PeerLink
-from socks_tunnel.supervisor.router import AttachedLink, Router, WorkerRoutes
+from socks_tunnel.supervisor.router import Router, WorkerRoutes
+from socks_tunnel.supervisor.routing import AttachedLink
 
 C = TypeVar("C")
 

@@ -74,6 +74,8 @@ class Worker(Channel):
     """One worker process. Its base is its end of the IPC stream.
 
     `on_exit` is called once with the exit status when the worker is done.
+
+    This class has many methods because each thing that the supervisor says has one.
     """
 
     def __init__(

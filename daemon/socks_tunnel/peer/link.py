@@ -164,11 +164,6 @@ class Link:
         """Last measured round trip in seconds, None before the first."""
         return self.protocol.keepalive.rtt
 
-    @property
-    def buffered(self) -> int:
-        """Bytes of :meth:`send_many` that have not left the transport's queues."""
-        return self.transport.buffered
-
     async def create_offer(self) -> str:
         """Returns the offer of a gateway: whole SDP with all candidates.
 

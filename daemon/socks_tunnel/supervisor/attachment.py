@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from socks_tunnel.protocol.messages import DATA_MAX, HEADER, Hello
-from socks_tunnel.supervisor.router import AttachedLink, LinkPort, LinkTerms, Router
+from socks_tunnel.supervisor.ports import LinkPort, LinkTerms
+from socks_tunnel.supervisor.router import Router
+from socks_tunnel.supervisor.routing import AttachedLink
 
 RESUME: Final = "resume"
 """The feature of a host that keeps its flows when a link is lost."""

@@ -63,7 +63,8 @@ from socks_tunnel.supervisor.problems import (
 )
 from socks_tunnel.supervisor.processes import TICK, Slot
 from socks_tunnel.supervisor.reload import merge
-from socks_tunnel.supervisor.router import AttachedLink, Router
+from socks_tunnel.supervisor.router import Router
+from socks_tunnel.supervisor.routing import AttachedLink
 
 _log = logging.getLogger(__name__)
 

@@ -25,7 +25,8 @@ from socks_tunnel.signaling.envelope import EnvelopeRejected, Verifier
 from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
 from socks_tunnel.supervisor.attachment import RESUME, Attachments
 from socks_tunnel.supervisor.peerlink import REPLACED, PeerLink, absent_status
-from socks_tunnel.supervisor.router import AttachedLink, Router
+from socks_tunnel.supervisor.router import Router
+from socks_tunnel.supervisor.routing import AttachedLink
 
 _log = logging.getLogger(__name__)
 

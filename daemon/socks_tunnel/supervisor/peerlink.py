@@ -18,7 +18,7 @@ from socks_tunnel.peer.transport import Transport
 from socks_tunnel.protocol.errors import CloseReason
 from socks_tunnel.protocol.messages import Hello, Resume
 from socks_tunnel.supervisor.attachment import Attachments
-from socks_tunnel.supervisor.router import AttachedLink
+from socks_tunnel.supervisor.routing import AttachedLink
 
 _log = logging.getLogger(__name__)
 

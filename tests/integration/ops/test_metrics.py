@@ -217,7 +217,7 @@ def test_two_sets_do_not_collide(metrics: Metrics) -> None:
 def test_names_and_labels(metrics: Metrics) -> None:
     """No label is one that can hold a destination, a user or a peer."""
     harmless = {"direction", "kind", "reason", "command", "reply", "verdict", "state", "outcome"}
-    harmless |= {"where", "version", "python", "aiortc"}
+    harmless |= {"where", "version", "python", "aiortc", "result", "why"}
     for name, metric in vars(metrics).items():
         if name == "files":
             continue

@@ -29,8 +29,10 @@ from socks_tunnel.supervisor.children import (
     WorkerSlot,
 )
 from socks_tunnel.supervisor.listeners import Listener
+from socks_tunnel.supervisor.ports import LinkTerms
 from socks_tunnel.supervisor.processes import Slot
-from socks_tunnel.supervisor.router import AttachedLink, LinkTerms, Router
+from socks_tunnel.supervisor.router import Router
+from socks_tunnel.supervisor.routing import AttachedLink
 
 FAKE = str(Path(__file__).with_name("fake_child.py"))
 

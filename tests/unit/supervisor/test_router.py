@@ -37,16 +37,14 @@ from socks_tunnel.protocol.messages import (
     message_header,
     mix32,
 )
-from socks_tunnel.supervisor.router import (
+from socks_tunnel.supervisor.ports import LinkTerms
+from socks_tunnel.supervisor.router import RESUME_SECONDS, Router, WorkerRoutes
+from socks_tunnel.supervisor.routing import (
     ANSWERS_MAX,
     DATAGRAM_BACKLOG_MAX,
     LINK_BACKLOG_MAX,
-    RESUME_SECONDS,
     WORKER_BACKLOG_MAX,
-    LinkTerms,
     RoutedSession,
-    Router,
-    WorkerRoutes,
 )
 
 C = TypeVar("C")
@@ -65,6 +63,7 @@ class FakeWorker:
         self.controls: list[tuple[int, Control]] = []
         self.paused = False
         self.buffered = 0
+
         self.routes: WorkerRoutes | None = None
         self.rows: list[list[int]] = []
         self.silent = False
@@ -90,7 +89,7 @@ class FakeLink:
         self.sent: list[bytes] = []
         self.resumes: list[Resume] = []
         self.rtt: float | None = None
-        self.buffered = 0
+
         self.on_send: Callable[[bytes], None] | None = None
 
     def send_many(self, messages: list[bytes]) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+import asyncio
+from typing import ClassVar, Protocol
 
 from socks_tunnel.ops import audit
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
 from socks_tunnel.protocol.messages import Message, WindowUpdate
 from socks_tunnel.protocol.scheduler import QUANTUM
-
-if TYPE_CHECKING:
-    from socks_tunnel_workers.relay.session import WorkerSession
+from socks_tunnel_workers.services import Counters
 
 
 def reason_name(reason: int) -> str:
@@ -20,6 +19,17 @@ def reason_name(reason: int) -> str:
         return CloseReason(reason).name.lower().replace("_", "-")
     except ValueError:
         return f"0x{reason:02x}"
+
+
+class FlowSession(Protocol):
+    """What every flow needs of its session; subclasses know the whole one."""
+
+    peer: str
+    loop: asyncio.AbstractEventLoop
+    counters: Counters
+
+    def leave(self, flow: Flow) -> None:
+        """Takes a flow out of the table, and counts its end."""
 
 
 class Flow:
@@ -46,7 +56,7 @@ class Flow:
     kind: ClassVar[str]
     """`tcp` or `udp`: the metrics' label."""
 
-    def __init__(self, session: WorkerSession, conn_id: int, *, command: str, client: str) -> None:
+    def __init__(self, session: FlowSession, conn_id: int, *, command: str, client: str) -> None:
         self.session = session
         self.conn_id = conn_id
         self.command = command

@@ -61,6 +61,8 @@ class RelayServices:
 class WorkerSession:
     """A session with the peer of a name. `number` is the SESSION of IPC frames.
 
+    This class has many methods because it is what flows, the core and the supervisor meet in.
+
     `open_from_peer` takes the opening messages of the peer (endpoint), and is None where our side
     opens the flows (gateway). `index` and `count` say which CONN_IDs are this worker's.
     """

@@ -6,6 +6,8 @@ until the peer has consumed it, so that it can be sent again after a lost link. 
 message is written at once; what the socket does not take waits in the flow, within the window, and
 the window opens again when the socket took it, not when it arrived.
 
+This file is long because both directions of a flow share one socket, one account and one end.
+
 This is the shell around :class:`socks_tunnel.protocol.flow.TcpFlow`, which decides; here are the
 socket, the clock and the account of memory.
 """
@@ -86,6 +88,8 @@ class TcpRelay(Flow):
 
     `opening` is the whole message that asked for the flow: on the side of the opener it is sent
     again if a resume shows that it was lost.
+
+    This class has many methods because each event of socket, session and opener has its own.
     """
 
     __slots__ = (
@@ -103,6 +107,7 @@ class TcpRelay(Flow):
     )
 
     kind: ClassVar[str] = "tcp"
+    session: WorkerSession
 
     def __init__(
         self,

@@ -92,6 +92,7 @@ class Association(Flow):
     __slots__ = ("_down", "_up", "opened", "repeated")
 
     kind: ClassVar[str] = "udp"
+    session: WorkerSession
 
     def __init__(self, session: WorkerSession, conn_id: int, *, client: str) -> None:
         super().__init__(session, conn_id, command="udp-associate", client=client)

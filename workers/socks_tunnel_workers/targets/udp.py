@@ -71,6 +71,8 @@ class EndpointAssociation(Association):
 
     So the mapping is endpoint-independent (RFC 4787 REQ-1): every target sees the same source port,
     as SIP, RTP and STUN need it. What is let back in depends on `udp_filtering`.
+
+    This class has many methods because a datagram may wait, race, be refused or follow its name.
     """
 
     __slots__ = ("lookups", "pending", "pending_bytes", "routes", "sockets", "targets")

@@ -1,0 +1,517 @@
+"""The flows with one peer, as a supervisor routes them. No sockets or processes.
+
+This file is long because link, workers and table of a session change together.
+
+Ownership. A flow belongs to the worker that opened it (gateway) or that its opening message was
+given to (endpoint); the entry lives from the opening message to the first CLOSE, in either
+direction. One look-up by CONN_ID routes a message, and payload is never looked at::
+
+    link --messages--> owners[CONN_ID] --> that worker's channel        (down)
+    worker --messages--> the session's link                            (up)
+
+On the endpoint the worker is mix32(CONN_ID ^ mix32(SESSION)) modulo their number, or the next one
+that is up. When a worker dies its flows are closed at the peer at once (0x13), and nothing else.
+
+What a worker sends between the loss of one link and its answer to the next attach was meant for
+the old link. It is dropped here: the rows of its answer say what the peer needs instead.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from socks_tunnel.ops.metrics import Metrics
+from socks_tunnel.protocol.errors import CloseReason, LocalProtocolError, RemoteProtocolError
+from socks_tunnel.protocol.flow import ROW_CLOSED, ROW_OPEN
+from socks_tunnel.protocol.ipc import (
+    Attach,
+    Attached,
+    Credit,
+    Detach,
+    PeerRows,
+    SessionEnded,
+    SessionOpened,
+)
+from socks_tunnel.protocol.messages import (
+    FLOW_ENDERS,
+    FLOW_OPENERS,
+    HEADER,
+    LINK_TYPES,
+    RESUME_ROWS_MAX,
+    CloseConnection,
+    MessageType,
+    Resume,
+    UdpAssociateClosed,
+    mix32,
+)
+from socks_tunnel.protocol.session import ending
+from socks_tunnel.supervisor.credit import LinkCredit, Share
+from socks_tunnel.supervisor.ports import LinkPort, LinkTerms, WorkerPort
+
+_log = logging.getLogger(__name__)
+
+DATAGRAM_BACKLOG_MAX: Final = 1_048_576
+"""Bytes that may wait for a worker to read before UDP_PACKETs for it are dropped."""
+
+WORKER_BACKLOG_MAX: Final = 64 * 1_048_576
+"""Bytes that may wait for a worker to read. A peer that keeps to its windows never gets there; the
+link whose message would is closed."""
+
+LINK_BACKLOG_MAX: Final = 16 * 1_048_576
+"""Bytes that one worker may have waiting in one link. Credit bounds payload, but the answers that a
+peer provokes are beyond it; a link whose peer provokes so much and reads nothing is closed."""
+
+ANSWERS_MAX: Final = 65_536
+"""Bytes that may wait in a link while the supervisor still answers by itself (CLOSE 0x16)."""
+
+_unpack_header = HEADER.unpack_from
+_HEADER_SIZE: Final = HEADER.size
+
+_UDP_ASSOCIATE: Final = int(MessageType.UDP_ASSOCIATE)
+_UDP_PACKET: Final = int(MessageType.UDP_PACKET)
+_TRACKED: Final = FLOW_OPENERS | FLOW_ENDERS
+_STREAM: Final = frozenset({int(MessageType.DATA), int(MessageType.SEND_EOF)})
+_MAY_COME_LATE: Final = FLOW_ENDERS | {int(MessageType.WINDOW_UPDATE)}
+_KNOWN: Final = frozenset(int(kind) for kind in MessageType)
+
+
+class RoutingOwner(Protocol):
+    """Who keeps all sessions: :class:`socks_tunnel.supervisor.router.Router`."""
+
+    opens: bool
+    """Whether our workers open the flows (gateway) or the peer does (endpoint)."""
+    worker_count: int
+    flows_per_session: int
+    metrics: Metrics
+    draining: bool
+    on_abuse: Callable[["AttachedLink", str], None]
+
+    def choose_target(self) -> None:
+        """Decides anew which session new flows go to."""
+
+
+class AttachedLink:
+    """A link that is up and carries a session."""
+
+    def __init__(self, session: "RoutedSession", port: LinkPort, terms: LinkTerms) -> None:
+        self.session = session
+        self.port = port
+        self.terms = terms
+        self.credit = LinkCredit()
+        self.accepts = True
+        """False once the peer has asked for no new flows (GOAWAY)."""
+        self.replaced: AttachedLink | None = None
+        """The older link whose session this one has taken over: it is to be closed."""
+        self.reported: set[str] = set()
+        self.abusive = False
+        self.since = time.monotonic()
+        self.awaiting: set[int] = set()
+        """Workers whose rows for our RESUME are still to come."""
+        self.flows_before = session.flows
+        self.rows_sent = False
+        """Whether our RESUME was sent, or it is certain that there is none."""
+        self.peer_done = not terms.resume or not self.flows_before
+        """Whether the peer's RESUME is complete, or nothing here depends on it."""
+        self.resume_ended = not terms.resume
+        """Whether the peer has sent the last of its RESUME, or must not send one."""
+
+    @property
+    def flows(self) -> int:
+        """How many flows it carries: none once a newer link has taken over."""
+        return self.session.flows if self.session.link is self else 0
+
+    @property
+    def resumed(self) -> bool:
+        """Whether both RESUMEs are complete: flows go on."""
+        return self.peer_done and not self.awaiting
+
+    def messages(self, messages: list[bytes]) -> None:
+        """Routes what came from the peer; each is at least a header long."""
+        if self.session.link is self:  # else: a newer link has taken over, and RESUME told the rest
+            self.session.from_peer(messages)
+
+    def drained(self, count: int) -> None:
+        """Gives credit back for `count` bytes that left the link's queues."""
+        self.credit.drained(count, time.monotonic())
+        if self.session.link is self:
+            self.session.give_credit()
+
+    def resume(self, resume: Resume) -> None:
+        """Takes a RESUME of the peer."""
+        if self.session.link is self:
+            self.session.from_peer_resume(self, resume)
+
+    def goaway(self) -> None:
+        """Notes that the peer wants nothing new on this link."""
+        self.accepts = False
+        self.session.router.choose_target()
+
+
+class WorkerEntry:
+    """One worker in one session: its channel, its share of the link, whether it is in step."""
+
+    __slots__ = ("index", "port", "ready", "rows", "share")
+
+    def __init__(self, index: int, port: WorkerPort) -> None:
+        self.index = index
+        self.port = port
+        self.share = Share()
+        self.ready = False
+        """Whether it has answered the attach of the present link."""
+        self.rows: list[tuple[int, int, int, int]] = []
+        """What it has told so far for our RESUME."""
+
+
+class RoutedSession:
+    """The flows with one peer, as the supervisor sees them. `number` is the SESSION of IPC.
+
+    This class has many methods because messages come from two sides, in order and out of turn.
+    """
+
+    def __init__(self, router: RoutingOwner, number: int, peer: str, key: bytes) -> None:
+        self.router = router
+        self.number = number
+        self.peer = peer
+        self.key = key
+        self.link: AttachedLink | None = None
+        self.detached_at: float | None = None
+        """When the last link was lost (monotonic clock), None while there is one."""
+        self.rank = 0
+        self.workers: dict[int, WorkerEntry] = {}
+        self._owners: dict[int, WorkerEntry] = {}
+        self._associations: set[int] = set()
+
+    @property
+    def flows(self) -> int:
+        """How many flows are open."""
+        return len(self._owners)
+
+    @property
+    def associations(self) -> int:
+        """How many of the flows are UDP associations."""
+        return len(self._associations)
+
+    # --- messages of the peer -----------------------------------------------------------------
+
+    def from_peer(self, messages: list[bytes]) -> None:
+        """Routes messages that came from the peer, a batch for each worker."""
+        owners = self._owners
+        batches: dict[WorkerEntry, list[bytes]] = {}
+        for message in messages:
+            kind, _, conn_id = _unpack_header(message)
+            worker = owners.get(conn_id)
+            if worker is None:
+                worker = self._unowned(kind, conn_id)
+                if worker is None:
+                    continue
+            elif kind in FLOW_ENDERS:
+                del owners[conn_id]
+                self._associations.discard(conn_id)
+            batch = batches.get(worker)
+            if batch is None:
+                batches[worker] = [message]
+            else:
+                batch.append(message)
+        for worker, batch in batches.items():
+            self._to_worker(worker.port, batch)
+
+    def _to_worker(self, port: WorkerPort, batch: list[bytes]) -> None:
+        if port.paused and port.buffered > DATAGRAM_BACKLOG_MAX:
+            if port.buffered > WORKER_BACKLOG_MAX:
+                self.abuse(
+                    f"{port.buffered} bytes wait for one worker: the peer ignores its windows"
+                )
+                return
+            kept = [message for message in batch if message[0] != _UDP_PACKET]
+            self.router.metrics.udp_dropped_total.labels("worker-busy").inc(len(batch) - len(kept))
+            batch = kept
+        port.send_messages(self.number, batch)
+
+    def _unowned(self, kind: int, conn_id: int) -> WorkerEntry | None:
+        """Takes a new flow in, or deals with a message whose flow nobody here knows."""
+        metrics = self.router.metrics
+        if kind in FLOW_OPENERS:
+            if conn_id == 0:
+                self._protocol_error("zero-conn-id", "opened a flow with CONN_ID 0")
+                return None
+            if self.router.opens:
+                self._protocol_error("unexpected-open", "opened a flow, which only gateways do")
+                self._refuse(kind, conn_id, CloseReason.PROTOCOL_ERROR)
+                return None
+            return self._assign(kind, conn_id)
+        if kind in _STREAM:
+            # Late bytes of a flow that was just closed, or a peer that is confused. Its sender has
+            # to learn that nobody takes them; nothing else is ever answered.
+            self._count_unknown_flow()
+            self._answer(CloseConnection(conn_id, CloseReason.UNKNOWN_FLOW).encode())
+        elif kind == _UDP_PACKET:
+            metrics.udp_dropped_total.labels("unknown-flow").inc()
+        elif kind in LINK_TYPES:
+            self._protocol_error(
+                "wrong-channel", f"sent a message of type {kind} outside `control`"
+            )
+        elif kind not in _KNOWN:
+            metrics.messages_unknown_total.inc()
+        elif kind not in _MAY_COME_LATE:
+            self._count_unknown_flow()
+        return None
+
+    def _assign(self, kind: int, conn_id: int) -> WorkerEntry | None:
+        router = self.router
+        if router.draining:
+            self._refuse(kind, conn_id, CloseReason.SHUTTING_DOWN)
+            return None
+        if len(self._owners) >= router.flows_per_session:
+            self._refuse(kind, conn_id, CloseReason.RESOURCE_LIMIT)
+            return None
+        first = mix32(conn_id ^ mix32(self.number))
+        for step in range(router.worker_count):
+            worker = self.workers.get((first + step) % router.worker_count)
+            if worker is not None:
+                self._add(kind, conn_id, worker)
+                return worker
+        self._refuse(kind, conn_id, CloseReason.WORKER_LOST)
+        return None
+
+    # --- messages of the workers --------------------------------------------------------------
+
+    def from_worker(self, worker: WorkerEntry, bodies: list[memoryview]) -> None:
+        """Sends messages of a worker on the session's link.
+
+        Raises :class:`RemoteProtocolError` for what no worker may send.
+        """
+        messages = [bytes(body) for body in bodies]
+        size = 0
+        for message in messages:
+            size += len(message)
+            if len(message) < _HEADER_SIZE:
+                raise RemoteProtocolError("a message without a whole header", kind="ipc-message")
+            kind = message[0]
+            if kind in _TRACKED:
+                conn_id = int.from_bytes(message[3:7])
+                if kind in FLOW_OPENERS:
+                    self._add(kind, conn_id, worker)
+                elif self._owners.get(conn_id) is worker:
+                    del self._owners[conn_id]
+                    self._associations.discard(conn_id)
+        link = self.link
+        if link is None or not worker.ready:
+            return  # it was meant for a link that is gone; its next rows say what is needed
+        link.credit.sent(worker.share, size, time.monotonic())
+        try:
+            link.port.send_many(messages)
+        except LocalProtocolError as error:
+            raise RemoteProtocolError(str(error), kind="ipc-message") from None
+        if worker.share.outstanding > LINK_BACKLOG_MAX:
+            self.abuse(f"{worker.share.outstanding} bytes wait for the peer, which does not read")
+
+    def give_credit(self) -> None:
+        """Lets the workers transmit as far as the link allows now."""
+        link = self.link
+        if link is None:
+            return
+        entries = {entry.share: entry for entry in self.workers.values() if entry.ready}
+        round_trip = int((link.port.rtt or 0.0) * 1e6)
+        for share, amount in link.credit.grants(entries):
+            entries[share].port.send_control(
+                self.number, Credit(amount, link.credit.chunk, round_trip)
+            )
+
+    # --- links --------------------------------------------------------------------------------
+
+    def attach(self, port: LinkPort, terms: LinkTerms) -> AttachedLink:
+        """Lets a link carry the session from now on."""
+        older = self.link
+        link = self.link = AttachedLink(self, port, terms)
+        link.replaced = older
+        self.rank = terms.rank
+        self.detached_at = None
+        link.awaiting = set(self.workers) if terms.resume else set()
+        for worker in self.workers.values():
+            self._attach_worker(link, worker)
+        self._send_rows_if_complete(link)
+        return link
+
+    def _attach_worker(self, link: AttachedLink, worker: WorkerEntry) -> None:
+        terms = link.terms
+        worker.ready = False
+        worker.rows = []
+        worker.share = Share()
+        worker.port.send_control(
+            self.number,
+            Attach(
+                terms.window,
+                terms.max_data,
+                terms.idle_udp,
+                list(terms.features),
+                link.credit.first_grant(worker.share),
+                terms.resume,
+            ),
+        )
+
+    def attached(self, worker: WorkerEntry, answer: Attached) -> None:
+        """Takes a worker's answer to the attach: from here on what it sends is for this link."""
+        worker.rows += [(a, b, c, d) for a, b, c, d in answer.rows]
+        if not answer.last:
+            return
+        worker.ready = True
+        self._reconcile(worker)
+        link = self.link
+        if link is not None and worker.index in link.awaiting:
+            link.awaiting.discard(worker.index)
+            self._send_rows_if_complete(link)
+
+    def _reconcile(self, worker: WorkerEntry) -> None:
+        """Makes the table agree with what the worker says: it knows its flows."""
+        present = {row[0] for row in worker.rows if not row[3] & ROW_CLOSED}
+        for conn_id, owner in list(self._owners.items()):
+            if owner is worker and conn_id not in present:
+                del self._owners[conn_id]
+                self._associations.discard(conn_id)
+        for conn_id in present:
+            self._owners.setdefault(conn_id, worker)
+
+    def _send_rows_if_complete(self, link: AttachedLink) -> None:
+        if link.awaiting or link.rows_sent:
+            return
+        link.rows_sent = True
+        if not link.terms.resume:
+            self._resumed_if_complete(link)
+            return
+        rows = [row for worker in self.workers.values() for row in worker.rows]
+        for worker in self.workers.values():
+            worker.rows = []
+        for start in range(0, max(len(rows), 1), RESUME_ROWS_MAX):
+            last = start + RESUME_ROWS_MAX >= len(rows)
+            link.port.send_resume(Resume(tuple(rows[start : start + RESUME_ROWS_MAX]), last))
+        self._resumed_if_complete(link)
+
+    def from_peer_resume(self, link: AttachedLink, resume: Resume) -> None:
+        """Hands the rows of the peer to the workers that own their flows."""
+        if link.resume_ended:
+            self._protocol_error("second-resume", "sent RESUME after its last one")
+            return
+        rows: dict[WorkerEntry, list[list[int]]] = {}
+        for row in resume.rows:
+            owner = self._owners.get(row[0])
+            if owner is not None:
+                rows.setdefault(owner, []).append(list(row))
+            elif row[3] & ROW_OPEN and not row[3] & ROW_CLOSED:
+                self._answer(CloseConnection(row[0], CloseReason.RESUME_FAILED).encode())
+        for worker in list(self.workers.values()):
+            part = rows.get(worker, [])
+            if part or resume.last:
+                worker.port.send_control(self.number, PeerRows(part, resume.last))
+        if resume.last:
+            link.peer_done = link.resume_ended = True
+            self._resumed_if_complete(link)
+
+    def _resumed_if_complete(self, link: AttachedLink) -> None:
+        if link.resumed and self.link is link:
+            seconds = time.monotonic() - link.since
+            if link.flows_before:
+                self.router.metrics.resumes_total.labels("resumed").inc()
+                self.router.metrics.resume_seconds.observe(seconds)
+                _log.info(
+                    "session with %s: resumed %d flows within %.3f s of the new link",
+                    self.peer,
+                    link.flows_before,
+                    seconds,
+                )
+            self.router.choose_target()
+
+    def detach(self) -> None:
+        """The link is gone; the session waits for the next one."""
+        self.link = None
+        self.detached_at = time.monotonic()
+        for worker in self.workers.values():
+            worker.ready = False
+            worker.port.send_control(self.number, Detach(""))
+        self.router.choose_target()
+
+    # --- workers ------------------------------------------------------------------------------
+
+    def worker_up(self, index: int, port: WorkerPort) -> WorkerEntry:
+        """Lets a worker take part in the session."""
+        worker = self.workers[index] = WorkerEntry(index, port)
+        port.send_control(self.number, SessionOpened(self.peer))
+        if self.link is not None:
+            self._attach_worker(self.link, worker)
+        return worker
+
+    def worker_down(self, index: int) -> int:
+        """Closes the flows of a worker that is gone, at the peer; returns how many there were."""
+        worker = self.workers.pop(index, None)
+        if worker is None:
+            return 0
+        lost = [conn_id for conn_id, owner in self._owners.items() if owner is worker]
+        messages = []
+        for conn_id in lost:
+            del self._owners[conn_id]
+            if conn_id in self._associations:
+                self._associations.discard(conn_id)
+                messages.append(UdpAssociateClosed(conn_id, CloseReason.WORKER_LOST).encode())
+            else:
+                messages.append(CloseConnection(conn_id, CloseReason.WORKER_LOST).encode())
+        # Without a link the peer learns of it by our RESUME, which does not name these flows.
+        self._send(messages)
+        link = self.link
+        if link is not None:
+            link.credit.lost(worker.share)
+            if index in link.awaiting:
+                link.awaiting.discard(index)
+                self._send_rows_if_complete(link)
+        return len(lost)
+
+    def end(self, reason: str) -> None:
+        """Ends the session and its flows. Its link, if there is one, is the caller's to close."""
+        for worker in self.workers.values():
+            worker.port.send_control(self.number, SessionEnded(reason))
+        self.link = None
+        self._owners.clear()
+        self._associations.clear()
+
+    # --- helpers ------------------------------------------------------------------------------
+
+    def _add(self, kind: int, conn_id: int, worker: WorkerEntry) -> None:
+        self._owners[conn_id] = worker
+        if kind == _UDP_ASSOCIATE:
+            self._associations.add(conn_id)
+
+    def _refuse(self, kind: int, conn_id: int, reason: CloseReason) -> None:
+        self._answer(ending(conn_id, reason, kind=kind))
+
+    def _answer(self, message: bytes) -> None:
+        if self.link is not None and self.link.credit.outstanding < ANSWERS_MAX + self._granted():
+            self._send([message])
+
+    def _granted(self) -> int:
+        return sum(worker.share.outstanding for worker in self.workers.values())
+
+    def _send(self, messages: list[bytes]) -> None:
+        """Sends messages of the supervisor's own."""
+        if self.link is not None and messages:
+            self.link.credit.sent(None, sum(map(len, messages)), time.monotonic())
+            self.link.port.send_many(messages)
+
+    def _count_unknown_flow(self) -> None:
+        self.router.metrics.protocol_errors_total.labels("unknown-flow").inc()
+
+    def _protocol_error(self, kind: str, what: str) -> None:
+        self.router.metrics.protocol_errors_total.labels(kind).inc()
+        link = self.link
+        if link is not None and kind not in link.reported:
+            link.reported.add(kind)
+            _log.warning(
+                "link %s: the peer %s; further errors of this kind are only counted",
+                self.peer,
+                what,
+            )
+
+    def abuse(self, reason: str) -> None:
+        """Asks for the end of the link, once, for what its peer does."""
+        link = self.link
+        if link is not None and not link.abusive:  # closing takes a moment, and more may come
+            link.abusive = True
+            self.router.on_abuse(link, reason)
