@@ -151,7 +151,7 @@ class AttachedLink:
 class WorkerEntry:
     """One worker in one session: its channel, its share of the link, whether it is in step."""
 
-    __slots__ = ("index", "port", "ready", "rows", "share")
+    __slots__ = ("before", "index", "port", "ready", "rows", "share")
 
     def __init__(self, index: int, port: WorkerPort) -> None:
         self.index = index
@@ -159,6 +159,9 @@ class WorkerEntry:
         self.share = Share()
         self.ready = False
         """Whether it has answered the attach of the present link."""
+        self.before: set[int] = set()
+        """The flows that were its own when it was told of the link. One that the peer has opened
+        since then is not in its answer, and lives."""
         self.rows: list[tuple[int, int, int, int]] = []
         """What it has told so far for our RESUME."""
 
@@ -337,6 +340,7 @@ class RoutedSession:
         terms = link.terms
         worker.ready = False
         worker.rows = []
+        worker.before = {c for c, owner in self._owners.items() if owner is worker}
         worker.share = Share()
         worker.port.send_control(
             self.number,
@@ -365,8 +369,8 @@ class RoutedSession:
     def _reconcile(self, worker: WorkerEntry) -> None:
         """Makes the table agree with what the worker says: it knows its flows."""
         present = {row[0] for row in worker.rows if not row[3] & ROW_CLOSED}
-        for conn_id, owner in list(self._owners.items()):
-            if owner is worker and conn_id not in present:
+        for conn_id in worker.before - present:
+            if self._owners.get(conn_id) is worker:
                 del self._owners[conn_id]
                 self._associations.discard(conn_id)
         for conn_id in present:

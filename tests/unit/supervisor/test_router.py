@@ -474,6 +474,17 @@ def test_the_table_follows_what_a_worker_tells_of_its_flows() -> None:
     ]
 
 
+def test_a_flow_that_the_peer_opens_before_a_worker_has_answered_the_attach_lives() -> None:
+    setup = resuming(opens=False, count=1)
+    setup.workers[0].silent = True
+    setup.relink()
+    setup.hear(open_message(2))
+    setup.workers[0].answer(setup.session.number)
+    setup.hear(Data(2, b"x").encode())
+    assert [m for _, m in setup.workers[0].messages] == [open_message(2), Data(2, b"x").encode()]
+    assert setup.port.sent == []
+
+
 def test_a_worker_that_dies_while_rows_are_awaited_holds_nobody_up() -> None:
     setup = resuming()
     setup.workers[0].silent = True
