@@ -11,7 +11,7 @@ from socks_tunnel.peer.sdp import check_sdp
 from socks_tunnel.protocol import messages, socks4, socks5
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.http_proxy import ProxyConnection
-from socks_tunnel.protocol.ipc import ControlReader, FrameReader
+from socks_tunnel.protocol.ipc import FrameReader
 from socks_tunnel.signaling.envelope import EnvelopeRejected, Verifier
 
 Target = Callable[[bytes], None]
@@ -83,14 +83,11 @@ def tunnel_message(data: bytes) -> None:
 
 
 def ipc_stream(data: bytes) -> None:
-    reader, control = FrameReader(), ControlReader()
+    reader = FrameReader()
     try:
         for piece in pieces(data):
             reader.get_buffer()[: len(piece)] = piece
-            reader.buffer_updated(len(piece))
-            for kind, _, body in reader.frames():
-                if kind == 1:
-                    control.decode(body)
+            reader.received(len(piece))
     except RemoteProtocolError:
         return
 

@@ -115,7 +115,7 @@ def data(conn_id: int, size: int = 1) -> bytes:
 async def test_each_message_takes_the_channel_of_its_type_in_order() -> None:
     setup = Setup().up()
     lanes = [data(conn_id) for conn_id in range(30)]
-    control = [Ping(bytes(8)).encode(), Goaway(1).encode(), Resume({}).encode()]
+    control = [Ping(bytes(8)).encode(), Goaway(1).encode(), Resume().encode()]
     packet = UdpPacket(5, b"x").encode()
     setup.transport.send_many([control[0], *lanes[:10], packet, *lanes[10:], *control[1:]])
     assert setup.sctp.on("control") == control
