@@ -61,7 +61,7 @@ def silence(link: Link) -> None:
     assert sctp is not None
     if isinstance(sctp.transport, FastDtlsTransport):
         udp: Any = sctp.transport.udp
-        udp.send_segments = swallow_now
+        udp.send_segments = udp.send_fragmentable = udp.send_probe = swallow_now
     ice: Any = sctp.transport.transport._connection
     ice.send = ice.sendto = swallow
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from integration.link_pair import silence
 from integration.links_world import Side, World, linked, until
 from socks_tunnel.config.models import Peer
 from socks_tunnel.peer import quiet_loop_exceptions
 from socks_tunnel.peer.transport import TransportError
+from socks_tunnel.protocol.messages import Data
 from socks_tunnel.signaling.carrier import OutgoingCarrier, SignalingError
 from socks_tunnel.supervisor import carriers, dialler, links
 from socks_tunnel.supervisor.dialler import GatewayLinks
@@ -92,6 +94,26 @@ async def test_a_link_in_doubt_is_replaced_by_another_that_is_up_before_it_ends(
     await endpoint.up[0].close("a test")
     await until(lambda: gateway.up and gateway.up[0] is not new)
     assert gateway.up[0].session == old.session
+
+
+@pytest.mark.parametrize("fast_path", ["auto", "off"])
+async def test_a_path_that_swallows_everything_is_left_long_before_the_link_is_dead(
+    world: World, fast_path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    endpoint = world.endpoint(transport={"fast_path": fast_path})
+    gateway = world.gateway(transport={"fast_path": fast_path})
+    await endpoint.manager.start()
+    await gateway.manager.start()
+    await until(lambda: gateway.up and endpoint.up)
+    (old,) = gateway.up
+    silence(endpoint.up[0].link)
+    old.link.send_many([Data(2, b"a keystroke").encode()])
+    async with asyncio.timeout(12):  # it would be dead after 15 s
+        await until(lambda: old.ended.done())
+    assert old.ended.result() == REPLACED
+    assert "link office: its peer has not answered for 2." in caplog.text
+    await until(lambda: len(gateway.up) == len(endpoint.up) == 1)
 
 
 async def test_a_link_that_works_again_is_kept_and_the_attempt_beside_it_ends(

@@ -75,7 +75,7 @@ class Keepalive:
         """Last measured round trip in seconds, None before the first."""
         self.suspected = False
         self._timing = timing
-        self._epoch = self._heard_at = self._pinged_at = now
+        self._epoch = self._heard_at = self._pinged_at = self._sent_at = now
         self._unanswered_since: float | None = None
         self._pings: dict[bytes, float] = {}
         self._pongs = float(PONGS_PER_SECOND)
@@ -83,16 +83,22 @@ class Keepalive:
         self._due: float | None = None
 
     def heard(self, at: float) -> bool:
-        """The peer has given a sign, maybe a moment ago. Returns whether that ends a suspicion."""
+        """The peer has given a sign, maybe a moment ago. Returns whether that ends a suspicion.
+
+        A sign that comes within less than a round trip was under way before what was sent last,
+        and answers only what was sent before that: the wait goes on, from the sign.
+        """
         self._heard_at = max(self._heard_at, at)
         if self._unanswered_since is None or at <= self._unanswered_since:
-            return False  # it cannot be an answer to what was sent since
-        self._unanswered_since = None
+            return False
+        answers_all = self.rtt is not None and self._sent_at <= at - self.rtt
+        self._unanswered_since = None if answers_all else at
         suspected, self.suspected = self.suspected, False
         return suspected
 
     def sent(self, now: float) -> bool:
         """Something was sent. Returns whether the wait for a sign begins with it."""
+        self._sent_at = now
         if self._unanswered_since is not None:
             return False
         self._unanswered_since = now
@@ -117,7 +123,7 @@ class Keepalive:
         if sent is None:
             return None
         self.rtt = now - sent
-        if self._unanswered_since is not None and sent >= self._unanswered_since:
+        if sent >= self._sent_at:
             self._unanswered_since = None
         return self.rtt
 

@@ -15,7 +15,10 @@ T0 = 100.0
 
 @pytest.fixture
 def alive() -> Keepalive:
-    return Keepalive(T0, Timing())
+    """As it is on a link whose round trip is known, and takes no time at all."""
+    made = Keepalive(T0, Timing())
+    made.answered(made.ping(T0), T0)
+    return made
 
 
 def due(alive: Keepalive) -> float:
@@ -117,6 +120,31 @@ def test_a_sign_from_before_is_no_answer_to_what_was_sent_since(alive: Keepalive
     assert due(alive) == pytest.approx(7.001)
 
 
+@pytest.mark.parametrize("measured", [True, False])
+def test_what_was_under_way_before_is_no_answer(measured: bool) -> None:
+    alive = Keepalive(T0, Timing())
+    if measured:
+        assert alive.answered(alive.ping(T0), T0 + 0.2) == pytest.approx(0.2)
+    alive.sent(T0 + 1)
+    assert due(alive) == 2
+    alive.heard(T0 + 1.1)  # the path broke at T0 + 1.05
+    assert due(alive) == pytest.approx(2.1)
+    assert alive.check(T0 + 2.11).ping is not None
+    assert due(alive) == pytest.approx(3.1)
+    assert alive.check(T0 + 3.11).suspected == pytest.approx(2.01)
+
+
+def test_a_steady_exchange_needs_no_probe(alive: Keepalive) -> None:
+    alive.answered(alive.ping(T0), T0 + 0.2)
+    for tenth in range(10, 300):
+        now = T0 + tenth / 10
+        alive.sent(now)
+        alive.heard(now + 0.05)
+        verdict = alive.check(now + 0.06)
+        assert (verdict.suspected, verdict.ping) == (None, None)
+        alive.next_due()
+
+
 def test_a_long_round_trip_is_no_reason_for_suspicion(alive: Keepalive) -> None:
     opaque = alive.ping(T0)
     alive.heard(T0 + 0.8)
@@ -167,7 +195,8 @@ def test_a_short_pause_is_no_reason_for_suspicion(alive: Keepalive) -> None:
 # --- round trips, and answers -------------------------------------------------------------------
 
 
-def test_only_an_echo_of_ours_is_a_round_trip(alive: Keepalive) -> None:
+def test_only_an_echo_of_ours_is_a_round_trip() -> None:
+    alive = Keepalive(T0, Timing())
     first, second = alive.ping(T0), alive.ping(T0 + 1)
     assert alive.rtt is None
     for strange in (bytes(7), b"\xff" * 8, b"whatever"):

@@ -440,7 +440,7 @@ def test_only_what_is_sent_on_an_established_link_waits_for_an_answer() -> None:
     link = gateway()
     assert link.sent(T0) is False
     link = established()
-    link.heard(T0 + 1)
+    link.keepalive.answered(link.keepalive.ping(T0), T0)
     assert link.sent(T0 + 1) is True
     assert link.sent(T0 + 1) is False
     link.fail()
