@@ -164,7 +164,7 @@ async def test_a_reload_lets_others_have_their_turns(
     session = pair.endpoint_worker.sessions[LINK]
     targets = pair.endpoint_worker.targets
     flows: list[Flow] = [
-        EndpointAssociation(targets, session, conn_id) for conn_id in range(1, 501)
+        EndpointAssociation(targets.services, session, conn_id) for conn_id in range(1, 501)
     ]
     checked: list[int] = []
 

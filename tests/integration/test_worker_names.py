@@ -412,8 +412,7 @@ async def test_an_ipv4_address_in_ipv6_form_is_answered_in_that_form(net: Net) -
 async def ask(net: Net, kind: ResolveKind, host: str, conn_id: int = 5) -> Resolved:
     net.pair.endpoint.recording = True
     net.pair.endpoint.filter = lambda raw: raw[0] != Resolved.TYPE
-    link = net.pair.endpoint_worker.sessions[LINK]
-    net.pair.endpoint_worker.targets.resolve(link, Resolve(conn_id, kind, host))
+    net.pair.endpoint.send_message(LINK, Resolve(conn_id, kind, host).encode())
     answer = await net.pair.endpoint.message(Resolved)
     assert isinstance(answer, Resolved)
     assert answer.conn_id == conn_id
@@ -440,12 +439,17 @@ async def test_questions_are_answered_as_far_as_the_policy_lets_a_flow_go(net: N
 
 
 async def test_questions_under_way_are_bounded(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("socks_tunnel_workers.targets.room.QUESTIONS_MAX", 2)
+    monkeypatch.setattr("socks_tunnel_workers.targets.questions.QUESTIONS_MAX", 2)
     net.server.silent.add("*.dead.test")
-    targets, link = net.pair.endpoint_worker.targets, net.pair.endpoint_worker.sessions[LINK]
+    worker = net.pair.endpoint_worker
     for n in (1, 2):
-        targets.resolve(link, Resolve(n, ResolveKind.ADDRESSES, f"{n}.dead.test"))
+        question = Resolve(n, ResolveKind.ADDRESSES, f"{n}.dead.test")
+        net.pair.endpoint.send_message(LINK, question.encode())
     refused = await ask(net, ResolveKind.ADDRESSES, "127.0.0.1", 3)
     assert refused.reason == CloseReason.RESOURCE_LIMIT
-    targets.forget(link)
-    assert not targets._questions
+    assert len(worker.targets.questions) == 2
+    # They end with their session, and so do the look-ups.
+    worker.targets.forget(worker.sessions[LINK])
+    async with asyncio.timeout(5):
+        while len(worker.targets.questions) or worker.resolver._lookups:
+            await asyncio.sleep(0.005)

@@ -28,11 +28,11 @@ from socks_tunnel_workers.targets.access import (
     UnresolvedError,
 )
 from socks_tunnel_workers.targets.dialer import DialError, dial
+from socks_tunnel_workers.targets.services import TargetServices
 
 if TYPE_CHECKING:
     from socks_tunnel.protocol.policy import Policy
     from socks_tunnel_workers.relay.session import WorkerSession
-    from socks_tunnel_workers.targets.room import Targets
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class TargetRelay(TcpRelay):
     __slots__ = ("allowed", "targets", "task")
 
     def __init__(
-        self, targets: Targets, session: WorkerSession, request: OpenConnection | Bind
+        self, targets: TargetServices, session: WorkerSession, request: OpenConnection | Bind
     ) -> None:
         if isinstance(request, OpenConnection):
             command, destination = "connect", HostPort(request.host, request.port)

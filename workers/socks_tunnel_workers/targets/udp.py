@@ -33,10 +33,10 @@ from socks_tunnel_workers.targets.access import (
     UnresolvedError,
 )
 from socks_tunnel_workers.targets.routes import ATTEMPT_DELAY, Refusal, Route, Routes
+from socks_tunnel_workers.targets.services import TargetServices
 
 if TYPE_CHECKING:
     from socks_tunnel_workers.relay.session import WorkerSession
-    from socks_tunnel_workers.targets.room import Targets
 
 PENDING_PER_NAME_MAX: Final = 16
 """Datagrams that wait while the name of their destination is looked up."""
@@ -77,7 +77,7 @@ class EndpointAssociation(Association):
 
     __slots__ = ("lookups", "pending", "pending_bytes", "routes", "sockets", "targets")
 
-    def __init__(self, targets: Targets, session: WorkerSession, conn_id: int) -> None:
+    def __init__(self, targets: TargetServices, session: WorkerSession, conn_id: int) -> None:
         super().__init__(session, conn_id, client=session.peer)
         self.opened = True
         self.targets = targets

@@ -1,0 +1,95 @@
+"""RESOLVE: what a name or an address is called, as far as the policy would let a flow go there."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol.addresses import HostPort, parse_ip
+from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError, Reply
+from socks_tunnel.protocol.messages import ANSWERS_MAX, Answer, Resolve, Resolved, ResolveKind
+from socks_tunnel.protocol.policy import Verdict
+from socks_tunnel_workers.targets.access import AccessDeniedError, Asker, UnresolvedError
+from socks_tunnel_workers.targets.resolver import UNKNOWN_TTL, ResolveError, Resolver
+from socks_tunnel_workers.targets.services import TargetServices
+
+if TYPE_CHECKING:
+    from socks_tunnel_workers.relay.session import WorkerSession
+
+QUESTIONS_MAX: Final = 256
+"""RESOLVEs of one session that can be under way in this worker; a further one is refused."""
+
+
+class Questions:
+    """The questions that are under way."""
+
+    def __init__(self, services: TargetServices, resolver: Resolver) -> None:
+        self._services = services
+        self._resolver = resolver
+        self._asked: dict[int, dict[int, asyncio.Task[None]]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._asked.values()))
+
+    def ask(self, session: WorkerSession, question: Resolve) -> None:
+        """Answers later. Raises :class:`RemoteProtocolError` if the question is open already."""
+        asked = self._asked.get(session.number, {})
+        if question.conn_id in asked:
+            raise RemoteProtocolError(
+                "RESOLVE came twice", kind="opened-twice", conn_id=question.conn_id
+            )
+        if len(asked) >= QUESTIONS_MAX:
+            answer = Resolved(question.conn_id, CloseReason.RESOURCE_LIMIT)
+            session.send(answer.encode())
+            return
+        task = spawn(f"resolve {question.conn_id}", self._answer(session, question))
+        self._asked.setdefault(session.number, {})[question.conn_id] = task
+        task.add_done_callback(lambda _task: self._done(session.number, question.conn_id))
+
+    def forget(self, session: WorkerSession) -> None:
+        """The session is over: nobody waits for answers to its questions."""
+        for task in list(self._asked.get(session.number, {}).values()):
+            task.cancel()
+
+    def _done(self, number: int, conn_id: int) -> None:
+        asked = self._asked[number]
+        del asked[conn_id]
+        if not asked:
+            del self._asked[number]
+
+    async def _answer(self, session: WorkerSession, question: Resolve) -> None:
+        answers: tuple[Answer, ...] = ()
+        reason: int = CloseReason.ORDERLY
+        try:
+            answers = await self._find(session.peer, question)
+        except (AccessDeniedError, UnresolvedError, ResolveError) as error:
+            reason = error.reply
+        except Exception:
+            # A bug of ours, which the task logs, must not leave the other side waiting.
+            session.send(Resolved(question.conn_id, Reply.GENERAL_FAILURE).encode())
+            raise
+        session.send(Resolved(question.conn_id, reason, answers[:ANSWERS_MAX]).encode())
+
+    async def _find(self, peer: str, question: Resolve) -> tuple[Answer, ...]:
+        """Returns what a flow of the peer could reach, on whatever port."""
+        services = self._services
+        asker = Asker(peer, question.conn_id, "resolve")
+        seconds = services.config.connect_timeout
+        destination = HostPort(question.host, services.policy(peer).some_port)
+        if question.kind is ResolveKind.ADDRESSES:
+            allowed = await services.access.decide(
+                asker, lambda: services.policy(peer), destination, seconds=seconds
+            )
+            ttl = UNKNOWN_TTL if allowed.ttl is None else allowed.ttl
+            return tuple(Answer(ttl, str(address)) for address in allowed.addresses)
+        services.access.literal(asker, services.policy(peer), destination)
+        address = parse_ip(question.host)
+        assert address is not None, "the decoder has checked it"
+        names = await self._resolver.reverse(address, seconds=seconds, peer=peer)
+        policy = services.policy(peer)
+        return tuple(
+            Answer(UNKNOWN_TTL, name)
+            for name in names
+            if policy.check(HostPort(name, policy.some_port)).verdict is not Verdict.DENIED
+        )
