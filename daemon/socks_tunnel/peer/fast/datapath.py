@@ -271,10 +271,11 @@ class DataPath:
     @property
     def wake_at(self) -> float:
         """When :meth:`timer` has something to do; 0 if never."""
-        wake = self.sender.wake_at if self.established else 0.0
-        for at in (self.receiver.sack_at, self.pmtu.wake_at):
-            if at and (not wake or at < wake):
-                wake = at
+        wake = self.receiver.sack_at
+        if self.established:
+            for at in (self.sender.wake_at, self.pmtu.wake_at):
+                if at and (not wake or at < wake):
+                    wake = at
         return wake
 
     def timer(self, now: float) -> tuple[list[bytes], bool]:

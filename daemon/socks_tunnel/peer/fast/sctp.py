@@ -54,6 +54,9 @@ CONTROL_LABEL: Final = "control"
 DEFAULT_OVERHEAD: Final = 85
 """Bytes that IPv6, UDP and a DTLS 1.2 record with AES-GCM add to an SCTP packet."""
 
+TIMER_MIN: Final = 0.001
+"""Seconds until the timer fires at least; an event loop's timers are not finer."""
+
 _default_budget: Final = WindowBudget()
 
 
@@ -354,14 +357,16 @@ class FastSctpTransport(FastAssociation):
 
     def _arm(self, now: float) -> None:
         """Sets the one timer. A timer that is too early is left: it sets itself again."""
-        wake = self.path.wake_at
+        # While the socket takes nothing, DTLS calls when it does; until then, time changes nothing.
+        blocked = getattr(self.transport, "blocked", False)
+        wake = self.path.receiver.sack_at if blocked else self.path.wake_at
         if not wake or self.state == "closed":
             return
         if self._timer is not None:
             if self._timer_at <= wake:
                 return
             self._timer.cancel()
-        self._timer_at = max(wake, now)
+        self._timer_at = max(wake, now + TIMER_MIN)
         self._timer = self._event_loop.call_later(self._timer_at - now, self._timer_fired)
 
     def _timer_fired(self) -> None:

@@ -234,3 +234,50 @@ def test_ten_minutes_both_ways_with_losses_leave_nothing_behind() -> None:
             assert not path.sender.recovery.lost or path.sender.recovery.next_lost() is None
 
     run_virtual(main)
+
+
+def test_a_socket_that_takes_nothing_is_waited_for_without_work(monkeypatch: Any) -> None:
+    async def main() -> None:
+        client, server = dtls_pair(Path(delay=0.01), Path(delay=0.01))
+        a, b = fast(client), fast(server)
+        right = Sink(b)
+        await started(a, b)
+        voice, lane = channel(a, "datagram", ordered=False, maxRetransmits=0), channel(a)
+        await opened(voice, lane)
+        await asyncio.sleep(1)
+        client.path.loss = 1.0
+        a.send_many(voice, [b"lost"])
+        a.send_many(lane, [bytes(100_000)])
+        await asyncio.sleep(0)
+        client.blocked = True
+        fired = 0
+        timer = a.path.timer
+
+        def count(now: float) -> Any:
+            nonlocal fired
+            fired += 1
+            return timer(now)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(a.path), "timer", lambda _, now: count(now))
+            await asyncio.sleep(2)
+        assert fired <= 5
+        client.path.loss = 0.0
+        client.blocked = False
+        a.transport_writable()
+        await asyncio.sleep(5)
+        assert right.received == 100_000
+
+    run_virtual(main)
+
+
+def test_probing_waits_for_the_association() -> None:
+    async def main() -> None:
+        client, _ = dtls_pair(Path(), Path(), probing=True)
+        a = fast(client)
+        a.path_changed()
+        assert a._timer is None
+        assert a.path.wake_at == 0.0
+        await asyncio.sleep(1)
+
+    run_virtual(main)
