@@ -146,7 +146,7 @@ bench-paths: $(DEV_STAMP) $(PROJECT_STAMP) ## bare channels over long, slow and 
 
 .PHONY: interop
 interop: .tools/libdatachannel/.stamp $(DEV_STAMP) $(PROJECT_STAMP) ## the tests against other stacks; PYTHON312=… for libdatachannel
-	@$(BIN)/python -m pytest tests/integration/test_fast_interop.py $(ARGS)
+	@$(BIN)/python -m pytest tests/integration/test_fast_interop.py tests/integration/test_fast_chromium.py $(ARGS)
 
 # -- what takes long ------------------------------------------------------------------------------
 
