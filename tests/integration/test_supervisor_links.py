@@ -91,6 +91,36 @@ async def test_stopping_a_gateway_says_goodbye(
     assert "rejected" not in caplog.text
 
 
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_goodbye_ends_the_session_for_nobody_will_resume_it(
+    world: World, lost: bool
+) -> None:
+    gateway, endpoint = await linked(world)
+    opening = OpenConnection(2, "example.com", 80).encode()
+    ((number, _),) = gateway.router.sessions.items()
+    await until(lambda: gateway.router.target == number)
+    gateway.routes.from_worker(number, [memoryview(opening)])
+    await until(lambda: endpoint.router.flows == 1)
+    if lost:  # the link ends first, and the session waits for another
+        gateway.manager.goaway()  # which dials no more
+        (link,) = gateway.up
+        await gateway.up[0].link.close("a test")
+        await until(lambda: not endpoint.up)
+        assert len(endpoint.router.detached) == 1
+        body = new_body(
+            "bye",
+            world.key("laptop"),
+            endpoint.identity.public,
+            session=link.session,
+            now=time.time(),
+        )
+        client = DirectClient(f"unix:{world.directory}/office.sock")
+        await client.bye("/gone", seal(world.key("laptop"), body))
+    else:
+        await gateway.manager.stop("the peer is shutting down")
+    await until(lambda: not endpoint.router.sessions)
+
+
 async def test_a_lost_link_is_dialled_again_and_the_worker_told(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,6 +16,8 @@ from socks_tunnel.supervisor.peerlink import PeerLink
 
 _log = logging.getLogger(__name__)
 
+SAID_GOODBYE: Final = "the peer said goodbye"
+
 HANDSHAKES_PER_PEER: Final = 2
 """Links of one peer that may be coming up at a time; a further offer ends the oldest."""
 
@@ -119,7 +121,15 @@ class EndpointLinks(Links):
         except EnvelopeRejected as rejection:
             self.rejected(f"a goodbye from {remote_address.get()}", rejection)
             return False
-        for link in self.links:
-            if (link.peer.name, link.session_id, link.session) == (name, session_id, bye.session):
-                spawn(f"close link {name}", link.close("the peer said goodbye"))
-        return True  # also if the link has ended by itself meanwhile
+        own = [link for link in self.links if (link.peer.name, link.session) == (name, bye.session)]
+        for link in own:
+            if link.session_id == session_id:
+                spawn(f"close link {name}", self._part(link))
+        if not own:  # the link has ended by itself meanwhile
+            self.attachments.forget(name, SAID_GOODBYE, bye.session)
+        return True
+
+    async def _part(self, link: PeerLink) -> None:
+        """Ends a link together with its session: nobody will resume that."""
+        await link.close(SAID_GOODBYE)
+        self.attachments.forget(link.peer.name, SAID_GOODBYE, link.session)

@@ -48,6 +48,6 @@ class Attachments:
         """Takes out a link that has ended; returns how many flows ended with it."""
         return self._router.detach(attached, reason)
 
-    def forget(self, peer: str, reason: str) -> None:
-        """Ends the sessions of a peer that was removed."""
-        self._router.forget_peer(peer, reason)
+    def forget(self, peer: str, reason: str, session: bytes | None = None) -> None:
+        """Ends the sessions of a peer that was removed, or one that its peer has given up."""
+        self._router.forget_peer(peer, reason, session)

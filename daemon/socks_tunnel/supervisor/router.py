@@ -164,10 +164,11 @@ class Router:
         self._end(session, reason)
         return flows
 
-    def forget_peer(self, peer: str, reason: str) -> None:
-        """Ends the sessions of a peer that was removed, with a link or without."""
+    def forget_peer(self, peer: str, reason: str, key: bytes | None = None) -> None:
+        """Ends the sessions of a peer, with a link or without; with `key`, only that one."""
         for session in [s for s in self.sessions.values() if s.peer == peer]:
-            self._end(session, reason)
+            if key is None or session.key == key:
+                self._end(session, reason)
 
     def _end(self, session: RoutedSession, reason: str) -> None:
         if self.sessions.pop(session.number, None) is None:
