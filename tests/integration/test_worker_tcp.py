@@ -184,8 +184,8 @@ async def test_unknown_command_and_address_type(pair: Pair, tail: bytes, reply: 
 
 
 async def test_wrong_first_byte_closes_at_once(pair: Pair) -> None:
-    assert await refused(pair, b"GET / HTTP/1.1\r\n\r\n") == b""
-    assert counted(pair.gateway_worker, "socks_rejected_total", "not-socks5") == 1
+    assert await refused(pair, b"\x16\x03\x01\x02\x00") == b""
+    assert counted(pair.gateway_worker, "socks_rejected_total", "unknown-protocol") == 1
 
 
 @pytest.mark.parametrize("name", [b"LocalHost", b"localhost.", b"127.0.0.1", b"[::1]", b"::1"])

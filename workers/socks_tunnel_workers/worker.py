@@ -157,6 +157,7 @@ class Worker(Channel):
             case Attach():
                 if session is not None:
                     session.attach(message)
+                    self.clients.wake()  # a link without a resume transmits at once
             case PeerRows(rows=rows, last=last):
                 if session is not None:
                     session.resumed([(a, b, c, d) for a, b, c, d in rows], last=last)
@@ -235,7 +236,13 @@ class Worker(Channel):
             full=self._full,
         )
         self.clients = Clients(
-            self.loop, self.settings, self.counters, self.notices, self.metrics, self._full
+            self.loop,
+            self.settings,
+            self.counters,
+            self.notices,
+            self.metrics,
+            self.memory,
+            self._full,
         )
 
     def _apply_limits(self) -> None:
@@ -285,6 +292,7 @@ class Worker(Channel):
                 reason,
                 flows,
             )
+        self.clients.forget(session)
         session.end(CloseReason.RESUME_FAILED, tell_peer=False)
         self.targets.forget(session)
         self._check_drained()
@@ -294,7 +302,7 @@ class Worker(Channel):
     def _full(self) -> bool:
         """Whether this worker holds as many flows and handshakes as it may."""
         active = self.counters.active
-        held = active["tcp"] + active["udp"] + len(self.clients.opening)
+        held = active["tcp"] + active["udp"] + self.clients.handshakes
         return held >= self.settings.config.limits.flows_per_worker
 
     def flows(self) -> Iterator[Flow]:

@@ -196,6 +196,14 @@ def _ice_url(value: Any) -> str:
     return text
 
 
+def _optional_address(value: Any) -> str:
+    text = _text(value)
+    address = parse_ip(text)
+    if text and address is None:
+        raise ValueError(f"{text!r} is no IP address")
+    return str(address) if address is not None else ""
+
+
 def _udp_ports(value: Any) -> str:
     text = _text(value)
     parse_udp_ports(text)
@@ -242,16 +250,29 @@ class Identity(Table):
 
 
 class Socks(Table):
-    """`[socks]`: the SOCKS5 listeners of a gateway."""
+    """`[socks]`: the proxy's listeners of a gateway."""
 
     listen: tuple[Listener, ...] = (HostPort("127.0.0.1", 1080), HostPort("::1", 1080))
     """Addresses and ports, and paths of Unix sockets (written `unix:PATH`)."""
+    protocols: tuple[Literal["socks5", "socks4", "http"], ...] = ("socks5", "socks4", "http")
+    """What is spoken on each listener, told apart by the first byte of a client."""
     allow_remote_clients: StrictBool = False
     users_file: OptionalFilePath = None
     connect_timeout: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] = 30
     idle_tcp: Seconds = 0
     """0: never."""
     idle_udp: Positive = 300
+    udp_address: Annotated[str, PlainValidator(_optional_address)] = ""
+    """Address that clients are told for their UDP relays; empty: the one that they connected to."""
+    udp_ports: Annotated[str, PlainValidator(_udp_ports)] = ""
+    """Range of ports for UDP relays, such as `40000-40100`; empty: any."""
+
+    @field_validator("protocols")
+    @classmethod
+    def _something_is_spoken(cls, protocols: tuple[str, ...]) -> tuple[str, ...]:
+        if not protocols:
+            raise ValueError("names no protocol")
+        return protocols
 
 
 class Targets(Table):

@@ -109,7 +109,7 @@ class Metrics:
         self.flows_active = gauge("flows_active", "Open flows by kind", "kind")
         self.flows_total = counter("flows_total", "Flows opened by kind", "kind")
         self.requests_total = counter(
-            "requests_total", "SOCKS5 requests by command and reply", "command", "reply"
+            "requests_total", "Requests of clients by command and reply", "command", "reply"
         )
         self.policy_decisions_total = counter(
             "policy_decisions_total", "Decisions of the access policy", "verdict"
@@ -145,7 +145,9 @@ class Metrics:
             "signaling_rejected_total", "Signalling envelopes rejected", "reason"
         )
         self.socks_rejected_total = counter(
-            "socks_rejected_total", "SOCKS clients closed before a request", "reason"
+            "socks_rejected_total",
+            "Clients of the proxy without a request that can be served",
+            "reason",
         )
         self.messages_unknown_total = counter(
             "messages_unknown_total", "Messages of an unknown type, ignored"

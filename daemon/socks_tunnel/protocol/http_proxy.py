@@ -215,9 +215,10 @@ class ProxyConnection:
         return self._state is _State.HEAD and not self._client.trailing_data[0]
 
     @property
-    def half_closed(self) -> bool:
-        """Whether the client may have ended its side: nothing of its request is missing."""
-        return self._client.their_state is not h11.SEND_BODY and self._state is not _State.HEAD
+    def request_whole(self) -> bool:
+        """Whether there is a request of which nothing is missing: the client may end its side."""
+        missing = self._client.their_state in {h11.SEND_BODY, h11.ERROR}
+        return not missing and self._state is not _State.HEAD
 
     # --- events ---------------------------------------------------------------------------------
 
@@ -423,12 +424,12 @@ class ProxyConnection:
         self._to_client += b"HTTP/1.1 200 Connection established\r\n\r\n"
         self._state = _State.TUNNEL
 
-    def refuse(self, status: int, sentence: str) -> None:
-        """Answers the request with an error, in one line of text."""
+    def refuse(self, status: int, sentence: str, *, close: bool = False) -> None:
+        """Answers the request with an error, in one line of text; `close` if it is the last one."""
         if self._state not in {_State.VERDICT, _State.ASKED} or self._answered:
             raise LocalProtocolError("no request is waiting for an answer")
         self._origin = None
-        self._respond(status, sentence, close=self._bytes_taken)
+        self._respond(status, sentence, close=close or self._bytes_taken)
 
     def _reject(self, rejection: RejectionError) -> None:
         self._events.append(RequestRejected(rejection.kind, rejection.status))

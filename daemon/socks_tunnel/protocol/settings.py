@@ -24,6 +24,9 @@ class SocksSettings:
     connect_timeout: float = 30
     idle_tcp: float = 0
     idle_udp: float = 300
+    protocols: tuple[str, ...] = ("socks5", "socks4", "http")
+    udp_address: str = ""
+    udp_ports: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ class ServerConnection(Connection):
         super().__init__()
         self._require_password = require_password
         self._state = _State.REQUEST
-        self._command = Command.CONNECT
+        self._command: Command | None = None
 
     def next_event(self) -> Request | NeedData:
         """Return the request, or NEED_DATA.
@@ -101,6 +101,11 @@ class ServerConnection(Connection):
                 )
             )
         return self._request()
+
+    @property
+    def command_name(self) -> str:
+        """What the request asks for, in a word for metrics; `unknown` before it is read."""
+        return "unknown" if self._command is None else self._command.name.lower()
 
     def reply(self, reply: Reply, bound: HostPort = UNSPECIFIED) -> None:
         """Queue the reply to the request; after a success of BIND, the second one too.

@@ -149,6 +149,13 @@ Request: TypeAlias = ConnectRequest | BindRequest | UdpAssociateRequest | Resolv
 Event: TypeAlias = GreetingReceived | PasswordOffered | Request
 
 _COMMANDS: Final = frozenset(Command)
+_COMMAND_NAMES: Final = {
+    Command.CONNECT: "connect",
+    Command.BIND: "bind",
+    Command.UDP_ASSOCIATE: "udp-associate",
+    Command.RESOLVE: "resolve",
+    Command.RESOLVE_PTR: "resolve",
+}
 
 
 # --- what both roles share --------------------------------------------------------------------
@@ -181,6 +188,11 @@ class Connection:
         data = bytes(self._to_send)
         self._to_send.clear()
         return data
+
+    @property
+    def buffered(self) -> int:
+        """How many bytes have come that were not taken yet."""
+        return len(self._received)
 
     def _take(self, count: int) -> bytes:
         data = bytes(self._received[:count])
@@ -228,7 +240,7 @@ class ServerConnection(Connection):
         super().__init__()
         self._method = Method.USERNAME_PASSWORD if require_password else Method.NO_AUTHENTICATION
         self._state = _ServerState.GREETING
-        self._command = Command.CONNECT
+        self._command: Command | None = None
 
     def next_event(self) -> Event | NeedData:
         """Return the next event, or NEED_DATA.
@@ -249,6 +261,11 @@ class ServerConnection(Connection):
                 return self._request()
             case _:
                 return NEED_DATA
+
+    @property
+    def command_name(self) -> str:
+        """What the request asks for, in a word for metrics; `unknown` before it is read."""
+        return "unknown" if self._command is None else _COMMAND_NAMES[self._command]
 
     def accept_password(self, ok: bool) -> None:
         """Answer PasswordOffered. After a refusal `next_event` raises, kind `authentication`.
@@ -373,12 +390,11 @@ class ServerConnection(Connection):
         raw = self._take(3 + length)
         if not known:
             raise self._refuse(_unknown_command(code))
-        command = Command(code)
+        self._command = Command(code)
         try:
-            event = _decode_request(command, raw)
+            event = _decode_request(self._command, raw)
         except RemoteProtocolError as error:
             raise self._refuse(error) from None
-        self._command = command
         self._state = _ServerState.REPLY
         return event
 

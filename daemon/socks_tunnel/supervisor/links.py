@@ -30,7 +30,7 @@ from socks_tunnel.supervisor.routing import AttachedLink
 
 _log = logging.getLogger(__name__)
 
-FEATURES: Final = ("udp", "bind", RESUME)
+FEATURES: Final = ("udp", "bind", RESUME, "resolve")
 """What HELLO says that we can."""
 
 REJECTIONS_LOGGED: Final = 20

@@ -27,7 +27,7 @@ REFUSED = {"peers.rendezvous", "signaling.rendezvous"}
 HANDED_ON = {"ice.servers.urls"}
 """Settings that aiortc gets as a whole: supervisor/links.py dumps the servers."""
 
-UNREAD = {"resume_timeout"}
+UNREAD: set[str] = set()
 """Settings whose reader is not there yet. The set can only become smaller."""
 
 

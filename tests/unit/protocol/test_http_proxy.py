@@ -303,7 +303,7 @@ def test_a_refusal_of_head_has_no_body() -> None:
 
 def test_a_refusal_while_the_body_comes_ends_the_connection() -> None:
     proxy, _ = asked(b"POST http://a.b/ HTTP/1.1\r\nHost: a.b\r\nContent-Length: 9\r\n\r\nx")
-    assert not proxy.half_closed
+    assert not proxy.request_whole
 
     proxy.refuse(403, "no")
 
@@ -317,7 +317,7 @@ def test_a_client_may_end_its_side_after_its_request() -> None:
     proxy, _ = asked(b"GET http://a.b/ HTTP/1.1\r\nHost: a\r\n\r\n")
     proxy.receive_data(b"")
     assert events_of(proxy) == []
-    assert proxy.half_closed
+    assert proxy.request_whole
     assert answered(proxy, b"HTTP/1.1 200 K\r\nContent-Length: 2\r\n\r\nok") == [ENDED]
     assert proxy.data_to_send().endswith(b"ok")
 

@@ -6,7 +6,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from socks_tunnel_workers.sockets import prepare_stream
 
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ACCEPTS_PER_TURN = 16
+ACCEPTS_PER_TURN: Final = 16
 """Connections taken at once, so that the other workers get their share of a burst."""
 
-_OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_PAUSE_SECONDS = 0.5
+PAUSE_SECONDS: Final = 0.5
+"""How long nothing is accepted after the system gave no descriptor or memory for a connection."""
+
+_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Listener:
@@ -39,13 +41,13 @@ class Listener:
         sock.setblocking(False)
 
     def start(self) -> None:
-        """Accept from now on."""
+        """Accepts from now on."""
         if not self._watching:
             self._watching = True
             self._clients.loop.add_reader(self._sock, self._acceptable)
 
     def stop(self) -> None:
-        """Accept no more; what is queued stays for the other workers."""
+        """Accepts no more; what is queued stays for the other workers."""
         if self._watching:
             self._watching = False
             self._clients.loop.remove_reader(self._sock)
@@ -53,24 +55,35 @@ class Listener:
     def _acceptable(self) -> None:
         for _ in range(ACCEPTS_PER_TURN):
             try:
-                sock, client = self._sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                sock, address = self._sock.accept()
+            except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                if error.errno not in _OUT_OF_RESOURCES:
-                    raise
-                # The queue would wake us again at once and for ever: let others close first.
-                self.stop()
-                self._clients.report_resource(error)
-                self._clients.loop.call_later(_PAUSE_SECONDS, self._resume)
-                return
+                if error.errno in _OUT_OF_RESOURCES:
+                    # The queue would wake us again at once and for ever: let others close first.
+                    self.stop()
+                    self._clients.report_resource(error)
+                    self._clients.loop.call_later(PAUSE_SECONDS, self._resume)
+                    return
+                # accept(2): "Linux accept() passes already-pending network errors on the new socket
+                # as an error code from accept()." That connection is gone; the next one is not.
+                continue
             if self._clients.full:
                 self._clients.report_full()
                 self._clients.counters.count("socks_rejected_total", "too-many")
                 sock.close()
                 continue
+            self._take(sock, address)
+
+    def _take(self, sock: socket.socket, address: Any) -> None:
+        try:
             prepare_stream(sock)
-            self._serve(sock, client)
+            self._serve(sock, address)
+        except OSError:  # it was reset since it was accepted
+            sock.close()
+        except Exception:  # a bug that one client meets must not cost the others
+            logger.exception("a client could not be served")
+            sock.close()
 
     def _resume(self) -> None:
         if not self._clients.draining:

@@ -7,19 +7,16 @@ the moment, clients wait here, up to their connect timeout.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from socks_tunnel.config.users import PasswordChecker
 from socks_tunnel.ops.metrics import Metrics
-from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel_workers.frontends.logins import THREADS as LOGIN_THREADS
+from socks_tunnel_workers.frontends.logins import Logins
 from socks_tunnel_workers.relay.session import WorkerSession
-from socks_tunnel_workers.services import Counters, Notices, Quota, QuotaSlot, Settings
-
-logger = logging.getLogger(__name__)
+from socks_tunnel_workers.services import Account, Counters, Notices, Quota, QuotaSlot, Settings
 
 
 class Waiting(Protocol):
@@ -28,17 +25,12 @@ class Waiting(Protocol):
     def open_on(self, session: WorkerSession) -> None:
         """Opens the flow on a session that transmits."""
 
+
+class Closable(Protocol):
+    """A client's connection that is no flow."""
+
     def close(self) -> None:
-        """Closes the client's connection without a word."""
-
-
-class Login(Protocol):
-    """A client that has offered a user name and a password."""
-
-    client: str
-
-    def password_checked(self, *, ok: bool) -> None:
-        """Learns whether they are right."""
+        """Closes it without a word."""
 
 
 class Clients:
@@ -51,6 +43,7 @@ class Clients:
         counters: Counters,
         notices: Notices,
         metrics: Metrics,
+        memory: Account,
         full: Callable[[], bool],
     ) -> None:
         self.loop = loop
@@ -58,14 +51,20 @@ class Clients:
         self.counters = counters
         self.notices = notices
         self.metrics = metrics
+        self.memory = memory
         self.draining = False
-        self.opening: set[Waiting] = set()
-        """Clients in their handshake, or whose flow is being opened."""
+        self.opening: set[Closable] = set()
+        """Clients in their handshake, or whose flow is being opened, or that speak HTTP."""
+        self.asked: set[Waiting] = set()
+        """Those of them who count as a flow already, while its answer is awaited."""
         self.associations = Quota(settings.config.limits.associations_per_client)
         self._full = full
         self._target: WorkerSession | None = None
         self._waiting: dict[Waiting, None] = {}
-        self._password_threads = ThreadPoolExecutor(2, thread_name_prefix="password")
+        self._password_threads = ThreadPoolExecutor(LOGIN_THREADS, thread_name_prefix="password")
+        self.logins = Logins(
+            loop, self._password_threads, lambda: self.settings.passwords, notices.warn
+        )
 
     # --- which session ----------------------------------------------------------------------------
 
@@ -89,6 +88,11 @@ class Clients:
         for client in waiting:
             client.open_on(target)
 
+    def forget(self, session: WorkerSession) -> None:
+        """Opens nothing more on a session that is over."""
+        if self._target is session:
+            self._target = None
+
     def wait(self, client: Waiting) -> None:
         """Opens the client's flow as soon as a session takes it."""
         self._waiting[client] = None
@@ -103,6 +107,11 @@ class Clients:
         return len(self._waiting)
 
     # --- limits -----------------------------------------------------------------------------------
+
+    @property
+    def handshakes(self) -> int:
+        """How many connections there are that do not count as a flow."""
+        return len(self.opening) - len(self.asked)
 
     @property
     def full(self) -> bool:
@@ -137,28 +146,6 @@ class Clients:
     def report_resource(self, error: OSError) -> None:
         """Tells the operator that the system refuses something, such as file descriptors."""
         self.notices.warn("resource", "a client cannot be served: %s", error)
-
-    # --- logins -----------------------------------------------------------------------------------
-
-    def check_password(self, login: Login, username: str, password: str) -> None:
-        """Answers at once if this login was right before, else from a thread: hashing is slow."""
-        checker = self.settings.passwords
-        if checker is None:  # a reload took the users away: nobody can be let in on old terms
-            login.password_checked(ok=False)
-        elif checker.remembers(username, password):
-            login.password_checked(ok=True)
-        else:
-            spawn("check a password", self._check_password(checker, login, username, password))
-
-    async def _check_password(
-        self, checker: PasswordChecker, login: Login, username: str, password: str
-    ) -> None:
-        ok = await self.loop.run_in_executor(
-            self._password_threads, checker.check, username, password
-        )
-        if not ok:
-            logger.warning("client %s offered a wrong user name or password", login.client)
-        login.password_checked(ok=ok)
 
     # --- the end ----------------------------------------------------------------------------------
 

@@ -7,22 +7,22 @@ other destination.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
 from socks_tunnel.protocol.messages import (
     Message,
-    OpenConnection,
     UdpAssociateClosed,
     UdpAssociateOpened,
 )
-from socks_tunnel.protocol.socks5 import parse_udp_packet, udp_header
+from socks_tunnel.protocol.socks5 import ConnectRequest, parse_udp_packet, udp_header
+from socks_tunnel_workers.frontends.asking import Asker
+from socks_tunnel_workers.frontends.identity import identify_address
+from socks_tunnel_workers.frontends.opening import Opening
 from socks_tunnel_workers.relay.local_policy import allowed_here
-from socks_tunnel_workers.relay.tcp import TcpRelay
 from socks_tunnel_workers.relay.udp import (
     DATAGRAMS_PER_TURN,
     Association,
@@ -36,105 +36,54 @@ if TYPE_CHECKING:
     from socks_tunnel_workers.frontends.clients import Clients
     from socks_tunnel_workers.relay.session import WorkerSession
 
-OPENING_BYTES_MAX = 262_144
+OPENING_BYTES_MAX: Final = 262_144
 """Bytes of a client's first datagrams that wait for the association to open: one round trip."""
 
-CLIENTS_MAX = 4096
+CLIENTS_MAX: Final = 4096
 """Client addresses that one UDP forward keeps associations for; the least recent one is ended."""
 
 
-class TcpForwardSession:
+class TcpForwardSession(Asker):
     """A client of a TCP forward until its flow is open.
 
-    There is no reply to give: the flow opens, or the connection is reset.
+    There is no reply to give: the flow opens, or the connection is reset. What the client says at
+    once travels with the request and saves a round trip.
     """
 
-    __slots__ = ("client", "clients", "relay", "sock", "target", "timer")
+    __slots__ = ("_clients", "_opening", "_sock")
 
     def __init__(
-        self, clients: Clients, sock: socket.socket, client: SockAddr, target: HostPort
+        self, clients: Clients, sock: socket.socket, address: SockAddr, target: HostPort
     ) -> None:
-        self.clients = clients
-        self.sock: socket.socket | None = sock
-        self.client = str(HostPort(str(client[0]), int(client[1])))
-        self.target = target
-        self.relay: TcpRelay | None = None
-        self.timer: asyncio.TimerHandle | None = clients.loop.call_later(
-            clients.settings.config.socks.connect_timeout, self._connect_timeout
-        )
+        self._clients = clients
+        self._sock: socket.socket | None = sock
         clients.opening.add(self)
-        session = clients.target
-        if session is None:
-            clients.wait(self)
-        else:
-            self.open_on(session)
+        who = identify_address(address)
+        self._opening = Opening(clients, self, ConnectRequest(target), who, sock)
+        self._opening.start()
 
-    def open_on(self, session: WorkerSession) -> None:
-        """Opens the flow on a session that transmits."""
-        conn_id = session.allocate()
-        relay = TcpRelay(
-            session,
-            conn_id,
-            command="connect",
-            client=self.client,
-            destination=self.target,
-            opener=self,
-            opening=OpenConnection(conn_id, self.target.host, self.target.port).encode(),
-            sock=self.sock,
-        )
-        policy = self.clients.settings.policies.default
-        if policy is not None and not allowed_here(relay, policy, self.target):
-            self.close()
-            return
-        try:
-            session.admit(relay)
-        except RemoteProtocolError as error:
-            self.clients.report_flow_limit(session, error)
-            self.close()
-            return
-        self.clients.opening.discard(self)  # it counts as a flow from here on
-        self.relay = relay
-        relay.ask()
-        # No reply is awaited, so what the client says at once saves a round trip.
-        relay.resume_reading()
-
-    def opened(self, bound: HostPort) -> None:
-        """Leave the socket to the flow."""
+    def opened(self, bound: HostPort) -> bool:
+        """Leaves the socket to the flow."""
         del bound
-        self.sock = None
-        self.relay = None
-        self._forget()
+        self._sock = None
+        self._clients.opening.discard(self)
+        return True
 
-    def listening(self, bound: HostPort) -> None:
-        """Never called: a forward does not BIND."""
-        raise AssertionError(bound)
-
-    def failed(self, reason: int) -> None:
-        """Pass the failure on in the only way there is."""
-        del reason
-        self.relay = None
-        self.close()
+    def failed(self, reason: int, sentence: str) -> None:
+        """Passes the failure on in the only way there is."""
+        del reason, sentence
+        self._reset()
 
     def close(self) -> None:
-        """Reset the client's connection."""
-        if self.sock is not None:
-            reset(self.sock)
-            self.sock = None
-        self._forget()
+        """Resets the client's connection, and gives its request up."""
+        self._opening.cancel()
+        self._reset()
 
-    def _connect_timeout(self) -> None:
-        self.timer = None
-        if self.relay is not None:
-            self.relay.abort(CloseReason.TTL_EXPIRED)
-        else:
-            self.close()
-
-    def _forget(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-        self.clients.stop_waiting(self)
-        self.clients.opening.discard(self)
+    def _reset(self) -> None:
+        if self._sock is not None:
+            reset(self._sock)
+            self._sock = None
+        self._clients.opening.discard(self)
 
 
 class UdpForward:
@@ -150,13 +99,13 @@ class UdpForward:
         make_room(sock)
 
     def start(self) -> None:
-        """Take datagrams from now on."""
+        """Takes datagrams from now on."""
         if not self._watching:
             self._watching = True
             self.clients.loop.add_reader(self.sock, self._readable)
 
     def stop(self) -> None:
-        """Take none from new clients or old ones."""
+        """Takes none from new clients or old ones."""
         if self._watching:
             self._watching = False
             self.clients.loop.remove_reader(self.sock)
@@ -183,21 +132,22 @@ class UdpForward:
         association.from_client(data)
 
     def _associate(self, client: SockAddr) -> ForwardAssociation | None:
+        """Admits an association for a new client; None if its datagram goes nowhere."""
         clients = self.clients
         session = clients.target
         if session is None:
             clients.counters.drop("no-link")
             return None
-        slot = None if clients.full else clients.take_association(str(client[0]))
+        conn_id = session.allocate()
+        if not self.allowed(session, conn_id):
+            clients.counters.drop("policy")
+            return None
+        who = identify_address(client)
+        slot = None if clients.full else clients.take_association(who.account)
         if slot is None:
             clients.counters.drop("too-many")
             return None
-        association = ForwardAssociation(session, session.allocate(), self, client, slot)
-        policy = clients.settings.policies.default
-        if policy is not None and not allowed_here(association, policy, self.target):
-            slot.end()
-            clients.counters.drop("policy")
-            return None
+        association = ForwardAssociation(session, conn_id, self, client, who.name, slot)
         try:
             session.admit(association)
         except RemoteProtocolError as error:
@@ -211,11 +161,23 @@ class UdpForward:
         association.ask()
         return association
 
+    def allowed(self, session: WorkerSession, conn_id: int) -> bool:
+        """Asks the gateway's own policy about the target, as it is at this moment."""
+        policy = session.settings.policies.default
+        return policy is None or allowed_here(
+            session.counters,
+            policy,
+            self.target,
+            peer=session.peer,
+            conn_id=conn_id,
+            command="udp-associate",
+        )
+
 
 class ForwardAssociation(Association):
     """The association of one client of a UDP forward."""
 
-    __slots__ = ("address", "forward", "slot", "waiting", "waiting_bytes")
+    __slots__ = ("address", "allowed", "charge", "forward", "policy", "slot", "waiting")
 
     def __init__(
         self,
@@ -223,23 +185,30 @@ class ForwardAssociation(Association):
         conn_id: int,
         forward: UdpForward,
         address: SockAddr,
+        client: str,
         slot: QuotaSlot,
     ) -> None:
-        super().__init__(session, conn_id, client=str(HostPort(str(address[0]), int(address[1]))))
+        super().__init__(session, conn_id, client=client)
+        self.policy = session.settings.policies.default
+        self.allowed = True
         self.destination = forward.target
         self.forward = forward
         self.slot = slot
         self.address = address
         self.waiting: list[bytes] = []
-        self.waiting_bytes = 0
+        self.charge = session.memory.charge()
 
     def from_client(self, data: bytes) -> None:
-        """Send a datagram of the client's on its way."""
+        """Sends a datagram of the client's on its way."""
+        if not self._still_allowed():
+            self.drop("policy")
+            return
         if not self.opened:
             # One round trip; a datagram that the endpoint does not expect yet would be lost there.
-            if self.waiting_bytes + len(data) <= OPENING_BYTES_MAX:
+            held = self.charge.used + len(data)
+            if held <= OPENING_BYTES_MAX and not self.session.memory.over:
                 self.waiting.append(data)
-                self.waiting_bytes += len(data)
+                self.charge.set(held)
             else:
                 self.drop("opening")
             return
@@ -251,12 +220,21 @@ class ForwardAssociation(Association):
         self.session.counters.sent["udp"] += len(data)
         self.session.send_datagram(self.conn_id, self.forward.header, data)
 
+    def _still_allowed(self) -> bool:
+        """Whether the gateway's own policy allows the target; asked again after a reload."""
+        policy = self.session.settings.policies.default
+        if policy is not self.policy:
+            self.policy = policy
+            self.allowed = self.forward.allowed(self.session, self.conn_id)
+        return self.allowed
+
     def on_message(self, message: Message) -> None:
-        """Take the endpoint's answer, or the end."""
+        """Takes the endpoint's answer, or the end."""
         match message:
             case UdpAssociateOpened():
                 self.mark_opened()
                 waiting, self.waiting = self.waiting, []
+                self.charge.end()
                 for data in waiting:
                     self.from_client(data)
             case UdpAssociateClosed(reason=reason):
@@ -265,7 +243,7 @@ class ForwardAssociation(Association):
                 raise self.unexpected(type(message).__name__)
 
     def on_datagram(self, packet: memoryview) -> None:
-        """Pass a reply to the client, without its SOCKS header: the client knows no proxy."""
+        """Passes a reply to the client, without its SOCKS header: the client knows no proxy."""
         offset = parse_udp_packet(packet).offset
         try:
             self.forward.sock.sendto(packet[offset:], self.address)
@@ -277,7 +255,7 @@ class ForwardAssociation(Association):
         self.session.counters.received["udp"] += len(packet) - offset
 
     def sweep(self, now: float) -> None:
-        """End an association that was silent for idle_udp seconds, or never answered."""
+        """Ends an association that was silent for idle_udp seconds, or never answered."""
         socks = self.session.settings.config.socks
         self._end_if_idle(now, socks.idle_udp if self.opened else socks.connect_timeout)
 
@@ -287,5 +265,6 @@ class ForwardAssociation(Association):
         for _ in self.waiting:
             self.drop("opening")
         self.waiting.clear()
+        self.charge.end()
         del self.forward.associations[self.address]
         self.slot.end()

@@ -12,11 +12,13 @@ with the true sender before what comes back.
 from __future__ import annotations
 
 import errno
+import secrets
 import socket
 from collections import OrderedDict
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol, TypeAlias
 
-from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.protocol.addresses import AddressType, HostPort
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
 from socks_tunnel.protocol.flow import ROW_OPEN
 from socks_tunnel.protocol.messages import (
@@ -50,18 +52,24 @@ of their own, and the answer of a name server would hold up every drain for its 
 SOCKET_BUFFER = 1 << 20
 """Asked for as SO_RCVBUF and SO_SNDBUF in bytes, so that a burst is not lost to a busy loop."""
 
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+"""What precedes an IPv4 address in an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2)."""
+
+_NO_FRAGMENT: Final = b"\0\0\0"
+"""RSV and FRAG of a datagram that is no fragment."""
+
 SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 
 def make_room(sock: socket.socket) -> None:
-    """Make a UDP socket non-blocking, with room for bursts."""
+    """Makes a UDP socket non-blocking, with room for bursts."""
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
 
 
-def udp_socket(family: int, address: tuple[str, int]) -> socket.socket:
-    """Make a bound, non-blocking UDP socket with room for bursts. Raises :class:`OSError`."""
+def udp_socket(family: int, address: SockAddr) -> socket.socket:
+    """Returns a bound, non-blocking UDP socket with room for bursts. Raises :class:`OSError`."""
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
         make_room(sock)
@@ -74,10 +82,30 @@ def udp_socket(family: int, address: tuple[str, int]) -> socket.socket:
     return sock
 
 
-class Control(Protocol):
-    """The client's control connection, on which it asked for the association."""
+def _bound(
+    family: int, ports: tuple[int, int] | None, address: Callable[[int], SockAddr]
+) -> socket.socket:
+    """Returns a UDP socket on a free port of a range, tried from anywhere. Raises OSError."""
+    if ports is None:
+        return udp_socket(family, address(0))
+    first, last = ports
+    count = last - first + 1
+    start = secrets.randbelow(count)
+    for step in range(count):
+        try:
+            return udp_socket(family, address(first + (start + step) % count))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(errno.EADDRINUSE, f"all UDP ports of socks.udp_ports are in use: {first}-{last}")
 
-    client: str
+
+class Control(Protocol):
+    """Who holds the client's control connection, on which it asked for the association."""
+
+    @property
+    def client(self) -> str:
+        """The client's name in tables and logs."""
 
     def associated(self, association: GatewayAssociation) -> None:
         """The endpoint has answered: tells the client where the relay is."""
@@ -148,13 +176,13 @@ class Association(Flow):
         return True
 
     def abort(self, reason: int, *, tell_peer: bool = True) -> None:
-        """End it at once; on the gateway the control connection ends with it."""
+        """Ends it at once; on the gateway the control connection ends with it."""
         if tell_peer and not self.ended:
             self.session.core.close(self.conn_id, reason, kind=MessageType.UDP_ASSOCIATE)
         self._close(reason)
 
     def _end_if_idle(self, now: float, limit: float) -> None:
-        """End it after so many seconds without a datagram; sooner while the worker drains."""
+        """Ends it after so many seconds without a datagram; sooner while the worker drains."""
         if self.ended:
             return
         draining = self.session.draining
@@ -162,15 +190,15 @@ class Association(Flow):
             self.abort(CloseReason.SHUTTING_DOWN if draining else CloseReason.IDLE_TIMEOUT)
 
     def _close(self, reason: int) -> None:
-        """Leave the table and close what is ours; harmless if that was done before."""
+        """Leaves the table and closes what is ours; harmless if that was done before."""
         raise NotImplementedError
 
     def drop(self, reason: str) -> None:
-        """Count one datagram that goes nowhere."""
+        """Counts one datagram that goes nowhere."""
         self.session.counters.drop(reason)
 
     def _send_failed(self, error: OSError) -> None:
-        """Count a datagram that the socket did not take, by why."""
+        """Counts a datagram that the socket did not take, by why."""
         if isinstance(error, BlockingIOError):
             self.drop("socket-full")
         elif error.errno == errno.EMSGSIZE:
@@ -181,40 +209,71 @@ class Association(Flow):
 
 
 class GatewayAssociation(Association):
-    """The gateway's side: a relay socket on the local address of the client's SOCKS connection."""
+    """The gateway's side: a relay socket on the local address of the client's SOCKS connection.
 
-    __slots__ = ("client_ip", "control", "pinned", "policy", "sock", "verdicts")
+    The socket is made by :meth:`bind`, after the association has been admitted.
+    """
 
-    def __init__(
-        self,
-        session: WorkerSession,
-        conn_id: int,
-        control: Control,
-        local_ip: str,
-        client_ip: str,
-    ) -> None:
+    __slots__ = (
+        "client_ip",
+        "control",
+        "mapped",
+        "pinned",
+        "policy",
+        "sock",
+        "told",
+        "verdicts",
+    )
+
+    def __init__(self, session: WorkerSession, conn_id: int, control: Control) -> None:
         super().__init__(session, conn_id, client=control.client)
         self.control = control
-        self.client_ip = client_ip
+        self.sock: socket.socket | None = None
+        self.client_ip = ""
+        self.told = ""
         self.pinned: SockAddr | None = None
-        self.policy: Policy | None = session.settings.policies.default
+        self.policy: Policy | None = None
         self.verdicts: OrderedDict[HostPort, bool] = OrderedDict()
-        family = socket.AF_INET6 if ":" in local_ip else socket.AF_INET
-        self.sock = udp_socket(family, (local_ip, 0))
+        self.mapped: OrderedDict[bytes, None] = OrderedDict()
+        """IPv4 addresses that the client wrote as IPv6 (`::ffff:192.0.2.1`)."""
+
+    def bind(
+        self,
+        host: str,
+        scope: int = 0,
+        *,
+        client_ip: str,
+        ports: tuple[int, int] | None = None,
+        told: str = "",
+    ) -> None:
+        """Binds the relay to an address of this machine. Raises :class:`OSError`.
+
+        `client_ip` is where the client's datagrams come from, `scope` the zone of a link-local
+        address. `ports` is the range to choose from (None: any free port), and `told` the address
+        that the client is told in place of `host`, where something translates addresses between.
+        """
+        if ":" in host:
+            self.sock = _bound(socket.AF_INET6, ports, lambda port: (host, port, 0, scope))
+        else:
+            self.sock = _bound(socket.AF_INET, ports, lambda port: (host, port))
+        self.client_ip = client_ip
+        self.told = told
 
     @property
     def bound(self) -> HostPort:
         """The relay's concrete address, for the SOCKS reply."""
+        assert self.sock is not None
         host, port = self.sock.getsockname()[:2]
-        return HostPort(host, port)
+        return HostPort(self.told or str(host).partition("%")[0], port)
 
     def on_message(self, message: Message) -> None:
-        """Take the endpoint's answer, or the end."""
+        """Takes the endpoint's answer, or the end."""
         match message:
             case UdpAssociateOpened():
                 if self.opened and self.repeated:
                     return
                 self.mark_opened()
+                assert self.sock is not None
                 self.session.loop.add_reader(self.sock, self._readable)
                 self.control.associated(self)
             case UdpAssociateClosed(reason=reason):
@@ -222,8 +281,11 @@ class GatewayAssociation(Association):
             case _:
                 raise self.unexpected(type(message).__name__)
 
+    # --- client -> endpoint ---------------------------------------------------------------------
+
     def _readable(self) -> None:
         sock = self.sock
+        assert sock is not None
         for _ in range(DATAGRAMS_PER_TURN):
             try:
                 packet, sender = sock.recvfrom(65_536)
@@ -239,12 +301,12 @@ class GatewayAssociation(Association):
     def _from_client(self, packet: bytes, sender: SockAddr) -> None:
         # RFC 1928 section 7: "It MUST drop any datagrams arriving from any source IP address other
         # than the one recorded for the particular association." The port is pinned as well: on a
-        # machine with several users an address alone proves little.
-        if sender != self.pinned:
-            if self.pinned is not None or sender[0] != self.client_ip:
-                self.drop("foreign-source")
-                return
-            self.pinned = sender
+        # machine with several users an address alone proves little. Only a datagram that goes on
+        # pins: whatever else finds the port first must not lock the client out.
+        pinned = self.pinned
+        if sender != pinned and (pinned is not None or sender[0] != self.client_ip):
+            self.drop("foreign-source")
+            return
         try:
             datagram = parse_udp_packet(packet)
         except RemoteProtocolError as error:
@@ -253,39 +315,71 @@ class GatewayAssociation(Association):
         if datagram.frag:
             self.drop("fragment")
             return
-        if self.policy is not None and not self._allowed(self.policy, datagram.destination):
+        if not self._allowed(datagram.destination):
             self.drop("policy")
             return
         if len(packet) > self.session.terms.max_data:
             self.drop("too-long")
             return
+        if pinned is None:
+            self.pinned = sender
+        if packet[3] == AddressType.IPV6:
+            self._note_mapped(packet)
+        elif self.mapped and packet[3] == AddressType.IPV4:
+            self.mapped.pop(packet[4:8], None)  # the form that was asked last is answered
         self.active = self.session.loop.time()
         self._up += len(packet) - datagram.offset
         self.session.counters.sent["udp"] += len(packet) - datagram.offset
         self.session.send_datagram(self.conn_id, b"", packet)
 
-    def _allowed(self, policy: Policy, destination: HostPort) -> bool:
-        """Ask the gateway's own policy, once per destination; a name in doubt is the endpoint's."""
+    def _note_mapped(self, packet: bytes) -> None:
+        if packet[4:16] == _MAPPED:
+            self.mapped[packet[16:20]] = None
+            if len(self.mapped) > DESTINATIONS_MAX:
+                self.mapped.popitem(last=False)
+
+    def _allowed(self, destination: HostPort) -> bool:
+        """Asks the gateway's own policy, once for each destination; a name in doubt may go on."""
+        session = self.session
+        policy = session.settings.policies.default
+        if policy is not self.policy:  # a reload: what was decided before counts no more
+            self.policy = policy
+            self.verdicts.clear()
+        if policy is None:
+            return True
         known = self.verdicts.get(destination)
         if known is None:
-            known = allowed_here(self, policy, destination)
+            known = allowed_here(
+                session.counters,
+                policy,
+                destination,
+                peer=session.peer,
+                conn_id=self.conn_id,
+                command=self.command,
+            )
             self.verdicts[destination] = known
             if len(self.verdicts) > DESTINATIONS_MAX:
                 self.verdicts.popitem(last=False)
         return known
 
+    # --- endpoint -> client ---------------------------------------------------------------------
+
     def on_datagram(self, packet: memoryview) -> None:
-        """Pass a reply to the client, as the endpoint wrapped it."""
-        if self.pinned is None:
+        """Passes a reply to the client, with the header that the endpoint has put before it."""
+        if self.pinned is None or self.sock is None:
             self.drop("no-client")
             return
         try:
             offset = parse_udp_packet(packet).offset
-            self.sock.sendto(packet, self.pinned)
         except RemoteProtocolError as error:
             raise RemoteProtocolError(
                 f"UDP_PACKET: {error}", kind="malformed-udp_packet", conn_id=self.conn_id
             ) from None
+        try:
+            if packet[0] | packet[1] | packet[2] or self.mapped:
+                self.sock.sendmsg(self._cleaned(packet), [], 0, self.pinned)
+            else:
+                self.sock.sendto(packet, self.pinned)
         except OSError as error:
             self._send_failed(error)
             return
@@ -293,14 +387,21 @@ class GatewayAssociation(Association):
         self._down += len(packet) - offset
         self.session.counters.received["udp"] += len(packet) - offset
 
+    def _cleaned(self, packet: memoryview) -> list[bytes | memoryview]:
+        """Returns the packet with RSV and FRAG zero, and the sender in the form that was asked."""
+        if packet[3] == AddressType.IPV4 and bytes(packet[4:8]) in self.mapped:
+            return [_NO_FRAGMENT, bytes((AddressType.IPV6,)), _MAPPED, packet[4:]]
+        return [_NO_FRAGMENT, packet[3:]]
+
     def sweep(self, now: float) -> None:
-        """End an association that was silent for idle_udp seconds."""
+        """Ends an association that was silent for idle_udp seconds."""
         if self.opened:
             self._end_if_idle(now, self.session.settings.config.socks.idle_udp)
 
     def _close(self, reason: int) -> None:
         if not self.end(reason):
             return
-        self.session.loop.remove_reader(self.sock)
-        self.sock.close()
+        if self.sock is not None:
+            self.session.loop.remove_reader(self.sock)
+            self.sock.close()
         self.control.association_ended(reason, opened=self.opened)

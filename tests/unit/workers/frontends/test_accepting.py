@@ -1,0 +1,135 @@
+"""Accepting: bursts are bounded, a want of descriptors pauses, one bad client costs nobody else."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Any, cast
+
+import pytest
+
+from socks_tunnel_workers.frontends.accepting import ACCEPTS_PER_TURN, PAUSE_SECONDS, Listener
+from unit.workers.frontends.fakes import Gateway, Sock
+
+
+class Accepted(Sock):
+    """A socket that was accepted."""
+
+    def setsockopt(self, level: int, option: int, value: object) -> None:
+        if self.error:
+            raise OSError(self.error, "reset")
+
+
+class Listening:
+    """A listening socket with clients, or errors, in its queue."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.queue: list[Accepted | OSError] = []
+        self.served: list[Accepted] = []
+        self.fails: Exception | None = None
+        self.listener = Listener(gateway.clients, cast("socket.socket", self), self.serve)
+        self.listener.start()
+
+    def setblocking(self, flag: bool) -> None:
+        assert not flag
+
+    def accept(self) -> tuple[Accepted, tuple[str, int]]:
+        if not self.queue:
+            raise BlockingIOError
+        first = self.queue[0]
+        if isinstance(first, OSError) and first.errno == errno.EMFILE:
+            raise first  # it stays, as long as no descriptor is free
+        del self.queue[0]
+        if isinstance(first, OSError):
+            raise first
+        return first, ("127.0.0.1", 5)
+
+    def serve(self, sock: Any, address: Any) -> None:
+        assert address == ("127.0.0.1", 5)
+        if self.fails is not None:
+            raise self.fails
+        self.served.append(sock)
+
+    def comes(self, count: int = 1) -> list[Accepted]:
+        clients = [Accepted(self.gateway.loop) for _ in range(count)]
+        self.queue += clients
+        return clients
+
+    @property
+    def watched(self) -> bool:
+        return self in self.gateway.loop.readers
+
+    def turn(self) -> None:
+        self.gateway.loop.readers[self]()
+
+
+@pytest.fixture
+def listening() -> Listening:
+    return Listening(Gateway())
+
+
+def test_a_burst_is_taken_in_turns(listening: Listening) -> None:
+    clients = listening.comes(ACCEPTS_PER_TURN + 3)
+    listening.turn()
+    assert listening.served == clients[:ACCEPTS_PER_TURN]
+    listening.turn()
+    assert listening.served == clients
+
+
+def test_no_descriptor_is_a_pause_and_not_a_loop(
+    listening: Listening, caplog: pytest.LogCaptureFixture
+) -> None:
+    listening.queue.append(OSError(errno.EMFILE, "too many open files"))
+    (client,) = listening.comes()
+    listening.turn()
+    assert not listening.watched
+    assert "a client cannot be served: [Errno 24] too many open files" in caplog.text
+    del listening.queue[0]
+    listening.gateway.loop.advance(PAUSE_SECONDS)
+    listening.turn()
+    assert listening.served == [client]
+
+
+def test_a_drain_ends_a_pause_for_good(listening: Listening) -> None:
+    listening.queue.append(OSError(errno.EMFILE, "too many open files"))
+    listening.turn()
+    listening.gateway.clients.draining = True
+    listening.listener.stop()
+    listening.gateway.loop.advance(10)
+    assert not listening.watched
+
+
+@pytest.mark.parametrize("code", [errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN])
+def test_a_connection_that_is_gone_is_passed_over(listening: Listening, code: int) -> None:
+    listening.queue.append(OSError(code, "gone"))
+    (client,) = listening.comes()
+    listening.turn()
+    assert listening.served == [client]
+
+
+def test_a_worker_that_is_full_turns_clients_away(listening: Listening) -> None:
+    listening.gateway.full = True
+    (client,) = listening.comes()
+    listening.turn()
+    assert client.closed
+    assert listening.gateway.counted("socks_rejected_total", "too-many") == 1
+
+
+@pytest.mark.parametrize("failure", [ConnectionResetError(), RuntimeError("a bug")])
+def test_one_client_that_cannot_be_served_costs_nobody_else(
+    listening: Listening, failure: Exception
+) -> None:
+    clients = listening.comes(2)
+    listening.fails = failure
+    listening.turn()
+    assert all(client.closed for client in clients)
+    assert listening.watched
+
+
+def test_a_client_that_was_reset_meanwhile_is_closed(listening: Listening) -> None:
+    (client,) = listening.comes()
+    client.error = errno.EINVAL
+    listening.turn()
+    assert client.closed
+    assert listening.served == []

@@ -1,0 +1,106 @@
+"""A question about a name, on its way through the tunnel (RESOLVE and RESOLVED)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.protocol.errors import CloseReason
+from socks_tunnel.protocol.messages import (
+    Answer,
+    CloseConnection,
+    Message,
+    Resolve,
+    Resolved,
+    ResolveKind,
+)
+from socks_tunnel_workers.relay.flow import Flow
+
+if TYPE_CHECKING:
+    from socks_tunnel_workers.relay.session import WorkerSession
+
+
+class Questioner(Protocol):
+    """Who wants to know."""
+
+    @property
+    def client(self) -> str:
+        """The client's name in tables and logs."""
+
+    def answered(self, reason: int, answers: tuple[Answer, ...]) -> None:
+        """Gets the answer; `reason` is 0 if there is one, even if it names nothing."""
+
+
+class Question(Flow):
+    """One question to the endpoint. It has no bytes, and lives until its answer."""
+
+    __slots__ = ("host", "question", "questioner")
+
+    kind: ClassVar[str] = "resolve"
+    session: WorkerSession
+
+    def __init__(
+        self,
+        session: WorkerSession,
+        conn_id: int,
+        questioner: Questioner,
+        question: ResolveKind,
+        host: str,
+    ) -> None:
+        super().__init__(session, conn_id, command="resolve", client=questioner.client)
+        self.questioner = questioner
+        self.question = question
+        self.host = host
+        self.destination = HostPort(host, 0)
+
+    def ask(self) -> None:
+        """Asks the endpoint."""
+        self.session.send(Resolve(self.conn_id, self.question, self.host).encode())
+
+    def on_message(self, message: Message) -> None:
+        """Takes the answer, or a CLOSE in its place."""
+        match message:
+            case Resolved(reason=reason, answers=answers):
+                self._answered(reason, answers)
+            case CloseConnection(reason=reason):
+                self._answered(reason or CloseReason.GENERAL_FAILURE, ())
+            case _:
+                raise self.unexpected(type(message).__name__)
+
+    def _answered(self, reason: int, answers: tuple[Answer, ...]) -> None:
+        if self.end(reason):
+            self.questioner.answered(reason, answers)
+
+    def abort(self, reason: int, *, tell_peer: bool = True) -> None:
+        """Ends the question; the endpoint need not look any further."""
+        if tell_peer and not self.ended:
+            self.session.core.close(self.conn_id, reason)
+        self._answered(reason or CloseReason.GENERAL_FAILURE, ())
+
+    # --- resume ---------------------------------------------------------------------------------
+
+    def row(self) -> tuple[int, int, int, int]:
+        """Returns the row of RESUME: a question has no stream."""
+        return self.conn_id, 0, 0, 0
+
+    def on_missing(self) -> bool:
+        """The endpoint does not know the question, or its answer was lost: asks again."""
+        self.ask()
+        return True
+
+    # --- for people -----------------------------------------------------------------------------
+
+    @property
+    def up(self) -> int:
+        """Nothing: a question has no payload."""
+        return 0
+
+    @property
+    def down(self) -> int:
+        """Nothing: an answer has no payload."""
+        return 0
+
+    @property
+    def state(self) -> str:
+        """It waits."""
+        return "asked"
