@@ -9,7 +9,8 @@ bounds what is in flight from then on, and is probed upwards again once a cycle:
     STARTUP --the rate has stopped growing, or too much is lost--> DRAIN
        DRAIN --what is in flight fits the path--> PROBE_BW, phases of one round trip each:
          UP (1.25 times the rate), DOWN (0.75), six times CRUISE (1.0)
-       any --no smaller round trip for 10 s--> PROBE_RTT for 0.2 s --> PROBE_BW
+       any --no smaller round trip for 10 s--> PROBE_RTT for 0.2 s --> PROBE_BW,
+         or STARTUP if the rate was never found
 """
 
 from collections import deque
@@ -60,6 +61,7 @@ class Bbr:
 
     __slots__ = (
         "_ceiling",
+        "_full",
         "_full_rate",
         "_full_rounds",
         "_gain",
@@ -88,6 +90,8 @@ class Bbr:
         self._gain = STARTUP_GAIN
         self._rates: deque[tuple[int, float]] = deque()
         self._round = 0
+        self._full = False
+        """Whether the rate of the path was found."""
         self._full_rate = 0.0
         self._full_rounds = 0
         self._min_rtt = 0.0
@@ -129,7 +133,11 @@ class Bbr:
             self._next_phase(event, bdp)
         elif self._state == PROBE_RTT and event.now > self._probe_until:
             self._min_rtt_at = event.now
-            self._cycle(PROBE_BW, event.now, 2)
+            if self._full:
+                self._cycle(PROBE_BW, event.now, 2)
+            else:
+                self._state = STARTUP
+                self._gain = STARTUP_GAIN
         self._set(event, bdp)
 
     def _measured(self, rate: float) -> None:
@@ -147,7 +155,11 @@ class Bbr:
             self._min_rtt = rtt
             self._min_rtt_at = event.now
         elif event.now - self._min_rtt_at > PROBE_RTT_INTERVAL:
-            if self._state != PROBE_RTT:
+            if event.app_limited:
+                # With so little in flight, this round trip is one without a queue of ours.
+                self._min_rtt = rtt
+                self._min_rtt_at = event.now
+            elif self._state != PROBE_RTT:
                 self._state = PROBE_RTT
                 self._gain = 1.0
                 self._probe_until = event.now + max(PROBE_RTT_TIME, event.srtt)
@@ -166,8 +178,7 @@ class Bbr:
                 self.rate * self._min_rtt * CEILING_CUT,
             )
             if self._state == STARTUP:
-                self._state = DRAIN
-                self._gain = 1 / STARTUP_GAIN
+                self._drain()
 
     def _check_full(self) -> None:
         rate = self.rate
@@ -177,8 +188,12 @@ class Bbr:
             return
         self._full_rounds += 1
         if self._full_rounds >= FULL_ROUNDS:
-            self._state = DRAIN
-            self._gain = 1 / STARTUP_GAIN
+            self._drain()
+
+    def _drain(self) -> None:
+        self._full = True
+        self._state = DRAIN
+        self._gain = 1 / STARTUP_GAIN
 
     def _cycle(self, state: int, now: float, phase: int) -> None:
         self._state = state

@@ -41,7 +41,7 @@ class DeliveryRate:
         self._at = 0.0
         self._first_at = 0.0
         self._next_round = 0
-        self.limited_until = 0
+        self.limited_until = -1
         """Until `delivered` passes this, samples are of a sender that had too little to send."""
         self.rate = 0.0
         """The last sample in bytes a second; 0 if the last SACK gave none."""
@@ -54,9 +54,8 @@ class DeliveryRate:
         """Returns what the packets share that are sent now; `idle`: nothing was in flight."""
         if idle:
             self._first_at = self._at = now
-        return Burst(
-            now, self.delivered, self._at, self._first_at, self.limited_until > self.delivered
-        )
+        limited = self.limited_until >= self.delivered
+        return Burst(now, self.delivered, self._at, self._first_at, app_limited=limited)
 
     def clear(self) -> None:
         """Forgets the last sample, since another SACK has come."""

@@ -118,6 +118,15 @@ def test_it_looks_for_a_smaller_round_trip_now_and_then(path: Bottleneck) -> Non
     assert path.made._min_rtt == pytest.approx(0.05, rel=0.1)
 
 
+def test_a_path_that_carried_little_for_long_is_still_found(path: Bottleneck) -> None:
+    path.base = 0.041
+    for _ in range(400):  # more than PROBE_RTT_INTERVAL
+        path.round(limited=True)
+    assert path.made._state == STARTUP
+    steady(path)
+    assert path.made.rate == pytest.approx(RATE, rel=0.1)
+
+
 def test_single_losses_are_not_its_business(path: Bottleneck) -> None:
     before = path.made.window
     path.made.congestion(1.0, before)

@@ -6,6 +6,8 @@ of the machine that runs the test has a part in it.
 
 import asyncio
 
+import pytest
+
 from support.sctp_network import Path, dtls_pair, run_virtual
 from support.sctp_transfer import Result, Sink, bulk, channel, fast, opened, started
 from support.tcp_cubic import TcpCubic
@@ -51,6 +53,34 @@ def test_the_paced_controller_fills_a_path_without_flooding_it() -> None:
     result = measure(path, Path(delay=0.02), congestion="bbr", seconds=5)
     assert result.rate >= 0.85 * path.rate
     assert path.dropped < 0.01 * path.sent
+
+
+@pytest.mark.parametrize("congestion", ["cubic", "bbr"])
+def test_a_transfer_after_a_long_quiet_time_gets_the_rate_too(congestion: str) -> None:
+    """Fifteen seconds of keystrokes first: they say nothing of what the path can carry."""
+
+    async def main() -> float:
+        path = Path(delay=0.02, rate=100 * MBIT, queue=250)
+        dtls = dtls_pair(path, Path(delay=0.02), probing=True)
+        a, b = fast(dtls[0], congestion=congestion), fast(dtls[1], congestion=congestion)
+        left, right = Sink(a), Sink(b)
+        await started(a, b)
+        one = channel(a)
+        await opened(one)
+        for _ in range(300):
+            a.send_many(one, [bytes(64)])
+            await asyncio.sleep(0.05)
+        left.filling = one
+        left.fill()
+        await asyncio.sleep(1)
+        before = right.received
+        await asyncio.sleep(3)
+        rate = (right.received - before) / 3
+        await a.stop()
+        await b.stop()
+        return rate
+
+    assert run_virtual(main) >= 0.85 * 100 * MBIT
 
 
 def test_a_bottleneck_is_shared_with_a_tcp_flow() -> None:
