@@ -63,6 +63,10 @@ SWEEP_SECONDS: Final = 2.0
 SWEEP_FLOWS: Final = 500
 """Flows looked at in one go."""
 
+FORGET_SECONDS: Final = 30.0
+"""How often closed flows are forgotten of which the peer must have heard: a dead link is noticed
+within half of this."""
+
 METRICS_SECONDS: Final = 1.0
 """How often counters of the data path are added to the metrics."""
 
@@ -205,6 +209,7 @@ class Worker(Channel):
         self._configured = True
         self.loop.call_later(SWEEP_SECONDS, self._sweep)
         self.loop.call_later(METRICS_SECONDS, self._flush_metrics)
+        self.loop.call_later(FORGET_SECONDS, self._forget_closed)
         self.send_control(0, ChildReady())
 
     def _build(self) -> None:
@@ -351,6 +356,12 @@ class Worker(Channel):
             self.loop.call_soon(self._sweep_some, left)
         else:
             self.loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def _forget_closed(self) -> None:
+        for session in self.sessions.values():
+            session.core.forget_closed()
+        if not self._exited:
+            self.loop.call_later(FORGET_SECONDS, self._forget_closed)
 
     # --- the end --------------------------------------------------------------------------------
 

@@ -174,6 +174,7 @@ class Session(Generic[F]):
         self._reconcile: set[int] = set()
         self._repeatable: set[int] = set()
         self._closed: OrderedDict[int, int] = OrderedDict()
+        self._closed_before: list[int] = []
 
     # --- the link -------------------------------------------------------------------------------
 
@@ -204,6 +205,7 @@ class Session(Generic[F]):
         if not self.attached:
             return
         self.attached = self.resuming = False
+        self._closed_before.clear()
         self._reconcile.clear()
         self._repeatable.clear()
         self.scheduler.clear()
@@ -400,9 +402,16 @@ class Session(Generic[F]):
             self._closed.popitem(last=False)
         self.refuse(conn_id, reason, kind=kind)
 
-    def confirm_closed(self) -> None:
-        """Forgets the closed flows: the peer has answered something that was sent after them."""
-        self._closed.clear()
+    def forget_closed(self) -> None:
+        """Forgets the flows that were closed before the last call, if the link has lived since.
+
+        To be called at times that are longer apart than it takes to notice that a link is dead:
+        what was sent before that has then arrived, and needs to be told no more.
+        """
+        if self.open_to_send:
+            for conn_id in self._closed_before:
+                self._closed.pop(conn_id, None)
+            self._closed_before = list(self._closed)
 
     @property
     def in_use(self) -> "InUse":

@@ -319,8 +319,12 @@ def test_a_closed_flow_is_remembered_until_the_peer_has_been_told() -> None:
     assert 7 in outlet.session.in_use
     outlet.session.resumed([(7, 0, 0, 1)], last=True)
     assert outlet.decoded == [CloseConnection(7, CloseReason.RESET)]
-    outlet.session.confirm_closed()
+    outlet.session.forget_closed()
+    outlet.session.close(8, CloseReason.ORDERLY)
+    assert 7 in outlet.session.in_use, "it was closed just before"
+    outlet.session.forget_closed()
     assert 7 not in outlet.session.in_use
+    assert 8 in outlet.session.in_use
 
 
 def test_the_memory_of_closed_flows_is_bounded() -> None:
