@@ -18,6 +18,7 @@ from typing import Final
 
 from socks_tunnel.peer.fast.congestion import (
     INITIAL_PACKETS,
+    PACING_RTT_MIN,
     WINDOW_BYTES_MAX,
     WINDOW_PACKETS_MIN,
     Acked,
@@ -126,7 +127,8 @@ class Bbr:
             self._judge_losses(event.flight)
             if self._state == STARTUP and not event.app_limited:
                 self._check_full()
-        bdp = self.rate * self._min_rtt
+        # A pacer on timers of a millisecond needs more in flight than a path of less than that.
+        bdp = self.rate * max(self._min_rtt, PACING_RTT_MIN)
         if self._state == DRAIN and event.flight <= bdp:
             self._cycle(PROBE_BW, event.now, 2)
         elif self._state == PROBE_BW and event.now - self._phase_at > self._min_rtt:
