@@ -1,5 +1,7 @@
 """Tunnel messages: what two socks-tunnel hosts say over the data channels (docs/protocol.md).
 
+This file is long because the wire is read best in one place.
+
 Every message starts with the same seven bytes, all integers big-endian::
 
     +--------+------------+------------+----------------

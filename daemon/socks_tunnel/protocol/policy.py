@@ -1,5 +1,7 @@
 """The access policy: may this destination be reached, and which rule says so.
 
+This file is long because the rules, what they mean and the one decision belong together.
+
 Rules come as four lists: `denied_ports`, `denied_hosts`, `allowed_ports`, `allowed_hosts`. A
 destination is allowed if no denied list has it and both allowed lists have it. Host rules::
 

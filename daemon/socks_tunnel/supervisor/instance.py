@@ -9,6 +9,8 @@ States, all transitions of which are in :class:`Instance`::
            a start impossible ---------------------------------------------------> the end
 
 Signal handlers, and tasks that end, only put an event into a queue; one loop takes from it.
+
+This file is long because start, drain and end are one state machine, told in order.
 """
 
 import asyncio
@@ -35,6 +37,7 @@ from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.signaling.nonces import NonceFile
 from socks_tunnel.supervisor import report
 from socks_tunnel.supervisor.answerer import EndpointLinks
+from socks_tunnel.supervisor.binding import bind, row_of
 from socks_tunnel.supervisor.children import (
     EXPORTER_COMMAND,
     WORKER_COMMAND,
@@ -49,11 +52,6 @@ from socks_tunnel.supervisor.listeners import (
     Listener,
     ListenError,
     RemoteListenerError,
-    activated_sockets,
-    check_reach,
-    listens_at,
-    open_forwards,
-    open_listeners,
 )
 from socks_tunnel.supervisor.problems import (
     EXIT_BUG,
@@ -63,6 +61,7 @@ from socks_tunnel.supervisor.problems import (
 )
 from socks_tunnel.supervisor.processes import TICK, Slot
 from socks_tunnel.supervisor.reload import merge
+from socks_tunnel.supervisor.requests import drain_timeout, selection
 from socks_tunnel.supervisor.router import Router
 from socks_tunnel.supervisor.routing import AttachedLink
 
@@ -84,9 +83,6 @@ DRAIN_EXTENSION: Final = 20.0
 """Seconds that the service manager is asked to wait from each second of a drain on. More than the
 end after a drain takes: a child has :data:`STOP_TIMEOUT`, and then links are closed."""
 
-DRAIN_MAX: Final = 86_400
-"""Longest time in seconds that a drain may be asked to take."""
-
 STATUS_PERIOD: Final = 5
 """Seconds between two looks at the status line for the service manager."""
 
@@ -105,6 +101,8 @@ class Instance:
 
     `directory` is its runtime directory, which has the metrics directory already. Raises
     :class:`StartError`.
+
+    This class has many methods because all transitions of an instance are in one place.
     """
 
     def __init__(
@@ -234,41 +232,14 @@ class Instance:
             ) from None
 
     def _bind(self) -> None:
-        config = self.config
-        activated = activated_sockets(os.environ)
         try:
-            where = config.metrics.listen
-            if where is not None:
-                matching = [sock for sock in activated if listens_at(sock, where)][:1]
-                for sock in matching:
-                    activated.remove(sock)
-                (self._metrics_listener,) = open_listeners("metrics.listen", [where], matching)
-            if config.role == "gateway":
-                self._check_paths(config)
-                forwards = [(f.protocol, f.address, f.target) for f in config.forwards]
-                self._listeners = open_forwards(forwards, activated)
-                self._listeners += open_listeners("socks.listen", config.socks.listen, activated)
-                check_reach(
-                    self._listeners,
-                    allow_remote_clients=config.socks.allow_remote_clients,
-                    has_users=config.socks.users_file is not None,
-                )
+            bound = bind(self.config, paths.control_socket(self.directory), os.environ)
         except RemoteListenerError as error:
             raise StartError(str(error), EXIT_CONFIG) from None
         except ListenError as error:
             raise StartError(str(error), EXIT_CANNOT_CREATE) from None
-        for sock in activated:
-            _log.warning("systemd passed a socket that nothing is configured for: %s", sock)
-            sock.close()
-
-    def _check_paths(self, config: Config) -> None:
-        """Checks that no listener is where the control socket will be. Raises ListenError."""
-        control = paths.control_socket(self.directory)
-        if control in config.socks.listen:
-            raise ListenError(
-                f"socks.listen: cannot listen on {listener_text(control)}: it is the control "
-                "socket of this instance; choose another path"
-            )
+        self._metrics_listener = bound.metrics
+        self._listeners = bound.clients
 
     async def _start_control(self) -> None:
         try:
@@ -348,15 +319,9 @@ class Instance:
             ) from None
 
     def _worker_configuration(self, config: Config) -> Configure:
-        listeners = [
-            [
-                listener.socket.fileno(),
-                listener.kind,
-                *(listener.target if listener.target is not None else ("", 0)),
-            ]
-            for listener in self._listeners
-        ]
-        return Configure(self.router.worker_count, dump(config), listeners)
+        return Configure(
+            self.router.worker_count, dump(config), [row_of(each) for each in self._listeners]
+        )
 
     # --- while it runs ------------------------------------------------------------------------
 
@@ -447,7 +412,7 @@ class Instance:
             case "status":
                 return await report.status(self)
             case "connections":
-                return await report.connections(self, **_selection(request))
+                return await report.connections(self, **selection(request))
             case "reload":
                 try:
                     waiting = await self._reload()
@@ -455,19 +420,10 @@ class Instance:
                     raise ControlError(f"the old configuration stays: {error}") from None
                 return {"reloaded": True, "needs_restart": waiting}
             case "drain":
-                timeout = request.get("timeout", self.config.drain_timeout)
-                if (
-                    isinstance(timeout, bool)
-                    or not isinstance(timeout, int | float)
-                    or not 0 <= timeout <= DRAIN_MAX
-                ):
-                    raise ControlError(
-                        f"a timeout is a number of seconds from 0 to {DRAIN_MAX}, "
-                        f"not {clip(timeout)}"
-                    )
+                timeout = drain_timeout(request, self.config.drain_timeout)
                 if self.state != "ready":
                     raise ControlError(f"the instance is {self.state}")
-                self._events.put_nowait(_Drain(float(timeout)))
+                self._events.put_nowait(_Drain(timeout))
                 return {"draining": True, "timeout": timeout, "flows": self.router.flows}
             case other:
                 raise ControlError(f"there is no request '{clip(other)}'")
@@ -597,18 +553,6 @@ class Instance:
             self._metrics_listener.close()
         self.notifier.close()
         _log.info("ended")
-
-
-def _selection(request: dict[str, Any]) -> dict[str, Any]:
-    """Returns which flows are asked for: all, or the first `limit` of each worker."""
-    limit, by = request.get("limit"), request.get("by", report.RANKINGS[0])
-    if limit is None:
-        return {}
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-        raise ControlError(f"a limit is a number of flows, not {clip(limit)}")
-    if by not in report.RANKINGS:
-        raise ControlError(f"flows are sorted by {', '.join(report.RANKINGS)}, not by {clip(by)}")
-    return {"limit": limit, "by": by}
 
 
 def _load_identity(config: Config) -> PrivateIdentity:

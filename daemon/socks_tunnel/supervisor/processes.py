@@ -82,6 +82,8 @@ class Slot:
     again; `boot_attempts` how often it may die before it was ever ready (None: for ever). The child
     may be anything that speaks the IPC framing: `hello` with its pid first, later
     `ready`, and `pong` to each `ping`.
+
+    This class has many methods because subclasses say what each step of a life means for them.
     """
 
     def __init__(

@@ -8,14 +8,13 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Sized
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import socks_tunnel
-from socks_tunnel.config.models import listener_text
-
-if TYPE_CHECKING:
-    from socks_tunnel.supervisor.children import WorkerSlot
-    from socks_tunnel.supervisor.instance import Instance
+from socks_tunnel.config.models import Config, listener_text
+from socks_tunnel.supervisor.children import WorkerSlot
+from socks_tunnel.supervisor.links import Links
+from socks_tunnel.supervisor.listeners import Address
 
 _T = TypeVar("_T")
 
@@ -36,7 +35,28 @@ RANKINGS: Final = ("rate", "total", "age")
 _OF_WORKER: Final = ("flows_tcp", "flows_udp", "bytes_up", "bytes_down", "buffered")
 
 
-async def status(instance: "Instance") -> dict[str, Any]:
+class Reported(Protocol):
+    """What is told of an instance."""
+
+    config: Config
+    links: Links
+    workers: list[WorkerSlot]
+    started_at: float
+
+    @property
+    def state(self) -> str:
+        """`starting`, `ready` or `draining`."""
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where clients are served."""
+
+    @property
+    def metrics_address(self) -> Address | None:
+        """Where the exporter serves."""
+
+
+async def status(instance: Reported) -> dict[str, Any]:
     """Returns the answer to `status`."""
     answers = await asyncio.gather(*(_ask(slot, "status") for slot in instance.workers))
     workers = []
@@ -69,7 +89,7 @@ async def status(instance: "Instance") -> dict[str, Any]:
     }
 
 
-def _listening(instance: "Instance") -> list[str]:
+def _listening(instance: Reported) -> list[str]:
     """Returns where SOCKS5 clients are served, or where an endpoint takes offers."""
     signaling = instance.config.signaling
     if signaling is None or signaling.listen is None:
@@ -77,7 +97,7 @@ def _listening(instance: "Instance") -> list[str]:
     return [listener_text(signaling.listen)]
 
 
-async def connections(instance: "Instance", **options: Any) -> list[dict[str, Any]]:
+async def connections(instance: Reported, **options: Any) -> list[dict[str, Any]]:
     """Returns the answer to `connections`: a row for each flow.
 
     With `limit` and `by`: for so many of each worker, those that have the most of it.
@@ -128,7 +148,7 @@ def status_line(role: str, links: Counted, flows: int, workers: int) -> str:
     return f"{role}: {', '.join(parts)}"
 
 
-async def log_report(instance: "Instance") -> None:
+async def log_report(instance: Reported) -> None:
     """Writes the whole state into the log, a line for each thing."""
     state = await status(instance)
     counters = state["counters"]
@@ -154,7 +174,7 @@ async def log_report(instance: "Instance") -> None:
         )
 
 
-async def _ask(slot: "WorkerSlot", what: str, **options: Any) -> list[Any]:
+async def _ask(slot: WorkerSlot, what: str, **options: Any) -> list[Any]:
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT):
             return await slot.ask(what, **options)

@@ -563,7 +563,7 @@ async def test_a_socket_off_loopback_is_refused_as_a_configuration(
     running.gateway()
     with socket.create_server(("0.0.0.0", 0)) as sock:
         monkeypatch.setattr(
-            "socks_tunnel.supervisor.instance.activated_sockets", lambda _: [sock.dup()]
+            "socks_tunnel.supervisor.binding.activated_sockets", lambda _: [sock.dup()]
         )
         running.start()
         assert running.task is not None

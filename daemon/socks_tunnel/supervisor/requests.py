@@ -1,0 +1,36 @@
+"""What requests on the control socket may ask for, checked."""
+
+from typing import Any, Final
+
+from socks_tunnel.protocol.bounded import clip
+from socks_tunnel.supervisor import report
+from socks_tunnel.supervisor.control import ControlError
+
+DRAIN_MAX: Final = 86_400
+"""Longest time in seconds that a drain may be asked to take."""
+
+
+def drain_timeout(request: dict[str, Any], default: float) -> float:
+    """Returns for how many seconds a drain may take. Raises :class:`ControlError`."""
+    timeout = request.get("timeout", default)
+    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if not number or not 0 <= timeout <= DRAIN_MAX:
+        raise ControlError(
+            f"a timeout is a number of seconds from 0 to {DRAIN_MAX}, not {clip(timeout)}"
+        )
+    return float(timeout)
+
+
+def selection(request: dict[str, Any]) -> dict[str, Any]:
+    """Returns which flows are asked for: all, or the first `limit` of each worker.
+
+    Raises :class:`ControlError`.
+    """
+    limit, by = request.get("limit"), request.get("by", report.RANKINGS[0])
+    if limit is None:
+        return {}
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+        raise ControlError(f"a limit is a number of flows, not {clip(limit)}")
+    if by not in report.RANKINGS:
+        raise ControlError(f"flows are sorted by {', '.join(report.RANKINGS)}, not by {clip(by)}")
+    return {"limit": limit, "by": by}
