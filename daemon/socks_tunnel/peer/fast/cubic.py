@@ -12,6 +12,8 @@ from socks_tunnel.peer.fast.congestion import (
 
 CUBIC_C: Final = 0.4
 CUBIC_BETA: Final = 0.7
+SLOW_START_BETA: Final = 0.5
+"""What a loss in slow start leaves of the window, as in Reno."""
 CUBIC_ALPHA: Final = 3 * (1 - CUBIC_BETA) / (1 + CUBIC_BETA)
 
 HYSTART_SAMPLES: Final = 8
@@ -169,6 +171,13 @@ class Cubic:
 
     def _reduce(self) -> None:
         cwnd = self.window / self._mss
+        if self.window < self.ssthresh:
+            # Slow start has gone up to twice what path and queue hold before the first loss shows.
+            self._w_max = cwnd * CUBIC_BETA
+            self._epoch = 0.0
+            half = int(self.window * SLOW_START_BETA)
+            self.ssthresh = max(half, WINDOW_PACKETS_MIN * self._mss)
+            return
         # Section 4.7, fast convergence: a smaller maximum than last time makes room for others.
         self._w_max = cwnd * (1 + CUBIC_BETA) / 2 if cwnd < self._w_max else cwnd
         self._epoch = 0.0

@@ -15,6 +15,13 @@ def grown(rounds: int) -> tuple[Cubic, float]:
     return made, now
 
 
+def avoiding(rounds: int) -> tuple[Cubic, float]:
+    """Returns a controller that has just left slow start, without a loss."""
+    made, now = grown(rounds)
+    made.ssthresh = made.window
+    return made, now
+
+
 def test_slow_start_doubles_each_round_trip() -> None:
     made, _ = grown(3)
     assert made.window == 80 * MSS
@@ -29,15 +36,24 @@ def test_what_is_not_used_does_not_grow() -> None:
 
 
 def test_a_loss_takes_three_tenths() -> None:
-    made, now = grown(4)
+    made, now = avoiding(4)
     before = made.window
     made.congestion(now, before)
     assert made.window == made.ssthresh == int(before * CUBIC_BETA)
 
 
+def test_a_loss_in_slow_start_takes_half() -> None:
+    """The window has doubled within the round trip that the loss took to show."""
+    made, now = grown(5)
+    before = made.window
+    made.congestion(now, before)
+    assert made.window == made.ssthresh == before // 2
+    assert made._w_max == pytest.approx(before / MSS * CUBIC_BETA)
+
+
 def test_the_window_comes_back_to_its_maximum_after_k_seconds() -> None:
     """RFC 9438 section 4.2: K is when the cubic function reaches W_max again."""
-    made, now = grown(5)
+    made, now = avoiding(5)
     w_max = made.window / MSS
     made.congestion(now, made.window)
     k = (w_max * (1 - CUBIC_BETA) / CUBIC_C) ** (1 / 3)
@@ -53,7 +69,7 @@ def test_short_round_trips_grow_like_reno() -> None:
 
     That is 0.53 packets a round trip up to the last maximum, and one packet beyond it.
     """
-    made, now = grown(3)
+    made, now = avoiding(3)
     made.congestion(now, made.window)
     before = made.window / MSS
     for _ in range(100):
@@ -65,7 +81,7 @@ def test_short_round_trips_grow_like_reno() -> None:
 
 
 def test_a_smaller_maximum_makes_room_for_others() -> None:
-    made, now = grown(5)
+    made, now = avoiding(5)
     made.congestion(now, made.window)
     first = made._w_max
     made.congestion(now + 1, made.window)
@@ -73,7 +89,7 @@ def test_a_smaller_maximum_makes_room_for_others() -> None:
 
 
 def test_what_was_no_loss_is_undone() -> None:
-    made, now = grown(4)
+    made, now = avoiding(4)
     before, threshold = made.window, made.ssthresh
     made.congestion(now, before)
     made.undo()
@@ -120,7 +136,7 @@ def test_only_long_paths_are_paced() -> None:
 
 
 def test_the_window_does_not_grow_in_recovery() -> None:
-    made, now = grown(3)
+    made, now = avoiding(3)
     made.congestion(now, made.window)
     before = made.window
     made.acknowledged(event(now + 0.04, before, flight=before, in_recovery=True))

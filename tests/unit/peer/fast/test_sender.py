@@ -8,6 +8,7 @@ from aiortc.rtcsctptransport import parse_packet
 
 from socks_tunnel.peer.fast.congestion import CongestionName
 from socks_tunnel.peer.fast.controllers import controller
+from socks_tunnel.peer.fast.cubic import Cubic
 from socks_tunnel.peer.fast.sender import (
     BURST_PACKETS,
     MESSAGE_LIMIT_MAX,
@@ -105,7 +106,8 @@ def test_lost_chunks_go_before_new_ones() -> None:
 def test_recovery_sends_about_what_arrives() -> None:
     """RFC 6937: the reduction is spread over the round trip, no burst and no pause."""
     made = sender()
-    made.controller.window = 100 * SIZE
+    assert isinstance(made.controller, Cubic)
+    made.controller.window = made.controller.ssthresh = 100 * SIZE
     queue(made, 1_000_000)
     now = 1.0
     while made.recovery.flight < 99 * SIZE:
