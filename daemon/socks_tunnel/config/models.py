@@ -453,7 +453,7 @@ class ConfigFile(Table):
 
     role: Literal["gateway", "endpoint"]
     drain_timeout: Seconds = 20
-    resume_timeout: Seconds = 60
+    resume_timeout: Seconds = 3600
     udp_filtering: Literal[
         "address-dependent", "endpoint-independent", "address-and-port-dependent"
     ] = "address-dependent"

@@ -258,7 +258,7 @@ def test_defaults(directory: Path) -> None:
         "office",
         directory / "office.toml",
     )
-    assert (config.drain_timeout, config.resume_timeout) == (20, 60)
+    assert (config.drain_timeout, config.resume_timeout) == (20, 3600)
     assert config.udp_filtering == "address-dependent"
     assert config.identity.private_key_file == directory / "host.key"
     assert config.socks.listen == (HostPort("127.0.0.1", 1080), HostPort("::1", 1080))
