@@ -30,7 +30,7 @@ from socks_tunnel.peer.fast.budget import WindowBudget
 from socks_tunnel.peer.fast.congestion import CongestionName
 from socks_tunnel.peer.fast.datapath import DataPath
 from socks_tunnel.peer.fast.sink import SctpSink, SctpSnapshot
-from socks_tunnel.peer.fast.streams import CONTROL, DATAGRAM, NORMAL, Message, OutboundStream
+from socks_tunnel.peer.fast.streams import Message, OutboundStream, rank_of
 from socks_tunnel.peer.fast.wire import (
     ADDRESSING,
     CHECKSUM,
@@ -47,9 +47,6 @@ BINARY: Final = 53
 STRING_EMPTY: Final = 56
 BINARY_EMPTY: Final = 57
 """Payload protocol identifiers (RFC 8831 section 8)."""
-
-CONTROL_LABEL: Final = "control"
-"""Data channels of this label go before all others."""
 
 DEFAULT_OVERHEAD: Final = 85
 """Bytes that IPv6, UDP and a DTLS 1.2 record with AES-GCM add to an SCTP packet."""
@@ -445,12 +442,7 @@ class FastSctpTransport(FastAssociation):
             raise ValueError("the channel has no stream yet")
         stream = self._out_streams.get(stream_id)
         if stream is None or stream.owner is not channel:
-            if channel.label == CONTROL_LABEL:
-                rank = CONTROL
-            elif not channel.ordered and channel.maxRetransmits == 0:
-                rank = DATAGRAM
-            else:
-                rank = NORMAL
+            rank = rank_of(channel.label, channel.ordered, channel.maxRetransmits)
             stream = self._out_streams[stream_id] = OutboundStream(stream_id, rank, channel)
         return stream
 

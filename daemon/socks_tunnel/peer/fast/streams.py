@@ -20,8 +20,18 @@ CONTROL: Final = 0
 DATAGRAM: Final = 1
 NORMAL: Final = 2
 
+CONTROL_LABEL: Final = "control"
+"""Data channels of this label go before all others."""
+
 QUANTUM: Final = 1_500
 """Bytes that a stream may send until it is another's turn: about one packet."""
+
+
+def rank_of(label: str, ordered: bool, retransmits: int | None) -> int:
+    """Returns the rank of a data channel, from what was said when it was opened."""
+    if label == CONTROL_LABEL:
+        return CONTROL
+    return DATAGRAM if not ordered and retransmits == 0 else NORMAL
 
 
 class Message:

@@ -12,6 +12,7 @@ from socks_tunnel.peer.fast.streams import (
     Message,
     OutboundStream,
     Scheduler,
+    rank_of,
 )
 
 PACKET = 1_100
@@ -46,6 +47,12 @@ def scheduler() -> Scheduler:
     made = Scheduler()
     made.interleaved = True
     return made
+
+
+def test_the_rank_of_a_channel() -> None:
+    assert rank_of("control", True, None) == CONTROL
+    assert rank_of("datagram", False, 0) == DATAGRAM
+    assert {rank_of("lane-0", True, None), rank_of("other", False, 3)} == {NORMAL}
 
 
 def test_control_and_datagrams_go_before_all_others(scheduler: Scheduler) -> None:
