@@ -196,7 +196,7 @@ class NewFlows:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """Supervisor to worker: so many more bytes may be transmitted.
+    """Supervisor to worker: so many more bytes may be transmitted, or fewer if it is below zero.
 
     `chunk` is the longest DATA payload in bytes that suits the rate of the link, `round_trip` the
     link's round trip in microseconds (0: not measured yet).

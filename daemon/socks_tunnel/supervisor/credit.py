@@ -10,9 +10,10 @@ limit::
 
     outstanding + held of the active workers  <=  limit
 
-A worker is active while bytes of it wait in the link. An idle worker keeps the credit that it
-holds, so that it can begin at once; it costs the others nothing. The worker that uses least gets
-credit first, so workers share the link evenly, and one that is alone has all of it.
+A worker is active while bytes of it wait in the link. An idle worker keeps credit up to the limit,
+so that it can begin at once; it costs the others nothing. What it holds beyond a limit that has
+shrunk is taken back, or it would fill a slow link for seconds when it begins. The worker that uses
+least gets credit first, so workers share the link evenly, and one that is alone has all of it.
 
 The limit follows the time that bytes wait in the link, as the queue limits of RFC 8290 do: it
 shrinks while they wait longer than :data:`SOJOURN_HIGH`, and grows while the link empties quickly
@@ -132,7 +133,12 @@ class LinkCredit:
         self._short = False
 
     def grants(self, shares: Iterable[Share]) -> list[tuple[Share, int]]:
-        """Returns whom to give how much now, and counts it as given."""
+        """Returns whom to give how much now, and counts it as given.
+
+        A worker that holds more than the limit loses the difference: it was given on a link that
+        looked faster. The amount is below zero then, and so may be the worker's credit for a
+        moment, if the bytes for it are on their way here already.
+        """
         candidates = sorted(shares, key=lambda share: share.used)
         free = self.limit - self.outstanding
         for share in candidates:
@@ -141,8 +147,17 @@ class LinkCredit:
         portion = max(self.limit // _BATCHES_PER_LIMIT, CHUNK_MIN)
         given = []
         for share in candidates:
-            wanted = self.limit - share.used
+            if share.held >= self.limit + portion:
+                amount = self.limit - share.held
+                share.held = self.limit
+                if share.outstanding > 0:
+                    free -= amount
+                given.append((share, amount))
+                continue
             idle = share.outstanding == 0
+            # What an idle worker spent beyond its credit has left: it is forgiven. Nothing may
+            # ever leave again to give the rest for.
+            wanted = self.limit - (share.held if idle else share.used)
             if wanted <= 0 or (wanted < portion and share.held > 0):
                 continue
             if idle and share.held > self.limit >> 1:

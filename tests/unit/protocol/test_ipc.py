@@ -57,6 +57,7 @@ EACH: list[Control] = [
     SessionEnded("removed"),
     NewFlows(3),
     Credit(8_192, 16_384, 40_000),
+    Credit(-122_880, 1_100, 40_000),
     Drain(),
     Drained(),
     Ask(5, "connections", -1, ""),
