@@ -349,14 +349,15 @@ class ReceiveStream:
 
         An update is due when half of the window was consumed since the last one: there are fewer
         messages than one for each read, and the sender never runs dry on a path shorter than half
-        a window. After the peer's end of file only the release of its kept bytes matters.
+        a window. It is due after a :meth:`shrink` too, although LIMIT stands still then: the peer
+        may hold no more than it keeps. After its end of file only that matters.
         """
         if count > self.received - self.consumed:
             raise LocalProtocolError(
                 f"consuming {count} bytes with only {self.received - self.consumed} received"
             )
         self.consumed += count
-        return self.consumed + self.window - self.limit >= self.window >> 1
+        return self.consumed - self.announced >= self.window >> 1
 
     def announce(self, now: float, *, round_trip: float = 0.0, grow_to: int = 0) -> tuple[int, int]:
         """Opens the window as far as it may be now; returns (CONSUMED, LIMIT) for the update.

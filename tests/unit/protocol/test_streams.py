@@ -233,6 +233,17 @@ def test_a_window_grows_while_the_sender_is_held_up_by_it() -> None:
     assert receive.window == 300
 
 
+def test_consumed_bytes_are_announced_while_a_shrunk_window_gives_no_more_room() -> None:
+    receive = ReceiveStream(100)
+    receive.shrink(10)
+    receive.receive(50)
+    assert not receive.consume(4)
+    assert receive.consume(1), "half of the shrunk window"
+    assert receive.announce(1.0) == (5, 100)
+    assert not receive.consume(4)
+    assert receive.consume(1)
+
+
 def test_a_window_shrinks_only_for_later_updates() -> None:
     receive = ReceiveStream(100)
     receive.shrink(10)

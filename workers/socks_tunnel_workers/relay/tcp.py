@@ -64,7 +64,9 @@ TAIL_SECONDS: Final = 1.0
 need not keep them."""
 
 HELD_WHEN_SHORT: Final = 65_536
-"""Bytes in flight that a flow may have while three quarters of the worker's memory are in use."""
+"""Bytes in flight that a flow may have while three quarters of the worker's memory are in use; half
+of the window if that is more and the peer takes no part in resuming, for only then an update is
+certain to come."""
 
 _GONE: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED})
 _DATA: Final = int(MessageType.DATA)
@@ -271,7 +273,10 @@ class TcpRelay(Flow):
         send, memory = self.core.send, self.session.memory
         room = send.limit - send.end
         if memory.used > memory.limit - (memory.limit >> 2):
-            room = min(room, HELD_WHEN_SHORT - (send.end - send.acked))
+            held = HELD_WHEN_SHORT
+            if not self.session.resumes:
+                held = max(held, (send.limit - send.acked + 1) >> 1)
+            room = min(room, held - (send.end - send.acked))
         return room
 
     def _read(self, turns: int) -> bool:
@@ -333,14 +338,18 @@ class TcpRelay(Flow):
         self.abort(CloseReason.RESET)
 
     def on_window(self, update: WindowUpdate) -> None:
-        """Takes a WINDOW_UPDATE; transmitting goes on if it opened the window."""
+        """Takes a WINDOW_UPDATE; transmitting goes on if it opened the window.
+
+        An update that only releases kept bytes makes room as well, if memory was short.
+        """
         send = self.core.send
         opened = send.update(update.consumed, update.limit)
         self.charge.set(self.core.cost)
-        if opened and self.session.open_to_send:
+        if self.session.open_to_send:
             if send.next < send.end:
-                self._wait_for_turn()
-            else:
+                if opened:
+                    self._wait_for_turn()
+            elif self._room() > 0:
                 self.resume_reading()
         self._finish_if_delivered()
 
