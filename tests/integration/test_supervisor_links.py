@@ -42,7 +42,7 @@ async def test_a_gateway_finds_its_endpoint_and_messages_flow(
         window=262_144,
         max_data=65_529,
         idle_udp=300,
-        features=["udp", "bind", "resume"],
+        features=["udp", "bind", "resume", "resolve"],
         credit=told.credit,
         resume=True,
     )
