@@ -341,14 +341,19 @@ class Worker(Channel):
     # --- timers ---------------------------------------------------------------------------------
 
     def _sweep(self) -> None:
-        lingering = [flow for session in self.sessions.values() for flow in session.lingering]
-        self._sweep_some([*self.flows(), *lingering])
+        self._sweep_some(
+            [
+                (session, flow)
+                for session in self.sessions.values()
+                for flow in (*session.flows, *session.lingering)
+            ]
+        )
 
-    def _sweep_some(self, left: list[Flow]) -> None:
+    def _sweep_some(self, left: list[tuple[WorkerSession, Flow]]) -> None:
         """Looks at some flows, then lets the others' bytes move before the next ones."""
         now = self.loop.time()
-        for flow in left[-SWEEP_FLOWS:]:
-            flow.sweep(now)
+        for session, flow in left[-SWEEP_FLOWS:]:
+            session.core.sweep(flow, now)
         del left[-SWEEP_FLOWS:]
         if self._exited:
             return

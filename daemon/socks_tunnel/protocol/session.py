@@ -23,6 +23,7 @@ that are opened after `attach` are on the new link only, and take no part in thi
 from collections import OrderedDict
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 from socks_tunnel.protocol.errors import CloseReason, LocalProtocolError, RemoteProtocolError
@@ -84,8 +85,10 @@ class SessionFlow(Schedulable, Protocol):
     """What a session needs of each of its flows.
 
     The handlers raise :class:`RemoteProtocolError` if the peer broke the protocol: the flow is then
-    closed.
+    closed. Whatever else one of them raises costs this flow alone.
     """
+
+    conn_id: int
 
     @property
     def udp(self) -> bool:
@@ -117,6 +120,9 @@ class SessionFlow(Schedulable, Protocol):
 
     def on_repeated(self, opening: Message) -> None:
         """Answers an opening that came again after a resume, as it was answered before."""
+
+    def sweep(self, now: float) -> None:
+        """Looks at the timers of the flow."""
 
     def row(self) -> Row:
         """Returns the flow's row of RESUME."""
@@ -210,7 +216,7 @@ class Session(Generic[F]):
         self._repeatable.clear()
         self.scheduler.clear()
         for flow in self.flows:
-            flow.on_detached()
+            self._guarded(flow.conn_id, flow.on_detached)
 
     def resumed(self, rows: Sequence[Row], *, last: bool) -> None:
         """Applies rows of the peer's RESUME. With `last` there are no more: transmit again."""
@@ -328,8 +334,15 @@ class Session(Generic[F]):
     def _bug(self, error: Exception, conn_id: int) -> None:
         self._outlet.bug(error, conn_id)
         flow = self.flows.get(conn_id)
-        if flow is not None:
+        if flow is None:
+            return
+        try:
             flow.abort(CloseReason.GENERAL_FAILURE)
+        except Exception as second:  # noqa: BLE001 - it cannot even end itself
+            self._outlet.bug(second, conn_id)
+            self.scheduler.cancel(flow)
+            if self.flows.remove(conn_id) is not None:
+                self.close(conn_id, CloseReason.GENERAL_FAILURE)
 
     def _guarded(self, conn_id: int, handler: object, *arguments: object) -> None:
         """Calls a handler of something from the peer; what it raises costs the flow alone."""
@@ -388,7 +401,14 @@ class Session(Generic[F]):
         """Lets flows transmit in turn, while there is credit."""
         scheduler = self.scheduler
         while (flow := scheduler.next_flow()) is not None:
-            flow.on_turn()
+            try:
+                flow.on_turn()
+            except Exception as error:  # noqa: BLE001 - as in `receive`; not the flow that asked
+                self._bug(error, flow.conn_id)
+
+    def sweep(self, flow: F, now: float) -> None:
+        """Lets a flow look at its timers; what it raises costs this flow alone."""
+        self._guarded(flow.conn_id, flow.sweep, now)
 
     def refuse(self, conn_id: int, reason: int, *, kind: int = MessageType.DATA) -> None:
         """Sends the end of a flow that is not here, as it suits a message of TYPE `kind`."""
@@ -421,7 +441,7 @@ class Session(Generic[F]):
     def end(self, reason: int, *, tell_peer: bool) -> None:
         """Ends all flows: the session is over."""
         for flow in self.flows:
-            flow.abort(reason, tell_peer=tell_peer)
+            self._guarded(flow.conn_id, partial(flow.abort, reason, tell_peer=tell_peer))
         self._closed.clear()
 
 

@@ -37,6 +37,7 @@ class Flow:
         self.queued = False
         self.events: list[object] = []
         self.fails: Exception | None = None
+        self.cannot_end: Exception | None = None
         self.asks_again = False
 
     def _note(self, event: object) -> None:
@@ -72,11 +73,16 @@ class Flow:
     def on_repeated(self, opening: Message) -> None:
         self._note(opening)
 
+    def sweep(self, now: float) -> None:
+        self._note(now)
+
     def row(self) -> Row:
         return self.conn_id, 1, 2, 1
 
     def abort(self, reason: int, *, tell_peer: bool = True) -> None:
         self.events.append(("abort", reason, tell_peer))
+        if self.cannot_end is not None:
+            raise self.cannot_end
         if tell_peer:
             self.outlet.session.close(self.conn_id, reason)
         self.outlet.session.flows.remove(self.conn_id)
@@ -362,3 +368,49 @@ def test_the_end_of_a_session_ends_its_flows() -> None:
     outlet.session.end(CloseReason.SHUTTING_DOWN, tell_peer=True)
     assert flow.events == [("abort", CloseReason.SHUTTING_DOWN, True)]
     assert len(outlet.session.flows) == 0
+
+
+# --- what a flow raises costs that flow, whoever asked it -----------------------------------------
+
+
+def test_a_bug_in_a_turn_ends_the_flow_whose_turn_it_was_and_others_transmit() -> None:
+    outlet = attached()
+    asking, broken, other = (outlet.add(number) for number in (1, 2, 3))
+    broken.fails = ValueError("a bug")
+    session = outlet.session
+    for flow in (broken, other):
+        session.scheduler.wait(flow)
+    session.grant(1000, 0.0)
+    assert outlet.bugs == [broken.fails]
+    assert broken.events == ["turn", ("abort", CloseReason.GENERAL_FAILURE, True)]
+    assert other.events == ["turn"]
+    assert asking.events == []
+    assert outlet.decoded == [CloseConnection(2, CloseReason.GENERAL_FAILURE)]
+
+
+def test_a_bug_of_one_flow_in_a_sweep_or_a_lost_link_is_not_the_others() -> None:
+    outlet = attached()
+    flows = [outlet.add(number) for number in (1, 2, 3)]
+    flows[1].fails = ValueError("a bug")
+    for flow in flows:
+        outlet.session.sweep(flow, 5.0)
+    assert [flow.events[0] for flow in flows] == [5.0, 5.0, 5.0]
+    assert outlet.session.flows.ids() == [1, 3]
+    flows[0].fails = ValueError("another bug")
+    outlet.session.detach()
+    assert flows[2].events == [5.0, "detached"]
+    assert outlet.session.flows.ids() == [3]
+
+
+def test_a_flow_that_cannot_even_end_leaves_the_table() -> None:
+    outlet = attached()
+    broken, other = outlet.add(7), outlet.add(8)
+    broken.fails, broken.cannot_end = ValueError("a bug"), OSError("another")
+    outlet.session.scheduler.wait(broken)
+    outlet.session.receive(memoryview(Data(8, b"x").encode()))
+    outlet.session.transmit()
+    assert outlet.bugs == [broken.fails, broken.cannot_end]
+    assert outlet.decoded == [CloseConnection(7, CloseReason.GENERAL_FAILURE)]
+    other.cannot_end = OSError("and this one")
+    outlet.session.end(CloseReason.SHUTTING_DOWN, tell_peer=True)
+    assert not len(outlet.session.flows)
