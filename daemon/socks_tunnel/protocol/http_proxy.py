@@ -327,10 +327,9 @@ class ProxyConnection:
             self._send_to_origin(h11.EndOfMessage())
 
     def _send_to_origin(self, event: h11.Event) -> None:
-        origin = self._origin
-        if origin is None or origin.our_state not in {h11.IDLE, h11.SEND_BODY}:
-            return  # refused already, or answered before the body was over: nobody wants the rest
-        data = origin.send(event)
+        # Once a request is refused, or answered before its body is over, its connection is not read.
+        assert self._origin is not None
+        data = self._origin.send(event)
         if data:
             self._to_origin += data
 
@@ -372,13 +371,10 @@ class ProxyConnection:
             return False
         try:
             event = origin.next_event()
-        except h11.RemoteProtocolError:
+        except h11.RemoteProtocolError:  # also for 101: Upgrade is not passed on
             self._origin_failed("the origin's answer is no HTTP")
             return True
         match event:
-            case h11.InformationalResponse(status_code=101):
-                # It was not asked to: Upgrade is not passed on.
-                self._origin_failed("the origin changed the protocol")
             case h11.InformationalResponse():
                 if is_new(client.their_http_version):
                     self._to_client += client.send(

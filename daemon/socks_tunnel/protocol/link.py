@@ -427,7 +427,6 @@ class LinkProtocol:
         self._outgoing.append(Ping(self.keepalive.ping(now)).encode())
 
     def _fail(self, reason: str, *, linger: bool = False) -> None:
-        if self.state != "failed":
-            self.state = "failed"
-            self._early.clear()
-            self._events.append(LinkFailed(reason, linger))
+        self.state = "failed"
+        self._early.clear()
+        self._events.append(LinkFailed(reason, linger))

@@ -30,6 +30,7 @@ from socks_tunnel.protocol.errors import CloseReason, LocalProtocolError, Remote
 from socks_tunnel.protocol.flow import ROW_CLOSED, ROW_OPEN, FlowTable
 from socks_tunnel.protocol.messages import (
     FLOW_ENDERS,
+    FLOW_OPENERS,
     HEADER,
     Bind,
     CloseConnection,
@@ -280,7 +281,10 @@ class Session(Generic[F]):
         except RemoteProtocolError as error:
             self._protocol_error(error, kind, conn_id)
         except Exception as error:  # noqa: BLE001 - the border: one message costs one flow
+            known = conn_id in self.flows
             self._bug(error, conn_id)
+            if not known and kind in FLOW_OPENERS:
+                self.refuse(conn_id, CloseReason.GENERAL_FAILURE, kind=kind)  # nobody else answers
 
     def _receive_rarer(self, kind: int, conn_id: int, flow: F | None, raw: memoryview) -> None:
         message = decode(raw)

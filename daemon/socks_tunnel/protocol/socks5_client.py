@@ -165,8 +165,8 @@ def _encode_request(request: Request) -> bytes:
             address = HostPort(host, 0)
         case ConnectRequest(destination=address):
             command = Command.CONNECT
-        case BindRequest(destination=address):
-            command = Command.BIND
+        case _:
+            command, address = Command.BIND, request.destination
     return bytes((VERSION, command, 0)) + encode_address(address)
 
 

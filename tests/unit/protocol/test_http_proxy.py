@@ -313,6 +313,41 @@ def test_a_refusal_while_the_body_comes_ends_the_connection() -> None:
         proxy.refuse(403, "no")
 
 
+def test_what_the_origin_says_after_a_refusal_is_dropped() -> None:
+    proxy, _ = asked(GET)
+    proxy.refuse(504, "late")
+    proxy.data_to_send()
+    assert answered(proxy, b"HTTP/1.1 200 K\r\nContent-Length: 2\r\n\r\nok") == [
+        ExchangeEnded(keep_client=True, keep_origin=False)
+    ]
+    assert proxy.data_to_send() == b""
+
+
+def test_only_a_connect_has_early_data() -> None:
+    proxy, _ = asked(GET + GET)
+    assert proxy.trailing_data() == b""
+    assert answered(proxy, b"HTTP/1.1 204 None\r\n\r\n")[1] == ForwardRequest(
+        ORIGIN, "GET", reused=True
+    ), "the second request was not taken away"
+
+
+def test_a_request_whose_way_ends_here_is_answered() -> None:
+    proxy, events = asked(b"OPTIONS http://a.b HTTP/1.1\r\nHost: a.b\r\nMax-Forwards: 0\r\n\r\n")
+    assert events == [
+        RequestRejected("bad-request", 501),
+        ExchangeEnded(keep_client=True, keep_origin=False),
+    ]
+    assert head_of(proxy.data_to_send())[0] == b"HTTP/1.1 501 Not Implemented"
+    assert proxy.data_to_origin() == b""
+
+
+def test_an_origin_that_changes_the_protocol_is_no_origin() -> None:
+    proxy, _ = asked(GET.replace(b"Host", b"Connection: upgrade\r\nUpgrade: x\r\nHost"))
+    assert b"pgrade" not in proxy.data_to_origin()
+    answered(proxy, b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
+    assert head_of(proxy.data_to_send())[0] == b"HTTP/1.1 502 Bad Gateway"
+
+
 def test_a_client_may_end_its_side_after_its_request() -> None:
     proxy, _ = asked(b"GET http://a.b/ HTTP/1.1\r\nHost: a\r\n\r\n")
     proxy.receive_data(b"")
@@ -385,6 +420,16 @@ def test_a_chunk_that_is_none_ends_the_exchange() -> None:
     with pytest.raises(RemoteProtocolError):
         proxy.next_event()
     assert head_of(proxy.data_to_send())[0] == b"HTTP/1.1 400 Bad Request"
+
+
+def test_a_chunk_that_is_none_has_no_answer_if_there_is_one_already() -> None:
+    proxy, _ = asked(b"POST http://a.b/ HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    answered(proxy, b"HTTP/1.1 200 K\r\nContent-Length: 9\r\n\r\npart")
+    assert proxy.data_to_send().endswith(b"part")
+    proxy.receive_data(b"-1\r\n")
+    with pytest.raises(RemoteProtocolError):
+        proxy.next_event()
+    assert proxy.data_to_send() == b""
 
 
 # --- passwords ------------------------------------------------------------------------------------

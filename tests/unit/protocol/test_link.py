@@ -395,6 +395,13 @@ def test_a_link_that_is_not_established_in_time_has_failed() -> None:
     assert events(link) == []
 
 
+def test_a_link_that_is_established_connects_no_more() -> None:
+    link = established()
+    due = link.next_timeout()
+    link.restart_connecting(T0 + 1000)
+    assert link.next_timeout() == due
+
+
 def test_an_established_link_lives_while_its_peer_answers() -> None:
     pair = Pair()
     pair.open()

@@ -328,6 +328,22 @@ MALFORMED: list[tuple[str, str, str, int]] = [
     ("HELLO, a number for a key", "0a 0000 00000000 81 01 01", "malformed-hello", 0),
     ("RESUME, nothing", "0c 0000 00000000", "malformed-resume", 0),
     ("RESUME, a number", "0c 0000 00000000 07", "malformed-resume", 0),
+    ("RESUME, flows a number", "0c 0000 00000000 81 a5 666c6f7773 01", "malformed-resume", 0),
+    ("RESUME, last a number", "0c 0000 00000000 81 a4 6c617374 01", "malformed-resume", 0),
+    *(
+        (f"RESUME, row {row}", f"0c 0000 00000000 81 a5 666c6f7773 91 {row}", "malformed-resume", 0)
+        for row in (
+            "01",  # no list
+            "93 010203",  # three numbers
+            "95 0102030000",  # five
+            "94 010203c3",  # a truth value
+            "94 00020300",  # CONN_ID 0
+            "94 cf0000000100000000 020300",  # a CONN_ID over 32 bits
+            "94 01ff0300",  # negative
+            "94 0102ff00",
+            "94 010203ff",
+        )
+    ),
     # the messages of a flow
     ("CONNECTION_OPENED, nothing", "67 0000 00000007", "malformed-connection_opened", 7),
     (

@@ -96,6 +96,7 @@ class Outlet:
         self.bugs: list[Exception] = []
         self.unknown: list[object] = []
         self.opened: list[Opening] = []
+        self.open_fails: Exception | None = None
 
     def transmit(self, message: bytes) -> None:
         self.sent.append(message)
@@ -105,6 +106,8 @@ class Outlet:
 
     def open(self, message: Opening) -> None:
         self.opened.append(message)
+        if self.open_fails is not None:
+            raise self.open_fails
         self.add(message.conn_id)
 
     def add(self, conn_id: int, *, udp: bool = False) -> Flow:
@@ -202,6 +205,23 @@ def test_whatever_a_message_meets_costs_its_flow_alone(fails: Exception) -> None
     assert flow.events[-1] == ("abort", CloseReason.GENERAL_FAILURE, True)
     outlet.receive(Data(8, b"y").encode())
     assert other.events == [b"y"]
+
+
+@pytest.mark.parametrize(
+    ("opening", "answer"),
+    [
+        (OPEN, CloseConnection(7, CloseReason.GENERAL_FAILURE)),
+        (UdpAssociate(7), UdpAssociateClosed(7, CloseReason.GENERAL_FAILURE)),
+        (Resolve(7, ResolveKind.ADDRESSES, "a.b"), Resolved(7, CloseReason.GENERAL_FAILURE)),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_an_opening_that_meets_a_bug_is_answered(opening: Opening, answer: Message) -> None:
+    outlet = attached()
+    outlet.open_fails = ValueError("odd")
+    outlet.receive(opening.encode())
+    assert outlet.bugs == [outlet.open_fails]
+    assert outlet.decoded == [answer]
 
 
 def test_a_message_that_does_not_fit_its_layout_closes_the_flow() -> None:

@@ -97,6 +97,17 @@ def test_nobody_gets_in_where_a_password_is_wanted() -> None:
     assert connection.data_to_send() == REJECTED
 
 
+@pytest.mark.parametrize(
+    ("request_", "word"), [(CONNECT, "connect"), (b"\x04\xf0" + CONNECT[2:], "resolve")]
+)
+def test_the_command_has_a_word(request_: bytes, word: str) -> None:
+    connection = ServerConnection()
+    assert connection.command_name == "unknown"
+    connection.receive_data(request_)
+    connection.next_event()
+    assert connection.command_name == word
+
+
 def test_another_version_gets_no_answer() -> None:
     connection = received(b"\x05\x01\x00")
 

@@ -431,6 +431,18 @@ def test_a_shell_that_does_not_stop_reading_is_told() -> None:
 # --- replies ----------------------------------------------------------------------------------
 
 
+def test_the_command_has_a_word() -> None:
+    assert greeted().command_name == "unknown"
+    assert requested().command_name == "connect"
+
+
+def test_what_was_not_taken_is_counted() -> None:
+    connection = greeted()
+    connection.receive_data(b"\x05\x01")
+    assert events_of(connection) == []
+    assert connection.buffered == 2
+
+
 def test_no_reply_leaves_before_the_shell_gives_one() -> None:
     connection = requested()
 
