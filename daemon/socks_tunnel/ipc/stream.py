@@ -6,6 +6,7 @@ out everything that is sent within one turn of the event loop leaves with one wr
 """
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
@@ -124,6 +125,11 @@ class Channel(asyncio.BufferedProtocol):
         """True once the channel was closed by either side, or was never connected."""
         return self._transport is None or self._closing
 
+    @property
+    def lost(self) -> bool:
+        """Whether the stream was connected once, and is gone."""
+        return self._transport is None and self._closing
+
     def close(self) -> None:
         """Closes after what was sent has left. Nothing more is delivered."""
         self._flush()
@@ -178,11 +184,28 @@ class Channel(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Reports the end, with the error that caused it."""
+        """Reports the end, with the error that caused it, after what the other side said last."""
+        if exc is not None and not self._closing:
+            self._read_rest()
         self._closing = True
         self._transport = None
         self._out.clear()
         self.on_closed(self._error or exc)
+
+    def _read_rest(self) -> None:
+        """Delivers what had come before a write failed.
+
+        The event loop gives a stream up as soon as a write fails, although the other process may
+        have said something before it closed: how its flows ended, or that it has drained. There is
+        no more of it than the socket holds, for nobody is left to write.
+        """
+        assert self._transport is not None
+        sock = self._transport.get_extra_info("socket")
+        try:
+            while not self._closing and (count := os.readv(sock.fileno(), [self.get_buffer(-1)])):
+                self.buffer_updated(count)
+        except OSError:  # it was read to its end, which may be the same error once more
+            return
 
 
 ChannelT = TypeVar("ChannelT", bound=Channel)
@@ -193,4 +216,8 @@ async def connect(sock: socket.socket, factory: Callable[[], ChannelT]) -> Chann
     loop = asyncio.get_running_loop()
     sock.setblocking(False)
     _, channel = await loop.create_unix_connection(factory, sock=sock)
+    if channel.lost:
+        # uvloop ties a socket to its transport only here. If the connection has been lost already,
+        # the transport has closed the descriptor, whose number may belong to somebody else by now.
+        sock.detach()
     return channel

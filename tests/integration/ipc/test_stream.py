@@ -26,6 +26,9 @@ def frame_header(kind: int, session: int, size: int) -> bytes:
     return FRAME_HEADER.pack(size + 3, kind, session)
 
 
+LOOPS = [uvloop.new_event_loop, asyncio.new_event_loop]
+
+
 class FakeTransport:
     """Remembers what was written; as a uvloop transport, it is no asyncio.Transport."""
 
@@ -207,18 +210,19 @@ async def test_paused_follows_the_transport() -> None:
     assert states == [False, True, False]
 
 
-@pytest.mark.parametrize("loop_factory", [uvloop.new_event_loop, asyncio.new_event_loop])
+class Peer(Recorder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed: asyncio.Future[Exception | None] = asyncio.Future()
+
+    def on_closed(self, error: Exception | None) -> None:
+        self.closed.set_result(error)
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS)
 def test_a_socketpair_carries_everything_and_closing_flushes(
     loop_factory: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
-    class Peer(Recorder):
-        def __init__(self) -> None:
-            super().__init__()
-            self.closed: asyncio.Future[Exception | None] = asyncio.Future()
-
-        def on_closed(self, error: Exception | None) -> None:
-            self.closed.set_result(error)
-
     async def exchange() -> list[Any]:
         left, right = socket.socketpair()
         sender, receiver = await connect(left, Peer), await connect(right, Peer)
@@ -238,3 +242,67 @@ def test_a_socketpair_carries_everything_and_closing_flushes(
         expected.append(("message", size % 5, bytes(size)))
         expected.append(("control", 0, IpcPing(size)))
     assert events == expected
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS)
+def test_what_the_other_side_said_last_is_read_although_a_write_fails(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def exchange() -> tuple[list[Any], Exception | None]:
+        left, right = socket.socketpair()
+        channel = await connect(left, Peer)
+        right.sendall(b"".join(encode_control(0, IpcPing(number)) for number in range(8000)))
+        right.close()
+        channel.send_control(0, IpcPing(0))
+        channel._flush()  # before the event loop looks at what can be read
+        async with asyncio.timeout(30):
+            return channel.events, await channel.closed
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        events, error = runner.run(exchange())
+    assert isinstance(error, BrokenPipeError)
+    assert events == [("control", 0, IpcPing(number)) for number in range(8000)]
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS)
+def test_last_words_out_of_bounds_are_the_error_of_the_channel(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def exchange() -> Exception | None:
+        left, right = socket.socketpair()
+        channel = await connect(left, Peer)
+        right.sendall(frame_header(200, 0, 0) + encode_control(0, IpcPing(1)))
+        right.close()
+        channel.send_control(0, IpcPing(0))
+        channel._flush()
+        async with asyncio.timeout(30):
+            error = await channel.closed
+        assert channel.events == []
+        return error
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert isinstance(runner.run(exchange()), RemoteProtocolError)
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS)
+@pytest.mark.filterwarnings("error")
+def test_a_stream_that_is_lost_while_it_is_connected_leaves_no_socket(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    class Hasty(Peer):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            self.send_control(0, IpcPing(0))
+            self._flush()
+
+    async def exchange() -> tuple[Exception | None, int]:
+        left, right = socket.socketpair()
+        right.close()
+        channel = await connect(left, Hasty)
+        async with asyncio.timeout(30):
+            return await channel.closed, left.fileno()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        error, descriptor = runner.run(exchange())
+    assert isinstance(error, BrokenPipeError)
+    assert descriptor == -1
