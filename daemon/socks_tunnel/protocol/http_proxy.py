@@ -327,7 +327,7 @@ class ProxyConnection:
             self._send_to_origin(h11.EndOfMessage())
 
     def _send_to_origin(self, event: h11.Event) -> None:
-        # Once a request is refused, or answered before its body is over, its connection is not read.
+        # A request that is refused, or answered before its body is over, has been given up by then.
         assert self._origin is not None
         data = self._origin.send(event)
         if data:

@@ -38,7 +38,7 @@ def test_line_ends_never_reach_the_request_line(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["http://a:0x1/", "http://a:65536/"])
 def test_a_port_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="[Pp]ort"):
+    with pytest.raises(ValueError, match=r"[Pp]ort"):
         Url.parse(text)
 
 
