@@ -133,6 +133,61 @@ async def test_a_silent_address_does_not_hold_up_the_next(monkeypatch: pytest.Mo
         (await lookup.connect("x", 1)).close()
 
 
+async def test_an_address_whose_answer_is_lost_is_tried_by_another_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attempt = lookup._attempt
+    begun = 0
+
+    async def lost_at_first(
+        family: socket.AddressFamily, address: tuple[object, ...]
+    ) -> socket.socket:
+        nonlocal begun
+        begun += 1
+        if begun <= lookup.WAITING_MAX - 1:
+            await asyncio.Event().wait()
+        return await attempt(family, address)
+
+    async def addresses(*_: object) -> list[lookup.AddressInfo]:
+        return [(socket.AF_INET, ("127.0.0.1", port))]
+
+    server = await asyncio.start_server(lambda _, w: w.close(), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    monkeypatch.setattr(lookup, "_attempt", lost_at_first)
+    monkeypatch.setattr(lookup, "lookup", addresses)
+    monkeypatch.setattr(lookup, "ANEW_DELAY", 0.01)
+    async with server, asyncio.timeout(60):
+        (await lookup.connect("x", 1)).close()
+    assert begun == lookup.WAITING_MAX
+
+
+async def test_connections_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = 0
+    full = asyncio.Event()
+
+    async def silent(*_: object) -> socket.socket:
+        nonlocal begun
+        begun += 1
+        if begun == lookup.WAITING_MAX:
+            full.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def addresses(*_: object) -> list[lookup.AddressInfo]:
+        return [(socket.AF_INET, ("127.0.0.1", 9))]
+
+    monkeypatch.setattr(lookup, "_attempt", silent)
+    monkeypatch.setattr(lookup, "lookup", addresses)
+    monkeypatch.setattr(lookup, "ANEW_DELAY", 0.005)
+    waiting = asyncio.create_task(lookup.connect("x", 1))
+    await full.wait()
+    await asyncio.sleep(0.1)
+    assert begun == lookup.WAITING_MAX
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
 def test_families_take_turns() -> None:
     four = [(socket.AF_INET, (f"192.0.2.{n}", 1)) for n in range(3)]
     six = [(socket.AF_INET6, ("2001:db8::1", 1, 0, 0))]

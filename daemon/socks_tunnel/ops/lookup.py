@@ -8,6 +8,7 @@ for that time. The threads here are daemon threads: the process ends without the
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import socket
 import threading
@@ -21,6 +22,13 @@ ATTEMPT_DELAY: Final = 0.25
 
 ADDRESSES_MAX: Final = 8
 """Addresses of one name that are tried."""
+
+ANEW_DELAY: Final = 1.0
+"""Seconds until an address that has not answered is tried by another connection: as long as TCP
+waits for the first time before it repeats a SYN (RFC 6298 section 2.1)."""
+
+WAITING_MAX: Final = 24
+"""Connections that wait for an answer at a time; there is no further attempt beside so many."""
 
 AddressInfo: TypeAlias = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
 
@@ -82,10 +90,13 @@ async def connect(host: str, port: int) -> socket.socket:
     """Returns a socket that is connected by TCP to the first address of `host` that answers.
 
     Addresses are tried beside each other, :data:`ATTEMPT_DELAY` apart, with the families in turn
-    (RFC 8305). Raises :class:`OSError`: the error of the first address if none answers. There is
-    no time-out here; the caller sets one.
+    (RFC 8305). While none has answered, the first one is tried again by another connection each
+    :data:`ANEW_DELAY`: TCP waits longer and longer before it repeats a lost SYN, and so may not
+    notice for many seconds that the path works again. Raises :class:`OSError`: the error of the
+    first address if none answers. There is no time-out here; the caller sets one.
     """
     addresses = _interleaved(await lookup(host, port))[:ADDRESSES_MAX]
+    again = itertools.cycle(list(addresses))
     loop = asyncio.get_running_loop()
     waiting: dict[asyncio.Task[socket.socket], None] = {}
     first_error: OSError | None = None
@@ -96,9 +107,11 @@ async def connect(host: str, port: int) -> socket.socket:
                 waiting[attempt] = None
             done, _ = await asyncio.wait(
                 waiting,
-                timeout=ATTEMPT_DELAY if addresses else None,
+                timeout=ATTEMPT_DELAY if addresses else ANEW_DELAY,
                 return_when=asyncio.FIRST_COMPLETED,
             )
+            if not done and not addresses and len(waiting) < WAITING_MAX:
+                addresses.append(next(again))
             for task in done:
                 del waiting[task]
                 error = task.exception()

@@ -25,6 +25,8 @@ from socks_tunnel.signaling.identity import parse_public_key
 from socks_tunnel.supervisor import carriers
 from socks_tunnel.supervisor.backoff import Backoff
 from socks_tunnel.supervisor.links import Links, route_of
+from socks_tunnel.supervisor.netlink import PathWatcher
+from socks_tunnel.supervisor.pauses import PauseWatcher
 from socks_tunnel.supervisor.peerlink import PeerLink
 
 _log = logging.getLogger(__name__)
@@ -35,6 +37,11 @@ OFFER_TIMEOUT: Final = 15.0
 FIRST_DELAY: Final = 0.5
 LONGEST_DELAY: Final = 30.0
 """Bounds of the delay between two attempts to reach a peer, in seconds."""
+
+WAITING_DELAY: Final = 1.0
+WAITING_SHARE: Final = 1 / 30
+"""While flows wait for a link, the delay is at most `WAITING_DELAY` seconds, or this share of the
+time that they have waited: a path that was gone for half a minute is soon in use again."""
 
 LIVED_LONG: Final = 30.0
 """Seconds after which a link that ends does not count as a failure in a row."""
@@ -56,12 +63,16 @@ class GatewayLinks(Links):
         super().__init__(*args, **kwargs)
         self.carrier_for = carrier_for
         self._diallers: dict[str, Dialler] = {}
+        self._paths = PathWatcher(self.path_changed)
+        self._pauses = PauseWatcher(self.path_changed)
 
     async def start(self) -> None:
         """Dials all peers."""
         for peer in self.config.peers:
             self._dial(peer)
         self._count_links()
+        self._paths.start()
+        self._pauses.start()
 
     def apply(self, config: Config) -> None:
         """Ends what leads to peers that are gone or changed, and dials the new ones."""
@@ -90,15 +101,22 @@ class GatewayLinks(Links):
     async def stop(self, reason: str) -> None:
         """Says goodbye to all peers."""
         self.draining = True
+        self._paths.stop()
+        self._pauses.stop()
         await asyncio.gather(*(dialler.stop(reason) for dialler in self._diallers.values()))
 
     def path_changed(self, why: str) -> None:
-        """Addresses or routes of this host have changed: tries another link beside each.
+        """Tries another link beside each: addresses or routes have changed, or the host has slept.
 
-        `why` ends the sentence "link office: …".
+        `why` ends the sentence "link office: …". Whoever waits to dial again does it now; an
+        attempt that has begun is made anew, for it knows other addresses.
         """
+        if self.draining:
+            return
         for link in self.up():
             link.doubt(why)
+        for dialler in self._diallers.values():
+            dialler.hurry()
 
     def _dial(self, peer: Peer) -> None:
         if not self.draining:
@@ -123,6 +141,7 @@ class Dialler:
         self._backoff = Backoff(FIRST_DELAY, LONGEST_DELAY, jitter=True)
         self.update(peer)
         self._task: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
         self._begun: dict[PeerLink, tuple[OutgoingCarrier, str] | None] = {}
         """Links that have not ended, with what their goodbye needs once they were answered."""
 
@@ -134,6 +153,10 @@ class Dialler:
     def start(self) -> None:
         """Dials until :meth:`hold` or :meth:`stop`."""
         self._task = spawn(f"dial {self.peer.name}", self._dial_forever())
+
+    def hurry(self) -> None:
+        """Dials at once, if there is a reason to dial."""
+        self._hurry.set()
 
     def hold(self) -> None:
         """Dials no more; a link that is up stays."""
@@ -170,8 +193,11 @@ class Dialler:
             try:
                 link = await self._dial()
             except _EXPECTED as error:
+                # While flows wait there is an attempt each second: the same is not said each time.
+                again = str(error) == self.last_failure and self._waited() is not None
                 delay = self._failed(str(error))
-                _log.warning("cannot reach %s: %s; trying again in %.1f s", name, error, delay)
+                level = logging.DEBUG if again else logging.WARNING
+                _log.log(level, "cannot reach %s: %s; trying again in %.1f s", name, error, delay)
             except Exception as error:  # noqa: BLE001 - reported, and no reason to give the peer up
                 delay = self._failed(repr(error))
                 _log.exception("dialling %s failed; trying again in %.1f s", name, delay)
@@ -182,17 +208,32 @@ class Dialler:
 
     def _failed(self, reason: str) -> float:
         self.last_failure = reason
-        return self._backoff.next()
+        return self._delay()
+
+    def _delay(self) -> float:
+        """Returns the seconds until the next attempt: few while flows wait for it."""
+        delay = self._backoff.next()
+        waited = self._waited()
+        return delay if waited is None else min(delay, max(WAITING_DELAY, waited * WAITING_SHARE))
+
+    def _waited(self) -> float | None:
+        """Returns for how many seconds flows have waited for a link; None if none do."""
+        for session in self._links.router.sessions.values():
+            if session.key == self._session and session.flows:
+                since = session.detached_at
+                return 0.0 if since is None else time.monotonic() - since
+        return None
 
     async def _wait(self, delay: float, *others: "asyncio.Future[None]") -> None:
-        """Waits so many seconds, or for one of others, or until the peer is reachable again."""
+        """Waits so many seconds, or for one of others, or for a reason to dial at once."""
         appeared = spawn(f"presence of {self.peer.name}", self._carrier.appeared())
+        hurried = spawn(f"hurry to {self.peer.name}", self._hurry.wait())
+        any_of: list[asyncio.Future[Any]] = [appeared, hurried, *others]
         try:
-            await asyncio.wait(
-                [appeared, *others], timeout=delay, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait(any_of, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
         finally:
             appeared.cancel()
+            hurried.cancel()
 
     async def _keep(self, link: PeerLink) -> str:
         """Waits until the link, and whatever has taken its place, has ended; returns why."""
@@ -234,7 +275,7 @@ class Dialler:
             newer = dialling.result()
             if newer is not None:
                 return newer
-            await self._wait(self._backoff.next(), link.change)
+            await self._wait(self._delay(), link.change)
         return None
 
     async def _attempt_beside(self) -> PeerLink | None:
@@ -250,7 +291,38 @@ class Dialler:
     # --- one attempt ----------------------------------------------------------------------------
 
     async def _dial(self) -> PeerLink:
-        """Makes one attempt; returns it once its link is up. Raises what says why it failed."""
+        """Makes one attempt; returns it once its link is up. Raises what says why it failed.
+
+        After :meth:`hurry` it is made anew. The link of the first one, should it still come up, is
+        closed when the second one's does.
+        """
+        while True:
+            self._hurry.clear()
+            attempt = spawn(f"attempt to reach {self.peer.name}", self._attempt())
+            hurried = spawn(f"hurry to {self.peer.name}", self._hurry.wait())
+            either: list[asyncio.Future[Any]] = [attempt, hurried]
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                hurried.cancel()
+                if not attempt.done():
+                    attempt.cancel()
+            await asyncio.wait([attempt])
+            if attempt.cancelled():
+                continue
+            result = attempt.result()
+            if isinstance(result, PeerLink):
+                return result
+            raise result
+
+    async def _attempt(self) -> PeerLink | Exception:
+        """Returns the link, or what the attempt has failed with: that is no fault of the task."""
+        try:
+            return await self._try()
+        except Exception as error:  # noqa: BLE001 - raised by who waits for it
+            return error
+
+    async def _try(self) -> PeerLink:
         link = self._links.new_link(self.peer, self._session)
         self._begun[link] = None
         link.ended.add_done_callback(lambda _: self._begun.pop(link, None))

@@ -1,0 +1,250 @@
+"""Learns from the kernel that this host's addresses or default routes have changed.
+
+:class:`NetlinkDecoder` is sans-IO: datagrams of the kernel in, sentences out. :class:`PathWatcher`
+is the socket around it. What a notification looks like (netlink(7), rtnetlink(7)), in the byte
+order of the machine::
+
+    nlmsghdr    [LENGTH:4] [TYPE:2] [FLAGS:2] [SEQUENCE:4] [PORT:4]    LENGTH includes this header
+    ifaddrmsg   [FAMILY:1] [PREFIX:1] [FLAGS:1] [SCOPE:1] [INDEX:4]
+    rtmsg       [FAMILY:1] [DST:1] [SRC:1] [TOS:1]
+                [TABLE:1] [PROTOCOL:1] [SCOPE:1] [TYPE:1] [FLAGS:4]    DST: bits, 0 for a default
+    rtattr      [LENGTH:2] [TYPE:2] [PAYLOAD], LENGTH without the padding to 4 bytes that follows
+
+The kernel repeats what it has said before, such as an IPv6 address whose lifetime a router has
+prolonged. So both lists are read once at the start, and only a difference to them is a change.
+"""
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from typing import Final
+
+_log = logging.getLogger(__name__)
+
+SETTLE_SECONDS: Final = 0.1
+"""Seconds that changes are collected: one address brings several notifications."""
+
+INTERVAL: Final = 1.0
+"""Seconds between two calls of a watcher's owner."""
+
+KNOWN_MAX: Final = 4096
+"""Addresses and default routes that are remembered. What is beyond counts as a change each time."""
+
+DATAGRAMS_PER_TURN: Final = 64
+"""Datagrams of the kernel that are read before the event loop goes on."""
+
+_DATAGRAM_MAX: Final = 65_536
+_GROUPS: Final = 0x10 | 0x40 | 0x100 | 0x400
+"""RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE."""
+
+_HEADER: Final = struct.Struct("=IHHII")
+_ADDRESS: Final = struct.Struct("=BBBBI")
+_ROUTE: Final = struct.Struct("=BBBBBBBBI")
+_ATTRIBUTE: Final = struct.Struct("=HH")
+
+_ERROR, _DONE = 2, 3
+_NEW_ADDRESS, _DEL_ADDRESS, _GET_ADDRESS = 20, 21, 22
+_NEW_ROUTE, _DEL_ROUTE, _GET_ROUTE = 24, 25, 26
+_REQUEST, _DUMP = 0x1, 0x300
+
+_SCOPE_LINK: Final = 253
+_TENTATIVE: Final = 0x40
+_TABLE_MAIN: Final = 254
+_UNICAST: Final = 1
+_CLONED: Final = 0x200
+
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 4, 5, 6
+
+
+class NetlinkDecoder:
+    """Knows the addresses and default routes of the host; says what changes.
+
+    Its owner sends what :meth:`request` returns, when it begins and whenever something has come.
+    """
+
+    def __init__(self) -> None:
+        self._known: set[tuple[object, ...]] = set()
+        self._reading = [_GET_ADDRESS, _GET_ROUTE]
+        """Lists that are still to be read; what comes before their end is no change."""
+        self._asked = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether both lists were read: from now on what is new is a change."""
+        return not self._reading
+
+    def request(self) -> bytes | None:
+        """Returns the next question to the kernel, once; None if it has to answer one first."""
+        if not self._reading or self._asked:
+            return None
+        self._asked = True
+        # An rtgenmsg: the family, of which 0 is all. Padded to 4 bytes.
+        return _HEADER.pack(_HEADER.size + 4, self._reading[0], _REQUEST | _DUMP, 1, 0) + bytes(4)
+
+    def lost(self) -> list[str]:
+        """Notifications were lost (ENOBUFS): reads both lists again. Returns what to say."""
+        self._known.clear()
+        self._reading = [_GET_ADDRESS, _GET_ROUTE]
+        self._asked = False
+        return ["its host's addresses or routes have changed"]
+
+    def receive(self, datagram: bytes) -> list[str]:
+        """Takes a datagram of the kernel; returns what has changed, each the end of a sentence."""
+        changes: list[str] = []
+        for kind, body in _messages(datagram):
+            if kind in (_DONE, _ERROR):
+                if self._asked:
+                    del self._reading[0]
+                    self._asked = False
+            elif kind in (_NEW_ADDRESS, _DEL_ADDRESS):
+                changes += self._address(body, new=kind == _NEW_ADDRESS)
+            elif kind in (_NEW_ROUTE, _DEL_ROUTE):
+                changes += self._route(body, new=kind == _NEW_ROUTE)
+        return changes
+
+    def _address(self, body: bytes, *, new: bool) -> Iterator[str]:
+        if len(body) < _ADDRESS.size:
+            return
+        _, _, flags, scope, index = _ADDRESS.unpack_from(body)
+        attributes = _attributes(body[_ADDRESS.size :])
+        raw = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
+        # Link-local and host addresses lead to no peer; a tentative one cannot be used yet, and is
+        # told again when it can (RFC 4862 section 5.4).
+        if raw is None or len(raw) not in (4, 16) or scope >= _SCOPE_LINK:
+            return
+        if new and flags & _TENTATIVE:
+            return
+        address = ipaddress.ip_address(raw)
+        if self._differs(("address", raw, index), new=new):
+            yield f"its host has {'a new address' if new else 'lost its address'}, {address}"
+
+    def _route(self, body: bytes, *, new: bool) -> Iterator[str]:
+        if len(body) < _ROUTE.size:
+            return
+        family, destination, _, _, table, _, _, kind, flags = _ROUTE.unpack_from(body)
+        if destination or table != _TABLE_MAIN or kind != _UNICAST or flags & _CLONED:
+            return
+        attributes = _attributes(body[_ROUTE.size :])
+        parts = (attributes.get(part) for part in (_RTA_GATEWAY, _RTA_OIF, _RTA_PRIORITY))
+        if self._differs(("route", family, *parts), new=new):
+            yield f"its host has {'a new' if new else 'lost its'} default route"
+
+    def _differs(self, what: tuple[object, ...], *, new: bool) -> bool:
+        """Remembers a thing or forgets it. Returns whether that is a change."""
+        known = what in self._known
+        if not new:
+            self._known.discard(what)
+            return known and self.settled
+        if not known and len(self._known) < KNOWN_MAX:
+            self._known.add(what)
+        return not known and self.settled
+
+
+def _messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + _HEADER.size <= len(datagram):
+        length, kind, _, _, _ = _HEADER.unpack_from(datagram, at)
+        if length < _HEADER.size or at + length > len(datagram):
+            return
+        yield kind, datagram[at + _HEADER.size : at + length]
+        at += length + 3 & ~3
+
+
+def _attributes(body: bytes) -> dict[int, bytes]:
+    found = {}
+    at = 0
+    while at + _ATTRIBUTE.size <= len(body):
+        length, kind = _ATTRIBUTE.unpack_from(body, at)
+        if length < _ATTRIBUTE.size or at + length > len(body):
+            break
+        found[kind] = body[at + _ATTRIBUTE.size : at + length]
+        at += length + 3 & ~3
+    return found
+
+
+class PathWatcher:
+    """Calls `on_change` with a sentence's end when addresses or default routes have changed.
+
+    It is called at most once each :data:`INTERVAL`, and never for nothing.
+    """
+
+    def __init__(self, on_change: Callable[[str], None]) -> None:
+        self._on_change = on_change
+        self._decoder = NetlinkDecoder()
+        self._sock: socket.socket | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._why: str | None = None
+        self._told_at = float("-inf")
+
+    def start(self) -> None:
+        """Begins to listen. Where that is not allowed, links find out by themselves."""
+        try:
+            sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+            try:
+                sock.setblocking(False)
+                sock.bind((0, _GROUPS))
+            except BaseException:
+                sock.close()
+                raise
+        except OSError as error:
+            _log.info("changes of addresses and routes are not told by the kernel: %s", error)
+            return
+        self._sock = sock
+        asyncio.get_running_loop().add_reader(sock, self._readable)
+        self._ask()
+
+    def stop(self) -> None:
+        """Listens no more."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            asyncio.get_running_loop().remove_reader(sock)
+            sock.close()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _ask(self) -> None:
+        question = self._decoder.request()
+        if question is not None and self._sock is not None:
+            try:
+                self._sock.send(question)
+            except OSError as error:
+                _log.info("the kernel cannot be asked for addresses and routes: %s", error)
+                self.stop()
+
+    def _readable(self) -> None:
+        sock = self._sock
+        assert sock is not None
+        changes: list[str] = []
+        for _ in range(DATAGRAMS_PER_TURN):
+            try:
+                datagram, (port, _) = sock.recvfrom(_DATAGRAM_MAX)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    _log.warning("the kernel tells no more changes of addresses: %s", error)
+                    self.stop()
+                    return
+                changes += self._decoder.lost()
+            else:
+                if port == 0:  # netlink(7): 0 is the kernel; anybody else may say anything
+                    changes += self._decoder.receive(datagram)
+        self._ask()
+        if changes:
+            self._why = self._why or changes[0]
+            if self._timer is None:
+                loop = asyncio.get_running_loop()
+                wait = max(SETTLE_SECONDS, self._told_at + INTERVAL - loop.time())
+                self._timer = loop.call_later(wait, self._tell)
+
+    def _tell(self) -> None:
+        self._timer = None
+        why, self._why = self._why, None
+        assert why is not None
+        self._told_at = asyncio.get_running_loop().time()
+        self._on_change(why)

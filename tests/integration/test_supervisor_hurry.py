@@ -1,0 +1,96 @@
+"""A gateway hurries while flows wait for a link, and when its host has another address or has slept."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from integration.links_world import World, until
+from integration.test_supervisor_takeover import manager, with_slow_carrier
+from socks_tunnel.peer import quiet_loop_exceptions
+from socks_tunnel.protocol.messages import OpenConnection
+from socks_tunnel.signaling.carrier import SignalingError
+from socks_tunnel.supervisor import dialler
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    quiet_loop_exceptions(asyncio.get_running_loop())
+    made = World(tmp_path)
+    yield made
+    for side in made.sides:
+        await side.manager.stop("the test is over")
+
+
+async def test_delays_are_short_while_flows_wait_and_grow_with_the_time_that_they_have_waited(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway, _, carrier = await with_slow_carrier(world)
+    (dialling,) = manager(gateway)._diallers.values()
+    for _ in range(20):
+        delay = dialling._delay()
+    assert dialling._waited() is None
+    assert delay > 2 * dialler.WAITING_DELAY
+    number = gateway.router.target
+    gateway.routes.from_worker(number, [memoryview(OpenConnection(2, "x.example", 80).encode())])
+    carrier.fails = SignalingError("nobody there")
+    (link,) = gateway.up
+    await link.close("a test")
+    session = gateway.router.sessions[number]
+    assert session.detached_at is not None
+    assert dialling._delay() == dialler.WAITING_DELAY
+    session.detached_at = time.monotonic() - 300
+    assert 3 < max(dialling._delay() for _ in range(100)) <= 300 * dialler.WAITING_SHARE + 0.1
+    session.detached_at = time.monotonic()
+    asked = carrier.asked
+    await until(lambda: carrier.asked >= asked + 3)
+    # The same failure each second is one line of the log.
+    assert len([r for r in caplog.records if "cannot reach office: nobody there" in r.message]) == 1
+    carrier.fails = None
+    await until(lambda: gateway.up)
+    assert session.link is not None
+
+
+async def test_another_address_ends_the_wait_before_the_next_attempt(world: World) -> None:
+    gateway, _, carrier = await with_slow_carrier(world)
+    (dialling,) = manager(gateway)._diallers.values()
+    carrier.fails = SignalingError("a test")
+    (link,) = gateway.up
+    for _ in range(20):
+        dialling._backoff.next()
+    await link.close("a test")
+    await until(lambda: not gateway.up)
+    carrier.fails = None
+    began = time.monotonic()
+    await asyncio.sleep(0)
+    manager(gateway).path_changed("its host has a new address, 10.0.0.7")
+    await until(lambda: gateway.up)
+    assert time.monotonic() - began < 15  # the back-off alone would be up to 30 s
+
+
+async def test_another_address_makes_an_attempt_anew_that_knows_only_the_old_one(
+    world: World,
+) -> None:
+    gateway, endpoint, carrier = await with_slow_carrier(world)
+    carrier.free.clear()
+    (link,) = gateway.up
+    asked = carrier.asked
+    await link.close("a test")
+    await until(lambda: carrier.asked == asked + 1)
+    manager(gateway).path_changed("its host has a new address, 10.0.0.7")
+    await until(lambda: carrier.asked == asked + 2)
+    carrier.free.set()
+    await until(lambda: gateway.up and endpoint.up)
+    # The first attempt's link is closed when the second one's is up.
+    await until(lambda: len(gateway.manager.links) == 1)
+
+
+async def test_a_gateway_that_is_told_to_stop_dials_no_more(world: World) -> None:
+    gateway, _, carrier = await with_slow_carrier(world)
+    gateway.manager.goaway()
+    asked = carrier.asked
+    manager(gateway).path_changed("its host has a new address, 10.0.0.7")
+    await asyncio.sleep(0.1)
+    assert carrier.asked == asked
