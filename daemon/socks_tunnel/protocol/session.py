@@ -424,7 +424,10 @@ class Session(Generic[F]):
         self._closed.move_to_end(conn_id)
         if len(self._closed) > CLOSED_REMEMBERED_MAX:
             self._closed.popitem(last=False)
-        self.refuse(conn_id, reason, kind=kind)
+        if self.attached:
+            self.refuse(conn_id, reason, kind=kind)
+        else:  # goes no further than the supervisor, whose table is to know what still waits
+            self._outlet.transmit(ending(conn_id, reason, kind=kind))
 
     def forget_closed(self) -> None:
         """Forgets the flows that were closed before the last call, if the link has lived since.

@@ -6,6 +6,7 @@ over. How links come to be: dialler.py on a gateway, answerer.py on an endpoint.
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final, Literal, Protocol
@@ -24,7 +25,7 @@ from socks_tunnel.protocol.messages import DATA_MAX, INITIAL_WINDOW, PROTOCOL_VE
 from socks_tunnel.signaling.envelope import EnvelopeRejected, Verifier
 from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
 from socks_tunnel.supervisor.attachment import RESUME, Attachments
-from socks_tunnel.supervisor.peerlink import REPLACED, PeerLink, absent_status
+from socks_tunnel.supervisor.peerlink import REPLACED, PeerLink, absent_status, waiting_status
 from socks_tunnel.supervisor.router import Router
 from socks_tunnel.supervisor.routing import AttachedLink
 
@@ -141,8 +142,11 @@ class Links:
         present: dict[str, list[dict[str, Any]]] = {}
         for link in self.links:
             present.setdefault(link.peer.name, []).append(link.status())
+        now = time.monotonic()
         for peer in self.config.peers:
-            yield from present.get(peer.name) or [self._absent(peer)]
+            waiting = waiting_status(self.router.waiting(peer.name, now))
+            for row in present.get(peer.name) or [self._absent(peer)]:
+                yield {**row, **waiting}
 
     def _absent(self, peer: Peer) -> dict[str, Any]:
         return absent_status(peer.name)

@@ -18,6 +18,7 @@ from socks_tunnel.peer.transport import Transport
 from socks_tunnel.protocol.errors import CloseReason
 from socks_tunnel.protocol.messages import Hello, Resume
 from socks_tunnel.supervisor.attachment import Attachments
+from socks_tunnel.supervisor.router import Waiting
 from socks_tunnel.supervisor.routing import AttachedLink
 
 _log = logging.getLogger(__name__)
@@ -203,6 +204,17 @@ def absent_status(peer: str) -> dict[str, Any]:
         "path": None,
         "path_kind": None,
         "path_family": None,
+    }
+
+
+def waiting_status(waiting: Waiting | None) -> dict[str, Any]:
+    """Returns how `status` shows the flows that wait for a link to a peer."""
+    if waiting is None:
+        return {"waiting_flows": 0, "waiting_since": None, "waiting_left": None}
+    return {
+        "waiting_flows": waiting.flows,
+        "waiting_since": _iso(time.time() - waiting.seconds),
+        "waiting_left": round(waiting.left),
     }
 
 

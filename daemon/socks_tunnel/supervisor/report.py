@@ -100,13 +100,15 @@ def _listening(instance: Reported) -> list[str]:
 async def connections(instance: Reported, **options: Any) -> list[dict[str, Any]]:
     """Returns the answer to `connections`: a row for each flow.
 
-    With `limit` and `by`: for so many of each worker, those that have the most of it.
+    With `limit` and `by`: for so many of each worker, those that have the most of it. `linked` is
+    false for a flow that waits for a link.
     """
     answers = await asyncio.gather(
         *(_ask(slot, "connections", **options) for slot in instance.workers)
     )
+    waiting = {session.peer for session in instance.links.router.detached}
     rows = (
-        {**row, "worker": slot.index}
+        {**row, "worker": slot.index, "linked": row.get("peer") not in waiting}
         for slot, answer in zip(instance.workers, answers, strict=True)
         for row in answer
         if isinstance(row, dict)

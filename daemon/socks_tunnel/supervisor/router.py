@@ -15,6 +15,7 @@ How messages find their worker: supervisor/routing.py.
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from socks_tunnel.ops.metrics import Metrics
@@ -27,6 +28,15 @@ _log = logging.getLogger(__name__)
 
 RESUME_SECONDS: Final = 15.0
 """Seconds that the peer has to send its RESUME, and the workers their rows, on a new link."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A session without a link: how many flows, for how many seconds, and how many are left."""
+
+    flows: int
+    seconds: float
+    left: float
 
 
 class WorkerRoutes:
@@ -105,6 +115,14 @@ class Router:
         waiting = [s for s in self.sessions.values() if s.detached_at is not None]
         return sorted(waiting, key=lambda session: session.detached_at or 0.0)
 
+    def waiting(self, peer: str, now: float) -> Waiting | None:
+        """Returns what waits for a link to the peer; None if nothing does. `now` is monotonic."""
+        for session in self.sessions.values():
+            if session.peer == peer and session.detached_at is not None:
+                seconds = now - session.detached_at
+                return Waiting(session.flows, seconds, max(0.0, self.resume_timeout - seconds))
+        return None
+
     # --- workers ------------------------------------------------------------------------------
 
     def worker_up(self, index: int, worker: WorkerPort) -> WorkerRoutes:
@@ -130,8 +148,9 @@ class Router:
         If the session had another link, that one carries nothing any more and is in the result's
         `replaced`: it is to be closed. Other sessions of the peer end, for a host has one.
         """
-        session = self._session(peer, terms)
-        return session.attach(port, terms)
+        link = self._session(peer, terms).attach(port, terms)
+        self.metrics.sessions_detached.set(len(self.detached))
+        return link
 
     def _session(self, peer: str, terms: LinkTerms) -> RoutedSession:
         for session in [s for s in self.sessions.values() if s.peer == peer]:
@@ -173,7 +192,7 @@ class Router:
     def _end(self, session: RoutedSession, reason: str) -> None:
         if self.sessions.pop(session.number, None) is None:
             return
-        if session.detached_at is not None:
+        if session.detached_at is not None and session.flows:
             self.metrics.resumes_total.labels("given-up").inc()
             _log.warning(
                 "session with %s is over: %s; %d flows ended, %.0f s after its link was lost",

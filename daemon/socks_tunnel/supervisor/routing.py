@@ -45,7 +45,7 @@ from socks_tunnel.protocol.messages import (
     UdpAssociateClosed,
     mix32,
 )
-from socks_tunnel.protocol.session import ending
+from socks_tunnel.protocol.session import CLOSED_REMEMBERED_MAX, ending
 from socks_tunnel.supervisor.credit import LinkCredit, Share
 from socks_tunnel.supervisor.ports import LinkPort, LinkTerms, WorkerPort
 
@@ -61,6 +61,10 @@ link whose message would is closed."""
 LINK_BACKLOG_MAX: Final = 16 * 1_048_576
 """Bytes that one worker may have waiting in one link. Credit bounds payload, but the answers that a
 peer provokes are beyond it; a link whose peer provokes so much and reads nothing is closed."""
+
+PEER_ROWS_SPARE: Final = CLOSED_REMEMBERED_MAX
+"""Rows of RESUME that a peer may send on one link besides one for each flow that it may have open
+here, and as many again for openings that we have not refused yet: of flows that it has closed."""
 
 ANSWERS_MAX: Final = 65_536
 """Bytes that may wait in a link while the supervisor still answers by itself (CLOSE 0x16)."""
@@ -109,12 +113,17 @@ class AttachedLink:
         self.awaiting: set[int] = set()
         """Workers whose rows for our RESUME are still to come."""
         self.flows_before = session.flows
+        lost_at = session.detached_at
+        self.gap = None if lost_at is None else self.since - lost_at
+        """Seconds between the loss of the link before and this one; None if it was replaced."""
         self.rows_sent = False
         """Whether our RESUME was sent, or it is certain that there is none."""
         self.peer_done = not terms.resume or not self.flows_before
         """Whether the peer's RESUME is complete, or nothing here depends on it."""
         self.resume_ended = not terms.resume
         """Whether the peer has sent the last of its RESUME, or must not send one."""
+        self.peer_rows = 0
+        """Rows of RESUME that have come."""
 
     @property
     def flows(self) -> int:
@@ -383,9 +392,14 @@ class RoutedSession:
         if not link.terms.resume:
             self._resumed_if_complete(link)
             return
-        rows = [row for worker in self.workers.values() for row in worker.rows]
+        rows: list[tuple[int, int, int, int]] = []
+        closed: list[tuple[int, int, int, int]] = []
         for worker in self.workers.values():
+            for row in worker.rows:
+                (closed if row[3] & ROW_CLOSED else rows).append(row)
             worker.rows = []
+        # As many as a peer has to take, the latest: of others it learns that they ended, not why.
+        rows += closed[-PEER_ROWS_SPARE:]
         for start in range(0, max(len(rows), 1), RESUME_ROWS_MAX):
             last = start + RESUME_ROWS_MAX >= len(rows)
             link.port.send_resume(Resume(tuple(rows[start : start + RESUME_ROWS_MAX]), last))
@@ -395,6 +409,11 @@ class RoutedSession:
         """Hands the rows of the peer to the workers that own their flows."""
         if link.resume_ended:
             self._protocol_error("second-resume", "sent RESUME after its last one")
+            return
+        link.peer_rows += len(resume.rows)
+        if link.peer_rows > 2 * self.router.flows_per_session + PEER_ROWS_SPARE:
+            self._protocol_error("resume-rows", "sent more rows in RESUME than it can have flows")
+            self.abuse(f"{link.peer_rows} rows came in RESUME, more than the peer can have flows")
             return
         rows: dict[WorkerEntry, list[list[int]]] = {}
         for row in resume.rows:
@@ -417,10 +436,15 @@ class RoutedSession:
             if link.flows_before:
                 self.router.metrics.resumes_total.labels("resumed").inc()
                 self.router.metrics.resume_seconds.observe(seconds)
+                if link.gap is None:
+                    before = "whose link was replaced"
+                else:
+                    before = f"{link.gap + seconds:.1f} s after their link was lost"
                 _log.info(
-                    "session with %s: resumed %d flows within %.3f s of the new link",
+                    "session with %s: resumed %d flows %s, within %.3f s of the new one",
                     self.peer,
                     link.flows_before,
+                    before,
                     seconds,
                 )
             self.router.choose_target()

@@ -218,7 +218,7 @@ class Model:
             kind=row["kind"],
             client=row["client"],
             destination=row["destination"],
-            state=row["state"],
+            state=row["state"] if row.get("linked", True) else "no link",
             seconds=row["seconds"],
             up=row["up"],
             down=row["down"],
@@ -248,11 +248,16 @@ class Model:
 
 
 def _link(row: Mapping[str, Any]) -> LinkRow:
+    waiting = row.get("waiting_flows") or 0
+    detail = row.get("detail") or row.get("path") or ""
+    if waiting:
+        flows = "1 flow waits" if waiting == 1 else f"{waiting} flows wait"
+        detail = f"{flows}, for another {row.get('waiting_left') or 0} s; {detail}"
     return LinkRow(
         peer=row["peer"],
         state=row["state"],
         rtt_ms=row.get("rtt_ms"),
-        flows=row.get("flows") or 0,
+        flows=row.get("flows") or waiting,
         buffered=row.get("buffered") or 0,
-        detail=row.get("detail") or row.get("path") or "",
+        detail=detail.removesuffix("; "),
     )

@@ -395,7 +395,9 @@ async def test_connections_come_from_all_workers_with_their_index(running: Runni
     running.start()
     await running.ready()
     rows = (await running.ask("connections"))["result"]
-    assert rows == [{"part": part, "worker": worker} for worker in (0, 1) for part in (1, 2)]
+    assert rows == [
+        {"part": part, "worker": worker, "linked": True} for worker in (0, 1) for part in (1, 2)
+    ]
 
 
 async def test_the_first_flows_by_something_are_asked_of_the_workers(running: Running) -> None:

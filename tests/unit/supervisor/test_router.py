@@ -20,6 +20,7 @@ from socks_tunnel.protocol.ipc import (
     SessionOpened,
 )
 from socks_tunnel.protocol.messages import (
+    RESUME_ROWS_MAX,
     Bind,
     CloseConnection,
     ConnectionOpened,
@@ -38,11 +39,12 @@ from socks_tunnel.protocol.messages import (
     mix32,
 )
 from socks_tunnel.supervisor.ports import LinkTerms
-from socks_tunnel.supervisor.router import RESUME_SECONDS, Router, WorkerRoutes
+from socks_tunnel.supervisor.router import RESUME_SECONDS, Router, Waiting, WorkerRoutes
 from socks_tunnel.supervisor.routing import (
     ANSWERS_MAX,
     DATAGRAM_BACKLOG_MAX,
     LINK_BACKLOG_MAX,
+    PEER_ROWS_SPARE,
     WORKER_BACKLOG_MAX,
     RoutedSession,
 )
@@ -508,6 +510,55 @@ def test_a_session_that_nobody_comes_back_to_ends_in_time() -> None:
     assert setup.total("resumes", result="given-up") == 1
 
 
+def test_what_waits_is_told_with_the_time_that_it_has_left() -> None:
+    setup = resuming()
+    setup.say(0, open_message(2))
+    setup.say(0, open_message(3))
+    assert setup.router.waiting("office", 0.0) is None
+    setup.router.detach(setup.link, "cut")
+    since = setup.session.detached_at
+    assert since is not None
+    assert setup.router.waiting("office", since + 20) == Waiting(2, 20.0, 40.0)
+    assert setup.router.waiting("another", since + 20) is None
+    assert setup.registry.get_sample_value("socks_tunnel_sessions_detached") == 1
+    # An application has left meanwhile: its flow waits no more.
+    setup.say(0, CloseConnection(2).encode())
+    assert setup.router.waiting("office", since + 70) == Waiting(1, 70.0, 0.0)
+    assert setup.port.sent == [open_message(2), open_message(3)]
+    setup.workers[0].rows = [[3, 0, 20, 1]]
+    setup.relink()
+    assert setup.router.waiting("office", since + 20) is None
+    assert setup.registry.get_sample_value("socks_tunnel_sessions_detached") == 0
+
+
+def test_a_resume_is_logged_with_the_time_since_the_loss(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    setup = resuming()
+    setup.say(0, open_message(2))
+    setup.router.detach(setup.link, "cut")
+    assert setup.session.detached_at is not None
+    setup.session.detached_at -= 31.4
+    setup.workers[0].rows = [[2, 0, 20, 1]]
+    setup.relink()
+    setup.link.resume(Resume(((2, 0, 20, 1),), last=True))
+    assert "session with office: resumed 1 flows 31.4 s after their link was lost" in caplog.text
+    assert setup.total("resumes", result="resumed") == 1
+    assert setup.registry.get_sample_value("socks_tunnel_resume_seconds_count") == 1
+    caplog.clear()
+    setup.relink()
+    setup.link.resume(Resume(((2, 0, 20, 1),), last=True))
+    assert "resumed 1 flows whose link was replaced" in caplog.text
+
+
+def test_a_session_whose_flows_have_all_ended_is_not_given_up() -> None:
+    setup = resuming()
+    setup.say(0, open_message(2))
+    setup.router.detach(setup.link, "cut")
+    setup.say(0, CloseConnection(2).encode())
+    setup.router.forget_peer("office", "a test")
+    assert setup.total("resumes", result="given-up") == 0
+
+
 def test_a_peer_that_never_ends_its_resume_has_its_link_closed() -> None:
     setup = resuming()
     setup.say(0, open_message(2))
@@ -526,6 +577,61 @@ def test_resume_after_its_last_part_is_an_error_of_the_peer() -> None:
     setup.link.resume(Resume((), last=True))
     setup.link.resume(Resume((), last=True))
     assert setup.total("protocol_errors", kind="second-resume") == 1
+
+
+def test_a_peer_that_sends_rows_without_end_has_its_link_closed_once() -> None:
+    setup = Setup(opens=False, flows_per_worker=10, resume=True)
+    setup.hear(open_message(2))
+    rows = tuple((conn_id, 0, 0, 1) for conn_id in range(3, 3 + RESUME_ROWS_MAX))
+    told = len(setup.workers[0].controls)
+    for _ in range(500):
+        setup.link.resume(Resume(rows, last=False))
+    assert len(setup.abuses) == 1
+    assert "rows came in RESUME" in setup.abuses[0]
+    assert setup.total("protocol_errors", kind="resume-rows") > 400
+    assert len(setup.workers[0].controls) == told
+    # What is answered for flows that nobody has is bounded as well.
+    assert sum(map(len, setup.port.sent)) < ANSWERS_MAX + 100
+    assert setup.session.flows == 1
+
+
+def test_rows_as_many_as_a_peer_can_have_are_taken() -> None:
+    setup = Setup(opens=False, flows_per_worker=10, resume=True)
+    most = 2 * 20 + PEER_ROWS_SPARE
+    for start in range(0, most, 1000):
+        part = range(start, min(start + 1000, most))
+        closed = tuple((conn_id + 1, 0, 0, 4) for conn_id in part)
+        setup.link.resume(Resume(closed, last=part[-1] == most - 1))
+    assert setup.abuses == []
+    assert setup.link.resumed
+
+
+def test_our_own_rows_are_never_more_than_a_peer_takes() -> None:
+    setup = resuming()
+    setup.say(0, open_message(2))
+    setup.say(1, open_message(3))
+    setup.router.detach(setup.link, "cut")
+    for index, worker in enumerate(setup.workers):
+        closed = range(10 + index, 10 + 2 * PEER_ROWS_SPARE, 2)
+        worker.rows = [[2 + index, 0, 9, 1], *([conn_id, 0, 0, 4] for conn_id in closed)]
+    setup.relink()
+    rows = [row for resume in setup.port.resumes for row in resume.rows]
+    assert len(rows) == 2 + PEER_ROWS_SPARE
+    assert {row[0] for row in rows if row[3] & 1} == {2, 3}
+    assert [resume.last for resume in setup.port.resumes] == [False] * 2 + [True]
+
+
+def test_rows_of_flows_that_are_another_peer_s_touch_nothing_of_theirs() -> None:
+    setup = Setup(opens=False, count=1, resume=True)
+    setup.hear(open_message(2))
+    theirs = setup.session
+    other = FakeLink()
+    stranger = setup.router.attach(other, "stranger", terms(session=b"t" * 16, resume=True))
+    told = len([1 for number, _ in setup.workers[0].controls if number == theirs.number])
+    stranger.resume(Resume(((2, 5, 5, 1),), last=True))
+    assert other.decoded == [CloseConnection(2, CloseReason.RESUME_FAILED)]
+    assert theirs.flows == 1
+    assert len([1 for number, _ in setup.workers[0].controls if number == theirs.number]) == told
 
 
 def test_another_session_of_a_peer_ends_the_one_before() -> None:

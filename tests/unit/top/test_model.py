@@ -275,3 +275,25 @@ def test_an_instance_that_was_restarted_begins_anew() -> None:
     model.sample(12.0, status(worker(bytes_up=9), pid=2), [flow(1, 7.0, 10)])
     assert rates(model) == {1: (None, None)}
     assert model.workers[0].up_rate is None
+
+
+def test_flows_that_wait_for_a_link_are_shown_with_the_time_that_they_have_left() -> None:
+    row = {
+        "peer": "office",
+        "state": "down",
+        "rtt_ms": None,
+        "flows": 0,
+        "buffered": 0,
+        "detail": "nobody answers",
+        "waiting_flows": 12,
+        "waiting_since": "2026-11-22T21:28:02+00:00",
+        "waiting_left": 3400,
+    }
+    model = Model()
+    model.sample(10.0, status(links=[row]), [flow(1, 5.0, linked=False), flow(2, 5.0, linked=True)])
+    assert model.links[0].flows == 12
+    assert model.links[0].detail == "12 flows wait, for another 3400 s; nobody answers"
+    assert [row.state for row in model.flows(10)[0]] == ["no link", "open"]
+    one = {**row, "waiting_flows": 1, "detail": None}
+    model.sample(11.0, status(links=[one]), [])
+    assert model.links[0].detail == "1 flow waits, for another 3400 s"
