@@ -28,6 +28,9 @@ from aiohttp import web
 BLOCK = 65_536
 _NUMBER = struct.Struct(">Q")
 _FILLER = random.Random(1928).randbytes(BLOCK - _NUMBER.size)
+SOURCE_BLOCK = _NUMBER.pack(0) + _FILLER
+"""What the server `source` sends again and again."""
+
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 
@@ -172,14 +175,13 @@ class Source(Connection):
     name = "source"
 
     def started(self) -> None:
-        self.block = _NUMBER.pack(0) + _FILLER
         self.transport.set_write_buffer_limits(high=4 * BLOCK)
         self.writable = True
         self.fill()
 
     def fill(self) -> None:
         while self.writable and not self.transport.is_closing():
-            self.transport.write(self.block)
+            self.transport.write(SOURCE_BLOCK)
 
     def pause_writing(self) -> None:
         self.writable = False
