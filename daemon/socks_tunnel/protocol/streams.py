@@ -10,7 +10,7 @@ WebRTC data channel nor an SCTP sender ever holds a fast sender back from a slow
     acked      the peer has them for good: they are forgotten here
     next       the next byte to transmit; a resume may move it back, but never before `acked`
     end        bytes taken from the local socket; [acked, end) is kept in memory
-    limit      how far the sender may transmit: the receiver's LIMIT
+    limit      how far the sender may transmit: the receiver's LIMIT, at most a window beyond `acked`
 
 CONSUMED and LIMIT only grow, so an update that comes late, twice or out of order changes nothing.
 """
@@ -30,7 +30,8 @@ JOIN_MAX: Final = 1024
 keeping one more piece."""
 
 WINDOW_MAX: Final = 16 * 1024 * 1024
-"""Bytes: the longest receive window of one flow. It fills 1.3 Gbit/s at a round trip of 100 ms."""
+"""Bytes: the longest window of one flow, in both directions. It fills 1.3 Gbit/s at a round trip of
+100 ms. A peer may allow more; what it does not acknowledge is kept here, so it is not used."""
 
 
 class ByteQueue:
@@ -120,7 +121,7 @@ class SendStream:
         self.end = 0
         self.high = 0
         """How far was ever transmitted: what the peer may claim to have."""
-        self.limit = window
+        self.limit = min(window, WINDOW_MAX)
         self.eof = False
         self.eof_sent = False
         self.cost = 0
@@ -234,6 +235,7 @@ class SendStream:
             )
         if consumed > self.acked:
             self._acknowledge(consumed)
+        limit = min(limit, self.acked + WINDOW_MAX)
         if limit > self.limit:
             self.limit = limit
             return True
@@ -259,7 +261,7 @@ class SendStream:
         self._acknowledge(received)
         self.next, self._index, self._start = received, 0, self._first
         self.eof_sent = eof_received
-        self.limit = max(self.limit, limit)
+        self.limit = max(self.limit, min(limit, self.acked + WINDOW_MAX))
 
     def _acknowledge(self, position: int) -> None:
         self.acked = position

@@ -6,6 +6,7 @@ from socks_tunnel.protocol.errors import LocalProtocolError, RemoteProtocolError
 from socks_tunnel.protocol.streams import (
     JOIN_MAX,
     PIECE_COST,
+    WINDOW_MAX,
     ByteQueue,
     ReceiveStream,
     SendStream,
@@ -172,6 +173,19 @@ def test_consumed_beyond_what_was_sent_is_an_error_and_stale_updates_change_noth
     assert send.update(2, 20)
     assert not send.update(1, 15)
     assert (send.acked, send.limit) == (2, 20)
+
+
+def test_a_peer_that_allows_without_bound_makes_us_keep_no_more_than_a_window() -> None:
+    send = SendStream(1 << 63)
+    assert send.room == WINDOW_MAX
+    piece = bytes(1 << 20)
+    while send.room:
+        send.write_through(piece)
+    assert send.end == WINDOW_MAX
+    assert send.update(len(piece), 1 << 63), "what is acknowledged makes room, whatever LIMIT says"
+    assert send.room == len(piece)
+    send.resume(3 * len(piece), 1 << 63, eof_received=False)
+    assert send.limit == 3 * len(piece) + WINDOW_MAX
 
 
 def test_what_has_ended_keeps_nothing() -> None:
