@@ -10,7 +10,7 @@ WebRTC data channel nor an SCTP sender ever holds a fast sender back from a slow
     acked      the peer has them for good: they are forgotten here
     next       the next byte to transmit; a resume may move it back, but never before `acked`
     end        bytes taken from the local socket; [acked, end) is kept in memory
-    limit      how far the sender may transmit: the receiver's LIMIT, at most a window beyond `acked`
+    limit      how far the sender may transmit: LIMIT, at most `WINDOW_MAX` beyond `acked`
 
 CONSUMED and LIMIT only grow, so an update that comes late, twice or out of order changes nothing.
 """
