@@ -7,7 +7,7 @@ import contextlib
 import ipaddress
 import logging
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,19 @@ import pytest
 from socks_tunnel.config.loader import dump, load
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason, Reply
-from socks_tunnel.protocol.ipc import Reload
-from socks_tunnel.protocol.messages import Answer, Resolve, Resolved, ResolveKind
+from socks_tunnel.protocol.ipc import Detach, Reload
+from socks_tunnel.protocol.messages import (
+    Answer,
+    CloseConnection,
+    Resolve,
+    Resolved,
+    ResolveKind,
+)
 from socks_tunnel.protocol.socks5 import parse_udp_packet, udp_header
 from socks_tunnel_workers.targets import routes as routes_module
 from socks_tunnel_workers.targets import udp as udp_module
 from support.nameserver import NameServer, name_server
-from support.worker_pair import LINK, Pair, counted, worker_pair
+from support.worker_pair import LINK, Pair, attach, counted, worker_pair
 
 POLICY = '[policy]\nallowed_hosts = ["127.0.0.0/8", "::1"]\nallowed_ports = ["*"]\n'
 
@@ -447,9 +453,32 @@ async def test_questions_under_way_are_bounded(net: Net, monkeypatch: pytest.Mon
         net.pair.endpoint.send_message(LINK, question.encode())
     refused = await ask(net, ResolveKind.ADDRESSES, "127.0.0.1", 3)
     assert refused.reason == CloseReason.RESOURCE_LIMIT
-    assert len(worker.targets.questions) == 2
-    # They end with their session, and so do the look-ups.
-    worker.targets.forget(worker.sessions[LINK])
-    async with asyncio.timeout(5):
-        while len(worker.targets.questions) or worker.resolver._lookups:
+    asked = worker.sessions[LINK].core.questions
+    assert list(asked) == [1, 2]
+    # One ends with its asker, the other with the link, and so do the look-ups.
+    net.pair.endpoint.send_message(LINK, CloseConnection(1).encode())
+    await until(lambda: list(asked) == [2])
+    await until(lambda: len(worker.resolver._lookups) == 1)
+    net.pair.endpoint.send_control(LINK, Detach("the test says so"))
+    await until(lambda: not asked and not worker.resolver._lookups)
+
+
+async def test_a_question_under_way_on_a_lost_link_is_answered_when_it_comes_again(
+    net: Net,
+) -> None:
+    net.server.silent.add("late.test")
+    question = Resolve(5, ResolveKind.ADDRESSES, "late.test")
+    net.pair.endpoint.send_message(LINK, question.encode())
+    await until(lambda: net.server.queries("late.test") > 0)
+    net.pair.endpoint.send_control(LINK, Detach("the test says so"))
+    attach(net.pair.endpoint)
+    net.server.silent.clear()
+    net.server.records["late.test"] = ["127.0.0.2"]
+    answer = await ask(net, ResolveKind.ADDRESSES, "late.test")
+    assert [host for _, host in answer.answers] == ["127.0.0.2"]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
             await asyncio.sleep(0.005)

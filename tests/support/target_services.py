@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from socks_tunnel.protocol.messages import decode
@@ -20,6 +21,13 @@ class Settings:
     policies: PolicySet
 
 
+@dataclass
+class Core:
+    """The part of a session's core that knows the questions under way."""
+
+    questions: dict[int, Callable[[], object]] = field(default_factory=dict)
+
+
 class Session:
     """What a question needs of a session: a name, a number, and a way to send."""
 
@@ -27,6 +35,7 @@ class Session:
         self.number = number
         self.peer = peer
         self.sent: list[Any] = []
+        self.core = Core()
 
     def send(self, message: bytes) -> None:
         self.sent.append(decode(message))

@@ -299,7 +299,6 @@ class Worker(Channel):
             )
         self.clients.forget(session)
         session.end(CloseReason.RESUME_FAILED, tell_peer=False)
-        self.targets.forget(session)
         self._check_drained()
 
     # --- flows ----------------------------------------------------------------------------------

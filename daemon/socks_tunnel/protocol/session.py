@@ -21,7 +21,7 @@ that are opened after `attach` are on the new link only, and take no part in thi
 """
 
 from collections import OrderedDict
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, Protocol, TypeAlias, TypeVar
@@ -163,6 +163,8 @@ class Outlet(Protocol):
 class Session(Generic[F]):
     """One worker's slice of a session.
 
+    This class has many methods because each event of link, peer, flows and supervisor has its own.
+
     `opens` says whether flows are opened on this side (gateway) or by the peer (endpoint),
     `flows_max` how many there may be.
     """
@@ -174,6 +176,9 @@ class Session(Generic[F]):
         self.attached = False
         self.resuming = False
         """Whether flows are held until the peer's RESUME has come."""
+        self.questions: dict[int, Callable[[], object]] = {}
+        """RESOLVEs of the peer that are being answered, and how each is given up. A question is no
+        flow, but its CONN_ID is in use."""
         self.chunk = 16_384
         """Longest DATA payload in bytes that fits the rate of the link."""
         self._outlet = outlet
@@ -216,6 +221,9 @@ class Session(Generic[F]):
         self._reconcile.clear()
         self._repeatable.clear()
         self.scheduler.clear()
+        self._give_up_questions(
+            *self.questions
+        )  # what was not answered is asked again after a resume
         for flow in self.flows:
             self._guarded(flow.conn_id, flow.on_detached)
 
@@ -304,6 +312,12 @@ class Session(Generic[F]):
             raise RemoteProtocolError(
                 f"{type(message).__name__} came from an endpoint", kind="unexpected-message"
             )
+        if self._give_up_questions(message.conn_id):
+            raise RemoteProtocolError(
+                f"CONN_ID {message.conn_id} cannot be opened: it names a question",
+                kind="flow-exists",
+                conn_id=message.conn_id,
+            )
         if flow is not None and message.conn_id in self._repeatable:
             # "An OPEN_CONNECTION whose answer was lost is sent again; for a flow that already
             # exists in the session it is answered again, never dialled twice" (section 6).
@@ -314,8 +328,15 @@ class Session(Generic[F]):
         self._closed.pop(message.conn_id, None)
         self._outlet.open(message)
 
+    def _give_up_questions(self, *conn_ids: int) -> bool:
+        """Gives up those of them that are questions; says whether there were any."""
+        found = [self.questions.pop(each) for each in conn_ids if each in self.questions]
+        for give_up in found:
+            give_up()
+        return bool(found)
+
     def _unowned(self, kind: int, conn_id: int) -> None:
-        """A message for a flow that is not here: late, or the peer is confused."""
+        """A message for a flow that is not here: for a question, late, or the peer is confused."""
         # A CLOSE is never answered, nor is what may still be under way after one; the sender of
         # stream bytes has to learn that nobody takes them.
         if kind in (Data.TYPE, SendEof.TYPE):
@@ -323,6 +344,9 @@ class Session(Generic[F]):
             self.refuse(conn_id, CloseReason.UNKNOWN_FLOW)
         elif kind == UdpPacket.TYPE:
             self._outlet.unknown_flow(datagram=True)
+        elif kind == CloseConnection.TYPE:
+            # "A gateway that no longer wants the answer sends CLOSE_CONNECTION" (section 4.7).
+            self._give_up_questions(conn_id)
 
     def _protocol_error(self, error: RemoteProtocolError, kind: int, conn_id: int) -> None:
         self._outlet.protocol_error(error, conn_id)
@@ -446,7 +470,8 @@ class Session(Generic[F]):
         return InUse(self.flows, self._closed)
 
     def end(self, reason: int, *, tell_peer: bool) -> None:
-        """Ends all flows: the session is over."""
+        """Ends all flows and questions: the session is over."""
+        self._give_up_questions(*self.questions)
         for flow in self.flows:
             self._guarded(flow.conn_id, partial(flow.abort, reason, tell_peer=tell_peer))
         self._closed.clear()

@@ -436,3 +436,39 @@ def test_a_flow_that_cannot_even_end_leaves_the_table() -> None:
     other.cannot_end = OSError("and this one")
     outlet.session.end(CloseReason.SHUTTING_DOWN, tell_peer=True)
     assert not len(outlet.session.flows)
+
+
+# --- questions of the peer: no flows, but their ids are in use -------------------------------------
+
+
+@pytest.mark.parametrize(
+    "again", [OPEN, UdpAssociate(7), Resolve(7, ResolveKind.ADDRESSES, "example.com")]
+)
+def test_an_opening_with_the_id_of_a_question_ends_the_question(again: Opening) -> None:
+    # The supervisor forgets an id with its RESOLVED: a flow of the same id would have no owner.
+    outlet = attached()
+    given_up: list[int] = []
+    outlet.session.questions[7] = lambda: given_up.append(7)
+    outlet.receive(again.encode())
+    assert given_up == [7]
+    assert outlet.opened == []
+    assert outlet.errors == ["flow-exists"]
+    (answer,) = outlet.decoded
+    assert isinstance(answer, CloseConnection | UdpAssociateClosed | Resolved)
+    assert (answer.conn_id, answer.reason) == (7, CloseReason.PROTOCOL_ERROR)
+    assert not outlet.session.questions
+
+
+def test_a_question_is_given_up_with_its_asker_its_link_or_its_session() -> None:
+    outlet = attached()
+    given_up: list[int] = []
+    for number in (1, 2, 3):
+        outlet.session.questions[number] = lambda number=number: given_up.append(number)  # type: ignore[misc]
+    outlet.receive(CloseConnection(1).encode())
+    assert given_up == [1]
+    outlet.session.detach()
+    assert given_up == [1, 2, 3], "they are asked again after a resume"
+    outlet.session.questions[4] = lambda: given_up.append(4)
+    outlet.session.end(CloseReason.SHUTTING_DOWN, tell_peer=True)
+    assert given_up == [1, 2, 3, 4]
+    assert outlet.sent == []

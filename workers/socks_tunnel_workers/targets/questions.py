@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Final
 
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.addresses import HostPort, parse_ip
-from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError, Reply
+from socks_tunnel.protocol.errors import CloseReason, Reply
 from socks_tunnel.protocol.messages import ANSWERS_MAX, Answer, Resolve, Resolved, ResolveKind
 from socks_tunnel.protocol.policy import Verdict
 from socks_tunnel_workers.targets.access import AccessDeniedError, Asker, UnresolvedError
@@ -22,41 +21,21 @@ QUESTIONS_MAX: Final = 256
 
 
 class Questions:
-    """The questions that are under way."""
+    """Answers the questions of gateways. Those that are under way are in their session's core."""
 
     def __init__(self, services: TargetServices, resolver: Resolver) -> None:
         self._services = services
         self._resolver = resolver
-        self._asked: dict[int, dict[int, asyncio.Task[None]]] = {}
-
-    def __len__(self) -> int:
-        return sum(map(len, self._asked.values()))
 
     def ask(self, session: WorkerSession, question: Resolve) -> None:
-        """Answers later. Raises :class:`RemoteProtocolError` if the question is open already."""
-        asked = self._asked.get(session.number, {})
-        if question.conn_id in asked:
-            raise RemoteProtocolError(
-                "RESOLVE came twice", kind="opened-twice", conn_id=question.conn_id
-            )
+        """Answers later. The session has seen that the CONN_ID is free."""
+        asked = session.core.questions
         if len(asked) >= QUESTIONS_MAX:
             answer = Resolved(question.conn_id, CloseReason.RESOURCE_LIMIT)
             session.send(answer.encode())
             return
         task = spawn(f"resolve {question.conn_id}", self._answer(session, question))
-        self._asked.setdefault(session.number, {})[question.conn_id] = task
-        task.add_done_callback(lambda _task: self._done(session.number, question.conn_id))
-
-    def forget(self, session: WorkerSession) -> None:
-        """The session is over: nobody waits for answers to its questions."""
-        for task in list(self._asked.get(session.number, {}).values()):
-            task.cancel()
-
-    def _done(self, number: int, conn_id: int) -> None:
-        asked = self._asked[number]
-        del asked[conn_id]
-        if not asked:
-            del self._asked[number]
+        asked[question.conn_id] = task.cancel
 
     async def _answer(self, session: WorkerSession, question: Resolve) -> None:
         answers: tuple[Answer, ...] = ()
@@ -67,9 +46,15 @@ class Questions:
             reason = error.reply
         except Exception:
             # A bug of ours, which the task logs, must not leave the other side waiting.
-            session.send(Resolved(question.conn_id, Reply.GENERAL_FAILURE).encode())
+            self._send(session, Resolved(question.conn_id, Reply.GENERAL_FAILURE))
             raise
-        session.send(Resolved(question.conn_id, reason, answers[:ANSWERS_MAX]).encode())
+        self._send(session, Resolved(question.conn_id, reason, answers[:ANSWERS_MAX]))
+
+    @staticmethod
+    def _send(session: WorkerSession, answer: Resolved) -> None:
+        # First: with RESOLVED the supervisor forgets the id, and it may name something else.
+        session.core.questions.pop(answer.conn_id, None)
+        session.send(answer.encode())
 
     async def _find(self, peer: str, question: Resolve) -> tuple[Answer, ...]:
         """Returns what a flow of the peer could reach, on whatever port."""

@@ -96,10 +96,6 @@ class Targets:
             )
             flow.abort(CloseReason.RESOURCE_LIMIT)
 
-    def forget(self, session: WorkerSession) -> None:
-        """The session is over: nobody waits for answers to its questions."""
-        self.questions.forget(session)
-
     # --- reload ---------------------------------------------------------------------------------
 
     def reload(self) -> None:

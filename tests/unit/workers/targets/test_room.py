@@ -19,11 +19,11 @@ from socks_tunnel.protocol.messages import (
 )
 from socks_tunnel.protocol.session import Opening
 from socks_tunnel_workers.targets.room import Targets
-from support.target_services import Session, services
+from support.target_services import Core, Session, services
 
 
 @dataclass
-class Core:
+class RefusingCore(Core):
     refused: list[tuple[int, int, int]] = field(default_factory=list)
 
     def refuse(self, conn_id: int, reason: int, *, kind: int) -> None:
@@ -34,7 +34,7 @@ class Gateway(Session):
     def __init__(self) -> None:
         super().__init__()
         self.draining = False
-        self.core = Core()
+        self.core: RefusingCore = RefusingCore()
 
 
 class Room:
@@ -75,13 +75,13 @@ async def test_a_worker_that_drains_or_is_full_opens_nothing(message: Opening) -
     ]
     assert len(room.warnings) == 1
     assert "limits.flows_per_worker" in room.warnings[0]
-    assert len(room.targets.questions) == 0
+    assert not gateway.core.questions
 
 
 async def test_a_question_is_no_flow() -> None:
     room, gateway = Room(), Gateway()
     room.open(gateway, OPENINGS[-1])
-    assert len(room.targets.questions) == 1
+    assert list(gateway.core.questions) == [1]
     await asyncio.sleep(0)
     assert gateway.sent == [Resolved(1, CloseReason.ORDERLY, (Answer(60, "192.0.2.1"),))]
 
