@@ -90,6 +90,8 @@ async def test_a_link_in_doubt_is_replaced_by_another_that_is_up_before_it_ends(
     assert new.session == old.session
     await until(lambda: len(endpoint.up) == 1)
     assert "link office: the addresses of this host have changed" in caplog.text
+    assert "its flows go on with the newer one" in caplog.text
+    assert "flows wait for the next link" not in caplog.text
     # And the newer one is kept like any other.
     await endpoint.up[0].close("a test")
     await until(lambda: gateway.up and gateway.up[0] is not new)

@@ -185,6 +185,7 @@ class Session(Generic[F]):
         self._opens = opens
         self._reconcile: set[int] = set()
         self._repeatable: set[int] = set()
+        self._named: set[int] = set()  # flows of which the peer's RESUME had a row
         self._closed: OrderedDict[int, int] = OrderedDict()
         self._closed_before: list[int] = []
 
@@ -218,6 +219,7 @@ class Session(Generic[F]):
             return
         self.attached = self.resuming = False
         self._closed_before.clear()
+        self._named.clear()
         self._reconcile.clear()
         self._repeatable.clear()
         self.scheduler.clear()
@@ -235,6 +237,7 @@ class Session(Generic[F]):
         if not last:
             return
         missing, self._reconcile = self._reconcile, set()
+        self._named.clear()
         self.resuming = False
         for conn_id in missing:
             self._guarded(conn_id, self._missing, conn_id)
@@ -252,6 +255,8 @@ class Session(Generic[F]):
                 # Gone here: the peer has to be told, by the reason if it is remembered.
                 reason = self._closed.get(conn_id, CloseReason.RESUME_FAILED)
                 self._outlet.transmit(CloseConnection(conn_id, reason).encode())
+        elif conn_id in self._named:
+            raise RemoteProtocolError("RESUME names a flow twice", kind="resume-twice")
         elif flags & ROW_CLOSED:
             reason = flags >> 8 & 0xFF
             if flow.udp:
@@ -259,6 +264,7 @@ class Session(Generic[F]):
             else:
                 flow.on_message(CloseConnection(conn_id, reason))
         else:
+            self._named.add(conn_id)
             flow.on_resumed(received, limit, flags)
 
     # --- from the peer --------------------------------------------------------------------------

@@ -350,7 +350,6 @@ class Instance:
             if self.exporter is not None:
                 self.exporter.push_state(self._why_not_ready())
             self.router.tick(time.monotonic())
-            self.router.tick(time.monotonic())
             buffered = self.metrics.buffered_bytes
             buffered.labels("link").set(self.links.buffered)
             buffered.labels("ipc").set(

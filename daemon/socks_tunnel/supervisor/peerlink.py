@@ -140,11 +140,13 @@ class PeerLink:
         """Leaves routing."""
         attached, self.attached = self.attached, None
         if attached is not None:
-            waiting = attached.flows
+            waiting, replaced = attached.flows, attached.session.link is not attached
             ended = self._owner.attachments.detach(attached, reason)
             expected = self._closing or self._goaway
             level = logging.INFO if expected else logging.WARNING
             what = f"{ended} flows ended" if ended else f"{waiting} flows wait for the next link"
+            if replaced:
+                what = "its flows go on with the newer one"
             _log.log(level, "link %s is down: %s; %s", self.peer.name, reason, what)
         outcome = "failed" if self.up_at is None else "ended"
         self._owner.metrics.links_total.labels(outcome).inc()

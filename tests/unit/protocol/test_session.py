@@ -384,6 +384,29 @@ def test_a_row_that_lies_costs_its_flow_alone(fails: Exception) -> None:
     assert other.events[-1] == (1, 2, 1)
 
 
+def test_a_row_that_comes_twice_costs_its_flow_alone() -> None:
+    """Else each of a million rows could make a gateway ask for the flow again."""
+    outlet = attached()
+    flow, other = outlet.add(7), outlet.add(8)
+    outlet.session.detach()
+    outlet.session.attach(TERMS, 1000, resume=True)
+    outlet.session.resumed([(7, 1, 2, 1), (8, 1, 2, 1), (7, 1, 2, 1)], last=False)
+    outlet.session.resumed([(7, 1, 2, 1)], last=True)
+    assert outlet.errors == ["resume-twice"]
+    assert [event for event in flow.events if isinstance(event, tuple)] == [
+        (1, 2, 1),
+        ("abort", CloseReason.PROTOCOL_ERROR, True),
+    ]
+    assert (1, 2, 1) in other.events
+    assert 8 in outlet.session.flows.ids()
+    # On the next link it is named again, of course.
+    outlet.session.detach()
+    outlet.session.attach(TERMS, 1000, resume=True)
+    outlet.session.resumed([(8, 3, 4, 1)], last=True)
+    assert outlet.errors == ["resume-twice"]
+    assert (3, 4, 1) in other.events
+
+
 def test_the_end_of_a_session_ends_its_flows() -> None:
     outlet = attached()
     flow = outlet.add(7)
