@@ -58,11 +58,12 @@ def test_a_bind_listens_before_it_is_open() -> None:
     made = flow()
     made.listen()
     assert (made.state, made.opening) == (FlowState.LISTENING, True)
-    with pytest.raises(RemoteProtocolError, match="came twice"):
+    with pytest.raises(RemoteProtocolError, match=r"^BIND_LISTENING came twice$") as caught:
         made.listen()
+    assert (caught.value.kind, caught.value.conn_id) == ("opened-twice", 7)
     made.open()
     assert state(made) is FlowState.OPEN
-    with pytest.raises(RemoteProtocolError) as caught:
+    with pytest.raises(RemoteProtocolError, match=r"^an answer to an open came twice$") as caught:
         made.open()
     assert (caught.value.kind, caught.value.conn_id) == ("opened-twice", 7)
 
@@ -72,7 +73,9 @@ def test_the_end_is_passed_on_after_the_last_byte_and_not_before() -> None:
     made.receive_data(5)
     made.receive_eof()
     assert not made.shutdown_due
-    with pytest.raises(LocalProtocolError, match="before its time"):
+    with pytest.raises(
+        LocalProtocolError, match=r"^the local socket was shut down before its time$"
+    ):
         made.shut_down()
     made.receive.consume(5)
     assert made.shutdown_due
@@ -154,6 +157,14 @@ def test_ids_wrap_and_pass_over_those_in_use() -> None:
     assert [allocator.allocate({1, 2}) for _ in range(3)] == [0xFFFFFFFF, 3, 4]
 
 
+@pytest.mark.parametrize("count", [3, 8])
+def test_the_first_id_is_within_32_bits_wherever_it_begins(count: int) -> None:
+    turns = (1 << 32) // count
+    allocator = ConnIdAllocator(1, count, start=turns + 5)
+    assert allocator.allocate(()) == 5 * count + 1
+    assert ConnIdAllocator(1, count).allocate(()) == 1
+
+
 def test_a_worker_outside_of_the_count_cannot_be() -> None:
     with pytest.raises(ValueError, match="worker 2 of 2"):
         ConnIdAllocator(2, 2)
@@ -164,7 +175,7 @@ def test_when_all_ids_are_in_use_that_is_said() -> None:
         def __contains__(self, conn_id: object) -> bool:
             return True
 
-    with pytest.raises(LocalProtocolError, match="no CONN_ID is free"):
+    with pytest.raises(LocalProtocolError, match=r"^no CONN_ID is free$"):
         ConnIdAllocator(0, 1 << 31).allocate(Everything())
 
 
@@ -172,11 +183,11 @@ def test_a_table_keeps_its_limit_and_its_ids_apart() -> None:
     table: FlowTable[str] = FlowTable(2)
     table.add(1, "one")
     for conn_id, kind in ((0, "flow-exists"), (1, "flow-exists")):
-        with pytest.raises(RemoteProtocolError) as caught:
+        with pytest.raises(RemoteProtocolError, match=f"^CONN_ID {conn_id} cannot be") as caught:
             table.add(conn_id, "again")
-        assert caught.value.kind == kind
+        assert (caught.value.kind, caught.value.conn_id) == (kind, conn_id)
     table.add(2, "two")
-    with pytest.raises(RemoteProtocolError) as caught:
+    with pytest.raises(RemoteProtocolError, match=r"^the limit of 2 flows is reached$") as caught:
         table.check(3)
     assert (caught.value.kind, caught.value.conn_id) == ("too-many-flows", 3)
     assert (len(table), 1 in table, 3 in table, table.ids()) == (2, True, False, [1, 2])

@@ -196,7 +196,7 @@ def test_a_body_is_a_view_and_not_a_copy() -> None:
 
 
 def test_a_reader_that_could_not_hold_the_longest_frame_is_our_own_mistake() -> None:
-    with pytest.raises(LocalProtocolError, match="longest frame"):
+    with pytest.raises(LocalProtocolError, match=r"^the buffer must hold the longest frame$"):
         FrameReader(BODY_MAX)
 
 
@@ -253,3 +253,69 @@ def test_what_is_no_control_message_is_refused(body: bytes) -> None:
 def test_control_messages_do_not_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         IpcPing(1).number = 2  # type: ignore[misc]  # that is what is tested
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, "a control message is no list with an OP"),
+        (["dance"], "unknown control 'dance'"),
+        (["ping"], "control 'ping' has 0 fields, not 1"),
+        (["ping", 1, 2], "control 'ping' has 2 fields, not 1"),
+        (["ping", "1"], "control 'ping' has a str as number"),
+    ],
+)
+def test_what_is_refused_is_said(values: object, said: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=f"^{said}$"):
+        decode_control(msgpack.packb(values))
+
+
+def test_what_is_no_msgpack_is_said() -> None:
+    with pytest.raises(RemoteProtocolError, match=r"^bad control message: .+"):
+        decode_control(b"\xc1")
+
+
+def body_of(size: int) -> Reload:
+    """A control message whose body has so many bytes."""
+    overhead = len(encode_control(0, Reload({"x": "x" * 100_000}))) - 100_000 - FRAME_HEADER.size
+    return Reload({"x": "x" * (size - overhead)})
+
+
+def test_the_longest_control_messages_of_one_frame_and_of_many() -> None:
+    assert len(encode_control(0, body_of(BODY_MAX))) == BODY_MAX + FRAME_HEADER.size
+    assert len(encode_control(0, body_of(BODY_MAX + 1))) == BODY_MAX + 1 + 3 * FRAME_HEADER.size
+    reader = FrameReader()
+    for _ in range(2):  # the parts of one message do not count for the next
+        longest = body_of(CONTROL_MAX)
+        assert feed(reader, encode_control(3, longest)) == [(3, longest)]
+    with pytest.raises(ValueError, match="over the limit"):
+        encode_control(0, body_of(CONTROL_MAX + 1))
+
+
+def test_a_message_of_whole_parts_has_no_empty_one() -> None:
+    parts = 3 * 65_536
+    assert len(encode_control(0, body_of(parts))) == parts + 3 * FRAME_HEADER.size
+
+
+def test_parts_over_the_limit_are_an_error_of_the_other_process() -> None:
+    part = frame(FrameKind.PART, 0, bytes(BODY_MAX))
+    with pytest.raises(RemoteProtocolError, match=r"^a control message is too long$") as caught:
+        feed(FrameReader(), part * (CONTROL_MAX // BODY_MAX + 1))
+    assert caught.value.kind == "ipc-control"
+
+
+def test_a_frame_out_of_bounds_is_said() -> None:
+    with pytest.raises(RemoteProtocolError, match=r"^IPC frame out of bounds: length 2, kind 0$"):
+        feed(FrameReader(), bytes.fromhex("00000002 00 0001"))
+
+
+def test_a_buffer_is_moved_only_if_the_longest_frame_would_not_fit() -> None:
+    longest = BODY_MAX + FRAME_HEADER.size
+    reader = FrameReader(longest + 100)
+    for start, room in ((100, longest - 1), (101, longest + 99)):
+        header = frame(0, 1, bytes(start - FRAME_HEADER.size))
+        space = reader.get_buffer()
+        space[: start + 1] = header + b"\0"
+        reader.received(start + 1)
+        assert len(reader.get_buffer()) == room
+        reader = FrameReader(longest + 100)

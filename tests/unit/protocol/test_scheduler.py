@@ -215,3 +215,37 @@ def test_a_lost_link_leaves_nothing_waiting() -> None:
     assert (scheduler.credit, scheduler.expired) == (0, 1)
     assert not first.queued
     assert not second.queued
+
+
+def test_a_flow_keeps_its_turn_to_the_last_byte_and_pays_back_what_it_took_beyond() -> None:
+    scheduler: Scheduler[Flow] = Scheduler(1_000_000)
+    first, second, _ = flows()
+    for flow in (first, second):
+        scheduler.wait(flow)
+        scheduler.next_flow()
+    scheduler.requeue(second, QUANTUM)
+    scheduler.requeue(first, QUANTUM - 1)
+    assert names(scheduler, 2) == [A, B], "one byte of its turn is left"
+    scheduler.requeue(first, 101)
+    assert first.deficit == QUANTUM - 100
+
+
+def test_what_a_lost_link_drops_is_counted_each_time_and_leaves_all_the_room() -> None:
+    scheduler: Scheduler[Flow] = Scheduler()
+    assert scheduler.credit == 0
+    for _ in range(2):
+        scheduler.queue_datagram(b"x", 0.0)
+        scheduler.clear()
+    assert scheduler.expired == 2
+    scheduler.queue_datagram(bytes(DATAGRAM_BYTES_MAX), 0.0)
+    assert scheduler.overflowed == 0
+
+
+def test_whether_a_flow_is_queued_is_a_truth_value() -> None:
+    scheduler: Scheduler[Flow] = Scheduler(1)
+    flow = Flow(A)
+    for leave in (scheduler.next_flow, lambda: scheduler.cancel(flow), scheduler.clear):
+        scheduler.wait(flow)
+        assert flow.queued is True
+        leave()
+        assert flow.queued is False

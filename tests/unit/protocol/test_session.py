@@ -5,6 +5,7 @@ import pytest
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason, LocalProtocolError, RemoteProtocolError
 from socks_tunnel.protocol.messages import (
+    HEADER,
     Bind,
     CloseConnection,
     ConnectionOpened,
@@ -93,7 +94,10 @@ class Outlet:
         self.session: Session[Flow] = Session(self, opens=opens, flows_max=flows_max)
         self.sent: list[bytes] = []
         self.errors: list[str] = []
+        self.said = ""
         self.bugs: list[Exception] = []
+        self.named: list[int] = []
+        """The CONN_ID that each error and each bug was told with."""
         self.unknown: list[object] = []
         self.opened: list[Opening] = []
         self.open_fails: Exception | None = None
@@ -117,9 +121,12 @@ class Outlet:
 
     def protocol_error(self, error: RemoteProtocolError, conn_id: int) -> None:
         self.errors.append(error.kind)
+        self.said = str(error)
+        self.named.append(conn_id)
 
     def bug(self, error: Exception, conn_id: int) -> None:
         self.bugs.append(error)
+        self.named.append(conn_id)
 
     def unknown_message(self) -> None:
         self.unknown.append("message")
@@ -494,4 +501,100 @@ def test_a_question_is_given_up_with_its_asker_its_link_or_its_session() -> None
     outlet.session.questions[4] = lambda: given_up.append(4)
     outlet.session.end(CloseReason.SHUTTING_DOWN, tell_peer=True)
     assert given_up == [1, 2, 3, 4]
+
+
+# --- the small print ------------------------------------------------------------------------------
+
+
+def test_a_session_begins_without_a_link() -> None:
+    session = Outlet().session
+    assert (session.attached, session.resuming, session.terms) == (False, False, None)
+    assert (session.attached is False, session.resuming is False) == (True, True)
+    assert session.chunk == 16_384
+    session.resumed([], last=True)
+    assert states(session) == (False, False)
+
+
+def test_a_lost_link_is_no_link() -> None:
+    session = attached().session
+    session.detach()
+    assert (session.attached is False, session.resuming is False) == (True, True)
+
+
+def test_an_opening_without_a_resume_before_it_is_no_repetition() -> None:
+    outlet = Outlet()
+    flow = outlet.add(7)
+    outlet.receive(OPEN.encode())
+    assert flow.events == [("abort", CloseReason.PROTOCOL_ERROR, True)]
+
+
+def test_errors_and_bugs_name_their_flow() -> None:
+    outlet = attached()
+    outlet.add(7)
+    outlet.receive(message_header(Data.TYPE, 7))
+    failing = outlet.add(8)
+    failing.fails = ValueError("odd")
+    outlet.receive(Data(8, b"x").encode())
+    outlet.add(9).fails = ValueError("odd")
+    outlet.session.attach(TERMS, 0, resume=True)
+    assert outlet.named == [7, 8, 9]
+    late = attached()
+    late.add(10)
+    late.session.attach(TERMS, 0, resume=True)
+    late.session.flows.get(10).fails = ValueError("odd")  # type: ignore[union-attr]  # it is there
+    late.session.resumed([], last=True)
+    assert late.named == [10]
+    assert [str(bug) for bug in late.bugs] == ["odd"]
+
+
+def test_what_a_gateway_refuses_is_said() -> None:
+    gateway = attached(opens=True)
+    gateway.receive(OPEN.encode())
+    assert gateway.said == "OpenConnection came from an endpoint"
+
+
+def test_an_id_that_is_opened_anew_is_closed_no_more() -> None:
+    outlet = attached()
+    outlet.session.close(7, CloseReason.RESET)
+    outlet.receive(OPEN.encode())
+    outlet.session.detach()
+    assert outlet.session.attach(TERMS, 0, resume=True) == [(7, 1, 2, 1)]
+
+
+def test_credit_is_granted_on_top_and_spent_with_the_header() -> None:
+    outlet = attached(credit=100)
+    outlet.session.grant(50, 0.0)
+    assert outlet.session.scheduler.credit == 150
+    outlet.session.send_data(message_header(Data.TYPE, 7), b"xyz")
+    assert outlet.session.scheduler.credit == 150 - HEADER.size - 3
+    assert outlet.decoded == [Data(7, b"xyz")]
+
+
+def test_each_datagram_without_a_link_is_counted() -> None:
+    outlet = Outlet()
+    for _ in range(3):
+        outlet.session.send_datagram(b"x", 0.0)
+    assert outlet.session.scheduler.expired == 3
+
+
+def test_the_oldest_closed_flow_is_forgotten_first() -> None:
+    session = attached().session
+    for conn_id in range(1, CLOSED_REMEMBERED_MAX + 2):
+        session.close(conn_id, CloseReason.ORDERLY)
+    assert 1 not in session.in_use
+    assert 2 in session.in_use
+    assert CLOSED_REMEMBERED_MAX + 1 in session.in_use
+
+
+def test_the_end_of_a_flow_suits_its_kind() -> None:
+    outlet = attached()
+    outlet.session.close(7, CloseReason.IDLE_TIMEOUT, kind=UdpAssociate.TYPE)
+    assert outlet.decoded == [UdpAssociateClosed(7, CloseReason.IDLE_TIMEOUT)]
+
+
+def test_a_session_may_end_without_a_word() -> None:
+    outlet = attached()
+    flow = outlet.add(7)
+    outlet.session.end(CloseReason.RESUME_FAILED, tell_peer=False)
+    assert flow.events == [("abort", CloseReason.RESUME_FAILED, False)]
     assert outlet.sent == []

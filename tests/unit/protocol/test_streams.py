@@ -158,9 +158,9 @@ def test_the_end_of_file_follows_the_last_byte_and_is_sent_again_if_it_was_lost(
     assert ready(send)
     send.resume(4, 10, eof_received=True)
     assert not ready(send)
-    with pytest.raises(LocalProtocolError, match="twice"):
+    with pytest.raises(LocalProtocolError, match=r"^the local side ended its stream twice$"):
         send.finish()
-    with pytest.raises(LocalProtocolError, match="after its end of file"):
+    with pytest.raises(LocalProtocolError, match=r"^the local side wrote after its end of file$"):
         send.write(b"x")
 
 
@@ -265,3 +265,126 @@ def test_a_window_shrinks_only_for_later_updates() -> None:
     receive.receive(100)
     receive.consume(100)
     assert receive.announce(1.0) == (100, 110)
+
+
+def test_announced_stands_at_the_start_and_nothing_was_announced_yet() -> None:
+    receive = ReceiveStream(10)
+    assert (receive.announced, receive.updated_at) == (0, 0.0)
+
+
+def test_no_more_is_consumed_than_came() -> None:
+    receive = ReceiveStream(10)
+    receive.receive(10)
+    receive.consume(8)
+    with pytest.raises(LocalProtocolError, match="consuming 5 bytes with only 2 received"):
+        receive.consume(5)
+
+
+@pytest.mark.parametrize(
+    ("consumed", "now", "window"),
+    [
+        (49, 1.0, 100),
+        (50, 1.0, 200),
+        (50, 1.5, 200),  # two round trips since the last update
+        (50, 1.5625, 100),
+    ],
+)
+def test_a_window_grows_by_half_of_it_within_two_round_trips(
+    consumed: int, now: float, window: int
+) -> None:
+    receive = ReceiveStream(100)
+    receive.announce(1.0)
+    receive.receive(consumed)
+    receive.consume(consumed)
+    receive.announce(now, round_trip=0.25, grow_to=1000)
+    assert receive.window == window
+
+
+def test_errors_of_the_peer_say_what_it_did() -> None:
+    receive = ReceiveStream(10)
+    with pytest.raises(RemoteProtocolError, match=r"^the peer sent 11 bytes with a limit of 10$"):
+        receive.receive(11)
+    receive.finish()
+    with pytest.raises(RemoteProtocolError, match=r"^DATA after SEND_EOF$"):
+        receive.receive(1)
+    with pytest.raises(RemoteProtocolError, match=r"^SEND_EOF came twice$"):
+        receive.finish()
+    send = SendStream(10)
+    with pytest.raises(RemoteProtocolError, match="CONSUMED 4, but only 0 bytes were sent"):
+        send.update(4, 10)
+
+
+# --- what kept bytes cost, and where they are -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cost"),
+    [
+        ((10, 20), 30 + PIECE_COST),
+        ((JOIN_MAX - 1, 1), JOIN_MAX + PIECE_COST),
+        ((JOIN_MAX, 1), JOIN_MAX + 1 + 2 * PIECE_COST),
+        ((1000, 100), 1100 + 2 * PIECE_COST),
+    ],
+)
+def test_what_two_pieces_cost(sizes: tuple[int, int], cost: int) -> None:
+    queue, kept, passed = ByteQueue(), SendStream(0), SendStream(10_000)
+    for size in sizes:
+        queue.append(bytes(size))
+        kept.write(bytes(size))
+        passed.write_through(bytes(size))
+    assert [queue.cost, kept.cost, passed.cost] == [cost] * 3
+
+
+def test_bytes_up_to_the_limit_pass_through() -> None:
+    send = SendStream(10)
+    assert send.eof is False
+    send.write_through(bytes(10))
+    assert send.next == 10
+
+
+def pieces_of(send: SendStream, *letters: bytes) -> None:
+    for letter in letters:
+        send.write_through(letter * 2000)
+
+
+def test_a_short_piece_that_is_joined_to_one_that_left_is_found() -> None:
+    send = SendStream(100_000)
+    pieces_of(send, b"a")
+    send.write_through(b"b" * 10)
+    send.write(b"c" * 5)
+    assert bytes(send.take(100)) == b"c" * 5
+
+
+def test_a_whole_piece_leaves_without_a_copy() -> None:
+    send = SendStream(100_000)
+    pieces = [bytes((letter,)) * 2000 for letter in b"abc"]
+    for piece in pieces:
+        send.write(piece)
+    assert [send.take(2000) is piece for piece in pieces] == [True] * 3
+
+
+def test_what_is_acknowledged_moves_what_is_kept() -> None:
+    send = SendStream(100_000)
+    pieces_of(send, b"a", b"b", b"c", b"d")
+    send.update(2000, 100_000)
+    send.write(b"e" * 2000)
+    assert bytes(send.take(2000)) == b"e" * 2000
+    send.update(4000, 100_000)
+    send.write(b"f" * 2000)
+    assert bytes(send.take(2000)) == b"f" * 2000
+    send.resume(4000, 100_000, eof_received=False)
+    assert b"".join(bytes(send.take(2000)) for _ in range(4)) == b"".join(
+        letter * 2000 for letter in (b"c", b"d", b"e", b"f")
+    )
+
+
+def test_an_end_of_file_that_came_without_all_bytes_is_a_lie() -> None:
+    send = SendStream(10_000)
+    send.write_through(bytes(3000))
+    send.finish()
+    with pytest.raises(
+        RemoteProtocolError,
+        match=r"^RESUME says that our end of file was received, but it was not sent$",
+    ) as caught:
+        send.resume(2000, 10_000, eof_received=True)
+    assert caught.value.kind == "resume-eof"
