@@ -1,4 +1,7 @@
-"""A session beyond what the property test drives it through: peers that break the protocol."""
+"""A session beyond what the property test drives it through: peers that break the protocol.
+
+This file is long because all of its tests share the flow and the outlet that remember everything.
+"""
 
 import pytest
 
