@@ -204,9 +204,6 @@ class Flow:
         if self.answered:
             self.side.session.send(ConnectionOpened(self.conn_id, BOUND).encode())
 
-    def sweep(self, now: float) -> None:
-        """It has no timers."""
-
     def row(self) -> Row:
         return self.core.row()
 

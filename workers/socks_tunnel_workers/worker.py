@@ -352,7 +352,7 @@ class Worker(Channel):
         """Looks at some flows, then lets the others' bytes move before the next ones."""
         now = self.loop.time()
         for session, flow in left[-SWEEP_FLOWS:]:
-            session.core.sweep(flow, now)
+            session.core.guard(flow, flow.sweep, now)
         del left[-SWEEP_FLOWS:]
         if self._exited:
             return

@@ -245,6 +245,19 @@ class ConnIdAllocator:
         raise LocalProtocolError("no CONN_ID is free")
 
 
+class InUse:
+    """The ids of open flows and of those whose end the peer may not know yet."""
+
+    __slots__ = ("_closed", "_flows")
+
+    def __init__(self, flows: Container[object], closed: Container[object]) -> None:
+        self._flows = flows
+        self._closed = closed
+
+    def __contains__(self, conn_id: object) -> bool:
+        return conn_id in self._flows or conn_id in self._closed
+
+
 F = TypeVar("F")
 
 

@@ -21,13 +21,13 @@ that are opened after `attach` are on the new link only, and take no part in thi
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 from socks_tunnel.protocol.errors import CloseReason, LocalProtocolError, RemoteProtocolError
-from socks_tunnel.protocol.flow import ROW_CLOSED, ROW_OPEN, FlowTable
+from socks_tunnel.protocol.flow import ROW_CLOSED, ROW_OPEN, FlowTable, InUse
 from socks_tunnel.protocol.messages import (
     FLOW_ENDERS,
     FLOW_OPENERS,
@@ -121,9 +121,6 @@ class SessionFlow(Schedulable, Protocol):
 
     def on_repeated(self, opening: Message) -> None:
         """Answers an opening that came again after a resume, as it was answered before."""
-
-    def sweep(self, now: float) -> None:
-        """Looks at the timers of the flow."""
 
     def row(self) -> Row:
         """Returns the flow's row of RESUME."""
@@ -365,9 +362,9 @@ class Session(Generic[F]):
         elif kind not in FLOW_ENDERS:
             self.refuse(conn_id, reason, kind=kind)
 
-    def _bug(self, error: Exception, conn_id: int) -> None:
+    def _bug(self, error: Exception, conn_id: int, flow: F | None = None) -> None:
         self._outlet.bug(error, conn_id)
-        flow = self.flows.get(conn_id)
+        flow = flow or self.flows.get(conn_id)
         if flow is None:
             return
         try:
@@ -375,7 +372,8 @@ class Session(Generic[F]):
         except Exception as second:  # noqa: BLE001 - it cannot even end itself
             self._outlet.bug(second, conn_id)
             self.scheduler.cancel(flow)
-            if self.flows.remove(conn_id) is not None:
+            if self.flows.get(conn_id) is flow:
+                self.flows.remove(conn_id)
                 self.close(conn_id, CloseReason.GENERAL_FAILURE)
 
     def _guarded(self, conn_id: int, handler: object, *arguments: object) -> None:
@@ -438,11 +436,14 @@ class Session(Generic[F]):
             try:
                 flow.on_turn()
             except Exception as error:  # noqa: BLE001 - as in `receive`; not the flow that asked
-                self._bug(error, flow.conn_id)
+                self._bug(error, flow.conn_id, flow)
 
-    def sweep(self, flow: F, now: float) -> None:
-        """Lets a flow look at its timers; what it raises costs this flow alone."""
-        self._guarded(flow.conn_id, flow.sweep, now)
+    def guard(self, flow: F, handler: Callable[..., object], *arguments: object) -> None:
+        """Calls what a socket or a timer has for a flow; an error costs this flow alone."""
+        try:
+            handler(*arguments)
+        except Exception as error:  # noqa: BLE001 - as in `receive`
+            self._bug(error, flow.conn_id, flow)
 
     def refuse(self, conn_id: int, reason: int, *, kind: int = MessageType.DATA) -> None:
         """Sends the end of a flow that is not here, as it suits a message of TYPE `kind`."""
@@ -471,7 +472,7 @@ class Session(Generic[F]):
             self._closed_before = list(self._closed)
 
     @property
-    def in_use(self) -> "InUse":
+    def in_use(self) -> InUse:
         """The CONN_IDs that may not be chosen for a new flow: the peer may refer to them."""
         return InUse(self.flows, self._closed)
 
@@ -490,16 +491,3 @@ def ending(conn_id: int, reason: int, *, kind: int) -> bytes:
     if kind == MessageType.RESOLVE:
         return Resolved(conn_id, reason).encode()
     return CloseConnection(conn_id, reason).encode()
-
-
-class InUse:
-    """The ids of open flows and of those whose end the peer may not know yet."""
-
-    __slots__ = ("_closed", "_flows")
-
-    def __init__(self, flows: Container[object], closed: Container[object]) -> None:
-        self._flows = flows
-        self._closed = closed
-
-    def __contains__(self, conn_id: object) -> bool:
-        return conn_id in self._flows or conn_id in self._closed

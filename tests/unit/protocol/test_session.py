@@ -448,7 +448,7 @@ def test_a_bug_of_one_flow_in_a_sweep_or_a_lost_link_is_not_the_others() -> None
     flows = [outlet.add(number) for number in (1, 2, 3)]
     flows[1].fails = ValueError("a bug")
     for flow in flows:
-        outlet.session.sweep(flow, 5.0)
+        outlet.session.guard(flow, flow.sweep, 5.0)
     assert [flow.events[0] for flow in flows] == [5.0, 5.0, 5.0]
     assert outlet.session.flows.ids() == [1, 3]
     flows[0].fails = ValueError("another bug")

@@ -198,7 +198,8 @@ class TcpRelay(Flow):
         """Watches the local socket, if there is a reason to."""
         if not self.reading and self.sock is not None and not self.core.send.eof:
             self.reading = True
-            self.session.loop.add_reader(self.sock, self._readable)
+            session = self.session
+            session.loop.add_reader(self.sock, session.core.guard, self, self._readable)
 
     def _stop_reading(self) -> None:
         if self.reading:
@@ -430,7 +431,8 @@ class TcpRelay(Flow):
         if not self.writing:
             self.writing = True
             assert self.sock is not None
-            self.session.loop.add_writer(self.sock, self._flush)
+            session = self.session
+            session.loop.add_writer(self.sock, session.core.guard, self, self._flush)
 
     def _stop_writing(self) -> None:
         if self.writing:

@@ -274,7 +274,8 @@ class GatewayAssociation(Association):
                     return
                 self.mark_opened()
                 assert self.sock is not None
-                self.session.loop.add_reader(self.sock, self._readable)
+                session = self.session
+                session.loop.add_reader(self.sock, session.core.guard, self, self._readable)
                 self.control.associated(self)
             case UdpAssociateClosed(reason=reason):
                 self._close(reason)

@@ -118,7 +118,8 @@ class EndpointAssociation(Association):
         if sock is None:
             sock = udp_socket(family, ("0.0.0.0" if family == socket.AF_INET else "::", 0))  # noqa: S104 - it talks to any target; replies are filtered
             self.sockets[family] = sock
-            self.session.loop.add_reader(sock, self._readable, sock)
+            session = self.session
+            session.loop.add_reader(sock, session.core.guard, self, self._readable, sock)
         return sock
 
     # --- client -> target -----------------------------------------------------------------------
