@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -130,8 +131,16 @@ async def test_a_lost_link_is_dialled_again_and_the_worker_told(
     ((number, session),) = gateway.router.sessions.items()
     await until(lambda: gateway.router.target == number)
     gateway.routes.from_worker(number, [memoryview(opening)])
+    assert gateway.row("office")["waiting_flows"] == 0
+    assert gateway.row("office")["waiting_since"] is None
     await endpoint.up[0].close("a test")
+    await until(lambda: session.detached_at is not None)
+    row = gateway.row("office")
+    assert row["waiting_flows"] == 1
+    assert 55 <= row["waiting_left"] <= 60
+    assert abs(datetime.fromisoformat(row["waiting_since"]).timestamp() - time.time()) < 10
     await until(lambda: len(gateway.worker.told(Attach)) == 2)
+    assert gateway.row("office")["waiting_flows"] == 0
     assert list(gateway.router.sessions.values()) == [session]
     assert len(gateway.worker.told(Detach)) == 1
     what = "link office is down: the peer closed the connection; 1 flows wait for the next link"

@@ -293,8 +293,7 @@ class Dialler:
     async def _dial(self) -> PeerLink:
         """Makes one attempt; returns it once its link is up. Raises what says why it failed.
 
-        After :meth:`hurry` it is made anew. The link of the first one, should it still come up, is
-        closed when the second one's does.
+        After :meth:`hurry` it is made anew, and the link of the first one is closed.
         """
         while True:
             self._hurry.clear()
@@ -309,11 +308,18 @@ class Dialler:
                     attempt.cancel()
             await asyncio.wait([attempt])
             if attempt.cancelled():
+                self._give_up_attempts("it is dialled anew")
                 continue
             result = attempt.result()
             if isinstance(result, PeerLink):
                 return result
             raise result
+
+    def _give_up_attempts(self, why: str) -> None:
+        """Closes links that are still coming up."""
+        for link in self._begun:
+            if link.attached is None and not link.ended.done():
+                spawn(f"close link {self.peer.name}", link.close(why))
 
     async def _attempt(self) -> PeerLink | Exception:
         """Returns the link, or what the attempt has failed with: that is no fault of the task."""
