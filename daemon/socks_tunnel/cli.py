@@ -10,7 +10,7 @@ import platform
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -102,6 +102,16 @@ def run(config_file: Path) -> None:
     from socks_tunnel.supervisor import main as supervisor
 
     leave(supervisor.run(config_file))
+
+
+@cli.command()
+@click.option("--config", "config_file", type=_path, required=True, metavar="FILE")
+def rendezvous(config_file: Path) -> None:
+    """Run the service through which hosts without an open port meet."""
+    from socks_tunnel.ops.process import leave
+    from socks_tunnel.rendezvous import main as service
+
+    leave(service.run(config_file))
 
 
 @cli.command()
@@ -469,6 +479,7 @@ def version() -> None:
     """Print versions, and which accelerations are active."""
     from cryptography.hazmat.backends.openssl.backend import backend
 
+    from socks_tunnel.ops.accelerations import accelerations
     from socks_tunnel.peer.select import fast_path_state
 
     click.echo(f"socks-tunnel {socks_tunnel.__version__}")
@@ -478,21 +489,6 @@ def version() -> None:
     # The library that cryptography brings, which is the one that does DTLS.
     click.echo(f"OpenSSL      {backend.openssl_version_text().removeprefix('OpenSSL ')}")
     click.echo("accelerations:")
-    for what, active in _accelerations():
+    for what, active in accelerations():
         click.echo(f"  {what:<38} {'active' if active else 'NOT active: slower'}")
     click.echo(f"fast path:     {fast_path_state()}; transport.fast_path can switch it off")
-
-
-def _accelerations() -> Iterator[tuple[str, bool]]:
-    """Yields what makes the program fast, and whether it is really in use here."""
-    import asyncio
-
-    import google_crc32c
-    import msgpack
-    import uvloop
-
-    loop = uvloop.new_event_loop()
-    yield "event loop: uvloop (libuv)", isinstance(loop, asyncio.AbstractEventLoop)
-    loop.close()
-    yield "msgpack: compiled", msgpack.Packer.__module__.endswith("_cmsgpack")
-    yield "SCTP checksum: compiled CRC-32C", google_crc32c.implementation == "c"

@@ -60,7 +60,7 @@ async def with_slow_carrier(world: World) -> tuple[Side, Side, SlowCarrier]:
     made: list[SlowCarrier] = []
 
     def carrier_for(peer: Peer) -> OutgoingCarrier:
-        made.append(SlowCarrier(carriers.outgoing(peer)))
+        made.append(SlowCarrier(carriers.direct(peer)))
         return made[-1]
 
     endpoint, gateway = world.endpoint(), world.gateway()
@@ -207,7 +207,7 @@ async def test_a_peer_that_appears_is_dialled_at_once(
             await appeared.wait()
 
     endpoint, gateway = world.endpoint(), world.gateway()
-    manager(gateway).carrier_for = lambda peer: Presence(carriers.outgoing(peer))
+    manager(gateway).carrier_for = lambda peer: Presence(carriers.direct(peer))
     await gateway.manager.start()
     await until(lambda: "cannot be reached" in gateway.detail("office"))
     await endpoint.manager.start()

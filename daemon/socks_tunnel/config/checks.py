@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from socks_tunnel.config.errors import Problem
-from socks_tunnel.config.models import NOT_YET, ConfigFile, Peer, Signaling, listener_text
+from socks_tunnel.config.models import ConfigFile, Peer, Signaling, listener_text
 from socks_tunnel.config.positions import KeyPath
 from socks_tunnel.config.wording import a, key_text, upwards
 from socks_tunnel.protocol.addresses import HostPort, IPAddress, parse_ip
@@ -64,7 +64,10 @@ def check_role(found: Findings, file: ConfigFile, peers: Peers) -> None:
             if getattr(peer, key) is not None:
                 found.add(("peers", index, key), senseless)
         if is_gateway and peer.url is None and peer.rendezvous is None:
-            found.add(("peers", index, "url"), "is missing: where does the endpoint listen?")
+            found.add(
+                ("peers", index, "url"),
+                "is missing: where does the endpoint listen?",
+            )
     if not file.peers and not found.is_broken("peers"):
         what = "the endpoint that it leads to" if is_gateway else "a gateway that may connect"
         found.add(("peers",), f"is missing: {a(file.role)} needs {what}")
@@ -82,15 +85,6 @@ def check_peers_differ(found: Findings, peers: Peers) -> None:
             first = seen.setdefault(getattr(peer, key), index)
             if first != index:
                 found.add(("peers", index, key), f"is the same as that of peers[{first}]")
-
-
-def check_not_yet(found: Findings, file: ConfigFile, peers: Peers) -> None:
-    """Complains of settings of a later version."""
-    for index, peer in peers:
-        if peer.rendezvous is not None:
-            found.add(("peers", index, "rendezvous"), NOT_YET)
-    if file.signaling is not None and file.signaling.rendezvous is not None:
-        found.add(("signaling", "rendezvous"), NOT_YET)
 
 
 def check_policy_names(found: Findings, peers: Peers) -> None:
@@ -170,17 +164,27 @@ def check_tls(found: Findings, file: ConfigFile, peers: Peers) -> None:
         if file.role == "endpoint" or peer.tls_ca is None:
             continue  # of an endpoint's peer, _check_role has said it
         at: KeyPath = ("peers", index, "tls_ca")
-        if peer.url is not None and not peer.url.startswith("https:"):
-            found.add(at, "has no meaning for a url that is not https://")
+        urls = [url for url in (peer.url, peer.rendezvous) if url is not None]
+        if urls and not any(url.startswith(("https:", "wss:")) for url in urls):
+            found.add(
+                at, "has no meaning for a url that is not https://, without a rendezvous at wss://"
+            )
         elif complaint := check_authorities(peer.tls_ca):
             found.add(at, complaint)
     signaling = file.signaling
     if file.role == "gateway" or signaling is None:
         return
+    if signaling.tls_ca is not None:
+        if not (signaling.rendezvous or "").startswith("wss:"):
+            found.add(("signaling", "tls_ca"), "has no meaning without a rendezvous at wss://")
+        elif complaint := check_authorities(signaling.tls_ca):
+            found.add(("signaling", "tls_ca"), complaint)
     certificate = signaling.tls_certificate
     if certificate is None:
         if signaling.tls_key is not None and not found.is_broken(*_TLS_CERTIFICATE):
             found.add(_TLS_CERTIFICATE, "is missing: tls_key alone makes no listener HTTPS")
+    elif signaling.listen is None and not found.is_broken("signaling", "listen"):
+        found.add(_TLS_CERTIFICATE, "has no meaning without listen")
     elif isinstance(signaling.listen, Path):
         found.add(_TLS_CERTIFICATE, "has no meaning on a Unix socket: that is on no network")
     elif not found.is_broken("signaling", "tls_key"):

@@ -134,7 +134,6 @@ class _Loader:
         peers = self._usable_peers(file)
         checks.check_role(self._found, file, peers)
         checks.check_peers_differ(self._found, peers)
-        checks.check_not_yet(self._found, file, peers)
         if file.role == "endpoint":
             checks.check_policy_names(self._found, peers)
         users = self._read_users(file)

@@ -12,7 +12,6 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
-from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -27,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from socks_tunnel.config.urls import checked_url
 from socks_tunnel.protocol.addresses import HostPort, canonical_host, parse_host_port, parse_ip
 from socks_tunnel.protocol.ice_urls import parse_ice_url, parse_udp_ports
 from socks_tunnel.protocol.policy import Rules
@@ -141,21 +141,21 @@ def _signaling_url(value: Any, info: ValidationInfo) -> str:
     for prefix in ("http+unix://", "unix:"):
         if text.startswith(prefix):
             return f"unix:{_absolute(text.removeprefix(prefix), info)}"
-    try:
-        url = urlsplit(text)
-        host, port = url.hostname, url.port
-    except ValueError as error:
-        raise ValueError(f"is not a URL: {error}") from None
-    if url.scheme not in {"http", "https"} or not host:
-        raise ValueError("is none of http://HOST:PORT/, https://HOST/ and unix:PATH")
-    if url.username is not None or url.query or url.fragment:
-        raise ValueError("has a user, query or fragment, which has no meaning here")
-    if port == 0:
-        raise ValueError("names port 0")
-    return text
+    return checked_url(
+        text, {"http", "https"}, "is none of http://HOST:PORT/, https://HOST/ and unix:PATH"
+    )
 
 
-def _public_key(value: Any) -> str:
+def _rendezvous_url(value: Any) -> str | None:
+    if value is None or value == "":
+        return None
+    return checked_url(
+        _text(value), {"ws", "wss"}, "is neither wss://HOST[:PORT]/ nor ws://HOST[:PORT]/"
+    )
+
+
+def public_key(value: Any) -> str:
+    """Returns a public key in canonical form. Raises :class:`ValueError`."""
     text = _text(value).strip()
     try:
         raw = base64.b64decode(text, validate=True)
@@ -294,17 +294,19 @@ class Peer(Table):
     """`[[peers]]`: a host at the other end of a link."""
 
     name: PeerName
-    public_key: Annotated[str, PlainValidator(_public_key)]
+    public_key: Annotated[str, PlainValidator(public_key)]
     """Base64 of the 32 raw bytes, in canonical form."""
     url: Annotated[str, PlainValidator(_signaling_url)] | None = None
     """Of a gateway's peer: `http://HOST:PORT/…`, `https://…` or `unix:/PATH`."""
     tls_ca: OptionalFilePath = None
-    """Of a gateway's peer with an https url: PEM of the authorities that its certificate may be
-    from. None: those that the system trusts."""
+    """Of a gateway's peer with an https url or a wss rendezvous: PEM of the authorities that their
+    certificates may be from. None: those that the system trusts."""
     proxy: Annotated[str | None, PlainValidator(_proxy)] = None
     """Of a gateway's peer: `http://[USER:PASSWORD@]HOST[:PORT]`, or `none`. None: what the
     environment says (HTTPS_PROXY, http_proxy, NO_PROXY)."""
-    rendezvous: str | None = None
+    rendezvous: Annotated[str | None, PlainValidator(_rendezvous_url)] = None
+    """Of a gateway's peer: `wss://HOST[:PORT]/` of the service through which it is reached, after
+    the url if there is one."""
     policy: str | None = None
     """Of an endpoint's peer: the name of one of `[policies]`. None: the `[policy]` table."""
 
@@ -445,7 +447,10 @@ class Signaling(Table):
     """PEM chain, the host's own certificate first: the listener is HTTPS. None: plain HTTP."""
     tls_key: OptionalFilePath = None
     """PEM. None: the file of the certificate holds the key too."""
-    rendezvous: str | None = None
+    rendezvous: Annotated[str | None, PlainValidator(_rendezvous_url)] = None
+    """`wss://HOST[:PORT]/` of the service through which offers are taken, besides the listener."""
+    tls_ca: OptionalFilePath = None
+    """PEM of the authorities that the service's certificate may be from. None: the system's."""
 
 
 class ConfigFile(Table):

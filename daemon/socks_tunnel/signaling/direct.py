@@ -116,10 +116,10 @@ class DirectServer:
     async def start(self) -> None:
         """Binds and listens. Raises :class:`OSError`."""
         if isinstance(self._listen, Path):
-            sock = _listen_unix(self._listen)
+            sock = listen_unix(self._listen)
             self._inode = _inode(self._listen)
         else:
-            sock = _listen_tcp(self._listen)
+            sock = listen_tcp(self._listen)
             self._address = HostPort(*sock.getsockname()[:2])
         self.http = HttpServer(
             "signalling",
@@ -311,7 +311,7 @@ def _certificate_advice(error: Exception) -> str:
     return f"does not verify: it {_CERTIFICATE_ADVICE.get(code, f'has a fault ({message})')}"
 
 
-def _listen_tcp(address: HostPort) -> socket.socket:
+def listen_tcp(address: HostPort) -> socket.socket:
     """Listens on one address. Raises :class:`OSError`."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -328,7 +328,7 @@ def _listen_tcp(address: HostPort) -> socket.socket:
     return sock
 
 
-def _listen_unix(path: Path) -> socket.socket:
+def listen_unix(path: Path) -> socket.socket:
     """Listens on a Unix socket for our user and group only; replaces one that nobody serves."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.setblocking(False)

@@ -32,7 +32,7 @@ class EndpointLinks(Links):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._carriers = carriers.incoming(self._offer, self._bye, self.metrics)
+        self._carriers = carriers.incoming(self._offer, self._bye, self.metrics, self.identity)
 
     async def start(self) -> None:
         """Listens for offers."""

@@ -6,16 +6,31 @@ The dialler and the answerer see carriers through :mod:`socks_tunnel.signaling.c
 import asyncio
 import logging
 from datetime import UTC, datetime
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.models import Config, Peer
 from socks_tunnel.ops.metrics import Metrics
+from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.signaling.carrier import ByeHandler, OfferHandler, OutgoingCarrier
 from socks_tunnel.signaling.direct import DirectClient, DirectServer
+from socks_tunnel.signaling.either import DirectFirst
+from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
 from socks_tunnel.signaling.tls import ServerCertificate, TlsFileError, read_server_certificate
+from socks_tunnel.supervisor.backoff import Backoff
+
+if TYPE_CHECKING:  # it brings aiohttp, for which only those pay who name a service
+    from socks_tunnel.signaling.rendezvous import Rendezvous
 
 _log = logging.getLogger(__name__)
+
+FIRST_DELAY: Final = 0.5
+LONGEST_DELAY: Final = 15.0
+"""Bounds of the delay between two attempts to reach a rendezvous service, in seconds."""
+
+_Way: TypeAlias = tuple[str, Path | None, str | None]
+"""What two peers that share a connection to a service have in common: URL, authorities, proxy."""
 
 
 class ConfiguredCarrier(Protocol):
@@ -34,15 +49,115 @@ class ConfiguredCarrier(Protocol):
         """Takes no more offers; bounded in time."""
 
 
-def outgoing(peer: Peer) -> OutgoingCarrier:
-    """Returns the way to a peer of a gateway."""
-    assert peer.url is not None, "the loader wants a url for each peer of a gateway"
-    return DirectClient(peer.url, ca=peer.tls_ca, proxy=peer.proxy)
+class Outgoing:
+    """The ways to all peers of a gateway. Peers behind one service share one connection to it."""
+
+    def __init__(self, identity: PrivateIdentity) -> None:
+        self._identity = identity
+        self._proxy: str | None = None
+        self._services: dict[_Way, Rendezvous] = {}
+
+    def apply(self, config: Config) -> None:
+        """Connects to the services that the peers name, and leaves those that none names."""
+        self._proxy = config.ice.proxy
+        watched: dict[_Way, list[bytes]] = {}
+        for peer in config.peers:
+            if peer.rendezvous is not None:
+                key = parse_public_key(peer.public_key)
+                watched.setdefault(self._way(peer), []).append(key)
+        for way in self._services.keys() - watched.keys():
+            spawn("leave a rendezvous", self._services.pop(way).stop())
+        for way, keys in watched.items():
+            service = self._services.get(way)
+            if service is None:
+                service = self._services[way] = _rendezvous(way, self._identity)
+                service.watch(keys)
+                service.start()
+            else:
+                service.watch(keys)
+
+    def carrier_for(self, peer: Peer) -> OutgoingCarrier:
+        """Returns the way to a peer of the configuration that was applied last."""
+        if peer.rendezvous is None:
+            return direct(peer)
+        from socks_tunnel.signaling.rendezvous_peer import RendezvousCarrier  # noqa: PLC0415 - as above
+
+        service = self._services[self._way(peer)]
+        carrier = RendezvousCarrier(service, parse_public_key(peer.public_key))
+        return carrier if peer.url is None else DirectFirst(direct(peer), carrier)
+
+    async def stop(self) -> None:
+        """Leaves all services."""
+        services, self._services = self._services, {}
+        await asyncio.gather(*(service.stop() for service in services.values()))
+
+    def _way(self, peer: Peer) -> _Way:
+        assert peer.rendezvous is not None
+        proxy = peer.proxy if peer.proxy is not None else self._proxy
+        return peer.rendezvous, peer.tls_ca, proxy
 
 
-def incoming(offer: OfferHandler, bye: ByeHandler, metrics: Metrics) -> list[ConfiguredCarrier]:
+def direct(peer: Peer) -> OutgoingCarrier:
+    """Returns the way to a peer of a gateway that has a url."""
+    assert peer.url is not None, "the loader wants a url or a rendezvous for each peer of a gateway"
+    ca = peer.tls_ca if peer.url.startswith("https:") else None
+    return DirectClient(peer.url, ca=ca, proxy=peer.proxy)
+
+
+def incoming(
+    offer: OfferHandler, bye: ByeHandler, metrics: Metrics, identity: PrivateIdentity
+) -> list[ConfiguredCarrier]:
     """Returns the ways on which an endpoint takes offers."""
-    return [DirectListener(offer, bye, metrics)]
+    return [DirectListener(offer, bye, metrics), RendezvousListener(offer, bye, identity)]
+
+
+def _rendezvous(
+    way: _Way,
+    identity: PrivateIdentity,
+    offer: OfferHandler | None = None,
+    bye: ByeHandler | None = None,
+) -> "Rendezvous":
+    from socks_tunnel.signaling.rendezvous import Rendezvous  # noqa: PLC0415 - as above
+
+    url, ca, proxy = way
+    delays = Backoff(FIRST_DELAY, LONGEST_DELAY, jitter=True)
+    return Rendezvous(url, identity, delays, ca=ca, proxy=proxy, offer=offer, bye=bye)
+
+
+class RendezvousListener:
+    """Offers that come through a service; does nothing where none is configured."""
+
+    def __init__(self, offer: OfferHandler, bye: ByeHandler, identity: PrivateIdentity) -> None:
+        self._offer = offer
+        self._bye = bye
+        self._identity = identity
+        self._keys: list[bytes] = []
+        self._service: Rendezvous | None = None
+
+    async def prepare(self, config: Config) -> None:
+        """Takes the keys of the gateways that may send offers."""
+        self._keys = [parse_public_key(peer.public_key) for peer in config.peers]
+
+    async def start(self, config: Config) -> None:
+        """Connects, in the background: a service that is not there yet is no obstacle."""
+        signaling = config.signaling
+        if signaling is None or signaling.rendezvous is None:
+            return
+        way = signaling.rendezvous, signaling.tls_ca, config.ice.proxy
+        self._service = _rendezvous(way, self._identity, self._offer, self._bye)
+        self._service.watch(self._keys)
+        self._service.start()
+        _log.info("taking offers through %s", signaling.rendezvous)
+
+    def apply(self) -> None:
+        """Lets those send offers that were prepared last."""
+        if self._service is not None:
+            self._service.watch(self._keys)
+
+    async def stop(self) -> None:
+        """Takes no more offers."""
+        if self._service is not None:
+            await self._service.stop()
 
 
 class DirectListener:
@@ -73,8 +188,8 @@ class DirectListener:
     async def start(self, config: Config) -> None:
         """Listens. Raises :class:`OSError`."""
         signaling = config.signaling
-        assert signaling is not None, "the loader wants a listener for an endpoint"
-        assert signaling.listen is not None, "as above"
+        if signaling is None or signaling.listen is None:
+            return  # the loader has seen to it that there is another way in
         certificate = self._certificate
         tls = None if certificate is None else certificate.context
         self._server = DirectServer(signaling.listen, self._offer, bye=self._bye, tls=tls)

@@ -58,16 +58,18 @@ class GatewayLinks(Links):
     role = "gateway"
 
     def __init__(
-        self, *args: Any, carrier_for: CarrierFactory = carriers.outgoing, **kwargs: Any
+        self, *args: Any, carrier_for: CarrierFactory | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.carrier_for = carrier_for
+        self._outgoing = carriers.Outgoing(self.identity)
+        self.carrier_for = carrier_for or self._outgoing.carrier_for
         self._diallers: dict[str, Dialler] = {}
         self._paths = PathWatcher(self.path_changed)
         self._pauses = PauseWatcher(self.path_changed)
 
     async def start(self) -> None:
         """Dials all peers."""
+        self._outgoing.apply(self.config)
         for peer in self.config.peers:
             self._dial(peer)
         self._count_links()
@@ -77,13 +79,14 @@ class GatewayLinks(Links):
     def apply(self, config: Config) -> None:
         """Ends what leads to peers that are gone or changed, and dials the new ones."""
         super().apply(config)
+        self._outgoing.apply(config)
         for name, dialler in list(self._diallers.items()):
             peer = self.peers.get(name)
             if peer is None or route_of(peer) != route_of(dialler.peer):
                 del self._diallers[name]
                 reason = "the peer was removed from the configuration"
                 if peer is not None:
-                    reason = "the peer's key or url has changed in the configuration"
+                    reason = "the peer's key, url or rendezvous has changed in the configuration"
                 spawn(f"stop dialling {name}", dialler.stop(reason))
             else:
                 dialler.update(peer)
@@ -104,6 +107,7 @@ class GatewayLinks(Links):
         self._paths.stop()
         self._pauses.stop()
         await asyncio.gather(*(dialler.stop(reason) for dialler in self._diallers.values()))
+        await self._outgoing.stop()
 
     def path_changed(self, why: str) -> None:
         """Tries another link beside each: addresses or routes have changed, or the host has slept.

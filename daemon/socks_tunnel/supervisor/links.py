@@ -159,7 +159,7 @@ class Links:
 
     def new_link(self, peer: Peer, session: bytes) -> PeerLink:
         """Begins a link. Raises :class:`ValueError` for ICE servers that cannot be used."""
-        ice = replace(self.ice, towards=signaling_host(peer.url))
+        ice = replace(self.ice, towards=signaling_host(peer.url or peer.rendezvous))
         chosen = self.config.transport
         transport = self._transports(
             self.role,
@@ -251,13 +251,13 @@ def ice_settings(ice: Ice) -> IceSettings:
 
 
 def signaling_host(url: str | None) -> str:
-    """Returns the host of a gateway's peer's url; empty where that is no host of a network."""
+    """Returns the host of a url or rendezvous; empty where that is no host of a network."""
     return "" if url is None or url.startswith("unix:") else urlsplit(url).hostname or ""
 
 
-def route_of(peer: Peer) -> tuple[str, str | None]:
+def route_of(peer: Peer) -> tuple[str, str | None, str | None]:
     """Returns what a link of the peer depends on: if it changes, the link has to end."""
-    return peer.public_key, peer.url
+    return peer.public_key, peer.url, peer.rendezvous
 
 
 def _by_key(peers: Iterable[Peer]) -> dict[bytes, str]:

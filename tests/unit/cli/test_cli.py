@@ -98,7 +98,7 @@ def mode(path: Path) -> int:
 
 
 def test_the_commands_are_these() -> None:
-    running = {"run", "demo", "status", "connections", "top", "reload", "drain"}
+    running = {"run", "rendezvous", "demo", "status", "connections", "top", "reload", "drain"}
     preparing = {"check-config", "keygen", "pubkey", "passwd", "pair", "policy", "version"}
     assert set(cli.cli.commands) == running | preparing
 

@@ -21,9 +21,6 @@ CARRIERS = {
     "daemon/socks_tunnel/protocol/settings.py",
 }
 
-REFUSED = {"peers.rendezvous", "signaling.rendezvous"}
-"""Settings of a later version: the loader says so (`tests/unit/config/bad/not-yet-*.toml`)."""
-
 HANDED_ON = {"ice.servers.urls"}
 """Settings that aiortc gets as a whole: supervisor/links.py dumps the servers."""
 
@@ -79,7 +76,7 @@ USED_BY_THE_LOADER = {
 """Settings whose effect is what the loader reads or makes of them."""
 
 
-@pytest.mark.parametrize("setting", sorted(set(settings()) - REFUSED - HANDED_ON))
+@pytest.mark.parametrize("setting", sorted(set(settings()) - HANDED_ON))
 def test_it_has_a_reader(setting: str) -> None:
     name = setting.rpartition(".")[2]
     loader = {LOADER} if setting in USED_BY_THE_LOADER else set()
@@ -91,4 +88,4 @@ def test_it_has_a_reader(setting: str) -> None:
 
 
 def test_the_sets_name_settings_that_there_are() -> None:
-    assert set(settings()) >= REFUSED | HANDED_ON | UNREAD | USED_BY_THE_LOADER
+    assert set(settings()) >= HANDED_ON | UNREAD | USED_BY_THE_LOADER

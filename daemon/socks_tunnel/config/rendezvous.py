@@ -1,0 +1,159 @@
+"""The configuration of the rendezvous service: its tables, and what reads and checks them."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, PlainValidator, StrictBool, StringConstraints, ValidationError
+
+from socks_tunnel.config.errors import ConfigError, Problem, unknown_key
+from socks_tunnel.config.models import (
+    NOT_YET,
+    FilePath,
+    IceServer,
+    Listener,
+    Log,
+    OptionalFilePath,
+    PeerName,
+    Positive,
+    Seconds,
+    Table,
+    public_key,
+)
+from socks_tunnel.config.positions import KeyPath, key_lines
+from socks_tunnel.config.wording import key_text, sentence, upwards
+from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.signaling.tls import TlsFileError, read_server_certificate
+
+KEYS_MAX: Final = 65_536
+"""Keys that may be listed."""
+
+
+class Key(Table):
+    """`[[keys]]`: a host that may connect."""
+
+    name: PeerName
+    public_key: Annotated[str, PlainValidator(public_key)]
+
+
+class Relay(Table):
+    """`[relay]`: datagrams over the service, for hosts that no UDP path reaches."""
+
+    enabled: StrictBool = False
+    bytes_per_second: Positive = 2_000_000
+
+
+class Turn(Table):
+    """`[turn]`: TURN servers for which the service hands out credentials."""
+
+    servers: tuple[IceServer, ...] = ()
+    secret_file: OptionalFilePath = None
+
+
+class RendezvousFile(Table):
+    """All that can be written in the file."""
+
+    listen: Listener
+    """An address and port, or the path of a Unix socket (written `unix:PATH`)."""
+    tls_certificate: OptionalFilePath = None
+    """PEM chain. None: a proxy in front ends TLS."""
+    tls_key: OptionalFilePath = None
+    names: tuple[Annotated[str, StringConstraints(to_lower=True, min_length=1)], ...] = ()
+    """Hosts that clients reach it by; empty: those of the certificate, or else any."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses whose X-Forwarded-For is believed; `unix` for a Unix socket."""
+    clients: Literal["listed", "enrolled", "any"] = "listed"
+    clients_max: Positive = 20_000
+    """Clients at a time."""
+    drain_timeout: Seconds = 10
+    """Seconds in which clients are asked to leave before the service ends."""
+    redis_url: str = ""
+    keys: Annotated[tuple[Key, ...], Field(max_length=KEYS_MAX)] = ()
+    relay: Relay = Relay()
+    turn: Turn | None = None
+    log: Log = Log()
+
+
+class RendezvousConfig(RendezvousFile):
+    """A whole, checked configuration."""
+
+    source: FilePath
+
+
+def load_rendezvous(path: Path) -> RendezvousConfig:
+    """Reads and checks the configuration of a service. Raises :class:`ConfigError`."""
+    path = path.absolute()
+    try:
+        text = path.read_text("utf-8")
+        raw = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError([Problem(path, None, "", f"cannot be read: {error.strerror}")]) from None
+    except UnicodeDecodeError:
+        raise ConfigError([Problem(path, None, "", "is not UTF-8 text")]) from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError([Problem(path, None, "", f"is not valid TOML: {error}")]) from None
+    lines = key_lines(text)
+    problems: list[Problem] = []
+
+    def add(at: KeyPath, message: str) -> None:
+        line = next((lines[place] for place in upwards(at) if place in lines), None)
+        problems.append(Problem(path, line, key_text(at), message))
+
+    try:
+        file = RendezvousFile.model_validate(raw, context={"directory": path.parent})
+    except ValidationError as error:
+        for details in error.errors(include_url=False):
+            at = details["loc"]
+            if details["type"] == "extra_forbidden":
+                add(at, unknown_key(str(at[-1]), _known(at)))
+            else:
+                add(at, sentence(details))
+        raise ConfigError(problems) from None
+    for at, message in _complaints(file):
+        add(at, message)
+    if problems:
+        raise ConfigError(problems)
+    fields = {name: getattr(file, name) for name in RendezvousFile.model_fields}
+    return RendezvousConfig.model_validate({**fields, "source": path})
+
+
+def _known(at: KeyPath) -> list[str]:
+    """Returns the keys that the table has in which `at` is unknown."""
+    tables: dict[Any, type[Table]] = {"keys": Key, "relay": Relay, "turn": Turn, "log": Log}
+    if len(at) > 1 and "servers" in at[:-1]:
+        return list(IceServer.model_fields)
+    return list((tables[at[0]] if len(at) > 1 else RendezvousFile).model_fields)
+
+
+def _complaints(file: RendezvousFile) -> list[tuple[KeyPath, str]]:
+    found: list[tuple[KeyPath, str]] = []
+    if file.clients == "enrolled":
+        found.append((("clients",), f'"enrolled" {NOT_YET}; there are "listed" and "any"'))
+    if file.redis_url:
+        found.append((("redis_url",), f"{NOT_YET}: one node serves all clients"))
+    if file.relay.enabled:
+        found.append((("relay", "enabled"), NOT_YET))
+    if file.turn is not None:
+        found.append((("turn",), f"{NOT_YET}; name TURN servers in [ice] of each host"))
+    if file.clients == "listed" and not file.keys:
+        found.append((("keys",), 'is missing: nobody could connect while clients = "listed"'))
+    for field in ("name", "public_key"):
+        seen: dict[str, int] = {}
+        for index, key in enumerate(file.keys):
+            first = seen.setdefault(getattr(key, field), index)
+            if first != index:
+                message = f"is the same as that of keys[{first}]"
+                found.append((("keys", index, field), message))
+    if file.tls_certificate is None:
+        if file.tls_key is not None:
+            message = "is missing: tls_key alone makes no listener HTTPS"
+            found.append((("tls_certificate",), message))
+    elif not isinstance(file.listen, HostPort):
+        message = "has no meaning on a Unix socket: that is on no network"
+        found.append((("tls_certificate",), message))
+    else:
+        try:
+            read_server_certificate(file.tls_certificate, file.tls_key)
+        except TlsFileError as error:
+            found.append(((error.key,), str(error)))
+    return found

@@ -1,0 +1,395 @@
+"""What a rendezvous service and its clients say to each other, version 1. Sans-IO.
+
+Gateways and endpoints each hold one outbound WebSocket (RFC 6455) to the service, at the path
+:data:`PATH`. Each binary message on it is one frame, a msgpack map::
+
+    kind        from     carries
+    challenge   service  "nonce": bin 32
+    proof       client   "key": bin 32, "host": str, "time": int, "signature": bin 64
+    welcome     service  "session": bin 8, "time": int,
+                         "limits": {"body": int, "watch": int, "rate": int}
+    watch       client   "keys": bin 32*n, "reset": bool       whom the client may talk to
+    presence    service  "online": bin 32*n, "offline": bin 32*n
+    envelope    client   "to": bin 32, "body": bin
+                service  "from": bin 32, "body": bin
+    absent      service  "to": bin 32, "reason": str           an envelope was not passed on
+    drain       service  "within": int                         seconds in which to leave
+
+Unknown keys are ignored; an unknown kind is a protocol error. Times are Unix seconds.
+
+::
+
+    client                                     service
+      <------------- challenge ----------------   nothing is kept for the client yet
+      -------------- proof -------------------->  the key is proved, and may be refused
+      <------------- welcome ------------------
+      -------------- watch (one or several) --->
+      <------------- presence -----------------
+      -------------- envelope ----------------->  passed on, or `absent` comes back
+
+The signature is Ed25519 (RFC 8032) over what :func:`proof_text` returns. The host in it is the one
+that the client has connected to, so that a service cannot pass a challenge of another one on to its
+own clients and use the proof there.
+
+The service passes an envelope on only if its receiver watches the sender, and tells of a key's
+presence only if both watch each other. To anybody else, a key is absent. What is passed on is a
+parcel, which is between the clients and means nothing to the service::
+
+    parcel      "kind": "offer" | "answer" | "refused" | "bye",
+                "ref": bin 8,         chosen by the sender of the offer, repeated in what answers it
+                "session": str,       names the session in an answer and in a bye; "" otherwise
+                "envelope": bin       signed (socks_tunnel.signaling.envelope); empty if refused
+
+Neither frames nor parcels are signed: whoever runs the service can drop, delay, repeat, invent and
+exchange them. What counts is the envelope.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import msgpack
+
+from socks_tunnel.protocol import bounded
+from socks_tunnel.protocol.errors import RemoteProtocolError
+
+PATH: Final = "/v1"
+"""Path of the WebSocket, after the path of the URL that a configuration names."""
+
+KEY_SIZE: Final = 32
+NONCE_SIZE: Final = 32
+SIGNATURE_SIZE: Final = 64
+SESSION_SIZE: Final = 8
+REF_SIZE: Final = 8
+
+PARCEL_MAX: Final = 65_536 + 512
+"""Longest parcel in bytes: the longest envelope and what goes with it."""
+
+FRAME_MAX: Final = PARCEL_MAX + 256
+"""Longest frame in bytes."""
+
+KEYS_PER_FRAME: Final = 1024
+"""Most keys in one field of a frame; longer lists take several frames."""
+
+HOST_MAX: Final = 300
+"""Longest host, with its port, in bytes."""
+
+SHORT_FRAME_MAX: Final = 1024
+"""Longest frame in bytes that is read from a client that has proved nothing yet."""
+
+_U64_MAX: Final = (1 << 64) - 1
+_DRAIN_MAX: Final = 3600
+
+_BOUNDS: Final = bounded.Bounds(
+    size=FRAME_MAX, text=HOST_MAX, binary=PARCEL_MAX, entries=16, items=64, depth=2
+)
+_PARCEL_BOUNDS: Final = bounded.Bounds(
+    size=PARCEL_MAX, text=128, binary=PARCEL_MAX, entries=16, items=64, depth=1
+)
+
+CLOSE_PROTOCOL: Final = 4400
+"""Close codes of the WebSocket (RFC 6455 section 7.4.2: 4000 to 4999 are for private use)."""
+CLOSE_PROOF: Final = 4401
+CLOSE_FORBIDDEN: Final = 4403
+CLOSE_LATE: Final = 4408
+CLOSE_REPLACED: Final = 4409
+CLOSE_TOO_MUCH: Final = 4429
+CLOSE_GOING_AWAY: Final = 1001
+
+CLOSE_MEANINGS: Final[Mapping[int, str]] = {
+    CLOSE_PROTOCOL: "it could not make sense of what this host sent",
+    CLOSE_PROOF: "it did not accept the proof of this host's key; is the URL's host the one that "
+    "it goes by?",
+    CLOSE_FORBIDDEN: "it does not know this host's key",
+    CLOSE_LATE: "this host was too slow",
+    CLOSE_REPLACED: "another connection with the same key took the place of this one; do two hosts "
+    "have the same private key?",
+    CLOSE_TOO_MUCH: "this host sent or asked for too much",
+    CLOSE_GOING_AWAY: "it is shutting down",
+}
+"""What a client says when the service closed with such a code; ends a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """The service asks for a proof."""
+
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A client says who it is. `host` is whom it believes to talk to."""
+
+    key: bytes
+    host: str
+    time: int
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The key is proved.
+
+    `body` is the longest parcel in bytes, `watch` the most keys that may be watched, `rate` the
+    envelopes a second that are passed on for long.
+    """
+
+    session: bytes
+    time: int
+    body: int
+    watch: int
+    rate: int
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """The client may talk to these keys; with `reset`, to no others."""
+
+    keys: tuple[bytes, ...]
+    reset: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """Watched keys have come or gone."""
+
+    online: tuple[bytes, ...]
+    offline: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ToKey:
+    """An envelope on its way to the service."""
+
+    to: bytes
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FromKey:
+    """An envelope on its way from the service. `sender` is what the service says it is."""
+
+    sender: bytes
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """An envelope was not passed on. `reason` is one of :data:`REASONS`."""
+
+    to: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """The service wants its clients to leave within so many seconds."""
+
+    within: int
+
+
+REASONS: Final[Mapping[str, str]] = {
+    "absent": "the peer is not there, or does not name this host's key",
+    "busy": "the peer takes no envelopes at the moment",
+    "rate": "too many envelopes were sent",
+}
+"""Why an envelope was not passed on, in the frame and in words."""
+
+FromService: TypeAlias = Challenge | Welcome | Presence | FromKey | Absent | Drain
+FromClient: TypeAlias = Proof | Watch | ToKey
+Frame: TypeAlias = FromService | FromClient
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What two clients pass to each other through the service."""
+
+    kind: str
+    ref: bytes
+    session: str = ""
+    envelope: bytes = b""
+
+
+PARCEL_KINDS: Final = frozenset({"offer", "answer", "refused", "bye"})
+
+
+def proof_text(host: str, nonce: bytes, time: int) -> bytes:
+    """Returns the bytes that a proof signs.
+
+    ::
+
+        "socks-tunnel rendezvous" 0x00 | NONCE 32 | TIME 8 | HOST (UTF-8, the rest)
+    """
+    return b"socks-tunnel rendezvous\0" + nonce + time.to_bytes(8, "big") + host.encode()
+
+
+# --- encoding ---------------------------------------------------------------------------------
+
+
+def encode(frame: Frame) -> bytes:
+    """Returns the frame's bytes."""
+    packed: bytes = msgpack.packb(_fields(frame))
+    return packed
+
+
+def _fields(frame: Frame) -> dict[str, Any]:
+    match frame:
+        case Challenge(nonce):
+            return {"kind": "challenge", "nonce": nonce}
+        case Proof(key, host, time, signature):
+            return {
+                "kind": "proof",
+                "key": key,
+                "host": host,
+                "time": time,
+                "signature": signature,
+            }
+        case Welcome(session, time, body, watch, rate):
+            limits = {"body": body, "watch": watch, "rate": rate}
+            return {"kind": "welcome", "session": session, "time": time, "limits": limits}
+        case Watch(keys, reset):
+            return {"kind": "watch", "keys": b"".join(keys), "reset": reset}
+        case Presence(online, offline):
+            return {
+                "kind": "presence",
+                "online": b"".join(online),
+                "offline": b"".join(offline),
+            }
+        case ToKey(to, body):
+            return {"kind": "envelope", "to": to, "body": body}
+        case FromKey(sender, body):
+            return {"kind": "envelope", "from": sender, "body": body}
+        case Absent(to, reason):
+            return {"kind": "absent", "to": to, "reason": reason}
+        case Drain(within):
+            return {"kind": "drain", "within": within}
+
+
+def watches(keys: Iterable[bytes]) -> Iterator[bytes]:
+    """Yields the frames that replace all watched keys by `keys`; at least one."""
+    chunks = list(_chunks(list(keys))) or [()]
+    for number, chunk in enumerate(chunks):
+        yield encode(Watch(chunk, reset=number == 0))
+
+
+def presences(online: Iterable[bytes], offline: Iterable[bytes] = ()) -> Iterator[bytes]:
+    """Yields the frames that tell of these keys; none for none."""
+    for chunk in _chunks(list(online)):
+        yield encode(Presence(chunk, ()))
+    for chunk in _chunks(list(offline)):
+        yield encode(Presence((), chunk))
+
+
+def _chunks(keys: list[bytes]) -> Iterator[tuple[bytes, ...]]:
+    for start in range(0, len(keys), KEYS_PER_FRAME):
+        yield tuple(keys[start : start + KEYS_PER_FRAME])
+
+
+def encode_parcel(parcel: Parcel) -> bytes:
+    """Returns the parcel's bytes."""
+    packed: bytes = msgpack.packb(
+        {
+            "kind": parcel.kind,
+            "ref": parcel.ref,
+            "session": parcel.session,
+            "envelope": parcel.envelope,
+        }
+    )
+    return packed
+
+
+# --- decoding ---------------------------------------------------------------------------------
+
+
+def decode_from_client(data: bytes) -> FromClient:
+    """Returns the frame that a client sent. Raises :class:`RemoteProtocolError`."""
+    try:
+        fields = bounded.unpack_map(data, _BOUNDS)
+        match bounded.text(fields, "kind"):
+            case "proof":
+                return Proof(
+                    key=bounded.binary(fields, "key", KEY_SIZE),
+                    host=bounded.text(fields, "host"),
+                    time=bounded.integer(fields, "time", 0, _U64_MAX),
+                    signature=bounded.binary(fields, "signature", SIGNATURE_SIZE),
+                )
+            case "watch":
+                reset = fields.get("reset")
+                if not isinstance(reset, bool):
+                    raise bounded.unusable(fields, "reset")
+                return Watch(_keys(fields, "keys"), reset)
+            case "envelope":
+                return ToKey(bounded.binary(fields, "to", KEY_SIZE), bounded.binary(fields, "body"))
+            case _:
+                raise bounded.unusable(fields, "kind")
+    except bounded.Malformed as error:
+        raise _malformed(error) from None
+
+
+def decode_from_service(data: bytes) -> FromService:
+    """Returns the frame that the service sent. Raises :class:`RemoteProtocolError`."""
+    try:
+        fields = bounded.unpack_map(data, _BOUNDS)
+        match bounded.text(fields, "kind"):
+            case "challenge":
+                return Challenge(bounded.binary(fields, "nonce", NONCE_SIZE))
+            case "welcome":
+                return _welcome(fields)
+            case "presence":
+                return Presence(_keys(fields, "online"), _keys(fields, "offline"))
+            case "envelope":
+                sender = bounded.binary(fields, "from", KEY_SIZE)
+                return FromKey(sender, bounded.binary(fields, "body"))
+            case "absent":
+                reason = bounded.text(fields, "reason", "absent")
+                if reason not in REASONS:
+                    raise bounded.unusable(fields, "reason")
+                return Absent(bounded.binary(fields, "to", KEY_SIZE), reason)
+            case "drain":
+                return Drain(bounded.integer(fields, "within", 0, _DRAIN_MAX))
+            case _:
+                raise bounded.unusable(fields, "kind")
+    except bounded.Malformed as error:
+        raise _malformed(error) from None
+
+
+def _welcome(fields: Mapping[str, Any]) -> Welcome:
+    limits = fields.get("limits")
+    if not isinstance(limits, dict):
+        raise bounded.unusable(fields, "limits")
+    return Welcome(
+        session=bounded.binary(fields, "session", SESSION_SIZE),
+        time=bounded.integer(fields, "time", 0, _U64_MAX),
+        body=bounded.integer(limits, "body", 1, _U64_MAX),
+        watch=bounded.integer(limits, "watch", 1, _U64_MAX),
+        rate=bounded.integer(limits, "rate", 1, _U64_MAX),
+    )
+
+
+def _keys(fields: Mapping[str, Any], name: str) -> tuple[bytes, ...]:
+    joined = bounded.binary(fields, name)
+    if len(joined) % KEY_SIZE or len(joined) > KEYS_PER_FRAME * KEY_SIZE:
+        raise bounded.unusable(fields, name)
+    return tuple(joined[at : at + KEY_SIZE] for at in range(0, len(joined), KEY_SIZE))
+
+
+def decode_parcel(data: bytes) -> Parcel:
+    """Returns the parcel that another client sent. Raises :class:`RemoteProtocolError`."""
+    try:
+        fields = bounded.unpack_map(data, _PARCEL_BOUNDS)
+        parcel = Parcel(
+            kind=bounded.text(fields, "kind"),
+            ref=bounded.binary(fields, "ref", REF_SIZE),
+            session=bounded.text(fields, "session", ""),
+            envelope=bounded.binary(fields, "envelope"),
+        )
+        if parcel.kind not in PARCEL_KINDS:
+            raise bounded.unusable(fields, "kind")
+    except bounded.Malformed as error:
+        raise _malformed(error) from None
+    return parcel
+
+
+def _malformed(error: bounded.Malformed) -> RemoteProtocolError:
+    return RemoteProtocolError(f"the frame: {error}", kind="malformed")

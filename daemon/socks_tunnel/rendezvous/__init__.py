@@ -1,0 +1,1 @@
+"""The rendezvous service: passes envelopes between hosts without an open port."""

@@ -1,0 +1,308 @@
+"""Who is here, who may talk to whom, and what is passed on. No socket and no clock of its own.
+
+A client exists here only once its key is proved and accepted. It *watches* the keys that it may
+talk to. An envelope from A to B is passed on only if B watches A, and each is told of the other's
+presence only if both watch each other. So a stranger cannot even learn whether a key is here.
+
+What is to be sent to a client waits in its outbox, which is bounded in bytes. An envelope that does
+not fit is not passed on, and the sender is told. Presence that does not fit ends the client's
+connection: it would never learn the truth otherwise.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Collection
+from typing import Final
+
+from socks_tunnel.protocol.rendezvous import (
+    CLOSE_FORBIDDEN,
+    CLOSE_REPLACED,
+    CLOSE_TOO_MUCH,
+    PARCEL_MAX,
+    Absent,
+    Drain,
+    FromKey,
+    Watch,
+    Welcome,
+    encode,
+    presences,
+)
+from socks_tunnel.rendezvous.limits import Bucket, Buckets
+
+OUTBOX_MAX: Final = 1 << 20
+"""Bytes of frames that may wait for one client."""
+
+WATCH_MAX: Final = 16_384
+"""Keys that a listed client may watch."""
+
+WATCH_MAX_ANY: Final = 64
+"""Keys that a client may watch if its key is not listed."""
+
+ENVELOPES_PER_SECOND: Final = 200
+ENVELOPES_BURST: Final = 2000
+"""Envelopes that are passed on for a listed key: a second for long, and at once. An endpoint with
+thousands of gateways answers all of them when its network comes back."""
+
+ENVELOPES_PER_SECOND_ANY: Final = 10
+ENVELOPES_BURST_ANY: Final = 50
+"""The same for a key that is not listed."""
+
+ANSWERED_TOO_MANY: Final = 1000
+"""Envelopes beyond the rate that are answered; the next one ends the connection."""
+
+JOINS_PER_SECOND: Final = 2.0
+JOINS_BURST: Final = 20
+"""Connections of one key, where a newer one takes the place of an older one."""
+
+CLIENTS_MAX: Final = 20_000
+"""Clients at a time."""
+
+
+class Refused(Exception):  # noqa: N818 - a verdict on a client, not a fault of ours
+    """A client may not join, or has to go, for what the text says. `code` closes its WebSocket."""
+
+    def __init__(self, code: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+class Client:
+    """One connection whose key is proved.
+
+    `wake` is called when frames are waiting in an outbox that was empty; `end` when the connection
+    has to be closed, with the code and a reason.
+    """
+
+    __slots__ = (
+        "_end",
+        "_outbox",
+        "_outbox_size",
+        "_wake",
+        "bucket",
+        "ended",
+        "excess",
+        "key",
+        "listed",
+        "name",
+        "watched",
+    )
+
+    def __init__(
+        self,
+        key: bytes,
+        name: str,
+        *,
+        listed: bool,
+        bucket: Bucket,
+        wake: Callable[[], None],
+        end: Callable[[int, str], None],
+    ) -> None:
+        self.key = key
+        self.name = name
+        self.listed = listed
+        self.bucket = bucket
+        self.excess = 0
+        """Envelopes beyond the rate so far."""
+        self.watched: set[bytes] = set()
+        self.ended = False
+        self._wake = wake
+        self._end = end
+        self._outbox: deque[bytes] = deque()
+        self._outbox_size = 0
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that wait in the outbox."""
+        return self._outbox_size
+
+    def push(self, frame: bytes) -> bool:
+        """Puts a frame into the outbox; returns False if there is no room."""
+        if self.ended or self._outbox_size + len(frame) > OUTBOX_MAX:
+            return False
+        self._outbox.append(frame)
+        self._outbox_size += len(frame)
+        if len(self._outbox) == 1:
+            self._wake()
+        return True
+
+    def pop(self) -> bytes | None:
+        """Takes the next frame from the outbox; None if there is none."""
+        if not self._outbox:
+            return None
+        frame = self._outbox.popleft()
+        self._outbox_size -= len(frame)
+        return frame
+
+    def finish(self, code: int, reason: str) -> None:
+        """Has the connection closed; what waits for it is dropped."""
+        if not self.ended:
+            self.ended = True
+            self._outbox.clear()
+            self._outbox_size = 0
+            self._end(code, reason)
+
+
+class Registry:
+    """All clients of one node. `names` are the listed keys; `listed_only` refuses all others."""
+
+    def __init__(
+        self, names: dict[bytes, str], *, listed_only: bool, clients_max: int = CLIENTS_MAX
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        """What was passed on, and what was not and why, since the start."""
+        self._names = names
+        self._listed_only = listed_only
+        self._clients_max = clients_max
+        self._clients: dict[bytes, Client] = {}
+        self._joins = Buckets(JOINS_PER_SECOND, JOINS_BURST)
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def get(self, key: bytes) -> Client | None:
+        """Returns the client with this key; None if it is not here."""
+        return self._clients.get(key)
+
+    # --- clients come and go --------------------------------------------------------------------
+
+    def join(
+        self,
+        key: bytes,
+        now: float,
+        *,
+        wake: Callable[[], None],
+        end: Callable[[int, str], None],
+    ) -> Client:
+        """Adds a client whose key is proved. Raises :class:`Refused`; nothing is kept then.
+
+        An older connection with the same key is ended: after a change of networks the service
+        often notices later than the client that the old one is dead.
+        """
+        name = self._names.get(key)
+        if name is None and self._listed_only:
+            self.counts["refused: not listed"] += 1
+            raise Refused(CLOSE_FORBIDDEN, "its key is not listed")
+        if not self._joins.take(key, now):
+            self.counts["refused: joins"] += 1
+            raise Refused(CLOSE_TOO_MUCH, "its key connects too often")
+        older = self._clients.get(key)
+        if older is None and len(self._clients) >= self._clients_max:
+            self.counts["refused: clients"] += 1
+            raise Refused(CLOSE_TOO_MUCH, f"there are {self._clients_max} clients already")
+        if older is not None:
+            self.leave(older)
+            self.counts["replaced"] += 1
+            older.finish(CLOSE_REPLACED, "a newer connection with the same key")
+        listed = name is not None
+        rate = ENVELOPES_PER_SECOND if listed else ENVELOPES_PER_SECOND_ANY
+        burst = ENVELOPES_BURST if listed else ENVELOPES_BURST_ANY
+        client = Client(
+            key,
+            name or key.hex()[:16],
+            listed=listed,
+            bucket=Bucket(rate, burst, now),
+            wake=wake,
+            end=end,
+        )
+        self._clients[key] = client
+        self.counts["joined"] += 1
+        return client
+
+    def welcome(self, client: Client, session: bytes, unix_time: float) -> Welcome:
+        """Returns what a new client is told."""
+        watch = WATCH_MAX if client.listed else WATCH_MAX_ANY
+        rate = ENVELOPES_PER_SECOND if client.listed else ENVELOPES_PER_SECOND_ANY
+        return Welcome(session, int(unix_time), PARCEL_MAX, watch, rate)
+
+    def leave(self, client: Client) -> None:
+        """Forgets a client, and tells those that may know. Does nothing if it was replaced."""
+        if self._clients.get(client.key) is not client:
+            return
+        del self._clients[client.key]
+        for other in self._mutual(client, client.watched):
+            self._tell(other, offline=[client.key])
+
+    def drain(self, within: int) -> None:
+        """Asks all clients to leave."""
+        frame = encode(Drain(within))
+        for client in list(self._clients.values()):
+            client.push(frame)
+
+    def end_all(self, code: int, reason: str) -> None:
+        """Has all connections closed."""
+        for client in list(self._clients.values()):
+            client.finish(code, reason)
+
+    def update(self, names: dict[bytes, str]) -> None:
+        """Replaces the listed keys; where only those may be here, clients of others have to go."""
+        self._names = names
+        for client in list(self._clients.values()):
+            name = names.get(client.key)
+            if name is not None:
+                client.name, client.listed = name, True
+            elif client.listed or self._listed_only:
+                # Its limits were others: it may come back if it still may.
+                self.leave(client)
+                client.finish(CLOSE_FORBIDDEN, "its key is not listed any more")
+
+    # --- what clients ask for -------------------------------------------------------------------
+
+    def watch(self, client: Client, asked: Watch) -> None:
+        """Sets or adds to what a client watches. Raises :class:`Refused` if that is too much."""
+        added = set(asked.keys)
+        dropped: set[bytes] = client.watched - added if asked.reset else set()
+        new = added - client.watched
+        limit = WATCH_MAX if client.listed else WATCH_MAX_ANY
+        if len(client.watched) - len(dropped) + len(new) > limit:
+            self.counts["refused: watch"] += 1
+            raise Refused(CLOSE_TOO_MUCH, f"it watches more than {limit} keys")
+        for other in self._mutual(client, dropped):
+            self._tell(other, offline=[client.key])
+        client.watched -= dropped
+        client.watched |= new
+        # After a reset the client knows of nobody: it is told of all again.
+        self._tell(client, online=[other.key for other in self._mutual(client, added)])
+        for other in self._mutual(client, new):
+            self._tell(other, online=[client.key])
+
+    def envelope(self, client: Client, to: bytes, body: bytes, now: float) -> None:
+        """Passes an envelope on, or tells the sender why not. Raises :class:`Refused`."""
+        if not client.bucket.take(now):
+            client.excess += 1
+            if client.excess > ANSWERED_TOO_MANY:
+                self.counts["refused: rate"] += 1
+                raise Refused(CLOSE_TOO_MUCH, "it sends far too many envelopes")
+            self._not_passed(client, to, "rate")
+            return
+        receiver = self._clients.get(to)
+        if receiver is None or client.key not in receiver.watched:
+            self._not_passed(client, to, "absent")
+        elif not receiver.push(encode(FromKey(client.key, body))):
+            self._not_passed(client, to, "busy")
+        else:
+            self.counts["passed"] += 1
+
+    def _not_passed(self, client: Client, to: bytes, reason: str) -> None:
+        self.counts[f"not passed: {reason}"] += 1
+        if not client.push(encode(Absent(to, reason))):
+            self.counts["refused: outbox"] += 1
+            raise Refused(CLOSE_TOO_MUCH, "it does not read what it is sent")
+
+    # --- presence -------------------------------------------------------------------------------
+
+    def _mutual(self, client: Client, keys: Collection[bytes]) -> list[Client]:
+        """Returns the clients among `keys` that watch this one too."""
+        found = []
+        for key in keys:
+            other = self._clients.get(key)
+            if other is not None and other is not client and client.key in other.watched:
+                found.append(other)
+        return found
+
+    def _tell(
+        self, client: Client, *, online: Collection[bytes] = (), offline: Collection[bytes] = ()
+    ) -> None:
+        for frame in presences(online, offline):
+            if not client.push(frame):
+                self.counts["ended: outbox"] += 1
+                client.finish(CLOSE_TOO_MUCH, "it does not read what it is sent")
+                return

@@ -1,0 +1,425 @@
+"""The service's sockets: WebSockets by aiohttp around the registry, and the door before them."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+import ssl
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from aiohttp import WSMsgType, web
+
+from socks_tunnel.config.rendezvous import RendezvousConfig
+from socks_tunnel.ops.accepting import accept
+from socks_tunnel.ops.bugs import BugLog
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.protocol.bounded import clip
+from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.rendezvous import (
+    CLOSE_GOING_AWAY,
+    CLOSE_LATE,
+    CLOSE_PROOF,
+    CLOSE_PROTOCOL,
+    FRAME_MAX,
+    NONCE_SIZE,
+    PATH,
+    SESSION_SIZE,
+    Proof,
+    ToKey,
+    Watch,
+    encode,
+)
+from socks_tunnel.protocol.rendezvous_states import ServiceConnection
+from socks_tunnel.rendezvous.limits import Door, Ticket
+from socks_tunnel.rendezvous.registry import Client, Refused, Registry
+from socks_tunnel.signaling.direct import listen_tcp, listen_unix
+from socks_tunnel.signaling.identity import parse_public_key, verify
+from socks_tunnel.signaling.tls import ServerCertificate
+
+_log = logging.getLogger(__name__)
+
+PROOF_TIMEOUT: Final = 10.0
+"""Seconds from the accepting of a connection until its key is proved, TLS included."""
+
+HEARTBEAT: Final = 30.0
+"""Seconds of silence after which a client is asked whether it is there; it has half of that."""
+
+SEND_TIMEOUT: Final = 10.0
+"""Seconds that one frame may take to be handed to the kernel before the client is given up."""
+
+CLOSE_TIMEOUT: Final = 2.0
+"""Seconds for a client to agree to the end of its connection."""
+
+ACCEPT_PAUSE: Final = 1.0
+"""Seconds without accepting after an error such as too many open files."""
+
+UNIX: Final = "unix"
+"""In `trusted_proxies`: who connects to a Unix socket."""
+
+_http_log = logging.getLogger(f"{__name__}.http")
+# Anybody can send what is no HTTP, as often as he likes; our own part guards itself.
+_http_log.setLevel(logging.CRITICAL + 1)
+
+
+class _HttpServer(web.Server):
+    """Tells when a connection has ended."""
+
+    def __init__(self, service: "Service", **kwargs: Any) -> None:
+        super().__init__(service.answer, **kwargs)
+        self._service = service
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
+        """The connection has ended."""
+        super().connection_lost(handler, exc)
+        self._service.lost(handler)
+
+
+class _Waiting:
+    """A connection that has not proved a key: its ticket, and how to end it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.ticket: Ticket | None = None
+        self.handler: Any = None
+        self.opening: asyncio.Task[None] | None = None
+        self.deadline: asyncio.TimerHandle | None = None
+
+    def abort(self) -> None:
+        """Ends it at once, in whatever state it is."""
+        if self.opening is not None:
+            self.opening.cancel()  # which closes what it has made so far
+        elif self.handler is not None and self.handler.transport is not None:
+            self.handler.transport.abort()
+
+
+class Service:
+    """One node. Made on the event loop that it runs on."""
+
+    def __init__(self, config: RendezvousConfig, certificate: ServerCertificate | None) -> None:
+        self.door = Door()
+        self.registry = Registry(
+            listed_keys(config),
+            listed_only=config.clients == "listed",
+            clients_max=config.clients_max,
+        )
+        self.address: HostPort | Path = config.listen
+        """Where it listens; with the port that the system chose if 0 was asked for."""
+        self._draining = False
+        self._bugs = BugLog()
+        self._http: _HttpServer | None = None
+        self._listening: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._waiting: dict[Any, _Waiting] = {}
+        self._empty = asyncio.Event()
+        self.apply(config, certificate)
+
+    # --- its life -------------------------------------------------------------------------------
+
+    def apply(self, config: RendezvousConfig, certificate: ServerCertificate | None) -> None:
+        """Takes changed keys, names and certificate; the rest needs a restart."""
+        self._tls: ssl.SSLContext | None = None if certificate is None else certificate.context
+        names = set(config.names)
+        if not names and certificate is not None:
+            names = {name.lower() for name in certificate.names}
+            if any(name.startswith("*.") for name in names):
+                names = set()  # what it stands for is not known here
+        self._hosts = frozenset(names)
+        self._proxies = frozenset(config.trusted_proxies)
+        self.registry.update(listed_keys(config))
+
+    async def start(self) -> None:
+        """Listens. Raises :class:`OSError`."""
+        where = self.address
+        if isinstance(where, Path):
+            self._listening = listen_unix(where)
+        else:
+            self._listening = listen_tcp(where)
+            self.address = HostPort(*self._listening.getsockname()[:2])
+        self._http = _HttpServer(
+            self,
+            access_log=None,
+            logger=_http_log,
+            auto_decompress=False,
+            keepalive_timeout=PROOF_TIMEOUT,
+            lingering_time=0.0,
+        )
+        self._accepting = spawn("accept rendezvous connections", self._accept_forever())
+
+    async def drain(self, seconds: float) -> None:
+        """Listens no more, asks all clients to leave within so many seconds, and waits for that."""
+        self._draining = True
+        await self._stop_listening()
+        if seconds >= 1 and len(self.registry):
+            self.registry.drain(int(seconds))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._gone()
+
+    async def stop(self) -> None:
+        """Ends all connections; bounded in time."""
+        self._draining = True
+        await self._stop_listening()
+        self.registry.end_all(CLOSE_GOING_AWAY, "the service is shutting down")
+        for waiting in list(self._waiting.values()):
+            waiting.abort()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * CLOSE_TIMEOUT):
+                await self._gone()
+        if self._http is not None:
+            await self._http.shutdown(CLOSE_TIMEOUT)
+            self._http = None
+
+    async def _gone(self) -> None:
+        while len(self.registry):
+            self._empty.clear()
+            await self._empty.wait()
+
+    async def _stop_listening(self) -> None:
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])
+            self._accepting = None
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
+            if isinstance(self.address, Path):
+                self.address.unlink(missing_ok=True)
+
+    # --- connections ----------------------------------------------------------------------------
+
+    async def _accept_forever(self) -> None:
+        assert self._listening is not None
+        while True:
+            try:
+                sock, peer = await accept(self._listening)
+            except ConnectionAbortedError:
+                continue  # the client has gone already
+            except OSError as error:
+                _log.warning("cannot accept a connection: %s", error)
+                await asyncio.sleep(ACCEPT_PAUSE)
+                continue
+            self._admit(sock, peer[0] if isinstance(peer, tuple) else UNIX)
+
+    def _admit(self, sock: socket.socket, address: str) -> None:
+        waiting = _Waiting(sock)
+        counted = "" if address in self._proxies or address == UNIX else address
+        loop = asyncio.get_running_loop()
+        ticket = self.door.admit(counted, waiting.abort, loop.time())
+        if ticket is None:
+            _log.debug("a connection of %s is one too many", address)
+            sock.close()
+            return
+        waiting.ticket = ticket
+        waiting.deadline = loop.call_later(PROOF_TIMEOUT, waiting.abort)
+        waiting.opening = spawn("open a rendezvous connection", self._open(waiting))
+        waiting.opening.add_done_callback(lambda _: self._opened(waiting))
+
+    def _opened(self, waiting: _Waiting) -> None:
+        waiting.opening = None
+        if waiting.handler is None:  # it was cancelled before it began
+            waiting.sock.close()
+            self._admitted(waiting)
+
+    async def _open(self, waiting: _Waiting) -> None:
+        assert self._http is not None
+        http = self._http
+        waiting.handler = handler = http()
+        self._waiting[handler] = waiting
+        timeouts: dict[str, Any] = {}
+        if self._tls is not None:
+            timeouts = {
+                "ssl_handshake_timeout": PROOF_TIMEOUT,
+                "ssl_shutdown_timeout": CLOSE_TIMEOUT,
+            }
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: handler, waiting.sock, ssl=self._tls, **timeouts
+            )
+        except OSError as error:  # ssl.SSLError is one, and so is a timeout
+            _log.debug("no connection: %s", clip(error))
+        finally:
+            if handler.transport is None:  # it never was there, or is gone already
+                self.lost(handler)
+
+    def lost(self, handler: Any) -> None:
+        """Forgets a connection that has ended."""
+        waiting = self._waiting.pop(handler, None)
+        if waiting is not None:
+            self._admitted(waiting)
+
+    def _admitted(self, waiting: _Waiting) -> None:
+        """Counts a connection no more among those that have not proved a key."""
+        if waiting.deadline is not None:
+            waiting.deadline.cancel()
+        if waiting.ticket is not None:
+            self.door.release(waiting.ticket)
+
+    # --- requests -------------------------------------------------------------------------------
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answers a request: WebSockets at the path of the protocol, and a sign of life."""
+        waiting = self._waiting.get(request.protocol)
+        path = request.path
+        if waiting is None or not self._is_welcome(request, waiting):
+            return _closing(429)
+        if path == "/healthz":
+            return _closing(503 if self._draining else 200)
+        if not path.endswith(PATH):
+            return _closing(404)
+        if self._draining:
+            return _closing(503)
+        ws = web.WebSocketResponse(
+            heartbeat=HEARTBEAT, max_msg_size=FRAME_MAX, compress=False, timeout=CLOSE_TIMEOUT
+        )
+        if not ws.can_prepare(request):
+            return _closing(426)
+        await ws.prepare(request)
+        try:
+            await _Session(self, ws, waiting).run()
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            _log.debug("a connection broke: %s", clip(error))
+        except Exception as error:  # noqa: BLE001 - one connection's end, told and counted
+            self.registry.counts["bugs"] += 1
+            self._bugs.tell(_log, "a connection ended because of a bug", error)
+        finally:
+            if not ws.closed:
+                await ws.close()
+            waiting.abort()
+        return ws
+
+    def _is_welcome(self, request: web.BaseRequest, waiting: _Waiting) -> bool:
+        """Counts a connection through a trusted proxy as one of whom the proxy names."""
+        remote = request.remote or UNIX
+        forwarded = request.headers.getall("X-Forwarded-For", [])
+        if remote not in self._proxies or not forwarded or waiting.ticket is None:
+            return True
+        # The last one is what the proxy itself has seen; those before it are what it was told.
+        address = forwarded[-1].rpartition(",")[2].strip()
+        return self.door.move(waiting.ticket, address, asyncio.get_running_loop().time())
+
+    # --- for sessions ---------------------------------------------------------------------------
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The names that the service goes by; empty: any."""
+        return self._hosts
+
+    def proved(self, waiting: _Waiting) -> None:
+        """The connection is a client's now."""
+        self._admitted(waiting)
+
+    def left(self, client: Client) -> None:
+        """A client's connection has ended."""
+        self.registry.leave(client)
+        self._empty.set()
+
+
+class _Session:
+    """One WebSocket: proof, then frames in, and the outbox out."""
+
+    def __init__(self, service: Service, ws: web.WebSocketResponse, waiting: _Waiting) -> None:
+        self._service = service
+        self._ws = ws
+        self._waiting = waiting
+        self._protocol = ServiceConnection(secrets.token_bytes(NONCE_SIZE), service.hosts, verify)
+        self._client: Client | None = None
+        self._flushing: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[Any] | None = None
+
+    async def run(self) -> None:
+        """Serves until the connection ends."""
+        try:
+            await self._ws.send_bytes(self._protocol.challenge())
+            while True:
+                message = await self._ws.receive()
+                if message.type is WSMsgType.BINARY:
+                    await self._frame(message.data)
+                elif message.type is WSMsgType.TEXT:
+                    self._service.registry.counts["protocol: text"] += 1
+                    await self._close(CLOSE_PROTOCOL, "frames are binary messages")
+                    return
+                else:
+                    return  # it is closed, or broken
+        except Refused as refusal:
+            name = self._client.name if self._client is not None else "a key"
+            _log.info("closing the connection of %s: %s", name, refusal)
+            await self._close(refusal.code, str(refusal))
+        except RemoteProtocolError as error:
+            self._service.registry.counts[f"protocol: {error.kind}"] += 1
+            _log.debug("closing a connection: %s", error)
+            code = CLOSE_PROOF if error.kind == "proof" else CLOSE_PROTOCOL
+            await self._close(code, str(error))
+        finally:
+            if self._client is not None:
+                self._service.left(self._client)
+                self._client.finish(CLOSE_LATE, "gone")
+            if self._flushing is not None:
+                self._flushing.cancel()
+
+    async def _frame(self, data: bytes) -> None:
+        registry, now = self._service.registry, asyncio.get_running_loop().time()
+        match self._protocol.receive(data):
+            case Proof(key=key):
+                client = registry.join(key, now, wake=self._wake, end=self._end)
+                self._client = client
+                self._service.proved(self._waiting)
+                session = secrets.token_bytes(SESSION_SIZE)
+                client.push(encode(registry.welcome(client, session, time.time())))
+                _log.debug("%s is here; %d clients", client.name, len(registry))
+            case Watch() as asked if self._client is not None:
+                registry.watch(self._client, asked)
+            case ToKey(to=to, body=body) if self._client is not None:
+                registry.envelope(self._client, to, body, now)
+
+    # --- frames out -----------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        if self._flushing is None or self._flushing.done():
+            # In a task that ends when the outbox is empty: ten thousand idle clients have none.
+            self._flushing = spawn("send to a client", self._flush())
+
+    async def _flush(self) -> None:
+        client = self._client
+        if client is None:  # join() has not returned yet; the welcome comes next
+            return
+        try:
+            while (frame := client.pop()) is not None:
+                async with asyncio.timeout(SEND_TIMEOUT):
+                    await self._ws.send_bytes(frame)
+        except TimeoutError:
+            self._service.registry.counts["ended: slow"] += 1
+            _log.info("closing the connection of %s: it does not read", client.name)
+            self._abort()
+        except (ConnectionError, RuntimeError) as error:  # RuntimeError: it is closing
+            _log.debug("cannot send to %s: %s", client.name, clip(error))
+            self._abort()
+
+    def _end(self, code: int, reason: str) -> None:
+        if not self._ws.closed and code != CLOSE_LATE:
+            self._closing = spawn("close a connection", self._close(code, reason))
+
+    async def _close(self, code: int, reason: str) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._ws.close(code=code, message=reason.encode()[:120])
+        except (TimeoutError, ConnectionError, RuntimeError) as error:
+            _log.debug("a connection did not close in order: %s", clip(error))
+        self._abort()
+
+    def _abort(self) -> None:
+        self._waiting.abort()
+
+
+def _closing(status: int) -> web.Response:
+    response = web.Response(status=status)
+    response.force_close()
+    return response
+
+
+def listed_keys(config: RendezvousConfig) -> dict[bytes, str]:
+    """Returns the names of the listed keys."""
+    return {parse_public_key(key.public_key): key.name for key in config.keys}

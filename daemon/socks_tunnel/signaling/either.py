@@ -1,0 +1,53 @@
+"""Two ways to one endpoint: its own listener first, and a service in the middle after that."""
+
+import logging
+from typing import Final
+
+from socks_tunnel.signaling.carrier import OutgoingCarrier, SignalingError
+
+_log = logging.getLogger(__name__)
+
+DIRECT_SHARE: Final = 1 / 3
+"""Part of the time for an offer that the direct way may take; a filtered one never answers."""
+
+
+class DirectFirst:
+    """Brings an offer to the endpoint itself, or else through a service.
+
+    Both get the same envelope. Should the first have been late but not lost, the endpoint rejects
+    the second as a repetition, and the next attempt is another offer.
+    """
+
+    def __init__(self, direct: OutgoingCarrier, other: OutgoingCarrier) -> None:
+        self._ways = {"direct": direct, "other": other}
+
+    @property
+    def name(self) -> str:
+        """Where it leads, for log lines."""
+        return " or ".join(way.name for way in self._ways.values())
+
+    async def offer(self, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
+        """As :meth:`socks_tunnel.signaling.carrier.OutgoingCarrier.offer`."""
+        direct, other = self._ways.values()
+        first = timeout * DIRECT_SHARE
+        try:
+            answer, handle = await direct.offer(envelope, first)
+        except SignalingError as error:
+            _log.debug("%s; trying %s", error, other.name)
+            failure = error
+        else:
+            return answer, f"direct {handle}"
+        try:
+            answer, handle = await other.offer(envelope, timeout - first)
+        except SignalingError as error:
+            raise SignalingError(f"{failure}; {error}") from None
+        return answer, f"other {handle}"
+
+    async def bye(self, handle: str, envelope: bytes) -> None:
+        """Ends the session on the way on which it began. Raises :class:`SignalingError`."""
+        way, _, its_handle = handle.partition(" ")
+        await self._ways[way].bye(its_handle, envelope)
+
+    async def appeared(self) -> None:
+        """Waits until the service says that the endpoint has come."""
+        await self._ways["other"].appeared()

@@ -1,0 +1,495 @@
+"""The rendezvous carrier: envelopes through a service to which both sides hold one WebSocket each.
+
+One :class:`Rendezvous` is one WebSocket, whoever uses it: a gateway has one for all its peers that
+are reached by the same service. It connects again for ever, with growing delays and jitter; a link
+that is up does not notice. :mod:`socks_tunnel.protocol.rendezvous` has the frames and parcels.
+
+The service is not trusted. It can refuse, delay and invent, which costs a link that does not come
+about; envelopes are signed, and what is invented is rejected by who opens them.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import secrets
+import ssl
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol.bounded import clip
+from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.rendezvous import (
+    CLOSE_MEANINGS,
+    FRAME_MAX,
+    PATH,
+    REASONS,
+    REF_SIZE,
+    Absent,
+    Challenge,
+    Drain,
+    FromKey,
+    Parcel,
+    Presence,
+    Welcome,
+    decode_parcel,
+    encode_parcel,
+    watches,
+)
+from socks_tunnel.protocol.rendezvous_states import SKEW_TOLD, ClientConnection
+from socks_tunnel.protocol.urls import Url, proxy_for
+from socks_tunnel.signaling.carrier import (
+    ByeHandler,
+    OfferHandler,
+    SignalingError,
+    remote_address,
+)
+from socks_tunnel.signaling.identity import PrivateIdentity, public_key_text
+from socks_tunnel.signaling.tls import client_context
+
+_log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT: Final = 15.0
+"""Seconds from the beginning of an attempt until the service has accepted our key."""
+
+HEARTBEAT: Final = 20.0
+"""Seconds of silence after which the service is asked whether it is there; it has half of that."""
+
+SEND_TIMEOUT: Final = 10.0
+"""Seconds that one frame may take to be handed to the kernel before the service is given up."""
+
+OFFERS_MAX: Final = 1024
+"""Offers of ours that may wait for an answer."""
+
+HANDLED_MAX: Final = 32
+"""Envelopes of others that are worked on at the same time; further offers are refused."""
+
+HANDLE_TIMEOUT: Final = 30.0
+"""Seconds that the work on one of them may take."""
+
+APPEARED_PERIOD: Final = 5.0
+"""Seconds in which one key may appear once: a service that lies cannot make us dial without end."""
+
+APPEARED_SPREAD: Final = 0.5
+"""Seconds over which those who waited for the same peer are spread."""
+
+LIVED_LONG: Final = 10.0
+"""Seconds after which a connection that ends does not count as a failure in a row."""
+
+
+class Delays(Protocol):
+    """How long to wait between attempts."""
+
+    def next(self) -> float:
+        """Returns the seconds before the next attempt."""
+
+    def reset(self) -> None:
+        """The last attempt was a success."""
+
+
+class _Ended(Exception):  # noqa: N818 - not always an error
+    """The connection is over, for what the text says."""
+
+
+class _Waiting:
+    """An offer of ours that waits for its answer."""
+
+    def __init__(self, to: bytes) -> None:
+        self.to = to
+        self.answer: asyncio.Future[tuple[bytes, str]] = asyncio.get_running_loop().create_future()
+
+    def fail(self, sentence: str) -> None:
+        """Ends the wait with a reason."""
+        if not self.answer.done():
+            self.answer.set_exception(SignalingError(sentence))
+
+
+class Rendezvous:
+    """One service, with one WebSocket to it as long as it is started.
+
+    `url` is `wss://HOST[:PORT][/PATH]`, or `ws://`; `ca`, `proxy` are as for
+    :class:`socks_tunnel.signaling.direct.DirectClient`. `offer` and `bye` handle what others send;
+    without them, offers are refused.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        identity: PrivateIdentity,
+        delays: Delays,
+        *,
+        ca: Path | None = None,
+        proxy: str | None = None,
+        offer: OfferHandler | None = None,
+        bye: ByeHandler | None = None,
+    ) -> None:
+        self.url = url
+        self.problem: str | None = "not connected yet"
+        """Why there is no connection, as a sentence; None while there is one."""
+        self._host = urlsplit(url).netloc.lower()
+        self._identity = identity
+        self._delays = delays
+        self._ca = ca
+        self._proxy = proxy
+        self._offer = offer
+        self._bye = bye
+        self._watched: frozenset[bytes] = frozenset()
+        self._task: asyncio.Task[None] | None = None
+        self._ws: aiohttp.ClientWebSocketResponse | None = None
+        self._protocol: ClientConnection | None = None
+        self._open = asyncio.Event()
+        self._waiting: dict[bytes, _Waiting] = {}
+        self._online: set[bytes] = set()
+        self._appeared_at: dict[bytes, float] = {}
+        self._appearing: dict[bytes, set[asyncio.Future[None]]] = {}
+        self._handling: set[asyncio.Task[None]] = set()
+        self._told_skew: int | None = None
+        self._leaving: asyncio.TimerHandle | None = None
+
+    # --- its life -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Connects, again and again, until :meth:`stop`."""
+        self._task = spawn(f"rendezvous {self._host}", self._connect_forever())
+
+    async def stop(self) -> None:
+        """Ends the connection; what waits for an answer fails."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+        for task in list(self._handling):
+            task.cancel()
+
+    def watch(self, keys: Collection[bytes]) -> None:
+        """Replaces the keys that we may talk to."""
+        watched = frozenset(keys)
+        if watched == self._watched:
+            return
+        self._watched = watched
+        self._online &= watched
+        if self._open.is_set():
+            spawn("tell the rendezvous whom we watch", self._tell_watched())
+
+    async def _tell_watched(self) -> None:
+        try:
+            for frame in watches(sorted(self._watched)):
+                await self._send(frame)
+        except SignalingError as error:
+            _log.debug("%s", error)  # the next connection tells it
+
+    async def _connect_forever(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            try:
+                await self._connect()
+            except _Ended as ended:
+                problem = str(ended)
+            except (
+                OSError,
+                ValueError,
+                aiohttp.ClientError,
+                TimeoutError,
+                SignalingError,
+            ) as error:
+                problem = self._sentence(error)
+            except Exception as error:  # noqa: BLE001 - reported, and no reason to give it up
+                _log.exception("the connection to %s ended because of a bug", self.url)
+                problem = f"a bug: {clip(error)}"
+            finally:
+                self._closed()
+            self.problem = problem
+            if loop.time() - began >= LIVED_LONG:
+                self._delays.reset()
+            delay = self._delays.next()
+            _log.warning("rendezvous %s: %s; trying again in %.1f s", self.url, problem, delay)
+            await asyncio.sleep(delay)
+
+    def _closed(self) -> None:
+        """Nothing can be sent any more, and nobody is known to be there."""
+        self._open.clear()
+        self._ws = None
+        self._protocol = None
+        self._online.clear()
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
+        for waiting in list(self._waiting.values()):
+            waiting.fail(f"the connection to {self.url} ended before an answer came")
+
+    # --- one connection -------------------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        """Connects and reads until the end. Raises what ended it, always."""
+        parts = urlsplit(self.url)
+        secure = parts.scheme == "wss"
+        http = Url.parse(self.url.replace("ws", "http", 1))
+        proxy = proxy_for(http, self._proxy, os.environ)
+        tls: ssl.SSLContext | bool = True
+        if secure:
+            # Off the event loop: the system's authorities are many.
+            tls = await asyncio.to_thread(client_context, self._ca)
+        headers = {"User-Agent": "socks-tunnel"}
+        through = {"Proxy-Authorization": proxy.credentials} if proxy and proxy.credentials else {}
+        async with contextlib.AsyncExitStack() as stack:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                session = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
+                ws = await stack.enter_async_context(
+                    session.ws_connect(
+                        str(http).rstrip("/") + PATH,
+                        headers=headers,
+                        proxy=None if proxy is None else f"http://{proxy}",
+                        proxy_headers=through or None,
+                        ssl=tls,
+                        heartbeat=HEARTBEAT,
+                        max_msg_size=FRAME_MAX,
+                        compress=0,
+                        timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
+                    )
+                )
+                self._ws = ws
+                self._protocol = ClientConnection(self._host)
+                while not self._protocol.is_open:
+                    await self._receive(ws, self._protocol)
+            await self._opened(self._protocol)
+            while True:
+                await self._receive(ws, self._protocol)
+
+    async def _opened(self, protocol: ClientConnection) -> None:
+        welcome = protocol.welcome
+        assert welcome is not None
+        _log.info("rendezvous %s: connected", self.url)
+        self.problem = None
+        self._tell_skew(protocol.skew)
+        if len(self._watched) > welcome.watch:
+            raise _Ended(
+                f"it lets this host watch {welcome.watch} keys, but {len(self._watched)} peers are "
+                "configured"
+            )
+        for frame in watches(sorted(self._watched)):
+            await self._send(frame)
+        self._open.set()
+
+    def _tell_skew(self, skew: int) -> None:
+        if abs(skew) <= SKEW_TOLD:
+            self._told_skew = None
+        elif self._told_skew is None or abs(skew - self._told_skew) > SKEW_TOLD:
+            self._told_skew = skew
+            _log.warning(
+                "this host's clock is %d s %s that of the rendezvous service %s; one of them is "
+                "wrong, and peers reject what comes from a host whose clock is",
+                abs(skew),
+                "behind" if skew > 0 else "ahead of",
+                self.url,
+            )
+
+    async def _receive(
+        self, ws: aiohttp.ClientWebSocketResponse, protocol: ClientConnection
+    ) -> None:
+        """Waits for one frame and acts on it. Raises :class:`_Ended`."""
+        message = await ws.receive()
+        if message.type is not aiohttp.WSMsgType.BINARY:
+            raise _Ended(_end_of(ws, message))
+        now = time.time()
+        try:
+            event = protocol.receive(message.data, now)
+        except RemoteProtocolError as error:
+            raise _Ended(f"it broke the protocol: {error}") from None
+        match event:
+            case Challenge():
+                signature = self._identity.sign(protocol.signed_text(now))
+                await self._send(protocol.proof(self._identity.public, signature, now))
+            case Presence():
+                self._see(event)
+            case FromKey():
+                self._take(event)
+            case Absent(to=to, reason=reason):
+                for waiting in list(self._waiting.values()):
+                    if waiting.to == to:
+                        waiting.fail(f"{self.url}: {REASONS[reason]}")
+            case Drain(within=within):
+                delay = random.uniform(0, within)  # noqa: S311 - no secret
+                _log.info("rendezvous %s restarts; leaving it in %.1f s", self.url, delay)
+                if self._leaving is None:
+                    loop = asyncio.get_running_loop()
+                    self._leaving = loop.call_later(delay, self._leave, ws)
+            case Welcome():
+                pass
+
+    def _leave(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+        spawn("leave the rendezvous", ws.close())
+
+    async def _send(self, frame: bytes) -> None:
+        """Sends a frame. Raises :class:`SignalingError`."""
+        ws = self._ws
+        try:
+            if ws is None:
+                raise SignalingError(f"no connection to {self.url}: {self.problem}")
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await ws.send_bytes(frame)
+        except (OSError, RuntimeError, aiohttp.ClientError, TimeoutError) as error:
+            raise SignalingError(f"cannot send to {self.url}: {clip(error)}") from None
+
+    def _sentence(self, error: Exception) -> str:
+        match error:
+            case aiohttp.ClientConnectorCertificateError():
+                return f"its certificate is not trusted here: {clip(error.certificate_error)}"
+            case aiohttp.WSServerHandshakeError():
+                return f"it answered with HTTP status {error.status}"
+            case aiohttp.ClientHttpProxyError():
+                return f"the HTTP proxy answered with status {error.status}"
+            case TimeoutError():
+                return f"no answer within {CONNECT_TIMEOUT:g} s"
+            case _:
+                return clip(error)
+
+    # --- who is there ---------------------------------------------------------------------------
+
+    def _see(self, presence: Presence) -> None:
+        self._online.difference_update(presence.offline)
+        now = asyncio.get_running_loop().time()
+        for key in presence.online:
+            if key not in self._watched or key in self._online:
+                continue
+            self._online.add(key)
+            if now - self._appeared_at.get(key, -APPEARED_PERIOD) < APPEARED_PERIOD:
+                continue
+            self._appeared_at[key] = now
+            for future in self._appearing.pop(key, ()):
+                if not future.done():
+                    future.set_result(None)
+
+    async def appeared(self, key: bytes) -> None:
+        """Waits until the service says that a key has come; at most once in a while."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._appearing.setdefault(key, set()).add(future)
+        try:
+            await future
+        finally:
+            futures = self._appearing.get(key)
+            if futures is not None:
+                futures.discard(future)
+                if not futures:
+                    del self._appearing[key]
+        await asyncio.sleep(random.uniform(0, APPEARED_SPREAD))  # noqa: S311 - no secret
+
+    # --- offers of ours -------------------------------------------------------------------------
+
+    async def offer(self, to: bytes, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
+        """Brings an offer to a key; returns the answer's envelope and the session's name.
+
+        Raises :class:`SignalingError`.
+        """
+        if len(self._waiting) >= OFFERS_MAX:
+            raise SignalingError(f"{OFFERS_MAX} offers wait for answers through {self.url}")
+        ref = secrets.token_bytes(REF_SIZE)
+        self._waiting[ref] = waiting = _Waiting(to)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._open.wait()
+                await self._pass(to, Parcel("offer", ref, envelope=envelope))
+                return await waiting.answer
+        except TimeoutError:
+            if not self._open.is_set():
+                text = f"no connection to {self.url}: {self.problem}"
+                raise SignalingError(text) from None
+            raise SignalingError(f"no answer through {self.url} within {timeout:g} s") from None
+        finally:
+            del self._waiting[ref]
+            if waiting.answer.done() and not waiting.answer.cancelled():
+                waiting.answer.exception()  # nobody may have waited for it any more
+            waiting.answer.cancel()
+
+    async def bye(self, to: bytes, session: str, envelope: bytes, timeout: float = 5.0) -> None:  # noqa: ASYNC109
+        """Brings a goodbye. Raises :class:`SignalingError`."""
+        if not self._open.is_set():
+            raise SignalingError(f"no connection to {self.url}: {self.problem}")
+        try:
+            async with asyncio.timeout(timeout):
+                await self._pass(
+                    to, Parcel("bye", secrets.token_bytes(REF_SIZE), session, envelope)
+                )
+        except TimeoutError:
+            raise SignalingError(f"{self.url} takes nothing") from None
+
+    async def _pass(self, to: bytes, parcel: Parcel) -> None:
+        protocol = self._protocol
+        if protocol is None or not protocol.is_open:
+            raise SignalingError(f"no connection to {self.url}: {self.problem}")
+        try:
+            frame = protocol.envelope(to, encode_parcel(parcel))
+        except ValueError as error:
+            raise SignalingError(f"{self.url}: {error}") from None
+        await self._send(frame)
+
+    # --- what others send -----------------------------------------------------------------------
+
+    def _take(self, event: FromKey) -> None:
+        """Takes a parcel. Whom it is from is what the service says, and proves nothing."""
+        try:
+            parcel = decode_parcel(event.body)
+        except RemoteProtocolError as error:
+            _log.debug("a parcel of %s: %s", public_key_text(event.sender), error)
+            return
+        match parcel.kind:
+            case "answer" | "refused":
+                waiting = self._waiting.get(parcel.ref)
+                if waiting is None or waiting.to != event.sender or waiting.answer.done():
+                    return  # too late, or never asked for
+                if parcel.kind == "refused":
+                    waiting.fail(f"the peer refused the offer through {self.url}; its log says why")
+                else:
+                    waiting.answer.set_result((parcel.envelope, parcel.session))
+            case _:
+                self._handle(event.sender, parcel)
+
+    def _handle(self, sender: bytes, parcel: Parcel) -> None:
+        if self._offer is None:
+            return  # a gateway takes no offers, and nobody who means it sends one
+        if len(self._handling) >= HANDLED_MAX:
+            _log.debug("a parcel is one too many")
+            return  # the sender's time runs out, as on a busy host
+        task = spawn("handle an envelope", self._handled(sender, parcel))
+        self._handling.add(task)
+        task.add_done_callback(self._handling.discard)
+
+    async def _handled(self, sender: bytes, parcel: Parcel) -> None:
+        remote_address.set(self._host)
+        assert self._offer is not None
+        try:
+            async with asyncio.timeout(HANDLE_TIMEOUT):
+                if parcel.kind == "bye":
+                    if self._bye is not None:
+                        await self._bye(parcel.session, parcel.envelope)
+                    return
+                answered = await self._offer(parcel.envelope)
+        except TimeoutError:
+            _log.warning("an envelope took over %g s; given up", HANDLE_TIMEOUT)
+            return
+        answer = Parcel("refused", parcel.ref)
+        if answered is not None:
+            answer = Parcel("answer", parcel.ref, answered.session_id, answered.envelope)
+        try:
+            await self._pass(sender, answer)
+        except SignalingError as error:
+            _log.info("an answer could not be sent: %s", error)
+
+
+def _end_of(ws: aiohttp.ClientWebSocketResponse, message: Any) -> str:
+    """Returns the sentence for a WebSocket that has ended."""
+    code = ws.close_code
+    if message.type is aiohttp.WSMsgType.TEXT:
+        return "it broke the protocol: a text message came"
+    if message.type is aiohttp.WSMsgType.ERROR:
+        return f"the connection broke: {clip(ws.exception() or 'no reason given')}"
+    if code is not None and code in CLOSE_MEANINGS:
+        return CLOSE_MEANINGS[code]
+    return "the connection was closed" if code is None else f"the connection was closed ({code})"

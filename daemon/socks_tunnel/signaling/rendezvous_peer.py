@@ -1,0 +1,28 @@
+"""One peer that is reached through a rendezvous service."""
+
+from socks_tunnel.signaling.rendezvous import Rendezvous
+
+
+class RendezvousCarrier:
+    """Brings envelopes to one peer through a service."""
+
+    def __init__(self, rendezvous: Rendezvous, key: bytes) -> None:
+        self._rendezvous = rendezvous
+        self._key = key
+
+    @property
+    def name(self) -> str:
+        """Where it leads, for log lines."""
+        return self._rendezvous.url
+
+    async def offer(self, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
+        """As :meth:`socks_tunnel.signaling.carrier.OutgoingCarrier.offer`."""
+        return await self._rendezvous.offer(self._key, envelope, timeout)
+
+    async def bye(self, handle: str, envelope: bytes) -> None:
+        """Ends the session that an offer began. Raises :class:`SignalingError`."""
+        await self._rendezvous.bye(self._key, handle, envelope)
+
+    async def appeared(self) -> None:
+        """Waits until the service says that the peer has come."""
+        await self._rendezvous.appeared(self._key)

@@ -1,0 +1,192 @@
+"""A rendezvous service on loopback, and who uses it, well or badly."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from integration.links_world import Side, World, until
+from socks_tunnel.config.models import Config
+from socks_tunnel.config.rendezvous import RendezvousConfig
+from socks_tunnel.peer import quiet_loop_exceptions
+from socks_tunnel.protocol import rendezvous as wire
+from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.protocol.rendezvous_states import ClientConnection
+from socks_tunnel.rendezvous.service import Service
+from socks_tunnel.signaling import rendezvous as client_module
+from socks_tunnel.signaling.identity import PrivateIdentity
+from socks_tunnel.signaling.rendezvous import Rendezvous
+from socks_tunnel.supervisor import carriers, dialler
+
+
+class Delays:
+    """Always the same short delay; counts the resets."""
+
+    def next(self) -> float:
+        return 0.05
+
+    def reset(self) -> None:
+        pass
+
+
+class Place:
+    """A service that can be restarted on the same port, and who uses it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.world = World(directory)
+        self.node: Service | None = None
+        self.port = 0
+        self.tls: Any = None
+        self.clients: list[Rendezvous] = []
+        self.settings: dict[str, Any] = {"clients": "any"}
+
+    async def start(self) -> Service:
+        config = RendezvousConfig.model_validate(
+            {
+                "listen": f"127.0.0.1:{self.port}",
+                "source": Path("/rendezvous.toml"),
+                **self.settings,
+            }
+        )
+        node = Service(config, self.tls)
+        await node.start()
+        assert isinstance(node.address, HostPort)
+        self.port = node.address.port
+        self.node = node
+        return node
+
+    async def stop(self) -> None:
+        if self.node is not None:
+            await self.node.stop()
+            self.node = None
+
+    @property
+    def url(self) -> str:
+        return f"{'ws' if self.tls is None else 'wss'}://localhost:{self.port}/"
+
+    def client(
+        self, identity: PrivateIdentity, *watched: PrivateIdentity, **more: Any
+    ) -> Rendezvous:
+        made = Rendezvous(self.url, identity, Delays(), **more)
+        made.watch([other.public for other in watched])
+        made.start()
+        self.clients.append(made)
+        return made
+
+    def gateway(self, **more: Any) -> Side:
+        side = self.world.gateway()
+        return self._with(side, "gateway", peers=[{**_peer(side), "rendezvous": self.url, **more}])
+
+    def endpoint(self, **more: Any) -> Side:
+        side = self.world.endpoint()
+        peers = [{"name": "laptop", "public_key": self.world.key("laptop").public_text}]
+        return self._with(side, "endpoint", peers=peers, signaling={"rendezvous": self.url, **more})
+
+    def _with(self, side: Side, role: str, **tables: Any) -> Side:
+        """Makes the host again, with other tables."""
+        self.world.sides.remove(side)
+        fields = {
+            "role": role,
+            "source": str(self.world.directory / f"{role}.toml"),
+            "identity": {"private_key_file": "key"},
+            "ice": {"addresses": ["127.0.0.1"]},
+            **tables,
+        }
+        config = Config.model_validate(fields, context={"directory": self.world.directory})
+        made = Side(role, side.identity, config)
+        self.world.sides.append(made)
+        return made
+
+
+def _peer(side: Side) -> dict[str, str]:
+    (peer,) = side.manager.config.peers
+    return {"name": peer.name, "public_key": peer.public_key}
+
+
+async def prepared(side: Side) -> None:
+    await side.manager.prepare(side.manager.config)
+    await side.manager.start()
+
+
+@asynccontextmanager
+async def a_place(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
+    """Yields a place whose service is not started, and ends all that is in it."""
+    monkeypatch.setattr(dialler, "FIRST_DELAY", 0.05)
+    monkeypatch.setattr(carriers, "FIRST_DELAY", 0.05)
+    monkeypatch.setattr(client_module, "APPEARED_PERIOD", 0.05)
+    quiet_loop_exceptions(asyncio.get_running_loop())
+    made = Place(directory)
+    try:
+        yield made
+    finally:
+        for side in made.world.sides:
+            await side.manager.stop("the test is over")
+        for client in made.clients:
+            await client.stop()
+        await made.stop()
+
+
+async def linked(place: Place) -> tuple[Side, Side]:
+    await place.start()
+    endpoint, gateway = place.endpoint(), place.gateway()
+    await prepared(endpoint)
+    await prepared(gateway)
+    await until(lambda: gateway.up and endpoint.up)
+    return gateway, endpoint
+
+
+class Raw:
+    """A client that speaks as the test wants."""
+
+    def __init__(self, place: Place, ws: aiohttp.ClientWebSocketResponse) -> None:
+        self.ws = ws
+        self.place = place
+        self.protocol = ClientConnection(f"localhost:{place.port}")
+
+    async def frame(self) -> Any:
+        message = await self.ws.receive(timeout=30)
+        assert message.type is aiohttp.WSMsgType.BINARY, (message, self.ws.close_code)
+        return self.protocol.receive(message.data, time.time())
+
+    async def prove(self, identity: PrivateIdentity, *, host: str | None = None) -> None:
+        if host is not None:
+            self.protocol.host = host
+        assert isinstance(await self.frame(), wire.Challenge)
+        now = time.time()
+        signature = identity.sign(self.protocol.signed_text(now))
+        await self.ws.send_bytes(self.protocol.proof(identity.public, signature, now))
+
+    async def join(self, identity: PrivateIdentity, *watched: PrivateIdentity) -> None:
+        await self.prove(identity)
+        assert isinstance(await self.frame(), wire.Welcome)
+        for frame in wire.watches([other.public for other in watched]):
+            await self.ws.send_bytes(frame)
+
+    async def closed(self) -> int | None:
+        """Reads until the end; returns the code."""
+        while not self.ws.closed:
+            await self.ws.receive(timeout=30)
+        return self.ws.close_code
+
+
+Connect = Callable[..., Awaitable[Raw]]
+
+
+@asynccontextmanager
+async def raw_connections(place: Place) -> AsyncIterator[Connect]:
+    """Yields what makes connections that end with the test."""
+    async with contextlib.AsyncExitStack() as stack:
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+
+        async def connect(**more: Any) -> Raw:
+            url = f"http://127.0.0.1:{place.port}/v1"
+            ws = await stack.enter_async_context(session.ws_connect(url, **more))
+            return Raw(place, ws)
+
+        yield connect

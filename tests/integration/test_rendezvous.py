@@ -1,0 +1,212 @@
+"""Links and carriers over a rendezvous service, with real WebSockets on loopback."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from integration.links_world import until
+from integration.rendezvous_world import Place, a_place, linked, prepared
+from socks_tunnel.protocol import rendezvous as wire
+from socks_tunnel.rendezvous import registry
+from socks_tunnel.signaling.carrier import Answered, SignalingError
+from socks_tunnel.signaling.identity import PrivateIdentity
+from socks_tunnel.signaling.rendezvous_peer import RendezvousCarrier
+from socks_tunnel.signaling.tls import read_server_certificate
+from socks_tunnel.supervisor import dialler
+from support.certificates import Authority
+
+
+@pytest.fixture
+async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
+    async with a_place(tmp_path, monkeypatch) as made:
+        yield made
+
+
+# --- links ----------------------------------------------------------------------------------------
+
+
+async def test_both_sides_outbound_only_have_a_link(place: Place) -> None:
+    gateway, endpoint = await linked(place)
+    assert gateway.row("office")["state"] == "up"
+    node = place.node
+    assert node is not None
+    assert node.registry.counts["passed"] == 2
+    await gateway.manager.stop("done")
+    await until(lambda: not endpoint.up)
+    await until(lambda: node.registry.counts["passed"] == 3)  # the goodbye
+    assert not endpoint.router.sessions
+
+
+async def test_a_restart_of_the_service_costs_no_link(place: Place) -> None:
+    gateway, endpoint = await linked(place)
+    before = gateway.up
+    await place.stop()
+    node = await place.start()
+    await until(lambda: len(node.registry) == 2)
+    assert gateway.up == before
+    assert len(endpoint.up) == 1
+
+
+async def test_a_gateway_dials_when_its_endpoint_appears(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialler, "FIRST_DELAY", 3600.0)
+    monkeypatch.setattr(dialler, "LONGEST_DELAY", 3600.0)
+    await place.start()
+    gateway = place.gateway()
+    await prepared(gateway)
+    await until(lambda: "is not there" in gateway.detail("office"))
+    endpoint = place.endpoint()
+    await prepared(endpoint)
+    await until(lambda: gateway.up and endpoint.up)
+
+
+async def test_direct_is_tried_first(place: Place) -> None:
+    node = await place.start()
+    direct = f"unix:{place.world.directory}/office.sock"
+    endpoint, gateway = place.endpoint(listen=direct), place.gateway(url=direct)
+    await prepared(endpoint)
+    await until(lambda: len(node.registry) == 1)
+    await prepared(gateway)
+    await until(lambda: gateway.up and endpoint.up)
+    assert node.registry.counts["passed"] == 0
+
+
+async def test_the_service_takes_over_where_direct_fails(place: Place) -> None:
+    node = await place.start()
+    nobody = f"unix:{place.world.directory}/nobody.sock"
+    endpoint, gateway = place.endpoint(), place.gateway(url=nobody)
+    await prepared(endpoint)
+    await prepared(gateway)
+    await until(lambda: gateway.up and endpoint.up)
+    assert node.registry.counts["passed"] == 2
+    await gateway.manager.stop("done")
+    await until(lambda: node.registry.counts["passed"] == 3)
+
+
+async def test_a_peer_that_is_removed_is_not_watched_any_more(place: Place) -> None:
+    gateway, endpoint = await linked(place)
+    node = place.node
+    assert node is not None
+    laptop, office = gateway.identity.public, endpoint.identity.public
+    changed = endpoint.manager.config.model_copy(update={"peers": ()})
+    await endpoint.manager.prepare(changed)
+    endpoint.manager.apply(changed)
+    await until(lambda: not endpoint.up)
+    await until(lambda: (c := node.registry.get(office)) is not None and not c.watched)
+    assert node.registry.get(laptop) is not None
+
+
+# --- the carrier ------------------------------------------------------------------------------------
+
+
+async def test_over_tls_with_an_authority_of_its_own(place: Place, tmp_path: Path) -> None:
+    authority = Authority("Test Root")
+    (tmp_path / "ca.pem").write_text(authority.certificate)
+    (tmp_path / "server.pem").touch(0o600)
+    (tmp_path / "server.pem").write_text(authority.issue("localhost").both)
+    place.tls = read_server_certificate(tmp_path / "server.pem", None)
+    node = await place.start()
+    identity, stranger = PrivateIdentity.generate(), PrivateIdentity.generate()
+    place.client(identity, ca=tmp_path / "ca.pem")
+    await until(lambda: len(node.registry) == 1)
+    distrustful = place.client(stranger)
+    await until(lambda: "certificate" in (distrustful.problem or ""))
+    assert node.registry.get(stranger.public) is None
+
+
+async def test_what_a_carrier_says_of_failures(place: Place) -> None:
+    a, b = PrivateIdentity.generate(), PrivateIdentity.generate()
+    place.port = 9
+    nowhere = RendezvousCarrier(place.client(a, b), b.public)
+    with pytest.raises(SignalingError, match="no connection to ws://localhost:9/"):
+        await nowhere.offer(b"offer", 0.3)
+    with pytest.raises(SignalingError, match="no connection to"):
+        await nowhere.bye("1", b"bye")
+    place.port = 0
+    await place.start()
+    carrier = RendezvousCarrier(place.client(a, b), b.public)
+    with pytest.raises(SignalingError, match="the peer is not there"):
+        await carrier.offer(b"offer", 30)
+    with pytest.raises(SignalingError, match="the service takes"):
+        await carrier.offer(bytes(wire.PARCEL_MAX), 30)
+
+    async def refuse(envelope: bytes) -> Answered | None:
+        assert envelope == b"offer"
+        return None
+
+    place.client(b, a, offer=refuse)
+    await carrier.appeared()
+    with pytest.raises(SignalingError, match="the peer refused the offer"):
+        await carrier.offer(b"offer", 30)
+
+
+async def test_a_slow_answer_ends_with_the_time(place: Place) -> None:
+    a, b = PrivateIdentity.generate(), PrivateIdentity.generate()
+    await place.start()
+    begun = asyncio.Event()
+
+    async def never(envelope: bytes) -> Answered | None:
+        del envelope
+        begun.set()
+        await asyncio.get_running_loop().create_future()
+        return None
+
+    place.client(b, a, offer=never)
+    carrier = RendezvousCarrier(place.client(a, b), b.public)
+    await carrier.appeared()
+    with pytest.raises(SignalingError, match="no answer through"):
+        await carrier.offer(b"offer", 1.0)
+    assert begun.is_set()
+    offering = asyncio.get_running_loop().create_task(carrier.offer(b"offer", 60))
+    begun.clear()
+    await begun.wait()
+    await place.stop()
+    with pytest.raises(SignalingError, match="ended before an answer came"):
+        await offering
+
+
+async def test_a_wrong_clock_is_told(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = await place.start()
+    monkeypatch.setattr(
+        registry.Registry,
+        "welcome",
+        lambda self, client, session, now: wire.Welcome(session, int(now) + 90, 65_536, 64, 1),
+    )
+    place.client(PrivateIdentity.generate())
+    await until(lambda: "s behind that of the rendezvous" in caplog.text)
+    assert len(node.registry) == 1
+
+
+async def test_drain_asks_clients_to_leave_and_refuses_new_ones(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await place.start()
+    keys = [PrivateIdentity.generate() for _ in range(20)]
+    clients = [place.client(key) for key in keys]
+    await until(lambda: len(node.registry) == len(keys))
+    draining = asyncio.get_running_loop().create_task(node.drain(2.0))
+    async with asyncio.timeout(30):
+        await draining
+    assert not len(node.registry)
+    await node.stop()
+    again = await place.start()
+    await until(lambda: len(again.registry) == len(keys))
+    await until(lambda: all(client.problem is None for client in clients))
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/healthz", 200), ("/", 404), ("/v1", 426), ("/v2", 404)]
+)
+async def test_other_requests(place: Place, path: str, status: int) -> None:
+    await place.start()
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{place.port}{path}") as answer,
+    ):
+        assert answer.status == status

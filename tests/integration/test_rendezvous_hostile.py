@@ -1,0 +1,251 @@
+"""Hostile clients of a rendezvous service, and a hostile service."""
+
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import msgpack
+import pytest
+
+from integration.links_world import until
+from integration.rendezvous_world import Connect, Place, a_place, prepared, raw_connections
+from socks_tunnel.protocol import rendezvous as wire
+from socks_tunnel.rendezvous import limits, registry, service
+from socks_tunnel.signaling.carrier import Answered, SignalingError
+from socks_tunnel.signaling.identity import PrivateIdentity
+from socks_tunnel.signaling.rendezvous_peer import RendezvousCarrier
+
+
+@pytest.fixture
+async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
+    async with a_place(tmp_path, monkeypatch) as made:
+        yield made
+
+
+@pytest.fixture
+async def raw(place: Place) -> AsyncIterator[Connect]:
+    async with raw_connections(place) as connect:
+        yield connect
+
+
+# --- hostile clients ----------------------------------------------------------------------------------
+
+
+async def test_a_wrong_proof_is_refused(place: Place, raw: Connect) -> None:
+    node = await place.start()
+    identity, other = PrivateIdentity.generate(), PrivateIdentity.generate()
+    client = await raw()
+    await client.frame()
+    now = time.time()
+    signature = other.sign(client.protocol.signed_text(now))
+    await client.ws.send_bytes(client.protocol.proof(identity.public, signature, now))
+    assert await client.closed() == wire.CLOSE_PROOF
+    assert node.registry.counts["protocol: proof"] == 1
+    await until(lambda: not len(node.door))
+    assert not len(node.registry)
+
+
+async def test_a_proof_for_another_service_is_refused(place: Place, raw: Connect) -> None:
+    place.settings["names"] = ["LocalHost"]
+    node = await place.start()
+    identity = PrivateIdentity.generate()
+    client = await raw()
+    await client.prove(identity, host="evil.example:443")
+    assert await client.closed() == wire.CLOSE_PROOF
+    assert not len(node.registry)
+    place.client(identity)
+    await until(lambda: len(node.registry) == 1)
+
+
+async def test_a_key_that_is_not_listed_is_refused(place: Place, raw: Connect) -> None:
+    known = PrivateIdentity.generate()
+    place.settings = {
+        "clients": "listed",
+        "keys": [{"name": "office", "public_key": known.public_text}],
+    }
+    node = await place.start()
+    client = await raw()
+    await client.prove(PrivateIdentity.generate())
+    assert await client.closed() == wire.CLOSE_FORBIDDEN
+    stranger = place.client(PrivateIdentity.generate())
+    await until(lambda: stranger.problem == wire.CLOSE_MEANINGS[wire.CLOSE_FORBIDDEN])
+    place.client(known)
+    await until(lambda: len(node.registry) == 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (bytes(wire.FRAME_MAX + 1), 1009),
+        (bytes(wire.SHORT_FRAME_MAX + 1), wire.CLOSE_PROTOCOL),
+        (b"\xc1", wire.CLOSE_PROTOCOL),
+        (msgpack.packb({"kind": "watch", "keys": b"", "reset": True}), wire.CLOSE_PROTOCOL),
+        (b"\xdf\xff\xff\xff\xff", wire.CLOSE_PROTOCOL),
+    ],
+)
+async def test_garbage_before_the_proof_ends_the_connection(
+    place: Place, raw: Connect, data: bytes, code: int
+) -> None:
+    node = await place.start()
+    client = await raw()
+    await client.frame()
+    await client.ws.send_bytes(data)
+    assert await client.closed() == code
+    await until(lambda: not len(node.door))
+
+
+async def test_a_huge_frame_after_the_proof_costs_its_sender_only(
+    place: Place, raw: Connect
+) -> None:
+    node = await place.start()
+    place.client(PrivateIdentity.generate())
+    client = await raw()
+    await client.join(PrivateIdentity.generate())
+    await until(lambda: len(node.registry) == 2)
+    with contextlib.suppress(ConnectionError):  # it is cut off in the middle of it
+        await client.ws.send_bytes(bytes(10_000_000))
+    await until(lambda: len(node.registry) == 1)
+
+
+async def test_strangers_neither_reach_nor_see_who_does_not_watch_them(
+    place: Place, raw: Connect
+) -> None:
+    node = await place.start()
+    office, laptop, stranger = (PrivateIdentity.generate() for _ in range(3))
+    place.client(office, laptop)
+    await until(lambda: len(node.registry) == 1)
+    client = await raw()
+    await client.join(stranger, office)
+    await client.ws.send_bytes(client.protocol.envelope(office.public, b"parcel"))
+    assert await client.frame() == wire.Absent(office.public, "absent")
+    friend = await raw()
+    await friend.join(laptop, office)
+    assert await friend.frame() == wire.Presence((office.public,), ())
+
+
+async def test_a_flood_of_strangers_leaves_clients_served(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "UNPROVED_MAX", 20)
+    # As from many addresses: the limits of one are tested without a socket.
+    place.settings["trusted_proxies"] = ["127.0.0.1"]
+    node = await place.start()
+    a, b = PrivateIdentity.generate(), PrivateIdentity.generate()
+    strangers = []
+    for _ in range(100):
+        sock = socket.create_connection(("127.0.0.1", place.port))
+        sock.setblocking(False)
+        strangers.append(sock)
+    try:
+        await until(lambda: node.door.counts["flood"] == 80)
+        assert len(node.door) == 20
+
+        async def refuse(envelope: bytes) -> Answered | None:
+            del envelope
+            return None
+
+        place.client(b, a, offer=refuse)
+        carrier = RendezvousCarrier(place.client(a, b), b.public)
+        await carrier.appeared()
+        with pytest.raises(SignalingError, match="the peer refused"):
+            await carrier.offer(b"offer", 30)
+    finally:
+        for sock in strangers:
+            sock.close()
+    await until(lambda: not len(node.door))
+
+
+async def test_one_address_has_few_connections_without_a_proof(place: Place) -> None:
+    node = await place.start()
+    strangers = [socket.create_connection(("127.0.0.1", place.port)) for _ in range(40)]
+    await until(lambda: node.door.counts["unproved"] == 8)
+    for sock in strangers:
+        sock.close()
+    await until(lambda: not len(node.door))
+
+
+async def test_who_proves_nothing_is_disconnected(
+    place: Place, raw: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "PROOF_TIMEOUT", 0.2)
+    node = await place.start()
+    client = await raw()
+    await client.frame()
+    assert await client.closed() == 1006
+    await until(lambda: not len(node.door))
+
+
+async def test_a_proxy_that_is_trusted_names_the_address(place: Place, raw: Connect) -> None:
+    place.settings["trusted_proxies"] = ["127.0.0.1"]
+    node = await place.start()
+    headers = {"X-Forwarded-For": "203.0.113.9, 198.51.100.7"}
+    for _ in range(limits.UNPROVED_PER_NETWORK_MAX):
+        await raw(headers=headers)
+    with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+        await raw(headers=headers)
+    assert caught.value.status == 429
+    await raw(headers={"X-Forwarded-For": "198.51.100.8"})
+    assert node.door.counts["unproved"] == 1
+
+
+async def test_a_newer_connection_of_a_key_takes_the_place_of_the_older(
+    place: Place, raw: Connect
+) -> None:
+    node = await place.start()
+    identity = PrivateIdentity.generate()
+    older, newer = await raw(), await raw()
+    await older.join(identity)
+    await newer.join(identity)
+    assert await older.closed() == wire.CLOSE_REPLACED
+    assert len(node.registry) == 1
+    await newer.ws.send_bytes(newer.protocol.envelope(bytes(32), b""))
+    assert await newer.frame() == wire.Absent(bytes(32), "absent")
+
+
+# --- a hostile service ----------------------------------------------------------------------------
+
+
+class Liar(registry.Registry):
+    """Tells of a presence that is none, and delivers everything to everybody, twice, mixed up."""
+
+    def envelope(self, client: registry.Client, to: bytes, body: bytes, now: float) -> None:
+        del now
+        parcel = wire.decode_parcel(body)
+        for other in list(self._clients.values()):
+            for sender in (client.key, to, bytes(32)):
+                for kind in wire.PARCEL_KINDS:
+                    for envelope in (
+                        parcel.envelope,
+                        parcel.envelope[:-1] + b"\0",
+                        b"",
+                        bytes(60_000),
+                    ):
+                        lie = wire.Parcel(kind, parcel.ref, "0123", envelope)
+                        other.push(wire.encode(wire.FromKey(sender, wire.encode_parcel(lie))))
+            other.push(wire.encode(wire.FromKey(to, b"garbage")))
+            for frame in (*wire.presences([to], []), *wire.presences([], [to])):
+                other.push(frame)
+        self.counts["lies"] += 1
+
+
+async def test_a_service_that_lies_gets_nothing_but_denial(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = await place.start()
+    node.registry = Liar({}, listed_only=False)
+    endpoint, gateway = place.endpoint(), place.gateway()
+    await prepared(endpoint)
+    await until(lambda: len(node.registry) == 1)
+    await prepared(gateway)
+    await until(lambda: node.registry.counts["lies"] >= 3)
+    assert not [record for record in caplog.records if record.exc_info]
+    links = [*gateway.up, *endpoint.up]
+    assert {link.peer.name for link in links} <= {"office", "laptop"}
+    # With an honest one in its place they find each other at once.
+    await place.stop()
+    await place.start()
+    await until(lambda: gateway.up and endpoint.up)
+    await until(lambda: gateway.row("office")["state"] == "up")

@@ -1,0 +1,146 @@
+"""Both ends of a connection to a rendezvous service: what may come when."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from socks_tunnel.protocol import rendezvous as wire
+from socks_tunnel.protocol.errors import LocalProtocolError, RemoteProtocolError
+from socks_tunnel.protocol.rendezvous_states import ClientConnection, ServiceConnection
+from socks_tunnel.signaling.identity import PrivateIdentity, verify
+
+NOW = 1_700_000_000.5
+NONCE = bytes(range(32))
+WELCOME = wire.Welcome(bytes(8), 1_700_000_100, 66_048, 64, 10)
+
+
+@pytest.fixture(scope="module")
+def identity() -> PrivateIdentity:
+    return PrivateIdentity.generate()
+
+
+def proof(client: ClientConnection, identity: PrivateIdentity) -> bytes:
+    return client.proof(identity.public, identity.sign(client.signed_text(NOW)), NOW)
+
+
+def opened(identity: PrivateIdentity) -> tuple[ClientConnection, ServiceConnection]:
+    client = ClientConnection("rendezvous.example:8443")
+    service = ServiceConnection(NONCE, frozenset(), verify)
+    assert client.receive(service.challenge(), NOW) == wire.Challenge(NONCE)
+    service.receive(proof(client, identity))
+    client.receive(wire.encode(WELCOME), NOW)
+    return client, service
+
+
+def test_a_key_is_proved(identity: PrivateIdentity) -> None:
+    client, service = opened(identity)
+    assert service.key == identity.public
+    assert client.is_open
+    assert client.welcome == WELCOME
+    assert client.skew == 100
+    assert service.receive(client.envelope(bytes(32), b"parcel")) == wire.ToKey(
+        bytes(32), b"parcel"
+    )
+
+
+@pytest.mark.parametrize(
+    ("hosts", "accepted"),
+    [
+        ((), True),
+        (("rendezvous.example",), True),
+        (("rendezvous.example:8443",), True),
+        (("rendezvous.example:443", "other.example"), False),
+        (("example",), False),
+    ],
+)
+def test_the_host_in_a_proof_is_judged(
+    identity: PrivateIdentity, hosts: tuple[str, ...], accepted: bool
+) -> None:
+    client = ClientConnection("Rendezvous.Example:8443")
+    service = ServiceConnection(NONCE, frozenset(hosts), verify)
+    client.receive(service.challenge(), NOW)
+    frame = proof(client, identity)
+    if accepted:
+        service.receive(frame)
+        return
+    with pytest.raises(RemoteProtocolError, match="another host") as caught:
+        service.receive(frame)
+    assert caught.value.kind == "proof"
+    assert service.key is None
+
+
+@pytest.mark.parametrize("change", ["host", "time", "key", "signature", "nonce"])
+def test_every_part_of_a_proof_is_signed(identity: PrivateIdentity, change: str) -> None:
+    client = ClientConnection("a.example")
+    nonce = bytes(32) if change == "nonce" else NONCE
+    client.receive(wire.encode(wire.Challenge(nonce)), NOW)
+    sent = wire.decode_from_client(proof(client, identity))
+    assert isinstance(sent, wire.Proof)
+    changes: dict[str, Any] = {
+        "host": "b.example",
+        "time": sent.time + 1,
+        "key": PrivateIdentity.generate().public,
+        "signature": bytes(64),
+    }
+    if change in changes:
+        sent = replace(sent, **{change: changes[change]})
+    service = ServiceConnection(NONCE, frozenset(), verify)
+    with pytest.raises(RemoteProtocolError, match="the proof is wrong"):
+        service.receive(wire.encode(sent))
+    assert service.key is None
+
+
+def test_a_long_frame_before_the_proof_is_not_decoded() -> None:
+    service = ServiceConnection(NONCE, frozenset(), verify)
+    with pytest.raises(RemoteProtocolError, match="long frame"):
+        service.receive(bytes(wire.SHORT_FRAME_MAX + 1))
+
+
+@pytest.mark.parametrize("frame", [wire.Watch((), reset=True), wire.ToKey(bytes(32), b"")])
+def test_nothing_is_taken_before_the_proof(frame: wire.FromClient) -> None:
+    service = ServiceConnection(NONCE, frozenset(), verify)
+    with pytest.raises(RemoteProtocolError, match="has no place in the state challenged"):
+        service.receive(wire.encode(frame))
+
+
+def test_a_second_proof_has_no_place(identity: PrivateIdentity) -> None:
+    _, service = opened(identity)
+    with pytest.raises(RemoteProtocolError, match="has no place in the state open"):
+        service.receive(wire.encode(wire.Proof(bytes(32), "", 0, bytes(64))))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [WELCOME, wire.Presence((), ()), wire.FromKey(bytes(32), b""), wire.Drain(1)],
+)
+def test_a_client_takes_a_challenge_first(frame: wire.FromService) -> None:
+    with pytest.raises(RemoteProtocolError, match="has no place in the state start"):
+        ClientConnection("a").receive(wire.encode(frame), NOW)
+
+
+def test_a_client_takes_one_challenge_and_one_welcome(identity: PrivateIdentity) -> None:
+    client = ClientConnection("a")
+    challenge = wire.encode(wire.Challenge(NONCE))
+    client.receive(challenge, NOW)
+    with pytest.raises(RemoteProtocolError):
+        client.receive(challenge, NOW)
+    with pytest.raises(RemoteProtocolError):
+        client.receive(wire.encode(WELCOME), NOW)
+    client, _ = opened(identity)
+    for frame in (wire.encode(WELCOME), challenge):
+        with pytest.raises(RemoteProtocolError):
+            client.receive(frame, NOW)
+
+
+def test_calls_out_of_turn_are_our_fault(identity: PrivateIdentity) -> None:
+    client = ClientConnection("a")
+    with pytest.raises(LocalProtocolError):
+        client.proof(bytes(32), bytes(64), NOW)
+    with pytest.raises(LocalProtocolError):
+        client.envelope(bytes(32), b"")
+    client, _ = opened(identity)
+    with pytest.raises(LocalProtocolError):
+        client.proof(bytes(32), bytes(64), NOW)
+    with pytest.raises(ValueError, match="the service takes 66048"):
+        client.envelope(bytes(32), bytes(66_049))

@@ -1,0 +1,239 @@
+"""Who is here, who may talk to whom, and what is passed on."""
+
+from typing import Any
+
+import pytest
+
+from socks_tunnel.protocol import rendezvous as wire
+from socks_tunnel.rendezvous import registry
+from socks_tunnel.rendezvous.registry import Client, Refused, Registry
+
+A, B, C = (bytes([number]) * 32 for number in range(3))
+
+
+class Hall:
+    """A registry, and what became of each client."""
+
+    def __init__(self, *, listed_only: bool = False, **more: Any) -> None:
+        self.registry = Registry({A: "a", B: "b"}, listed_only=listed_only, **more)
+        self.ended: list[tuple[bytes, int]] = []
+        self.woken: list[bytes] = []
+
+    def join(self, key: bytes, *watched: bytes, now: float = 0) -> Client:
+        client = self.registry.join(
+            key,
+            now,
+            wake=lambda: self.woken.append(key),
+            end=lambda code, _: self.ended.append((key, code)),
+        )
+        self.watch(client, *watched)
+        return client
+
+    def watch(self, client: Client, *watched: bytes, reset: bool = True) -> None:
+        self.registry.watch(client, wire.Watch(watched, reset))
+
+    @staticmethod
+    def got(client: Client) -> list[wire.FromService]:
+        frames = []
+        while (frame := client.pop()) is not None:
+            frames.append(wire.decode_from_service(frame))
+        assert client.waiting == 0
+        return frames
+
+
+def test_an_envelope_goes_to_who_watches_its_sender() -> None:
+    hall = Hall()
+    a, b = hall.join(A, B), hall.join(B, A)
+    hall.got(a), hall.got(b)
+    hall.registry.envelope(a, B, b"parcel", 0)
+    assert hall.got(b) == [wire.FromKey(A, b"parcel")]
+    assert hall.got(a) == []
+    assert hall.registry.counts["passed"] == 1
+
+
+def test_to_all_others_a_key_is_absent() -> None:
+    hall = Hall()
+    a, c = hall.join(A, B), hall.join(C, A)
+    hall.registry.envelope(c, A, b"parcel", 0)
+    hall.registry.envelope(c, B, b"parcel", 0)
+    assert hall.got(c) == [wire.Absent(A, "absent"), wire.Absent(B, "absent")]
+    assert hall.got(a) == []
+
+
+def test_presence_is_told_to_those_who_watch_each_other() -> None:
+    hall = Hall()
+    a = hall.join(A, B, C)
+    b = hall.join(B)
+    assert hall.got(a) == hall.got(b) == []
+    hall.watch(b, A)
+    assert hall.got(a) == [wire.Presence((B,), ())]
+    assert hall.got(b) == [wire.Presence((A,), ())]
+    hall.registry.leave(b)
+    assert hall.got(a) == [wire.Presence((), (B,))]
+    hall.registry.leave(b)
+    assert hall.got(a) == []
+
+
+def test_who_stops_watching_is_gone_for_the_other() -> None:
+    hall = Hall()
+    a, b = hall.join(A, B), hall.join(B, A)
+    hall.got(a), hall.got(b)
+    hall.watch(b, C)
+    assert hall.got(a) == [wire.Presence((), (B,))]
+    hall.watch(b, A, reset=False)
+    assert hall.got(a) == [wire.Presence((B,), ())]
+    assert b.watched == {A, C}
+
+
+def test_after_a_reset_presence_is_told_again() -> None:
+    hall = Hall()
+    a, b = hall.join(A, B), hall.join(B, A)
+    hall.got(a), hall.got(b)
+    hall.watch(a, B)
+    assert hall.got(a) == [wire.Presence((B,), ())]
+    assert hall.got(b) == []
+
+
+def test_nobody_watches_himself() -> None:
+    hall = Hall()
+    a = hall.join(A, A)
+    assert hall.got(a) == []
+
+
+def test_a_newer_connection_takes_the_place_of_the_older() -> None:
+    hall = Hall()
+    older, b = hall.join(A, B), hall.join(B, A)
+    hall.got(b)
+    newer = hall.join(A)
+    assert hall.ended == [(A, wire.CLOSE_REPLACED)]
+    assert hall.got(b) == [wire.Presence((), (A,))]
+    hall.registry.leave(older)
+    assert hall.registry.get(A) is newer
+    assert not older.push(b"frame")
+
+
+def test_two_hosts_with_one_key_cannot_replace_each_other_for_ever() -> None:
+    hall = Hall()
+    for _ in range(int(registry.JOINS_BURST)):
+        hall.join(A)
+    with pytest.raises(Refused, match="too often") as caught:
+        hall.join(A)
+    assert caught.value.code == wire.CLOSE_TOO_MUCH
+    hall.join(A, now=1)
+
+
+def test_only_listed_keys_where_it_says_so() -> None:
+    hall = Hall(listed_only=True)
+    hall.join(A)
+    with pytest.raises(Refused, match="not listed") as caught:
+        hall.join(C)
+    assert caught.value.code == wire.CLOSE_FORBIDDEN
+    assert len(hall.registry) == 1
+
+
+def test_the_number_of_clients_is_bounded() -> None:
+    hall = Hall(clients_max=2)
+    hall.join(A)
+    hall.join(B)
+    with pytest.raises(Refused, match="2 clients already"):
+        hall.join(C)
+    hall.join(A)  # takes the place of one
+
+
+@pytest.mark.parametrize(("key", "limit"), [(A, registry.WATCH_MAX), (C, registry.WATCH_MAX_ANY)])
+def test_the_number_of_watched_keys_is_bounded(key: bytes, limit: int) -> None:
+    hall = Hall()
+    client = hall.join(key)
+    keys = [number.to_bytes(32, "big") for number in range(limit + 1)]
+    hall.watch(client, *keys[:-1])
+    hall.watch(client, *keys[1:])  # in place of them
+    with pytest.raises(Refused, match=f"more than {limit} keys"):
+        hall.watch(client, keys[0], reset=False)
+    assert len(client.watched) == limit
+
+
+def test_envelopes_have_a_rate_and_who_does_not_stop_has_to_go() -> None:
+    hall = Hall()
+    c, a = hall.join(C, A), hall.join(A, C)
+    hall.got(a), hall.got(c)
+    for _ in range(int(registry.ENVELOPES_BURST_ANY)):
+        hall.registry.envelope(c, A, b"", 0)
+    assert len(hall.got(a)) == registry.ENVELOPES_BURST_ANY
+    hall.registry.envelope(c, A, b"", 0)
+    assert hall.got(c) == [wire.Absent(A, "rate")]
+    for _ in range(registry.ANSWERED_TOO_MANY - 1):
+        hall.registry.envelope(c, A, b"", 0)
+        hall.got(c)
+    with pytest.raises(Refused, match="far too many"):
+        hall.registry.envelope(c, A, b"", 0)
+
+
+def test_an_outbox_is_bounded_and_the_sender_is_told() -> None:
+    hall = Hall()
+    a, b = hall.join(A, B), hall.join(B, A)
+    hall.got(a), hall.got(b)
+    body = bytes(60_000)
+    for _ in range(30):
+        hall.registry.envelope(a, B, body, 0)
+        assert b.waiting <= registry.OUTBOX_MAX
+    answers = hall.got(a)
+    assert answers
+    assert set(answers) == {wire.Absent(B, "busy")}
+    assert len(hall.got(b)) + len(answers) == 30
+
+
+def test_who_does_not_read_has_to_go() -> None:
+    hall = Hall()
+    a = hall.join(A)
+    hall.join(B, A)
+    while a.push(bytes(10)):
+        pass
+    hall.watch(a, B)
+    assert hall.ended == [(A, wire.CLOSE_TOO_MUCH)]
+    assert a.waiting == 0
+    b = hall.registry.get(B)
+    assert b is not None
+    while b.push(bytes(10)):
+        pass
+    with pytest.raises(Refused, match="does not read"):
+        hall.registry.envelope(b, C, b"", 0)
+
+
+def test_a_client_is_woken_once_for_all_that_waits() -> None:
+    hall = Hall()
+    a, b = hall.join(A, B), hall.join(B, A)
+    hall.got(a), hall.got(b)
+    hall.woken.clear()
+    hall.registry.envelope(a, B, b"1", 0)
+    hall.registry.envelope(a, B, b"2", 0)
+    assert hall.woken == [B]
+
+
+def test_drain_and_end() -> None:
+    hall = Hall()
+    a, b = hall.join(A), hall.join(B)
+    hall.registry.drain(7)
+    assert hall.got(a) == hall.got(b) == [wire.Drain(7)]
+    hall.registry.end_all(wire.CLOSE_GOING_AWAY, "over")
+    assert hall.ended == [(A, 1001), (B, 1001)]
+
+
+def test_keys_that_are_not_listed_any_more_have_to_go() -> None:
+    hall = Hall(listed_only=True)
+    a, b = hall.join(A, B), hall.join(B, A)
+    hall.got(a), hall.got(b)
+    hall.registry.update({A: "renamed"})
+    assert hall.ended == [(B, wire.CLOSE_FORBIDDEN)]
+    assert a.name == "renamed"
+    assert hall.got(a) == [wire.Presence((), (B,))]
+    open_hall = Hall()
+    open_hall.join(C)
+    open_hall.registry.update({C: "c"})
+    assert open_hall.ended == []
+
+
+def test_what_a_client_is_told_of_its_limits() -> None:
+    hall = Hall()
+    welcome = hall.registry.welcome(hall.join(C), bytes(8), 5.5)
+    assert welcome == wire.Welcome(bytes(8), 5, wire.PARCEL_MAX, 64, 10)
+    assert hall.registry.welcome(hall.join(A), bytes(8), 5.5).watch == registry.WATCH_MAX
