@@ -1,16 +1,18 @@
 """A gateway hurries while flows wait for a link, and when its host has another address or has slept."""
 
 import asyncio
+import os
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from integration.links_world import World, until
+from integration.links_world import World, linked, until
 from integration.test_supervisor_takeover import manager, with_slow_carrier
 from socks_tunnel.peer import quiet_loop_exceptions
-from socks_tunnel.protocol.messages import OpenConnection
+from socks_tunnel.protocol.messages import Data, OpenConnection
 from socks_tunnel.signaling.carrier import SignalingError
 from socks_tunnel.supervisor import dialler
 
@@ -97,3 +99,26 @@ async def test_a_gateway_that_is_told_to_stop_dials_no_more(world: World) -> Non
     manager(gateway).path_changed("its host has a new address, 10.0.0.7")
     await asyncio.sleep(0.1)
     assert carrier.asked == asked
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may close the sockets of others")
+async def test_a_socket_that_the_kernel_takes_away_is_left_for_another_link(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As `ss --kill` does it (sock_diag(7), SOCK_DESTROY): our peer connection is closed under us."""
+    gateway, endpoint = await linked(world)
+    (old,), (old_there,) = gateway.up, endpoint.up
+    port = str(old_there.link.transport.path).split()[2]
+    kill = ("ss", "-K", "-n", "-u", "-a", "sport", "=", f":{port}")
+    process = await asyncio.create_subprocess_exec(*kill, stdout=subprocess.PIPE)
+    closed, _ = await process.communicate()
+    if f":{port} " not in closed.decode():
+        pytest.skip("this kernel closes no sockets of others")
+    old.link.send_many([Data(2, b"a keystroke").encode()])
+    async with asyncio.timeout(20):
+        await until(lambda: old.ended.done() and gateway.up)
+    assert gateway.up[0] is not old
+    async with asyncio.timeout(20):
+        await until(lambda: old_there.ended.done() and len(endpoint.up) == 1)
+    assert "Traceback" not in caplog.text
+    assert [r for r in caplog.records if r.levelname == "ERROR"] == []
