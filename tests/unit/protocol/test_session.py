@@ -471,6 +471,36 @@ def test_a_flow_that_cannot_even_end_leaves_the_table() -> None:
     assert not len(outlet.session.flows)
 
 
+def test_a_flow_that_fails_at_the_end_of_its_end_is_closed_once() -> None:
+    outlet = attached()
+
+    class Leaves(Flow):
+        def abort(self, reason: int, *, tell_peer: bool = True) -> None:
+            super().abort(reason, tell_peer=tell_peer)
+            raise OSError("too late")
+
+    flow = Leaves(outlet, 7)
+    flow.fails = ValueError("a bug")
+    outlet.session.flows.add(7, flow)
+    outlet.receive(Data(7, b"x").encode())
+    assert [str(bug) for bug in outlet.bugs] == ["a bug", "too late"]
+    assert outlet.decoded == [CloseConnection(7, CloseReason.GENERAL_FAILURE)]
+
+
+def test_closed_flows_are_not_forgotten_without_a_link() -> None:
+    outlet = attached()
+    outlet.session.close(7, CloseReason.ORDERLY)
+    outlet.session.forget_closed()
+    outlet.session.detach()
+    outlet.session.forget_closed()
+    assert 7 in outlet.session.in_use
+    outlet.session.attach(TERMS, 0, resume=True)
+    outlet.session.forget_closed()
+    assert 7 in outlet.session.in_use, "this link has not lived long enough yet"
+    outlet.session.forget_closed()
+    assert 7 not in outlet.session.in_use
+
+
 # --- questions of the peer: no flows, but their ids are in use -------------------------------------
 
 

@@ -25,6 +25,13 @@ def test_a_url_is_read(text: str, shown: str, authority: str) -> None:
     assert Url.parse(str(url)) == url
 
 
+def test_urls_of_one_server_have_one_origin() -> None:
+    url = Url.parse("http://A.b/c")
+    assert url.origin == Url.parse("http://a.b:80/d").origin
+    for other in ("https://a.b/c", "http://a.b:81/c", "http://b.a/c"):
+        assert url.origin != Url.parse(other).origin
+
+
 @pytest.mark.parametrize("text", ["http://a/b c", "http://a/\x7f", "http://a/\x00", "http://a/ü"])
 def test_a_path_that_would_break_the_request_line_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="the path has characters that must be escaped"):
