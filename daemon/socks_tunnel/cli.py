@@ -117,8 +117,9 @@ def rendezvous(config_file: Path) -> None:
 @cli.command()
 @click.option("--listen", default="127.0.0.1:1080", show_default=True, metavar="ADDR:PORT")
 @click.option("--policy", "policy_file", type=_path, metavar="FILE", help="JSON")
+@click.option("--rendezvous", is_flag=True, help="both sides connect outwards only")
 @click.pass_context
-def demo(ctx: click.Context, listen: str, policy_file: Path | None) -> None:
+def demo(ctx: click.Context, listen: str, policy_file: Path | None, *, rendezvous: bool) -> None:
     """Run a gateway and an endpoint on loopback, with keys made on the fly."""
     from socks_tunnel.demo import demonstration
 
@@ -126,7 +127,7 @@ def demo(ctx: click.Context, listen: str, policy_file: Path | None) -> None:
         address = parse_host_port(listen)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--listen") from None
-    ctx.exit(demonstration.run(address, policy_file))
+    ctx.exit(demonstration.run(address, policy_file, rendezvous=rendezvous))
 
 
 # --- preparing --------------------------------------------------------------------------------

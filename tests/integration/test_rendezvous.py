@@ -1,6 +1,7 @@
 """Links and carriers over a rendezvous service, with real WebSockets on loopback."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,11 +9,14 @@ import aiohttp
 import pytest
 
 from integration.links_world import until
-from integration.rendezvous_world import Place, a_place, linked, prepared
+from integration.rendezvous_world import Delays, Place, a_place, linked, prepared
+from integration.test_signaling_proxy import ForwardProxy
 from socks_tunnel.protocol import rendezvous as wire
+from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.rendezvous import registry
 from socks_tunnel.signaling.carrier import Answered, SignalingError
 from socks_tunnel.signaling.identity import PrivateIdentity
+from socks_tunnel.signaling.rendezvous import Rendezvous
 from socks_tunnel.signaling.rendezvous_peer import RendezvousCarrier
 from socks_tunnel.signaling.tls import read_server_certificate
 from socks_tunnel.supervisor import dialler
@@ -167,6 +171,62 @@ async def test_a_slow_answer_ends_with_the_time(place: Place) -> None:
     await place.stop()
     with pytest.raises(SignalingError, match="ended before an answer came"):
         await offering
+
+
+@pytest.fixture
+async def proxy(place: Place) -> AsyncIterator[tuple[ForwardProxy, str]]:
+    """A proxy that leads to the service alone, and where it listens."""
+    await place.start()
+    made = ForwardProxy(HostPort("127.0.0.1", place.port))
+    listening = await asyncio.start_server(made.serve, "127.0.0.1", 0)
+    yield made, f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    listening.close()
+    for client in place.clients:
+        await client.stop()
+    if made.serving:
+        await asyncio.wait(made.serving)
+
+
+NAME = "rendezvous.test"
+"""A name that only the proxy knows."""
+
+
+async def test_through_an_http_proxy_by_connect(
+    place: Place, tmp_path: Path, proxy: tuple[ForwardProxy, str]
+) -> None:
+    await place.stop()
+    authority = Authority("Test Root")
+    (tmp_path / "ca.pem").write_text(authority.certificate)
+    (tmp_path / "server.pem").touch(0o600)
+    (tmp_path / "server.pem").write_text(authority.issue(NAME).both)
+    place.tls = read_server_certificate(tmp_path / "server.pem", None)
+    node = await place.start()
+    way, where = proxy
+    client = Rendezvous(
+        f"wss://{NAME}/",
+        PrivateIdentity.generate(),
+        Delays(),
+        ca=tmp_path / "ca.pem",
+        proxy=f"http://us%20er:pass@{where}",
+    )
+    place.clients.append(client)
+    client.start()
+    await until(lambda: len(node.registry) == 1)
+    assert way.heads[0].startswith(b"CONNECT rendezvous.test:443 HTTP/1.1\r\n")
+    credentials = base64.b64encode(b"us er:pass").lower()
+    assert b"proxy-authorization: basic " + credentials in way.heads[0].lower()
+
+
+async def test_a_proxy_that_wants_a_password_is_named(
+    place: Place, proxy: tuple[ForwardProxy, str]
+) -> None:
+    way, where = proxy
+    way.answer = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
+    identity = PrivateIdentity.generate()
+    client = Rendezvous(f"wss://{NAME}/", identity, Delays(), proxy=f"http://{where}")
+    place.clients.append(client)
+    client.start()
+    await until(lambda: client.problem == "the HTTP proxy answered with status 407")
 
 
 async def test_a_wrong_clock_is_told(

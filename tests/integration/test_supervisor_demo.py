@@ -92,6 +92,24 @@ def test_the_printed_line_works_and_ctrl_c_leaves_nothing(start: Start) -> None:
     assert "WARNING" not in process.log_text()
 
 
+def test_both_sides_can_meet_at_a_rendezvous_service(start: Start) -> None:
+    process = start("--rendezvous")
+    assert b"It works" in process.fetch()
+    assert "through the rendezvous service on 127.0.0.1:" in process.output.read_text()
+    (directory,) = process.temporary.iterdir()
+    gateway, endpoint = (
+        (directory / f"{role}.toml").read_text() for role in ("gateway", "endpoint")
+    )
+    assert "url = " not in gateway
+    assert "rendezvous = " in gateway
+    assert "listen" not in endpoint.partition("[signaling]")[2]
+    children = list(descendants(process.pid))
+    process.signal(signal.SIGINT)
+    assert process.wait() == 0
+    until_dead(children)
+    assert "WARNING" not in process.log_text()
+
+
 def test_a_killed_demo_leaves_no_process(start: Start) -> None:
     process = start()
     process.printed()

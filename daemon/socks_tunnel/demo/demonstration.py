@@ -1,9 +1,10 @@
 """`socks-tunnel demo`: a gateway and an endpoint on this host, real ones, for a newcomer to try.
 
 Two supervisors are started as anybody would start them, with keys and configurations made on the
-fly in a temporary directory. They meet on a Unix socket and on 127.0.0.1, so the machine needs no
-address but loopback. Whatever way the demo ends, nothing of it stays: the kernel kills the two when
-this process dies, and their children end with them.
+fly in a temporary directory. They meet on a Unix socket, or through a rendezvous service in this
+process, and on 127.0.0.1, so the machine needs no address but loopback. Whatever way the demo ends,
+nothing of it stays: the kernel kills the two when this process dies, and their children end with
+them.
 """
 
 import asyncio
@@ -20,8 +21,10 @@ import uvloop
 from aiohttp import web
 
 from socks_tunnel.config import paths
+from socks_tunnel.config.rendezvous import RendezvousConfig
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.addresses import HostPort, parse_ip
+from socks_tunnel.rendezvous.service import Service
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor import control_client
 from socks_tunnel.supervisor.listeners import ListenError, bind
@@ -72,7 +75,7 @@ listen = [{listen}]
 
 _ENDPOINT: Final = """
 [signaling]
-listen = {signaling}
+{way} = {signaling}
 """
 
 # A demonstration on one machine has its targets on that machine: loopback must be named.
@@ -91,17 +94,19 @@ class _DemoError(Exception):
         self.exit_code = exit_code
 
 
-def run(listen: HostPort, policy_file: Path | None) -> int:
+def run(listen: HostPort, policy_file: Path | None, *, rendezvous: bool = False) -> int:
     """Runs the demo until Ctrl-C or SIGTERM; returns the exit status.
 
     `listen` is where SOCKS5 clients connect, on loopback; `policy_file` a policy for the endpoint
-    (JSON), where None allows every destination. 0 after a signal, 2 for an address off loopback, 69
-    if the two sides do not find each other or one of them ends, 73 for an address that is taken.
+    (JSON), where None allows every destination. With `rendezvous`, neither side listens for the
+    other: both connect to a rendezvous service, which runs here. 0 after a signal, 2 for an address
+    off loopback, 69 if the two sides do not find each other or one of them ends, 73 for an address
+    that is taken.
     """
     try:
         _check_address(listen)
         with _temporary_directory() as directory:
-            uvloop.run(_demonstrate(listen, policy_file, Path(directory)))
+            uvloop.run(_demonstrate(listen, policy_file, Path(directory), rendezvous))
     except _DemoError as error:
         sys.stderr.write(f"socks-tunnel demo: {error}\n")
         return error.exit_code
@@ -137,12 +142,19 @@ def _check_address(listen: HostPort) -> None:
         ) from None
 
 
-async def _demonstrate(listen: HostPort, policy_file: Path | None, directory: Path) -> None:
-    await _Demo(listen, policy_file, directory).run()
+async def _demonstrate(
+    listen: HostPort, policy_file: Path | None, directory: Path, rendezvous: bool
+) -> None:
+    await _Demo(listen, policy_file, directory, rendezvous).run()
 
 
 class _Demo:
-    def __init__(self, listen: HostPort, policy_file: Path | None, directory: Path) -> None:
+    def __init__(
+        self, listen: HostPort, policy_file: Path | None, directory: Path, rendezvous: bool = False
+    ) -> None:
+        self._rendezvous = rendezvous
+        self._keys = {role: PrivateIdentity.generate() for role in ("gateway", "endpoint")}
+        self._service: Service | None = None
         self._listen = listen
         self._policy_file = policy_file
         self._directory = directory
@@ -156,7 +168,7 @@ class _Demo:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._signals.put_nowait, number)
-        self._write_configurations()
+        self._write_configurations(await self._serve() if self._rendezvous else None)
         target = web.AppRunner(_target(), access_log=None, handle_signals=False)
         stopped = spawn("signal", self._signals.get())
         try:
@@ -181,19 +193,32 @@ class _Demo:
         finally:
             stopped.cancel()
             await self._stop()
+            if self._service is not None:
+                await self._service.stop()
             await target.cleanup()
 
     # --- before -------------------------------------------------------------------------------
 
-    def _write_configurations(self) -> None:
-        keys = {role: PrivateIdentity.generate() for role in ("gateway", "endpoint")}
-        signaling = f"unix:{self._directory / 'signaling.sock'}"
+    async def _serve(self) -> str:
+        """Starts a rendezvous service for the two; returns its URL."""
+        listed = [{"name": role, "public_key": key.public_text} for role, key in self._keys.items()]
+        fields = {"listen": "127.0.0.1:0", "keys": listed, "source": self._directory / "demo.toml"}
+        self._service = Service(RendezvousConfig.model_validate(fields), None)
+        await self._service.start()
+        return f"ws://{self._service.address}/"
+
+    def _write_configurations(self, service: str | None = None) -> None:
+        """Writes both files; `service` is the URL of a rendezvous service."""
+        keys = self._keys
+        way = "listen" if service is None else "rendezvous"
+        signaling = service or f"unix:{self._directory / 'signaling.sock'}"
         own = {
             "gateway": _GATEWAY.format(listen=_toml(str(self._listen))),
-            "endpoint": _ENDPOINT.format(signaling=_toml(signaling)),
+            "endpoint": _ENDPOINT.format(way=way, signaling=_toml(signaling)),
         }
         if self._policy_file is None:
             own["endpoint"] += _OPEN_POLICY
+        gateways = "url" if way == "listen" else way
         for role, other in (("gateway", "endpoint"), ("endpoint", "gateway")):
             key_file = self._directory / f"{role}.key"
             key_file.touch(mode=0o600)
@@ -203,7 +228,7 @@ class _Demo:
                 key=_toml(str(key_file)),
                 peer=_toml(other),
                 public_key=_toml(keys[other].public_text),
-                url=f"url = {_toml(signaling)}\n" if role == "gateway" else "",
+                url="" if role == "endpoint" else f"{gateways} = {_toml(signaling)}\n",
             )
             if role == "endpoint" and self._policy_file is not None:
                 text = f"policy_file = {_toml(str(self._policy_file.absolute()))}\n{text}"
@@ -265,6 +290,9 @@ class _Demo:
     def _say(self, status: Mapping[str, Any], target: Any) -> None:
         proxy = status["listen"][0]
         allowed = "every destination"
+        meet = "on a Unix socket"
+        if self._service is not None:
+            meet = f"through the rendezvous service on {self._service.address}; neither listens"
         if self._policy_file is not None:
             allowed = f"what {self._policy_file} allows"
         sys.stdout.write(
@@ -273,6 +301,7 @@ A gateway and an endpoint run on this machine, with a WebRTC data channel betwee
 
   SOCKS5 proxy   {proxy}
   policy         {allowed}
+  they met       {meet}
   metrics        http://{status["metrics"]}/metrics
   status         socks-tunnel status --socket {self._runtime_directory("gateway")}/control.sock
 

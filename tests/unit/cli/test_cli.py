@@ -178,18 +178,19 @@ def test_run(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], (HostPort("127.0.0.1", 1080), None)),
-        (["--listen", "[::1]:9"], (HostPort("::1", 9), None)),
-        (["--policy", "p.json"], (HostPort("127.0.0.1", 1080), Path("p.json"))),
+        ([], (HostPort("127.0.0.1", 1080), None, False)),
+        (["--listen", "[::1]:9"], (HostPort("::1", 9), None, False)),
+        (["--policy", "p.json"], (HostPort("127.0.0.1", 1080), Path("p.json"), False)),
+        (["--rendezvous"], (HostPort("127.0.0.1", 1080), None, True)),
     ],
 )
 def test_demo(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: tuple[HostPort, Path | None]
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: tuple[object, ...]
 ) -> None:
-    asked: list[tuple[HostPort, Path | None]] = []
+    asked: list[tuple[object, ...]] = []
 
-    def run(listen: HostPort, policy_file: Path | None) -> int:
-        asked.append((listen, policy_file))
+    def run(listen: HostPort, policy_file: Path | None, *, rendezvous: bool) -> int:
+        asked.append((listen, policy_file, rendezvous))
         return 73
 
     replace(monkeypatch, "demo.demonstration", run=run)
