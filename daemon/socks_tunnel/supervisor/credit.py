@@ -24,8 +24,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-LIMIT_START: Final = 131_072
-"""Bytes that may wait in a link before its rate is known."""
+LIMIT_START: Final = 32_768
+"""Bytes that may wait in a link before its rate is known: 0.26 s at 1 Mbit/s. On a fast link the
+limit has grown to its maximum within half a second."""
 
 LIMIT_MIN: Final = 8_192
 """Bytes that may wait in the slowest link: 65 ms at 1 Mbit/s."""

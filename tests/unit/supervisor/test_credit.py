@@ -63,6 +63,15 @@ def test_on_a_slow_link_little_waits_and_messages_are_short() -> None:
     assert sum(link.sent) > 0.9 * 125_000 * 10, "and the link is never idle"
 
 
+def test_a_slow_link_never_holds_much_from_its_first_byte_on() -> None:
+    link = Link(125_000, 1)  # 1 Mbit/s
+    waits = []
+    for _ in range(300):
+        link.run(0.01)
+        waits.append(link.waited)
+    assert max(waits) < 0.4, "a keystroke at the start of a download waits behind this much"
+
+
 def test_on_a_fast_link_the_limit_grows() -> None:
     link = Link(125_000_000, 1)  # 1 Gbit/s
     link.run(2)
