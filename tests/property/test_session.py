@@ -175,6 +175,9 @@ class Flow:
                 self.pump_local()
             case CloseConnection(reason=reason):
                 self.core.close(reason)
+                if reason == CloseReason.ORDERLY and not self.core.closing:
+                    # The SEND_EOF before it went with a lost link: the socket is closed all the same.
+                    self.local.got_eof = True
                 self._end(reason)
             case _:
                 raise RemoteProtocolError(str(message), kind="unexpected-message")
