@@ -39,8 +39,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def tunnel(directory: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A gateway with a link to an endpoint; yields the gateway's supervisor."""
+def tunnel(
+    directory: Path, workers: int, *, more_policy: str = ""
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """A gateway with a link to an endpoint; yields both supervisors, the gateway's last.
+
+    `more_policy` are lines for the endpoint's `[policy]`. One that is killed meanwhile stays so.
+    """
     signaling, socks, metrics = free_port(), free_port(), free_port()
     subprocess.run(
         [
@@ -55,6 +60,9 @@ def tunnel(directory: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
         text = path.read_text()
         for usual, port in ports.items():
             text = text.replace(f":{usual}", f":{port}")
+        if more_policy and "[policy]" in text:
+            start = text.index("[policy]") + len("[policy]")
+            text = f"{text[:start]}\n{more_policy}\n{text[text.index('[metrics]') :]}"
         path.write_text(f"{text}\n[workers]\ncount = {workers}\n")
     running = []
     try:
@@ -68,7 +76,7 @@ def tunnel(directory: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
                     stderr=(directory / f"{role}.log").open("wb"),
                 )
             )
-        yield running[1]
+        yield running
     finally:
         for process in reversed(running):
             process.send_signal(signal.SIGTERM)
@@ -143,7 +151,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
-        with tunnel(directory, arguments.workers) as gateway:
+        with tunnel(directory, arguments.workers) as (_, gateway):
             wait_until_up(directory, gateway)
             time.sleep(arguments.seconds)
             rows = [(name(pid), pss(pid), libraries(pid)) for pid in processes(gateway.pid)]
