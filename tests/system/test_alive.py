@@ -6,6 +6,7 @@ The scenes share one tunnel, whose network is their own: each leaves it working 
 import contextlib
 import hashlib
 import os
+import random
 import re
 import select
 import signal
@@ -26,6 +27,8 @@ PATH = re.compile(r"(\S+) port ([0-9]+) -> (\S+) port ([0-9]+)")
 
 PAUSE = 20.0
 """Seconds that all processes of the gateway are stopped."""
+
+CUTS = 10
 
 RECOVERED_MAX = 10.0
 """Seconds; a loose bound on a loaded machine. What it really took is printed."""
@@ -77,11 +80,12 @@ def test_a_path_that_swallows_everything_for_half_a_minute(alive: Tunnel) -> Non
     before = resumed(alive)
     with Load(alive) as load:
         alive.site.hosts.cut()
+        cut = time.monotonic()
         wait_until(
-            lambda: alive.gateway.control("status")["links"][0]["state"] != "up",
+            lambda: alive.gateway.control("status")["links"][0]["waiting_flows"] == 5,
             "the end of the link",
         )
-        load.stop.wait(10)
+        load.stop.wait(30 - (time.monotonic() - cut))
         alive.site.hosts.mend()
         mended = time.monotonic()
         took = load.recovered_after(mended)
@@ -94,14 +98,17 @@ def test_a_path_that_swallows_everything_for_half_a_minute(alive: Tunnel) -> Non
 def test_short_cuts_at_any_moment(alive: Tunnel) -> None:
     took = []
     with Load(alive) as load:
-        for seconds in (0.05, 0.3, 1, 3):
+        moments = random.Random(11)
+        for _ in range(CUTS):
+            load.stop.wait(moments.uniform(0, 0.5))
             alive.site.hosts.cut()
-            load.stop.wait(seconds)
+            load.stop.wait(moments.uniform(0.05, 3))
             alive.site.hosts.mend()
             took.append(load.recovered_after(time.monotonic()))
             load.goes_on()
         load.ended_as_wanted()
-    told("after cuts of 0.05 to 3 s, flows went on within at most", max(took))
+    told("after cuts of 0.05 to 3 s, flows went on within, at the median", sorted(took)[CUTS // 2])
+    told("and within at most", max(took))
     assert max(took) < RECOVERED_MAX
 
 
@@ -201,7 +208,9 @@ def test_a_gateway_that_sleeps_and_wakes(alive: Tunnel) -> None:
         with alive.connect("echo") as sock:
             sock.sendall(b"first")
             assert sock.recv(100) == b"first"
-            told("after a sleep, the first request was answered within", time.monotonic() - woke)
+        first = time.monotonic() - woke
+        told("after a sleep, the first request was answered within", first)
+        assert first < RECOVERED_MAX
         took = load.recovered_after(woke)
         told("after a sleep, flows went on within", took)
         assert took < RECOVERED_MAX
