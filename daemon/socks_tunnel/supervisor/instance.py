@@ -502,7 +502,7 @@ class Instance:
         self._draining.add_done_callback(self._events.put_nowait)
 
     async def _drain(self, timeout: float) -> None:  # noqa: ASYNC109 - running out of it is one of two good ends
-        self.router.draining = True
+        self.router.drain()
         self.links.goaway()
         for slot in self.workers:
             slot.drain()

@@ -101,8 +101,8 @@ class Links:
         self.verifier.update_peers(_by_key(config.peers))
         for name, peer in before.items():
             now = self.peers.get(name)
-            if now is None or now.public_key != peer.public_key:
-                reason = "the peer was removed from the configuration, or has another key now"
+            if now is None or (now.public_key, now.url) != (peer.public_key, peer.url):
+                reason = "the peer was removed from the configuration, or has another key or url"
                 self.attachments.forget(name, reason)
 
     def _take(self, config: Config) -> None:

@@ -144,7 +144,9 @@ class PeerLink:
             ended = self._owner.attachments.detach(attached, reason)
             expected = self._closing or self._goaway
             level = logging.INFO if expected else logging.WARNING
-            what = f"{ended} flows ended" if ended else f"{waiting} flows wait for the next link"
+            what = f"{waiting} flows wait for the next link"
+            if ended or not waiting:
+                what = f"{ended} flows ended"
             if replaced:
                 what = "its flows go on with the newer one"
             _log.log(level, "link %s is down: %s; %s", self.peer.name, reason, what)

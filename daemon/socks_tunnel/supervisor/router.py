@@ -183,6 +183,12 @@ class Router:
         self._end(session, reason)
         return flows
 
+    def drain(self) -> None:
+        """Takes no new flows. Sessions without a link end: no link will come for them any more."""
+        self.draining = True
+        for session in self.detached:
+            self._end(session, "this host takes no new links, as it is shutting down")
+
     def forget_peer(self, peer: str, reason: str, key: bytes | None = None) -> None:
         """Ends the sessions of a peer, with a link or without; with `key`, only that one."""
         for session in [s for s in self.sessions.values() if s.peer == peer]:

@@ -652,6 +652,15 @@ def test_a_peer_that_is_removed_loses_its_session_also_without_a_link() -> None:
     assert setup.workers[0].told(SessionEnded) == [SessionEnded("removed")]
 
 
+def test_a_drain_ends_sessions_that_no_link_will_come_for() -> None:
+    setup = resuming()
+    setup.say(0, open_message(2))
+    setup.router.detach(setup.link, "cut")
+    setup.router.drain()
+    assert setup.router.sessions == {}
+    assert len(setup.workers[0].told(SessionEnded)) == 1
+
+
 def test_a_drain_keeps_no_session_for_a_link_that_will_not_come() -> None:
     setup = resuming()
     setup.say(0, open_message(2))

@@ -368,6 +368,7 @@ class TcpRelay(Flow):
         """Goes on where the peer is."""
         self.core.resume(received, limit, flags)
         self.charge.set(self.core.cost)
+        self.active = self.session.loop.time()  # nobody could say anything meanwhile
         if self.core.opening and self.opening:
             self._ask_again()
         self._go_on()

@@ -164,6 +164,7 @@ class Association(Flow):
     def on_resumed(self, received: int, limit: int, flags: int) -> None:
         """Asks again if the answer may have been lost. Datagrams of the gap are gone."""
         del received, limit, flags
+        self.active = self.session.loop.time()  # nobody could say anything meanwhile
         if not self.opened:
             self.on_missing()
 
@@ -183,8 +184,8 @@ class Association(Flow):
 
     def _end_if_idle(self, now: float, limit: float) -> None:
         """Ends it after so many seconds without a datagram; sooner while the worker drains."""
-        if self.ended:
-            return
+        if self.ended or not self.session.core.attached:
+            return  # without a link, the session's own time decides
         draining = self.session.draining
         if now - self.active > (min(limit, DRAIN_IDLE_MAX) if draining else limit):
             self.abort(CloseReason.SHUTTING_DOWN if draining else CloseReason.IDLE_TIMEOUT)
