@@ -107,7 +107,7 @@ def test_manual_pages_name_every_command_and_key(tree: Path) -> None:
     for command in re.findall(r"^  ([a-z-]+) ", listing.partition("Commands:")[2], re.MULTILINE):
         assert re.search(rf"\b{command}\b", commands), command
     keys = page("man5/socks-tunnel.toml.5.gz")
-    for role in ("gateway", "endpoint"):
+    for role in ("gateway", "endpoint", "rendezvous"):
         text = (CHECKOUT / f"etc/socks-tunnel/{role}.toml").read_text()
         for key in re.findall(r"^#?(\w+) = ", text, re.MULTILINE):
             assert key in keys, key

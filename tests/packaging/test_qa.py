@@ -23,7 +23,16 @@ DEBIAN = TOOLS.parent / "debian"
 CONFFILE = "/etc/needrestart/conf.d/socks-tunnel.conf"
 QUESTION = "socks-tunnel/delete-configuration"
 STAYS = "configurations and keys stay in /etc/socks-tunnel"
-FILES = ["endpoint.key", "endpoint.toml", "gateway.key", "gateway.toml", "spare.key", "spare.toml"]
+FILES = [
+    *("endpoint.key", "endpoint.toml", "gateway.key", "gateway.toml"),
+    *("rendezvous.toml", "spare.key", "spare.toml"),
+]
+RENDEZVOUS = "socks-tunnel-rendezvous.service"
+
+RENDEZVOUS_CONFIGURATION = """
+listen = "127.0.0.1:8443"
+clients = "any"
+"""
 
 EVERY_RELEASE = "SOCKS_TUNNEL_EVERY_RELEASE" in os.environ
 """What a release hardly changes is tested on one of them, unless this is asked for: it saves a minute."""
@@ -97,6 +106,11 @@ class Office:
         wants.mkdir(parents=True, exist_ok=True)
         for host in self.running:
             (wants / host.unit).symlink_to("/usr/lib/systemd/system/socks-tunnel@.service")
+        self.machine.write("/etc/socks-tunnel/rendezvous.toml", RENDEZVOUS_CONFIGURATION)
+        folder = self.machine.root / f"etc/systemd/system/{RENDEZVOUS}.d"
+        folder.mkdir()
+        (folder / "test.conf").write_text(limits_drop_in())
+        (wants / RENDEZVOUS).symlink_to(f"/usr/lib/systemd/system/{RENDEZVOUS}")
         self.gateway.install(package)
 
     @property
@@ -125,6 +139,11 @@ class Office:
         """The state of each instance, in the order of their names."""
         return [host.state for host in (self.endpoint, self.gateway, self.spare)]
 
+    def rendezvous(self) -> tuple[str, int]:
+        """The state of the rendezvous service, and its process id; 0 if it does not run."""
+        state = self.machine.property(RENDEZVOUS, "ActiveState")
+        return state, self.machine.main_pid(RENDEZVOUS)
+
     def break_configuration(self, host: Host) -> None:
         """Put a line that is no setting first."""
         self.machine.sh(f"sed -i '1i drain_timout = 3' /etc/socks-tunnel/{host.role}.toml")
@@ -148,6 +167,7 @@ def office(
 
 def test_what_was_enabled_before_is_started(office: Office) -> None:
     assert office.states() == ["active", "active", "inactive"]
+    assert office.rendezvous()[0] == "active"
     assert office.machine.sh("stat -c '%U:%G %a' /etc/socks-tunnel") == "root:socks-tunnel 750"
 
 
@@ -155,12 +175,16 @@ def test_an_upgrade_restarts_one_after_another(
     office: Office, packages: Mapping[str, Path]
 ) -> None:
     pids = [host.pid for host in office.running]
+    _, rendezvous = office.rendezvous()
     office.spare.systemctl("enable")  # yet it has been stopped
     office.machine.sh(f"echo '# mine' >>{CONFFILE}")
     files = office.files()
     printed = office.gateway.install(packages[office.suite])
     assert office.states() == ["active", "active", "inactive"]
     assert not set(pids) & {host.pid for host in office.running}
+    state, pid = office.rendezvous()
+    assert state == "active"
+    assert pid != rendezvous
     assert office.spare.unit not in printed
     assert printed.index(office.endpoint.unit) < printed.index(office.gateway.unit)
     assert office.times(office.endpoint)[1] < office.times(office.gateway)[0]
@@ -207,8 +231,10 @@ def test_policy_rc_d_and_statoverrides_are_respected(office: Office) -> None:
 def test_a_removal_that_is_called_off(office: Office) -> None:
     office.maintainer_script("prerm", "remove")
     assert office.states() == ["inactive", "inactive", "inactive"]
+    assert office.rendezvous()[0] == "inactive"
     office.maintainer_script("postinst", "abort-remove")
     assert office.states() == ["active", "active", "inactive"]
+    assert office.rendezvous()[0] == "active"
 
 
 def test_remove_stops_all(office: Office) -> None:
@@ -217,7 +243,9 @@ def test_remove_stops_all(office: Office) -> None:
     assert office.states() == ["active", "active", "failed"]
     office.machine.sh("apt-get remove --yes socks-tunnel 2>&1")
     assert office.machine.sh("ps -eo user= | grep -c '^socks-tu' || true") == "0"
-    known = office.machine.sh("systemctl list-units --no-legend 'socks-tunnel@*' sockstunnel.slice")
+    known = office.machine.sh(
+        f"systemctl list-units --no-legend 'socks-tunnel@*' {RENDEZVOUS} sockstunnel.slice"
+    )
     assert known == ""
 
 
@@ -228,6 +256,7 @@ def test_installing_again_starts_what_is_enabled(
         f"DEBIAN_FRONTEND=noninteractive dpkg --install /var/tmp/{packages[office.suite].name} 2>&1"
     )
     assert office.states() == ["active", "active", "inactive"]
+    assert office.rendezvous()[0] == "active"
 
 
 # --- purge ------------------------------------------------------------------------------------
