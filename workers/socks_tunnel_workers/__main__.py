@@ -33,7 +33,7 @@ async def _run(index: int, ipc_fd: int, listen_fds: list[int]) -> int:
 
 
 def main() -> int:
-    """Run one worker until the supervisor ends it; give the exit status."""
+    """Runs one worker until the supervisor ends it, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="socks-tunnel-worker")
     parser.add_argument("--index", type=int, required=True)
     parser.add_argument("--ipc-fd", type=int, required=True)

@@ -132,7 +132,7 @@ class _Scanner:
         self._position += 1
 
     def _skip(self, pattern: re.Pattern[str]) -> int:
-        """Go behind what the pattern, which may match nothing, matches here; give where that is."""
+        """Goes behind what the pattern matches here, if anything, and returns that place."""
         match = pattern.match(self._text, self._position)
         self._position = match.end() if match else self._position
         return self._position

@@ -84,7 +84,7 @@ class SupervisorChannel(Channel):
         self._done = done
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Say hello."""
+        """Says hello."""
         super().connection_made(transport)
         self.send_control(0, ChildHello(os.getpid()))
 

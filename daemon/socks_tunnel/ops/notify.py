@@ -56,7 +56,7 @@ class Notifier:
         return self._watchdog_interval
 
     def ready(self, status: str) -> None:
-        """Say that start-up, or a reload, is complete."""
+        """Says that start-up, or a reload, is complete."""
         self._send(f"READY=1\nSTATUS={_one_line(status)}")
 
     def status(self, text: str) -> None:
@@ -64,7 +64,7 @@ class Notifier:
         self._send(f"STATUS={_one_line(text)}", wait=False)
 
     def reloading(self) -> None:
-        """Say that a reload begins; :meth:`ready` ends it.
+        """Says that a reload begins; :meth:`ready` ends it.
 
         Type=notify-reload wants the time with it, on CLOCK_MONOTONIC, to tell this message from
         one that was sent before the reload was asked for (sd_notify(3)).
@@ -72,7 +72,7 @@ class Notifier:
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        """Say that shutdown begins."""
+        """Says that shutdown begins."""
         self._send("STOPPING=1")
 
     def extend(self, seconds: float) -> None:
@@ -84,7 +84,7 @@ class Notifier:
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}", wait=False)
 
     def watchdog(self) -> None:
-        """Say that the event loop is alive. Call it from the event loop itself."""
+        """Says that the event loop is alive. Call it from the event loop itself."""
         self._send("WATCHDOG=1", wait=False)
 
     def close(self) -> None:

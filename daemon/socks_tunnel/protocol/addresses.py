@@ -58,7 +58,7 @@ UNSPECIFIED = HostPort("0.0.0.0", 0)  # noqa: S104 - an address field with nothi
 
 @lru_cache(CACHE_ENTRIES)
 def parse_ip(text: str) -> IPAddress | None:
-    """Give the address that `text` is a literal of, or None if it is a name.
+    """Returns the address that `text` is a literal of, or None if it is a name.
 
     Accepts IPv6 in brackets (`[2001:db8::1]`), which clients send as a "domain". A zone index
     (`fe80::1%eth0`) is refused as a literal: it has no meaning on another host.
@@ -76,7 +76,7 @@ def parse_ip(text: str) -> IPAddress | None:
 
 
 def canonical_host(text: str) -> str:
-    """Give the canonical form of a host that a user or a client wrote.
+    """Returns the canonical form of a host that a user or a client wrote.
 
     An IP literal (also in brackets) becomes its shortest form; a name becomes lower-case A-labels
     (RFC 5890) without a final dot. Underscores are kept: SRV owners and Windows hosts use them.
@@ -141,7 +141,7 @@ def encode_address(address: HostPort) -> bytes:
 
 
 def address_length(data: Buffer, offset: int) -> int | None:
-    """Give the length in bytes of the address field that starts at `offset`.
+    """Returns the length in bytes of the address field that starts at `offset`.
 
     None if `data` ends before the length can be told. Raises :class:`RemoteProtocolError` with
     reply 0x08 for an unknown ATYP.
@@ -166,7 +166,7 @@ def address_length(data: Buffer, offset: int) -> int | None:
 
 
 def decode_address(data: Buffer, offset: int = 0) -> tuple[HostPort, int]:
-    """Decode the address field at `offset`; give it and the offset of what follows.
+    """Decodes the address field at `offset`; returns it and the offset of what follows.
 
     A domain that is an IP literal (also IPv6, also in brackets) is treated as that address.
     Raises :class:`RemoteProtocolError` if the field is cut short, has an unknown ATYP (reply 0x08)
@@ -186,7 +186,7 @@ def decode_address(data: Buffer, offset: int = 0) -> tuple[HostPort, int]:
 
 
 def decode_name(raw: Buffer) -> str:
-    """Give the canonical host for the bytes of a domain field.
+    """Returns the canonical host for the bytes of a domain field.
 
     Raises :class:`RemoteProtocolError` for what cannot be a host; clients do send UTF-8 names, and
     those become A-labels.

@@ -47,7 +47,7 @@ class CloseReason(IntEnum):
 
 
 def reply_of(reason: int) -> Reply:
-    """Give the SOCKS5 reply for a flow that was closed with `reason` before it was opened.
+    """Returns the SOCKS5 reply for a flow that was closed with `reason` before it was opened.
 
     A SOCKS client knows only the codes of RFC 1928; every other reason is a general failure to it.
     An orderly close (0x00) in place of an answer is one too: success must never be reported.

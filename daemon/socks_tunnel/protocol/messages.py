@@ -117,12 +117,12 @@ FLOW_ENDERS = frozenset(
 
 
 def message_header(kind: int, conn_id: int) -> bytes:
-    """Give the seven bytes that start a message."""
+    """Returns the seven bytes that start a message."""
     return HEADER.pack(kind, 0, conn_id)
 
 
 def message_key(message: Buffer) -> tuple[int, int]:
-    """Give (TYPE, CONN_ID) of a message without looking at its body.
+    """Returns (TYPE, CONN_ID) of a message without looking at its body.
 
     Raises :class:`RemoteProtocolError` if it is shorter than a header.
     """
@@ -171,7 +171,7 @@ class Ping:
     opaque: bytes
 
     def encode(self) -> bytes:
-        """Give the whole message."""
+        """Returns the whole message."""
         return message_header(self.TYPE, 0) + self.opaque
 
 
@@ -183,7 +183,7 @@ class Pong:
     opaque: bytes
 
     def encode(self) -> bytes:
-        """Give the whole message."""
+        """Returns the whole message."""
         return message_header(self.TYPE, 0) + self.opaque
 
 
@@ -206,7 +206,7 @@ class Hello:
     idle_udp: int = 300
 
     def encode(self) -> bytes:
-        """Give the whole message."""
+        """Returns the whole message."""
         fields = {
             "version": self.version,
             "software": self.software,
@@ -227,7 +227,7 @@ class Goaway:
     reason: int
 
     def encode(self) -> bytes:
-        """Give the whole message."""
+        """Returns the whole message."""
         return message_header(self.TYPE, 0) + bytes((self.reason,))
 
 
@@ -267,7 +267,7 @@ class OpenConnection:
     port: int
 
     def encode(self) -> bytes:
-        """Give the whole message."""
+        """Returns the whole message."""
         host = self.host.encode("ascii")
         if not 1 <= len(host) <= NAME_MAX:
             raise ValueError(f"a host of {len(host)} bytes does not fit OPEN_CONNECTION")
@@ -291,7 +291,7 @@ class CloseConnection:
     reason: int = CloseReason.ORDERLY
 
     def encode(self) -> bytes:
-        """Give the whole message; an orderly close is the original's form, without REASON."""
+        """Returns the whole message; an orderly close is the original's form, without REASON."""
         header = message_header(self.TYPE, self.conn_id)
         return header + bytes((self.reason,)) if self.reason else header
 
@@ -305,7 +305,7 @@ class ConnectionOpened:
     bound: HostPort
 
     def encode(self) -> bytes:
-        """Give the whole message."""
+        """Returns the whole message."""
         return message_header(self.TYPE, self.conn_id) + encode_address(self.bound)
 
 
@@ -317,7 +317,7 @@ class SendEof:
     conn_id: int
 
     def encode(self) -> bytes:
-        """Give the whole message."""
+        """Returns the whole message."""
         return message_header(self.TYPE, self.conn_id)
 
 
@@ -330,7 +330,7 @@ class Data:
     data: Buffer
 
     def encode(self) -> bytes:
-        """Give the whole message."""
+        """Returns the whole message."""
         return message_header(self.TYPE, self.conn_id) + self.data
 
 
@@ -344,7 +344,7 @@ class WindowUpdate:
     limit: int
 
     def encode(self) -> bytes:
-        """Give the whole message."""
+        """Returns the whole message."""
         return message_header(self.TYPE, self.conn_id) + _WINDOW.pack(self.consumed, self.limit)
 
 
@@ -359,7 +359,7 @@ class UdpAssociate:
     conn_id: int
 
     def encode(self) -> bytes:
-        """Give the whole message."""
+        """Returns the whole message."""
         return message_header(self.TYPE, self.conn_id)
 
 
@@ -372,7 +372,7 @@ class UdpAssociateOpened:
     bound: HostPort | None = None
 
     def encode(self) -> bytes:
-        """Give the whole message."""
+        """Returns the whole message."""
         header = message_header(self.TYPE, self.conn_id)
         return header if self.bound is None else header + encode_address(self.bound)
 
@@ -389,7 +389,7 @@ class UdpPacket:
     packet: Buffer
 
     def encode(self) -> bytes:
-        """Give the whole message."""
+        """Returns the whole message."""
         return message_header(self.TYPE, self.conn_id) + self.packet
 
 
@@ -402,7 +402,7 @@ class UdpAssociateClosed:
     reason: int = CloseReason.ORDERLY
 
     def encode(self) -> bytes:
-        """Give the whole message."""
+        """Returns the whole message."""
         header = message_header(self.TYPE, self.conn_id)
         return header + bytes((self.reason,)) if self.reason else header
 
@@ -419,7 +419,7 @@ class Bind:
     caller: HostPort
 
     def encode(self) -> bytes:
-        """Give the whole message."""
+        """Returns the whole message."""
         return message_header(self.TYPE, self.conn_id) + encode_address(self.caller)
 
 
@@ -432,7 +432,7 @@ class BindListening:
     bound: HostPort
 
     def encode(self) -> bytes:
-        """Give the whole message."""
+        """Returns the whole message."""
         return message_header(self.TYPE, self.conn_id) + encode_address(self.bound)
 
 
@@ -445,7 +445,7 @@ class BindAccepted:
     caller: HostPort
 
     def encode(self) -> bytes:
-        """Give the whole message."""
+        """Returns the whole message."""
         return message_header(self.TYPE, self.conn_id) + encode_address(self.caller)
 
 
@@ -474,7 +474,7 @@ class Resolve:
     host: str
 
     def encode(self) -> bytes:
-        """Return the whole message."""
+        """Returns the whole message."""
         host = self.host.encode("ascii")
         if not 1 <= len(host) <= NAME_MAX:
             raise ValueError(f"a host of {len(host)} bytes does not fit RESOLVE")
@@ -502,7 +502,7 @@ class Resolved:
     answers: tuple[Answer, ...] = ()
 
     def encode(self) -> bytes:
-        """Return the whole message. Raises :class:`ValueError` beyond :data:`ANSWERS_MAX`."""
+        """Returns the whole message. Raises :class:`ValueError` beyond :data:`ANSWERS_MAX`."""
         if len(self.answers) > ANSWERS_MAX:
             raise ValueError(f"{len(self.answers)} answers do not fit RESOLVED")
         parts = [message_header(self.TYPE, self.conn_id), bytes((self.reason, len(self.answers)))]
@@ -545,7 +545,7 @@ Message: TypeAlias = (
 
 
 def decode(message: Buffer) -> Message:
-    """Decode one whole message.
+    """Decodes one whole message.
 
     DATA and UDP_PACKET keep a view into `message` (no copy). Raises :class:`RemoteProtocolError`,
     with the CONN_ID where one could be read, for a message that does not fit its layout. Bytes
@@ -705,7 +705,7 @@ def _decode_resolved(body: memoryview, conn_id: int) -> Resolved:
 
 
 def _answer_host(body: memoryview, at: int, conn_id: int) -> tuple[str, int]:
-    """Decode ATYP and ADDR at `at`: an address field of RFC 1928 section 5 without its PORT."""
+    """Decodes ATYP and ADDR at `at`: an address field of RFC 1928 section 5 without its PORT."""
     try:
         length = address_length(body, at)
         if length is None or len(body) < at + length - _PORT.size:

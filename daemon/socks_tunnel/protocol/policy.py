@@ -158,7 +158,7 @@ _NAT64_LOCAL: Final = 0x0064_FF9B_0001
 
 
 def _translated(network: IPv4Network, prefix: IPv6Network) -> IPv6Network:
-    """Give the IPv6 network that embeds `network` after `prefix`."""
+    """Returns the IPv6 network that embeds `network` after `prefix`."""
     room = 96 - prefix.prefixlen
     base = int(prefix.network_address) | int(network.network_address) << room
     return IPv6Network((base, prefix.prefixlen + network.prefixlen))
@@ -176,7 +176,7 @@ _SPECIAL_BLOCKS: Final[tuple[tuple[_IPNetwork, str], ...]] = (
 
 
 def _embedded_ipv4(address: IPAddress) -> list[IPv4Address]:
-    """Give the IPv4 addresses that a translator or tunnel could make of an IPv6 address."""
+    """Returns the IPv4 addresses that a translator or tunnel could make of an IPv6 address."""
     value = int(address)
     if address.version == 4 or value <= 1:  # `::` and `::1` are in ::/96, but no IPv4 addresses
         return []
@@ -190,7 +190,7 @@ def _embedded_ipv4(address: IPAddress) -> list[IPv4Address]:
 
 
 def _nat64_readings(value: int) -> list[int]:
-    """Give each IPv4 address that an address of the local-use NAT64 prefix can stand for.
+    """Returns each IPv4 address that an address of the local-use NAT64 prefix can stand for.
 
     RFC 8215 leaves the length of the prefix in use to the operator, and with it the place of the
     IPv4 address (RFC 6052 section 2.2). All but the last form end in zeros, and octet 8 is zero::
@@ -212,7 +212,7 @@ def _nat64_readings(value: int) -> list[int]:
 
 
 def _unmapped(address: IPAddress) -> IPAddress:
-    """Give the IPv4 address that an IPv4-mapped IPv6 address is, or the address itself."""
+    """Returns the IPv4 address that an IPv4-mapped IPv6 address is, or the address itself."""
     if isinstance(address, IPv6Address):
         return address.ipv4_mapped or address
     return address
@@ -235,7 +235,7 @@ class _Ranges:
     __slots__ = ("_starts", "_texts")
 
     def __init__(self, ranges: Iterable[tuple[int, int, str]]) -> None:
-        """Take (first, last, text of the rule), in the order in which they were written."""
+        """Takes (first, last, text of the rule), in the order in which they were written."""
         by_start = sorted(
             (first, order, last, text) for order, (first, last, text) in enumerate(ranges)
         )
@@ -265,7 +265,7 @@ class _Ranges:
         return self._starts
 
     def find(self, value: int) -> str | None:
-        """Give the text of the first rule that has `value`."""
+        """Returns the text of the first rule that has `value`."""
         index = bisect_right(self._starts, value) - 1
         return self._texts[index] if index >= 0 else None
 
@@ -283,7 +283,7 @@ class _Networks:
         return bool(self._ipv4) or bool(self._ipv6)
 
     def find(self, address: IPAddress) -> str | None:
-        """Give the text of the first rule that has `address`."""
+        """Returns the text of the first rule that has `address`."""
         return (self._ipv4 if address.version == 4 else self._ipv6).find(int(address))
 
 
@@ -306,7 +306,7 @@ class _Names:
         self._below = dict(reversed(below))
 
     def find(self, name: str) -> str | None:
-        """Give the text of the rule that has the canonical `name`, the nearest one if several."""
+        """Returns the text of the rule that has the canonical `name`: of several, the nearest."""
         rule = self._exact.get(name)
         while rule is None:
             _, dot, name = name.partition(".")
@@ -328,7 +328,7 @@ def _special_label(address: IPAddress, embedded: Sequence[IPv4Address]) -> str |
 
 
 def _within_special_block(network: _IPNetwork) -> bool:
-    """Tell whether a rule speaks of special addresses only, and so lifts their refusal."""
+    """Returns whether a rule speaks of special addresses only, and so lifts their refusal."""
     if network.prefixlen == network.max_prefixlen:
         address = network.network_address
         return _special_label(address, _embedded_ipv4(address)) is not None
@@ -356,14 +356,14 @@ def _split(rules: Rules) -> Iterator[tuple[str, object]]:
 
 
 def _text_of(rule: object) -> str:
-    """Give the text of a rule that configuration may hold as anything."""
+    """Returns the text of a rule that configuration may hold as anything."""
     if isinstance(rule, bool) or not isinstance(rule, str | int):
         raise TypeError(f"a rule is text or a port number, not {type(rule).__name__}")
     return str(rule).strip()
 
 
 def _parse_network(text: str) -> _IPNetwork | None:
-    """Give the addresses that a host rule names, None if it names none (it is about names then)."""
+    """Returns the addresses that a host rule names; None if the rule is about names."""
     address = parse_ip(text)
     if address is not None:
         if address.is_unspecified:
@@ -403,7 +403,7 @@ class _HostRules:
         self.below: list[tuple[str, str]] = []
 
     def add(self, text: str, label: str) -> None:
-        """Parse one rule. Raises :class:`ValueError` with what is wrong with it."""
+        """Parses one rule. Raises :class:`ValueError` with what is wrong with it."""
         network = _parse_network(text)
         if network is not None:
             self.networks.append((network, label))
@@ -420,7 +420,7 @@ class _PortRules:
         self.ranges: list[tuple[int, int, str]] = []
 
     def add(self, text: str, label: str) -> None:
-        """Parse one rule. Raises :class:`ValueError` with what is wrong with it."""
+        """Parses one rule. Raises :class:`ValueError` with what is wrong with it."""
         if text == "*":
             self.ranges.append((0, 65535, label))
             return
@@ -439,7 +439,7 @@ def _parse_port(text: str) -> int:
 
 
 def _parse_into(parsed: _HostRules | _PortRules, field: str, rules: Rules) -> list[RuleProblem]:
-    """Add the rules to `parsed`; give those that cannot be."""
+    """Adds the rules to `parsed`, and returns those that cannot be parsed."""
     problems = []
     for position, rule in _split(rules):
         try:
@@ -492,7 +492,7 @@ class Policy:
         denied_hosts: Rules = (),
         denied_ports: Rules = (),
     ) -> Self:
-        """Make a policy of rules as configuration holds them.
+        """Makes a policy of rules as configuration holds them.
 
         Raises :class:`PolicyError`, which names every rule that cannot be parsed.
         """
@@ -521,7 +521,7 @@ class Policy:
         return 0
 
     def check(self, destination: HostPort) -> Decision:
-        """Decide about a destination as a client asked for it.
+        """Decides about a destination as a client asked for it.
 
         Final for an IP literal. For a name see :class:`Verdict`: an ALLOWED name may be looked up,
         and each of its addresses still needs :meth:`check_address`.
@@ -547,7 +547,7 @@ class Policy:
         return Decision(Verdict.RESOLVE, ADDRESSES_DECIDE)
 
     def check_address(self, name_decision: Decision, address: IPAddress, port: int) -> Decision:
-        """Decide about one address of a name of which :meth:`check` said `name_decision`."""
+        """Decides about one address of a name of which :meth:`check` said `name_decision`."""
         if name_decision.verdict is Verdict.DENIED:
             return name_decision
         allowed_by_name = name_decision.verdict is Verdict.ALLOWED
@@ -556,7 +556,7 @@ class Policy:
     def choose(
         self, destination: HostPort, addresses: Sequence[IPAddress]
     ) -> tuple[Decision, list[IPAddress]]:
-        """Give the decision about a destination, and which of its addresses may be dialled.
+        """Returns the decision about a destination, and which of its addresses may be dialled.
 
         `addresses` is what a name resolved to; of an IP literal it is ignored. Without any the
         decision about the name stands as it is. ALLOWED if one address at least is allowed.
@@ -573,7 +573,7 @@ class Policy:
         return decisions[allowed.index(True) if dialable else 0], dialable
 
     def _decide(self, address: IPAddress, port: int, name_rule: str | None) -> Decision:
-        """Decide about an address; `name_rule` is the rule that allows the name it belongs to."""
+        """Decides about an address; `name_rule` is the rule that allows the name it belongs to."""
         address = _unmapped(address)
         embedded = _embedded_ipv4(address)
         denied = self._denied_ports.find(port) or next(

@@ -83,7 +83,7 @@ class ServerConnection(Connection):
         self._command: Command | None = None
 
     def next_event(self) -> Request | NeedData:
-        """Return the request, or NEED_DATA.
+        """Returns the request, or NEED_DATA.
 
         Raises :class:`RemoteProtocolError`, again at each later call; its `kind` is one of
         `not-socks4`, `authentication`, `bad-request`, `command`, `bad-name`. The answer that the
@@ -127,7 +127,7 @@ class ServerConnection(Connection):
         self._state = _State.SECOND_REPLY if first_of_two else _State.DONE
 
     def trailing_data(self) -> bytes:
-        """Return the bytes that came after the request (early data), once; empty before it."""
+        """Returns the bytes that came after the request (early data), once; empty before it."""
         return b"" if self._state is _State.REQUEST else self._take_all()
 
     def _request(self) -> Request | NeedData:
@@ -175,7 +175,7 @@ class ServerConnection(Connection):
         return ResolveRequest(host)
 
     def _end_of_text(self, start: int, longest: int, what: str) -> int | None:
-        """Return the offset after the NUL that ends the text at `start`; None if it is to come."""
+        """Returns the offset after the NUL that ends the text at `start`; None if it is to come."""
         end = self._received.find(0, start, start + longest + 1)
         if end >= 0:
             return end + 1

@@ -184,7 +184,7 @@ class Connection:
         self._received += data
 
     def data_to_send(self) -> bytes:
-        """Return the bytes to send now, each of them once; empty if there are none."""
+        """Returns the bytes to send now, each of them once; empty if there are none."""
         data = bytes(self._to_send)
         self._to_send.clear()
         return data
@@ -243,7 +243,7 @@ class ServerConnection(Connection):
         self._command: Command | None = None
 
     def next_event(self) -> Event | NeedData:
-        """Return the next event, or NEED_DATA.
+        """Returns the next event, or NEED_DATA.
 
         Raises :class:`RemoteProtocolError`, again at each later call; its `kind` is one of
         `not-socks5`, `no-acceptable-method`, `authentication`, `bad-request`, `command`,
@@ -268,7 +268,7 @@ class ServerConnection(Connection):
         return "unknown" if self._command is None else _COMMAND_NAMES[self._command]
 
     def accept_password(self, ok: bool) -> None:
-        """Answer PasswordOffered. After a refusal `next_event` raises, kind `authentication`.
+        """Answers PasswordOffered. After a refusal `next_event` raises, kind `authentication`.
 
         Raises :class:`LocalProtocolError` if no password is waiting for an answer.
         """
@@ -303,7 +303,7 @@ class ServerConnection(Connection):
         self._state = _ServerState.SECOND_REPLY if first_of_two else _ServerState.DONE
 
     def trailing_data(self) -> bytes:
-        """Return the bytes that came after the request (early data), once; empty before it."""
+        """Returns the bytes that came after the request (early data), once; empty before it."""
         if self._state in {_ServerState.REPLY, _ServerState.SECOND_REPLY, _ServerState.DONE}:
             return self._take_all()
         return b""
@@ -426,7 +426,7 @@ def _decode_request(command: Command, raw: bytes) -> Request:
 
 
 def _decode_hint(raw: bytes) -> HostPort | None:
-    """Return DST of UDP ASSOCIATE where it says anything.
+    """Returns DST of UDP ASSOCIATE where it says anything.
 
     RFC 1928 section 4: "If the client is not in possession of the information at the time of the
     UDP ASSOCIATE, the client MUST use a port number and address of all zeros." What clients really
@@ -465,7 +465,7 @@ class UdpDatagram(NamedTuple):
 
 
 def parse_udp_packet(packet: Buffer) -> UdpDatagram:
-    """Return what the header of a whole SOCKS5 UDP packet says; the data is not looked at.
+    """Returns what the header of a whole SOCKS5 UDP packet says; the data is not looked at.
 
     Raises :class:`RemoteProtocolError`: kind `udp-header` (cut short), `address-type`, `bad-name`.
     """
@@ -477,7 +477,7 @@ def parse_udp_packet(packet: Buffer) -> UdpDatagram:
 
 
 def udp_header(source: HostPort) -> bytes:
-    """Return the header, with FRAG 0, that goes before the data of a datagram of `source`."""
+    """Returns the header, with FRAG 0, that goes before the data of a datagram of `source`."""
     return b"\0\0\0" + encode_address(source)
 
 

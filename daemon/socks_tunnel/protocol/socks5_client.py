@@ -74,7 +74,7 @@ class ClientConnection(Connection):
         self._state = _ClientState.METHOD
 
     def next_event(self) -> ReplyReceived | NeedData:
-        """Return the reply (of BIND: both, in turn), or NEED_DATA.
+        """Returns the reply (of BIND: both, in turn), or NEED_DATA.
 
         Raises :class:`RemoteProtocolError`, again at each later call; its `kind` is one of
         `not-socks5`, `no-acceptable-method`, `authentication`, `address-type`, `bad-name`. A reply
@@ -92,7 +92,7 @@ class ClientConnection(Connection):
         return NEED_DATA
 
     def trailing_data(self) -> bytes:
-        """Return the bytes that came after the last reply, once; empty before it."""
+        """Returns the bytes that came after the last reply, once; empty before it."""
         return self._take_all() if self._state is _ClientState.DONE else b""
 
     def _check_version(self, expected: int) -> bool:

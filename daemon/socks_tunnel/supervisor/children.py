@@ -88,7 +88,7 @@ class WorkerSlot(Slot):
         )
 
     def environment(self) -> dict[str, str]:
-        """Say where the metrics are."""
+        """Says where the metrics are."""
         return {METRICS_VARIABLE: str(self._metrics_directory)}
 
     def inherited_fds(self) -> Sequence[int]:
@@ -227,6 +227,6 @@ class ExporterSlot(Slot):
         return [self._listener.socket.fileno()]
 
     def push_state(self, reason: str | None) -> None:
-        """Say whether the daemon is ready: it is not for `reason`, or it is (None)."""
+        """Says whether the daemon is ready: it is not for `reason`, or it is (None)."""
         if self.channel is not None and self.running:
             self.channel.send_control(0, ReadyState(reason))

@@ -392,7 +392,7 @@ class _SlotChannel(Channel):
 
 
 def describe_exit(status: int, *, killed_by_us: bool = False) -> str:
-    """Say in words how a process ended; `status` is negative for a signal, as in `subprocess`."""
+    """Says in words how a process ended; `status` is negative for a signal, as in `subprocess`."""
     if status >= 0:
         return f"exited with status {status}"
     try:

@@ -24,7 +24,7 @@ class Client:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, op: str, **fields: Any) -> Any:
-        """Give the result of a request.
+        """Returns the result of a request.
 
         Raises :class:`OSError` if nobody answers in time or the request is refused; the next
         request is made on a new connection then.

@@ -102,7 +102,7 @@ class _Counts:
     down: int
 
     def rates(self, now: "_Counts") -> tuple[float, float] | None:
-        """Give bytes per second up and down from then to now; None if that cannot be told."""
+        """Returns bytes per second up and down from then to now; None if that cannot be told."""
         took = now.at - self.at
         if took <= 0 or now.up < self.up or now.down < self.down:
             return None  # the counts began anew: another flow, or another worker
@@ -131,7 +131,7 @@ class Model:
     # --- in -------------------------------------------------------------------------------------
 
     def sample(self, now: float, status: Mapping[str, Any], flows: Rows) -> None:
-        """Take the answers to `status` and `connections`."""
+        """Takes the answers to `status` and `connections`."""
         if status["pid"] != self._pid:
             self._pid = status["pid"]
             self._seen.clear()
@@ -148,7 +148,7 @@ class Model:
         self._sampled = now
 
     def lost(self, reason: str) -> None:
-        """Take note that the instance does not answer."""
+        """Takes note that the instance does not answer."""
         self.lost_because = reason
 
     def next_order(self) -> None:
@@ -156,7 +156,7 @@ class Model:
         self.order = ORDERS[(ORDERS.index(self.order) + 1) % len(ORDERS)]
 
     def _take_workers(self, now: float, rows: Rows) -> None:
-        """Take the workers' rows, and measure each against its last one."""
+        """Takes the workers' rows, and measure each against its last one."""
         before, self._of_workers = self._of_workers, {}
         self.workers = []
         for row in rows:
@@ -198,7 +198,7 @@ class Model:
         )
 
     def _flow(self, row: Mapping[str, Any], since: float | None) -> FlowRow:
-        """Give a flow's row. `since`: how long ago the last sample was."""
+        """Returns a flow's row. `since`: how long ago the last sample was."""
         key = row["peer"], row["conn_id"], row["worker"]
         counts = _Counts(row["seconds"], row["up"], row["down"])
         last = self._seen.pop(key, None)  # and put back as the latest
@@ -230,7 +230,7 @@ class Model:
     # --- out ------------------------------------------------------------------------------------
 
     def flows(self, limit: int) -> tuple[list[FlowRow], int]:
-        """Give the first flows in the order chosen, at most `limit`, and how many others there are.
+        """Returns the first flows in the order chosen, at most `limit`, and the number of others.
 
         Flows that are equal in it keep their places from one sample to the next.
         """

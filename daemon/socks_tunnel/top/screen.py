@@ -33,7 +33,7 @@ _TITLE_LINES: Final = 3  # the instance, its totals, the keys
 
 
 def picture(model: Model, width: int, height: int) -> RenderableType:
-    """Give what fills a screen of this size, and never more lines."""
+    """Returns what fills a screen of this size, and never more lines."""
     summary = model.summary
     if summary is None:
         return _line(model.lost_because or "")
@@ -51,7 +51,7 @@ def picture(model: Model, width: int, height: int) -> RenderableType:
 
 
 def count(number: float | None) -> str:
-    """Give a number in at most 5 characters: `999`, `1.23k`, `45.6M`; `-` if it is not known."""
+    """Returns a number in at most 5 characters: `999`, `1.23k`, `45.6M`; `-` if it is not known."""
     if number is None:
         return "-"
     value = float(number)
@@ -65,7 +65,7 @@ def count(number: float | None) -> str:
 
 
 def age(seconds: float) -> str:
-    """Give a time in at most 7 characters: `4.2s`, `12:34`, `5:01:02`, `3d04h`."""
+    """Returns a time in at most 7 characters: `4.2s`, `12:34`, `5:01:02`, `3d04h`."""
     if seconds < 60:
         return f"{seconds:.1f}s" if seconds < 9.95 else f"{seconds:.0f}s"
     minutes, second = divmod(int(seconds), 60)
@@ -77,12 +77,12 @@ def age(seconds: float) -> str:
 
 
 def _text(text: str, style: str = "") -> Text:
-    """Give text as it is: no markup, and nothing in it that a terminal would obey."""
+    """Returns text as it is: no markup, and nothing in it that a terminal would obey."""
     return Text(text.translate(_CONTROLS), style)
 
 
 def _line(*parts: str | tuple[str, str]) -> Text:
-    """Give a line that is cut off, and never wrapped, where the terminal ends."""
+    """Returns a line that is cut off, and never wrapped, where the terminal ends."""
     texts = (_text(part) if isinstance(part, str) else _text(*part) for part in parts)
     return Text.assemble(*texts, no_wrap=True, overflow="ellipsis")
 
@@ -116,7 +116,7 @@ def _footer(model: Model) -> Text:
 
 
 def _table(*columns: tuple[str, int | None]) -> Table:
-    """Make a table without lines: names of columns with their widths, None for what is left.
+    """Makes a table without lines: names of columns with their widths, None for what is left.
 
     Names that end with a colon are those of text, others of numbers. Nothing is wrapped.
     """

@@ -43,7 +43,7 @@ def run(path: Path) -> None:
 
 
 def pause(took: float) -> float:
-    """Give the seconds to wait after a sample that took so long."""
+    """Returns the seconds to wait after a sample that took so long."""
     return max(PERIOD - took, min(took * (1 / LOAD_MAX - 1), PAUSE_MAX))
 
 
@@ -103,7 +103,7 @@ class _Watch:
 
     @contextlib.contextmanager
     def _terminal(self) -> Iterator[None]:
-        """Take the terminal, and give it back as it was, whatever happens."""
+        """Takes the terminal, and give it back as it was, whatever happens."""
         try:
             self._enter()
             yield
