@@ -57,7 +57,10 @@ def test_connections(tunnel: Tunnel) -> None:
 
 def test_top(tunnel: Tunnel) -> None:
     control = tunnel.gateway.runtime_directory / "control.sock"
-    log = len(tunnel.gateway.log_text())
+    # The journal lags behind: what earlier tests asked for must be in it before it is counted.
+    before = len(tunnel.gateway.log_text())
+    tunnel.gateway.control("status")
+    log = tunnel.gateway.wait_log(r"control request 'status' of .*\n", after=before).end()
     with (
         tunnel.connect("echo") as sock,
         Terminal(tunnel.site.gateway.command(SOCKS_TUNNEL, "top", "--socket", control)) as terminal,
