@@ -167,12 +167,8 @@ def test_one_percent_loss_beside_a_bulk_download(corporate: Corporate, folder: P
     late: dict[str, float] = {}
     for name, meter in (("as datagrams", datagrams), ("on one reliable channel", reliable)):
         report(f"1 % loss and a download, RTP there and back, {name}", meter.returned)
-        half, late[name], worst = (
-            meter.returned.delay(meter.sent, share) for share in (0.5, 0.9, 0.99)
-        )
-        print(f"under way p50 {half:.1f} p90 {late[name]:.1f} p99 {worst:.1f} ms")
-    # The link stands still for up to 0.6 s once in some calls, for a reason not yet known. That is
-    # in the p99 of both, which is printed and not compared.
+        half, late[name] = (meter.returned.delay(meter.sent, share) for share in (0.5, 0.99))
+        print(f"under way p50 {half:.1f} p99 {late[name]:.1f} ms")
     # Lost twice with 1 % each; a busy machine drops some more as too late.
     assert datagrams.returned.received > 0.9 * PACKETS
     assert datagrams.returned.repeated == 0
