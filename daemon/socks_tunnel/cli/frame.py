@@ -1,0 +1,83 @@
+"""What all commands share: the failures with their exit codes, and the group that finds a command.
+
+The table of commands is in :mod:`socks_tunnel.cli`. A command's module is imported when the command
+is used, so that `socks-tunnel nc` does not wait for the libraries of `run`.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any, Final
+
+import click
+
+from socks_tunnel.config.errors import ConfigError
+
+EXIT_UNAVAILABLE: Final = 69
+EXIT_BUG: Final = 70
+EXIT_CANNOT_CREATE: Final = 73
+EXIT_CONFIG: Final = 78
+
+FILE_PATH: Final = click.Path(path_type=Path)
+
+
+class Failure(click.ClickException):
+    """Ends the command with a sentence, or several lines, on standard error: a negative answer."""
+
+    exit_code = 1
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Prints the sentence on standard error."""
+        click.echo(self.format_message(), file=file, err=True)
+
+
+class Unavailable(Failure):
+    """A peer or service cannot be reached."""
+
+    exit_code = EXIT_UNAVAILABLE
+
+
+class CannotCreate(Failure):
+    """A file cannot be made."""
+
+    exit_code = EXIT_CANNOT_CREATE
+
+
+class Misconfigured(Failure):
+    """The configuration has mistakes."""
+
+    exit_code = EXIT_CONFIG
+
+
+class LazyGroup(click.Group):
+    """A group of commands that are imported when they are used.
+
+    `table` maps the name of a command to `module:attribute`.
+    """
+
+    def __init__(self, *args: Any, table: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the names of all commands, sorted."""
+        del ctx
+        return sorted(self._table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Returns a command, or None if there is none of that name."""
+        del ctx
+        where = self._table.get(cmd_name)
+        if where is None:
+            return None
+        module, _, attribute = where.partition(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; mistakes in a configuration end it with exit code 78."""
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            raise Misconfigured(str(error)) from None

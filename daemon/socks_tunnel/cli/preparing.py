@@ -1,0 +1,126 @@
+"""Commands that prepare an instance: its configuration, its keys, its users."""
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from socks_tunnel.cli.frame import FILE_PATH, CannotCreate, Misconfigured
+from socks_tunnel.config import loader, pairing, users
+from socks_tunnel.config.errors import ConfigError
+
+
+@click.command("check-config")
+@click.argument("config_file", type=FILE_PATH, metavar="FILE")
+@click.pass_context
+def check_config(ctx: click.Context, config_file: Path) -> None:
+    """Check a configuration file and all that it names."""
+    try:
+        config = loader.load(config_file)
+    except ConfigError as error:
+        click.echo(str(error))
+        ctx.exit(Misconfigured.exit_code)
+    signaling = config.signaling
+    if signaling is not None and signaling.tls_certificate is not None:
+        from socks_tunnel.signaling.tls import read_server_certificate
+
+        certificate = read_server_certificate(signaling.tls_certificate, signaling.tls_key)
+        if complaint := certificate.complaint(datetime.now(UTC)):
+            click.echo(f"warning: {certificate.path} {complaint}", err=True)
+    names = ", ".join(peer.name for peer in config.peers)
+    click.echo(f"{config_file}: this is a usable {config.role}, with the peers: {names}")
+
+
+@click.command()
+@click.argument("key_file", type=FILE_PATH, metavar="FILE")
+def keygen(key_file: Path) -> None:
+    """Write a new private key to FILE and print its public key."""
+    from socks_tunnel.signaling.identity import PrivateIdentity
+
+    identity = PrivateIdentity.generate()
+    _create({key_file: identity.to_pem()})
+    click.echo(identity.public_text)
+
+
+@click.command()
+@click.argument("key_file", type=FILE_PATH, metavar="FILE")
+def pubkey(key_file: Path) -> None:
+    """Print the public key of the private key in FILE."""
+    from socks_tunnel.signaling.identity import PrivateIdentity
+
+    try:
+        identity = PrivateIdentity.load(key_file)
+    except OSError as error:
+        raise Misconfigured(f"{key_file} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise Misconfigured(f"{key_file}: {error}") from None
+    click.echo(identity.public_text)
+
+
+@click.command()
+@click.argument("name")
+@click.password_option(help="Asked for if it is not given.")
+def passwd(name: str, password: str) -> None:
+    """Print a line for users_file: NAME and the hash of a password."""
+    if ":" in name or not name.isprintable() or not 1 <= len(name.encode()) <= users.NAME_MAX:
+        raise click.BadParameter("a user name has no colon and 1 to 255 bytes", param_hint="NAME")
+    try:
+        password_hash = users.hash_password(password)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    click.echo(f"{name}:{password_hash}")
+
+
+@click.command()
+@click.option("--gateway", type=FILE_PATH, required=True, metavar="DIR")
+@click.option("--endpoint", type=FILE_PATH, required=True, metavar="DIR")
+@click.option(
+    "--url",
+    required=True,
+    help="Where the gateway finds the endpoint: http://HOST:PORT/, or unix:PATH on one host.",
+)
+def pair(gateway: Path, endpoint: Path, url: str) -> None:
+    """Write a configuration and a key for each side, which name each other."""
+    from socks_tunnel.signaling.identity import PrivateIdentity
+
+    try:
+        signaling = pairing.signaling_address(url, Path.cwd())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--url") from None
+    gateway_key, endpoint_key = PrivateIdentity.generate(), PrivateIdentity.generate()
+    texts = pairing.pair(
+        signaling,
+        gateway_key=gateway_key.public_text,
+        endpoint_key=endpoint_key.public_text,
+    )
+    files = {
+        gateway / "gateway.toml": texts.gateway.encode(),
+        gateway / pairing.GATEWAY_KEY: gateway_key.to_pem(),
+        endpoint / "endpoint.toml": texts.endpoint.encode(),
+        endpoint / pairing.ENDPOINT_KEY: endpoint_key.to_pem(),
+    }
+    _create(files)
+    for file in files:
+        click.echo(f"wrote {file}")
+    click.echo(f"on the endpoint: socks-tunnel run --config {endpoint / 'endpoint.toml'}")
+    click.echo(f"on the gateway:  socks-tunnel run --config {gateway / 'gateway.toml'}")
+
+
+def _create(files: Mapping[Path, bytes]) -> None:
+    """Writes new files, all or none, keys for the owner only. Raises :class:`CannotCreate`."""
+    created: list[Path] = []
+    for file, content in files.items():
+        mode = 0o644 if file.suffix == ".toml" else 0o600
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # O_EXCL: what is there already is never overwritten, nor a symbolic link followed.
+            fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            created.append(file)
+            with os.fdopen(fd, "wb") as stream:
+                stream.write(content)
+        except OSError as error:
+            for made in created:
+                made.unlink(missing_ok=True)
+            raise CannotCreate(f"{file}: {error.strerror or error}") from None

@@ -1,0 +1,44 @@
+"""Commands that run something in the foreground: an instance, the rendezvous service, the demo."""
+
+from pathlib import Path
+
+import click
+
+from socks_tunnel.cli.frame import FILE_PATH
+from socks_tunnel.protocol.addresses import parse_host_port
+
+
+@click.command()
+@click.option("--config", "config_file", type=FILE_PATH, required=True, metavar="FILE")
+def run(config_file: Path) -> None:
+    """Run one instance in the foreground."""
+    from socks_tunnel.ops.process import leave
+    from socks_tunnel.supervisor import main as supervisor
+
+    leave(supervisor.run(config_file))
+
+
+@click.command()
+@click.option("--config", "config_file", type=FILE_PATH, required=True, metavar="FILE")
+def rendezvous(config_file: Path) -> None:
+    """Run the service through which hosts without an open port meet."""
+    from socks_tunnel.ops.process import leave
+    from socks_tunnel.rendezvous import main as service
+
+    leave(service.run(config_file))
+
+
+@click.command()
+@click.option("--listen", default="127.0.0.1:1080", show_default=True, metavar="ADDR:PORT")
+@click.option("--policy", "policy_file", type=FILE_PATH, metavar="FILE", help="JSON")
+@click.option("--rendezvous", is_flag=True, help="both sides connect outwards only")
+@click.pass_context
+def demo(ctx: click.Context, listen: str, policy_file: Path | None, *, rendezvous: bool) -> None:
+    """Run a gateway and an endpoint on loopback, with keys made on the fly."""
+    from socks_tunnel.demo import demonstration
+
+    try:
+        address = parse_host_port(listen)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--listen") from None
+    ctx.exit(demonstration.run(address, policy_file, rendezvous=rendezvous))
