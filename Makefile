@@ -102,9 +102,16 @@ demo: $(RUNTIME_STAMP) $(PROJECT_STAMP) ## a gateway and an endpoint on loopback
 test: $(TEST_STAMPS) ## unit, property, integration and system tests, the latter in network namespaces
 	@$(PYTEST) $(ARGS)
 
+.PHONY: test-network
+test-network: $(TEST_STAMPS) ## networks that fail, change, lose packets or translate addresses; needs root
+	@$(PYTEST) tests/network $(ARGS)
+
+# Of the network tests, those whose hosts can be booted ones.
+ON_BOOTED_HOSTS := tests/packaging tests/system tests/network/test_alive.py tests/network/test_ice.py
+
 .PHONY: test-packages
 test-packages: $(TEST_STAMPS) ## the packages, and the system tests on hosts that boot with them; needs root
-	@$(PYTEST) --hosts=booted tests/packaging tests/system $(ARGS)
+	@$(PYTEST) --hosts=booted $(ON_BOOTED_HOSTS) $(ARGS)
 
 .PHONY: check
 check: $(DEV_STAMP) $(PROJECT_STAMP) ## format, lint, types, import contracts

@@ -13,6 +13,8 @@ from support import groups
 from support.machines import why_no_boot
 from support.workshop import Workshop, given_packages
 
+pytest_plugins = ["support.scenes"]
+
 # Hypothesis: `fast` in every test run, `deep` for `make fuzz`.
 # No deadlines: how long an example takes says more about the machine than about the code.
 settings.register_profile(
@@ -43,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--hosts",
         choices=get_args(Hosts),
         default="namespaces",
-        help="system tests: network namespaces with daemons from the checkout (the default), or hosts "
+        help="system and network tests: network namespaces with daemons from the checkout (the default), or hosts "
         "that boot systemd with the package installed",
     )
 

@@ -1,9 +1,10 @@
-"""Fixtures of the system tests: real processes, on three hosts with a network of their own.
+"""Fixtures that tests/system and tests/network share: real processes, on three hosts with their own network.
 
-With `--hosts=booted`, the default where a machine can do that, gateway and endpoint are hosts that boot
-systemd and have the package installed: each daemon is its hardened unit, on the Python of its release.
-With `--hosts=namespaces` they are plain network namespaces, and daemons run in the foreground, from the
-checkout.
+With `--hosts=booted`, gateway and endpoint are hosts that boot systemd and have the package installed:
+each daemon is its hardened unit, on the Python of its release. With `--hosts=namespaces`, the default,
+they are plain network namespaces, and daemons run in the foreground, from the checkout.
+
+tests/conftest.py loads this file as a plugin, so that a process makes one site for both folders.
 """
 
 import contextlib
@@ -16,6 +17,14 @@ import pytest
 from support.hosts import why_no_namespaces
 from support.tunnels import MakeTunnel, Site, Tunnel
 from support.units import InstalledSite
+
+_TESTS = Path(__file__).parent.parent
+
+FOLDERS = {_TESTS / "system", _TESTS / "network"}
+"""The folders whose tests use these fixtures."""
+
+NEED_NAMESPACES = {"make_site", "site", "make_tunnel", "lonely_host"}
+"""The fixtures that make network namespaces."""
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +111,7 @@ def make_tunnel(
 
 @pytest.fixture
 def report_logs(request: pytest.FixtureRequest) -> Iterator[Callable[[Tunnel], None]]:
-    """Have the logs of a tunnel shown with the report when the test fails."""
+    """A function that takes a tunnel, whose logs are shown with the report if the test fails."""
     tunnels: list[Tunnel] = []
     yield tunnels.append
     report = request.node.stash.get(FAILED, None)
@@ -118,7 +127,7 @@ FAILED = pytest.StashKey[bool]()
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember for `report_logs` whether a phase of the test failed."""
+    """Remembers for `report_logs` whether a phase of the test failed."""
     report = yield
     if report.failed:
         item.stash[FAILED] = True
@@ -126,9 +135,8 @@ def pytest_runtest_makereport(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs namespaces, by the fixtures it uses."""
-    here = Path(__file__).parent
+    """Marks the tests that need namespaces, by the fixtures that they use."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
-        if here in item.path.parents and fixtures & {"site", "make_tunnel", "lonely_host"}:
+        if FOLDERS & set(item.path.parents) and fixtures & NEED_NAMESPACES:
             item.add_marker("netns")
