@@ -12,7 +12,7 @@ from socks_tunnel.config.models import Peer
 from socks_tunnel.peer import quiet_loop_exceptions
 from socks_tunnel.peer.transport import TransportError
 from socks_tunnel.protocol.messages import Data
-from socks_tunnel.signaling.carrier import OutgoingCarrier, SignalingError
+from socks_tunnel.signaling.carrier import IceServers, OutgoingCarrier, SignalingError
 from socks_tunnel.supervisor import carriers, dialler, links
 from socks_tunnel.supervisor.dialler import GatewayLinks
 from socks_tunnel.supervisor.peerlink import REPLACED
@@ -41,6 +41,9 @@ class SlowCarrier:
         self.asked = 0
         self.fails: Exception | None = None
         self._inner = inner
+
+    async def ice_servers(self, timeout: float) -> IceServers:
+        return await self._inner.ice_servers(timeout)
 
     async def offer(self, envelope: bytes, timeout: float) -> tuple[bytes, str]:
         self.asked += 1

@@ -1,16 +1,24 @@
 """The configuration of the rendezvous service: its tables, and what reads and checks them."""
 
 import tomllib
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import Field, PlainValidator, StrictBool, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    StrictBool,
+    StringConstraints,
+    ValidationError,
+)
 
 from socks_tunnel.config.errors import ConfigError, Problem, unknown_key
 from socks_tunnel.config.models import (
     NOT_YET,
     FilePath,
-    IceServer,
     Listener,
     Log,
     OptionalFilePath,
@@ -23,10 +31,35 @@ from socks_tunnel.config.models import (
 from socks_tunnel.config.positions import KeyPath, key_lines
 from socks_tunnel.config.wording import key_text, sentence, upwards
 from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.protocol.ice_urls import parse_ice_url
+from socks_tunnel.protocol.rendezvous import TURN_SERVERS_MAX, TURN_URLS_MAX
 from socks_tunnel.signaling.tls import TlsFileError, read_server_certificate
+
+_T = TypeVar("_T")
 
 KEYS_MAX: Final = 65_536
 """Keys that may be listed."""
+
+TURN_SECRET_MIN: Final = 16
+"""Fewest bytes of the secret that the service shares with TURN servers."""
+
+
+def _turn_url(value: Any) -> str:
+    """Returns a URL of a TURN server. Raises :class:`ValueError`."""
+    if not isinstance(value, str):
+        raise ValueError("must be text")  # noqa: TRY004 - pydantic reports it
+    if parse_ice_url(value).scheme == "stun":
+        raise ValueError("is no TURN server: name STUN servers in [ice] of each host")
+    return value
+
+
+def _some(values: tuple[_T, ...], most: int) -> tuple[_T, ...]:
+    """Returns what has at least one entry and at most `most`. Raises :class:`ValueError`."""
+    if not values:
+        raise ValueError("must not be empty")
+    if len(values) > most:
+        raise ValueError(f"has more than {most} entries")
+    return values
 
 
 class Key(Table):
@@ -43,11 +76,24 @@ class Relay(Table):
     bytes_per_second: Positive = 2_000_000
 
 
-class Turn(Table):
-    """`[turn]`: TURN servers for which the service hands out credentials."""
+class TurnServer(Table):
+    """One of `turn.servers`. The service makes the logins, so none is named here."""
 
-    servers: tuple[IceServer, ...] = ()
-    secret_file: OptionalFilePath = None
+    urls: Annotated[
+        tuple[Annotated[str, PlainValidator(_turn_url)], ...],
+        BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+        AfterValidator(partial(_some, most=TURN_URLS_MAX)),
+    ]
+
+
+class Turn(Table):
+    """`[turn]`: TURN servers for which the service hands out logins."""
+
+    servers: Annotated[
+        tuple[TurnServer, ...], AfterValidator(partial(_some, most=TURN_SERVERS_MAX))
+    ]
+    secret_file: FilePath
+    """The secret that the servers know as `static-auth-secret`, in a file of its own."""
 
 
 class RendezvousFile(Table):
@@ -121,8 +167,22 @@ def _known(at: KeyPath) -> list[str]:
     """Returns the keys that the table has in which `at` is unknown."""
     tables: dict[Any, type[Table]] = {"keys": Key, "relay": Relay, "turn": Turn, "log": Log}
     if len(at) > 1 and "servers" in at[:-1]:
-        return list(IceServer.model_fields)
+        return list(TurnServer.model_fields)
     return list((tables[at[0]] if len(at) > 1 else RendezvousFile).model_fields)
+
+
+def read_turn_secret(path: Path) -> bytes:
+    """Returns the secret in a file, without the end of its line.
+
+    Raises :class:`ValueError` with a sentence that does not hold the secret.
+    """
+    try:
+        secret = path.read_bytes().strip()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    if len(secret) < TURN_SECRET_MIN:
+        raise ValueError(f"{path} holds fewer than {TURN_SECRET_MIN} bytes: that can be guessed")
+    return secret
 
 
 def _complaints(file: RendezvousFile) -> list[tuple[KeyPath, str]]:
@@ -134,7 +194,10 @@ def _complaints(file: RendezvousFile) -> list[tuple[KeyPath, str]]:
     if file.relay.enabled:
         found.append((("relay", "enabled"), NOT_YET))
     if file.turn is not None:
-        found.append((("turn",), f"{NOT_YET}; name TURN servers in [ice] of each host"))
+        try:
+            read_turn_secret(file.turn.secret_file)
+        except ValueError as error:
+            found.append((("turn", "secret_file"), str(error)))
     if file.clients == "listed" and not file.keys:
         found.append((("keys",), 'is missing: nobody could connect while clients = "listed"'))
     for field in ("name", "public_key"):

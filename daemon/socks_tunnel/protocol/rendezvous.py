@@ -7,7 +7,8 @@ Gateways and endpoints each hold one outbound WebSocket (RFC 6455) to the servic
     challenge   service  "nonce": bin 32
     proof       client   "key": bin 32, "host": str, "time": int, "signature": bin 64
     welcome     service  "session": bin 8, "time": int,
-                         "limits": {"body": int, "watch": int, "rate": int}
+                         "limits": {"body": int, "watch": int, "rate": int},
+                         "turn": [{"urls": [str], "username": str, "credential": str}]
     watch       client   "keys": bin 32*n, "reset": bool       whom the client may talk to
     presence    service  "online": bin 32*n, "offline": bin 32*n
     envelope    client   "to": bin 32, "body": bin
@@ -15,7 +16,8 @@ Gateways and endpoints each hold one outbound WebSocket (RFC 6455) to the servic
     absent      service  "to": bin 32, "reason": str           an envelope was not passed on
     drain       service  "within": int                         seconds in which to leave
 
-Unknown keys are ignored; an unknown kind is a protocol error. Times are Unix seconds.
+Unknown keys are ignored; an unknown kind is a protocol error. Times are Unix seconds. `turn` may be
+absent. A further `welcome` replaces what the first one said: it renews logins before they expire.
 
 ::
 
@@ -45,7 +47,7 @@ exchange them. What counts is the envelope.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 import msgpack
@@ -80,9 +82,20 @@ SHORT_FRAME_MAX: Final = 1024
 _U64_MAX: Final = (1 << 64) - 1
 _DRAIN_MAX: Final = 3600
 
+TURN_SERVERS_MAX: Final = 8
+"""Most TURN servers in one welcome."""
+
+TURN_URLS_MAX: Final = 8
+"""Most URLs of one of them."""
+
 _BOUNDS: Final = bounded.Bounds(
     size=FRAME_MAX, text=HOST_MAX, binary=PARCEL_MAX, entries=16, items=64, depth=2
 )
+_SERVICE_BOUNDS: Final = bounded.Bounds(
+    size=FRAME_MAX, text=HOST_MAX, binary=PARCEL_MAX, entries=16, items=256, depth=4
+)
+"""A welcome is the only frame with structures: a map of lists of maps of lists."""
+
 _PARCEL_BOUNDS: Final = bounded.Bounds(
     size=PARCEL_MAX, text=128, binary=PARCEL_MAX, entries=16, items=64, depth=1
 )
@@ -128,11 +141,20 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnServer:
+    """A TURN server (RFC 8656), and a login for it that expires."""
+
+    urls: tuple[str, ...]
+    username: str
+    credential: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome:
     """The key is proved.
 
     `body` is the longest parcel in bytes, `watch` the most keys that may be watched, `rate` the
-    envelopes a second that are passed on for long.
+    envelopes a second that are passed on for long. `turn` are servers that the client may use.
     """
 
     session: bytes
@@ -140,6 +162,7 @@ class Welcome:
     body: int
     watch: int
     rate: int
+    turn: tuple[TurnServer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,9 +268,17 @@ def _fields(frame: Frame) -> dict[str, Any]:
                 "time": time,
                 "signature": signature,
             }
-        case Welcome(session, time, body, watch, rate):
-            limits = {"body": body, "watch": watch, "rate": rate}
-            return {"kind": "welcome", "session": session, "time": time, "limits": limits}
+        case Welcome(session, time, body, watch, rate, turn):
+            return {
+                "kind": "welcome",
+                "session": session,
+                "time": time,
+                "limits": {"body": body, "watch": watch, "rate": rate},
+                "turn": [
+                    {"urls": s.urls, "username": s.username, "credential": s.credential}
+                    for s in turn
+                ],
+            }
         case Watch(keys, reset):
             return {"kind": "watch", "keys": b"".join(keys), "reset": reset}
         case Presence(online, offline):
@@ -330,7 +361,7 @@ def decode_from_client(data: bytes) -> FromClient:
 def decode_from_service(data: bytes) -> FromService:
     """Returns the frame that the service sent. Raises :class:`RemoteProtocolError`."""
     try:
-        fields = bounded.unpack_map(data, _BOUNDS)
+        fields = bounded.unpack_map(data, _SERVICE_BOUNDS)
         match bounded.text(fields, "kind"):
             case "challenge":
                 return Challenge(bounded.binary(fields, "nonce", NONCE_SIZE))
@@ -364,6 +395,27 @@ def _welcome(fields: Mapping[str, Any]) -> Welcome:
         body=bounded.integer(limits, "body", 1, _U64_MAX),
         watch=bounded.integer(limits, "watch", 1, _U64_MAX),
         rate=bounded.integer(limits, "rate", 1, _U64_MAX),
+        turn=_turn_servers(fields),
+    )
+
+
+def _turn_servers(fields: Mapping[str, Any]) -> tuple[TurnServer, ...]:
+    servers = fields.get("turn", [])
+    if not isinstance(servers, list) or len(servers) > TURN_SERVERS_MAX:
+        raise bounded.unusable(fields, "turn")
+    return tuple(_turn_server(server) for server in servers)
+
+
+def _turn_server(fields: object) -> TurnServer:
+    if not isinstance(fields, dict):
+        raise bounded.Malformed("a TURN server is no map")
+    urls = bounded.texts(fields, "urls")
+    if not 0 < len(urls) <= TURN_URLS_MAX:
+        raise bounded.unusable(fields, "urls")
+    return TurnServer(
+        urls=urls,
+        username=bounded.text(fields, "username"),
+        credential=bounded.text(fields, "credential"),
     )
 
 

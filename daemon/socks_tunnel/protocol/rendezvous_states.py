@@ -3,7 +3,7 @@
 Frames and their meaning are in :mod:`socks_tunnel.protocol.rendezvous`. All transitions::
 
     client    start --challenge--> challenged --send proof--> proving --welcome--> open
-              open --presence, envelope, absent, drain--> open
+              open --presence, envelope, absent, drain, welcome--> open
 
     service   start --send challenge--> challenged --proof--> open
               open --watch, envelope--> open
@@ -71,6 +71,8 @@ class ClientConnection:
             case "proving", Welcome():
                 self.welcome, self._state = event, "open"
                 self.skew = round(event.time - now)
+            case "open", Welcome():
+                self.welcome = event
             case "open", Presence() | FromKey() | Absent() | Drain():
                 pass
             case _:

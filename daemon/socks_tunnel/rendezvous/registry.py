@@ -27,6 +27,7 @@ from socks_tunnel.protocol.rendezvous import (
     presences,
 )
 from socks_tunnel.rendezvous.limits import Bucket, Buckets
+from socks_tunnel.rendezvous.turn import TurnLogins
 
 OUTBOX_MAX: Final = 1 << 20
 """Bytes of frames that may wait for one client."""
@@ -147,6 +148,8 @@ class Registry:
     def __init__(
         self, names: dict[bytes, str], *, listed_only: bool, clients_max: int = CLIENTS_MAX
     ) -> None:
+        self.turn: TurnLogins | None = None
+        """Makes logins for TURN servers; None where there are none."""
         self.counts: Counter[str] = Counter()
         """What was passed on, and what was not and why, since the start."""
         self._names = names
@@ -208,10 +211,11 @@ class Registry:
         return client
 
     def welcome(self, client: Client, session: bytes, unix_time: float) -> Welcome:
-        """Returns what a new client is told."""
+        """Returns what a new client is told, or one whose logins are renewed."""
         watch = WATCH_MAX if client.listed else WATCH_MAX_ANY
         rate = ENVELOPES_PER_SECOND if client.listed else ENVELOPES_PER_SECOND_ANY
-        return Welcome(session, int(unix_time), PARCEL_MAX, watch, rate)
+        turn = () if self.turn is None else self.turn.for_key(client.key, unix_time)
+        return Welcome(session, int(unix_time), PARCEL_MAX, watch, rate, turn)
 
     def leave(self, client: Client) -> None:
         """Forgets a client, and tells those that may know. Does nothing if it was replaced."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from aiohttp import WSMsgType, web
 
-from socks_tunnel.config.rendezvous import RendezvousConfig
+from socks_tunnel.config.rendezvous import RendezvousConfig, read_turn_secret
 from socks_tunnel.ops.accepting import accept
 from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.ops.tasks import spawn
@@ -36,6 +36,7 @@ from socks_tunnel.protocol.rendezvous import (
 from socks_tunnel.protocol.rendezvous_states import ServiceConnection
 from socks_tunnel.rendezvous.limits import Door, Ticket
 from socks_tunnel.rendezvous.registry import Client, Refused, Registry
+from socks_tunnel.rendezvous.turn import RENEWAL, TurnLogins
 from socks_tunnel.signaling.direct import listen_tcp, listen_unix
 from socks_tunnel.signaling.identity import parse_public_key, verify
 from socks_tunnel.signaling.tls import ServerCertificate
@@ -130,6 +131,7 @@ class Service:
         self._hosts = frozenset(names)
         self._proxies = frozenset(config.trusted_proxies)
         self.registry.update(listed_keys(config))
+        self.registry.turn = turn_logins(config)
 
     async def start(self) -> None:
         """Listens. Raises :class:`OSError`."""
@@ -329,6 +331,7 @@ class _Session:
         self._client: Client | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[Any] | None = None
+        self._renewal: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Serves until the connection ends."""
@@ -359,6 +362,8 @@ class _Session:
                 self._client.finish(CLOSE_LATE, "gone")
             if self._flushing is not None:
                 self._flushing.cancel()
+            if self._renewal is not None:
+                self._renewal.cancel()
 
     async def _frame(self, data: bytes) -> None:
         registry, now = self._service.registry, asyncio.get_running_loop().time()
@@ -367,13 +372,18 @@ class _Session:
                 client = registry.join(key, now, wake=self._wake, end=self._end)
                 self._client = client
                 self._service.proved(self._waiting)
-                session = secrets.token_bytes(SESSION_SIZE)
-                client.push(encode(registry.welcome(client, session, time.time())))
+                self._welcome(client, secrets.token_bytes(SESSION_SIZE))
                 _log.debug("%s is here; %d clients", client.name, len(registry))
             case Watch() as asked if self._client is not None:
                 registry.watch(self._client, asked)
             case ToKey(to=to, body=body) if self._client is not None:
                 registry.envelope(self._client, to, body, now)
+
+    def _welcome(self, client: Client, session: bytes) -> None:
+        """Tells a client of itself, and again before its TURN logins expire."""
+        client.push(encode(self._service.registry.welcome(client, session, time.time())))
+        loop = asyncio.get_running_loop()
+        self._renewal = loop.call_later(RENEWAL, self._welcome, client, session)
 
     # --- frames out -----------------------------------------------------------------------------
 
@@ -423,3 +433,14 @@ def _closing(status: int) -> web.Response:
 def listed_keys(config: RendezvousConfig) -> dict[bytes, str]:
     """Returns the names of the listed keys."""
     return {parse_public_key(key.public_key): key.name for key in config.keys}
+
+
+def turn_logins(config: RendezvousConfig) -> TurnLogins | None:
+    """Returns what makes logins for the configured TURN servers; None if there are none.
+
+    Raises :class:`ValueError` with a sentence if the secret cannot be read.
+    """
+    turn = config.turn
+    if turn is None:
+        return None
+    return TurnLogins([server.urls for server in turn.servers], read_turn_secret(turn.secret_file))

@@ -14,7 +14,7 @@ A carrier moves envelopes, and nobody trusts it: what counts is the signature on
 A handle names at the gateway what `session_id` names at the endpoint; only the carrier knows how.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +22,13 @@ from typing import Protocol
 remote_address: ContextVar[str] = ContextVar("remote_address", default="")
 """Where the envelope that is being handled came from, for log lines: an IP address, `local`, or
 the name of a service."""
+
+
+IceServers = Sequence[Mapping[str, object]]
+"""STUN and TURN servers as :class:`socks_tunnel.peer.ice.settings.IceSettings` takes them."""
+
+offered_servers: ContextVar[IceServers] = ContextVar("offered_servers", default=())
+"""Servers that the carrier of the envelope that is being handled offers for the connection."""
 
 
 class SignalingError(Exception):
@@ -52,6 +59,13 @@ class OutgoingCarrier(Protocol):
     @property
     def name(self) -> str:
         """Where it leads, for log lines. Without secrets."""
+
+    async def ice_servers(self, timeout: float) -> IceServers:  # noqa: ASYNC109
+        """Returns the STUN and TURN servers that the carrier offers; waits until it knows them.
+
+        Raises :class:`SignalingError` if it does not know within `timeout` seconds: an offer would
+        not get through either.
+        """
 
     async def offer(self, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
         """Brings an offer; returns the envelope of the answer, and the handle for :meth:`bye`.

@@ -26,6 +26,7 @@ from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.urls import Url
 from socks_tunnel.signaling.carrier import (
     ByeHandler,
+    IceServers,
     OfferHandler,
     SignalingError,
     remote_address,
@@ -173,6 +174,10 @@ class DirectClient:
     def name(self) -> str:
         """Where it leads, for log lines."""
         return self._name
+
+    async def ice_servers(self, timeout: float) -> IceServers:  # noqa: ARG002, ASYNC109
+        """Returns none: the endpoint's configuration and ours name them."""
+        return ()
 
     async def offer(self, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
         """Brings an offer; returns the envelope of the answer and what :meth:`bye` needs.

@@ -3,12 +3,15 @@
 import logging
 from typing import Final
 
-from socks_tunnel.signaling.carrier import OutgoingCarrier, SignalingError
+from socks_tunnel.signaling.carrier import IceServers, OutgoingCarrier, SignalingError
 
 _log = logging.getLogger(__name__)
 
 DIRECT_SHARE: Final = 1 / 3
 """Part of the time for an offer that the direct way may take; a filtered one never answers."""
+
+SERVERS_TIMEOUT: Final = 1.0
+"""Seconds that an offer waits for the service to say which TURN servers there are."""
 
 
 class DirectFirst:
@@ -25,6 +28,13 @@ class DirectFirst:
     def name(self) -> str:
         """Where it leads, for log lines."""
         return " or ".join(way.name for way in self._ways.values())
+
+    async def ice_servers(self, timeout: float) -> IceServers:  # noqa: ASYNC109
+        """Returns what the service offers, if it is there; the direct way does without."""
+        try:
+            return await self._ways["other"].ice_servers(min(timeout, SERVERS_TIMEOUT))
+        except SignalingError:
+            return ()
 
     async def offer(self, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
         """As :meth:`socks_tunnel.signaling.carrier.OutgoingCarrier.offer`."""

@@ -18,7 +18,7 @@ import ssl
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -27,7 +27,6 @@ from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.rendezvous import (
-    CLOSE_MEANINGS,
     FRAME_MAX,
     PATH,
     REASONS,
@@ -47,17 +46,22 @@ from socks_tunnel.protocol.rendezvous_states import SKEW_TOLD, ClientConnection
 from socks_tunnel.protocol.urls import Url, proxy_for
 from socks_tunnel.signaling.carrier import (
     ByeHandler,
+    IceServers,
     OfferHandler,
     SignalingError,
+    offered_servers,
     remote_address,
 )
 from socks_tunnel.signaling.identity import PrivateIdentity, public_key_text
+from socks_tunnel.signaling.rendezvous_words import (
+    CONNECT_TIMEOUT,
+    end_sentence,
+    failure_sentence,
+    usable_servers,
+)
 from socks_tunnel.signaling.tls import client_context
 
 _log = logging.getLogger(__name__)
-
-CONNECT_TIMEOUT: Final = 15.0
-"""Seconds from the beginning of an attempt until the service has accepted our key."""
 
 HEARTBEAT: Final = 20.0
 """Seconds of silence after which the service is asked whether it is there; it has half of that."""
@@ -152,6 +156,7 @@ class Rendezvous:
         self._handling: set[asyncio.Task[None]] = set()
         self._told_skew: int | None = None
         self._leaving: asyncio.TimerHandle | None = None
+        self._offered: IceServers = ()
 
     # --- its life -------------------------------------------------------------------------------
 
@@ -200,7 +205,7 @@ class Rendezvous:
                 TimeoutError,
                 SignalingError,
             ) as error:
-                problem = self._sentence(error)
+                problem = failure_sentence(error)
             except Exception as error:  # noqa: BLE001 - reported, and no reason to give it up
                 _log.exception("the connection to %s ended because of a bug", self.url)
                 problem = f"a bug: {clip(error)}"
@@ -297,7 +302,7 @@ class Rendezvous:
         """Waits for one frame and acts on it. Raises :class:`_Ended`."""
         message = await ws.receive()
         if message.type is not aiohttp.WSMsgType.BINARY:
-            raise _Ended(_end_of(ws, message))
+            raise _Ended(end_sentence(ws, message))
         now = time.time()
         try:
             event = protocol.receive(message.data, now)
@@ -321,8 +326,8 @@ class Rendezvous:
                 if self._leaving is None:
                     loop = asyncio.get_running_loop()
                     self._leaving = loop.call_later(delay, self._leave, ws)
-            case Welcome():
-                pass
+            case Welcome(turn=turn):
+                self._offered = usable_servers(turn, self.url)
 
     def _leave(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         spawn("leave the rendezvous", ws.close())
@@ -337,19 +342,6 @@ class Rendezvous:
                 await ws.send_bytes(frame)
         except (OSError, RuntimeError, aiohttp.ClientError, TimeoutError) as error:
             raise SignalingError(f"cannot send to {self.url}: {clip(error)}") from None
-
-    def _sentence(self, error: Exception) -> str:
-        match error:
-            case aiohttp.ClientConnectorCertificateError():
-                return f"its certificate is not trusted here: {clip(error.certificate_error)}"
-            case aiohttp.WSServerHandshakeError():
-                return f"it answered with HTTP status {error.status}"
-            case aiohttp.ClientHttpProxyError():
-                return f"the HTTP proxy answered with status {error.status}"
-            case TimeoutError():
-                return f"no answer within {CONNECT_TIMEOUT:g} s"
-            case _:
-                return clip(error)
 
     # --- who is there ---------------------------------------------------------------------------
 
@@ -382,6 +374,18 @@ class Rendezvous:
         await asyncio.sleep(random.uniform(0, APPEARED_SPREAD))  # noqa: S311 - no secret
 
     # --- offers of ours -------------------------------------------------------------------------
+
+    async def ice_servers(self, timeout: float) -> IceServers:  # noqa: ASYNC109
+        """Returns the TURN servers that the service offers, once there is a connection to it.
+
+        Raises :class:`SignalingError` if there is none within `timeout` seconds.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self._open.wait()
+        except TimeoutError:
+            raise SignalingError(f"no connection to {self.url}: {self.problem}") from None
+        return self._offered
 
     async def offer(self, to: bytes, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
         """Brings an offer to a key; returns the answer's envelope and the session's name.
@@ -463,6 +467,7 @@ class Rendezvous:
 
     async def _handled(self, sender: bytes, parcel: Parcel) -> None:
         remote_address.set(self._host)
+        offered_servers.set(self._offered)
         assert self._offer is not None
         try:
             async with asyncio.timeout(HANDLE_TIMEOUT):
@@ -481,15 +486,3 @@ class Rendezvous:
             await self._pass(sender, answer)
         except SignalingError as error:
             _log.info("an answer could not be sent: %s", error)
-
-
-def _end_of(ws: aiohttp.ClientWebSocketResponse, message: Any) -> str:
-    """Returns the sentence for a WebSocket that has ended."""
-    code = ws.close_code
-    if message.type is aiohttp.WSMsgType.TEXT:
-        return "it broke the protocol: a text message came"
-    if message.type is aiohttp.WSMsgType.ERROR:
-        return f"the connection broke: {clip(ws.exception() or 'no reason given')}"
-    if code is not None and code in CLOSE_MEANINGS:
-        return CLOSE_MEANINGS[code]
-    return "the connection was closed" if code is None else f"the connection was closed ({code})"

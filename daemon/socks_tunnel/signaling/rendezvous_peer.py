@@ -1,5 +1,6 @@
 """One peer that is reached through a rendezvous service."""
 
+from socks_tunnel.signaling.carrier import IceServers
 from socks_tunnel.signaling.rendezvous import Rendezvous
 
 
@@ -14,6 +15,10 @@ class RendezvousCarrier:
     def name(self) -> str:
         """Where it leads, for log lines."""
         return self._rendezvous.url
+
+    async def ice_servers(self, timeout: float) -> IceServers:  # noqa: ASYNC109
+        """Returns the TURN servers of the service, with our logins for them."""
+        return await self._rendezvous.ice_servers(timeout)
 
     async def offer(self, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
         """As :meth:`socks_tunnel.signaling.carrier.OutgoingCarrier.offer`."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 from socks_tunnel.config.models import Config
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.transport import TransportError
-from socks_tunnel.signaling.carrier import Answered, remote_address
+from socks_tunnel.signaling.carrier import Answered, offered_servers, remote_address
 from socks_tunnel.signaling.envelope import EnvelopeRejected, new_body, seal
 from socks_tunnel.supervisor import carriers
 from socks_tunnel.supervisor.links import Links, route_of
@@ -83,7 +83,7 @@ class EndpointLinks(Links):
             return None
         if not self._make_room(name):
             return None
-        link = self.new_link(self.peers[name], offer.session)
+        link = self.new_link(self.peers[name], offer.session, offered_servers.get())
         try:
             sdp = await link.link.accept_offer(offer.sdp)
         except TransportError:

@@ -333,7 +333,9 @@ class Dialler:
             return error
 
     async def _try(self) -> PeerLink:
-        link = self._links.new_link(self.peer, self._session)
+        # Before candidates are gathered: what the carrier offers is among those to be asked.
+        offered = await self._carrier.ice_servers(OFFER_TIMEOUT)
+        link = self._links.new_link(self.peer, self._session, offered)
         self._begun[link] = None
         link.ended.add_done_callback(lambda _: self._begun.pop(link, None))
         try:

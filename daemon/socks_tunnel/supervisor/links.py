@@ -22,6 +22,7 @@ from socks_tunnel.peer.transport import Role, Transport
 from socks_tunnel.protocol.errors import CloseReason
 from socks_tunnel.protocol.ice_urls import parse_udp_ports
 from socks_tunnel.protocol.messages import DATA_MAX, INITIAL_WINDOW, PROTOCOL_VERSION, Hello
+from socks_tunnel.signaling.carrier import IceServers
 from socks_tunnel.signaling.envelope import EnvelopeRejected, Verifier
 from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
 from socks_tunnel.supervisor.attachment import RESUME, Attachments
@@ -157,9 +158,16 @@ class Links:
 
     # --- links come and go ----------------------------------------------------------------------
 
-    def new_link(self, peer: Peer, session: bytes) -> PeerLink:
-        """Begins a link. Raises :class:`ValueError` for ICE servers that cannot be used."""
-        ice = replace(self.ice, towards=signaling_host(peer.url or peer.rendezvous))
+    def new_link(self, peer: Peer, session: bytes, offered: IceServers = ()) -> PeerLink:
+        """Begins a link. `offered` are ICE servers besides those of the configuration.
+
+        Raises :class:`ValueError` for ICE servers that cannot be used.
+        """
+        ice = replace(
+            self.ice,
+            servers=[*self.ice.servers, *offered],
+            towards=signaling_host(peer.url or peer.rendezvous),
+        )
         chosen = self.config.transport
         transport = self._transports(
             self.role,

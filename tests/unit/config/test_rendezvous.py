@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 from socks_tunnel.config.errors import ConfigError
-from socks_tunnel.config.rendezvous import RendezvousConfig, RendezvousFile, load_rendezvous
+from socks_tunnel.config.rendezvous import (
+    RendezvousConfig,
+    RendezvousFile,
+    load_rendezvous,
+    read_turn_secret,
+)
 from socks_tunnel.protocol.addresses import HostPort
 from support.certificates import Authority
 
@@ -30,8 +35,8 @@ def test_the_example_shows_the_defaults(tmp_path: Path) -> None:
     assert minimal.listen == HostPort("0.0.0.0", 8443)
     assert [key.public_key for key in minimal.keys] == [KEY]
     text = EXAMPLE.read_text()
-    shown = set(re.findall(r"^#?\[*(\w+)", text, flags=re.MULTILINE))
-    assert set(RendezvousFile.model_fields) - shown == {"redis_url", "relay", "turn"}
+    shown = set(re.findall(r"^#?(?:     )?\[*(\w+)", text, flags=re.MULTILINE))
+    assert set(RendezvousFile.model_fields) - shown == {"redis_url", "relay"}
 
 
 def test_the_example_says_what_to_put_in(tmp_path: Path) -> None:
@@ -74,12 +79,32 @@ def test_a_good_one_with_tls(tmp_path: Path) -> None:
             ],
         ),
         (
-            'listen = "0.0.0.0:1"\nclients = "enrolled"\nredis_url = "redis://x"\n[relay]\nenabled = true\n[turn]\nsecret_file = "x"\n',
+            'listen = "0.0.0.0:1"\nclients = "enrolled"\nredis_url = "redis://x"\n[relay]\nenabled = true\n',
             [
                 '2: clients: "enrolled" is not supported yet; there are "listed" and "any"',
                 "3: redis_url: is not supported yet: one node serves all clients",
                 "5: relay.enabled: is not supported yet",
-                "6: turn: is not supported yet",
+            ],
+        ),
+        (
+            f'listen = "0.0.0.0:1"\n{KEYS}[turn]\n',
+            ["turn.servers: is missing", "turn.secret_file: is missing"],
+        ),
+        (
+            f"""listen = "0.0.0.0:1"
+{KEYS}[turn]
+secret_file = "x"
+servers = [
+{{ urls = ["turn:a.example"], username = "me" }},
+{{ urls = "stun:b.example" }},
+{{ urls = [] }},
+{{ urls = "http://a.example" }},
+]""",
+            [
+                "servers[0].username: unknown key; the nearest known key is",
+                "servers[1].urls[0]: is no TURN server: name STUN servers in [ice]",
+                "servers[2].urls: must not be empty",
+                "servers[3].urls[0]: ",
             ],
         ),
         (
@@ -118,3 +143,22 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="is not UTF-8"):
         load_rendezvous(tmp_path / "latin.toml")
+
+
+def test_turn_servers_and_the_secret_that_is_shared_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    text = (
+        f'listen = "0.0.0.0:1"\n{KEYS}[turn]\nsecret_file = "turn.secret"\n'
+        'servers = [{ urls = ["turn:a.example", "turns:a.example:443"] }]'
+    )
+    path.write_text(text)
+    secret = tmp_path / "turn.secret"
+    secret.write_text("short\n")
+    with pytest.raises(ConfigError, match=r"turn\.secret_file: .*fewer than 16 bytes") as caught:
+        load_rendezvous(path)
+    assert "short" not in str(caught.value)
+    secret.write_text("a secret that is long enough\n")
+    turn = load_rendezvous(path).turn
+    assert turn is not None
+    assert [server.urls for server in turn.servers] == [("turn:a.example", "turns:a.example:443")]
+    assert read_turn_secret(secret) == b"a secret that is long enough"

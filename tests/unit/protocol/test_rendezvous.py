@@ -13,6 +13,18 @@ KEY, OTHER = bytes(range(32)), bytes(32)
 FROM_SERVICE: list[wire.FromService] = [
     wire.Challenge(bytes(32)),
     wire.Welcome(bytes(8), 1_700_000_000, 66_048, 64, 10),
+    wire.Welcome(
+        bytes(8),
+        1_700_000_000,
+        66_048,
+        64,
+        10,
+        (
+            wire.TurnServer(("turn:a.example", "turns:a.example:443"), "9:me", "secret"),
+            *[wire.TurnServer(("turn:b.example",) * wire.TURN_URLS_MAX, "9:me", "secret")]
+            * (wire.TURN_SERVERS_MAX - 1),
+        ),
+    ),
     wire.Presence((KEY, OTHER), ()),
     wire.Presence((), (KEY,)),
     wire.FromKey(KEY, b"parcel"),
@@ -162,3 +174,36 @@ def test_the_longest_envelope_fits() -> None:
 def test_bad_parcels(fields: dict[str, object]) -> None:
     with pytest.raises(RemoteProtocolError):
         wire.decode_parcel(msgpack.packb(fields))
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        5,
+        [5],
+        [{}],
+        [{"urls": [], "username": "a", "credential": "b"}],
+        [{"urls": "turn:a", "username": "a", "credential": "b"}],
+        [{"urls": [1], "username": "a", "credential": "b"}],
+        [{"urls": ["turn:a"], "username": 1, "credential": "b"}],
+        [{"urls": ["turn:a"], "username": "a"}],
+        [{"urls": ["turn:a"] * (wire.TURN_URLS_MAX + 1), "username": "a", "credential": "b"}],
+        [{"urls": ["turn:a"], "username": "a", "credential": "b"}] * (wire.TURN_SERVERS_MAX + 1),
+        [{"urls": ["turn:" + "a" * wire.HOST_MAX], "username": "a", "credential": "b"}],
+    ],
+)
+def test_turn_servers_that_are_none(turn: object) -> None:
+    fields = {
+        "kind": "welcome",
+        "session": bytes(8),
+        "time": 1,
+        "limits": {"body": 1, "watch": 1, "rate": 1},
+    }
+    welcome = wire.Welcome(bytes(8), 1, 1, 1, 1)
+    assert wire.decode_from_service(msgpack.packb(fields)) == welcome
+    with pytest.raises(RemoteProtocolError):
+        wire.decode_from_service(msgpack.packb({**fields, "turn": turn}))
+
+
+def test_a_login_is_not_shown() -> None:
+    assert "secret" not in repr(wire.TurnServer(("turn:a",), "9:me", "secret"))

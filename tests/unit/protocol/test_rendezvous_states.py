@@ -119,7 +119,7 @@ def test_a_client_takes_a_challenge_first(frame: wire.FromService) -> None:
         ClientConnection("a").receive(wire.encode(frame), NOW)
 
 
-def test_a_client_takes_one_challenge_and_one_welcome(identity: PrivateIdentity) -> None:
+def test_a_client_takes_one_challenge(identity: PrivateIdentity) -> None:
     client = ClientConnection("a")
     challenge = wire.encode(wire.Challenge(NONCE))
     client.receive(challenge, NOW)
@@ -128,9 +128,18 @@ def test_a_client_takes_one_challenge_and_one_welcome(identity: PrivateIdentity)
     with pytest.raises(RemoteProtocolError):
         client.receive(wire.encode(WELCOME), NOW)
     client, _ = opened(identity)
-    for frame in (wire.encode(WELCOME), challenge):
-        with pytest.raises(RemoteProtocolError):
-            client.receive(frame, NOW)
+    with pytest.raises(RemoteProtocolError):
+        client.receive(challenge, NOW)
+
+
+def test_a_further_welcome_replaces_the_first(identity: PrivateIdentity) -> None:
+    client, _ = opened(identity)
+    skew = client.skew
+    renewed = replace(WELCOME, time=5, body=70, turn=(wire.TurnServer(("turn:a",), "9:me", "x"),))
+    assert client.receive(wire.encode(renewed), NOW) == renewed
+    assert (client.welcome, client.skew) == (renewed, skew)
+    with pytest.raises(ValueError, match="the service takes 70"):
+        client.envelope(bytes(32), bytes(71))
 
 
 def test_calls_out_of_turn_are_our_fault(identity: PrivateIdentity) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from socks_tunnel.signaling.carrier import SignalingError
+from socks_tunnel.signaling.carrier import IceServers, SignalingError
 from socks_tunnel.signaling.either import DirectFirst
 
 
@@ -19,6 +19,11 @@ class Way:
         if self.fails:
             raise SignalingError(f"{self.name} failed")
         return b"answer", f"/{self.name} 1"
+
+    async def ice_servers(self, timeout: float) -> IceServers:
+        if self.fails:
+            raise SignalingError(f"{self.name} failed")
+        return [{"urls": f"turn:{self.name}:{timeout:g}"}]
 
     async def bye(self, handle: str, envelope: bytes) -> None:
         self.calls.append(("bye", handle, envelope))
@@ -58,3 +63,12 @@ async def test_who_appears_is_told_by_the_service(ways: tuple[Way, Way, DirectFi
     _, other, both = ways
     await both.appeared()
     assert other.calls == [("appeared",)]
+
+
+async def test_turn_servers_are_those_of_the_service_if_it_is_there(
+    ways: tuple[Way, Way, DirectFirst],
+) -> None:
+    _, other, both = ways
+    assert await both.ice_servers(15) == [{"urls": "turn:service:1"}]
+    other.fails = True
+    assert await both.ice_servers(15) == ()

@@ -1,0 +1,39 @@
+"""Logins for TURN servers that expire, as coturn's `use-auth-secret` checks them.
+
+The TURN server and this service share a secret, and nothing else. The username says until when the
+login is good, and whose it is; the credential proves that whoever made it knows the secret::
+
+    username    EXPIRY ":" KEY          Unix seconds, and the client's public key in base64
+    credential  base64(HMAC-SHA1(secret, username))
+
+Source: draft-uberti-behave-turn-rest-00, section 2.2.
+"""
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Sequence
+from typing import Final
+
+from socks_tunnel.protocol.rendezvous import TurnServer
+
+LIFETIME: Final = 24 * 3600
+"""Seconds for which a login is good. It is renewed in half of that."""
+
+RENEWAL: Final = LIFETIME // 2
+"""Seconds after which a client that is still connected gets new logins."""
+
+
+class TurnLogins:
+    """Makes logins for the servers of a configuration: for each of them its URLs."""
+
+    def __init__(self, servers: Sequence[tuple[str, ...]], secret: bytes) -> None:
+        self._servers = tuple(servers)
+        self._secret = secret
+
+    def for_key(self, key: bytes, now: float) -> tuple[TurnServer, ...]:
+        """Returns the servers, with logins for a client's key. `now` is Unix time."""
+        username = f"{int(now) + LIFETIME}:{base64.b64encode(key).decode()}"
+        mac = hmac.new(self._secret, username.encode(), hashlib.sha1).digest()
+        credential = base64.b64encode(mac).decode()
+        return tuple(TurnServer(urls, username, credential) for urls in self._servers)

@@ -1,0 +1,70 @@
+"""What a rendezvous service offers, and how the connection to it ended, in words."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+import aiohttp
+
+from socks_tunnel.protocol.bounded import clip
+from socks_tunnel.protocol.ice_urls import parse_ice_url
+from socks_tunnel.protocol.rendezvous import CLOSE_MEANINGS, TurnServer
+from socks_tunnel.signaling.carrier import IceServers
+
+_log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT: Final = 15.0
+"""Seconds from the beginning of an attempt until the service has accepted our key."""
+
+
+def usable_servers(offered: Sequence[TurnServer], url: str) -> IceServers:
+    """Returns the TURN servers of a welcome in the form of a configuration.
+
+    What is no URL of a TURN server is left out with a warning: one mistake of the service must not
+    cost the link.
+    """
+    servers = []
+    for server in offered:
+        urls = []
+        for text in server.urls:
+            try:
+                parsed = parse_ice_url(text)
+            except ValueError as error:
+                _log.warning("rendezvous %s offers the TURN server %s: %s", url, clip(text), error)
+                continue
+            if parsed.scheme == "stun":
+                _log.warning("rendezvous %s offers %s, which is no TURN server", url, clip(text))
+            else:
+                urls.append(text)
+        if urls:
+            servers.append(
+                {"urls": urls, "username": server.username, "credential": server.credential}
+            )
+    return servers
+
+
+def failure_sentence(error: Exception) -> str:
+    """Returns why there is no connection, as the end of a sentence that begins with the service."""
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            return f"its certificate is not trusted here: {clip(error.certificate_error)}"
+        case aiohttp.WSServerHandshakeError():
+            return f"it answered with HTTP status {error.status}"
+        case aiohttp.ClientHttpProxyError():
+            return f"the HTTP proxy answered with status {error.status}"
+        case TimeoutError():
+            return f"no answer within {CONNECT_TIMEOUT:g} s"
+        case _:
+            return clip(error)
+
+
+def end_sentence(ws: aiohttp.ClientWebSocketResponse, message: Any) -> str:
+    """Returns the sentence for a WebSocket that has ended."""
+    code = ws.close_code
+    if message.type is aiohttp.WSMsgType.TEXT:
+        return "it broke the protocol: a text message came"
+    if message.type is aiohttp.WSMsgType.ERROR:
+        return f"the connection broke: {clip(ws.exception() or 'no reason given')}"
+    if code is not None and code in CLOSE_MEANINGS:
+        return CLOSE_MEANINGS[code]
+    return "the connection was closed" if code is None else f"the connection was closed ({code})"
