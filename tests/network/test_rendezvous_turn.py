@@ -86,6 +86,8 @@ def test_a_login_that_the_turn_server_refuses_is_named(
     service = (sys.executable, "-m", "socks_tunnel", "rendezvous", "--config", config)
     with world.serving(*service, tcp=[8443]):
         try:
-            tunnel.start_gateway().wait_log(r"it refuses the user name .* or the credential \(401\)")
+            tunnel.start_gateway().wait_log(
+                r"it refuses the user name .* or the credential \(401\)"
+            )
         finally:
             tunnel.stop()
