@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import gc
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 import uvloop
 
+from socks_tunnel.ops import http_server
 from socks_tunnel.ops.http_server import Bounds, HttpServer, Request, Response
 
 BOUNDS = Bounds(
@@ -47,3 +48,134 @@ def test_a_connection_that_comes_as_the_server_stops_is_closed(
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(stopped())
     gc.collect()
+
+
+# --- responses without an end ---------------------------------------------------------------------
+
+
+class Pieces:
+    """A stream of pieces that the test puts into a queue; None is its end."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.closed = asyncio.Event()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = await self.queue.get()
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    def close(self) -> None:
+        assert not self.closed.is_set()
+        self.closed.set()
+
+
+class Streaming:
+    def __init__(self) -> None:
+        self.pieces = Pieces()
+        self.requests: list[Request] = []
+        self.server = HttpServer(
+            "test",
+            socket.create_server(("127.0.0.1", 0)),
+            self.answer,
+            BOUNDS,
+            methods=frozenset({"GET", "HEAD"}),
+        )
+        self.port: int = self.server._listening.getsockname()[1]
+
+    async def answer(self, request: Request) -> Response:
+        self.requests.append(request)
+        return Response(200, headers={"Content-Type": "text/x"}, stream=self.pieces)
+
+    async def ask(self, method: str = "GET") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(f"{method} / HTTP/1.1\r\nHost: a\r\nX-Y: \xe9\r\n\r\n".encode("latin-1"))
+        return reader, writer
+
+
+async def test_a_stream_is_sent_piece_by_piece_and_closed_once() -> None:
+    async with asyncio.timeout(60):
+        streaming = Streaming()
+        streaming.server.start()
+        reader, writer = await streaming.ask()
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"transfer-encoding: chunked" in head.lower()
+        assert b"content-length" not in head.lower()
+        assert streaming.requests[0].headers == {"host": "a", "x-y": "\xe9"}
+        for piece in (b"one", b"twice"):
+            streaming.pieces.queue.put_nowait(piece)
+            assert await reader.readuntil(piece + b"\r\n")
+        streaming.pieces.queue.put_nowait(None)
+        assert await reader.read() == b"0\r\n\r\n"
+        await streaming.pieces.closed.wait()
+        writer.close()
+        await streaming.server.stop()
+
+
+async def test_a_reader_that_leaves_ends_its_stream() -> None:
+    async with asyncio.timeout(60):
+        streaming = Streaming()
+        streaming.server.start()
+        reader, writer = await streaming.ask()
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        await streaming.pieces.closed.wait()
+        await streaming.server.stop()
+
+
+async def test_a_reader_that_is_too_slow_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "STREAM_BACKLOG_MAX", 65_536)
+    async with asyncio.timeout(60):
+        streaming = Streaming()
+        streaming.server.start()
+        _, writer = await streaming.ask()
+        sent = 0
+        while not streaming.pieces.closed.is_set():
+            streaming.pieces.queue.put_nowait(b"x" * 65_536)
+            sent += 65_536
+            assert sent < 1 << 30, "nothing bounds what waits for this reader"
+            while not (streaming.pieces.queue.empty() or streaming.pieces.closed.is_set()):
+                await asyncio.sleep(0)
+        writer.close()
+        await streaming.server.stop()
+
+
+async def test_a_stream_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "STREAM_SECONDS_MAX", 0.01)
+    async with asyncio.timeout(60):
+        streaming = Streaming()
+        streaming.server.start()
+        reader, writer = await streaming.ask()
+        with contextlib.suppress(ConnectionResetError):
+            await reader.read()
+        await streaming.pieces.closed.wait()
+        writer.close()
+        await streaming.server.stop()
+
+
+async def test_the_head_of_a_stream_has_no_pieces() -> None:
+    async with asyncio.timeout(60):
+        streaming = Streaming()
+        streaming.server.start()
+        reader, writer = await streaming.ask("HEAD")
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.endswith(b"\r\n\r\n")
+        assert streaming.pieces.closed.is_set()
+        writer.close()
+        await streaming.server.stop()
+
+
+async def test_the_end_of_the_server_ends_its_streams() -> None:
+    async with asyncio.timeout(60):
+        streaming = Streaming()
+        streaming.server.start()
+        reader, writer = await streaming.ask()
+        await reader.readuntil(b"\r\n\r\n")
+        await streaming.server.stop()
+        assert streaming.pieces.closed.is_set()
+        writer.close()

@@ -3,6 +3,8 @@
 These classes say what each value must be by itself. What depends on the role, on other settings or
 on files is checked by :mod:`socks_tunnel.config.loader`. Durations are seconds. Paths are absolute
 once read: relative ones are relative to the configuration file.
+
+This file is long because all tables stand together, as they do in a configuration.
 """
 
 import base64
@@ -60,6 +62,13 @@ def _search_domain(value: Any) -> str:
     if parse_ip(domain) is not None:
         raise ValueError(f"{domain} is an address, not a domain")
     return domain
+
+
+def _own_name(value: Any) -> str:
+    name = canonical_host(_text(value))
+    if parse_ip(name) is not None:
+        raise ValueError(f"{name} is an address; every address is allowed")
+    return name
 
 
 def _proxy(value: Any) -> str | None:
@@ -422,6 +431,8 @@ class Metrics(Table):
     listen: Annotated[HostPort | None, PlainValidator(_optional_listener), _as_text] = HostPort(
         "127.0.0.1", 9464
     )
+    hosts: tuple[Annotated[str, PlainValidator(_own_name)], ...] = Field(default=(), max_length=32)
+    """Names by which the listener may be asked, besides every address and `localhost`."""
 
 
 class Log(Table):

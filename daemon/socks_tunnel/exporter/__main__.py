@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("--ipc-fd", type=int, required=True)
     parser.add_argument("--listen-fd", type=int, required=True)
     parser.add_argument("--metrics-dir", type=Path, required=True)
+    parser.add_argument("--hosts", default="", help="names of ours, separated by commas")
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--log-format", default="auto")
     arguments = parser.parse_args()
@@ -28,7 +29,13 @@ def main() -> int:
     ops_logging.setup(arguments.log_level, arguments.log_format, component="exporter")
     die_before_parent()
     uvloop.run(
-        server.serve(arguments.ipc_fd, arguments.listen_fd, arguments.metrics_dir), debug=False
+        server.serve(
+            arguments.ipc_fd,
+            arguments.listen_fd,
+            arguments.metrics_dir,
+            names=frozenset(filter(None, arguments.hosts.split(","))),
+        ),
+        debug=False,
     )
     return 0
 

@@ -4,7 +4,8 @@ It has bounds for all that a stranger can spend: connections, also of one addres
 and of a body; seconds until a request is complete and until it is answered. Only a body of a
 declared length is read (RFC 9112 section 6.3): a chunked body is refused with 411, and one with a
 Content-Encoding with 415 (RFC 9110 section 15.5.16), because a few bytes of either can cost much
-work. HTTP itself is parsed by h11. Every response closes its connection.
+work. HTTP itself is parsed by h11. Every response closes its connection. A response may be a stream
+without an end, such as server-sent events; one whose reader is too slow is cut off.
 """
 
 import asyncio
@@ -13,9 +14,9 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import h11
 
@@ -43,6 +44,12 @@ ACCEPTS_PER_TURN: Final = 16
 ACCEPT_PAUSE: Final = 1.0
 """Seconds until the next attempt when a connection cannot be accepted: descriptors ran out."""
 
+STREAM_BACKLOG_MAX: Final = 262_144
+"""Bytes of a streamed response that may wait for its reader; one that is slower is cut off."""
+
+STREAM_SECONDS_MAX: Final = 3600.0
+"""Seconds after which a streamed response ends; whoever still wants it asks again."""
+
 FAILURE_KINDS_MAX: Final = 32
 """Kinds of exceptions out of a handler that are logged, each once; all are counted."""
 
@@ -66,21 +73,39 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request. `remote` is the IP address that it came from, or "" on a Unix socket."""
+    """One request. `remote` is the IP address that it came from, or "" on a Unix socket.
+
+    The names of `headers` are in lower case; of a header that came twice, it has the last.
+    """
 
     method: str
     path: str
     body: bytes
     remote: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Stream(Protocol):
+    """The body of a response that has no end of its own: pieces, as they come to be."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Iterates over the pieces, once."""
+
+    def close(self) -> None:
+        """Ends it: called once for each stream that a handler has returned, whatever happened."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What is answered. A body needs a content type among the headers."""
+    """What is answered. A body needs a content type among the headers.
+
+    With a `stream`, its pieces are the body in place of `body`.
+    """
 
     status: int
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+    stream: Stream | None = None
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -285,6 +310,7 @@ class Connection(asyncio.Protocol):
         self._head: h11.Request | None = None
         self._body = bytearray()
         self._to_drop = 0
+        self._streaming = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there."""
@@ -331,7 +357,7 @@ class Connection(asyncio.Protocol):
             return False
         if self._to_drop:
             self._transport.close()  # it has seen the refusal
-        elif self.work is None:
+        elif self.work is None or self._streaming:
             self.abort()
         return self._transport.get_extra_info("sslcontext") is None  # TLS knows no half-close here
 
@@ -383,6 +409,9 @@ class Connection(asyncio.Protocol):
             path=self._head.target.decode("ascii"),
             body=bytes(self._body),
             remote=self.remote,
+            headers={
+                name.decode("ascii"): value.decode("latin-1") for name, value in self._head.headers
+            },
         )
         self._body.clear()
         # The handler's own time-out comes first; this one is for a client that does not read.
@@ -390,9 +419,42 @@ class Connection(asyncio.Protocol):
         self.work = spawn(f"{self._server.name} request", self._answer(request))
 
     async def _answer(self, request: Request) -> None:
-        self._send(await self._server.respond(request))
+        response = await self._server.respond(request)
+        if response.stream is None:
+            self._send(response)
+        else:
+            try:
+                await self._send_stream(response, response.stream)
+            finally:
+                response.stream.close()
         if self._transport is not None:
             self._transport.close()
+
+    async def _send_stream(self, response: Response, stream: Stream) -> None:
+        if self._transport is None:
+            return
+        self._streaming = True
+        self._allow(STREAM_SECONDS_MAX)
+        headers = [*response.headers.items(), ("Connection", "close")]
+        head = h11.Response(status_code=response.status, headers=headers)
+        self._transport.write(self._http.send(head) or b"")
+        if self._is_head():
+            return
+        async for piece in stream:
+            if not self._send_piece(piece):
+                return
+        self._transport.write(self._http.send(h11.EndOfMessage()) or b"")
+
+    def _send_piece(self, piece: bytes) -> bool:
+        """Sends a piece of a stream; returns whether its reader wants more of it."""
+        if self._transport is None:
+            return False
+        self._transport.write(self._http.send(h11.Data(data=piece)) or b"")
+        if self._transport.get_write_buffer_size() <= STREAM_BACKLOG_MAX:
+            return True
+        _log.debug("%s reads a stream too slowly; cut off", self.remote or "local")
+        self.abort()
+        return False
 
     def _refuse(self, status: int) -> None:
         """Refuses a request that was not read to its end."""

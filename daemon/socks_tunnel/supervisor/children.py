@@ -195,6 +195,7 @@ class ExporterSlot(Slot):
     """The exporter, which may fail as often as it likes.
 
     It serves on a socket that is bound here: no scrape is refused while it is being restarted.
+    `hosts` are the names by which it may be asked, besides addresses.
     """
 
     def __init__(
@@ -203,10 +204,12 @@ class ExporterSlot(Slot):
         *,
         metrics_directory: Path,
         log: Log,
+        hosts: Sequence[str] = (),
         command: Sequence[str] = EXPORTER_COMMAND,
     ) -> None:
         super().__init__("the exporter", boot_attempts=None)
         self._listener = listener
+        self._hosts = hosts
         self._metrics_directory = metrics_directory
         self.log = log
         self._command = command
@@ -218,6 +221,7 @@ class ExporterSlot(Slot):
             f"--ipc-fd={ipc_fd}",
             f"--listen-fd={self._listener.socket.fileno()}",
             f"--metrics-dir={self._metrics_directory}",
+            f"--hosts={','.join(self._hosts)}",
             f"--log-level={self.log.level}",
             f"--log-format={self.log.format}",
         )

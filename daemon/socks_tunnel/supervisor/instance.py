@@ -273,6 +273,7 @@ class Instance:
                 self._metrics_listener,
                 metrics_directory=metrics_directory,
                 log=config.log,
+                hosts=config.metrics.hosts,
                 command=self._exporter_command,
             )
         for slot in self._slots():

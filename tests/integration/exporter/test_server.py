@@ -14,8 +14,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from socks_tunnel.exporter import server
-from socks_tunnel.exporter.server import STATE_MAX_AGE, Exporter, State, SupervisorChannel
+from socks_tunnel.exporter import site
+from socks_tunnel.exporter.channel import STATE_MAX_AGE, State, SupervisorChannel
+from socks_tunnel.exporter.site import Exporter
 from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.ops import metrics
 from socks_tunnel.ops.http_server import Request, Response
@@ -133,15 +134,15 @@ async def test_a_scrape_that_takes_long_holds_up_no_health_check_and_few_others(
     setup.state.push(None)
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         scrapes = [
-            group.create_task(setup.get("/metrics")) for _ in range(server.RENDERS_WAITING_MAX)
+            group.create_task(setup.get("/metrics")) for _ in range(site.RENDERS_WAITING_MAX)
         ]
-        while setup.exporter._waiting < server.RENDERS_WAITING_MAX:
+        while setup.exporter._waiting < site.RENDERS_WAITING_MAX:
             await asyncio.sleep(0.01)
         assert await setup.get("/healthz") == (200, "ok\n")
         assert await setup.get("/metrics") == (503, "too many scrapes\n")
         go.set()
     assert {scrape.result() for scrape in scrapes} == {(200, "metric 2\n")}
-    assert rendered == server.RENDERS_WAITING_MAX
+    assert rendered == site.RENDERS_WAITING_MAX
 
 
 async def test_a_scraper_that_leaves_lets_no_second_rendering_begin(setup: Setup) -> None:
@@ -170,6 +171,23 @@ async def test_a_scraper_that_leaves_lets_no_second_rendering_begin(setup: Setup
 async def test_other_paths_are_refused(setup: Setup) -> None:
     assert (await setup.get("/"))[0] == 404
     assert (await setup.get("/metrics/x"))[0] == 404
+
+
+async def test_a_name_that_is_not_ours_gets_no_page(setup: Setup) -> None:
+    setup.state.push(None)
+    for path in setup.exporter.pages:
+        rebound = Request("GET", path, b"", "127.0.0.1", {"host": "evil.example:9464"})
+        assert (await setup.exporter.answer(rebound)).status == 421
+        other = {"host": "127.0.0.1:9464", "sec-fetch-site": "cross-site"}
+        assert (await setup.exporter.answer(Request("GET", path, b"", "", other))).status == 403
+
+
+async def test_every_answer_forbids_other_sites_and_caches(setup: Setup) -> None:
+    for path in (*setup.exporter.pages, "/nothing"):
+        headers = (await setup.ask(path)).headers
+        assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert headers["Cache-Control"] == "no-store"
+        assert headers["X-Content-Type-Options"] == "nosniff"
 
 
 # --- the stream to the supervisor ---------------------------------------------------------------

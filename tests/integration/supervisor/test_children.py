@@ -235,12 +235,15 @@ def test_command_lines_carry_what_a_child_needs_before_it_is_configured(tmp_path
         )
         assert list(worker.inherited_fds()) == [fd, fd]
         assert worker.environment() == {METRICS_VARIABLE: str(tmp_path)}
-        exporter = ExporterSlot(listener, metrics_directory=tmp_path, log=Log())
+        exporter = ExporterSlot(
+            listener, metrics_directory=tmp_path, log=Log(), hosts=("gw1.corp", "gw1")
+        )
         assert tuple(exporter.command(9)) == (
             *EXPORTER_COMMAND,
             "--ipc-fd=9",
             f"--listen-fd={fd}",
             f"--metrics-dir={tmp_path}",
+            "--hosts=gw1.corp,gw1",
             "--log-level=info",
             "--log-format=auto",
         )
