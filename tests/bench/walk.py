@@ -21,7 +21,8 @@ from typing import Self
 
 from prometheus_client import CollectorRegistry
 
-from socks_tunnel.config.loader import dump, load
+from socks_tunnel.config.for_workers import dump
+from socks_tunnel.config.loader import load
 from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol.ipc import Attached, ChildHello, ChildReady, Configure, Control

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry
 
-from socks_tunnel.config.models import Config
+from socks_tunnel.config.settings import Config
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol.ipc import Attach, Attached, Control
 from socks_tunnel.signaling.identity import PrivateIdentity
@@ -16,6 +16,7 @@ from socks_tunnel.supervisor.dialler import GatewayLinks
 from socks_tunnel.supervisor.peerlink import PeerLink
 from socks_tunnel.supervisor.router import Router, WorkerRoutes
 from socks_tunnel.supervisor.routing import AttachedLink
+from support.configs import checked
 
 C = TypeVar("C")
 
@@ -116,7 +117,7 @@ class World:
             "ice": {"addresses": ["127.0.0.1"]},
             **tables,
         }
-        return Config.model_validate(fields, context={"directory": self.directory})
+        return checked(fields, self.directory)
 
     def side(self, role: str, name: str, *peers: str, **tables: Any) -> Side:
         if role == "endpoint":

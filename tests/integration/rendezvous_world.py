@@ -12,7 +12,6 @@ import aiohttp
 import pytest
 
 from integration.links_world import Side, World, until
-from socks_tunnel.config.models import Config
 from socks_tunnel.config.rendezvous import RendezvousConfig
 from socks_tunnel.peer import quiet_loop_exceptions
 from socks_tunnel.protocol import rendezvous as wire
@@ -23,6 +22,7 @@ from socks_tunnel.signaling import rendezvous as client_module
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.signaling.rendezvous import Rendezvous
 from socks_tunnel.supervisor import carriers, dialler
+from support.configs import checked
 
 
 class Delays:
@@ -98,7 +98,7 @@ class Place:
             "ice": {"addresses": ["127.0.0.1"]},
             **tables,
         }
-        config = Config.model_validate(fields, context={"directory": self.world.directory})
+        config = checked(fields, self.world.directory)
         made = Side(role, side.identity, config)
         self.world.sides.append(made)
         return made

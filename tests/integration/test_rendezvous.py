@@ -3,6 +3,7 @@
 import asyncio
 import base64
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -96,7 +97,7 @@ async def test_a_peer_that_is_removed_is_not_watched_any_more(place: Place) -> N
     node = place.node
     assert node is not None
     laptop, office = gateway.identity.public, endpoint.identity.public
-    changed = endpoint.manager.config.model_copy(update={"peers": ()})
+    changed = replace(endpoint.manager.config, peers=())
     await endpoint.manager.prepare(changed)
     endpoint.manager.apply(changed)
     await until(lambda: not endpoint.up)

@@ -8,7 +8,7 @@ import pytest
 
 from integration.link_pair import silence
 from integration.links_world import Side, World, linked, until
-from socks_tunnel.config.models import Peer
+from socks_tunnel.config.settings import Peer
 from socks_tunnel.peer import quiet_loop_exceptions
 from socks_tunnel.peer.transport import TransportError
 from socks_tunnel.protocol.messages import Data

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from socks_tunnel.config.loader import dump, load
+from socks_tunnel.config.for_workers import dump
+from socks_tunnel.config.loader import load
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason, Reply
 from socks_tunnel.protocol.ipc import Detach, Reload

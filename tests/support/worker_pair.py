@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from socks_tunnel.config.loader import dump, load
+from socks_tunnel.config.for_workers import dump
+from socks_tunnel.config.loader import load
 from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.protocol.ipc import (
     Attach,

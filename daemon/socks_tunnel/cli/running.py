@@ -12,10 +12,13 @@ from socks_tunnel.protocol.addresses import parse_host_port
 @click.option("--config", "config_file", type=FILE_PATH, required=True, metavar="FILE")
 def run(config_file: Path) -> None:
     """Run one instance in the foreground."""
+    from socks_tunnel.config.reading import Reading
+
+    reading = Reading(config_file)  # in a process of its own, while this one imports the rest
     from socks_tunnel.ops.process import leave
     from socks_tunnel.supervisor import main as supervisor
 
-    leave(supervisor.run(config_file))
+    leave(supervisor.run(reading))
 
 
 @click.command()

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from socks_tunnel.config.errors import Problem
-from socks_tunnel.config.models import ConfigFile, Peer, Signaling, listener_text
+from socks_tunnel.config.models import ConfigFile, Peer, Signaling
 from socks_tunnel.config.positions import KeyPath
+from socks_tunnel.config.settings import Forward, listener_text
 from socks_tunnel.config.wording import a, key_text, upwards
 from socks_tunnel.protocol.addresses import HostPort, IPAddress, parse_ip
 from socks_tunnel.protocol.ice_urls import ICE_URLS_MAX, parse_ice_url
@@ -118,7 +119,7 @@ def check_listeners(found: Findings, file: ConfigFile) -> None:
             )
         elif file.socks.users_file is None:
             found.add(at, f"{listener} is no loopback address: users_file is needed")
-    for index, forward in enumerate(file.forwards):
+    for index, forward in _forwards(file):
         if not _address(forward.address).is_loopback and not file.socks.allow_remote_clients:
             found.add(
                 ("forwards", index, "listen"),
@@ -143,7 +144,7 @@ def _listeners(found: Findings, file: ConfigFile) -> Iterator[tuple[KeyPath, Hos
     if file.role == "gateway" and not found.is_broken("socks", "listen"):
         for index, listener in enumerate(file.socks.listen):
             yield ("socks", "listen", index), listener
-    for index, forward in enumerate(file.forwards):
+    for index, forward in _forwards(file):
         if forward.protocol == "tcp":
             yield ("forwards", index, "listen"), forward.address
     if file.signaling is not None and isinstance(file.signaling.listen, HostPort):
@@ -153,7 +154,7 @@ def _listeners(found: Findings, file: ConfigFile) -> Iterator[tuple[KeyPath, Hos
 
 
 def _udp_listeners(file: ConfigFile) -> Iterator[tuple[KeyPath, HostPort]]:
-    for index, forward in enumerate(file.forwards):
+    for index, forward in _forwards(file):
         if forward.protocol == "udp":
             yield ("forwards", index, "listen"), forward.address
 
@@ -224,3 +225,9 @@ def _collide(one: HostPort | Path, other: HostPort | Path) -> bool:
         return False
     a, b = _address(one), _address(other)
     return a == b or (a.version == b.version and (a.is_unspecified or b.is_unspecified))
+
+
+def _forwards(file: ConfigFile) -> Iterator[tuple[int, Forward]]:
+    """Yields the numbers of the forwards in the file, and what each is."""
+    for index, forward in enumerate(file.forwards):
+        yield index, Forward(forward.listen, forward.target)

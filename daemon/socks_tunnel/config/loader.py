@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from socks_tunnel.config import checks
+from socks_tunnel.config import checks, settings
 from socks_tunnel.config.checks import Findings
 from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.models import (
@@ -21,21 +21,13 @@ from socks_tunnel.config.models import (
     PolicyRules,
     Socks,
 )
+from socks_tunnel.config.plain import plain
 from socks_tunnel.config.policies import RULE_KEYS, read_policy_file
 from socks_tunnel.config.positions import KeyPath, key_lines
 from socks_tunnel.config.users import parse_users
 from socks_tunnel.config.wording import key_text, sentence
 from socks_tunnel.protocol.policies import parse_policy
 from socks_tunnel.protocol.policy import PolicyError, RuleProblem
-from socks_tunnel.protocol.settings import (
-    LimitSettings,
-    LogSettings,
-    PeerSettings,
-    RuleSettings,
-    SocksSettings,
-    TargetSettings,
-    WorkerSettings,
-)
 
 CREDENTIAL: Final = "identity"
 """Name of the systemd credential that stands in for `private_key_file`."""
@@ -49,46 +41,14 @@ _INCLUDABLE: Final = ("peers", "policies", "policy")
 _TOML_PLACE: Final = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
 
-def load(path: Path) -> Config:
+def load(path: Path) -> settings.Config:
     """Reads and checks the configuration at `path`, and the files that it names.
 
     Raises :class:`ConfigError` with every mistake that can be found.
     """
     path = path.absolute()
     raw, lines = _parse_toml(path, _read_text(path))
-    return _Loader(path, raw, lines).load()
-
-
-def worker_settings(config: Config) -> WorkerSettings:
-    """Returns what a worker needs of the configuration, with what the files that it names hold."""
-
-    def rules(table: PolicyRules) -> RuleSettings:
-        return RuleSettings(**{key: getattr(table, key) for key in RULE_KEYS})
-
-    return WorkerSettings(
-        role=config.role,
-        udp_filtering=config.udp_filtering,
-        socks=SocksSettings(
-            connect_timeout=config.socks.connect_timeout,
-            idle_tcp=config.socks.idle_tcp,
-            idle_udp=config.socks.idle_udp,
-            protocols=config.socks.protocols,
-            udp_address=config.socks.udp_address,
-            udp_ports=config.socks.udp_ports,
-        ),
-        targets=TargetSettings(**config.targets.model_dump()),
-        limits=LimitSettings(**config.limits.model_dump()),
-        log=LogSettings(level=config.log.level),
-        peers=tuple(PeerSettings(name=peer.name, policy=peer.policy) for peer in config.peers),
-        policy=None if config.policy is None else rules(config.policy),
-        policies={name: rules(table) for name, table in config.policies.items()},
-        users=config.users,
-    )
-
-
-def dump(config: Config) -> dict[str, Any]:
-    """Returns :func:`worker_settings` in the form that an IPC frame carries."""
-    return worker_settings(config).to_map()
+    return plain(_Loader(path, raw, lines).load())
 
 
 def _read_text(path: Path) -> str:

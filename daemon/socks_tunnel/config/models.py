@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from socks_tunnel.config.settings import listener_text
 from socks_tunnel.config.urls import checked_url
 from socks_tunnel.protocol.addresses import HostPort, canonical_host, parse_host_port, parse_ip
 from socks_tunnel.protocol.ice_urls import parse_ice_url, parse_udp_ports
@@ -138,11 +139,6 @@ def _signaling_listener(value: Any, info: ValidationInfo) -> HostPort | Path:
     if isinstance(value, str) and value.startswith("unix:"):
         return _absolute(value.removeprefix("unix:"), info)
     return _listener(value)
-
-
-def listener_text(listener: HostPort | Path) -> str:
-    """Returns an address, or the path of a Unix socket, as a configuration writes it."""
-    return f"unix:{listener}" if isinstance(listener, Path) else str(listener)
 
 
 def _signaling_url(value: Any, info: ValidationInfo) -> str:
@@ -327,16 +323,6 @@ class Forward(Table):
     """`tcp://ADDRESS:PORT` or `udp://ADDRESS:PORT`, in canonical form."""
     target: Destination
 
-    @property
-    def protocol(self) -> Literal["tcp", "udp"]:
-        """What it forwards."""
-        return "udp" if self.listen.startswith("udp://") else "tcp"
-
-    @property
-    def address(self) -> HostPort:
-        """Where it listens."""
-        return parse_host_port(self.listen.partition("://")[2])
-
 
 class PolicyRules(Table):
     """`[policy]` and `[policies.NAME]`: rules as written, in a list or as the lines of one text."""
@@ -408,11 +394,6 @@ class Workers(Table):
 
     count: Annotated[int, Field(ge=0, le=64, strict=True)] = 0
     """0: one for each core that this process may use, at most 8."""
-
-    @property
-    def effective_count(self) -> int:
-        """How many workers to start."""
-        return self.count or min(len(os.sched_getaffinity(0)), 8)
 
 
 class Limits(Table):
@@ -503,8 +484,3 @@ class Config(ConfigFile):
     """The configuration file."""
     users: dict[str, str] = Field(default={}, repr=False)
     """Password hashes by user name (RFC 1929); empty: clients need no password."""
-
-    @property
-    def instance(self) -> str:
-        """The name of the instance: that of its configuration file."""
-        return self.source.stem

@@ -12,8 +12,8 @@ from typing import Final
 import uvloop
 
 from socks_tunnel.config.errors import ConfigError
-from socks_tunnel.config.models import listener_text
 from socks_tunnel.config.rendezvous import RendezvousConfig, load_rendezvous
+from socks_tunnel.config.settings import listener_text
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops.notify import Notifier
 from socks_tunnel.ops.process import raise_descriptor_limit

@@ -5,7 +5,7 @@ import logging
 import time
 from typing import Any, Final
 
-from socks_tunnel.config.models import Config
+from socks_tunnel.config.settings import Config
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.transport import TransportError
 from socks_tunnel.signaling.carrier import Answered, offered_servers, remote_address

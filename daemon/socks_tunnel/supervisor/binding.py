@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from socks_tunnel.config.models import Config, listener_text
+from socks_tunnel.config.settings import Config, listener_text
 from socks_tunnel.supervisor.listeners import (
     Listener,
     ListenError,

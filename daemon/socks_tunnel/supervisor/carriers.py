@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from socks_tunnel.config.errors import ConfigError, Problem
-from socks_tunnel.config.models import Config, Peer
+from socks_tunnel.config.settings import Config, Peer
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.signaling.carrier import ByeHandler, OfferHandler, OutgoingCarrier

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from socks_tunnel.config.models import Log
+from socks_tunnel.config.settings import Log
 from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.protocol.ipc import (
     Answer,

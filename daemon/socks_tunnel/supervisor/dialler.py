@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from socks_tunnel.config.models import Config, Peer
+from socks_tunnel.config.settings import Config, Peer
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.transport import TransportError
 from socks_tunnel.signaling.carrier import OutgoingCarrier, SignalingError

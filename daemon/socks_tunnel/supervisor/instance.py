@@ -24,8 +24,9 @@ from typing import Any, Final, Literal
 
 from socks_tunnel.config import paths
 from socks_tunnel.config.errors import ConfigError, Problem
-from socks_tunnel.config.loader import dump, load
-from socks_tunnel.config.models import Config, listener_text
+from socks_tunnel.config.for_workers import dump
+from socks_tunnel.config.reading import read as read_configuration
+from socks_tunnel.config.settings import Config, listener_text
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.ops.notify import Notifier
@@ -465,9 +466,12 @@ class Instance:
     def _read_again(self) -> tuple[Config, Config, list[str], dict[str, Any]]:
         """Returns the file, what is to hold, what waits for a restart, and the workers' settings.
 
-        It runs in a thread: with thousands of peers it takes a second.
+        It runs in a thread, which mostly waits for the process that reads.
         """
-        read = load(self.config.source)
+        try:
+            read = read_configuration(self.config.source)
+        except OSError as error:
+            raise ControlError(f"no process can be started that reads: {error}") from None
         config, waiting = merge(self.config, read)
         try:
             self._check_frame(config)

@@ -8,12 +8,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Final, Literal, Protocol
 from urllib.parse import urlsplit
 
 import socks_tunnel
-from socks_tunnel.config.models import Config, Ice, Peer
+from socks_tunnel.config.settings import Config, Ice, Peer
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.ice import PATH_KINDS, IceSettings
@@ -249,7 +249,10 @@ def software() -> str:
 def ice_settings(ice: Ice) -> IceSettings:
     """Returns the form that a transport takes."""
     return IceSettings(
-        servers=[server.model_dump(exclude_none=True) for server in ice.servers],
+        servers=[
+            {key: value for key, value in asdict(server).items() if value is not None}
+            for server in ice.servers
+        ],
         addresses=list(ice.addresses),
         policy=ice.policy,
         udp_ports=parse_udp_ports(ice.udp_ports),

@@ -22,7 +22,7 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from socks_tunnel.config.models import listener_text
+from socks_tunnel.config.settings import listener_text
 from socks_tunnel.protocol.addresses import HostPort, parse_ip
 
 _log = logging.getLogger(__name__)

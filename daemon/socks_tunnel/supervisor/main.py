@@ -13,12 +13,13 @@ import uvloop
 
 from socks_tunnel.config import paths
 from socks_tunnel.config.errors import ConfigError
-from socks_tunnel.config.loader import load
-from socks_tunnel.config.models import Config
+from socks_tunnel.config.reading import Reading
+from socks_tunnel.config.settings import Config
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.ops.process import die_with_parent, raise_descriptor_limit
 from socks_tunnel.peer.quiet import set_library_log_level
+from socks_tunnel.protocol.settings import LimitSettings
 from socks_tunnel.supervisor.instance import Instance
 from socks_tunnel.supervisor.problems import (
     EXIT_BUG,
@@ -40,8 +41,8 @@ DESCRIPTORS_BESIDE: Final = 64
 """What a worker has open besides its flows: listeners, the event loop, logs, libraries."""
 
 
-def run(config_path: Path) -> int:
-    """Runs one instance until it ends; returns the exit status of the process.
+def run(reading: Reading) -> int:
+    """Runs one instance of a configuration until it ends; returns the exit status of the process.
 
     The process has to end after that without waiting for threads:
     :func:`socks_tunnel.ops.process.leave`.
@@ -53,7 +54,7 @@ def run(config_path: Path) -> int:
     if parent:
         die_with_parent(int(parent))
     try:
-        config = load(config_path)
+        config = reading.result()
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_CONFIG
@@ -105,7 +106,7 @@ def _check_descriptors(config: Config) -> None:
     limit = raise_descriptor_limit()
     wanted = DESCRIPTORS_PER_FLOW * config.limits.flows_per_worker + DESCRIPTORS_BESIDE
     if limit < wanted:
-        chosen = "flows_per_worker" in config.limits.model_fields_set
+        chosen = config.limits.flows_per_worker != LimitSettings().flows_per_worker
         _log.log(
             logging.WARNING if chosen else logging.INFO,  # the default is no promise to anybody
             "a process may have %d file descriptors: limits.flows_per_worker = %d needs up to %d; "

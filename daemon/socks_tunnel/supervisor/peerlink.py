@@ -11,7 +11,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from socks_tunnel.config.models import Peer
+from socks_tunnel.config.settings import Peer
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.peer.link import Link
 from socks_tunnel.peer.transport import Transport

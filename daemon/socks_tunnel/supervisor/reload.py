@@ -1,9 +1,10 @@
 """Which settings a reload changes. No files, no loop: two configurations go in, one comes out."""
 
-from typing import Final
+from dataclasses import fields, replace
+from typing import Any, Final
 
 from socks_tunnel.config.errors import ConfigError, Problem
-from socks_tunnel.config.models import Config, Signaling, Socks
+from socks_tunnel.config.settings import Config, Signaling, Socks
 
 RELOADED: Final = frozenset(
     {
@@ -41,7 +42,7 @@ def merge(running: Config, read: Config) -> tuple[Config, list[str]]:
     changed = {name: getattr(read, name) for name in RELOADED}
     waiting = [
         name
-        for name in Config.model_fields
+        for name in _names(Config)
         if name not in RELOADED
         and name not in {"signaling", "socks", "source"}
         and getattr(read, name) != getattr(running, name)
@@ -49,16 +50,16 @@ def merge(running: Config, read: Config) -> tuple[Config, list[str]]:
     kept = {name: getattr(running.socks, name) for name in _BOUND_AT_START}
     waiting += [
         f"socks.{name}"
-        for name in Socks.model_fields
+        for name in _names(Socks)
         if name in _BOUND_AT_START and getattr(read.socks, name) != kept[name]
     ]
-    changed["socks"] = read.socks.model_copy(update=kept)
+    changed["socks"] = replace(read.socks, **kept)
     changed["signaling"], kept_back = _merge_signaling(running.signaling, read.signaling)
     waiting += kept_back
     if read.log.format != running.log.format:
         waiting.append("log.format")
-        changed["log"] = read.log.model_copy(update={"format": running.log.format})
-    return running.model_copy(update=changed), sorted(waiting)
+        changed["log"] = replace(read.log, format=running.log.format)
+    return replace(running, **changed), sorted(waiting)
 
 
 def _merge_signaling(
@@ -71,10 +72,13 @@ def _merge_signaling(
     if None in certificates:
         merged = running
     else:
-        files = {"tls_certificate": read.tls_certificate, "tls_key": read.tls_key}
-        merged = running.model_copy(update=files)
+        merged = replace(running, tls_certificate=read.tls_certificate, tls_key=read.tls_key)
     return merged, [
         f"signaling.{name}"
-        for name in Signaling.model_fields
+        for name in _names(Signaling)
         if getattr(merged, name) != getattr(read, name)
     ]
+
+
+def _names(table: type[Any]) -> list[str]:
+    return [field.name for field in fields(table)]

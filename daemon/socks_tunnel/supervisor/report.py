@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Sized
 from typing import Any, Final, Protocol, TypeVar
 
 import socks_tunnel
-from socks_tunnel.config.models import Config, listener_text
+from socks_tunnel.config.settings import Config, listener_text
 from socks_tunnel.supervisor.children import WorkerSlot
 from socks_tunnel.supervisor.links import Links
 from socks_tunnel.supervisor.listeners import Address

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from socks_tunnel.config.models import Log
+from socks_tunnel.config.settings import Log
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.errors import CloseReason
@@ -80,7 +80,7 @@ class Setup:
             metrics=self.metrics,
             metrics_directory=directory,
             listeners=[],
-            log=Log(),
+            log=Log("info", "auto"),
             configuration=lambda: Configure(1, {}, []),
             on_unbootable=lambda reason, status: self.unbootable.append((reason, status)),
             command=[sys.executable, FAKE, behaviour],
@@ -220,7 +220,7 @@ def test_command_lines_carry_what_a_child_needs_before_it_is_configured(tmp_path
             metrics=Metrics(CollectorRegistry()),
             metrics_directory=tmp_path,
             listeners=[listener, listener],
-            log=Log(level="debug", format="json"),
+            log=Log("debug", "json"),
             configuration=lambda: Configure(1, {}, []),
             on_unbootable=lambda _reason, _status: None,
         )
@@ -236,7 +236,7 @@ def test_command_lines_carry_what_a_child_needs_before_it_is_configured(tmp_path
         assert list(worker.inherited_fds()) == [fd, fd]
         assert worker.environment() == {METRICS_VARIABLE: str(tmp_path)}
         exporter = ExporterSlot(
-            listener, metrics_directory=tmp_path, log=Log(), hosts=("gw1.corp", "gw1")
+            listener, metrics_directory=tmp_path, log=Log("info", "auto"), hosts=("gw1.corp", "gw1")
         )
         assert tuple(exporter.command(9)) == (
             *EXPORTER_COMMAND,
@@ -255,7 +255,7 @@ async def test_an_exporter_may_fail_as_often_as_it_likes(tmp_path: Path) -> None
         slot = ExporterSlot(
             Listener(sock, activated=False),
             metrics_directory=tmp_path,
-            log=Log(),
+            log=Log("info", "auto"),
             command=[sys.executable, FAKE, "exit-78"],
         )
         slot._backoff._first = slot._backoff._ceiling = slot._backoff._longest = 0.01

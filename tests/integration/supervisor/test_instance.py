@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from socks_tunnel.config.loader import load
+from socks_tunnel.config.reading import Reading
 from socks_tunnel.ops.notify import Notifier
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.addresses import HostPort
@@ -539,7 +540,7 @@ def test_a_bad_configuration_is_printed_with_every_mistake(
 ) -> None:
     config = tmp_path / "bad.toml"
     config.write_text('role = "gateway"\nnonsense = 1\n')
-    assert main.run(config) == 78
+    assert main.run(Reading(config)) == 78
     errors = capsys.readouterr().err
     assert "nonsense" in errors
     assert "private_key_file" in errors

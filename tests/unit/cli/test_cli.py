@@ -172,10 +172,11 @@ def replace(monkeypatch: pytest.MonkeyPatch, module: str, **functions: object) -
 def test_run(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     asked: list[Path] = []
 
-    def run(path: Path) -> int:
-        asked.append(path)
+    def run(reading: Path) -> int:
+        asked.append(reading)
         return code
 
+    replace(monkeypatch, "config.reading", Reading=Path)
     replace(monkeypatch, "supervisor.main", run=run)
     monkeypatch.setattr("socks_tunnel.ops.process.leave", sys.exit)  # pytest is to stay
     assert call("run", "--config", "/etc/x.toml").exit_code == code

@@ -6,7 +6,7 @@ import pytest
 
 from socks_tunnel.config.errors import ConfigError
 from socks_tunnel.config.loader import load
-from socks_tunnel.config.models import Config
+from socks_tunnel.config.settings import Config
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.policies import build_policies
 from socks_tunnel.protocol.policy import Verdict

@@ -16,6 +16,8 @@ ROOT = Path(socks_tunnel.__file__).parents[2]
 # What reads a setting only to check it, or to hand it on, does not count as its reader.
 CARRIERS = {
     "daemon/socks_tunnel/config/models.py",
+    "daemon/socks_tunnel/config/settings.py",
+    "daemon/socks_tunnel/config/for_workers.py",
     "daemon/socks_tunnel/config/checks.py",
     "daemon/socks_tunnel/supervisor/reload.py",
     "daemon/socks_tunnel/protocol/settings.py",

@@ -1,13 +1,13 @@
 """Which settings a reload takes over, and which wait for a restart."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from socks_tunnel.config.errors import ConfigError
-from socks_tunnel.config.models import Config
+from socks_tunnel.config.settings import Config
 from socks_tunnel.supervisor.reload import merge
+from support.configs import checked
 
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
@@ -19,7 +19,7 @@ def config(**changes: Any) -> Config:
         "identity": {"private_key_file": "/etc/socks-tunnel/office.key"},
         "peers": [{"name": "office", "public_key": KEY, "url": "http://10.0.0.1:1/"}],
     }
-    return Config.model_validate({**fields, **changes}, context={"directory": Path("/")})
+    return checked({**fields, **changes})
 
 
 def test_nothing_changed_is_nothing_to_do() -> None:

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from socks_tunnel.config.loader import worker_settings
-from socks_tunnel.config.models import Config
+from socks_tunnel.config.for_workers import worker_settings
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason
@@ -20,6 +19,7 @@ from socks_tunnel_workers.frontends.asking import Asker
 from socks_tunnel_workers.frontends.clients import Clients
 from socks_tunnel_workers.relay.session import RelayServices, WorkerSession
 from socks_tunnel_workers.services import Account, Counters, Notices, Settings
+from support.configs import checked
 
 
 class Timer:
@@ -251,7 +251,14 @@ class Gateway:
     @staticmethod
     def config(**tables: dict[str, object]) -> WorkerSettings:
         return worker_settings(
-            Config.model_validate({"role": "gateway", "source": Path("/gateway.toml"), **tables})
+            checked(
+                {
+                    "role": "gateway",
+                    "source": Path("/gateway.toml"),
+                    "identity": {"private_key_file": "/gateway.key"},
+                    **tables,
+                }
+            )
         )
 
     def session(

@@ -1,0 +1,49 @@
+"""What workers get of the configuration."""
+
+from typing import Any
+
+from socks_tunnel.config.settings import Config, PolicyRules
+from socks_tunnel.protocol.settings import (
+    LogSettings,
+    PeerSettings,
+    RuleSettings,
+    SocksSettings,
+    WorkerSettings,
+)
+
+
+def worker_settings(config: Config) -> WorkerSettings:
+    """Returns what a worker needs of the configuration, with what the files that it names hold."""
+    return WorkerSettings(
+        role=config.role,
+        udp_filtering=config.udp_filtering,
+        socks=SocksSettings(
+            connect_timeout=config.socks.connect_timeout,
+            idle_tcp=config.socks.idle_tcp,
+            idle_udp=config.socks.idle_udp,
+            protocols=config.socks.protocols,
+            udp_address=config.socks.udp_address,
+            udp_ports=config.socks.udp_ports,
+        ),
+        targets=config.targets,
+        limits=config.limits,
+        log=LogSettings(level=config.log.level),
+        peers=tuple(PeerSettings(name=peer.name, policy=peer.policy) for peer in config.peers),
+        policy=None if config.policy is None else _rules(config.policy),
+        policies={name: _rules(table) for name, table in config.policies.items()},
+        users=config.users,
+    )
+
+
+def dump(config: Config) -> dict[str, Any]:
+    """Returns :func:`worker_settings` in the form that an IPC frame carries."""
+    return worker_settings(config).to_map()
+
+
+def _rules(table: PolicyRules) -> RuleSettings:
+    return RuleSettings(
+        allowed_hosts=table.allowed_hosts,
+        allowed_ports=table.allowed_ports,
+        denied_hosts=table.denied_hosts,
+        denied_ports=table.denied_ports,
+    )

@@ -1,0 +1,194 @@
+"""A configuration as the program uses it: plain values, and nothing that checks them.
+
+:mod:`socks_tunnel.config.loader` checks a file by the models of :mod:`socks_tunnel.config.models`
+and returns these. The attributes are named as in the file, and tests hold them equal to the models.
+A process that only uses a configuration does not have to hold the validation library, which takes
+11 MiB. Durations are seconds, paths are absolute.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from socks_tunnel.protocol.addresses import HostPort, parse_host_port
+from socks_tunnel.protocol.policy import Rules
+from socks_tunnel.protocol.settings import LimitSettings, Role, TargetSettings, UdpFiltering
+
+Targets = TargetSettings
+Limits = LimitSettings
+
+
+def listener_text(listener: HostPort | Path) -> str:
+    """Returns an address, or the path of a Unix socket, as a configuration writes it."""
+    return f"unix:{listener}" if isinstance(listener, Path) else str(listener)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """`[identity]`."""
+
+    private_key_file: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Socks:
+    """`[socks]`. An endpoint listens nowhere."""
+
+    listen: tuple[HostPort | Path, ...]
+    protocols: tuple[Literal["socks5", "socks4", "http"], ...]
+    allow_remote_clients: bool
+    users_file: Path | None
+    connect_timeout: float
+    idle_tcp: float
+    idle_udp: int
+    udp_address: str
+    udp_ports: str
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """`[[peers]]`."""
+
+    name: str
+    public_key: str
+    url: str | None
+    tls_ca: Path | None
+    proxy: str | None
+    rendezvous: str | None
+    policy: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """`[[forwards]]`."""
+
+    listen: str
+    target: HostPort
+
+    @property
+    def protocol(self) -> Literal["tcp", "udp"]:
+        """What it forwards."""
+        return "udp" if self.listen.startswith("udp://") else "tcp"
+
+    @property
+    def address(self) -> HostPort:
+        """Where it listens."""
+        return parse_host_port(self.listen.partition("://")[2])
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRules:
+    """`[policy]` and `[policies.NAME]`; the rules of a policy file stand here too."""
+
+    policy_file: Path | None
+    allowed_hosts: Rules
+    allowed_ports: Rules
+    denied_hosts: Rules
+    denied_ports: Rules
+
+
+@dataclass(frozen=True, slots=True)
+class IceServer:
+    """One of `ice.servers`."""
+
+    urls: tuple[str, ...]
+    username: str | None
+    credential: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Ice:
+    """`[ice]`."""
+
+    servers: tuple[IceServer, ...]
+    addresses: tuple[str, ...]
+    policy: Literal["all", "relay"]
+    udp_ports: str
+    tls_ca: Path | None
+    proxy: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """`[transport]`."""
+
+    fast_path: Literal["auto", "off"]
+    congestion: Literal["cubic", "bbr"]
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """`[workers]`."""
+
+    count: int
+
+    @property
+    def effective_count(self) -> int:
+        """How many workers to start."""
+        return self.count or min(len(os.sched_getaffinity(0)), 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """`[metrics]`."""
+
+    listen: HostPort | None
+    hosts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """`[log]`."""
+
+    level: Literal["debug", "info", "warning", "error"]
+    format: Literal["auto", "journal", "json", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Signaling:
+    """`[signaling]`."""
+
+    listen: HostPort | Path | None
+    tls_certificate: Path | None
+    tls_key: Path | None
+    rendezvous: str | None
+    tls_ca: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole, checked configuration with the contents of the files that it names.
+
+    Of the private key it has the path only. `users` are password hashes by user name (RFC 1929);
+    empty: clients need no password. `source` is the configuration file.
+    """
+
+    role: Role
+    drain_timeout: float
+    resume_timeout: float
+    udp_filtering: UdpFiltering
+    policy_file: Path | None
+    include: tuple[str, ...]
+    identity: Identity
+    socks: Socks
+    signaling: Signaling | None
+    targets: Targets
+    peers: tuple[Peer, ...]
+    forwards: tuple[Forward, ...]
+    policy: PolicyRules | None
+    policies: Mapping[str, PolicyRules]
+    ice: Ice
+    transport: Transport
+    workers: Workers
+    limits: Limits
+    metrics: Metrics
+    log: Log
+    source: Path
+    users: Mapping[str, str] = field(repr=False)
+
+    @property
+    def instance(self) -> str:
+        """The name of the instance: that of its configuration file."""
+        return self.source.stem
