@@ -180,6 +180,7 @@ class Session(Generic[F]):
         """Longest DATA payload in bytes that fits the rate of the link."""
         self._outlet = outlet
         self._opens = opens
+        self._held: set[int] = set()  # flows that existed before the link of the moment
         self._reconcile: set[int] = set()
         self._repeatable: set[int] = set()
         self._named: set[int] = set()  # flows of which the peer's RESUME had a row
@@ -201,8 +202,9 @@ class Session(Generic[F]):
         self.terms = terms
         self.attached = True
         self.scheduler.credit = credit
-        self._reconcile = set(self.flows.ids())
-        self._repeatable = set() if self._opens else set(self._reconcile)
+        self._held = set(self.flows.ids())
+        self._reconcile = set(self._held)
+        self._repeatable = set() if self._opens else set(self._held)
         self.resuming = bool(self._reconcile)
         rows = [flow.row() for flow in self.flows]
         rows += [
@@ -252,6 +254,10 @@ class Session(Generic[F]):
                 # Gone here: the peer has to be told, by the reason if it is remembered.
                 reason = self._closed.get(conn_id, CloseReason.RESUME_FAILED)
                 self._outlet.transmit(CloseConnection(conn_id, reason).encode())
+        elif conn_id not in self._held:
+            # Opened on this link: its opening has overtaken RESUME. The row is of an older flow, or
+            # of this one before its opening was sent again; it must not set the stream back.
+            return
         elif conn_id in self._named:
             raise RemoteProtocolError("RESUME names a flow twice", kind="resume-twice")
         elif flags & ROW_CLOSED:
@@ -329,6 +335,7 @@ class Session(Generic[F]):
             return
         self.flows.check(message.conn_id)
         self._closed.pop(message.conn_id, None)
+        self._held.discard(message.conn_id)
         self._outlet.open(message)
 
     def _give_up_questions(self, *conn_ids: int) -> bool:

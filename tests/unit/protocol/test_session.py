@@ -345,6 +345,34 @@ def test_flows_opened_after_the_link_came_up_take_no_part() -> None:
     assert newer.events == []
 
 
+def test_a_row_does_not_set_a_flow_back_that_was_opened_on_this_link() -> None:
+    """RESUME and the lanes are not in order. The gateway asks again for a flow of which the answer
+    was lost, and its opening can overtake the row that it sent before: that row is of the old link.
+    """
+    outlet = attached()
+    outlet.session.detach()
+    outlet.session.attach(TERMS, 1000, resume=True)
+    outlet.receive(OPEN.encode())
+    opened = outlet.session.flows.get(OPEN.conn_id)
+    assert opened is not None
+    outlet.session.resumed([(OPEN.conn_id, 0, 6, 0)], last=True)
+    assert opened.events == []
+    assert outlet.errors == []
+
+
+def test_a_row_is_not_for_a_flow_that_has_the_id_anew() -> None:
+    outlet = attached()
+    former = outlet.add(OPEN.conn_id)
+    outlet.session.attach(TERMS, 1000, resume=True)
+    former.abort(CloseReason.RESET)
+    outlet.receive(OPEN.encode())
+    opened = outlet.session.flows.get(OPEN.conn_id)
+    assert opened is not None
+    assert opened is not former
+    outlet.session.resumed([(OPEN.conn_id, 0, 6, 1)], last=True)
+    assert opened.events == []
+
+
 def test_a_closed_flow_is_remembered_until_the_peer_has_been_told() -> None:
     outlet = attached()
     outlet.session.detach()
