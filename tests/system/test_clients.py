@@ -19,7 +19,7 @@ from support.hosts import (
     TARGET_ADDRESS,
     TARGET_ADDRESS6,
 )
-from support.processes import wait_until
+from support.processes import SOCKS_TUNNEL, wait_until
 from support.tunnels import Site, Tunnel
 
 SUPPORT = Path(__file__).parent.parent / "support"
@@ -145,6 +145,7 @@ def ssh_server(site: Site) -> Iterator[tuple[list[str], Path]]:
     [
         ("nc.openbsd", "-X 5 -x 127.0.0.1:{port} %h %p"),
         ("ncat", "--proxy-type socks5 --proxy 127.0.0.1:{port} %h %p"),
+        (SOCKS_TUNNEL, "nc --proxy 127.0.0.1:{port} %h %p"),
     ],
 )
 def test_ssh_through_a_proxy_command(

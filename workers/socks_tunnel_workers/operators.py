@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Final
 
-from socks_tunnel.protocol.ipc import Answer, Ask
+from socks_tunnel.protocol.errors import CloseReason
+from socks_tunnel.protocol.ipc import Answer, Ask, Kill
 from socks_tunnel_workers.relay.flow import Flow
 from socks_tunnel_workers.relay.ranking import rank
+from socks_tunnel_workers.relay.session import WorkerSession
 
 ROWS_PER_FRAME: Final = 100
 """Flows in one frame of an answer, so that it stays far below the frame limit; then others' bytes
@@ -45,6 +47,16 @@ class Answers:
                 question.by,
                 partial(self._send_rows, question.number),
             )
+
+    def kill(self, message: Kill, sessions: Iterable[WorkerSession]) -> None:
+        """Ends a flow at once, by a RST on each side, and answers with the row of what it was."""
+        rows = []
+        for session in sessions:
+            flow = session.flows.get(message.conn_id) if session.peer == message.peer else None
+            if flow is not None:
+                rows.append(flow.as_row(self._loop.time()))
+                session.core.guard(flow, flow.abort, CloseReason.RESET)
+        self._send(Answer(message.number, rows, more=False))
 
     def _send_rows(self, number: int, flows: Iterable[Flow]) -> None:
         self._send_some(number, iter(list(flows)))

@@ -34,6 +34,7 @@ from socks_tunnel.protocol.ipc import (
     Drained,
     IpcPing,
     IpcPong,
+    Kill,
     NewFlows,
     PeerRows,
     Reload,
@@ -145,6 +146,8 @@ class Worker(Channel):
                 self.clients.set_target(self.sessions.get(number))
             case Ask():
                 self._answers.answer(message)
+            case Kill():
+                self._answers.kill(message, self.sessions.values())
             case Drain():
                 self.drain()
             case Shutdown():

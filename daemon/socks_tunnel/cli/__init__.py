@@ -19,7 +19,10 @@ COMMANDS: Final = {
         "connections": "instance:connections",
         "demo": "running:demo",
         "drain": "instance:drain",
+        "exec": "scripting:execute",
         "keygen": "preparing:keygen",
+        "kill": "instance:kill",
+        "nc": "scripting:nc",
         "pair": "preparing:pair",
         "passwd": "preparing:passwd",
         "policy": "policy:policy",
@@ -29,6 +32,7 @@ COMMANDS: Final = {
         "run": "running:run",
         "status": "instance:status",
         "top": "instance:top",
+        "wait": "scripting:wait",
         "version": "versions:version",
     }.items()
 }

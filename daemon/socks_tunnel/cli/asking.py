@@ -1,16 +1,75 @@
 """How a command finds a running instance and asks it."""
 
+import contextlib
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from socks_tunnel.cli.frame import FILE_PATH, Failure, Unavailable
 from socks_tunnel.config import paths
 from socks_tunnel.supervisor import control_client
 
+NO_INSTANCE: Final = "no instance runs on this host"
+
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+CONFIGURATIONS: Final = Path("/etc/socks-tunnel")
+"""Where the configurations of the host's instances are."""
+
+
+def complete_instance(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Returns the names of instances that run or are configured, for the shell's completion."""
+    del ctx, param
+    running = paths.running_instances()
+    configured = {path.stem for path in CONFIGURATIONS.glob("*.toml")}
+    return [
+        CompletionItem(name, help="running" if name in running else "configured")
+        for name in sorted({*running, *configured})
+        if name.startswith(incomplete)
+    ]
+
+
+def complete_peer(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Returns the names of peers, of a configuration or of a running instance."""
+    del param
+    rows = _answer_for_completion(ctx, "status").get("links", [])
+    names = {row["peer"] for row in rows}
+    if config := ctx.params.get("config_file"):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            names |= {row["name"] for row in tomllib.loads(config.read_text()).get("peers", [])}
+    return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
+
+
+def complete_flow(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Returns the names of live flows, with what they are."""
+    del param
+    rows = _answer_for_completion(ctx, "connections").get("flows", [])
+    return [
+        CompletionItem(name, help=f"{row['client']} to {row['destination'] or row['command']}")
+        for row in rows
+        if (name := f"{row['peer']}/{row['conn_id']}").startswith(incomplete)
+    ]
+
+
+def _answer_for_completion(ctx: click.Context, op: str) -> dict[str, Any]:
+    """Returns an answer of the instance that is meant, or nothing: completion has no words."""
+    try:
+        path = path_of(ctx.params.get("instance"), ctx.params.get("socket_path"))
+        result = control_client.request(path, {"op": op}).get("result")
+    except (OSError, click.ClickException):
+        return {}
+    return {"flows": result} if isinstance(result, list) else result or {}
 
 
 def of_instance(command: _F) -> _F:
@@ -18,7 +77,12 @@ def of_instance(command: _F) -> _F:
     command = click.option("--socket", "socket_path", type=FILE_PATH, help="Its control socket.")(
         command
     )
-    return click.option("--instance", metavar="NAME", help="Its name: that of its file.")(command)
+    return click.option(
+        "--instance",
+        metavar="NAME",
+        help="Its name: that of its file.",
+        shell_complete=complete_instance,
+    )(command)
 
 
 def ask(instance: str | None, socket_path: Path | None, fields: dict[str, Any]) -> Any:
@@ -43,6 +107,13 @@ def path_of(instance: str | None, socket_path: Path | None) -> Path:
     return socket_path or _control_socket(instance)
 
 
+def control_socket_if_any(instance: str | None, socket_path: Path | None) -> Path | None:
+    """Returns what :func:`path_of` returns, or None if no instance is named and none runs."""
+    if instance is None and socket_path is None and not paths.running_instances():
+        return None
+    return path_of(instance, socket_path)
+
+
 def no_answer(path: Path, error: OSError) -> Unavailable:
     """Returns the failure of a command whose instance does not answer."""
     return Unavailable(f"no instance answers on {path}: {error.strerror or error}")
@@ -58,7 +129,7 @@ def _control_socket(instance: str | None) -> Path:
         return paths.control_socket(directory)
     running = paths.running_instances()
     if not running:
-        raise Unavailable("no instance runs on this host")
+        raise Unavailable(NO_INSTANCE)
     if len(running) > 1:
         raise click.UsageError(f"name one with --instance: {', '.join(sorted(running))}")
     return next(iter(running.values()))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from socks_tunnel.cli.asking import complete_peer
 from socks_tunnel.cli.frame import FILE_PATH, Failure, Unavailable
 from socks_tunnel.config import loader
 from socks_tunnel.protocol.addresses import HostPort, IPAddress, canonical_host, parse_ip
@@ -19,7 +20,12 @@ def policy() -> None:
 
 @policy.command("test")
 @click.option("--config", "config_file", type=FILE_PATH, required=True, metavar="FILE")
-@click.option("--peer", metavar="NAME", help="Ask the policy for this peer.")
+@click.option(
+    "--peer",
+    metavar="NAME",
+    help="Ask the policy for this peer.",
+    shell_complete=complete_peer,
+)
 @click.option("--udp", is_flag=True, help="Ask for a datagram to HOST PORT.")
 @click.argument("host")
 @click.argument("port", type=click.IntRange(1, 65535))

@@ -10,7 +10,8 @@ from socks_tunnel.protocol.addresses import parse_host_port
 
 @click.command()
 @click.option("--config", "config_file", type=FILE_PATH, required=True, metavar="FILE")
-def run(config_file: Path) -> None:
+@click.option("--private", is_flag=True, hidden=True, help="For `exec`: take no port of FILE.")
+def run(config_file: Path, *, private: bool) -> None:
     """Run one instance in the foreground."""
     from socks_tunnel.config.reading import Reading
 
@@ -18,7 +19,7 @@ def run(config_file: Path) -> None:
     from socks_tunnel.ops.process import leave
     from socks_tunnel.supervisor import main as supervisor
 
-    leave(supervisor.run(reading))
+    leave(supervisor.run(reading, private=private))
 
 
 @click.command()

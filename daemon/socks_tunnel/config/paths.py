@@ -16,6 +16,10 @@ SYSTEM_DIRECTORY: Final = Path("/run/socks-tunnel")
 CONTROL_SOCKET: Final = "control.sock"
 METRICS: Final = "metrics"
 
+TEMPORARY_MAX: Final = 50
+"""Longest path of the directory for temporary files that is used, in bytes: the sockets below it
+must fit into the 107 that an address has room for (unix(7))."""
+
 
 def runtime_directory(instance: str, *, create: bool) -> Path:
     """Returns the directory of `instance`.
@@ -59,6 +63,17 @@ def state_directory(runtime: Path) -> Path:
     """
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     return Path(given) if given else runtime
+
+
+def temporary_directory(prefix: str) -> tempfile.TemporaryDirectory[str]:
+    """Makes a private directory for the time of one command, whose path leaves room for sockets.
+
+    Raises :class:`OSError`.
+    """
+    parent = tempfile.gettempdir()
+    if len(os.fsencode(parent)) > TEMPORARY_MAX:
+        parent = "/tmp"  # noqa: S108 - what is made there is private and has an unguessable name
+    return tempfile.TemporaryDirectory(prefix=prefix, dir=parent)
 
 
 def running_instances() -> dict[str, Path]:

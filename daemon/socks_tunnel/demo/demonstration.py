@@ -27,10 +27,10 @@ from socks_tunnel.protocol.addresses import HostPort, parse_ip
 from socks_tunnel.rendezvous.service import Service
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor import control_client
+from socks_tunnel.supervisor.environment import OWN_ENVIRONMENT, PARENT_VARIABLE
 from socks_tunnel.supervisor.listeners import ListenError, bind
-from socks_tunnel.supervisor.main import PARENT_VARIABLE
 from socks_tunnel.supervisor.problems import EXIT_CANNOT_CREATE, EXIT_UNAVAILABLE
-from socks_tunnel.supervisor.processes import OWN_ENVIRONMENT, describe_exit
+from socks_tunnel.supervisor.processes import describe_exit
 
 EXIT_USAGE: Final = 2
 
@@ -39,10 +39,6 @@ LINK_TIMEOUT: Final = 60.0
 
 STOP_TIMEOUT: Final = 15.0
 """Seconds that both have to end."""
-
-TEMPORARY_MAX: Final = 50
-"""Longest path of the directory for temporary files that is used, in bytes: the sockets below it
-must fit into the 107 that an address has room for (unix(7))."""
 
 _POLL: Final = 0.1
 
@@ -115,11 +111,8 @@ def run(listen: HostPort, policy_file: Path | None, *, rendezvous: bool = False)
 
 def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
     """Makes a directory for all that the demo needs. Raises :class:`_DemoError`."""
-    parent = tempfile.gettempdir()
-    if len(os.fsencode(parent)) > TEMPORARY_MAX:
-        parent = "/tmp"  # noqa: S108 - what is made there is private and has an unguessable name
     try:
-        return tempfile.TemporaryDirectory(prefix="socks-tunnel-demo-", dir=parent)
+        return paths.temporary_directory("socks-tunnel-demo-")
     except OSError as error:
         raise _DemoError(f"no temporary directory: {error}", EXIT_CANNOT_CREATE) from None
 

@@ -66,3 +66,11 @@ def flow_end(
         fields["destination"] = str(destination)
     fields |= {"up": up, "down": down, "seconds": round(seconds, 3), "reason": reason}
     _log.info("flow ended", extra={"fields": fields})
+
+
+def killed(*, peer: str, conn_id: int, command: str, destination: str, uid: int, pid: int) -> None:
+    """Records that an operator, process `pid` of user `uid`, has ended a flow."""
+    fields: dict[str, object] = {"peer": peer, "flow": conn_id, "command": command}
+    if destination:
+        fields["destination"] = destination
+    _log.info("flow killed", extra={"fields": {**fields, "uid": uid, "killer": pid}})

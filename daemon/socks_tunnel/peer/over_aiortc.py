@@ -56,8 +56,6 @@ class AiortcTransport:
         self._drained = 0
         self._reporting = False
         self._dropped = 0
-        self._defer_inbox = True
-        """Whether what came is handed on by a callback of the loop, not by the subclass."""
 
     # --- what it is ---------------------------------------------------------------------------
 
@@ -86,7 +84,7 @@ class AiortcTransport:
     def attach(self, observer: TransportObserver) -> None:
         """Names the owner."""
         self._observer = observer
-        self._inbox = Inbox(observer, self._soon if self._defer_inbox else None)
+        self._inbox = Inbox(observer, self._soon)
 
     async def create_offer(self) -> str:
         """Returns the offer."""
@@ -140,7 +138,7 @@ class AiortcTransport:
     def _report(self) -> None:
         self._reporting = False
         drained, self._drained = self._drained, 0
-        if drained and self.state == "up":
+        if self.state == "up":
             self.buffered -= drained
             self._guarded(lambda: self._observer.transport_writable(drained))
 

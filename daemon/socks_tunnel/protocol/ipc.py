@@ -247,6 +247,19 @@ class Answer:
     more: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Supervisor to worker: an operator ends the flow of that CONN_ID with that peer.
+
+    The answer is an :class:`Answer` with the row of each flow that this has ended.
+    """
+
+    OP: ClassVar[str] = "kill"
+    number: int
+    peer: str
+    conn_id: int
+
+
 Control: TypeAlias = (
     ChildHello
     | ChildReady
@@ -268,6 +281,7 @@ Control: TypeAlias = (
     | Drained
     | Ask
     | Answer
+    | Kill
 )
 
 _CLASSES: Final[dict[str, type[Any]]] = {kind.OP: kind for kind in Control.__args__}

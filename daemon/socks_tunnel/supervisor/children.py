@@ -17,6 +17,7 @@ from socks_tunnel.protocol.ipc import (
     Control,
     Drain,
     Drained,
+    Kill,
     ReadyState,
     Reload,
 )
@@ -169,13 +170,23 @@ class WorkerSlot(Slot):
 
         Raises :class:`ConnectionError` if it is not running or ends before it has answered.
         """
+        return await self._question(lambda number: Ask(number, what, limit, by))
+
+    async def kill_flow(self, peer: str, conn_id: int) -> list[Any]:
+        """Ends a flow; returns its row, or nothing if the worker has no such flow.
+
+        Raises :class:`ConnectionError` as :meth:`ask` does.
+        """
+        return await self._question(lambda number: Kill(number, peer, conn_id))
+
+    async def _question(self, make: Callable[[int], Control]) -> list[Any]:
         if self.channel is None or not self.running or len(self._questions) >= STATS_PENDING_MAX:
             raise ConnectionError(f"{self.name} does not take questions at the moment")
         self._last_question += 1
         number = self._last_question
         answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self._questions[number] = [], answer
-        self.channel.send_control(0, Ask(number, what, limit, by))
+        self.channel.send_control(0, make(number))
         try:
             return await answer
         finally:

@@ -16,8 +16,9 @@ import logging
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from socks_tunnel.protocol import bounded
 
@@ -38,7 +39,22 @@ IDLE_TIMEOUT: Final = 60.0
 _READING: Final = frozenset({"status", "connections"})
 """Requests that change nothing: of those that are repeated on a connection, the first is logged."""
 
+_POLLED: Final = "summary"
+"""What is asked ten times a second by who waits for a state; no news to an operator."""
+
 _UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid
+
+
+class Caller(NamedTuple):
+    """The process that asks, as the kernel names it (SO_PEERCRED, unix(7))."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+caller: ContextVar[Caller] = ContextVar("caller")
+"""Who has asked what is being answered."""
 
 
 class ControlError(Exception):
@@ -113,8 +129,9 @@ class ControlServer:
         except bounded.Malformed as error:
             form = 'a request is a JSON object in one line, with a text "op"'
             return {"ok": False, "error": f"{form}: {error}"}
-        pid, uid, gid = _peer_of(writer)
-        level = logging.DEBUG if op in told else logging.INFO
+        pid, uid, gid = who = _peer_of(writer)
+        caller.set(who)
+        level = logging.DEBUG if op in told or op == _POLLED else logging.INFO
         _log.log(
             level,
             "control request '%s' of process %d (uid %d, gid %d)",
@@ -173,10 +190,9 @@ async def _close(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
-def _peer_of(writer: asyncio.StreamWriter) -> tuple[int, int, int]:
-    """Returns (pid, uid, gid) of the process that connected."""
+def _peer_of(writer: asyncio.StreamWriter) -> Caller:
+    """Returns the process that connected."""
     sock = writer.get_extra_info("socket")
-    pid, uid, gid = _UCRED.unpack(
-        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return Caller._make(
+        _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     )
-    return pid, uid, gid

@@ -27,6 +27,7 @@ from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.for_workers import dump
 from socks_tunnel.config.reading import read as read_configuration
 from socks_tunnel.config.settings import Config, listener_text
+from socks_tunnel.ops import audit
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.ops.notify import Notifier
@@ -45,7 +46,7 @@ from socks_tunnel.supervisor.children import (
     ExporterSlot,
     WorkerSlot,
 )
-from socks_tunnel.supervisor.control import ControlError, ControlServer
+from socks_tunnel.supervisor.control import ControlError, ControlServer, caller
 from socks_tunnel.supervisor.dialler import GatewayLinks
 from socks_tunnel.supervisor.links import Links, software
 from socks_tunnel.supervisor.listeners import (
@@ -62,7 +63,7 @@ from socks_tunnel.supervisor.problems import (
 )
 from socks_tunnel.supervisor.processes import TICK, Slot
 from socks_tunnel.supervisor.reload import merge
-from socks_tunnel.supervisor.requests import drain_timeout, selection
+from socks_tunnel.supervisor.requests import drain_timeout, flow_name, selection
 from socks_tunnel.supervisor.router import Router
 from socks_tunnel.supervisor.routing import AttachedLink
 
@@ -350,7 +351,7 @@ class Instance:
         seconds = 0
         while True:
             if self.exporter is not None:
-                self.exporter.push_state(self._why_not_ready())
+                self.exporter.push_state(self.why_not_ready())
             self.router.tick(time.monotonic())
             buffered = self.metrics.buffered_bytes
             buffered.labels("link").set(self.links.buffered)
@@ -381,7 +382,8 @@ class Instance:
             fed = not hanging
             await asyncio.sleep(interval)
 
-    def _why_not_ready(self) -> str | None:
+    def why_not_ready(self) -> str | None:
+        """Returns why no new flow can be served, as a sentence; None if one can."""
         if self.state != "ready":
             return self.state
         wanted = (self.router.worker_count + 1) // 2
@@ -414,6 +416,10 @@ class Instance:
                 return await report.status(self)
             case "connections":
                 return await report.connections(self, **selection(request))
+            case "summary":
+                return report.summary(self)
+            case "kill":
+                return await self._kill(*flow_name(request))
             case "reload":
                 try:
                     waiting = await self._reload()
@@ -428,6 +434,21 @@ class Instance:
                 return {"draining": True, "timeout": timeout, "flows": self.router.flows}
             case other:
                 raise ControlError(f"there is no request '{clip(other)}'")
+
+    async def _kill(self, peer: str, conn_id: int) -> dict[str, Any]:
+        row = await report.kill(self, peer, conn_id)
+        if row is None:
+            raise ControlError(f"there is no flow {clip(peer, 64)}/{conn_id}")
+        who = caller.get()
+        audit.killed(
+            peer=peer,
+            conn_id=conn_id,
+            command=row["command"],
+            destination=row["destination"],
+            uid=who.uid,
+            pid=who.pid,
+        )
+        return row
 
     # --- reload -------------------------------------------------------------------------------
 

@@ -6,20 +6,23 @@ import fcntl
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import uvloop
 
 from socks_tunnel.config import paths
-from socks_tunnel.config.errors import ConfigError
+from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.reading import Reading
 from socks_tunnel.config.settings import Config
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.ops.process import die_with_parent, raise_descriptor_limit
 from socks_tunnel.peer.quiet import set_library_log_level
+from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.settings import LimitSettings
+from socks_tunnel.supervisor.environment import PARENT_VARIABLE
 from socks_tunnel.supervisor.instance import Instance
 from socks_tunnel.supervisor.problems import (
     EXIT_BUG,
@@ -30,10 +33,6 @@ from socks_tunnel.supervisor.problems import (
 
 _log = logging.getLogger(__name__)
 
-PARENT_VARIABLE: Final = "SOCKS_TUNNEL_PARENT"
-"""Holds the process id of a parent that this instance must not outlive; `demo` sets it."""
-
-
 DESCRIPTORS_PER_FLOW: Final = 2
 """A UDP association of a gateway has its TCP connection and its relay; other flows have one."""
 
@@ -41,11 +40,13 @@ DESCRIPTORS_BESIDE: Final = 64
 """What a worker has open besides its flows: listeners, the event loop, logs, libraries."""
 
 
-def run(reading: Reading) -> int:
+def run(reading: Reading, *, private: bool = False) -> int:
     """Runs one instance of a configuration until it ends; returns the exit status of the process.
 
     The process has to end after that without waiting for threads:
     :func:`socks_tunnel.ops.process.leave`.
+
+    With `private` it takes none of the ports of the configuration: see :func:`made_private`.
 
     0 after a drain or a forced end, 70 for a bug, 73 for what cannot be created (a listener, the
     runtime directory), 78 for a configuration that cannot be used.
@@ -55,6 +56,8 @@ def run(reading: Reading) -> int:
         die_with_parent(int(parent))
     try:
         config = reading.result()
+        if private:
+            config = made_private(config)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_CONFIG
@@ -72,6 +75,25 @@ def run(reading: Reading) -> int:
         return 0
     finally:
         ops_logging.shutdown()
+
+
+def made_private(config: Config) -> Config:
+    """Returns the configuration of a gateway that serves one program, beside any other instance.
+
+    It listens on a free port of loopback, and has neither forwards nor an exporter. Raises
+    :class:`ConfigError` for an endpoint.
+    """
+    if config.role != "gateway":
+        message = "must be gateway: there is no proxy where an endpoint is"
+        raise ConfigError([Problem(config.source, None, "role", message)])
+    own = (HostPort("127.0.0.1", 0),)
+    return replace(
+        config,
+        socks=replace(config.socks, listen=own, allow_remote_clients=False),
+        forwards=(),
+        metrics=replace(config.metrics, listen=None),
+        workers=replace(config.workers, count=1),
+    )
 
 
 def _run(config: Config) -> None:

@@ -32,6 +32,7 @@ from socks_tunnel.protocol.ipc import (
     Shutdown,
 )
 from socks_tunnel.supervisor.backoff import Backoff
+from socks_tunnel.supervisor.environment import OWN_ENVIRONMENT
 
 _log = logging.getLogger(__name__)
 
@@ -61,18 +62,6 @@ CHANNEL_GRACE: Final = 5.0
 """Seconds that a child may live on after it closed its IPC stream."""
 
 SlotState = Literal["starting", "running", "waiting", "stopped"]
-
-# What concerns the main process alone must not reach its children: one that answered the service
-# manager in its name, or took its sockets, would be believed.
-OWN_ENVIRONMENT: Final = (
-    "NOTIFY_SOCKET",
-    "WATCHDOG_USEC",
-    "WATCHDOG_PID",
-    "LISTEN_FDS",
-    "LISTEN_PID",
-    "LISTEN_FDNAMES",
-    "CREDENTIALS_DIRECTORY",
-)
 
 
 class Slot:

@@ -7,7 +7,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Sized
+from collections.abc import AsyncIterator, Iterable, Iterator, Sized
+from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
 import socks_tunnel
@@ -32,6 +33,9 @@ TURN: Final = 100
 RANKINGS: Final = ("rate", "total", "age")
 """What the first flows can be asked for by: bytes per second, bytes, seconds."""
 
+DETAILS_MAX: Final = 10
+"""Peers of which a summary says why there is no link."""
+
 _OF_WORKER: Final = ("flows_tcp", "flows_udp", "bytes_up", "bytes_down", "buffered")
 
 
@@ -54,6 +58,13 @@ class Reported(Protocol):
     @property
     def metrics_address(self) -> Address | None:
         """Where the exporter serves."""
+
+
+class Summarized(Reported, Protocol):
+    """What is told of an instance in short."""
+
+    def why_not_ready(self) -> str | None:
+        """Returns why no new flow can be served."""
 
 
 async def status(instance: Reported) -> dict[str, Any]:
@@ -87,6 +98,47 @@ async def status(instance: Reported) -> dict[str, Any]:
             "restarts": sum(worker["restarts"] for worker in workers),
         },
     }
+
+
+def summary(instance: Summarized) -> dict[str, Any]:
+    """Returns the answer to `summary`: what scripts wait for, without asking any worker.
+
+    `reason` says why no new flow can be served, None if one can.
+    """
+    links = instance.links
+    return {
+        "instance": instance.config.instance,
+        "role": instance.config.role,
+        "pid": os.getpid(),
+        "state": instance.state,
+        "listen": _listening(instance),
+        "protocols": list(instance.config.socks.protocols),
+        "links_up": len(links.up()),
+        "peers": len(links.peers),
+        "flows": links.router.flows,
+        "reason": instance.why_not_ready(),
+        "details": list(islice(_details(links), DETAILS_MAX)),
+    }
+
+
+def _details(links: Links) -> Iterator[str]:
+    """Yields a sentence for each peer that is known not to be reached."""
+    for row in links.rows():
+        if row["state"] != "up" and row.get("detail"):
+            yield f"{row['peer']}: {row['detail']}"
+
+
+async def kill(instance: Reported, peer: str, conn_id: int) -> dict[str, Any] | None:
+    """Ends a flow at once; returns its row, or None if there is no such flow."""
+    answers = await asyncio.gather(
+        *(slot.kill_flow(peer, conn_id) for slot in instance.workers if slot.running),
+        return_exceptions=True,
+    )
+    for answer in answers:
+        if isinstance(answer, Exception) and not isinstance(answer, ConnectionError):
+            raise answer
+    rows = [row for answer in answers if isinstance(answer, list) for row in answer]
+    return rows[0] if rows else None
 
 
 def _listening(instance: Reported) -> list[str]:

@@ -10,6 +10,10 @@ DRAIN_MAX: Final = 86_400
 """Longest time in seconds that a drain may be asked to take."""
 
 
+CONN_ID_DIGITS: Final = 10
+"""Decimal digits of the largest CONN_ID, which has 32 bits."""
+
+
 def drain_timeout(request: dict[str, Any], default: float) -> float:
     """Returns for how many seconds a drain may take. Raises :class:`ControlError`."""
     timeout = request.get("timeout", default)
@@ -19,6 +23,15 @@ def drain_timeout(request: dict[str, Any], default: float) -> float:
             f"a timeout is a number of seconds from 0 to {DRAIN_MAX}, not {clip(timeout)}"
         )
     return float(timeout)
+
+
+def flow_name(request: dict[str, Any]) -> tuple[str, int]:
+    """Returns the peer and the CONN_ID of the flow that is named. Raises :class:`ControlError`."""
+    name = request.get("flow")
+    peer, _, number = name.rpartition("/") if isinstance(name, str) else ("", "", "")
+    if not peer or not number.isascii() or not number.isdecimal() or len(number) > CONN_ID_DIGITS:
+        raise ControlError(f"a flow is named PEER/CONN_ID, as in office/17, not {clip(name)}")
+    return peer, int(number)
 
 
 def selection(request: dict[str, Any]) -> dict[str, Any]:

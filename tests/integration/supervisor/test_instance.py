@@ -517,17 +517,17 @@ async def test_children_are_looked_after(
 async def test_why_it_is_not_ready(running: Running, role: str) -> None:
     getattr(running, role)()
     running.start()
-    assert running.instance._why_not_ready() == "starting"
+    assert running.instance.why_not_ready() == "starting"
     await running.ready()
     no_link = "no link is up" if role == "gateway" else None
-    assert running.instance._why_not_ready() == no_link
+    assert running.instance.why_not_ready() == no_link
     for slot in running.instance.workers:
         slot.retire()
         os.kill(slot.pid or 0, signal.SIGKILL)
         assert slot.ended is not None
         await slot.ended
     assert (
-        running.instance._why_not_ready()
+        running.instance.why_not_ready()
         == f"0 of {len(running.instance.workers)} workers are running"
     )
 

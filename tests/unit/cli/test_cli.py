@@ -105,8 +105,9 @@ def mode(path: Path) -> int:
 
 def test_the_commands_are_these() -> None:
     running = {"run", "rendezvous", "demo", "status", "connections", "top", "reload", "drain"}
+    scripts = {"wait", "exec", "nc", "kill"}
     preparing = {"check-config", "keygen", "pubkey", "passwd", "pair", "policy", "version"}
-    assert set(commands()) == running | preparing
+    assert set(commands()) == running | scripts | preparing
 
 
 @pytest.mark.parametrize(
@@ -170,17 +171,18 @@ def replace(monkeypatch: pytest.MonkeyPatch, module: str, **functions: object) -
 
 @pytest.mark.parametrize("code", [0, 70, 73, 78])
 def test_run(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    asked: list[Path] = []
+    asked: list[tuple[Path, bool]] = []
 
-    def run(reading: Path) -> int:
-        asked.append(reading)
+    def run(reading: Path, *, private: bool) -> int:
+        asked.append((reading, private))
         return code
 
     replace(monkeypatch, "config.reading", Reading=Path)
     replace(monkeypatch, "supervisor.main", run=run)
     monkeypatch.setattr("socks_tunnel.ops.process.leave", sys.exit)  # pytest is to stay
     assert call("run", "--config", "/etc/x.toml").exit_code == code
-    assert asked == [Path("/etc/x.toml")]
+    assert call("run", "--private", "--config", "/etc/x.toml").exit_code == code
+    assert asked == [(Path("/etc/x.toml"), False), (Path("/etc/x.toml"), True)]
 
 
 @pytest.mark.parametrize(

@@ -82,3 +82,20 @@ def test_an_association_has_no_destination(fields: Any, nothing: str | None) -> 
         reason="idle",
     )
     assert "destination" not in fields()[1]
+
+
+def test_a_flow_that_an_operator_ends(fields: Any) -> None:
+    audit.killed(
+        peer="p", conn_id=7, command="connect", destination="192.0.2.1:22", uid=1000, pid=4242
+    )
+    assert fields() == (
+        "flow killed",
+        {
+            "peer": "p",
+            "flow": 7,
+            "command": "connect",
+            "destination": "192.0.2.1:22",
+            "uid": 1000,
+            "killer": 4242,
+        },
+    )

@@ -259,9 +259,8 @@ def test_an_unusable_field_is_shown_short() -> None:
 
 # --- nobody goes around it --------------------------------------------------------------------
 
-ELSEWHERE = {"config/policies.py", "config/reading.py"}
-"""Files that decode what the operator wrote, with answers of their own for each mistake, or what a
-process hands over that they have just started."""
+ELSEWHERE = {"config/policies.py"}
+"""Files that decode what the operator wrote, with answers of their own for each mistake."""
 
 
 @pytest.mark.parametrize("package", ["daemon/socks_tunnel", "workers/socks_tunnel_workers"])

@@ -27,6 +27,7 @@ from socks_tunnel.protocol.ipc import (
     FrameReader,
     IpcPing,
     IpcPong,
+    Kill,
     NewFlows,
     PeerRows,
     ReadyState,
@@ -61,6 +62,7 @@ EACH: list[Control] = [
     Drain(),
     Drained(),
     Ask(5, "connections", -1, ""),
+    Kill(6, "office", 7),
     Answer(5, [{"peer": "office"}], more=False),
 ]
 

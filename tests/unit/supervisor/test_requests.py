@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from socks_tunnel.supervisor.control import ControlError
-from socks_tunnel.supervisor.requests import DRAIN_MAX, drain_timeout, selection
+from socks_tunnel.supervisor.requests import DRAIN_MAX, drain_timeout, flow_name, selection
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,20 @@ def test_a_drain_takes_what_is_asked_or_configured(
 def test_another_timeout_is_refused_in_words(timeout: object) -> None:
     with pytest.raises(ControlError, match="a number of seconds from 0 to 86400"):
         drain_timeout({"timeout": timeout}, 20)
+
+
+def test_a_flow_is_named_by_peer_and_number() -> None:
+    assert flow_name({"flow": "office/17"}) == ("office", 17)
+    assert flow_name({"flow": "a.b-c/4294967295"}) == ("a.b-c", 4294967295)
+
+
+@pytest.mark.parametrize(
+    "flow",
+    ["17", "/17", "office/", "office/x", "office/-1", "office/\u0663", None, 17, f"a/{10**10}"],
+)
+def test_another_name_of_a_flow_is_refused_in_words(flow: object) -> None:
+    with pytest.raises(ControlError, match="as in office/17, not "):
+        flow_name({"flow": flow})
 
 
 def test_flows_are_all_or_the_first_by_something() -> None:

@@ -108,9 +108,8 @@ async def test_what_has_left_is_reported_once_a_turn_without_control() -> None:
     assert control is not None
     transport.sctp_drained([(lane, 60), (control, 1000)])
     transport.sctp_drained([(lane, 40)])
-    assert owner.calls == [], "the turn is not over"
-    transport.sctp_turn_ended()
-    transport.sctp_turn_ended()
+    assert owner.calls == [], "never from inside the call"
+    await turn()
     assert owner.calls == [("writable", 100)]
     assert transport.buffered == 0
 
@@ -166,15 +165,8 @@ async def test_what_came_is_handed_on_in_one_batch_of_each_kind() -> None:
     transport.sctp_messages([(lane, b"short")])
     assert [call[0] for call in owner.calls] == ["error"]
     owner.calls.clear()
-    transport.sctp_drained([(lane, 5)])
-    transport.sctp_turn_ended()
-    assert owner.calls == [
-        ("control", [ping]),
-        ("messages", [data, packet, data]),
-        ("writable", 5),
-    ]
-    transport.sctp_turn_ended()
-    assert len(owner.calls) == 3
+    await turn()
+    assert owner.calls == [("control", [ping]), ("messages", [data, packet, data])]
 
 
 async def test_a_failed_association_ends_it_once_after_what_came() -> None:
@@ -187,7 +179,6 @@ async def test_a_failed_association_ends_it_once_after_what_came() -> None:
     assert owner.calls[-1] == ("down", "the peer sends nonsense")
     transport.sctp_messages([(lane, Data(5, b"x").encode())])
     transport.sctp_drained([(lane, 5)])
-    transport.sctp_turn_ended()
     await turn()
     assert len(owner.calls) == 3
 

@@ -1,0 +1,72 @@
+"""Runs a command for `socks-tunnel exec`: its signals, its exit status."""
+
+import errno
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+EXIT_NOT_EXECUTABLE: Final = 126
+EXIT_NOT_FOUND: Final = 127
+SIGNAL_BASE: Final = 128
+"""A command that a signal has ended has this status and the signal's number, as in a shell."""
+
+FORWARDED: Final = frozenset(
+    {
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGHUP,
+        signal.SIGQUIT,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGALRM,
+    }
+)
+"""Signals that are for the command and not for us."""
+
+
+class CommandError(Exception):
+    """The command cannot be started; the text is a sentence, `exit_code` the status for it."""
+
+    def __init__(self, sentence: str, exit_code: int) -> None:
+        super().__init__(sentence)
+        self.exit_code = exit_code
+
+
+class Forwarding:
+    """Holds the signals that are meant for a command from before it starts until it has ended.
+
+    A signal that comes while there is no command yet is not lost: the command gets it.
+    """
+
+    def __init__(self) -> None:
+        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED | {signal.SIGCHLD})
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
+        """Runs a command to its end; returns the exit status for it. Raises CommandError."""
+        before = self._before
+        try:
+            child = subprocess.Popen(  # noqa: S603 - to run it is what was asked for
+                command,
+                env=dict(environment),
+                # This process has one thread, and blocked signals would be blocked in the command.
+                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),  # noqa: PLW1509
+            )
+        except OSError as error:
+            missing = error.errno in {errno.ENOENT, errno.ENOTDIR}
+            raise CommandError(
+                f"{command[0]}: {os.strerror(error.errno or 0)}",
+                EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE,
+            ) from None
+        while (status := child.poll()) is None:
+            info = signal.sigwaitinfo(FORWARDED | {signal.SIGCHLD})
+            # What the terminal sends (^C) goes to the whole foreground group, the command included;
+            # only what another process has sent to us alone is passed on.
+            if info.si_signo != signal.SIGCHLD and info.si_pid:
+                child.send_signal(info.si_signo)
+        return status if status >= 0 else SIGNAL_BASE - status
+
+    def release(self) -> None:
+        """Takes signals for oneself again."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._before)

@@ -1,0 +1,75 @@
+"""Which instance runs here, and whether it can serve: what `wait`, `exec` and `nc` ask first."""
+
+import errno
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from socks_tunnel.supervisor import control_client
+
+POLL: Final = 0.1
+"""Seconds between two questions while a state is waited for."""
+
+ASK_TIMEOUT: Final = 10.0
+"""Seconds for one question."""
+
+
+class InstanceError(Exception):
+    """The instance cannot be used; the text is a sentence."""
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """Returns what an instance says of itself in short.
+
+    Raises :class:`OSError` if none answers on the control socket `path`, and :class:`InstanceError`
+    if it refuses, as one of an older version does.
+    """
+    answer = control_client.request(path, {"op": "summary"}, timeout=ASK_TIMEOUT)
+    result = answer.get("result")
+    if not answer.get("ok") or not isinstance(result, dict):
+        raise InstanceError(f"the instance refuses: {answer.get('error', 'it gives no reason')}")
+    return result
+
+
+def wait_for_link(find: Callable[[], Path | None], timeout: float) -> dict[str, Any]:
+    """Waits until an instance is there and has a link; returns its summary.
+
+    `find` returns its control socket, or None while there is none. Raises :class:`InstanceError`
+    with what was missing if that takes longer than `timeout` seconds; it asks at least once. An
+    instance that may not be asked is an error at once.
+    """
+    until = time.monotonic() + timeout
+    while True:
+        path, missing = find(), "no instance runs on this host"
+        if path is not None:
+            try:
+                found = summary(path)
+            except PermissionError:
+                raise InstanceError(
+                    f"you may not ask the instance on {path}: its socket is for the user and group "
+                    "of the daemon"
+                ) from None
+            except OSError as error:
+                missing = f"no instance answers on {path}: {error.strerror or error}"
+            else:
+                if found["state"] == "ready" and found["links_up"]:
+                    return found
+                missing = why_no_link(found)
+        left = until - time.monotonic()
+        if left <= 0:
+            raise InstanceError(f"{missing} (waited {timeout:g} s)")
+        time.sleep(min(POLL, left))
+
+
+def why_no_link(found: Mapping[str, Any]) -> str:
+    """Returns why an instance has no link, as a sentence."""
+    if found["state"] != "ready":
+        return f"{found['instance']} is {found['state']}"
+    details = "; ".join(found["details"])
+    return f"{found['instance']} has no link" + (f": {details}" if details else "")
+
+
+def is_gone(error: OSError) -> bool:
+    """Whether an error of :func:`summary` says that no process is behind the control socket."""
+    return error.errno in {errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPROTO}

@@ -1,0 +1,68 @@
+"""A line in the terminal that says how far something is; the same line again and again."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from socks_tunnel.client.instances import POLL, InstanceError, is_gone, summary
+
+QUIET_SECONDS: Final = 5.0
+"""Where there is no terminal, a line is written when it has changed, at most so often."""
+
+_CLEAR: Final = "\r\x1b[K"
+
+
+class Progress:
+    """Writes a line that changes. `clock` returns seconds of a monotonic clock."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._terminal = stream.isatty()
+        self._shown = ""
+        self._at = float("-inf")
+
+    def show(self, line: str) -> None:
+        """Says how far it is."""
+        if line == self._shown:
+            return
+        if self._terminal:
+            self._stream.write(f"{_CLEAR}{line}")
+        elif self._clock() - self._at >= QUIET_SECONDS:
+            self._stream.write(f"{line}\n")
+        else:
+            return
+        self._stream.flush()
+        self._shown, self._at = line, self._clock()
+
+    def end(self, line: str) -> None:
+        """Says what it came to."""
+        self._stream.write(f"{_CLEAR}{line}\n" if self._terminal else f"{line}\n")
+        self._stream.flush()
+
+
+def follow(
+    path: Path,
+    progress: Progress,
+    describe: Callable[[Mapping[str, Any]], str | None],
+) -> Mapping[str, Any] | None:
+    """Shows what `describe` makes of the instance's summary, until that is None.
+
+    Returns that summary, or None if the instance has ended. Raises :class:`OSError` if it does not
+    answer for another reason.
+    """
+    while True:
+        try:
+            found = summary(path)
+        except OSError as error:
+            if is_gone(error):
+                return None
+            raise
+        except InstanceError:
+            return None  # another version answers there: the instance that was followed has gone
+        line = describe(found)
+        if line is None:
+            return found
+        progress.show(line)
+        time.sleep(POLL)
