@@ -69,8 +69,8 @@ async def test_a_gateway_finds_its_endpoint_and_messages_flow(
     assert row["path"].startswith("127.0.0.1 port ")
     assert row["since"].endswith("+00:00")
     assert gateway.metric("links", state="up") == 1
-    assert gateway.metric("link_paths", kind="host") == 1
-    assert gateway.metric("link_paths", kind="relay") == 0
+    assert gateway.metric("link_paths", kind="host", family="ipv4") == 1
+    assert gateway.metric("link_paths", kind="relay", family="ipv4") == 0
     assert (row["path_kind"], row["path_family"]) == ("host", "ipv4")
     assert gateway.metric("link_events_total", outcome="up") == 1
     await until(lambda: gateway.metric("link_rtt_seconds_count") > 0)

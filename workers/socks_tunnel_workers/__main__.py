@@ -14,6 +14,7 @@ from socks_tunnel.ipc.stream import connect
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics
 from socks_tunnel.ops.process import die_before_parent, die_with_parent
+from socks_tunnel.ops.tasks import measure_lag, spawn
 from socks_tunnel_workers.worker import Worker
 
 
@@ -25,7 +26,8 @@ async def _run(index: int, ipc_fd: int, listen_fds: list[int]) -> int:
             done.set_result(status)
 
     listening = [socket.socket(fileno=fd) for fd in listen_fds]
-    await connect(socket.socket(fileno=ipc_fd), lambda: Worker(index, listening, on_exit))
+    worker = await connect(socket.socket(fileno=ipc_fd), lambda: Worker(index, listening, on_exit))
+    spawn("measure lag", measure_lag(worker.metrics.observe_lag))
     # What was imported until here lives as long as the process: the collector need not look at it.
     gc.collect()
     gc.freeze()

@@ -325,7 +325,11 @@ class Worker(Channel):
             self.counters.drop("queue-full", scheduler.overflowed)
             scheduler.expired = scheduler.overflowed = 0
         self.counters.export(self.metrics, gateway=gateway)
-        self.metrics.buffered_bytes.labels("worker").set(self.memory.used)
+        metrics = self.metrics
+        metrics.buffered_bytes.labels("worker").set(self.memory.used)
+        metrics.buffered_bytes.labels("ipc-worker").set(self.buffered)
+        metrics.worker_buffer_bytes.labels(metrics.process).set(self.memory.used)
+        metrics.worker_buffer_limit_bytes.labels(metrics.process).set(self.memory.limit)
         if not self._exited:
             self.loop.call_later(METRICS_SECONDS, self._flush_metrics)
 

@@ -8,6 +8,7 @@ import uvloop
 
 from socks_tunnel.exporter import server
 from socks_tunnel.ops import logging as ops_logging
+from socks_tunnel.ops import metrics
 from socks_tunnel.ops.process import die_before_parent, die_with_parent, leave
 
 
@@ -28,6 +29,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     ops_logging.setup(arguments.log_level, arguments.log_format, component="exporter")
     die_before_parent()
+    metrics.configure(arguments.metrics_dir, "exporter")
     uvloop.run(
         server.serve(
             arguments.ipc_fd,

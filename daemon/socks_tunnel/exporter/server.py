@@ -2,7 +2,7 @@
 
 ::
 
-    /metrics   what all processes of the instance count, in the Prometheus text format
+    /metrics   what all processes of the instance count, as OpenMetrics or in the text format
     /healthz   200 while the supervisor's event loop turns, else 503
     /readyz    200 while the instance can serve, else 503 with the reason
 
@@ -20,6 +20,8 @@ from socks_tunnel.exporter.channel import State, SupervisorChannel
 from socks_tunnel.exporter.site import Exporter
 from socks_tunnel.ipc.stream import connect
 from socks_tunnel.ops.http_server import Bounds, HttpServer
+from socks_tunnel.ops.metrics import Metrics
+from socks_tunnel.ops.tasks import measure_lag, spawn
 from socks_tunnel.protocol.ipc import ChildReady
 
 BOUNDS: Final = Bounds(
@@ -34,6 +36,8 @@ async def serve(
     """Serves on an inherited listening socket until the supervisor ends it or is gone."""
     done = asyncio.Event()
     state = State()
+    metrics = Metrics()
+    lag = spawn("measure lag", measure_lag(metrics.observe_lag))
     http = HttpServer(
         "metrics",
         socket.socket(fileno=listen_fd),
@@ -49,4 +53,5 @@ async def serve(
         channel.send_control(0, ChildReady())
         await done.wait()
     finally:
+        lag.cancel()
         await http.stop()

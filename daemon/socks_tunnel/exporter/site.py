@@ -13,7 +13,7 @@ from typing import Final
 
 from socks_tunnel.exporter.admission import judge
 from socks_tunnel.exporter.channel import State
-from socks_tunnel.ops import metrics
+from socks_tunnel.ops.exposition import CONTENT_TYPES, Format, Renderer, negotiate
 from socks_tunnel.ops.http_server import Request, Response
 from socks_tunnel.ops.tasks import spawn
 
@@ -52,12 +52,11 @@ class Exporter:
         directory: Path,
         *,
         names: Collection[str] = (),
-        render: Callable[[Path], bytes] = metrics.render,
+        render: Callable[[Format], bytes] | None = None,
     ) -> None:
         self._state = state
-        self._directory = directory
         self._names = names
-        self._render = render
+        self._render = Renderer(directory) if render is None else render
         self._rendering: asyncio.Task[Response] | None = None
         self._waiting = 0
         self.pages: dict[str, Page] = {
@@ -87,7 +86,7 @@ class Exporter:
         return _verdict(self._state.unready())
 
     async def _metrics(self, request: Request) -> Response:
-        del request
+        wanted = negotiate(request.headers.get("accept", ""))
         if self._waiting >= RENDERS_WAITING_MAX:
             return text(503, "too many scrapes")
         self._waiting += 1
@@ -95,19 +94,20 @@ class Exporter:
             while self._rendering is not None and not self._rendering.done():
                 await asyncio.wait([self._rendering])
             # A task of its own: a scraper that leaves must not let the next one begin beside it.
-            self._rendering = spawn("render", self._rendered())
+            self._rendering = spawn("render", self._rendered(wanted))
             return await asyncio.shield(self._rendering)
         finally:
             self._waiting -= 1
 
-    async def _rendered(self) -> Response:
+    async def _rendered(self, wanted: Format) -> Response:
         try:
             # In a thread: /healthz is answered meanwhile.
-            body = await asyncio.to_thread(self._render, self._directory)
+            body = await asyncio.to_thread(self._render, wanted)
         except OSError as error:
             _log.error("the metrics cannot be read: %s", error)
             return text(503, "the metrics cannot be read")
-        return Response(200, body, {"Content-Type": metrics.CONTENT_TYPE})
+        headers = {"Content-Type": CONTENT_TYPES[wanted], "Vary": "Accept"}
+        return Response(200, body, headers)
 
 
 def text(status: int, sentence: str) -> Response:

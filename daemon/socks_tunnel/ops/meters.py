@@ -15,11 +15,12 @@ A file is one msgpack map, {"version": 1, "samples": [[metric, name, labels, val
 """
 
 import contextlib
+import itertools
 import logging
 import math
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Generic, Literal, NamedTuple, Self, TypeAlias, TypeVar
 
@@ -106,10 +107,18 @@ class Family(Generic[_S]):
 
     kind: Kind
 
-    def __init__(self, name: str, help_text: str, labels: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        help_text: str,
+        labels: Sequence[str] = (),
+        known: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         self.name = name
         self.help = help_text
         self.label_names = tuple(labels)
+        self.known = {} if known is None else dict(known)
+        """The values that a label is known to have, for labels where all are."""
         self.series: dict[tuple[str, ...], _S] = {}
         self.carried: dict[tuple[str, Labels], float] = {}
         """What an earlier process in this slot counted, by sample name and labels."""
@@ -127,6 +136,19 @@ class Family(Generic[_S]):
                     return self.series[values]
             series = self.series[values] = self._new()
         return series
+
+    def expected(self) -> Iterator[tuple[str, ...]]:
+        """Yields the label values of series that are there from the start; none if not known."""
+        if len(self.known) == len(self.label_names):
+            yield from itertools.product(*(self.known[name] for name in self.label_names))
+
+    def zeros(self) -> Iterator[Sample]:
+        """Yields the samples of the series of :meth:`expected`, as long as nothing was counted."""
+        for values in self.expected():
+            pairs = zip(self.label_names, values, strict=True)
+            labels = tuple(text for pair in pairs for text in pair)
+            for name, more, value in self._numbers(self._new()):
+                yield Sample(self.name, name, labels + more, value)
 
     def _new(self) -> _S:
         raise NotImplementedError
@@ -159,8 +181,14 @@ class Counter(Family[Value]):
 
     kind: Kind = "counter"
 
-    def __init__(self, name: str, help_text: str, labels: Sequence[str] = ()) -> None:
-        super().__init__(name.removesuffix("_total"), help_text, labels)
+    def __init__(
+        self,
+        name: str,
+        help_text: str,
+        labels: Sequence[str] = (),
+        known: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        super().__init__(name.removesuffix("_total"), help_text, labels, known)
 
     def _new(self) -> Value:
         return Value()
@@ -216,7 +244,8 @@ class Histogram(Family[Distribution]):
         self, name: str, help_text: str, buckets: Sequence[float], labels: Sequence[str] = ()
     ) -> None:
         self._buckets = tuple(buckets)
-        self._names = [*(f"{bound:g}" for bound in buckets), "+Inf"]
+        # As OpenMetrics has them, "1.0": a scraper that changes formats sees the same series.
+        self._names = [*(repr(float(bound)) for bound in buckets), "+Inf"]
         super().__init__(name, help_text, labels)
 
     def _new(self) -> Distribution:
@@ -237,12 +266,16 @@ AnyFamily: TypeAlias = Counter | Gauge | Histogram
 
 # --- files ------------------------------------------------------------------------------------
 
+Identity: TypeAlias = tuple[int, int, int]
+"""Inode, time of change and size of a file: as long as they stay, so do its contents."""
+
 
 class Files:
     """Writes the samples of some families to the two files of a slot.
 
     `problem` is why the last write failed, or None. `damaged` counts the files that were found
-    damaged and set aside. Made before the families count; :meth:`add` each of them.
+    damaged and set aside. Made before the families count; :meth:`add` each of them. `measure`, if
+    it is set, is called before each write, in the thread that writes.
     """
 
     def __init__(self, directory: Path, slot: str) -> None:
@@ -252,8 +285,9 @@ class Files:
         self.slot = slot
         self.problem: str | None = None
         self.damaged = 0
+        self.measure: Callable[[], None] | None = None
         self._families: list[AnyFamily] = []
-        self._written: dict[Path, tuple[bytes, tuple[int, int, int]]] = {}
+        self._written: dict[Path, tuple[bytes, Identity]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -311,6 +345,8 @@ class Files:
         """Writes what has changed. A failure is logged when it begins and when it is over."""
         with self._lock:
             problem = None
+            if self.measure is not None:
+                self.measure()
             paths = (totals(self.directory, self.slot), live(self.directory, self.slot))
             for path, wanted in zip(paths, (False, True), strict=True):
                 samples = [
@@ -338,7 +374,7 @@ class Files:
         before = self._written.get(path)
         if before is not None and before[0] == content:
             with contextlib.suppress(OSError):
-                if _identity(path) == before[1]:
+                if identity_of(path) == before[1]:
                     return  # nobody has touched what was written
         fresh = path.with_suffix(".new")
         try:
@@ -348,14 +384,15 @@ class Files:
                 self.directory.mkdir(mode=0o750, parents=True, exist_ok=True)
                 fresh.write_bytes(content)
             fresh.replace(path)
-            self._written[path] = content, _identity(path)
+            self._written[path] = content, identity_of(path)
         except OSError:
             with contextlib.suppress(OSError):
                 fresh.unlink(missing_ok=True)
             raise
 
 
-def _identity(path: Path) -> tuple[int, int, int]:
+def identity_of(path: Path) -> Identity:
+    """Returns what is another for a file that was written since. Raises :class:`OSError`."""
     status = path.stat()
     return status.st_ino, status.st_mtime_ns, status.st_size
 
@@ -406,30 +443,3 @@ def _sample(row: object) -> Sample:
         ):
             return Sample(metric, name, tuple(labels), value)
     raise bounded.Malformed("a sample has not the expected form")
-
-
-def read_all(directory: Path) -> tuple[list[Sample], int]:
-    """Returns the samples of all slots, and how many files are damaged.
-
-    A directory that is gone is empty: whoever counts makes it again. Raises :class:`OSError` if
-    it cannot be read.
-    """
-    samples: list[Sample] = []
-    damaged = 0
-    try:
-        paths = sorted(directory.iterdir())
-    except FileNotFoundError:
-        return [], 0
-    for path in paths:
-        if path.suffix == ".damaged":
-            damaged += 1
-        if path.suffix != ".db":
-            continue
-        try:
-            samples += read(path)
-        except FileNotFoundError:  # its process ended, or it was replaced
-            continue
-        except (DamagedError, OSError) as error:
-            damaged += 1
-            _log.debug("the metrics file %s is damaged: %s", path, error)
-    return samples, damaged

@@ -1,16 +1,19 @@
-"""The metrics of all processes of an instance, and how the exporter adds them up.
+"""The metrics of all processes of an instance.
 
-Each process counts for itself and writes files (:mod:`socks_tunnel.ops.meters`); the exporter reads
-the files of all slots and adds them up. No label holds a destination, a user or a peer: such values
-are unbounded, and personal.
+Each process counts for itself and writes files (:mod:`socks_tunnel.ops.meters`); the exporter adds
+the files of all slots up (:mod:`socks_tunnel.ops.exposition`). No label holds a destination, a user
+or a peer: such values are unbounded, and personal.
 """
 
+import logging
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import socks_tunnel
+from socks_tunnel.ops import labels
 from socks_tunnel.ops.meters import (
     AnyFamily,
     Counter,
@@ -20,14 +23,13 @@ from socks_tunnel.ops.meters import (
     Labels,
     Sample,
     live,
-    read_all,
 )
+from socks_tunnel.ops.process_figures import process_figures
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-"""The HTTP content type of what :func:`render` returns."""
+_log = logging.getLogger(__name__)
 
 _RTT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 5.0, 15.0)
 _CONNECT_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -67,7 +69,7 @@ def slot_died(directory: Path, identity: str) -> None:
 
 
 class Metrics:
-    """All metrics, as attributes.
+    """All metrics, as attributes. docs/metrics.md says what each means and what to do about it.
 
     Without :func:`configure` they hold their values in this process only, which is what unit
     tests want. On a hot path, bind the labels once: `self._up = metrics.bytes_total.labels("up",
@@ -75,88 +77,200 @@ class Metrics:
     """
 
     def __init__(self, registry: Any = None) -> None:
-        def counter(name: str, help_text: str, *labels: str) -> Counter:
-            return Counter(f"socks_tunnel_{name}", help_text, labels)
+        def counter(name: str, help_text: str, **known: tuple[str, ...]) -> Counter:
+            return Counter(f"socks_tunnel_{name}", help_text, tuple(known), _given(known))
 
-        def gauge(name: str, help_text: str, *labels: str) -> Gauge:
-            return Gauge(f"socks_tunnel_{name}", help_text, labels)
+        def gauge(name: str, help_text: str, **known: tuple[str, ...]) -> Gauge:
+            return Gauge(f"socks_tunnel_{name}", help_text, tuple(known), _given(known))
 
-        def histogram(name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"socks_tunnel_{name}", help_text, buckets)
+        def histogram(
+            name: str, help_text: str, buckets: tuple[float, ...], *names: str
+        ) -> Histogram:
+            return Histogram(f"socks_tunnel_{name}", help_text, buckets, names)
 
+        # --- the instance
         self.up = gauge("up", "1 while the supervisor runs")
         self.build_info = gauge(
-            "build_info", "1, labelled with the versions that run", "version", "python", "aiortc"
+            "build_info", "1, labelled with the versions that run", version=(), python=(), aiortc=()
         )
-        self.links = gauge("links", "Links by state", "state")
+        self.config_hash = gauge(
+            "config_hash", "Hash of the configuration in force, without its secrets"
+        )
+        self.config_reloads_total = counter(
+            "config_reloads_total", "Reloads of the configuration", result=labels.RELOADS
+        )
+        self.config_reload_ok = gauge(
+            "config_reload_ok", "1 if the last reload of the configuration succeeded"
+        )
+        self.config_loaded_timestamp_seconds = gauge(
+            "config_loaded_timestamp_seconds", "Unix time at which the configuration was read"
+        )
+        # --- links
+        self.links = gauge("links", "Links by state", state=labels.LINK_STATES)
         self.link_paths = gauge(
-            "link_paths", "Links that are up, by the kind of their path", "kind"
+            "link_paths",
+            "Links that are up, by the kind of their path",
+            kind=labels.PATH_KINDS,
+            family=labels.FAMILIES,
         )
-        self.links_total = counter("link_events_total", "Links that ended or came up", "outcome")
+        self.links_total = counter(
+            "link_events_total", "Links that ended or came up", outcome=labels.LINK_OUTCOMES
+        )
+        self.link_reconnects_total = counter(
+            "link_reconnects_total",
+            "Links that came up in place of another, by what was wrong with that",
+            cause=labels.RECONNECT_CAUSES,
+        )
         self.link_rtt_seconds = histogram(
             "link_rtt_seconds", "Round trip of PING on each link", _RTT_BUCKETS
         )
+        # --- what carries the links
+        self.transport_cwnd_bytes = gauge(
+            "transport_cwnd_bytes", "Congestion windows of all links together"
+        )
+        self.transport_outstanding_bytes = gauge(
+            "transport_outstanding_bytes", "Bytes sent on all links that are not acknowledged yet"
+        )
+        self.transport_retransmissions_total = counter(
+            "transport_retransmissions_total", "Fragments of messages that were sent again"
+        )
+        self.transport_timeouts_total = counter(
+            "transport_timeouts_total", "Retransmission timers that expired"
+        )
+        self.transport_sacks_total = counter(
+            "transport_sacks_total",
+            "Selective acknowledgements",
+            direction=labels.LINK_DIRECTIONS,
+        )
+        self.transport_packets_total = counter(
+            "transport_packets_total",
+            "Authenticated packets of all links",
+            direction=labels.LINK_DIRECTIONS,
+        )
+        self.transport_bytes_total = counter(
+            "transport_bytes_total",
+            "Bytes of those packets, without UDP and IP headers",
+            direction=labels.LINK_DIRECTIONS,
+        )
+        self.transport_rtt_seconds = histogram(
+            "transport_rtt_seconds", "Smoothed round trip of each link, sampled", _RTT_BUCKETS
+        )
+        self.transport_rtt_variation_seconds = histogram(
+            "transport_rtt_variation_seconds", "Variation of that round trip, sampled", _RTT_BUCKETS
+        )
+        # --- sessions
         self.sessions_detached = gauge("sessions_detached", "Sessions that wait for a link")
         self.resumes_total = counter(
-            "resumes_total", "Sessions with flows that lost their link, by what became", "result"
+            "resumes_total",
+            "Sessions with flows that lost their link, by what became",
+            result=labels.RESUME_RESULTS,
         )
         self.resume_seconds = histogram(
             "resume_seconds", "From a new link until its flows go on", _CONNECT_BUCKETS
         )
         self.sessions_given_up_total = counter(
-            "sessions_given_up_total", "Sessions without a link whose flows had to give way", "why"
+            "sessions_given_up_total",
+            "Sessions without a link whose flows had to give way",
+            why=labels.GIVEN_UP,
         )
-        self.flows_active = gauge("flows_active", "Open flows by kind", "kind")
-        self.flows_total = counter("flows_total", "Flows opened by kind", "kind")
+        # --- flows
+        self.flows_active = gauge("flows_active", "Open flows by kind", kind=labels.FLOW_KINDS)
+        self.flows_total = counter("flows_total", "Flows opened by kind", kind=labels.FLOW_KINDS)
         self.requests_total = counter(
-            "requests_total", "Requests of clients by command and reply", "command", "reply"
+            "requests_total",
+            "Requests of clients by command and reply",
+            command=labels.COMMANDS,
+            reply=labels.REPLIES,
         )
         self.policy_decisions_total = counter(
-            "policy_decisions_total", "Decisions of the access policy", "verdict"
+            "policy_decisions_total", "Decisions of the access policy", verdict=labels.VERDICTS
         )
         self.bytes_total = counter(
             "bytes_total",
             "Payload bytes; up is from the SOCKS client to the target",
-            "direction",
-            "kind",
+            direction=labels.DIRECTIONS,
+            kind=labels.FLOW_KINDS,
         )
-        self.udp_dropped_total = counter("udp_dropped_total", "Datagrams dropped", "reason")
+        self.udp_dropped_total = counter(
+            "udp_dropped_total", "Datagrams dropped", reason=labels.UDP_DROPS
+        )
         self.connect_seconds = histogram(
             "connect_seconds",
             "From accepting a client (endpoint: from the request) until its flow is open",
             _CONNECT_BUCKETS,
         )
+        # --- names
         self.dns_seconds = histogram(
             "dns_seconds",
             "From the question for a name (endpoint) until its answer or failure",
             _CONNECT_BUCKETS,
         )
-        self.dns_failures_total = counter("dns_failures_total", "Name look-ups that failed", "kind")
-        self.worker_restarts_total = counter("worker_restarts_total", "Workers started again")
-        self.workers = gauge("workers", "Workers that are up")
-        self.fast_path = gauge("fast_path", "1 if new links use the fast path, 0 if plain aiortc")
-        self.buffered_bytes = gauge(
-            "buffered_bytes", "Bytes that wait, by the place where they do", "where"
+        self.dns_failures_total = counter(
+            "dns_failures_total", "Name look-ups that failed", kind=labels.DNS_FAILURES
         )
+        # --- what was refused or odd
         self.protocol_errors_total = counter(
-            "protocol_errors_total", "Messages of the peer that broke the protocol", "kind"
+            "protocol_errors_total",
+            "Messages of the peer that broke the protocol",
+            kind=labels.PROTOCOL_ERRORS,
         )
-        self.signaling_rejected_total = counter(
-            "signaling_rejected_total", "Signalling envelopes rejected", "reason"
-        )
-        self.socks_rejected_total = counter(
-            "socks_rejected_total",
-            "Clients of the proxy without a request that can be served",
-            "reason",
+        self.messages_late_total = counter(
+            "messages_late_total", "Messages for flows that have ended here meanwhile"
         )
         self.messages_unknown_total = counter(
             "messages_unknown_total", "Messages of an unknown type, ignored"
         )
-        self.loop_lag_seconds = histogram(
-            "loop_lag_seconds", "How late the event loop of the supervisor is", _LAG_BUCKETS
+        self.signaling_rejected_total = counter(
+            "signaling_rejected_total",
+            "Signalling envelopes rejected",
+            reason=labels.SIGNALING_REJECTIONS,
         )
+        self.socks_rejected_total = counter(
+            "socks_rejected_total",
+            "Clients of the proxy without a request that can be served",
+            reason=labels.CLIENT_REJECTIONS,
+        )
+        # --- processes
+        self.workers = gauge("workers", "Workers that are up")
+        self.worker_restarts_total = counter("worker_restarts_total", "Workers started again")
+        self.loop_lag_seconds = histogram(
+            "loop_lag_seconds", "How late the event loop of a process is", _LAG_BUCKETS, "process"
+        )
+        self.buffered_bytes = gauge(
+            "buffered_bytes", "Bytes that wait, by the place where they do", where=labels.BUFFERS
+        )
+        self.worker_buffer_bytes = gauge(
+            "worker_buffer_bytes", "Bytes that the flows of a worker hold", process=()
+        )
+        self.worker_buffer_limit_bytes = gauge(
+            "worker_buffer_limit_bytes", "Bytes that the flows of a worker may hold", process=()
+        )
+        self.process_cpu_seconds_total = counter(
+            "process_cpu_seconds_total", "Processor time of a process", process=()
+        )
+        self.process_resident_bytes = gauge(
+            "process_resident_bytes", "Memory of a process that is in RAM", process=()
+        )
+        self.process_open_fds = gauge(
+            "process_open_fds", "File descriptors that a process has open", process=()
+        )
+        self.process_max_fds = gauge(
+            "process_max_fds", "File descriptors that a process may have open", process=()
+        )
+        self.process_start_time_seconds = gauge(
+            "process_start_time_seconds", "Unix time at which a process started", process=()
+        )
+        self.fast_path = gauge("fast_path", "1 if new links use the fast path, 0 if plain aiortc")
+        # --- what expires
         self.tls_certificate_expires_seconds = gauge(
-            "tls_certificate_expires_seconds", "Unix time at which a certificate expires", "kind"
+            "tls_certificate_expires_seconds",
+            "Unix time at which a certificate expires",
+            kind=(),
+        )
+        self.ice_credential_expires_seconds = gauge(
+            "ice_credential_expires_seconds",
+            "Unix time at which the first credential of the TURN servers expires",
+            kind=(),
         )
         self.metrics_files_damaged = gauge(
             "metrics_files_damaged", "Files of metrics that were left out or set aside as damaged"
@@ -165,9 +279,13 @@ class Metrics:
             registry.register(self)
         global _files
         self.files, _files = _files, None
+        self.process = "alone" if self.files is None else self.files.slot
+        """The label of this process where a metric has one for each process."""
         if self.files is not None:
             for family in self.families():
                 self.files.add(family)
+            self.process_start_time_seconds.labels(self.process).set(time.time())
+            self.files.measure = self.measure
             self.files.start()
 
     def set_build_info(self) -> None:
@@ -179,6 +297,23 @@ class Metrics:
         self.build_info.labels(
             socks_tunnel.__version__, platform.python_version(), version("aiortc")
         ).set(1)
+
+    def measure(self) -> None:
+        """Takes the figures of this process; nothing where there is no /proc."""
+        try:
+            figures = process_figures()
+        except OSError as error:
+            _log.debug("no figures of this process: %s", error)
+            return
+        own = self.process
+        self.process_cpu_seconds_total.labels(own).set(figures.cpu_seconds)
+        self.process_resident_bytes.labels(own).set(figures.resident_bytes)
+        self.process_open_fds.labels(own).set(figures.open_descriptors)
+        self.process_max_fds.labels(own).set(figures.descriptor_limit)
+
+    def observe_lag(self, seconds: float) -> None:
+        """Counts how late the event loop of this process was."""
+        self.loop_lag_seconds.labels(self.process).observe(seconds)
 
     def flush(self) -> None:
         """Writes to the files what was counted; at the end of the process, and in tests."""
@@ -195,63 +330,38 @@ class Metrics:
 
         for family in self.families():
             metric = Metric(family.name, family.help, family.kind)
-            for name, labels, value in _added_up(family, family.samples()):
-                metric.add_sample(name, _as_dict(labels), value)
+            for name, label_texts, value in added_up(family, family.samples()):
+                metric.add_sample(name, as_dict(label_texts), value)
             yield metric
 
 
-def render(directory: Path) -> bytes:
-    """Returns the sum over all slots in the Prometheus text format, of type :data:`CONTENT_TYPE`.
-
-    Reads files: called in the exporter process, never on the supervisor's event loop. A damaged
-    file is left out, and counted. Raises :class:`OSError` if the directory cannot be read.
-    """
-    samples, damaged = read_all(directory)
-    by_family: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_family[sample.metric].append(sample)
-    counted = Metrics()
-    counted.metrics_files_damaged.set(damaged)
-    by_family[counted.metrics_files_damaged.name] = list(counted.metrics_files_damaged.samples())
-    lines: list[str] = []
-    for family in counted.families():
-        found = by_family.get(family.name)
-        if not found:
-            continue
-        exposed = f"{family.name}_total" if family.kind == "counter" else family.name
-        lines.append(f"# HELP {exposed} {_escaped(family.help)}")
-        lines.append(f"# TYPE {exposed} {family.kind}")
-        for name, labels, value in _added_up(family, found):
-            texts = ",".join(f'{key}="{_escaped(text)}"' for key, text in _as_dict(labels).items())
-            lines.append(f"{name}{{{texts}}} {value!r}" if texts else f"{name} {value!r}")
-    return "".join(f"{line}\n" for line in lines).encode()
+def _given(known: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Returns the labels whose values are known."""
+    return {name: values for name, values in known.items() if values}
 
 
-def _added_up(family: AnyFamily, samples: Iterable[Sample]) -> Iterator[tuple[str, Labels, float]]:
+def added_up(family: AnyFamily, samples: Iterable[Sample]) -> Iterator[tuple[str, Labels, float]]:
     """Yields the sums of samples with the same name and labels; of buckets, the running sums."""
     sums: dict[tuple[str, Labels], float] = defaultdict(float)
     for sample in samples:
         sums[sample.name, sample.labels] += sample.value
     if not isinstance(family, Histogram):
-        for (name, labels), value in sums.items():
-            yield name, labels, value
+        for (name, texts), value in sums.items():
+            yield name, texts, value
         return
     buckets: dict[Labels, list[tuple[float, str, float]]] = defaultdict(list)
-    for (name, labels), value in sums.items():
+    for (name, texts), value in sums.items():
         if name.endswith("_bucket"):
-            buckets[labels[:-2]].append((float(labels[-1]), labels[-1], value))
-    for labels, counts in buckets.items():
+            buckets[texts[:-2]].append((float(texts[-1]), texts[-1], value))
+    for texts, counts in buckets.items():
         running = 0.0
         for _, bound, count in sorted(counts):
             running += count
-            yield f"{family.name}_bucket", (*labels, "le", bound), running
-        yield f"{family.name}_count", labels, running
-        yield f"{family.name}_sum", labels, sums[f"{family.name}_sum", labels]
+            yield f"{family.name}_bucket", (*texts, "le", bound), running
+        yield f"{family.name}_count", texts, running
+        yield f"{family.name}_sum", texts, sums[f"{family.name}_sum", texts]
 
 
-def _as_dict(labels: Labels) -> dict[str, str]:
-    return dict(zip(labels[::2], labels[1::2], strict=True))
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+def as_dict(texts: Labels) -> dict[str, str]:
+    """Returns labels by name."""
+    return dict(zip(texts[::2], texts[1::2], strict=True))

@@ -43,6 +43,9 @@ _log = logging.getLogger(__name__)
 _bugs = BugLog()
 
 LinkState = Literal["new", "connecting", "up", "down"]
+EndedBy = Literal["owner", "transport", "silence", "protocol", "bug"]
+"""What ended a link: its owner, its transport, a peer that is not heard any more, a peer that broke
+the protocol, a fault of this program."""
 
 _FIRST_BYTE: Final = itemgetter(0)
 
@@ -133,6 +136,8 @@ class Link:
         self.name = name
         self.role: Role = transport.role
         self.state: LinkState = "new"
+        self.ended_by: EndedBy = "owner"
+        """What ended it, once it is down."""
         self.transport = transport
         """What carries it: path, stats, buffered. Its life belongs to the link."""
         self._observer = observer
@@ -264,7 +269,7 @@ class Link:
 
     def transport_down(self, reason: str) -> None:
         """Ends with its transport."""
-        self._end(reason)
+        self._end(reason, by="transport")
 
     # --- the shell ------------------------------------------------------------------------------
 
@@ -312,9 +317,11 @@ class Link:
             case NotConnected(seconds):
                 up = self.transport.state == "up"
                 stage = "the peer has sent no HELLO" if up else self.transport.stage
-                self._end(f"not connected within {seconds:g} s: {stage}")
+                self._end(f"not connected within {seconds:g} s: {stage}", by="silence")
             case LinkFailed(reason, linger):
-                self._end(reason, linger=LINGER if linger else 0.0)
+                # Once both HELLOs are there, nothing but silence ends it.
+                by: EndedBy = "silence" if self.state == "up" else "protocol"
+                self._end(reason, by=by, linger=LINGER if linger else 0.0)
 
     def _go_up(self) -> None:
         self.state = "up"
@@ -367,10 +374,11 @@ class Link:
         self._end(reason, linger=LINGER if self.state == "up" else 0.0)
         await self.transport.wait_closed()
 
-    def _end(self, reason: str, *, linger: float = 0.0) -> None:
+    def _end(self, reason: str, *, by: EndedBy = "owner", linger: float = 0.0) -> None:
         if self.state == "down":
             return
         self.state = "down"
+        self.ended_by = by
         self.protocol.fail()
         if self._timer is not None:
             self._timer.cancel()
@@ -386,4 +394,7 @@ class Link:
         _bugs.tell(_log, f"link {self.name}: a bug in dealing with its peer ends it", error)
         if self._on_protocol_error is not None:
             self._on_protocol_error("internal-error")
-        self._end(f"a message of the peer's hit a bug here ({type(error).__name__}: {clip(error)})")
+        self._end(
+            f"a message of the peer's hit a bug here ({type(error).__name__}: {clip(error)})",
+            by="bug",
+        )

@@ -72,6 +72,8 @@ class TransportStats:
     """Smoothed round trip of the transport itself, in seconds."""
     rtt_min: float | None = None
     """Smallest round trip that was measured lately, in seconds: the path without its queues."""
+    rtt_variation: float | None = None
+    """Variation of the round trip in seconds (RTTVAR of RFC 9260 section 6.3.1)."""
     cwnd: int | None = None
     """Congestion window in bytes."""
     outstanding: int | None = None
@@ -82,6 +84,8 @@ class TransportStats:
     """Measured rate at which the peer acknowledges, in bytes per second."""
     retransmissions: int | None = None
     """Chunks (fragments of messages) that were sent again."""
+    timeouts: int | None = None
+    """Retransmission timers that expired."""
     sacks_received: int | None = None
     sacks_sent: int | None = None
     packets_sent: int | None = None

@@ -55,7 +55,7 @@ class EndpointLinks(Links):
             peer = self.peers.get(link.peer.name)
             if peer is None or route_of(peer) != route_of(link.peer):
                 reason = "the peer was removed from the configuration, or has another key now"
-                spawn(f"close link {link.peer.name}", link.close(reason))
+                spawn(f"close link {link.peer.name}", link.close(reason, "configuration"))
         self._count_links()
 
     async def stop(self, reason: str) -> None:
@@ -131,5 +131,5 @@ class EndpointLinks(Links):
 
     async def _part(self, link: PeerLink) -> None:
         """Ends a link together with its session: nobody will resume that."""
-        await link.close(SAID_GOODBYE)
+        await link.close(SAID_GOODBYE, "peer-restarted")
         self.attachments.forget(link.peer.name, SAID_GOODBYE, link.session)

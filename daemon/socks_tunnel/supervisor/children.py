@@ -241,6 +241,10 @@ class ExporterSlot(Slot):
         """Hands the listening socket on."""
         return [self._listener.socket.fileno()]
 
+    def on_lost(self) -> None:
+        """Removes the gauges that it left."""
+        ops_metrics.slot_died(self._metrics_directory, "exporter")
+
     def push_state(self, reason: str | None) -> None:
         """Says whether the daemon is ready: it is not for `reason`, or it is (None)."""
         if self.channel is not None and self.running:

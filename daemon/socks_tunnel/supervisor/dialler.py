@@ -28,6 +28,7 @@ from socks_tunnel.supervisor.links import Links, route_of
 from socks_tunnel.supervisor.netlink import PathWatcher
 from socks_tunnel.supervisor.pauses import PauseWatcher
 from socks_tunnel.supervisor.peerlink import PeerLink
+from socks_tunnel.supervisor.reconnects import Cause
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class GatewayLinks(Links):
         self.carrier_for = carrier_for or self._outgoing.carrier_for
         self._diallers: dict[str, Dialler] = {}
         self._paths = PathWatcher(self.path_changed)
-        self._pauses = PauseWatcher(self.path_changed)
+        self._pauses = PauseWatcher(lambda why: self.path_changed(why, "host-slept"))
 
     async def start(self) -> None:
         """Dials all peers."""
@@ -109,7 +110,7 @@ class GatewayLinks(Links):
         await asyncio.gather(*(dialler.stop(reason) for dialler in self._diallers.values()))
         await self._outgoing.stop()
 
-    def path_changed(self, why: str) -> None:
+    def path_changed(self, why: str, cause: Cause = "network-changed") -> None:
         """Tries another link beside each: addresses or routes have changed, or the host has slept.
 
         `why` ends the sentence "link office: …". Whoever waits to dial again does it now; an
@@ -118,7 +119,7 @@ class GatewayLinks(Links):
         if self.draining:
             return
         for link in self.up():
-            link.doubt(why)
+            link.doubt(why, cause)
         for dialler in self._diallers.values():
             dialler.hurry()
 
@@ -176,7 +177,7 @@ class Dialler:
 
     async def _bid_farewell(self, link: PeerLink, reason: str) -> None:
         answered = self._begun.get(link)
-        await link.close(reason)
+        await link.close(reason, "configuration")
         if answered is None:
             return
         carrier, handle = answered

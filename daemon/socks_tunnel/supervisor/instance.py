@@ -46,6 +46,7 @@ from socks_tunnel.supervisor.children import (
     ExporterSlot,
     WorkerSlot,
 )
+from socks_tunnel.supervisor.config_figures import ConfigFigures, config_hash
 from socks_tunnel.supervisor.control import ControlError, ControlServer, caller
 from socks_tunnel.supervisor.dialler import GatewayLinks
 from socks_tunnel.supervisor.links import Links, software
@@ -148,6 +149,7 @@ class Instance:
         self._draining: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
         self._status_line = ""
+        self._figures = ConfigFigures(self.metrics)
         self._forced = False
 
     # --- the main loop ------------------------------------------------------------------------
@@ -256,6 +258,7 @@ class Instance:
         config = self.config
         metrics_directory = paths.metrics_directory(self.directory)
         self.metrics.set_build_info()
+        self._figures.started(config_hash(config), time.time(), config.ice.servers)
         self.workers = [
             WorkerSlot(
                 index,
@@ -283,7 +286,7 @@ class Instance:
         self._background = [
             spawn("look after children", self._look_after_children()),
             spawn("each second", self._each_second()),
-            spawn("measure lag", measure_lag(self.metrics.loop_lag_seconds.observe)),
+            spawn("measure lag", measure_lag(self.metrics.observe_lag)),
         ]
         if self.notifier.watchdog_interval is not None:
             self._background.append(
@@ -353,6 +356,7 @@ class Instance:
             if self.exporter is not None:
                 self.exporter.push_state(self.why_not_ready())
             self.router.tick(time.monotonic())
+            self.links.measure()
             buffered = self.metrics.buffered_bytes
             buffered.labels("link").set(self.links.buffered)
             buffered.labels("ipc").set(
@@ -475,8 +479,13 @@ class Instance:
             try:
                 with short_turns():
                     read, config, waiting, fields = await asyncio.to_thread(self._read_again)
+                    number = await asyncio.to_thread(config_hash, config)
                 await self.links.prepare(read)
                 self._apply(config, fields)
+                self._figures.reloaded(number, time.time(), config.ice.servers)
+            except ConfigError:
+                self._figures.failed()
+                raise
             finally:
                 self.notifier.ready(self._status_line)
         _log.info("reloaded %s", self.config.source)

@@ -7,16 +7,19 @@ over. How links come to be: dialler.py on a gateway, answerer.py on an endpoint.
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
+from itertools import product
 from typing import Any, Final, Literal, Protocol
 from urllib.parse import urlsplit
 
 import socks_tunnel
 from socks_tunnel.config.settings import Config, Ice, Peer
+from socks_tunnel.ops.labels import FAMILIES, PATH_KINDS
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
-from socks_tunnel.peer.ice import PATH_KINDS, IceSettings
+from socks_tunnel.peer.ice import IceSettings
 from socks_tunnel.peer.select import fast_path_active, new_transport
 from socks_tunnel.peer.transport import Role, Transport
 from socks_tunnel.protocol.errors import CloseReason
@@ -27,8 +30,10 @@ from socks_tunnel.signaling.envelope import EnvelopeRejected, Verifier
 from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
 from socks_tunnel.supervisor.attachment import RESUME, Attachments
 from socks_tunnel.supervisor.peerlink import REPLACED, PeerLink, absent_status, waiting_status
+from socks_tunnel.supervisor.reconnects import Cause, Reconnects
 from socks_tunnel.supervisor.router import Router
 from socks_tunnel.supervisor.routing import AttachedLink
+from socks_tunnel.supervisor.transport_meter import TransportMeter
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +83,8 @@ class Links:
         self.draining = False
         self.links: list[PeerLink] = []
         """Those that are up or coming up, the oldest first."""
+        self._reconnects = Reconnects(metrics)
+        self._meter = TransportMeter(metrics)
         self._transports = transports
         self._take(config)
         self._rejections = 0
@@ -183,11 +190,14 @@ class Links:
 
     def on_up(self, link: PeerLink) -> None:
         """Closes what was before: the newer link of a peer has taken over (make before break)."""
+        replaced: Cause | None = None
         for older in self.links[: self.links.index(link)]:
             if older.peer.name == link.peer.name:
                 if older.attached is not None:
                     _log.info("link %s: a newer link replaces the older one", link.peer.name)
+                    replaced = older.doubted or "replaced"
                 spawn(f"close link {link.peer.name}", older.close(REPLACED))
+        self._reconnects.up(link.peer.name, replaced)
         self._count_links()
 
     def on_down(self, link: PeerLink, reason: str) -> None:
@@ -195,6 +205,10 @@ class Links:
         del reason
         if link in self.links:
             self.links.remove(link)
+        if link.up_at is not None:
+            self._meter.ended(link.link.transport)
+            if link.lost_because is not None:
+                self._reconnects.lost(link.peer.name, link.lost_because)
         self._count_links()
 
     def abuse(self, attached: AttachedLink, reason: str) -> None:
@@ -202,7 +216,7 @@ class Links:
         for link in self.links:
             if link.attached is attached:
                 _log.error("closing link %s: %s", link.peer.name, reason)
-                spawn(f"close link {link.peer.name}", link.close(reason))
+                spawn(f"close link {link.peer.name}", link.close(reason, "protocol"))
 
     def _hello(self, session: bytes) -> Hello:
         return Hello(
@@ -215,16 +229,23 @@ class Links:
             idle_udp=self.config.socks.idle_udp,
         )
 
+    def measure(self) -> None:
+        """Takes the figures of the transports; called once a second."""
+        self._meter.look([link.link.transport for link in self.up()])
+
     def _count_links(self) -> None:
         up = len(self.up())
         absent = self.peers.keys() - {link.peer.name for link in self.links}
         self.metrics.links.labels("up").set(up)
         self.metrics.links.labels("connecting").set(len(self.links) - up)
         self.metrics.links.labels("down").set(len(absent))
-        paths = [link.link.transport.path for link in self.up()]
-        for kind in PATH_KINDS:
-            number = sum(path is not None and path.kind == kind for path in paths)
-            self.metrics.link_paths.labels(kind).set(number)
+        paths: Counter[tuple[str, str]] = Counter(
+            (path.kind, path.family)
+            for link in self.up()
+            if (path := link.link.transport.path) is not None
+        )
+        for kind, family in product(PATH_KINDS, FAMILIES):
+            self.metrics.link_paths.labels(kind, family).set(paths[kind, family])
 
     # --- envelopes that are refused -------------------------------------------------------------
 

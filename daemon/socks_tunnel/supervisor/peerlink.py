@@ -13,11 +13,12 @@ from typing import Any, Final, Protocol
 
 from socks_tunnel.config.settings import Peer
 from socks_tunnel.ops.metrics import Metrics
-from socks_tunnel.peer.link import Link
+from socks_tunnel.peer.link import EndedBy, Link
 from socks_tunnel.peer.transport import Transport
 from socks_tunnel.protocol.errors import CloseReason
 from socks_tunnel.protocol.messages import Hello, Resume
 from socks_tunnel.supervisor.attachment import Attachments
+from socks_tunnel.supervisor.reconnects import Cause
 from socks_tunnel.supervisor.router import Waiting
 from socks_tunnel.supervisor.routing import AttachedLink
 
@@ -62,8 +63,11 @@ class PeerLink:
         """Whether there is reason to try another link beside this one."""
         self.change: asyncio.Future[None] = loop.create_future()
         """Done, and replaced by a new one, when `in_doubt` changes; done when the link ends."""
+        self.doubted: Cause | None = None
+        """The reason for that, for the metrics; None while there is none."""
         self._owner = owner
         self._closing = False
+        self._closed_for: Cause | None = None
         self._goaway = False
         metrics = owner.metrics
         self.link = Link(
@@ -128,13 +132,13 @@ class PeerLink:
 
     def link_suspected(self, seconds: float) -> None:
         """Lets another link be tried beside this one."""
-        self.doubt(f"its peer has not answered for {seconds:.1f} s")
+        self.doubt(f"its peer has not answered for {seconds:.1f} s", "unanswered")
 
     def link_trusted(self) -> None:
         """Ends the doubt."""
         if self.in_doubt:
             _log.info("link %s: its peer answers again", self.peer.name)
-            self._set_doubt(to=False)
+            self._set_doubt(None)
 
     def link_down(self, reason: str) -> None:
         """Leaves routing."""
@@ -160,21 +164,37 @@ class PeerLink:
 
     # --- for its owner --------------------------------------------------------------------------
 
-    def doubt(self, why: str) -> None:
+    def doubt(self, why: str, cause: Cause) -> None:
         """Says that the link may be about to end. It goes on; who dials may dial another."""
         if not self.in_doubt and not self.ended.done():
             _log.info("link %s: %s", self.peer.name, why)
-            self._set_doubt(to=True)
+            self._set_doubt(cause)
 
-    def _set_doubt(self, *, to: bool) -> None:
-        self.in_doubt = to
+    def _set_doubt(self, cause: Cause | None) -> None:
+        self.doubted = cause
+        self.in_doubt = cause is not None
         change, self.change = self.change, asyncio.get_running_loop().create_future()
         change.set_result(None)
 
-    async def close(self, reason: str) -> None:
-        """Ends the link in order, because we want it to."""
+    async def close(self, reason: str, cause: Cause | None = None) -> None:
+        """Ends the link in order, because we want it to.
+
+        `cause` is what a link that comes up in its place is counted under; None if that is counted
+        already, or none will come.
+        """
+        if not self._closing:
+            self._closed_for = cause
         self._closing = True
         await self.link.close(reason)
+
+    @property
+    def lost_because(self) -> Cause | None:
+        """Why it has ended, as far as that concerns the link that comes up in its place."""
+        if self._closing:
+            return self._closed_for
+        if self._goaway:
+            return "peer-restarted"
+        return _CAUSES[self.link.ended_by]
 
     def status(self) -> dict[str, Any]:
         """Returns the link as `status` shows it."""
@@ -193,6 +213,15 @@ class PeerLink:
             "path_kind": None if path is None else path.kind,
             "path_family": None if path is None else path.family,
         }
+
+
+_CAUSES: Final[dict[EndedBy, Cause]] = {
+    "owner": "configuration",
+    "transport": "path-lost",
+    "silence": "silence",
+    "protocol": "protocol",
+    "bug": "bug",
+}
 
 
 def absent_status(peer: str) -> dict[str, Any]:

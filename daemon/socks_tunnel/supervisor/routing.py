@@ -255,7 +255,7 @@ class RoutedSession:
         if kind in _STREAM:
             # Late bytes of a flow that was just closed, or a peer that is confused. Its sender has
             # to learn that nobody takes them; nothing else is ever answered.
-            self._count_unknown_flow()
+            metrics.messages_late_total.inc()
             self._answer(CloseConnection(conn_id, CloseReason.UNKNOWN_FLOW).encode())
         elif kind == _UDP_PACKET:
             metrics.udp_dropped_total.labels("unknown-flow").inc()
@@ -266,7 +266,7 @@ class RoutedSession:
         elif kind not in _KNOWN:
             metrics.messages_unknown_total.inc()
         elif kind not in _MAY_COME_LATE:
-            self._count_unknown_flow()
+            metrics.messages_late_total.inc()
         return None
 
     def _assign(self, kind: int, conn_id: int) -> WorkerEntry | None:
@@ -522,9 +522,6 @@ class RoutedSession:
         if self.link is not None and messages:
             self.link.credit.sent(None, sum(map(len, messages)), time.monotonic())
             self.link.port.send_many(messages)
-
-    def _count_unknown_flow(self) -> None:
-        self.router.metrics.protocol_errors_total.labels("unknown-flow").inc()
 
     def _protocol_error(self, kind: str, what: str) -> None:
         self.router.metrics.protocol_errors_total.labels(kind).inc()

@@ -18,7 +18,7 @@ from socks_tunnel.exporter import site
 from socks_tunnel.exporter.channel import STATE_MAX_AGE, State, SupervisorChannel
 from socks_tunnel.exporter.site import Exporter
 from socks_tunnel.ipc.stream import Channel, connect
-from socks_tunnel.ops import metrics
+from socks_tunnel.ops.exposition import CONTENT_TYPES, Format
 from socks_tunnel.ops.http_server import Request, Response
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.ipc import (
@@ -73,7 +73,7 @@ class Setup:
     def __init__(self, directory: Path) -> None:
         self.clock = Clock()
         self.state = State(self.clock)
-        self.render: Callable[[Path], bytes] = lambda _: b"metric 1\n"
+        self.render: Callable[[Format], bytes] = lambda _: b"metric 1\n"
         self.exporter = Exporter(self.state, directory, render=lambda d: self.render(d))
 
     async def ask(self, path: str) -> Response:
@@ -103,14 +103,19 @@ async def test_health_and_readiness_follow_the_state(setup: Setup) -> None:
 
 async def test_metrics_are_served_with_their_content_type(setup: Setup) -> None:
     response = await setup.ask("/metrics?name=x")
-    assert response.headers["Content-Type"] == metrics.CONTENT_TYPE
+    assert response.headers["Content-Type"] == CONTENT_TYPES["text"]
     assert response.body == b"metric 1\n"
+    accept = {"accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"}
+    asked = Request("GET", "/metrics", b"", "127.0.0.1", accept)
+    assert (await setup.exporter.answer(asked)).headers["Content-Type"] == (
+        CONTENT_TYPES["openmetrics"]
+    )
 
 
 async def test_metrics_that_cannot_be_read_are_an_error_in_the_log(
     setup: Setup, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(_: Path) -> bytes:
+    def fail(_: Format) -> bytes:
         raise PermissionError(13, "Permission denied", "/x")
 
     setup.render = fail
@@ -124,7 +129,7 @@ async def test_a_scrape_that_takes_long_holds_up_no_health_check_and_few_others(
     go = threading.Event()
     rendered = 0
 
-    def slow(_: Path) -> bytes:
+    def slow(_: Format) -> bytes:
         nonlocal rendered
         go.wait(60)
         rendered += 1
@@ -148,7 +153,7 @@ async def test_a_scrape_that_takes_long_holds_up_no_health_check_and_few_others(
 async def test_a_scraper_that_leaves_lets_no_second_rendering_begin(setup: Setup) -> None:
     go, running, most = threading.Event(), 0, 0
 
-    def slow(_: Path) -> bytes:
+    def slow(_: Format) -> bytes:
         nonlocal running, most
         running += 1
         most = max(most, running)

@@ -276,13 +276,14 @@ RESTARTS = """
 import json, os, signal, sys
 from pathlib import Path
 from socks_tunnel.ops import metrics
+from socks_tunnel.ops.exposition import render
 
 directory = Path(sys.argv[1])
 metrics.prepare_directory(directory)
 
 def value(name):
     total = 0.0
-    for line in metrics.render(directory).decode().splitlines():
+    for line in render(directory).decode().splitlines():
         if line.startswith(name):
             total += float(line.rpartition(" ")[2])
     return total

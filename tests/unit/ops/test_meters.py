@@ -9,6 +9,7 @@ import msgpack
 import pytest
 
 from socks_tunnel.ops import meters
+from socks_tunnel.ops.exposition import Reader
 from socks_tunnel.ops.meters import (
     Counter,
     DamagedError,
@@ -54,7 +55,7 @@ def test_an_observation_is_in_the_first_bucket_that_holds_it() -> None:
     for value in (0, 1, 1.1, 2.5, 3):
         histogram.observe(value)
     assert [(s.name, s.labels, s.value) for s in histogram.samples()] == [
-        ("h_bucket", ("le", "1"), 2),
+        ("h_bucket", ("le", "1.0"), 2),
         ("h_bucket", ("le", "2.5"), 2),
         ("h_bucket", ("le", "+Inf"), 1),
         ("h_sum", (), 7.6),
@@ -125,7 +126,7 @@ def test_a_damaged_file_is_set_aside(
     counter.labels("x").inc()
     files.flush()
     assert [s.value for s in read(totals(tmp_path, "worker-0"))] == [1]
-    assert meters.read_all(tmp_path)[1] == 1
+    assert Reader(tmp_path).samples()[1] == 1
 
 
 def test_without_room_counting_goes_on_in_memory(

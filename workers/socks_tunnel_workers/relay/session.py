@@ -270,4 +270,4 @@ class WorkerSession:
         if datagram:
             self.counters.drop("unknown-flow")
         else:
-            self.counters.count("protocol_errors_total", "unknown-flow")
+            self.counters.count("messages_late_total")

@@ -133,6 +133,7 @@ class FastSctpTransport(FastAssociation):
         return SctpSnapshot(
             rtt=recovery.trip.smoothed,
             rtt_min=recovery.trip.minimum,
+            rtt_variation=recovery.trip.variation,
             cwnd=sender.controller.window,
             outstanding=recovery.flight,
             queued=sender.scheduler.queued,

@@ -25,6 +25,7 @@ class SctpSnapshot:
 
     rtt: float
     rtt_min: float
+    rtt_variation: float
     cwnd: int
     outstanding: int
     queued: int

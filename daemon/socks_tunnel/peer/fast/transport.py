@@ -70,11 +70,13 @@ class FastTransport(AiortcTransport):
         return TransportStats(
             rtt=figures.rtt or None,
             rtt_min=figures.rtt_min or None,
+            rtt_variation=figures.rtt_variation or None,
             cwnd=figures.cwnd,
             outstanding=figures.outstanding,
             queued=figures.queued,
             delivery_rate=figures.delivery_rate or None,
             retransmissions=figures.retransmissions,
+            timeouts=figures.timeouts,
             sacks_received=figures.sacks_received,
             sacks_sent=figures.sacks_sent,
             packets_sent=records.sent_records,

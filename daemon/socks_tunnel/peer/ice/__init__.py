@@ -9,7 +9,6 @@ operator is told (:mod:`.report`).
 from socks_tunnel.peer import aiortc_private
 from socks_tunnel.peer.ice.connection import IceConnection
 from socks_tunnel.peer.ice.report import (
-    PATH_KINDS,
     SelectedPath,
     path_lost,
     selected_path,
@@ -19,7 +18,6 @@ from socks_tunnel.peer.ice.report import (
 from socks_tunnel.peer.ice.settings import IceSettings, candidate_addresses, rtc_servers
 
 __all__ = [
-    "PATH_KINDS",
     "IceConnection",
     "IceSettings",
     "SelectedPath",

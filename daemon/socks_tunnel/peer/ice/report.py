@@ -6,12 +6,10 @@ from typing import Final, Literal
 import aioice
 from aiortc import RTCPeerConnection
 
+from socks_tunnel.ops.labels import PATH_KINDS
 from socks_tunnel.peer import aiortc_private
 from socks_tunnel.peer.ice.connection import IceConnection
 from socks_tunnel.peer.ice.settings import IceSettings
-
-PATH_KINDS: Final[tuple[str, ...]] = ("host", "srflx", "prflx", "relay")
-"""Kinds of paths, the nearest first."""
 
 LISTED_MAX: Final = 6
 """Candidates and problems that one sentence names; of the rest it says how many there are."""

@@ -1,0 +1,189 @@
+"""The values that labels of metrics are known to have.
+
+A series that appears with its first event has no increase that Prometheus could see, so that the
+first denial after a start would raise no alert. The exporter therefore shows all of these from 0.
+A value that is missing here is counted all the same; tests compare the lists with the sources.
+"""
+
+from typing import Final
+
+LINK_STATES: Final = ("up", "connecting", "down")
+LINK_OUTCOMES: Final = ("up", "ended", "failed")
+
+PATH_KINDS: Final = ("host", "srflx", "prflx", "relay")
+"""Kinds of paths, the nearest first; :mod:`socks_tunnel.peer.ice.report` says what they mean."""
+
+FAMILIES: Final = ("ipv4", "ipv6")
+
+RECONNECT_CAUSES: Final = (
+    "unanswered",
+    "silence",
+    "path-lost",
+    "network-changed",
+    "host-slept",
+    "peer-restarted",
+    "replaced",
+    "configuration",
+    "protocol",
+    "bug",
+)
+"""Why a link was replaced or ended before the one that has come up; each has one cause."""
+
+RESUME_RESULTS: Final = ("resumed", "given-up")
+GIVEN_UP: Final = ("memory",)
+FLOW_KINDS: Final = ("tcp", "udp")
+DIRECTIONS: Final = ("up", "down")
+LINK_DIRECTIONS: Final = ("sent", "received")
+
+COMMANDS: Final = ("connect", "bind", "udp-associate", "resolve", "http", "unknown")
+REPLIES: Final = (
+    "succeeded",
+    "general_failure",
+    "not_allowed",
+    "network_unreachable",
+    "host_unreachable",
+    "connection_refused",
+    "ttl_expired",
+    "command_not_supported",
+    "address_type_not_supported",
+)
+
+VERDICTS: Final = ("allowed", "denied", "unresolved", "resolve")
+
+UDP_DROPS: Final = (
+    "policy",
+    "fragment",
+    "too-long",
+    "expired",
+    "queue-full",
+    "worker-busy",
+    "socket-full",
+    "unreachable",
+    "unknown-flow",
+    "foreign-source",
+    "udp-header",
+    "address-type",
+    "short-address",
+    "bad-name",
+    "no-client",
+    "no-link",
+    "too-many",
+    "opening",
+    "resolving",
+    "unresolved",
+    "filtered",
+)
+
+DNS_FAILURES: Final = (
+    "absent",
+    "timeout",
+    "server",
+    "resources",
+    "too-many",
+    "abandoned",
+    "bug",
+)
+
+BUFFERS: Final = ("worker", "link", "ipc", "ipc-worker")
+
+SIGNALING_REJECTIONS: Final = (
+    "malformed",
+    "unknown-peer",
+    "bad-signature",
+    "wrong-addressee",
+    "expired",
+    "too-far-ahead",
+    "wrong-kind",
+    "unexpected-reply",
+    "replayed",
+    "too-many",
+)
+
+CLIENT_REJECTIONS: Final = (
+    "unknown-protocol",
+    "not-socks5",
+    "not-socks4",
+    "no-acceptable-method",
+    "authentication",
+    "login-busy",
+    "bad-request",
+    "origin-form",
+    "command",
+    "address-type",
+    "short-address",
+    "bad-name",
+    "incomplete",
+    "timeout",
+    "too-many",
+)
+
+RELOADS: Final = ("success", "failure")
+
+_MESSAGES: Final = (
+    "ping",
+    "pong",
+    "hello",
+    "goaway",
+    "resume",
+    "open_connection",
+    "close_connection",
+    "connection_opened",
+    "send_eof",
+    "data",
+    "window_update",
+    "udp_associate",
+    "udp_associate_opened",
+    "udp_packet",
+    "udp_associate_closed",
+    "bind",
+    "bind_listening",
+    "bind_accepted",
+    "resolve",
+    "resolved",
+)
+
+PROTOCOL_ERRORS: Final = (
+    # on `control`, and of channels
+    "before-hello",
+    "channel",
+    "long-message",
+    "ping-flood",
+    "second-goaway",
+    "second-hello",
+    "second-resume",
+    "session",
+    "short-message",
+    "text-message",
+    "unexpected-resume",
+    "version",
+    "wrong-channel",
+    # below the messages
+    "aiortc",
+    "reassembly",
+    "sctp",
+    "sctp-timeout",
+    "sdp",
+    # of flows
+    "address-type",
+    "bad-name",
+    "data-after-eof",
+    "eof-twice",
+    "flow-exists",
+    "opened-twice",
+    "resume-eof",
+    "resume-received",
+    "resume-rows",
+    "resume-twice",
+    "short-address",
+    "too-many-flows",
+    "unexpected-message",
+    "unexpected-open",
+    "window-consumed",
+    "window-exceeded",
+    "zero-conn-id",
+    # ours, not the peer's
+    "bug",
+    "internal-error",
+    # messages that cannot be read
+    *(f"malformed-{message}" for message in _MESSAGES),
+)

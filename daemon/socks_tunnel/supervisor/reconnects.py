@@ -1,0 +1,63 @@
+"""Why links are replaced: what was wrong with the link before the one that has come up.
+
+No socket and no clock. A cause is one of :data:`socks_tunnel.ops.labels.RECONNECT_CAUSES`.
+
+=================== ==============================================================================
+`unanswered`        its peer did not answer for a moment, and another link was made beside it
+`silence`           nothing was heard of its peer until it was given up
+`path-lost`         the transport ended: no path, an error of DTLS or SCTP, the peer closed it
+`network-changed`   addresses or routes of this host changed
+`host-slept`        this host was suspended
+`peer-restarted`    its peer shut down, or said goodbye
+`replaced`          the peer made another one; why, its own metrics say
+`configuration`     the key or the url of the peer changed
+`protocol`          its peer broke the protocol
+`bug`               a message met a fault of this program
+=================== ==============================================================================
+"""
+
+from typing import Final, Literal, TypeAlias, get_args
+
+from socks_tunnel.ops.labels import RECONNECT_CAUSES
+from socks_tunnel.ops.metrics import Metrics
+
+Cause: TypeAlias = Literal[
+    "unanswered",
+    "silence",
+    "path-lost",
+    "network-changed",
+    "host-slept",
+    "peer-restarted",
+    "replaced",
+    "configuration",
+    "protocol",
+    "bug",
+]
+
+assert get_args(Cause) == RECONNECT_CAUSES
+
+REMEMBERED_MAX: Final = 10_000
+"""Peers without a link whose cause is remembered; those that lost theirs first are forgotten."""
+
+
+class Reconnects:
+    """Counts links that come up in place of another."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._lost: dict[str, Cause] = {}
+
+    def lost(self, peer: str, cause: Cause) -> None:
+        """Remembers why the last link of a peer has ended."""
+        self._lost.pop(peer, None)
+        self._lost[peer] = cause
+        if len(self._lost) > REMEMBERED_MAX:
+            del self._lost[next(iter(self._lost))]
+
+    def up(self, peer: str, replaced: Cause | None) -> None:
+        """Counts a link that is up; `replaced` says why, if it came up beside another one."""
+        cause = self._lost.pop(peer, None)
+        if replaced is not None:
+            cause = replaced
+        if cause is not None:
+            self._metrics.link_reconnects_total.labels(cause).inc()

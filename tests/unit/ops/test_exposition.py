@@ -1,0 +1,144 @@
+"""The text of /metrics: both formats, as the parsers of prometheus-client read them."""
+
+from pathlib import Path
+
+import pytest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from socks_tunnel.ops import exposition, meters
+from socks_tunnel.ops.exposition import Renderer, negotiate, render
+from socks_tunnel.ops.meters import Files
+from socks_tunnel.ops.metrics import Metrics
+
+
+def write(directory: Path, slot: str = "worker-0") -> tuple[Metrics, Files]:
+    metrics = Metrics()
+    files = Files(directory, slot)
+    for family in metrics.families():
+        files.add(family)
+    return metrics, files
+
+
+def values(directory: Path) -> list[dict[tuple[str, tuple[tuple[str, str], ...]], float]]:
+    """What each of the two formats says, by name and labels."""
+    return [
+        {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in families
+            for sample in family.samples
+        }
+        for families in (
+            parse_text(render(directory, "text").decode()),
+            parse_openmetrics(render(directory, "openmetrics").decode()),  # type: ignore[no-untyped-call]
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        ("", "text"),
+        ("*/*", "text"),
+        ("text/plain", "text"),
+        ("application/openmetrics-text", "openmetrics"),
+        ("application/openmetrics-text; version=1.0.0; charset=utf-8", "openmetrics"),
+        ("Application/OpenMetrics-Text;Version=0.0.1", "openmetrics"),
+        ("application/openmetrics-text;version=2.0.0", "text"),
+        ("application/openmetrics-text;q=0", "text"),
+        ("application/openmetrics-text;q=0.5,text/plain", "text"),
+        ("application/openmetrics-text;q=x", "text"),
+        # Prometheus 2.42 and 3
+        (
+            (
+                "application/openmetrics-text;version=1.0.0,"
+                "application/openmetrics-text;version=0.0.1;q=0.75,"
+                "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+            ),
+            "openmetrics",
+        ),
+        (
+            (
+                "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
+                "application/openmetrics-text;version=0.0.1;q=0.4,"
+                "text/plain;version=1.0.0;q=0.3,*/*;q=0.2"
+            ),
+            "openmetrics",
+        ),
+        (",;;=,q=", "text"),
+        ("a/b," * exposition.ACCEPTED_MAX + "application/openmetrics-text", "text"),
+    ],
+)
+def test_the_format_is_the_one_that_is_asked_for(accept: str, wanted: str) -> None:
+    assert negotiate(accept) == wanted
+
+
+def test_both_formats_have_the_same_samples(tmp_path: Path) -> None:
+    metrics, files = write(tmp_path)
+    metrics.requests_total.labels('a"b\\c\nd', "0").inc(2.5)
+    metrics.flows_active.labels("tcp").set(3)
+    for seconds in (0.0005, 1.0, 0.3, 100.0):
+        metrics.connect_seconds.observe(seconds)
+        metrics.loop_lag_seconds.labels("worker-0").observe(seconds)
+    files.flush()
+    text, openmetrics = values(tmp_path)
+    assert text == openmetrics
+    labels = (("command", 'a"b\\c\nd'), ("reply", "0"))
+    assert text["socks_tunnel_requests_total", labels] == 2.5
+    assert text["socks_tunnel_connect_seconds_bucket", (("le", "1.0"),)] == 3
+    assert text["socks_tunnel_loop_lag_seconds_count", (("process", "worker-0"),)] == 4
+
+
+def test_openmetrics_ends_with_eof_and_names_counters_without_total(tmp_path: Path) -> None:
+    lines = render(tmp_path, "openmetrics").decode().splitlines()
+    assert lines[-1] == "# EOF"
+    assert "# TYPE socks_tunnel_flows counter" in lines
+    assert not any("_created" in line for line in lines)
+    assert "# TYPE socks_tunnel_flows_total counter" in render(tmp_path).decode().splitlines()
+
+
+def test_known_label_values_are_there_from_the_start(tmp_path: Path) -> None:
+    text, openmetrics = values(tmp_path)
+    assert text == openmetrics
+    for family in Metrics().families():
+        for sample in family.zeros():
+            labels = tuple(sorted(zip(sample.labels[::2], sample.labels[1::2], strict=True)))
+            assert text[sample.name, labels] == 0
+    assert text["socks_tunnel_policy_decisions_total", (("verdict", "denied"),)] == 0
+    assert text["socks_tunnel_link_paths", (("family", "ipv6"), ("kind", "relay"))] == 0
+    # What expires has no series unless there is such a thing: 0 would have expired long ago.
+    assert not any(name == "socks_tunnel_tls_certificate_expires_seconds" for name, _ in text)
+
+
+def test_what_has_not_changed_is_neither_read_nor_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    usual = meters.read
+
+    def counting(path: Path) -> object:
+        read.append(path.name)
+        return usual(path)
+
+    monkeypatch.setattr(exposition, "read", counting)
+    one, files = write(tmp_path)
+    _, others = write(tmp_path, "worker-1")
+    one.flows_total.labels("tcp").inc()
+    files.flush()
+    others.flush()
+    renderer = Renderer(tmp_path)
+    first = renderer("text")
+    assert sorted(read) == ["worker-0.db", "worker-0.live.db", "worker-1.db", "worker-1.live.db"]
+    read.clear()
+    assert renderer("text") is first
+    assert renderer("openmetrics") != first
+    assert read == []
+    one.flows_total.labels("tcp").inc()
+    files.flush()
+    assert b'socks_tunnel_flows_total{kind="tcp"} 2.0' in renderer("text")
+    assert read == ["worker-0.db"]
+    assert b'socks_tunnel_flows_total{kind="tcp"} 2.0' in renderer("openmetrics")
+    (tmp_path / "worker-1.damaged").touch()
+    assert b"socks_tunnel_metrics_files_damaged 1.0" in renderer("text")

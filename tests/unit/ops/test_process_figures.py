@@ -1,0 +1,50 @@
+"""What the kernel says of a process."""
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from socks_tunnel.ops import process_figures as module
+from socks_tunnel.ops.metrics import Metrics
+from socks_tunnel.ops.process_figures import process_figures
+
+
+def test_figures_are_those_of_the_process() -> None:
+    before = process_figures()
+    read, write = os.pipe()
+    after = process_figures()
+    os.close(read)
+    os.close(write)
+    assert after.open_descriptors == before.open_descriptors + 2
+    assert after.descriptor_limit == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert after.cpu_seconds >= before.cpu_seconds > 0
+    assert 1 << 20 < after.resident_bytes < 1 << 40
+
+
+def test_an_older_kernel_has_its_descriptors_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Old(type(module._DESCRIPTORS)):  # type: ignore[misc]
+        def stat(self, **options: object) -> os.stat_result:
+            return os.stat_result((0o40500, 0, 0, 1, 0, 0, 0, 0, 0, 0))
+
+    new = process_figures().open_descriptors
+    monkeypatch.setattr(module, "_DESCRIPTORS", Old("/proc/self/fd"))
+    assert process_figures().open_descriptors == new
+    del tmp_path
+
+
+def test_they_are_labelled_with_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics()
+    metrics.process = "worker-3"
+    metrics.measure()
+    assert metrics.process_open_fds.labels("worker-3").value > 2
+    assert metrics.process_cpu_seconds_total.labels("worker-3").value > 0
+
+    def gone() -> None:
+        raise FileNotFoundError(2, "No such file", "/proc/self/statm")
+
+    monkeypatch.setattr("socks_tunnel.ops.metrics.process_figures", gone)
+    metrics.measure()  # no /proc: no figures, and nothing else
