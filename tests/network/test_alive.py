@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from network.conftest import Told
 from support.hosts import GATEWAY_ADDRESS
 from support.load import Load, Pace
 from support.processes import wait_until
@@ -60,11 +61,6 @@ def alive(scene: Tunnel) -> Iterator[Tunnel]:
         daemon.assert_clean()
 
 
-def told(what: str, seconds: float) -> None:
-    """Prints a measurement, for the report."""
-    print(f"{what}: {seconds:.2f} s")
-
-
 def address(tunnel: Tunnel, before: str, after: str) -> None:
     """Gives the gateway's host another address."""
     host = tunnel.site.hosts.gateway
@@ -76,7 +72,7 @@ def resumed(tunnel: Tunnel, role: str = "gateway") -> float:
     return tunnel.metric("resumes_total", role, result="resumed")
 
 
-def test_a_path_that_swallows_everything_for_half_a_minute(alive: Tunnel) -> None:
+def test_a_path_that_swallows_everything_for_half_a_minute(alive: Tunnel, told: Told) -> None:
     before = resumed(alive)
     with Load(alive) as load:
         alive.site.hosts.cut()
@@ -89,14 +85,14 @@ def test_a_path_that_swallows_everything_for_half_a_minute(alive: Tunnel) -> Non
         alive.site.hosts.mend()
         mended = time.monotonic()
         took = load.recovered_after(mended)
-        told("after 30 s without a path, flows went on within", took)
+        told(f"after 30 s without a path, flows went on within {took:.2f} s")
         assert took < RECOVERED_MAX
         load.ended_as_wanted()
     # Metrics are written out twice a second.
     wait_until(lambda: resumed(alive) > before, "the resume in the metrics")
 
 
-def test_short_cuts_at_any_moment(alive: Tunnel) -> None:
+def test_short_cuts_at_any_moment(alive: Tunnel, told: Told) -> None:
     took = []
     with Load(alive) as load:
         moments = random.Random(11)
@@ -108,18 +104,20 @@ def test_short_cuts_at_any_moment(alive: Tunnel) -> None:
             took.append(load.recovered_after(time.monotonic()))
             load.goes_on()
         load.ended_as_wanted()
-    told("after cuts of 0.05 to 3 s, flows went on within, at the median", sorted(took)[CUTS // 2])
-    told("and within at most", max(took))
+    told(
+        f"after cuts of 0.05 to 3 s, flows went on within, at the median, {sorted(took)[CUTS // 2]:.2f} s"
+    )
+    told(f"and within at most {max(took):.2f} s")
     assert max(took) < RECOVERED_MAX
 
 
-def test_the_gateway_s_address_changes(alive: Tunnel) -> None:
+def test_the_gateway_s_address_changes(alive: Tunnel, told: Told) -> None:
     with Load(alive) as load:
         changed = time.monotonic()
         address(alive, GATEWAY_ADDRESS, "10.77.0.7")
         took = load.recovered_after(time.monotonic() + 0.05)
         load.ended_as_wanted()
-        told("after another address, no answer for at most", load.stalled_since(changed))
+        told(f"after another address, no answer for at most {load.stalled_since(changed):.2f} s")
     assert took < RECOVERED_MAX
     address(alive, "10.77.0.7", GATEWAY_ADDRESS)
     wait_until(lambda: path(alive)[0] == GATEWAY_ADDRESS, "the first address in use again")
@@ -134,7 +132,7 @@ def path(tunnel: Tunnel) -> tuple[str, int, int]:
     return "", 0, 0
 
 
-def test_consent_fails_because_one_way_is_blocked(alive: Tunnel) -> None:
+def test_consent_fails_because_one_way_is_blocked(alive: Tunnel, told: Told) -> None:
     """RFC 7675: what the endpoint sends on this pair of ports arrives no more; a new link has other ports."""
     _, ours, theirs = path(alive)
     host = alive.site.hosts.endpoint
@@ -149,7 +147,7 @@ def test_consent_fails_because_one_way_is_blocked(alive: Tunnel) -> None:
         took = load.recovered_after(blocked + 0.2)
         load.ended_as_wanted()
     host.run("nft", "delete table inet oneway")
-    told("after one way was blocked, flows went on within", took)
+    told(f"after one way was blocked, flows went on within {took:.2f} s")
     assert took < RECOVERED_MAX
     assert path(alive)[1:] != (ours, theirs)
 
@@ -195,7 +193,7 @@ def ended(sock: socket.socket, timeout: float) -> bool:
         return True
 
 
-def test_a_gateway_that_sleeps_and_wakes(alive: Tunnel) -> None:
+def test_a_gateway_that_sleeps_and_wakes(alive: Tunnel, told: Told) -> None:
     """A closed lid: nobody is blamed for the time in which nothing ran."""
     workers = alive.gateway.workers()
     processes = [alive.gateway.pid, *alive.gateway.children()]
@@ -210,16 +208,16 @@ def test_a_gateway_that_sleeps_and_wakes(alive: Tunnel) -> None:
             sock.sendall(b"first")
             assert sock.recv(100) == b"first"
         first = time.monotonic() - woke
-        told("after a sleep, the first request was answered within", first)
+        told(f"after a sleep, the first request was answered within {first:.2f} s")
         assert first < RECOVERED_MAX
         took = load.recovered_after(woke)
-        told("after a sleep, flows went on within", took)
+        told(f"after a sleep, flows went on within {took:.2f} s")
         assert took < RECOVERED_MAX
         load.ended_as_wanted()
     assert alive.gateway.workers() == workers
 
 
-def test_a_download_in_a_train(alive: Tunnel) -> None:
+def test_a_download_in_a_train(alive: Tunnel, told: Told) -> None:
     """10 MB at 1 MB/s, 3 s without a path, another address: done within 16 s."""
     begun = time.monotonic()
     cut = threading.Thread(target=lambda: _into_a_tunnel(alive, begun))
@@ -240,7 +238,7 @@ def test_a_download_in_a_train(alive: Tunnel) -> None:
             pace.passed(len(data))
     took = time.monotonic() - begun
     cut.join()
-    told("10 MB at 1 MB/s, 3 s without a path, another address", took)
+    told(f"10 MB at 1 MB/s, 3 s without a path, another address: {took:.2f} s")
     assert digest.hexdigest() == body_hash(10_000_000)
     assert took < 16
     address(alive, "10.77.0.8", GATEWAY_ADDRESS)
@@ -296,7 +294,7 @@ def buffered(tunnel: Tunnel, role: str) -> int:
     return held
 
 
-def test_the_endpoint_begins_anew(alive: Tunnel) -> None:
+def test_the_endpoint_begins_anew(alive: Tunnel, told: Told) -> None:
     """Its flows end, and new ones work without a hand."""
     with Load(alive) as load:
         endpoint = alive.endpoint
@@ -308,7 +306,11 @@ def test_the_endpoint_begins_anew(alive: Tunnel) -> None:
         alive.start_endpoint()
         begun = time.monotonic()
         assert ended(load.idle, 60)
-        told("after the endpoint's restart, old flows ended within", time.monotonic() - begun)
+        told(
+            f"after the endpoint's restart, old flows ended within {time.monotonic() - begun:.2f} s"
+        )
     with Load(alive) as load:
-        told("after the endpoint's restart, new flows worked within", time.monotonic() - begun)
+        told(
+            f"after the endpoint's restart, new flows worked within {time.monotonic() - begun:.2f} s"
+        )
         load.ended_as_wanted()

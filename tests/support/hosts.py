@@ -60,6 +60,10 @@ class Host:
         self.sysctl("net/ipv4/ip_forward", "0")
         self.sysctl("net/ipv6/conf/all/forwarding", "0")
         self.sysctl("net/ipv6/conf/all/disable_ipv6", "0")
+        # Without duplicate address detection (RFC 4862 section 5.4): while a router's link-local address
+        # is tentative, it cannot ask for its neighbours, and the first packets need one or two seconds.
+        self.sysctl("net/ipv6/conf/all/accept_dad", "0")
+        self.sysctl("net/ipv6/conf/default/accept_dad", "0")
         self.resolver(None)
 
     def sysctl(self, key: str, value: str) -> None:

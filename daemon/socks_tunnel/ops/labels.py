@@ -8,7 +8,7 @@ A value that is missing here is counted all the same; tests compare the lists wi
 from typing import Final
 
 LINK_STATES: Final = ("up", "connecting", "down")
-LINK_OUTCOMES: Final = ("up", "ended", "failed")
+LINK_OUTCOMES: Final = ("up", "ended", "failed", "vain")
 
 PATH_KINDS: Final = ("host", "srflx", "prflx", "relay")
 """Kinds of paths, the nearest first; :mod:`socks_tunnel.peer.ice.report` says what they mean."""
@@ -22,6 +22,7 @@ RECONNECT_CAUSES: Final = (
     "network-changed",
     "host-slept",
     "peer-restarted",
+    "better-path",
     "replaced",
     "configuration",
     "protocol",

@@ -68,7 +68,9 @@ class EndpointLinks(Links):
     def on_down(self, link: PeerLink, reason: str) -> None:
         """Says why, also if it did not come up: at the other end they see only that."""
         if link.up_at is None:
-            _log.warning("link %s did not come up: %s", link.peer.name, reason)
+            expected = self.draining or reason == SAID_GOODBYE or self.linked_beside(link)
+            level = logging.INFO if expected else logging.WARNING
+            _log.log(level, "link %s did not come up: %s", link.peer.name, reason)
         super().on_down(link, reason)
 
     async def _offer(self, envelope: bytes) -> Answered | None:
@@ -107,6 +109,13 @@ class EndpointLinks(Links):
         """Keeps the links that are coming up within their bounds; False if there is no room."""
         pending = [link for link in self.links if not link.came_up.done()]
         if len(pending) >= HANDSHAKES_MAX:
+            # An attempt beside a link that works can be made again; nobody waits for it.
+            spare = next((link for link in pending if self.linked_beside(link)), None)
+            if spare is not None:
+                pending.remove(spare)
+                why = "room was needed for a peer without a link"
+                spawn(f"close link {spare.peer.name}", spare.close(why))
+        if len(pending) >= HANDSHAKES_MAX:
             _log.warning("refused an offer of %s: %d links are coming up", name, len(pending))
             return False
         own = [link for link in pending if link.peer.name == name]
@@ -125,7 +134,9 @@ class EndpointLinks(Links):
         for link in own:
             if link.session_id == session_id:
                 spawn(f"close link {name}", self._part(link))
-        if not own:  # the link has ended by itself meanwhile
+            elif link.attached is None:  # an attempt of the same session that nobody waits for now
+                spawn(f"close link {name}", link.close(SAID_GOODBYE))
+        if all(link.attached is None for link in own):  # it has ended by itself meanwhile
             self.attachments.forget(name, SAID_GOODBYE, bye.session)
         return True
 

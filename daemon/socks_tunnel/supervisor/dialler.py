@@ -7,6 +7,10 @@
            in doubt  |  another link, or the old one that works again
                   v  |
                  dial beside it; whichever works first carries on
+
+While the path of a link that nobody doubts is relayed, a direct one is looked for: a second link
+that may only be direct is dialled beside the first, in growing intervals, and takes over once it is
+up.
 """
 
 import asyncio
@@ -18,6 +22,7 @@ from typing import Any, Final
 
 from socks_tunnel.config.settings import Config, Peer
 from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.peer.ice import IceSettings
 from socks_tunnel.peer.transport import TransportError
 from socks_tunnel.signaling.carrier import OutgoingCarrier, SignalingError
 from socks_tunnel.signaling.envelope import EnvelopeRejected, new_body, seal
@@ -46,6 +51,13 @@ time that they have waited: a path that was gone for half a minute is soon in us
 
 LIVED_LONG: Final = 30.0
 """Seconds after which a link that ends does not count as a failure in a row."""
+
+DIRECT_FIRST: Final = 1.5
+DIRECT_LONGEST: Final = 300.0
+"""Bounds of the delay between two looks for a direct path beside a relayed one, in seconds."""
+
+DIRECT_TIMEOUT: Final = 10.0
+"""Seconds that one such look may take. A direct path that works is up within two or three."""
 
 _EXPECTED: Final = (SignalingError, EnvelopeRejected, TransportError, ValueError)
 """What an attempt fails with when nobody here is to blame; each says why in a sentence."""
@@ -144,6 +156,7 @@ class Dialler:
         self._session = secrets.token_bytes(16)
         self._key = parse_public_key(peer.public_key)
         self._backoff = Backoff(FIRST_DELAY, LONGEST_DELAY, jitter=True)
+        self._direct_backoff = Backoff(DIRECT_FIRST, DIRECT_LONGEST, jitter=True)
         self.update(peer)
         self._task: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
@@ -160,8 +173,9 @@ class Dialler:
         self._task = spawn(f"dial {self.peer.name}", self._dial_forever())
 
     def hurry(self) -> None:
-        """Dials at once, if there is a reason to dial."""
+        """Dials at once, if there is a reason to dial; a direct path is looked for sooner again."""
         self._hurry.set()
+        self._direct_backoff.reset()
 
     def hold(self) -> None:
         """Dials no more; a link that is up stays."""
@@ -245,18 +259,28 @@ class Dialler:
         loop = asyncio.get_running_loop()
         up_at = loop.time()
         while not link.ended.done():
-            newer = None
             # Flows go on with another link only if both sides can resume.
-            if link.in_doubt and link.link.protocol.resumable:
+            resumable = link.link.protocol.resumable
+            if resumable and link.in_doubt:
                 newer = await self._dial_beside(link)
-            if newer is not None:
-                link, up_at = newer, loop.time()
-            elif not link.ended.done():
+            elif resumable and may_be_better(link, self._links.ice):
+                newer = await self._look_for_direct(link)
+            else:
                 # Shielded: hold() cancels this task, not what others look at too.
                 await asyncio.shield(link.change)
-        if loop.time() - up_at >= LIVED_LONG:
-            self._backoff.reset()
+                continue
+            if newer is not None:
+                self._lived(link, loop.time() - up_at)
+                link, up_at = newer, loop.time()
+        self._lived(link, loop.time() - up_at)
         return link.ended.result()
+
+    def _lived(self, link: PeerLink, seconds: float) -> None:
+        """Lets attempts be frequent again after a link that was good for a while."""
+        if seconds >= LIVED_LONG:
+            self._backoff.reset()
+            if not _relayed(link):
+                self._direct_backoff.reset()
 
     async def _dial_beside(self, link: PeerLink) -> PeerLink | None:
         """Dials another link beside one that is in doubt, until either works.
@@ -273,14 +297,54 @@ class Dialler:
             finally:
                 dialling.cancel()
             if not dialling.done():
-                await asyncio.wait([dialling])
-                for other in [other for other in self._begun if other is not link]:
-                    spawn(f"close link {self.peer.name}", other.close("the older one works again"))
-                return None
+                return await self._withdrawn(dialling, link, "the older one works again")
             newer = dialling.result()
             if newer is not None:
                 return newer
             await self._wait(self._delay(), link.change)
+        return None
+
+    async def _look_for_direct(self, link: PeerLink) -> PeerLink | None:
+        """Dials beside a relayed link, over direct paths alone, until such a link is up.
+
+        Returns it, or None as soon as the relayed link is in doubt or has ended.
+        """
+        looked = 0
+        while may_be_better(link, self._links.ice) and not (link.in_doubt or link.ended.done()):
+            change = link.change
+            await asyncio.wait([change], timeout=self._direct_backoff.next())
+            if change.done():
+                break
+            looked += 1
+            dialling = spawn(f"look for a direct path to {self.peer.name}", self._attempt_direct())
+            either: list[asyncio.Future[Any]] = [dialling, change]
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                dialling.cancel()
+            if not dialling.done():
+                return await self._withdrawn(
+                    dialling, link, "the relayed one is in doubt or has ended"
+                )
+            found = dialling.result()
+            if isinstance(found, PeerLink):
+                return found
+            level = logging.INFO if looked == 1 else logging.DEBUG
+            _log.log(level, "link %s stays relayed: %s; looking again later", self.peer.name, found)
+        return None
+
+    async def _withdrawn(
+        self, dialling: "asyncio.Task[Any]", link: PeerLink, why: str
+    ) -> PeerLink | None:
+        """Waits for the end of a cancelled attempt beside a link, and closes what it began.
+
+        Returns its link nevertheless if that has just come up: the older one ends then.
+        """
+        await asyncio.wait([dialling])
+        for newer in self._begun:
+            if newer is not link and newer.attached is not None:
+                return newer
+        self._give_up_attempts(why)
         return None
 
     async def _attempt_beside(self) -> PeerLink | None:
@@ -292,6 +356,25 @@ class Dialler:
         except Exception:  # noqa: BLE001 - reported, and no reason to give the peer up
             _log.exception("dialling %s beside its link failed", self.peer.name)
         return None
+
+    async def _attempt_direct(self) -> PeerLink | str:
+        """Makes one attempt over direct paths alone; returns why there is none if it has failed."""
+        before = set(self._begun)
+        try:
+            async with asyncio.timeout(DIRECT_TIMEOUT):
+                return await self._try(direct=True)
+        except TimeoutError:
+            why = f"no direct path within {DIRECT_TIMEOUT:g} s"
+        except _EXPECTED as error:
+            why = str(error)
+        except Exception as error:  # noqa: BLE001 - reported, and no reason to give the peer up
+            _log.exception("looking for a direct path to %s failed", self.peer.name)
+            why = repr(error)
+        for link in self._begun.keys() - before:
+            if link.attached is not None:  # it came up at the last moment
+                return link
+        self._give_up_attempts(why)
+        return why
 
     # --- one attempt ----------------------------------------------------------------------------
 
@@ -333,10 +416,10 @@ class Dialler:
         except Exception as error:  # noqa: BLE001 - raised by who waits for it
             return error
 
-    async def _try(self) -> PeerLink:
+    async def _try(self, *, direct: bool = False) -> PeerLink:
         # Before candidates are gathered: what the carrier offers is among those to be asked.
         offered = await self._carrier.ice_servers(OFFER_TIMEOUT)
-        link = self._links.new_link(self.peer, self._session, offered)
+        link = self._links.new_link(self.peer, self._session, offered, direct=direct)
         self._begun[link] = None
         link.ended.add_done_callback(lambda _: self._begun.pop(link, None))
         try:
@@ -371,3 +454,14 @@ class Dialler:
         await asyncio.shield(link.came_up)
         if link.ended.done():
             raise TransportError(link.ended.result())
+
+
+def may_be_better(link: PeerLink, ice: IceSettings) -> bool:
+    """Returns whether a direct path would be better than that of the link, and is allowed."""
+    return _relayed(link) and ice.policy == "all"
+
+
+def _relayed(link: PeerLink) -> bool:
+    """Returns whether a TURN server is part of the link's path."""
+    path = link.link.transport.path
+    return path is not None and path.kind == "relay"

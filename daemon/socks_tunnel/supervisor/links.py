@@ -165,8 +165,17 @@ class Links:
 
     # --- links come and go ----------------------------------------------------------------------
 
-    def new_link(self, peer: Peer, session: bytes, offered: IceServers = ()) -> PeerLink:
-        """Begins a link. `offered` are ICE servers besides those of the configuration.
+    def new_link(
+        self,
+        peer: Peer,
+        session: bytes,
+        offered: IceServers = (),
+        *,
+        direct: bool = False,
+    ) -> PeerLink:
+        """Begins a link, over direct paths alone if it is to be `direct`.
+
+        `offered` are ICE servers besides those of the configuration.
 
         Raises :class:`ValueError` for ICE servers that cannot be used.
         """
@@ -175,6 +184,8 @@ class Links:
             servers=[*self.ice.servers, *offered],
             towards=signaling_host(peer.url or peer.rendezvous),
         )
+        if direct:
+            ice = replace(ice, policy="direct")
         chosen = self.config.transport
         transport = self._transports(
             self.role,
@@ -191,11 +202,13 @@ class Links:
     def on_up(self, link: PeerLink) -> None:
         """Closes what was before: the newer link of a peer has taken over (make before break)."""
         replaced: Cause | None = None
+        # A gateway that doubts nothing dials beside a link only to find a better path.
+        undoubted: Cause = "better-path" if self.role == "gateway" else "replaced"
         for older in self.links[: self.links.index(link)]:
             if older.peer.name == link.peer.name:
                 if older.attached is not None:
                     _log.info("link %s: a newer link replaces the older one", link.peer.name)
-                    replaced = older.doubted or "replaced"
+                    replaced = older.doubted or undoubted
                 spawn(f"close link {link.peer.name}", older.close(REPLACED))
         self._reconnects.up(link.peer.name, replaced)
         self._count_links()
@@ -210,6 +223,10 @@ class Links:
             if link.lost_because is not None:
                 self._reconnects.lost(link.peer.name, link.lost_because)
         self._count_links()
+
+    def linked_beside(self, link: PeerLink) -> bool:
+        """Returns whether the peer has another link that is up."""
+        return any(other.peer.name == link.peer.name for other in self.up() if other is not link)
 
     def abuse(self, attached: AttachedLink, reason: str) -> None:
         """Closes a link that the router wants no more of."""

@@ -39,6 +39,9 @@ class PeerLinkOwner(Protocol):
     def on_down(self, link: "PeerLink", reason: str) -> None:
         """A link has ended, or did not come up."""
 
+    def linked_beside(self, link: "PeerLink") -> bool:
+        """Returns whether the peer has another link that is up."""
+
 
 class PeerLink:
     """One link of `peer`. `hello` is what we say of ourselves on it, with the session."""
@@ -154,7 +157,9 @@ class PeerLink:
             if replaced:
                 what = "its flows go on with the newer one"
             _log.log(level, "link %s is down: %s; %s", self.peer.name, reason, what)
-        outcome = "failed" if self.up_at is None else "ended"
+        # An attempt beside a link that works costs nobody anything, so it is no failure.
+        vain = "vain" if self._owner.linked_beside(self) else "failed"
+        outcome = vain if self.up_at is None else "ended"
         self._owner.metrics.links_total.labels(outcome).inc()
         self.ended.set_result(reason)
         self.change.set_result(None)

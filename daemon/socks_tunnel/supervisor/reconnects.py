@@ -9,6 +9,7 @@ No socket and no clock. A cause is one of :data:`socks_tunnel.ops.labels.RECONNE
 `network-changed`   addresses or routes of this host changed
 `host-slept`        this host was suspended
 `peer-restarted`    its peer shut down, or said goodbye
+`better-path`       its path was relayed, and a direct one was found
 `replaced`          the peer made another one; why, its own metrics say
 `configuration`     the key or the url of the peer changed
 `protocol`          its peer broke the protocol
@@ -28,6 +29,7 @@ Cause: TypeAlias = Literal[
     "network-changed",
     "host-slept",
     "peer-restarted",
+    "better-path",
     "replaced",
     "configuration",
     "protocol",

@@ -5,6 +5,10 @@ which may be a relayed path where a direct one would have worked half a second l
 one on each side. Here the side that made the offer first finds out what works, then nominates one
 pair (RFC 8445 section 8.1.1).
 
+A direct pair is nominated at once. A relayed one waits until direct pairs have had
+:data:`DIRECT_PATIENCE`; meanwhile both sides repeat their direct checks in short intervals. The
+first check of a side often only opens its own NAT, and is of use to the other side's next one.
+
 States of a pair (RFC 8445 section 6.1.2.6); no pair is ever Frozen, since there is one component
 and the list is in the order in which it should be checked::
 
@@ -32,14 +36,23 @@ from socks_tunnel.peer.ice.pairs import (
     pair_priority,
     prune,
 )
+from socks_tunnel.peer.ice.patience import TICK, Patience
 from socks_tunnel.peer.ice.settings import current_settings
 from socks_tunnel.protocol.addresses import parse_ip
 
 _log = logging.getLogger(__name__)
 
 DIRECT_PATIENCE: Final = 1.2
-"""Seconds that direct paths still have once a relayed one works: their first checks often only open
-the way through a NAT, and are repeated after 0.5 s, which may be the moment of a busy host."""
+"""Seconds that direct paths still have once a relayed one works. Time in which this process did not
+run does not count (:class:`~.patience.Patience`)."""
+
+REPEAT_AFTER: Final = 0.2
+"""Seconds after which direct checks are repeated while a relayed path waits for them. The peer's
+agent runs, since a check was answered. RFC 8489 section 6.2.1 would repeat them after 0.5 and
+1.5 s, and one of those may be lost because the peer's NAT is not open yet."""
+
+REPEATED_MAX: Final = 16
+"""Checks that are repeated at a time, those of the best pairs."""
 
 RELEASE_AFTER: Final = 15.0
 """Seconds after which a socket is closed that is not part of the path, if no check arrived there
@@ -68,8 +81,11 @@ class IceConnection(aioice.Connection):
         self._ours = False
         self._gathering: Gathering | None = None
         self._formed = False
-        self._patience: asyncio.TimerHandle | None = None
+        self._direct_only = False
+        self._patience: asyncio.Task[None] | None = None
         self._patience_over = False
+        self._asked: dict[CandidatePair, stun.Message] = {}
+        """Checks that are not answered yet."""
         self._release_task: asyncio.Task[None] | None = None
 
     # --- candidates ---------------------------------------------------------------------------
@@ -83,6 +99,7 @@ class IceConnection(aioice.Connection):
         self._ours = self._local_candidates_start = True
         if settings.policy == "relay":
             self._transport_policy = TransportPolicy.RELAY
+        self._direct_only = settings.policy == "direct"
         remote = [parse_ip(candidate.host) for candidate in self._remote_candidates]
         self._gathering = Gathering(
             settings,
@@ -113,7 +130,7 @@ class IceConnection(aioice.Connection):
             CandidatePair(protocol, remote)
             for own, protocol in [(_kind(p.local_candidate), p) for p in self._protocols]
             for kind, remote in remotes
-            if own == kind
+            if own == kind and not (self._direct_only and remote.type == "relay")
         ]
         self._check_list = prune(
             pairs,
@@ -180,15 +197,21 @@ class IceConnection(aioice.Connection):
             pair, CandidatePair.State.SUCCEEDED if worked else CandidatePair.State.FAILED
         )
         self.check_complete(pair)
+        if worked and is_relayed(pair):
+            self._wait_for_direct()
         self._nominate_best()
 
     async def _request(
         self, pair: CandidatePair, request: stun.Message
     ) -> tuple[stun.Message, tuple[str, int]]:
         assert self.remote_password is not None, "checks start once the peer's password is known"
-        answer: tuple[stun.Message, tuple[str, int]] = await pair.protocol.request(
-            request, pair.remote_addr, integrity_key=self.remote_password.encode("utf8")
-        )
+        self._asked[pair] = request
+        try:
+            answer: tuple[stun.Message, tuple[str, int]] = await pair.protocol.request(
+                request, pair.remote_addr, integrity_key=self.remote_password.encode("utf8")
+            )
+        finally:
+            self._asked.pop(pair, None)
         return answer
 
     def _check_list_maybe_fail(self) -> None:
@@ -197,7 +220,17 @@ class IceConnection(aioice.Connection):
             super()._check_list_maybe_fail()
 
     def _succeeded(self) -> list[CandidatePair]:
-        return [p for p in self._check_list if p.state == CandidatePair.State.SUCCEEDED]
+        return [
+            pair
+            for pair in self._check_list
+            if pair.state == CandidatePair.State.SUCCEEDED
+            and not (self._direct_only and is_relayed(pair))
+        ]
+
+    def _direct_unanswered(self) -> list[CandidatePair]:
+        """Returns the direct pairs that may still turn out to work, the best first."""
+        waited_for = (CandidatePair.State.WAITING, CandidatePair.State.IN_PROGRESS)
+        return [p for p in self._check_list if p.state in waited_for and not is_relayed(p)]
 
     # --- nomination ---------------------------------------------------------------------------
 
@@ -209,20 +242,30 @@ class IceConnection(aioice.Connection):
         if not succeeded:
             return
         best = max(succeeded, key=self._priority)
-        open_states = (CandidatePair.State.WAITING, CandidatePair.State.IN_PROGRESS)
-        if (
-            is_relayed(best)
-            and not self._patience_over
-            and any(p.state in open_states and not is_relayed(p) for p in self._check_list)
-        ):
-            if self._patience is None:
-                loop = asyncio.get_running_loop()
-                self._patience = loop.call_later(DIRECT_PATIENCE, self._patience_ended)
+        if is_relayed(best) and not self._patience_over and self._direct_unanswered():
             return
         self._nominating.add(best.component)
         best.task = spawn(f"nominate {best}", self._nominate(best))
 
-    def _patience_ended(self) -> None:
+    def _wait_for_direct(self) -> None:
+        """Begins the wait for direct paths, on either side, unless it has begun."""
+        if self._patience is None and not self._closing:
+            self._patience = spawn(f"direct paths of {self!r}", self._repeat_direct_checks())
+
+    async def _repeat_direct_checks(self) -> None:
+        """Repeats the checks of direct pairs until one works, or they have had their time."""
+        loop = asyncio.get_running_loop()
+        patience = Patience(loop.time())
+        repeat_at = REPEAT_AFTER
+        while patience.spent < DIRECT_PATIENCE and not self._check_list_done:
+            await asyncio.sleep(min(TICK, max(0.0, repeat_at - patience.spent)))
+            if patience.look(loop.time()) < repeat_at:
+                continue
+            repeat_at = patience.spent + REPEAT_AFTER
+            unanswered = [pair for pair in self._direct_unanswered() if pair in self._asked]
+            for pair in unanswered[:REPEATED_MAX]:
+                # The same transaction, so that an answer to any of its packets counts.
+                pair.protocol.send_stun(self._asked[pair], pair.remote_addr)
         self._patience_over = True
         self._nominate_best()
 

@@ -2,7 +2,11 @@
 
 All servers are asked side by side. The offer waits for them, but not for the dead ones: where host
 candidates are there, a server has half a second to show that it is alive (RFC 8445 section 5.1.1
-leaves the time to us).
+leaves the time to us). After that, the link is made without it, and its answer is still listened
+for: only a server that has said nothing for :data:`LONGEST` is called dead, and one that answers
+late is waited for longer by the next link.
+
+All of these are seconds in which this process ran (:class:`~.patience.Patience`).
 """
 
 import asyncio
@@ -13,7 +17,6 @@ import random
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import aioice
@@ -33,26 +36,15 @@ from socks_tunnel.peer.ice.pairs import (
     CandidateType,
     candidate_priority,
 )
+from socks_tunnel.peer.ice.patience import TICK, Patience
 from socks_tunnel.peer.ice.relay import RelayError, RelayTransport, open_relay
+from socks_tunnel.peer.ice.servers import DEAD_AFTER, LONGEST, MEMORY, Inquiry
 from socks_tunnel.peer.ice.settings import IceServer, IceSettings, parse_servers
 from socks_tunnel.protocol.addresses import IPAddress, parse_ip
 from socks_tunnel.protocol.urls import Proxy, Url, proxy_for
 from socks_tunnel.signaling.tls import client_context
 
 _log = logging.getLogger(__name__)
-
-DEAD_AFTER: Final = 0.5
-"""Seconds that a server has to show life, if there are host candidates without it."""
-
-ALIVE_PATIENCE: Final = 3.0
-"""Seconds that a server has to finish once it has shown life: TLS through a proxy takes six round
-trips."""
-
-LONGEST: Final = 5.0
-"""Seconds that servers have if nothing is there without them; after that a query is given up."""
-
-STRAGGLERS: Final = 0.1
-"""Seconds that further answers of a server may come later than its first, at least."""
 
 ADDRESS_STAGGER: Final = 0.1
 """Seconds until a server's next address is tried beside the one before (RFC 8305 in spirit)."""
@@ -68,74 +60,6 @@ PORT_TRIES_MAX: Final = 1024
 """Ports of a range that are tried for one address."""
 
 _T = TypeVar("_T")
-
-
-# --- what is known of servers -----------------------------------------------------------------
-
-
-class ServerMemory:
-    """What earlier links learned of each server: whether it answers, and how quickly.
-
-    One for the process. It holds an entry for each server of the configuration, at most
-    :data:`ENTRIES_MAX`.
-    """
-
-    ENTRIES_MAX: Final = 64
-
-    def __init__(self) -> None:
-        self._failures: dict[str, str] = {}
-        self._late: dict[str, float] = {}
-
-    def answered(self, server: str, seconds: float) -> None:
-        """Notes that a server has answered after so many seconds."""
-        if self._failures.pop(server, None) is not None:
-            _log.info("%s answers (after %.2f s)", server, seconds)
-        self._late.pop(server, None)
-        if seconds > DEAD_AFTER:
-            self._note(self._late, server, seconds)
-
-    def failed(self, server: str, why: str) -> None:
-        """Notes that a server gave nothing; the log says so once, until it answers again."""
-        if self._failures.get(server) != why:
-            _log.warning("%s: %s; links are made without it", server, why)
-        self._note(self._failures, server, why)
-
-    def patience(self, server: str) -> float:
-        """Returns for how many seconds to wait for a sign of life of a server."""
-        return min(max(DEAD_AFTER, 1.5 * self._late.get(server, 0.0)), ALIVE_PATIENCE)
-
-    def _note(self, table: dict[str, _T], server: str, value: _T) -> None:
-        table.pop(server, None)
-        table[server] = value
-        if len(table) > self.ENTRIES_MAX:
-            del table[next(iter(table))]
-
-
-MEMORY: Final = ServerMemory()
-
-
-@dataclass(slots=True)
-class Inquiry:
-    """One server that is asked, and how that goes. Times are seconds on the loop's clock."""
-
-    server: IceServer
-    patience: float
-    """Seconds for a sign of life."""
-    begun: float
-    answered: float | None = None
-    """When the first answer came that was of use."""
-    alive: bool = False
-    ended: bool = False
-    error: str | None = None
-    task: asyncio.Task[None] | None = field(default=None, repr=False)
-
-    def until(self) -> float:
-        """Returns the time until which it is waited for."""
-        if self.ended:
-            return self.begun
-        if self.answered is not None:
-            return self.answered + max(STRAGGLERS, 2 * (self.answered - self.begun))
-        return self.begun + (max(ALIVE_PATIENCE, self.patience) if self.alive else self.patience)
 
 
 # --- local sockets ----------------------------------------------------------------------------
@@ -207,18 +131,24 @@ class Gathering:
         self._relayed: list[aioice.Candidate] = []
         self._inquiries: list[Inquiry] = []
         self._changed = asyncio.Event()
+        self._patience = Patience(self._loop.time())
         self._over = False
+        self._late: asyncio.Task[None] | None = None
 
     async def run(self) -> list[aioice.Candidate]:
         """Returns the candidates, host candidates first."""
         servers = parse_servers(self._settings)
-        if self._settings.policy == "all":
-            await self._open_hosts()
-        else:
+        if self._settings.policy == "relay":
             servers = [server for server in servers if server.url.scheme != "stun"]
+        else:
+            await self._open_hosts()
+        if self._settings.policy == "direct":
+            servers = [server for server in servers if server.url.scheme == "stun"]
         if not self._over:  # else the connection was closed meanwhile
             self._ask(servers)
-            await self._wait()
+            await self._wait(Inquiry.until)
+            if not self._over:
+                self._late = spawn("late answers of ICE servers", self._wait_for_late())
         self._over = True
         for inquiry in self._inquiries:
             self._conclude(inquiry)
@@ -228,6 +158,8 @@ class Gathering:
     def close(self) -> None:
         """Gives up what is still asked for."""
         self._over = True
+        if self._late is not None:
+            self._late.cancel()
         for inquiry in self._inquiries:
             if inquiry.task is not None:
                 inquiry.task.cancel()
@@ -261,7 +193,7 @@ class Gathering:
     # --- servers ------------------------------------------------------------------------------
 
     def _ask(self, servers: Sequence[IceServer]) -> None:
-        now = self._loop.time()
+        now = self._patience.look(self._loop.time())
         for number, server in enumerate(servers):
             patience = MEMORY.patience(str(server)) if self._hosts else LONGEST
             inquiry = Inquiry(server, patience, now)
@@ -270,47 +202,60 @@ class Gathering:
 
     async def _inquire(self, inquiry: Inquiry, number: int) -> None:
         try:
-            async with asyncio.timeout(LONGEST):
-                if inquiry.server.url.scheme == "stun":
-                    await self._query(inquiry)
-                else:
-                    await self._allocate(inquiry, number)
-        except TimeoutError:
-            inquiry.error = inquiry.error or f"no answer within {LONGEST:g} s"
+            if inquiry.server.url.scheme == "stun":
+                await self._query(inquiry)
+            else:
+                await self._allocate(inquiry, number)
         except ssl.SSLError as error:
             inquiry.error = f"TLS fails: {getattr(error, 'verify_message', '') or error.reason}"
         except (OSError, ValueError) as error:
-            inquiry.error = getattr(error, "strerror", None) or str(error)
+            why = getattr(error, "strerror", None) or str(error)
+            inquiry.error = why or "it does not answer in time"
         finally:
             inquiry.ended = True
             self._changed.set()
 
     def _answered(self, inquiry: Inquiry) -> None:
-        now = self._loop.time()
+        now = self._patience.look(self._loop.time())
         if inquiry.answered is None:
             inquiry.answered = now
-            MEMORY.answered(str(inquiry.server), now - inquiry.begun)
+            MEMORY.answered(str(inquiry.server), now - inquiry.begun, in_time=not self._over)
         self._changed.set()
 
-    async def _wait(self) -> None:
-        """Returns when all servers have answered or had their time."""
+    async def _wait(self, until: Callable[[Inquiry], float]) -> None:
+        """Returns when all servers have ended or had their time."""
         while not all(inquiry.ended for inquiry in self._inquiries):
             self._changed.clear()
-            rest = max(inquiry.until() for inquiry in self._inquiries) - self._loop.time()
+            spent = self._patience.look(self._loop.time())
+            rest = max(until(inquiry) for inquiry in self._inquiries) - spent
             if rest <= 0:
                 return
             try:
-                await asyncio.wait_for(self._changed.wait(), rest)
+                await asyncio.wait_for(self._changed.wait(), min(rest, TICK))
             except TimeoutError:
                 continue
 
+    async def _wait_for_late(self) -> None:
+        """Listens for answers that come too late for this link, and then says who gave none."""
+        await self._wait(
+            lambda inquiry: inquiry.begun if inquiry.ended else inquiry.begun + LONGEST
+        )
+        for inquiry in self._inquiries:
+            if inquiry.task is not None:
+                inquiry.task.cancel()
+            if inquiry.answered is None:
+                MEMORY.failed(
+                    str(inquiry.server), inquiry.error or f"no answer within {LONGEST:g} s"
+                )
+
     def _conclude(self, inquiry: Inquiry) -> None:
-        if inquiry.answered is not None:
-            return
-        waited = self._loop.time() - inquiry.begun
-        why = inquiry.error or f"no answer within {waited:.1f} s"
-        self.problems.append(f"{inquiry.server}: {why}")
-        MEMORY.failed(str(inquiry.server), inquiry.error or "no answer")
+        """Notes why a server has no part in this link."""
+        if inquiry.answered is None:
+            waited = self._patience.spent - inquiry.begun
+            why = inquiry.error or f"no answer within {waited:.1f} s"
+            self.problems.append(f"{inquiry.server}: {why}")
+            if inquiry.error is not None:
+                MEMORY.failed(str(inquiry.server), inquiry.error)
 
     # --- STUN ---------------------------------------------------------------------------------
 

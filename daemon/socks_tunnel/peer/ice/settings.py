@@ -26,8 +26,8 @@ class IceSettings:
 
     servers: Sequence[Mapping[str, Any]] = field(default_factory=tuple, repr=False)
     addresses: Sequence[str] = field(default_factory=tuple)
-    policy: Literal["all", "relay"] = "all"
-    """`relay`: only relayed candidates."""
+    policy: Literal["all", "relay", "direct"] = "all"
+    """`relay`: only relayed candidates. `direct`: none of them, neither ours nor the peer's."""
     udp_ports: tuple[int, int] | None = None
     """Lowest and highest local port of host candidates. None: the system picks."""
     tls_ca: Path | None = None

@@ -43,6 +43,7 @@ class Base:
             defaultdict(list)
         )
         self.checked = asyncio.Event()
+        self.repeated: list[tuple[stun.Message, tuple[str, int]]] = []
         self.closed = False
         self.heard_at = 0.0
 
@@ -63,6 +64,10 @@ class Base:
             response.attributes["XOR-MAPPED-ADDRESS"] = mapped
         answer.set_result((response, addr))
         return request
+
+    def send_stun(self, message: stun.Message, addr: tuple[str, int]) -> None:
+        self.repeated.append((message, addr))
+        self.checked.set()
 
     async def close(self) -> None:
         self.closed = True
@@ -159,6 +164,90 @@ async def test_a_relayed_pair_does_not_wait_for_ever(monkeypatch: pytest.MonkeyP
     relayed.answer(addr)
     await connecting
     assert made._nominated[1].protocol is relayed
+    await made.close()
+
+
+@pytest.mark.parametrize("controlling", [True, False])
+async def test_direct_checks_are_repeated_while_a_relayed_path_waits_for_them(
+    *, controlling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer's NAT may let in only what comes after its own first packet, whichever side that is."""
+    monkeypatch.setattr(connection_module, "DIRECT_PATIENCE", 3600.0)
+    direct, relayed = Base(HOST), Base(RELAY)
+    made = connection(direct, relayed, remote=[THEIR_HOST], controlling=controlling)
+    connecting = asyncio.create_task(made.connect())
+    addr = (THEIR_HOST.host, THEIR_HOST.port)
+    await until_checked(relayed, addr)
+    await until_checked(direct, addr)
+    assert not direct.repeated
+    relayed.answer(addr)
+    async with asyncio.timeout(10):
+        while len(direct.repeated) < 3:
+            direct.checked.clear()
+            await direct.checked.wait()
+    assert direct.repeated == [(direct.checks[addr][0][0], addr)] * len(direct.repeated)
+    assert not relayed.repeated
+    direct.answer(addr)
+    await settle()
+    if controlling:
+        await until_checked(direct, addr, 2)
+        direct.answer(addr)
+        await connecting
+        assert made._nominated[1].protocol is direct
+    await made.close()
+    connecting.cancel()
+    await asyncio.wait([connecting])
+    assert made._patience.cancelled() or made._patience.done()
+
+
+async def test_a_pause_of_the_process_does_not_use_up_the_patience(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The event loop was held up for longer than the patience: the answers still wait in the sockets."""
+    monkeypatch.setattr(connection_module, "DIRECT_PATIENCE", 0.3)
+    direct, relayed = Base(HOST), Base(RELAY)
+    made = connection(direct, relayed, remote=[THEIR_HOST])
+    connecting = asyncio.create_task(made.connect())
+    addr = (THEIR_HOST.host, THEIR_HOST.port)
+    await until_checked(relayed, addr)
+    relayed.answer(addr)
+    await settle()
+    loop = asyncio.get_running_loop()
+    real, late = loop.time, 0.0
+    monkeypatch.setattr(loop, "time", lambda: real() + late)
+    late = 60.0
+    await asyncio.sleep(0.05)
+    await settle()
+    assert len(relayed.checks[addr]) == 1  # not nominated
+    direct.answer(addr)
+    await until_checked(direct, addr, 2)
+    direct.answer(addr)
+    await connecting
+    assert made._nominated[1].protocol is direct
+    await made.close()
+
+
+async def test_a_connection_that_may_only_be_direct_takes_no_relay_of_the_peers() -> None:
+    base = Base(HOST)
+    made = connection(base, remote=[THEIR_HOST, THEIR_RELAY])
+    made._direct_only = True
+    made._unfreeze_initial()
+    assert [pair.remote_candidate for pair in made._check_list] == [THEIR_HOST]
+    # The peer's checks from its relay are answered, and lead to nothing.
+    made._check_list.clear()
+    connecting = asyncio.create_task(made.connect())
+    message = stun.Message(stun.Method.BINDING, stun.Class.REQUEST)
+    message.attributes["PRIORITY"] = 1
+    direct, relayed = ((c.host, c.port) for c in (THEIR_HOST, THEIR_RELAY))
+    await until_checked(base, direct)
+    made.check_incoming(message, relayed, base)
+    await until_checked(base, relayed)
+    base.answer(relayed)
+    await settle()
+    assert len(base.checks[relayed]) == 1
+    base.checks[direct][0][1].set_exception(stun.TransactionTimeout())
+    with pytest.raises(ConnectionError, match="ICE negotiation failed"):
+        await connecting
     await made.close()
 
 

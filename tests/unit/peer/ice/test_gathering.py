@@ -1,80 +1,128 @@
-"""How long servers are waited for, what is remembered of them, and which attempt wins."""
+"""Which attempt wins, and who is blamed for what is missing."""
 
 import asyncio
 import logging
+import re
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from socks_tunnel.peer.ice.gathering import (
-    ALIVE_PATIENCE,
-    DEAD_AFTER,
-    STRAGGLERS,
-    Inquiry,
-    ServerMemory,
-    first_success,
-)
-from socks_tunnel.peer.ice.settings import IceServer
-from socks_tunnel.protocol.ice_urls import parse_ice_url
+from socks_tunnel.peer.ice import gathering, servers
+from socks_tunnel.peer.ice.gathering import Gathering, first_success
+from socks_tunnel.peer.ice.settings import IceServer, IceSettings
 
-SERVER = IceServer(parse_ice_url("stun:192.0.2.1"))
+# --- servers that are silent, late or dead ------------------------------------------------------
 
 
-def test_a_dead_server_costs_half_a_second() -> None:
-    assert Inquiry(SERVER, DEAD_AFTER, begun=100.0).until() == 100.5
+SERVER = "STUN server stun:192.0.2.1:3478"
 
 
-def test_a_server_that_shows_life_has_longer() -> None:
-    inquiry = Inquiry(SERVER, DEAD_AFTER, begun=100.0, alive=True)
-    assert inquiry.until() == 100.0 + ALIVE_PATIENCE
+class Gatherer(Gathering):
+    """Asks a server that answers when the test says so, from a host candidate that has no socket."""
+
+    def __init__(self, patience: float = servers.DEAD_AFTER) -> None:
+        super().__init__(IceSettings(servers=[{"urls": "stun:192.0.2.1"}]), Any, [])
+        self.answers = asyncio.Event()
+        self.patience_of_all = patience
+
+    async def _open_hosts(self) -> None:
+        pass
+
+    def _ask(self, servers: Sequence[IceServer]) -> None:
+        super()._ask(servers)
+        for inquiry in self._inquiries:
+            inquiry.patience = self.patience_of_all
+
+    async def _query(self, inquiry: servers.Inquiry) -> None:
+        await self.answers.wait()
+        self._answered(inquiry)
 
 
-def test_after_the_first_answer_only_stragglers_are_waited_for() -> None:
-    inquiry = Inquiry(SERVER, DEAD_AFTER, begun=100.0, alive=True)
-    inquiry.answered = 100.01
-    assert inquiry.until() == pytest.approx(100.01 + STRAGGLERS)
-    inquiry.answered = 100.4
-    assert inquiry.until() == pytest.approx(101.2)
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> servers.ServerMemory:
+    made = servers.ServerMemory()
+    monkeypatch.setattr(gathering, "MEMORY", made)
+    return made
 
 
-def test_a_server_that_has_ended_is_not_waited_for() -> None:
-    assert Inquiry(SERVER, DEAD_AFTER, begun=100.0, alive=True, ended=True).until() == 100.0
+async def until_over(made: Gatherer) -> None:
+    assert made._late is not None
+    async with asyncio.timeout(20):
+        await made._late
 
 
-def test_a_dead_server_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    memory = ServerMemory()
+async def test_a_late_server_is_not_called_dead_and_the_next_link_waits_longer(
+    memory: servers.ServerMemory, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
-    memory.failed("STUN server stun:a:3478", "no answer")
-    memory.failed("STUN server stun:a:3478", "no answer")
-    assert caplog.messages == ["STUN server stun:a:3478: no answer; links are made without it"]
-    memory.answered("STUN server stun:a:3478", 0.25)
-    memory.answered("STUN server stun:a:3478", 0.25)
-    memory.failed("STUN server stun:a:3478", "no answer")
-    assert caplog.messages[1:] == [
-        "STUN server stun:a:3478 answers (after 0.25 s)",
-        "STUN server stun:a:3478: no answer; links are made without it",
-    ]
+    made = Gatherer(patience=0.0)
+    assert await made.run() == []
+    assert made.problems == [f"{SERVER}: no answer within 0.0 s"]
+    assert caplog.messages == []
+    made.answers.set()
+    await until_over(made)
+    (message,) = caplog.messages
+    assert re.fullmatch(rf"{SERVER} answers after 0\.\d\d s, too late for this link", message)
+    assert memory.patience(SERVER) >= servers.DEAD_AFTER
 
 
-def test_a_slow_server_is_waited_for_next_time() -> None:
-    memory = ServerMemory()
-    assert memory.patience("a") == DEAD_AFTER
-    memory.answered("a", 0.8)
-    assert memory.patience("a") == pytest.approx(1.2)
-    memory.answered("a", 60.0)
-    assert memory.patience("a") == ALIVE_PATIENCE
-    memory.answered("a", 0.1)
-    assert memory.patience("a") == DEAD_AFTER
+async def test_only_a_server_that_was_silent_for_all_of_its_time_is_called_dead(
+    memory: servers.ServerMemory,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gathering, "LONGEST", 0.3)
+    made = Gatherer(patience=0.0)
+    await made.run()
+    assert caplog.messages == []
+    await until_over(made)
+    assert caplog.messages == [f"{SERVER}: no answer within 0.3 s; links are made without it"]
 
 
-def test_the_memory_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
-    memory = ServerMemory()
-    for number in range(ServerMemory.ENTRIES_MAX + 1):
-        memory.failed(str(number), "no answer")
-    caplog.clear()
-    memory.failed("1", "no answer")
-    assert not caplog.messages
-    memory.failed("0", "no answer")  # forgotten
-    assert len(caplog.messages) == 1
+async def test_a_pause_of_the_process_is_nobodys_silence(
+    memory: servers.ServerMemory,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The event loop is held up for a minute after the question: the answer waits in the socket."""
+    caplog.set_level(logging.INFO)
+    made = Gatherer()
+    running = asyncio.create_task(made.run())
+    await asyncio.sleep(0)
+    loop = asyncio.get_running_loop()
+    real = loop.time
+    monkeypatch.setattr(loop, "time", lambda: real() + 60)
+    await asyncio.sleep(0.05)
+    assert not running.done()
+    made.answers.set()
+    await running
+    assert made.problems == []
+    assert caplog.messages == []
+    made.close()
+
+
+async def test_a_connection_that_is_closed_meanwhile_accuses_nobody(
+    memory: servers.ServerMemory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    made = Gatherer()
+    running = asyncio.create_task(made.run())
+    await asyncio.sleep(0)
+    made.close()
+    await running
+    assert made._late is None
+    assert caplog.messages == []
+
+
+async def test_who_may_only_be_direct_asks_no_relay(memory: servers.ServerMemory) -> None:
+    made = Gatherer()
+    relay = {"urls": "turn:192.0.2.1", "username": "u", "credential": "c"}
+    made._settings = IceSettings(servers=[relay, {"urls": "stun:192.0.2.1"}], policy="direct")
+    made.answers.set()
+    await made.run()
+    assert [str(inquiry.server) for inquiry in made._inquiries] == [SERVER]
+    made.close()
 
 
 # --- attempts side by side --------------------------------------------------------------------
