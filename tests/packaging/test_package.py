@@ -14,6 +14,7 @@ import pytest
 
 from support.installed import SUITES
 from support.machines import TOOLS, tool
+from support.prometheus_files import FOLDER
 from support.workshop import Workshop
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(1500)]
@@ -127,3 +128,5 @@ def test_examples_are_configurations(tree: Path) -> None:
     for role in ("gateway", "endpoint"):
         assert tomllib.loads((examples / f"{role}.toml").read_text())["role"] == role
     assert "CAP_NET_BIND_SERVICE" in (examples / "low-ports.conf").read_text()
+    shipped = {path.name for path in FOLDER.iterdir()}
+    assert {path.name for path in (examples / "prometheus").iterdir()} == shipped

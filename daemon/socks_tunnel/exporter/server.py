@@ -37,7 +37,13 @@ async def serve(
     done = asyncio.Event()
     state = State()
     metrics = Metrics()
-    lag = spawn("measure lag", measure_lag(metrics.observe_lag))
+
+    def observe(seconds: float) -> None:
+        metrics.observe_lag(seconds)
+        metrics.healthy.set(state.unhealthy() is None)
+        metrics.ready.set(state.unready() is None)
+
+    lag = spawn("measure lag", measure_lag(observe))
     http = HttpServer(
         "metrics",
         socket.socket(fileno=listen_fd),

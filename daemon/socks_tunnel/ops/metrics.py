@@ -91,8 +91,15 @@ class Metrics:
         # --- the instance
         self.up = gauge("up", "1 while the supervisor runs")
         self.build_info = gauge(
-            "build_info", "1, labelled with the versions that run", version=(), python=(), aiortc=()
+            "build_info",
+            "1, labelled with the role and the versions that run",
+            role=(),
+            version=(),
+            python=(),
+            aiortc=(),
         )
+        self.healthy = gauge("healthy", "1 while the supervisor speaks to the exporter (/healthz)")
+        self.ready = gauge("ready", "1 while the instance can serve (/readyz)")
         self.config_hash = gauge(
             "config_hash", "Hash of the configuration in force, without its secrets"
         )
@@ -288,14 +295,14 @@ class Metrics:
             self.files.measure = self.measure
             self.files.start()
 
-    def set_build_info(self) -> None:
+    def set_build_info(self, role: str) -> None:
         """Sets `up` and `build_info`; called by the supervisor alone."""
         import platform  # noqa: PLC0415 - these two cost each worker a megabyte
         from importlib.metadata import version  # noqa: PLC0415
 
         self.up.set(1)
         self.build_info.labels(
-            socks_tunnel.__version__, platform.python_version(), version("aiortc")
+            role, socks_tunnel.__version__, platform.python_version(), version("aiortc")
         ).set(1)
 
     def measure(self) -> None:

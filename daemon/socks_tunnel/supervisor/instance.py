@@ -257,7 +257,7 @@ class Instance:
     def _start_children(self) -> None:
         config = self.config
         metrics_directory = paths.metrics_directory(self.directory)
-        self.metrics.set_build_info()
+        self.metrics.set_build_info(config.role)
         self._figures.started(config_hash(config), time.time(), config.ice.servers)
         self.workers = [
             WorkerSlot(

@@ -220,7 +220,7 @@ def test_names_and_labels(metrics: Metrics) -> None:
     """No label is one that can hold a destination, a user or a peer."""
     harmless = {"direction", "kind", "reason", "command", "reply", "verdict", "state", "outcome"}
     harmless |= {"where", "version", "python", "aiortc", "result", "why"}
-    harmless |= {"cause", "family", "process"}
+    harmless |= {"cause", "family", "process", "role"}
     for name, metric in vars(metrics).items():
         if name in {"files", "process"}:
             continue
@@ -230,10 +230,11 @@ def test_names_and_labels(metrics: Metrics) -> None:
 
 
 def test_build_info(metrics: Metrics) -> None:
-    metrics.set_build_info()
+    metrics.set_build_info("gateway")
     [sample] = metrics.build_info.samples()
     labels = dict(zip(sample.labels[::2], sample.labels[1::2], strict=True))
     assert sample.value == 1
+    assert labels["role"] == "gateway"
     assert labels["version"].count(".") >= 1
     assert labels["aiortc"].startswith("1.")
     assert metrics.up.value == 1
