@@ -123,6 +123,8 @@ def name(pid: int) -> str:
     words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     if b"socks_tunnel_workers" in words:
         return "worker"
+    if b"socks_tunnel.nursery" in words:
+        return "nursery"
     return "exporter" if b"socks_tunnel.exporter" in words else "supervisor"
 
 

@@ -80,7 +80,8 @@ def test_the_printed_line_works_and_ctrl_c_leaves_nothing(start: Start) -> None:
     process = start()
     assert b"It works" in process.fetch()
     children = list(descendants(process.pid))
-    assert len(children) == 2 + 2 * (len(os.sched_getaffinity(0)) + 1)
+    # Two supervisors, each with its workers, an exporter and a nursery.
+    assert len(children) == 2 + 2 * (len(os.sched_getaffinity(0)) + 2)
     (directory,) = process.temporary.iterdir()
     socket_path = directory / "run-gateway" / "control.sock"
     assert f"status --socket {socket_path}" in process.output.read_text()

@@ -289,7 +289,7 @@ def test_no_child_outlives_a_killed_supervisor(hosts: Hosts, target: tuple[str, 
     with hosts.connect(target) as sock:
         assert echoes(sock)
         children = list(descendants(hosts.gateway.pid))
-        assert len(children) == 3
+        assert len(children) == 4  # two workers, the exporter, and the nursery
         hosts.gateway.killed = True
         hosts.gateway.popen.kill()
         hosts.gateway.popen.wait()

@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 _log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 OOM_SCORE_RAISE: Final = 500
 """How much more of the memory, in thousandths, a child seems to use than it does when the kernel
@@ -34,6 +35,17 @@ def die_with_parent(expected_parent: int | None = None) -> None:
         raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
     if expected_parent is not None and os.getppid() != expected_parent:
         raise SystemExit(1)
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of its descendants whose own parent ends.
+
+    Raises :class:`OSError`.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(number)}")
 
 
 def die_before_parent() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -21,18 +20,15 @@ from socks_tunnel.protocol.ipc import (
     ReadyState,
     Reload,
 )
+from socks_tunnel.supervisor.launching import PYTHON, Launcher
 from socks_tunnel.supervisor.listeners import Listener
 from socks_tunnel.supervisor.processes import Slot
 from socks_tunnel.supervisor.router import Router, WorkerRoutes
 
 _log = logging.getLogger(__name__)
 
-# -P: whatever lies in the working directory is not imported.
-# faulthandler: a child that hangs is aborted with SIGABRT, and then shows where it was.
-_PYTHON: Final = (sys.executable, "-P", "-X", "faulthandler", "-m")
-
-WORKER_COMMAND: Final = (*_PYTHON, "socks_tunnel_workers")
-EXPORTER_COMMAND: Final = (*_PYTHON, "socks_tunnel.exporter")
+WORKER_COMMAND: Final = (*PYTHON, "socks_tunnel_workers")
+EXPORTER_COMMAND: Final = (*PYTHON, "socks_tunnel.exporter")
 
 METRICS_VARIABLE: Final = "SOCKS_TUNNEL_METRICS_DIR"
 """Tells a worker where the files of its metrics are."""
@@ -60,8 +56,9 @@ class WorkerSlot(Slot):
         configuration: Callable[[], Configure],
         on_unbootable: Callable[[str, int | None], None],
         command: Sequence[str] = WORKER_COMMAND,
+        launcher: Launcher | None = None,
     ) -> None:
-        super().__init__(f"worker {index}")
+        super().__init__(f"worker {index}", launcher=launcher)
         self.index = index
         self.drained = asyncio.Event()
         """Set when a worker that was told to drain has no flow left, or has died."""
@@ -217,8 +214,9 @@ class ExporterSlot(Slot):
         log: Log,
         hosts: Sequence[str] = (),
         command: Sequence[str] = EXPORTER_COMMAND,
+        launcher: Launcher | None = None,
     ) -> None:
-        super().__init__("the exporter", boot_attempts=None)
+        super().__init__("the exporter", boot_attempts=None, launcher=launcher)
         self._listener = listener
         self._hosts = hosts
         self._metrics_directory = metrics_directory

@@ -49,6 +49,7 @@ from socks_tunnel.supervisor.children import (
 from socks_tunnel.supervisor.config_figures import ConfigFigures, config_hash
 from socks_tunnel.supervisor.control import ControlError, ControlServer, caller
 from socks_tunnel.supervisor.dialler import GatewayLinks
+from socks_tunnel.supervisor.launching import Exec, Launcher, Nursery
 from socks_tunnel.supervisor.links import Links, software
 from socks_tunnel.supervisor.listeners import (
     Address,
@@ -139,6 +140,7 @@ class Instance:
         self.exporter: ExporterSlot | None = None
         self._worker_command = worker_command
         self._exporter_command = exporter_command
+        self._nursery = Nursery()
         self._listeners: list[Listener] = []
         self._metrics_listener: Listener | None = None
         self._control = ControlServer(paths.control_socket(directory), self._answer)
@@ -270,6 +272,7 @@ class Instance:
                 configuration=lambda: self._worker_configuration(self.config),
                 on_unbootable=self._worker_cannot_boot,
                 command=self._worker_command,
+                launcher=self._launcher(self._worker_command, WORKER_COMMAND),
             )
             for index in range(self.router.worker_count)
         ]
@@ -280,6 +283,7 @@ class Instance:
                 log=config.log,
                 hosts=config.metrics.hosts,
                 command=self._exporter_command,
+                launcher=self._launcher(self._exporter_command, EXPORTER_COMMAND),
             )
         for slot in self._slots():
             slot.start()
@@ -292,6 +296,9 @@ class Instance:
             self._background.append(
                 spawn("watchdog", self._feed_watchdog(self.notifier.watchdog_interval))
             )
+
+    def _launcher(self, command: Sequence[str], ours: Sequence[str]) -> Launcher:
+        return self._nursery if command == ours else Exec()
 
     def _worker_cannot_boot(self, reason: str, status: int | None) -> None:
         if not self._unbootable.done():
@@ -573,6 +580,7 @@ class Instance:
         else:
             # Workers first: what they say to the peers about their flows still has a link.
             await _all(slot.stop(STOP_TIMEOUT) for slot in self.workers)
+        await self._nursery.close()
         closing = spawn("close links", self.links.stop("the peer is shutting down"))
         await asyncio.wait([closing], timeout=FORCED_CLOSE_TIMEOUT if self._forced else None)
         if self.exporter is not None:

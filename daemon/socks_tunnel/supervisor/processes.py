@@ -8,13 +8,12 @@ The life of a slot, all transitions of which are in :class:`Slot`::
        |                   |
        +-----stop()--------+--> stopped
 
-Children are started by exec, each with one end of a socketpair: when this process dies, whatever
-the way, they read end-of-file and end too.
+Each child has one end of a socketpair: when this process dies, whatever the way, they read
+end-of-file and end too. How one is started is the launcher's matter.
 """
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ from socks_tunnel.protocol.ipc import (
     Shutdown,
 )
 from socks_tunnel.supervisor.backoff import Backoff
-from socks_tunnel.supervisor.environment import OWN_ENVIRONMENT
+from socks_tunnel.supervisor.launching import Exec, Launcher, Process
 
 _log = logging.getLogger(__name__)
 
@@ -68,9 +67,9 @@ class Slot:
     """A place in the process table. Subclasses say what is run and what its frames mean.
 
     `name` is for logs ("worker 1"). `restarts` counts how often the process had to be started
-    again; `boot_attempts` how often it may die before it was ever ready (None: for ever). The child
-    may be anything that speaks the IPC framing: `hello` with its pid first, later
-    `ready`, and `pong` to each `ping`.
+    again; `boot_attempts` how often it may die before it was ever ready (None: for ever).
+    `launcher` starts it, by default by exec. The child may be anything that speaks the IPC framing:
+    `hello` with its pid first, later `ready`, and `pong` to each `ping`.
 
     This class has many methods because subclasses say what each step of a life means for them.
     """
@@ -82,6 +81,7 @@ class Slot:
         first_delay: float = 0.2,
         longest_delay: float = 10.0,
         boot_attempts: int | None = BOOT_ATTEMPTS,
+        launcher: Launcher | None = None,
     ) -> None:
         self.name = name
         self.state: SlotState = "starting"
@@ -95,7 +95,8 @@ class Slot:
         self._backoff = Backoff(first_delay, longest_delay)
         self._boot_attempts = boot_attempts
         self._boot_failures = 0
-        self._process: asyncio.subprocess.Process | None = None
+        self._launcher = launcher or Exec()
+        self._process: Process | None = None
         self._stopping = asyncio.Event()
         self._boot_ticks = 0
         self._pings_sent = 0
@@ -283,15 +284,10 @@ class Slot:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                env = {k: v for k, v in os.environ.items() if k not in OWN_ENVIRONMENT}
-                process = await asyncio.create_subprocess_exec(
-                    *self.command(theirs.fileno()),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    env=env | self.environment(),
-                    pass_fds=(theirs.fileno(), *self.inherited_fds()),
-                    # Out of the terminal's process group: Ctrl-C is for the supervisor, which
-                    # then drains.
-                    start_new_session=True,
+                process = await self._launcher.start(
+                    self.command(theirs.fileno()),
+                    (theirs.fileno(), *self.inherited_fds()),
+                    self.environment(),
                 )
         except BaseException:
             ours.close()

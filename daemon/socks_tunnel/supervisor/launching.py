@@ -1,0 +1,224 @@
+"""How a child of the supervisor is started: by exec, or forked from a nursery.
+
+Both give a process that is a child of this one, with the same command line, environment and
+descriptors. See :mod:`socks_tunnel.nursery`.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+from socks_tunnel.nursery import FDS_PER_MESSAGE, ORDER_MAX, ROOM
+from socks_tunnel.ops.process import adopt_orphans
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.supervisor.environment import OWN_ENVIRONMENT
+
+# -P: whatever lies in the working directory is not imported.
+# faulthandler: a child that hangs is aborted with SIGABRT, and then shows where it was.
+PYTHON: Final = (sys.executable, "-P", "-X", "faulthandler", "-m")
+
+PRELOADED: Final = (
+    "uvloop",
+    "argparse",
+    "socks_tunnel.ops.logging",
+    "socks_tunnel.exporter.server",
+    "socks_tunnel_workers.worker",
+)
+"""What a nursery imports, once for all children."""
+
+ANSWER_TIMEOUT: Final = 60.0
+"""Seconds that a nursery has for an order; the first one waits for the imports."""
+
+END_TIMEOUT: Final = 5.0
+"""Seconds that a nursery which has closed its socket has to end."""
+
+
+class Process(Protocol):
+    """A child of this process; :class:`asyncio.subprocess.Process` is one."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status, negative for a signal; None while it runs."""
+
+    def send_signal(self, signal: int) -> None:
+        """Sends it a signal. Raises :class:`ProcessLookupError` if it has ended."""
+
+    async def wait(self) -> int:
+        """Waits for its end; returns its exit status."""
+
+
+class Launcher(Protocol):
+    """What starts a child."""
+
+    async def start(
+        self, command: Sequence[str], fds: Sequence[int], environment: Mapping[str, str]
+    ) -> Process:
+        """Starts `command` with `fds` under the same numbers, and `environment` besides ours.
+
+        Raises :class:`OSError`.
+        """
+
+
+class Exec:
+    """Starts each child as a program of its own."""
+
+    async def start(
+        self, command: Sequence[str], fds: Sequence[int], environment: Mapping[str, str]
+    ) -> Process:
+        """As :meth:`Launcher.start`."""
+        env = {k: v for k, v in os.environ.items() if k not in OWN_ENVIRONMENT}
+        return await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            env={**env, **environment},
+            pass_fds=fds,
+            # Out of the terminal's process group: Ctrl-C is for the supervisor, which then drains.
+            start_new_session=True,
+        )
+
+
+class Nursery:
+    """Has each child forked from a process that has imported what children need.
+
+    That process is started with the first child, and again if it has ended.
+    """
+
+    def __init__(self, preloaded: Sequence[str] = PRELOADED) -> None:
+        self._preloaded = preloaded
+        self._process: Process | None = None
+        self._socket: socket.socket | None = None
+        self._orders = asyncio.Lock()
+        self._closed = False
+
+    @property
+    def pid(self) -> int | None:
+        """The process from which children are forked, if there is one."""
+        return None if self._process is None else self._process.pid
+
+    async def start(
+        self, command: Sequence[str], fds: Sequence[int], environment: Mapping[str, str]
+    ) -> Process:
+        """As :meth:`Launcher.start`; `command` runs a module of Python."""
+        async with self._orders:
+            if self._closed:
+                raise OSError("no child is started any more")
+            try:
+                async with asyncio.timeout(ANSWER_TIMEOUT):
+                    answer = await self._order(command, fds, environment)
+            except BaseException as error:
+                # What it answers now would be taken for the answer to the next order.
+                ending = await self._end(END_TIMEOUT if isinstance(error, ConnectionError) else 0)
+                if isinstance(error, OSError):
+                    raise OSError(f"the nursery {ending} ({error})") from None
+                raise
+        number = int(answer)
+        if number < 0:
+            raise OSError(-number, os.strerror(-number))
+        return Forked(number)
+
+    async def _order(
+        self, command: Sequence[str], fds: Sequence[int], environment: Mapping[str, str]
+    ) -> bytes:
+        """Gives an order and returns the answer. Raises :class:`OSError`."""
+        variables = [f"{name}={value}" for name, value in environment.items()]
+        parts = [",".join(map(str, fds)), str(len(variables)), *variables, *command]
+        order = "\0".join(parts).encode("utf-8", "surrogateescape")
+        if len(order) > ORDER_MAX:
+            raise OSError(f"a command line of {len(order)} bytes is too long")
+        sock = self._socket
+        # Sending never waits: the nursery has taken all there was before it answered.
+        if sock is not None:
+            try:
+                sock.send(order)
+            except BrokenPipeError:
+                await self._end()  # it has ended meanwhile: another takes its place
+                sock = None
+        if sock is None:
+            sock = self._socket = await self._boot()
+            sock.send(order)
+        for start in range(0, len(fds), FDS_PER_MESSAGE):
+            socket.send_fds(sock, [b"\0"], list(fds[start : start + FDS_PER_MESSAGE]))
+        answer = await asyncio.get_running_loop().sock_recv(sock, 64)
+        if not answer:
+            raise ConnectionResetError("it closed its socket")
+        return answer
+
+    async def close(self) -> None:
+        """Ends the nursery; its children live on. Whoever waits for a child gets OSError."""
+        self._closed = True
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGKILL)
+        async with self._orders:
+            await self._end()
+
+    async def _boot(self) -> socket.socket:
+        adopt_orphans()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            command = (*PYTHON, "socks_tunnel.nursery", str(theirs.fileno()), "-" * ROOM)
+            try:
+                self._process = await Exec().start(command, (theirs.fileno(),), {})
+            except BaseException:
+                ours.close()
+                raise
+        if self._closed:  # meanwhile
+            ours.close()
+            raise OSError("no child is started any more")
+        ours.setblocking(False)
+        ours.send(",".join(self._preloaded).encode())
+        return ours
+
+    async def _end(self, grace: float = 0) -> str:
+        """Ends the process, if there is one and it does not end in `grace` seconds by itself.
+
+        Returns how it ended.
+        """
+        process, self._process = self._process, None
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            sock.close()
+        if process is None:
+            return "did not start"
+        ended = spawn("the nursery ends", process.wait())
+        await asyncio.wait([ended], timeout=grace)
+        if process.returncode is None:
+            process.send_signal(signal.SIGKILL)
+        status = await ended
+        return f"ended with status {status}" if status >= 0 else f"was killed by signal {-status}"
+
+
+class Forked:
+    """A child that this process has not started itself, but may wait for."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[int] = self._loop.create_future()
+        self._fd = os.pidfd_open(pid)
+        self._loop.add_reader(self._fd, self._reap)
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
+        _, status = os.waitpid(self.pid, 0)
+        self.returncode = os.waitstatus_to_exitcode(status)
+        self._ended.set_result(self.returncode)
+
+    def send_signal(self, signal: int) -> None:
+        """Sends it a signal. Raises :class:`ProcessLookupError` if it has ended."""
+        if self.returncode is not None:
+            raise ProcessLookupError(self.pid)
+        os.kill(self.pid, signal)
+
+    async def wait(self) -> int:
+        """Waits for its end; returns its exit status."""
+        return await asyncio.shield(self._ended)
