@@ -69,7 +69,8 @@ def test_what_it_depends_on(tree: Path, suite: str) -> None:
     assert f"python{PYTHONS[suite]}" in depends
     assert "python3-" not in depends  # its libraries are its own
     assert (tree / "DEBIAN" / "conffiles").read_text().split() == [
-        "/etc/needrestart/conf.d/socks-tunnel.conf"
+        "/etc/logrotate.d/socks-tunnel",
+        "/etc/needrestart/conf.d/socks-tunnel.conf",
     ]
 
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from support import audit_records
+
 T = TypeVar("T")
 
 _numbers = itertools.count()
@@ -126,6 +128,7 @@ class Observed:
         """Assert that the log shows no bug."""
         for line in self.log_text().splitlines():
             assert not _BUGS.search(line), f"{self.name}: {line}\n{self.tail(200)}"
+        audit_records.check(self.log_text())
 
     def children(self, containing: str = "") -> list[int]:
         """Ids of its descendants whose command line contains a text, lowest first."""

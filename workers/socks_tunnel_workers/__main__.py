@@ -11,8 +11,8 @@ from pathlib import Path
 import uvloop
 
 from socks_tunnel.ipc.stream import connect
+from socks_tunnel.ops import audit_file, metrics
 from socks_tunnel.ops import logging as ops_logging
-from socks_tunnel.ops import metrics
 from socks_tunnel.ops.process import die_before_parent, die_with_parent
 from socks_tunnel.ops.tasks import measure_lag, spawn
 from socks_tunnel_workers.worker import Worker
@@ -60,5 +60,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     result = main()
+    audit_file.close()
     ops_logging.shutdown()
     os._exit(result)  # a name look-up that still waits in a thread must not hold up the exit

@@ -19,7 +19,10 @@ from socks_tunnel.protocol.settings import WorkerSettings
 logger = logging.getLogger(__name__)
 
 NOTICE_SECONDS: Final = 10.0
-"""At most one warning of a kind is logged in this time. The metrics count what happens."""
+"""The same warning is logged once in this time; then it is said how many more there were."""
+
+NOTICES_MAX: Final = 20
+"""Different warnings of one kind that are logged in that time: no stranger fills the log."""
 
 
 class Settings:
@@ -86,23 +89,75 @@ class Counters:
 
 
 class Notices:
-    """Warnings for the operator, at most one of a kind in :data:`NOTICE_SECONDS`.
+    """Warnings for the operator. Each is logged when it first occurs; its repetitions are counted.
 
-    `clock` returns seconds on any monotonic clock.
+    Of a kind, the same sentence is logged once in :data:`NOTICE_SECONDS`, and at most
+    :data:`NOTICES_MAX` different ones; how many more there were is said after that. `clock` returns
+    seconds on any monotonic clock.
     """
 
-    __slots__ = ("_clock", "_logged")
+    __slots__ = ("_clock", "_kinds")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._logged: dict[str, float] = {}
+        self._kinds: dict[str, _Repetition] = {}
 
     def warn(self, kind: str, message: str, *args: object) -> None:
-        """Logs a warning, unless one of this kind was logged a moment ago."""
+        """Logs a warning, unless the same was logged a moment ago."""
         now = self._clock()
-        if now - self._logged.get(kind, -NOTICE_SECONDS) >= NOTICE_SECONDS:
-            self._logged[kind] = now
+        repetition = self._kinds.get(kind)
+        if repetition is not None and now - repetition.since >= NOTICE_SECONDS:
+            repetition.tell()
+            repetition = None
+        if repetition is None:
+            repetition = self._kinds[kind] = _Repetition(now)
+        if repetition.first(message % args):
             logger.warning(message, *args)
+
+    def flush(self) -> None:
+        """Says how often what was logged a while ago has been repeated; called each second."""
+        now = self._clock()
+        for kind, repetition in list(self._kinds.items()):
+            if now - repetition.since >= NOTICE_SECONDS:
+                repetition.tell()
+                del self._kinds[kind]
+
+
+class _Repetition:
+    """What was said of one kind of warning since a moment."""
+
+    __slots__ = ("_more", "_others", "since")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self._more: dict[str, int] = {}
+        self._others = 0
+
+    def first(self, sentence: str) -> bool:
+        """Whether a sentence is to be logged; if not, it is counted."""
+        if sentence in self._more:
+            self._more[sentence] += 1
+        elif len(self._more) < NOTICES_MAX:
+            self._more[sentence] = 0
+            return True
+        else:
+            self._others += 1
+        return False
+
+    def tell(self) -> None:
+        """Logs what was only counted."""
+        for sentence, count in self._more.items():
+            if count:
+                logger.warning(
+                    "%d more like this within %.0f s: %s", count, NOTICE_SECONDS, sentence
+                )
+        if self._others:
+            logger.warning(
+                "%d more of this kind, about other things, within %.0f s: %s",
+                self._others,
+                NOTICE_SECONDS,
+                next(iter(self._more)),
+            )
 
 
 class Charge:

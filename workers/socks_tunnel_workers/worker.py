@@ -17,6 +17,7 @@ from functools import partial
 from typing import Final
 
 from socks_tunnel.ipc.stream import Channel
+from socks_tunnel.ops import audit_file
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol.addresses import HostPort
@@ -260,6 +261,12 @@ class Worker(Channel):
         for session in self.sessions.values():
             session.flows.limit = limits.flows_per_worker
         ops_logging.set_level(self.settings.config.log.level)
+        try:
+            audit_file.use(self.settings.config.audit.file, f"worker-{self.index}")
+        except OSError as error:  # the supervisor could: it has changed since
+            logger.error(  # noqa: TRY400 - the sentence says it all
+                "worker %d writes no audit file: %s", self.index, error
+            )
 
     def _listener(
         self, sock: socket.socket, kind: str, target: HostPort | None
@@ -325,6 +332,7 @@ class Worker(Channel):
             self.counters.drop("queue-full", scheduler.overflowed)
             scheduler.expired = scheduler.overflowed = 0
         self.counters.export(self.metrics, gateway=gateway)
+        self.notices.flush()
         metrics = self.metrics
         metrics.buffered_bytes.labels("worker").set(self.memory.used)
         metrics.buffered_bytes.labels("ipc-worker").set(self.buffered)

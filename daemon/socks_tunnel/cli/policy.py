@@ -1,13 +1,21 @@
 """Commands that ask the access policy."""
 
+import json
 import socket
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import click
 
-from socks_tunnel.cli.asking import complete_peer
+from socks_tunnel.cli.asking import ask, complete_peer, control_socket_if_any, of_instance
 from socks_tunnel.cli.frame import FILE_PATH, Failure, Unavailable
+from socks_tunnel.client.policy_diff import Change, Comparison, Side
+from socks_tunnel.client.selecting import flow_name
 from socks_tunnel.config import loader
+from socks_tunnel.config.settings import Config
+from socks_tunnel.ops.audit_reading import oldest_first, records
 from socks_tunnel.protocol.addresses import HostPort, IPAddress, canonical_host, parse_ip
 from socks_tunnel.protocol.policies import build_policies
 from socks_tunnel.protocol.policy import Decision, Policy, Verdict
@@ -52,6 +60,117 @@ def policy_test(
         return
     if not _explain(rules, destination, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM):
         ctx.exit(Failure.exit_code)
+
+
+# --- diff ---------------------------------------------------------------------------------------
+
+
+@policy.command("diff")
+@click.argument("old", type=FILE_PATH)
+@click.argument("new", type=FILE_PATH)
+@of_instance
+@click.option(
+    "--audit",
+    "audit_files",
+    type=FILE_PATH,
+    multiple=True,
+    metavar="FILE",
+    help="Audit records, or a log with them. Default: audit.file of OLD, and its rotated copies.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def policy_diff(
+    ctx: click.Context,
+    old: Path,
+    new: Path,
+    instance: str | None,
+    socket_path: Path | None,
+    audit_files: Sequence[Path],
+    *,
+    as_json: bool,
+) -> None:
+    """Say what the policies of NEW would change, where those of OLD are in force.
+
+    It looks at the open flows of the running instance and at the destinations that were asked for
+    in the last day. Names are looked up, with this host's resolver, only if they alone do not
+    decide. Exits with 1 if something would change.
+    """
+    before, after = loader.load(old), loader.load(new)
+    comparison = Comparison(_side(before), _side(after), _addresses_of)
+    _compare_flows(comparison, control_socket_if_any(instance, socket_path))
+    _compare_records(comparison, audit_files, before)
+    changes = comparison.changes()
+    if as_json:
+        click.echo(json.dumps([_as_json(change) for change in changes], indent=2))
+    else:
+        _print_changes(comparison, changes)
+    ctx.exit(Failure.exit_code if changes else 0)
+
+
+def _side(config: Config) -> Side:
+    return Side(build_policies(config), frozenset(peer.name for peer in config.peers))
+
+
+def _compare_flows(comparison: Comparison, path: Path | None) -> None:
+    if path is None:
+        click.echo("no instance runs on this host: no open flow is looked at", err=True)
+        return
+    for row in ask(None, path, {"op": "connections"}):
+        comparison.flow(row)
+
+
+def _compare_records(comparison: Comparison, files: Sequence[Path], config: Config) -> None:
+    if not files:
+        if config.audit.file is None:
+            click.echo(
+                "there is no audit.file: name a log with --audit, such as the output of "
+                "journalctl --since=-1day --output=cat --unit=socks-tunnel@NAME",
+                err=True,
+            )
+        else:
+            files = oldest_first(config.audit.file)
+    since = datetime.now(UTC) - timedelta(days=1)
+    for file in files:
+        try:
+            for record in records(file):
+                comparison.record(record, since)
+        except OSError as error:
+            raise Failure(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _as_json(change: Change) -> dict[str, Any]:
+    return {
+        "peer": change.peer,
+        "destination": str(change.destination),
+        "before": {"verdict": change.before.verdict, "rule": change.before.rule},
+        "after": {"verdict": change.after.verdict, "rule": change.after.rule},
+        "flows": [flow_name(row) for row in change.flows],
+        "times": change.times,
+    }
+
+
+def _print_changes(comparison: Comparison, changes: Sequence[Change]) -> None:
+    click.echo(f"{len(changes)} of {comparison.compared} destinations change")
+    for change in changes:
+        click.echo(f"{change.destination} for {change.peer}: {change.before} -> {change.after}")
+        if change.times:
+            click.echo(f"  asked for {change.times} times in the last day")
+        for row in change.flows:
+            click.echo(f"  open: {flow_name(row)} of {row['client']}, for {row['seconds']:.0f} s")
+    if comparison.associations:
+        click.echo(
+            f"{comparison.associations} UDP associations are open; their datagrams are judged one "
+            "by one"
+        )
+    if comparison.left_out:
+        click.echo(f"{comparison.left_out} further requests were not looked at")
+
+
+def _addresses_of(destination: HostPort) -> list[IPAddress]:
+    try:
+        return _resolve(destination, socket.SOCK_STREAM)
+    except Unavailable:
+        return []
 
 
 def _explain(rules: Policy, destination: HostPort, kind: socket.SocketKind) -> bool:

@@ -4,6 +4,7 @@ from typing import Any
 
 from socks_tunnel.config.settings import Config, PolicyRules
 from socks_tunnel.protocol.settings import (
+    AuditSettings,
     LogSettings,
     PeerSettings,
     RuleSettings,
@@ -28,6 +29,7 @@ def worker_settings(config: Config) -> WorkerSettings:
         targets=config.targets,
         limits=config.limits,
         log=LogSettings(level=config.log.level),
+        audit=AuditSettings(file=str(config.audit.file or "")),
         peers=tuple(PeerSettings(name=peer.name, policy=peer.policy) for peer in config.peers),
         policy=None if config.policy is None else _rules(config.policy),
         policies={name: _rules(table) for name, table in config.policies.items()},

@@ -423,6 +423,13 @@ class Log(Table):
     format: Literal["auto", "journal", "json", "text"] = "auto"
 
 
+class Audit(Table):
+    """`[audit]`: who has reached what."""
+
+    file: OptionalFilePath = None
+    """Audit records are appended to it too, a JSON object in each line. None: the log only."""
+
+
 class Signaling(Table):
     """`[signaling]`: where an endpoint takes offers."""
 
@@ -472,6 +479,7 @@ class ConfigFile(Table):
     limits: Limits = Limits()
     metrics: Metrics = Metrics()
     log: Log = Log()
+    audit: Audit = Audit()
 
 
 class Config(ConfigFile):

@@ -147,6 +147,13 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Audit:
+    """`[audit]`."""
+
+    file: Path | None
+
+
+@dataclass(frozen=True, slots=True)
 class Signaling:
     """`[signaling]`."""
 
@@ -185,6 +192,7 @@ class Config:
     limits: Limits
     metrics: Metrics
     log: Log
+    audit: Audit
     source: Path
     users: Mapping[str, str] = field(repr=False)
 

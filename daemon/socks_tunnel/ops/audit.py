@@ -6,10 +6,22 @@ The field names are the same in every record and are part of the interface to lo
 """
 
 import logging
+from typing import Final
 
 from socks_tunnel.protocol.addresses import HostPort
 
 LOGGER_NAME = "socks_tunnel.audit"
+
+DECISION: Final = "policy decision"
+FLOW_END: Final = "flow ended"
+KILLED: Final = "flow killed"
+DROPPED: Final = "audit records dropped"
+
+MESSAGES: Final = (DECISION, FLOW_END, KILLED, DROPPED)
+"""What a record is about; audit.schema.json beside this file has the fields of each."""
+
+NUMBERS: Final = frozenset({"flow", "up", "down", "uid", "killer", "count"})
+"""Fields that are whole numbers; `seconds` is a number too, all others are texts."""
 
 _log = logging.getLogger(LOGGER_NAME)
 
@@ -30,7 +42,7 @@ def decision(
     resolves no names, "resolve"; `rule` is the text of the rule that decided.
     """
     _log.info(
-        "policy decision",
+        DECISION,
         extra={
             "fields": {
                 "peer": peer,
@@ -65,7 +77,7 @@ def flow_end(
     if destination:
         fields["destination"] = str(destination)
     fields |= {"up": up, "down": down, "seconds": round(seconds, 3), "reason": reason}
-    _log.info("flow ended", extra={"fields": fields})
+    _log.info(FLOW_END, extra={"fields": fields})
 
 
 def killed(*, peer: str, conn_id: int, command: str, destination: str, uid: int, pid: int) -> None:
@@ -73,4 +85,4 @@ def killed(*, peer: str, conn_id: int, command: str, destination: str, uid: int,
     fields: dict[str, object] = {"peer": peer, "flow": conn_id, "command": command}
     if destination:
         fields["destination"] = destination
-    _log.info("flow killed", extra={"fields": {**fields, "uid": uid, "killer": pid}})
+    _log.info(KILLED, extra={"fields": {**fields, "uid": uid, "killer": pid}})

@@ -59,7 +59,7 @@ _ESCAPES: Final = {
 # Printable ASCII without space, quote, equals sign and backslash needs no quotes as a value.
 _PLAIN: Final = re.compile(r"[!#-<>-\[\]-~]+")
 
-_handler: "_QueueHandler | None" = None
+_handler: "QueueHandler | None" = None
 
 
 def setup(
@@ -78,7 +78,7 @@ def setup(
     """
     global _handler  # noqa: PLW0603 - logging is a property of the process
     if _handler is None:
-        _handler = _QueueHandler(fd)
+        _handler = QueueHandler(fd)
         atexit.register(shutdown)
         # Of no use in our lines, and half of a record's cost (logging HOWTO, "Optimization").
         logging._srcfile = None  # noqa: SLF001 - as documented there
@@ -184,8 +184,11 @@ class _JournalFormatter(_Formatter):
         return "\n".join(prefix + line for line in (first, *self._traceback(record)))
 
 
-class _JsonFormatter(_Formatter):
+class JsonFormatter(_Formatter):
+    """One object in a line; the fields are keys of their own."""
+
     def format(self, record: logging.LogRecord) -> str:
+        """Returns the line of a record."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -204,11 +207,11 @@ class _JsonFormatter(_Formatter):
 _FORMATTERS: Final[dict[str, type[_Formatter]]] = {
     "text": _TextFormatter,
     "journal": _JournalFormatter,
-    "json": _JsonFormatter,
+    "json": JsonFormatter,
 }
 
 
-class _QueueHandler(logging.Handler):
+class QueueHandler(logging.Handler):
     """Formats in the calling thread, and lets a thread of its own write.
 
     Lines are written in groups of at most PIPE_BUF bytes, which a pipe takes as one (pipe(7)):
@@ -228,6 +231,7 @@ class _QueueHandler(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Formats a record and puts it into the queue, or counts it where that is full."""
         try:
             line = self._encode(record)
         except Exception:  # noqa: BLE001 - a bad logging call is reported, and never fails its caller
@@ -243,6 +247,7 @@ class _QueueHandler(logging.Handler):
             self._changed.notify()
 
     def close(self) -> None:
+        """Waits until what was put into the queue is written, for a moment at most."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -290,11 +295,13 @@ class _QueueHandler(logging.Handler):
 
     def _tell_dropped(self) -> None:
         """Puts a line where those that were dropped would be."""
-        sentence = "%d log lines were dropped: standard error is not read fast enough"
-        args = (self._dropped,)
-        record = logging.LogRecord(__name__, logging.WARNING, __file__, 0, sentence, args, None)
+        record = self._dropped_record(self._dropped)
         self._dropped = 0
         self._enqueue(self._encode(record))
+
+    def _dropped_record(self, count: int) -> logging.LogRecord:
+        sentence = "%d log lines were dropped: standard error is not read fast enough"
+        return logging.LogRecord(__name__, logging.WARNING, __file__, 0, sentence, (count,), None)
 
     def _enqueue(self, line: bytes) -> None:
         self._lines.append(line)

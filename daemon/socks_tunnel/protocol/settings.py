@@ -56,6 +56,13 @@ class LogSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditSettings:
+    """`[audit]`: the file for audit records, besides the log; "": none."""
+
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class PeerSettings:
     """A peer, and which of the policies holds for its flows; None: the default one."""
 
@@ -83,6 +90,7 @@ class WorkerSettings:
     targets: TargetSettings = TargetSettings()
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
+    audit: AuditSettings = AuditSettings()
     peers: tuple[PeerSettings, ...] = ()
     policy: RuleSettings | None = None
     policies: Mapping[str, RuleSettings] = field(default_factory=dict)
@@ -90,7 +98,7 @@ class WorkerSettings:
 
     def to_map(self) -> dict[str, Any]:
         """Returns the form that an IPC frame carries. Thousands of peers take a millisecond."""
-        tables = ("socks", "targets", "limits", "log")
+        tables = ("socks", "targets", "limits", "log", "audit")
         return {
             "role": self.role,
             "udp_filtering": self.udp_filtering,
@@ -119,6 +127,7 @@ class WorkerSettings:
                 targets=_restored(TargetSettings, values["targets"]),
                 limits=_restored(LimitSettings, values["limits"]),
                 log=_restored(LogSettings, values["log"]),
+                audit=_restored(AuditSettings, values["audit"]),
                 peers=tuple(PeerSettings(name, policy) for name, policy in values["peers"]),
                 policy=None if policy is None else _restored(RuleSettings, policy),
                 policies={

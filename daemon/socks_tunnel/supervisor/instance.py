@@ -27,7 +27,7 @@ from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.for_workers import dump
 from socks_tunnel.config.reading import read as read_configuration
 from socks_tunnel.config.settings import Config, listener_text
-from socks_tunnel.ops import audit
+from socks_tunnel.ops import audit, audit_file
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.ops.notify import Notifier
@@ -488,6 +488,7 @@ class Instance:
                     read, config, waiting, fields = await asyncio.to_thread(self._read_again)
                     number = await asyncio.to_thread(config_hash, config)
                 await self.links.prepare(read)
+                self._use_audit_file(config)
                 self._apply(config, fields)
                 self._figures.reloaded(number, time.time(), config.ice.servers)
             except ConfigError:
@@ -516,6 +517,14 @@ class Instance:
             problem = Problem(config.source, None, "", str(error))
             raise ConfigError([problem]) from None
         return read, config, waiting, dump(config)
+
+    @staticmethod
+    def _use_audit_file(config: Config) -> None:
+        try:
+            audit_file.use(str(config.audit.file or ""), "supervisor")
+        except OSError as error:
+            message = f"{config.audit.file} cannot be written: {error.strerror}"
+            raise ConfigError([Problem(config.source, None, "audit.file", message)]) from None
 
     def _apply(self, config: Config, fields: dict[str, Any]) -> None:
         self.config = config

@@ -16,6 +16,7 @@ from socks_tunnel.config import paths
 from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.reading import Reading
 from socks_tunnel.config.settings import Config
+from socks_tunnel.ops import audit_file
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.ops.process import die_with_parent, raise_descriptor_limit
@@ -74,6 +75,7 @@ def run(reading: Reading, *, private: bool = False) -> int:
     else:
         return 0
     finally:
+        audit_file.close()
         ops_logging.shutdown()
 
 
@@ -116,6 +118,7 @@ def _run(config: Config) -> None:
                 EXIT_CANNOT_CREATE,
             )
         _check_descriptors(config)
+        _open_audit_file(config)
         # The loop is not closed: that waits for threads that wait for the network.
         runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         runner.run(_run_instance(config, directory))
@@ -137,6 +140,16 @@ def _check_descriptors(config: Config) -> None:
             config.limits.flows_per_worker,
             wanted,
         )
+
+
+def _open_audit_file(config: Config) -> None:
+    try:
+        audit_file.use(str(config.audit.file or ""), "supervisor")
+    except OSError as error:
+        raise StartError(
+            f"audit.file: {config.audit.file} cannot be written: {error.strerror}",
+            EXIT_CANNOT_CREATE,
+        ) from None
 
 
 async def _run_instance(config: Config, directory: Path) -> None:

@@ -8,6 +8,7 @@ from socks_tunnel.config.settings import Config, Signaling, Socks
 
 RELOADED: Final = frozenset(
     {
+        "audit",
         "drain_timeout",
         "ice",
         "include",

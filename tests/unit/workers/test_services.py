@@ -9,6 +9,7 @@ from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol.settings import RuleSettings, WorkerSettings
 from socks_tunnel_workers.services import (
     NOTICE_SECONDS,
+    NOTICES_MAX,
     Account,
     Charge,
     Counters,
@@ -44,15 +45,52 @@ def test_counters_are_exported_once_and_by_direction() -> None:
     assert counters.totals(gateway=False)["down", "tcp"] == 7
 
 
-def test_a_notice_of_a_kind_is_logged_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_notice_is_logged_once_in_a_while_and_its_repetitions_are_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     now = 100.0
     notices = Notices(lambda: now)
-    for _ in range(3):
+
+    def logged() -> list[str]:
+        said = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return said
+
+    for _ in range(18):
         notices.warn("full", "full: %d", 1)
         notices.warn("memory", "memory: %d", 2)
+    notices.flush()
+    assert logged() == ["full: 1", "memory: 2"]
     now += NOTICE_SECONDS
-    notices.warn("full", "full: %d", 3)
-    assert [record.getMessage() for record in caplog.records] == ["full: 1", "memory: 2", "full: 3"]
+    notices.warn("full", "full: %d", 1)
+    assert logged() == ["17 more like this within 10 s: full: 1", "full: 1"]
+    notices.flush()
+    assert logged() == ["17 more like this within 10 s: memory: 2"]
+    now += NOTICE_SECONDS
+    notices.flush()
+    assert logged() == []  # there was no repetition, and nothing is left
+
+
+def test_a_repetition_hides_no_first_occurrence(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    notices = Notices(lambda: now)
+    for number in range(3):
+        for _ in range(2):
+            notices.warn("resource", "cannot connect to %d", number)
+    assert [r.getMessage() for r in caplog.records] == [f"cannot connect to {n}" for n in range(3)]
+
+
+def test_strangers_cannot_fill_the_log_with_notices(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    notices = Notices(lambda: now)
+    for number in range(NOTICES_MAX + 5):
+        notices.warn("resource", "cannot connect to %d", number)
+    assert len(caplog.records) == NOTICES_MAX
+    now = NOTICE_SECONDS
+    notices.flush()
+    assert caplog.records[-1].getMessage() == (
+        "5 more of this kind, about other things, within 10 s: cannot connect to 0"
+    )
 
 
 def test_an_account_balances_over_random_lives() -> None:

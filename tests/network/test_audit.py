@@ -1,0 +1,100 @@
+"""Audit records in a file, what a reload changes, and what `policy diff` says of that before."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from socks_tunnel.ops.audit_reading import records
+from support.audit_records import validator
+from support.hosts import TARGET_ADDRESS
+from support.processes import SOCKS_TUNNEL, wait_until
+from support.tunnels import MakeTunnel, Tunnel
+
+
+def diff(
+    tunnel: Tunnel, old: Path, new: Path, *options: str | Path
+) -> subprocess.CompletedProcess[str]:
+    control = tunnel.endpoint.runtime_directory / "control.sock"
+    command = [SOCKS_TUNNEL, "policy", "diff", old, new, "--socket", control, *options]
+    return tunnel.site.hosts.endpoint.run(*command, check=False)
+
+
+def test_a_narrower_policy(make_tunnel: MakeTunnel) -> None:
+    tunnel = make_tunnel(endpoint={"audit": {"file": "audit.jsonl"}}, foreground=True)
+    file = tunnel.homes["endpoint"].folder / "audit.jsonl"
+    port, other = tunnel.site.ports["echo"], tunnel.site.ports["hash"]
+    ends = tunnel.connect("echo")
+    stays = tunnel.connect("hash")
+    asked = tunnel.connect("echo")
+    asked.close()
+
+    def found(message: str, **fields: Any) -> list[dict[str, Any]]:
+        return [
+            record
+            for record in records(file)
+            if record["message"] == message
+            and all(record.get(key) == value for key, value in fields.items())
+        ]
+
+    wait_until(lambda: found("flow ended"), "the end of the flow that was closed")
+    assert len(found("policy decision", verdict="allowed")) == 3
+
+    # Before: what would change.
+    old = tunnel.endpoint.config
+    new = old.with_name("narrower.toml")
+    policy = "denied_ports = [25]"
+    assert policy in old.read_text()
+    new.write_text(old.read_text().replace(policy, f"denied_ports = [25, {port}]"))
+    done = diff(tunnel, old, new)
+    assert (done.returncode, done.stderr) == (1, "")
+    said = done.stdout.splitlines()
+    before = "allowed (allowed_hosts: 10.77.1.0/24)"
+    assert said[:3] == [
+        "1 of 2 destinations change",
+        f"{TARGET_ADDRESS}:{port} for laptop-17: {before} -> denied (denied_ports: {port})",
+        "  asked for 2 times in the last day",
+    ]
+    assert said[3].startswith("  open: laptop-17/")
+    assert len(said) == 4
+    as_json = json.loads(diff(tunnel, old, new, "--json").stdout)
+    assert [(c["times"], len(c["flows"])) for c in as_json] == [(2, 1)]
+    same = diff(tunnel, old, old)
+    assert (same.returncode, same.stdout) == (0, "0 of 2 destinations change\n")
+    # The log has the same records, in another form.
+    from_log = diff(tunnel, old, new, "--audit", tunnel.endpoint.log)
+    assert from_log.stdout.splitlines()[:3] == said[:3]
+
+    # And it does. The file is renamed meanwhile, as logrotate does.
+    renamed = file.with_name("audit.jsonl.1")
+    file.rename(renamed)
+    tunnel.write("endpoint", {"policy": {"denied_ports": [25, port]}})
+    tunnel.endpoint.reload()
+    ends.settimeout(30)
+    with pytest.raises(ConnectionResetError):
+        ends.recv(1)
+    wait_until(lambda: file.exists() and found("flow ended"), "the end of the forbidden flow")
+    assert len(found("policy decision", verdict="denied", rule=f"denied_ports: {port}")) == 1
+    assert len(found("flow ended", reason="not-allowed")) == 1
+    stays.sendall(b"goes on")
+    stays.shutdown(1)
+    assert stays.recv(100).startswith(b"7 ")
+    stays.close()
+    ends.close()
+    assert other != port
+    for part in (renamed, file):
+        for record in records(part):
+            validator()(record)
+
+
+def test_a_file_that_cannot_be_written(make_tunnel: MakeTunnel) -> None:
+    tunnel = make_tunnel(foreground=True)
+    tunnel.write("endpoint", {"audit": {"file": "none/audit.jsonl"}})
+    control = tunnel.endpoint.runtime_directory / "control.sock"
+    done = tunnel.site.hosts.endpoint.run(SOCKS_TUNNEL, "reload", "--socket", control, check=False)
+    assert done.returncode == 1
+    assert "the old configuration stays: " in done.stderr
+    assert "none/audit.jsonl cannot be written: No such file or directory" in done.stderr
+    assert tunnel.linked()
