@@ -33,6 +33,9 @@ class StockSctp(RTCSctpTransport):
                 handling.send(None)  # nothing beneath it suspends
                 raise AssertionError("aiortc's SCTP waits for something")
 
+    def turn_ended(self) -> None:
+        """aiortc has handed on each message by itself."""
+
     def path_mtu_exceeded(self, size: int) -> None:
         """Packets of aiortc's size fit everywhere."""
 

@@ -93,6 +93,7 @@ class Collector:
 
     def __init__(self) -> None:
         self.batches: list[list[bytes]] = []
+        self.turns = 0
         self.work: Callable[[], None] = lambda: None
 
     def receive_packets(self, packets: list[bytes]) -> None:
@@ -101,6 +102,9 @@ class Collector:
         if packets:
             self.batches.append(packets)
             self.work()
+
+    def turn_ended(self) -> None:
+        self.turns += 1
 
     def transport_writable(self) -> None:
         raise AssertionError("nothing was ever blocked")
@@ -200,6 +204,7 @@ async def test_a_repeated_record_is_delivered_once() -> None:
         taker.dtls.turn_ended()
         assert collector.packets == [bytes([number]) * 100 for number in range(4)]
         assert taker.dtls.counters.refused_records == 2
+        assert collector.turns == 1
 
 
 async def test_several_records_in_one_datagram_are_all_read() -> None:

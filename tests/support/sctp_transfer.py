@@ -57,6 +57,9 @@ class Sink:
     def sctp_drained(self, drained: list[tuple[RTCDataChannel, int]]) -> None:
         self.fill()
 
+    def sctp_turn_ended(self) -> None:
+        """Everything was counted when it came."""
+
     def sctp_failed(self, reason: str) -> None:
         self.failed.append(reason)
 

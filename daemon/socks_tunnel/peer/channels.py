@@ -93,27 +93,29 @@ def lane_of(message: bytes, lanes: int) -> int:
 class Inbox:
     """What came in one turn of the event loop, checked, until it is handed on in one batch.
 
-    `defer` is the loop's `call_soon`. A transport calls the method of the channel that a message
-    came on; text messages are `str`. :meth:`close` and :meth:`flush` belong to the transport's end.
+    `defer` is the loop's `call_soon`, or None if the transport calls :meth:`flush` at the end of
+    each turn itself. A transport calls the method of the channel that a message came on; text
+    messages are `str`. :meth:`close` and :meth:`flush` belong to the transport's end.
     """
 
-    __slots__ = ("_control", "_defer", "_flows", "_observer", "_open", "_scheduled")
+    __slots__ = ("_control", "_defer", "_flows", "_observer", "_open", "waiting")
 
     def __init__(
-        self, observer: TransportObserver, defer: Callable[[Callable[[], None]], object]
+        self, observer: TransportObserver, defer: Callable[[Callable[[], None]], object] | None
     ) -> None:
         self._observer = observer
         self._defer = defer
         self._control: list[bytes] = []
         self._flows: list[bytes] = []
-        self._scheduled = False
+        self.waiting = False
+        """Whether there is something that :meth:`flush` hands on."""
         self._open = True
 
     def from_lane(self, message: bytes | str) -> None:
         """Takes a message that came on a lane."""
         if isinstance(message, bytes) and _HEADER_SIZE <= len(message) <= MESSAGE_MAX:
             self._flows.append(message)
-            if not self._scheduled:
+            if not self.waiting:
                 self._schedule()
         else:
             self._odd(message)
@@ -126,21 +128,21 @@ class Inbox:
             self._complain("wrong-channel", f"sent a message of type {message[0]} on `{DATAGRAM}`")
         else:
             self._flows.append(message)
-            if not self._scheduled:
+            if not self.waiting:
                 self._schedule()
 
     def from_control(self, message: bytes | str) -> None:
         """Takes a message that came on `control`. One that is too short is the link's to judge."""
         if isinstance(message, bytes) and len(message) <= MESSAGE_MAX:
             self._control.append(message)
-            if not self._scheduled:
+            if not self.waiting:
                 self._schedule()
         else:
             self._odd(message)
 
     def flush(self) -> None:
         """Hands on what is there. What the observer raises goes to the caller."""
-        self._scheduled = False
+        self.waiting = False
         if self._control and self._open:
             batch, self._control = self._control, []
             self._observer.transport_control(batch)
@@ -156,8 +158,9 @@ class Inbox:
         self._flows.clear()
 
     def _schedule(self) -> None:
-        self._scheduled = True
-        self._defer(self.flush)
+        self.waiting = True
+        if self._defer is not None:
+            self._defer(self.flush)
 
     def _odd(self, message: bytes | str) -> None:
         if isinstance(message, str):

@@ -56,6 +56,8 @@ class AiortcTransport:
         self._drained = 0
         self._reporting = False
         self._dropped = 0
+        self._defer_inbox = True
+        """Whether what came is handed on by a callback of the loop, not by the subclass."""
 
     # --- what it is ---------------------------------------------------------------------------
 
@@ -84,7 +86,7 @@ class AiortcTransport:
     def attach(self, observer: TransportObserver) -> None:
         """Names the owner."""
         self._observer = observer
-        self._inbox = Inbox(observer, self._soon)
+        self._inbox = Inbox(observer, self._soon if self._defer_inbox else None)
 
     async def create_offer(self) -> str:
         """Returns the offer."""
@@ -138,7 +140,7 @@ class AiortcTransport:
     def _report(self) -> None:
         self._reporting = False
         drained, self._drained = self._drained, 0
-        if self.state == "up":
+        if drained and self.state == "up":
             self.buffered -= drained
             self._guarded(lambda: self._observer.transport_writable(drained))
 

@@ -61,6 +61,9 @@ class PacketReceiver(Protocol):
     def receive_packets(self, packets: list[bytes]) -> None:
         """Takes 1 to :data:`PACKETS_MAX` decrypted packets; nothing about them was checked."""
 
+    def turn_ended(self) -> None:
+        """Learns that no more packets are handed up in this turn of the event loop."""
+
     def path_mtu_exceeded(self, size: int) -> None:
         """Learns that a packet of `size` bytes is too long for this machine's interface."""
 
@@ -309,6 +312,7 @@ class FastDtlsTransport(RTCDtlsTransport):
             self.heard_at = time.monotonic()
         clock = time.perf_counter
         start = now = clock()
+        handed = False
         while pending:
             receiver = self._receiver
             if receiver is None or self._failure is not None:
@@ -319,6 +323,7 @@ class FastDtlsTransport(RTCDtlsTransport):
                 self._resumption = self._event_loop.call_soon(self._hand_up)
                 break
             packets = [pending.popleft() for _ in range(min(self._batch, len(pending)))]
+            handed = True
             try:
                 receiver.receive_packets(packets)
             except Exception as error:  # noqa: BLE001 - the receive task ends with it
@@ -328,6 +333,8 @@ class FastDtlsTransport(RTCDtlsTransport):
                 self._batch = max(1, self._batch // 2)
             elif now - before < CALL_SECONDS / 4:
                 self._batch = min(PACKETS_MAX, self._batch * 2)
+        if handed and self._receiver is not None:
+            self._receiver.turn_ended()
         if self._udp is not None:
             if pending:
                 self._udp.pause_reading()

@@ -186,13 +186,6 @@ class FastSctpTransport(FastAssociation):
         channel._addBufferedAmount(total)  # noqa: SLF001 - as aiortc's own transport does
         self._flush_soon()
 
-    def flush(self) -> None:
-        """Sends now what may be sent."""
-        if self._flush_handle is not None:
-            self._flush_handle.cancel()
-            self._flush_handle = None
-        self._flush(self._clock(), due=False)
-
     # --- what DTLS calls --------------------------------------------------------------------------
 
     def receive_packets(self, packets: list[bytes]) -> None:
@@ -214,10 +207,17 @@ class FastSctpTransport(FastAssociation):
 
     async def _handle_data(self, data: bytes) -> None:
         self.receive_packets([data])
+        self.turn_ended()
+
+    def turn_ended(self) -> None:
+        """Learns that no more packets come in this turn of the event loop."""
+        if self._sink is not None:
+            self._sink.sctp_turn_ended()
 
     def transport_writable(self) -> None:
         """Learns that DTLS takes packets again."""
         self._flush(self._clock(), due=False)
+        self.turn_ended()
 
     def path_mtu_exceeded(self, size: int) -> None:
         """Learns that this host refuses packets of `size` bytes without fragmentation."""
@@ -312,6 +312,7 @@ class FastSctpTransport(FastAssociation):
     def _flush_turn(self) -> None:
         self._flush_handle = None
         self._flush(self._clock(), due=False)
+        self.turn_ended()
 
     def _flush(self, now: float, *, due: bool) -> None:
         """Sends what may be sent, tells the owner what has left the queue, sets the timer."""
@@ -383,6 +384,7 @@ class FastSctpTransport(FastAssociation):
         if probe:
             self._send_probe(probe, now)
         self._flush(now, due=due)
+        self.turn_ended()
 
     def _start_probing(self) -> None:
         if getattr(self.transport, "probing_allowed", False):

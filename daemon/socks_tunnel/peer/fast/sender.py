@@ -60,7 +60,9 @@ MESSAGE_LIMIT_MAX: Final = 65_536
 """Bounds in bytes of the message size that :attr:`message_limit` asks for."""
 
 IMMEDIATE_PACKETS: Final = 8
-"""Packets of the window below which the last chunk asks for a SACK at once (RFC 7053)."""
+"""Packets of the window below which the last chunk of a message asks for a SACK at once (RFC 7053),
+if more waits than the window lets go. A lone small message does not: its SACK comes with the
+answer, or a few milliseconds later, and saves a packet and two wake-ups."""
 
 
 class Sender:
@@ -376,7 +378,11 @@ class Sender:
         join, crc, checksum = b"".join, crc32c, CHECKSUM.pack
         pick, moved, sent = scheduler.pick, scheduler.sent, recovery.sent
         last_flags = LAST
-        if self.controller.window <= IMMEDIATE_PACKETS * self.packet_size:
+        window = self.controller.window
+        if (
+            window <= IMMEDIATE_PACKETS * self.packet_size
+            and recovery.flight + scheduler.queued + self.packet_size > window
+        ):
             last_flags |= IMMEDIATE
         tsn, order = recovery.next_tsn, recovery.next_order
         end_of_bytes = self.bytes_sent

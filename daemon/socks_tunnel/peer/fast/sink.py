@@ -15,6 +15,13 @@ class SctpSink(Protocol):
     def sctp_drained(self, drained: list[tuple[RTCDataChannel, int]]) -> None:
         """Learns how many bytes of messages left the queue for good, sent or given up."""
 
+    def sctp_turn_ended(self) -> None:
+        """Learns that nothing more is said in this turn of the event loop.
+
+        It follows whatever :meth:`sctp_messages` and :meth:`sctp_drained` said, and is never called
+        from inside a call of the owner's: the owner may pass everything on now.
+        """
+
     def sctp_failed(self, reason: str) -> None:
         """Learns that the association has ended, for another reason than a call of `stop`."""
 

@@ -34,6 +34,7 @@ class FastTransport(AiortcTransport):
         congestion: CongestionName = "cubic",
     ) -> None:
         super().__init__(role, ice, name=name, lanes=lanes, make=self._make)
+        self._defer_inbox = False  # sctp_turn_ended hands on
         self._congestion: CongestionName = congestion
         self._sctp: FastSctpTransport | None = None
 
@@ -143,10 +144,18 @@ class FastTransport(AiortcTransport):
                 from_lane(message)
 
     def sctp_drained(self, drained: list[tuple[RTCDataChannel, int]]) -> None:
-        """Learns what has left the queues of channels."""
-        left = sum(size for channel, size in drained if channel is not self._control)
-        if left and self.state == "up":
-            self._left(left)
+        """Learns what has left the queues of channels; the owner is told when the turn ends."""
+        control = self._control
+        for channel, size in drained:
+            if channel is not control:
+                self._drained += size
+
+    def sctp_turn_ended(self) -> None:
+        """Hands on at once what came and what has left: SCTP calls from no call of the owner's."""
+        if self._inbox.waiting:
+            self._guarded(self._inbox.flush)
+        if self._drained:
+            self._report()
 
     def sctp_failed(self, reason: str) -> None:
         """Ends the transport."""

@@ -52,6 +52,10 @@ READ_SECONDS_MAX: Final = 0.002
 """Seconds of receiving in one turn, looked at after each call. The socket stays readable, so the
 loop comes back after everybody else had a turn: one flooded link costs another at most this."""
 
+LONE_TURNS: Final = 8
+"""Turns in which a lone datagram is taken for all that there is, after one in which it was. Asking
+for a second one would be a system call for nothing; if it is there, the loop comes back at once."""
+
 SEND_QUEUE_MAX: Final = 262_144
 """Bytes that wait for a socket that takes nothing (EAGAIN). What comes beyond is dropped and
 counted, as a full interface queue would."""
@@ -139,6 +143,7 @@ class BatchedUdpTransport(asyncio.DatagramTransport):
         self._receiver = receiver
         self._closing = False
         self._reading = False
+        self._lone_turns = 0
         self._waiting: deque[tuple[bytes, int, Address | None]] = deque()
         self._waiting_bytes = 0
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
@@ -216,12 +221,14 @@ class BatchedUdpTransport(asyncio.DatagramTransport):
         receive = self._socket.recvmsg_into
         counters = self.counters
         deadline = time.perf_counter() + READ_SECONDS_MAX
-        for _ in range(READ_CALLS_MAX):
+        for call in range(READ_CALLS_MAX):
             try:
                 size, ancillary, _, address = receive((buffer,), 64)
             except OSError as error:
                 if error.errno not in _WAIT:  # an ICMP error that was queued on the socket
                     self._protocol.error_received(error)
+                elif call == 1:
+                    self._lone_turns = LONE_TURNS
                 break
             segment = size
             for level, kind, value in ancillary:
@@ -234,6 +241,9 @@ class BatchedUdpTransport(asyncio.DatagramTransport):
             counters.received_bytes += size
             self._receiver.datagrams_received(buffer, size, segment, address)
             if not self._reading or time.perf_counter() > deadline:
+                break
+            if self._lone_turns and not call and segment == size:
+                self._lone_turns -= 1
                 break
         self._receiver.turn_ended()
 

@@ -198,7 +198,9 @@ def test_a_small_window_asks_for_sacks_at_once() -> None:
     made = sender()
     made.controller.window = 4 * SIZE
     queue(made, 100)
-    assert made.transmit(1.0)[0][13] & 8
+    assert not made.transmit(1.0)[0][13] & 8, "a lone message waits for nothing"
+    queue(made, 3 * SIZE)
+    assert made.transmit(1.0)[-1][13] & 8, "the window is used up"
     made.controller.window = 40 * SIZE
     queue(made, 100)
     assert not made.transmit(1.0)[0][13] & 8

@@ -108,8 +108,9 @@ async def test_what_has_left_is_reported_once_a_turn_without_control() -> None:
     assert control is not None
     transport.sctp_drained([(lane, 60), (control, 1000)])
     transport.sctp_drained([(lane, 40)])
-    assert owner.calls == [], "never from inside the call"
-    await turn()
+    assert owner.calls == [], "the turn is not over"
+    transport.sctp_turn_ended()
+    transport.sctp_turn_ended()
     assert owner.calls == [("writable", 100)]
     assert transport.buffered == 0
 
@@ -165,8 +166,15 @@ async def test_what_came_is_handed_on_in_one_batch_of_each_kind() -> None:
     transport.sctp_messages([(lane, b"short")])
     assert [call[0] for call in owner.calls] == ["error"]
     owner.calls.clear()
-    await turn()
-    assert owner.calls == [("control", [ping]), ("messages", [data, packet, data])]
+    transport.sctp_drained([(lane, 5)])
+    transport.sctp_turn_ended()
+    assert owner.calls == [
+        ("control", [ping]),
+        ("messages", [data, packet, data]),
+        ("writable", 5),
+    ]
+    transport.sctp_turn_ended()
+    assert len(owner.calls) == 3
 
 
 async def test_a_failed_association_ends_it_once_after_what_came() -> None:
@@ -179,6 +187,7 @@ async def test_a_failed_association_ends_it_once_after_what_came() -> None:
     assert owner.calls[-1] == ("down", "the peer sends nonsense")
     transport.sctp_messages([(lane, Data(5, b"x").encode())])
     transport.sctp_drained([(lane, 5)])
+    transport.sctp_turn_ended()
     await turn()
     assert len(owner.calls) == 3
 

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import uvloop
 
 from socks_tunnel.peer.fast import udp
 from socks_tunnel.peer.fast.udp import (
+    LONE_TURNS,
     SEGMENTED_BYTES_MAX,
     SEGMENTS_MAX,
     SEND_QUEUE_MAX,
@@ -226,6 +228,32 @@ async def test_a_paused_transport_reads_later(pair: Any) -> None:
     assert len(there.datagrams) == 1
     receiver.resume_reading()
     await there.until(lambda: len(there.datagrams) == 2)
+
+
+async def test_a_lone_datagram_is_not_asked_for_another(pair: Any) -> None:
+    sender, _, receiver, there, address = pair
+    asked: list[int] = []
+    receive = receiver._socket.recvmsg_into
+
+    def count(*arguments: Any) -> Any:
+        asked[-1] += 1
+        return receive(*arguments)
+
+    receiver._socket = SimpleNamespace(
+        recvmsg_into=count, fileno=receiver._socket.fileno, close=receiver._socket.close
+    )
+    for number in range(LONE_TURNS + 2):
+        asked.append(0)
+        sender.sendto(b"%d" % number, address)
+        await there.until(lambda number=number: len(there.datagrams) == number + 1)
+    assert asked == [2, *[1] * LONE_TURNS, 2]
+    # Datagrams of different sizes, which the kernel does not join: each gets its turn.
+    sizes = [10, 200, 30, 400, 50]
+    asked.append(0)
+    for size in sizes:
+        sender.sendto(bytes(size), address)
+    await there.until(lambda: len(there.datagrams) == LONE_TURNS + 2 + len(sizes))
+    assert [len(one) for one in there.datagrams[-len(sizes) :]] == sizes
 
 
 async def test_a_turn_of_reading_is_bounded(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
