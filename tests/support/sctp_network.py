@@ -7,6 +7,7 @@ corruption, all drawn from a seeded generator, so that a run can be repeated exa
 
 import asyncio
 import heapq
+import math
 import random
 import selectors
 from collections.abc import Awaitable, Callable
@@ -108,6 +109,8 @@ class Path:
     """Bytes of the largest SCTP packet; larger ones disappear."""
     batch: int = 64
     """Packets that are handed over in one call at most."""
+    turn: float = 0.0
+    """Seconds between two looks of the receiver at its socket, as on a busy machine; 0: at once."""
     seed: int = 1
     overhead: int = 65
     drop: Callable[[bytes], bool] | None = None
@@ -118,8 +121,8 @@ class Path:
     lost: int = 0
     peak: int = 0
     _free: float = 0.0
-    _departures: list[float] = field(default_factory=list)
-    _arrivals: list[tuple[float, int, bytes, Any]] = field(default_factory=list)
+    _departures: list[float] = field(default_factory=list, repr=False)
+    _arrivals: list[tuple[float, int, bytes, Any]] = field(default_factory=list, repr=False)
     _count: int = 0
 
     def __post_init__(self) -> None:
@@ -154,6 +157,8 @@ class Path:
                 arrive = leave + self.delay
                 if self.jitter:
                     arrive += self.random.random() * self.jitter
+                if self.turn:
+                    arrive = math.ceil(arrive / self.turn) * self.turn
                 data = packet
                 if self.corrupt and self.random.random() < self.corrupt:
                     at = self.random.randrange(len(packet))

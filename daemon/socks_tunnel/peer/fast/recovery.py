@@ -14,11 +14,12 @@ States of a chunk, all transitions of which are in this file::
                  v                             |
                ACKED <-------------------------+ (a SACK may name any that is outstanding)
 
-Timers, at most one of which runs at a time beside the reordering timer (RFC 8985 sections 6.3, 7):
+Timers:
 
-* reordering: the youngest chunk that is only suspected has waited long enough;
-* tail loss probe, after two round trips of silence: makes the peer answer, so that the rest can be
-  found without waiting for the time-out;
+* reordering (RFC 8985 section 6.3): the youngest chunk that is only suspected has waited long
+  enough;
+* probe, after two round trips of silence: makes the peer answer, so that the rest can be found
+  without waiting for the time-out (:mod:`socks_tunnel.peer.fast.probing`);
 * retransmission time-out (RFC 9260 section 6.3.3), never below 200 ms.
 """
 
@@ -33,6 +34,7 @@ from socks_tunnel.peer.fast.outstanding import (
     LOST,
     Chunk,
 )
+from socks_tunnel.peer.fast.probing import Probing
 from socks_tunnel.peer.fast.ranges import Ranges
 from socks_tunnel.peer.fast.rate import Burst, DeliveryRate
 from socks_tunnel.peer.fast.reordering import REORDER_CHUNKS, Reordering
@@ -54,13 +56,6 @@ TIMEOUTS_MAX: Final = 10
 RENEGE_TIMEOUTS: Final = 2
 """Time-outs in a row after which gap blocks are no longer believed: the peer may have dropped what
 it had reported (RFC 9260 section 6.2.1)."""
-
-PROBE_DELAY_MIN: Final = 0.010
-"""Seconds that a tail loss probe waits at least."""
-PROBE_CHUNKS: Final = 64
-"""The youngest chunks, among which one is looked for that may be sent again as a probe."""
-PEER_SACK_DELAY: Final = 0.025
-"""Seconds that a peer may hold the SACK of a lone packet back, beyond the round trip."""
 
 LIES_MAX: Final = 8
 """SACKs for what was never sent that are taken for leftovers of an earlier association."""
@@ -102,10 +97,8 @@ class Recovery:
         self.reordering = Reordering()
         self._highest_acked = self.cumulative
         self.reorder_at = 0.0
-        self.probe_at = 0.0
+        self.probing = Probing()
         self.rto_at = 0.0
-        self._probed = False
-        self._probe_tsn = -1
         self.timeouts = 0
 
         self.episode = False
@@ -123,6 +116,8 @@ class Recovery:
         self.acked_bytes = 0
         self.lost_bytes = 0
         self.losses = False
+        self.moved = False
+        """Whether the last SACK has moved the cumulative TSN on."""
         self.rtt_sample = 0.0
 
         self.retransmissions = 0
@@ -148,6 +143,10 @@ class Recovery:
         self.next_order = chunk.order + 1
         self.flight += chunk.size
 
+    def since(self, tsn: int) -> list[Chunk]:
+        """Returns the chunks from a TSN on."""
+        return self._chunks[max(tsn - self.cumulative - 1, 0) :]
+
     def next_lost(self) -> Chunk | None:
         """Returns the next chunk to send again, or None. It stays the next until :meth:`resent`."""
         lost = self.lost
@@ -165,39 +164,47 @@ class Recovery:
             self.flight += chunk.size
             if self.lost and self.lost[0] is chunk:
                 self.lost.popleft()
+            if len(self._retransmitted) < OUTSTANDING_MAX:
+                # What is only a probe is none of those that tell whether there was a loss at all.
+                self._retransmitted.add(chunk.tsn)
         chunk.sends += 1
         chunk.burst = burst
         chunk.order = self.next_order
         self.next_order += 1
         self._transmissions.append((chunk.order, chunk))
         self.retransmissions += 1
-        if len(self._retransmitted) < OUTSTANDING_MAX:
-            self._retransmitted.add(chunk.tsn)
 
     def transmitted(self, now: float) -> None:
         """Arms the timers after chunks were sent."""
         self.rto_at = self.rto_at or now + self.trip.rto
-        if not self._probed and not self.episode:
-            delay = (
-                max(2 * self.trip.smoothed, PROBE_DELAY_MIN)
-                if self.trip.smoothed
-                else self.trip.rto
-            )
-            if len(self) == 1:
-                delay += PEER_SACK_DELAY
-            self.probe_at = now + delay
+        self.probing.arm(now, self.trip, alone=len(self) == 1)
 
-    def last_in_flight(self) -> Chunk | None:
-        """Returns the youngest chunk that is in flight and may be sent again, for a probe.
+    def probe(self) -> Chunk | None:
+        """Returns the chunk to send as a probe: the next lost one, or else the youngest in flight.
 
-        A chunk that may not, such as a datagram, has to wait for the time-out, which gives it up.
+        None if there is none that may be sent again.
         """
-        for chunk in reversed(self._chunks[-PROBE_CHUNKS:]):
+        lost = self.next_lost()
+        if lost is not None:
+            return lost
+        for chunk in reversed(self._chunks):
             if chunk.state == IN_FLIGHT:
                 limit = chunk.message.retransmits
                 if limit < 0 or chunk.sends <= limit:
                     return chunk
         return None
+
+    def give_up(self, now: float) -> None:
+        """Gives up what is in flight, none of which may be sent again.
+
+        The FORWARD-TSN for it makes the peer answer like any other probe. Otherwise a lone lost
+        datagram would end in a time-out, which is for all.
+        """
+        for chunk in self._chunks:
+            if chunk.state == IN_FLIGHT:
+                self.abandon(chunk.message, now)
+        if self.forwarding.point > self.cumulative:
+            self.forwarding.at = now
 
     # --- receiving ----------------------------------------------------------------------------
 
@@ -216,6 +223,7 @@ class Recovery:
         ahead = (cumulative - self.cumulative) & TSN_MASK
         if ahead >= TSN_HALF:
             return False
+        self.moved = ahead > 0
         if ahead > len(self):
             self._lied("data that was never sent")
             return False
@@ -239,12 +247,12 @@ class Recovery:
             if self.episode and self.cumulative >= self.recovery_end:
                 self._end_episode()
         if ahead or flight != self.flight:
-            self._probed = False
+            self.probing.answered()
             if len(self):
                 self.rto_at = now + self.trip.rto
                 self.transmitted(now)
             else:
-                self.rto_at = self.probe_at = self.reorder_at = 0.0
+                self.rto_at = self.reorder_at = 0.0
         return True
 
     def _lied(self, what: str) -> None:
@@ -456,8 +464,7 @@ class Recovery:
         self._timed_out = True
         self.recovery_end = self.next_tsn - 1
         self.trip.back_off()
-        self.reorder_at = self.probe_at = 0.0
-        self._probed = True
+        self.reorder_at = self.probing.at = 0.0
         self.rto_at = now + self.trip.rto if len(self) else 0.0
         self._advance(now)
         if self.forwarding.point > self.cumulative:
@@ -488,10 +495,9 @@ class Recovery:
         self._sacked_count = 0
 
     def probed(self, now: float) -> None:
-        """Notes that a tail loss probe was sent: from here on it is the time-out's turn."""
-        self._probed = True
-        self.probe_at = 0.0
-        self.rto_at = now + self.trip.rto
+        """Notes that a probe was sent. The time-out leaves it the time to be answered."""
+        self.probing.sent(now, self.trip)
+        self.rto_at = max(self.rto_at, now + self.probing.delay(self.trip, alone=False))
 
     # --- partial reliability ------------------------------------------------------------------
 

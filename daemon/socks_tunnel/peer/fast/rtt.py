@@ -3,9 +3,12 @@
 from typing import Final
 
 RTO_INITIAL: Final = 1.0
-RTO_MIN: Final = 0.2
 RTO_MAX: Final = 60.0
-"""Seconds, as in RFC 9260 section 16 but for the floor, which is that of common TCPs."""
+"""Seconds, as in RFC 9260 section 16."""
+
+RTO_MIN: Final = 0.2
+"""Seconds beyond the round trip that are waited at least, as common TCPs do: on a steady path of
+0.3 s the variation is next to nothing, and any queue would make a time-out of a late SACK."""
 
 MIN_RTT_WINDOW: Final = 10.0
 """Seconds for which the smallest round trip is remembered."""
@@ -34,7 +37,7 @@ class RoundTrip:
         else:
             self.variation += (abs(self.smoothed - rtt) - self.variation) / 4
             self.smoothed += (rtt - self.smoothed) / 8
-        self.rto = min(max(self.smoothed + 4 * self.variation, RTO_MIN), RTO_MAX)
+        self.rto = min(self.smoothed + max(4 * self.variation, RTO_MIN), RTO_MAX)
         if not self.minimum or rtt <= self.minimum or now - self._minimum_at > MIN_RTT_WINDOW:
             self.minimum = rtt
             self._minimum_at = now

@@ -1,21 +1,29 @@
 """The sending half of an association's data path: packets out of messages. No I/O, no clock.
 
 What may be sent now is the smallest of the congestion window, what recovery allows (proportional
-rate reduction, RFC 6937), what the peer's receive window allows, and the pacer. What is sent is
-decided in this order: chunks that the receiving half wants to send (SACK), FORWARD-TSN, what was
-lost, then new fragments as the scheduler picks them. TSNs are given when a packet is made, so a
-fragment always has the size of the packet that takes it.
+rate reduction, RFC 9937), what the peer's receive window allows, and the pacer. What is sent is
+decided in this order: chunks that the receiving half wants to send (SACK), FORWARD-TSN, control
+messages and datagrams, what was lost, then new fragments as the scheduler picks them. TSNs are
+given when a packet is made, so a fragment always has the size of the packet that takes it.
+
+Control messages and datagrams wait neither for the pacer nor for the congestion window; see
+:mod:`socks_tunnel.peer.fast.urgent`.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from google_crc32c import extend as crc32c
 
 from socks_tunnel.peer.fast.congestion import Acked, Controller
+from socks_tunnel.peer.fast.limits import message_limit, queue_limit
 from socks_tunnel.peer.fast.outstanding import ABANDONED, Chunk
+from socks_tunnel.peer.fast.pacer import Pacer
 from socks_tunnel.peer.fast.rate import Burst
 from socks_tunnel.peer.fast.recovery import OUTSTANDING_MAX, Recovery
+from socks_tunnel.peer.fast.reduction import Reduction
 from socks_tunnel.peer.fast.streams import Message, Scheduler
+from socks_tunnel.peer.fast.urgent import URGENT_PACKETS, UrgentWindow
 from socks_tunnel.peer.fast.wire import (
     CHECKSUM,
     DATA,
@@ -38,26 +46,8 @@ from socks_tunnel.peer.fast.wire import (
 BURST_PACKETS: Final = 64
 """Packets that are sent in one turn: what one UDP GSO call takes."""
 
-PACE_QUANTUM: Final = 0.001
-"""Seconds of the pacing rate that may be sent at a time, and at least PACE_PACKETS."""
-PACE_PACKETS: Final = 10
-PACE_LATE_MAX: Final = 0.004
-"""Seconds by which a timer may be late without a loss of rate: so much is caught up."""
-
 FRAGMENT_MIN: Final = 256
 """Bytes of a packet's rest below which no fragment of a longer message is put there."""
-
-QUEUE_TIME_MIN: Final = 0.005
-"""Seconds of the measured rate that may wait at least: the owner needs a turn to queue more."""
-QUEUE_BYTES_MIN: Final = 65_536
-QUEUE_BYTES_MAX: Final = 16_777_216
-"""Bounds in bytes of what may wait in the queue above the packets; see :attr:`queue_limit`."""
-
-HOLD_TIME: Final = 0.005
-"""Seconds that one message may occupy the wire where messages cannot be interleaved."""
-MESSAGE_LIMIT_MIN: Final = 2_048
-MESSAGE_LIMIT_MAX: Final = 65_536
-"""Bounds in bytes of the message size that :attr:`message_limit` asks for."""
 
 IMMEDIATE_PACKETS: Final = 8
 """Packets of the window below which the last chunk of a message asks for a SACK at once (RFC 7053),
@@ -83,14 +73,11 @@ class Sender:
         """a_rwnd of the last SACK, or of the peer's INIT."""
         self.more = False
         """Whether the last transmission ended only because enough had been sent for one turn."""
-        self.pace_until = 0.0
-        """When the pacer lets the next packets go; 0 if it does not hold anything back."""
+        self.pacer = Pacer()
         self.rate = 0.0
         """Bytes a second that the peer has acknowledged lately; 0 if unknown."""
-        self._pace_at = 0.0
-        self._prr_delivered = 0
-        self._prr_out = 0
-        self._prr_flight = 0
+        self._reduction = Reduction()
+        self._urgent = UrgentWindow()
         self._acked = Acked()
         self._header = b""
         self._crc_start = 0
@@ -111,22 +98,13 @@ class Sender:
 
     @property
     def queue_limit(self) -> int:
-        """Bytes that should wait in the queue at most: about one bandwidth-delay product.
-
-        The round trip is that without the path's queues. With less, the link may run dry before
-        the owner fills it again; with more, messages wait here for nothing.
-        """
-        limit = self.controller.window
-        if self.rate:
-            limit = min(limit, int(self.rate * max(self.recovery.trip.minimum, QUEUE_TIME_MIN)))
-        return min(max(limit, QUEUE_BYTES_MIN), QUEUE_BYTES_MAX)
+        """Bytes that should wait in the queue at most: about one bandwidth-delay product."""
+        return queue_limit(self.controller.window, self.rate, self.recovery.trip.minimum)
 
     @property
     def message_limit(self) -> int:
-        """Bytes of the largest message that holds nobody up for long (:data:`HOLD_TIME`)."""
-        if self.interleaved or not self.rate:
-            return MESSAGE_LIMIT_MAX
-        return min(max(int(self.rate * HOLD_TIME), MESSAGE_LIMIT_MIN), MESSAGE_LIMIT_MAX)
+        """Bytes of the largest message that holds nobody up for long."""
+        return message_limit(0.0 if self.interleaved else self.rate)
 
     # --- SACKs ----------------------------------------------------------------------------------
 
@@ -160,7 +138,7 @@ class Sender:
         event.acked = acked
         event.lost = recovery.lost_bytes
         event.flight = flight
-        event.in_recovery = recovery.episode and self._prr_flight > 0
+        event.in_recovery = recovery.episode and self._reduction.active
         event.rtt = recovery.rtt_sample
         event.srtt = recovery.trip.smoothed
         event.min_rtt = recovery.trip.minimum
@@ -172,30 +150,28 @@ class Sender:
             recovery.delivery.rate > self.rate or not recovery.delivery.limited
         ):
             self.rate += (recovery.delivery.rate - self.rate) / (8 if self.rate else 1)
-        self._prr_delivered += acked
+        self._reduce(acked, safe=recovery.moved and not recovery.losses)
 
     def _enter_recovery(self, now: float, flight: int) -> None:
-        self._prr_flight = max(flight, 1)
-        self._prr_delivered = 0
-        self._prr_out = 0
+        self._reduction.begin(flight)
         self.controller.congestion(now, flight)
 
-    def _window(self) -> int:
-        """Returns how many bytes may be in flight now."""
+    def _reduce(self, acked: int, *, safe: bool) -> None:
+        """Computes what may be sent in an episode after a SACK, or after losses were found."""
+        reduction = self._reduction
+        if not reduction.active:
+            return
         recovery = self.recovery
-        window = self.controller.window
-        if recovery.episode and self._prr_flight and self.controller.conserves:
-            # RFC 6937 section 3.1, with the slow start reduction bound.
-            flight = recovery.flight
-            if flight > window:
-                quota = self._prr_delivered * window // self._prr_flight - self._prr_out
-            else:
-                quota = self._prr_delivered - self._prr_out + self.packet_size
-                quota = min(quota, window - flight)
-            if not self._prr_out:
-                quota = max(quota, self.packet_size)
-            window = flight + max(quota, 0)
-        return window
+        if not recovery.episode:
+            reduction.end()
+            return
+        reduction.delivered(
+            acked,
+            flight=recovery.flight,
+            window=self.controller.window,
+            packet=self.packet_size,
+            safe=safe,
+        )
 
     # --- timers -----------------------------------------------------------------------------------
 
@@ -203,43 +179,49 @@ class Sender:
     def wake_at(self) -> float:
         """When :meth:`timer` has something to do; 0 if never."""
         recovery = self.recovery
-        due = 0.0
-        for at in (recovery.reorder_at, recovery.probe_at, recovery.rto_at, recovery.forwarding.at):
+        due = self.pacer.until
+        probe_at, forward_at = recovery.probing.at, recovery.forwarding.at
+        for at in (recovery.reorder_at, probe_at, recovery.rto_at, forward_at):
             if at and (not due or at < due):
                 due = at
-        if self.pace_until and (not due or self.pace_until < due):
-            due = self.pace_until
         return due
 
     def timer(self, now: float) -> list[bytes]:
-        """Does what is due. Returns a probe for the tail, to be sent whatever the window says."""
+        """Does what is due. Returns a probe, to be sent whatever the window says."""
         recovery = self.recovery
-        if self.pace_until and now >= self.pace_until:
-            self.pace_until = 0.0
+        if now >= self.pacer.until:
+            self.pacer.until = 0.0
         if recovery.rto_at and now >= recovery.rto_at:
             flight = recovery.flight
             if flight and self.peer_window:
                 self.controller.timeout(now, flight)
-            self._prr_flight = 0
+            self._reduction.end()
             recovery.timeout(now)
             return []
         if recovery.reorder_at and now >= recovery.reorder_at:
             flight = recovery.flight
             if recovery.detect(now):
                 self._enter_recovery(now, flight)
-        if recovery.probe_at and now >= recovery.probe_at:
-            return self._probe(now)
+            if recovery.losses:
+                self._reduce(0, safe=False)
+        if recovery.probing.at and now >= recovery.probing.at:
+            if self.peer_window:
+                return self._probe(now)
+            recovery.probing.at = 0.0  # a closed window is probed by the time-out
         return []
 
     def _probe(self, now: float) -> list[bytes]:
-        """Sends a tail loss probe (RFC 8985 section 7.3): something new, or the youngest again."""
+        """Breaks the silence by a chunk that was sent before, or else by a FORWARD-TSN."""
         recovery = self.recovery
-        chunk = recovery.last_in_flight()
+        chunk = recovery.probe()
         if chunk is None:
-            recovery.probe_at = 0.0
+            if recovery.flight > URGENT_PACKETS * self.packet_size:
+                # More than anybody may send unasked was lost, or its SACKs were.
+                self.controller.congestion(now, recovery.flight)
+            recovery.give_up(now)
+            recovery.probed(now)
             return []
-        burst = recovery.burst(now)
-        recovery.resent(chunk, burst)
+        recovery.resent(chunk, recovery.burst(now))
         recovery.probed(now)
         return [self._count(self.packet(chunk.body))]
 
@@ -271,24 +253,52 @@ class Sender:
             room -= len(chunk)
         allowance = self._allowance(now)
         flight = recovery.flight
-        if allowance > 0 and (self.scheduler.queued or recovery.lost):
+        urgent = self.scheduler.urgent
+        if urgent or (allowance > 0 and (self.scheduler.queued or recovery.lost)):
             burst = recovery.burst(now)
-            if recovery.lost:
-                room = self._retransmit(burst, allowance, packets, parts, room)
+            if urgent:
+                room = self._send_urgent(now, burst, allowance, packets, parts, room)
             allowance -= recovery.flight - flight
+            if allowance > 0 and recovery.lost:
+                before = recovery.flight
+                room = self._retransmit(burst, allowance, packets, parts, room)
+                allowance -= recovery.flight - before
             if allowance > 0 and self.scheduler.queued and not recovery.lost:
-                self._fill(now, burst, allowance, packets, parts, room)
-                parts = []
+                pick = self.scheduler.pick
+                self._fill(now, burst, allowance, packets, parts, room, pick)
         if parts:
             packets.append(self._count(self.packet(b"".join(parts))))
         sent = recovery.flight - flight
         if sent > 0:
-            self._prr_out += sent
+            self._reduction.sent(sent)
             recovery.transmitted(now)
             rate = self.controller.pacing_rate
             if rate:
-                self._pace_at = max(self._pace_at, now - PACE_LATE_MAX) + sent / rate
+                self.pacer.sent(now, rate, sent)
         return packets
+
+    def _send_urgent(
+        self,
+        now: float,
+        burst: Burst,
+        allowance: int,
+        packets: list[bytes],
+        parts: list[bytes],
+        room: int,
+    ) -> int:
+        """Puts control messages and datagrams into packets; returns the room left in the last."""
+        recovery = self.recovery
+        first, flight = recovery.next_tsn, recovery.flight
+        # As in _allowance: never more than fits the peer.
+        fits = self.peer_window - flight - self.packet_size + 1
+        own = min(self._urgent.room(self.packet_size), fits)
+        limit = max(allowance, own if len(recovery) < OUTSTANDING_MAX else 0)
+        if limit > 0:
+            pick = self.scheduler.pick_urgent
+            room = self._fill(now, burst, limit, packets, parts, room, pick)
+            if recovery.flight - flight > allowance:
+                self._urgent.sent(recovery.since(first))
+        return room
 
     def settle(self) -> None:
         """Ends a turn, after the owner had its chance to queue more.
@@ -309,10 +319,13 @@ class Sender:
         recovery = self.recovery
         flight = recovery.flight
         self.more = False
-        self.pace_until = 0.0
+        self.pacer.until = 0.0
         if not self.scheduler.queued and not recovery.lost:
             return 0
-        allowance = self._window() - flight
+        if self._reduction.active and recovery.episode and self.controller.conserves:
+            allowance = self._reduction.quota
+        else:
+            allowance = self.controller.window - flight
         # What is sent may be a packet more than is allowed here, but never more than fits the peer.
         fits = self.peer_window - flight - self.packet_size + 1
         if fits < allowance:
@@ -324,11 +337,9 @@ class Sender:
             return 0
         rate = self.controller.pacing_rate
         if rate:
-            if now < self._pace_at and flight:
-                self.pace_until = self._pace_at
+            quantum = self.pacer.quantum(now, rate, self.packet_size, idle=not flight)
+            if not quantum:
                 return 0
-            late = min(max(now - self._pace_at, 0.0), PACE_LATE_MAX)
-            quantum = max(rate * PACE_QUANTUM, PACE_PACKETS * self.packet_size) + late * rate
             if quantum < allowance:
                 self.more = True
                 allowance = int(quantum)
@@ -366,8 +377,13 @@ class Sender:
         packets: list[bytes],
         parts: list[bytes],
         room: int,
-    ) -> None:
-        """Puts fragments of waiting messages into packets, the one begun in `parts` included."""
+        pick: Callable[[], Message | None],
+    ) -> int:
+        """Puts fragments of the messages that `pick` returns into packets.
+
+        The packet begun in `parts` is filled first, and the last one is left there. Returns the
+        room that is left in it.
+        """
         recovery = self.recovery
         scheduler = self.scheduler
         interleaved = self.interleaved
@@ -376,7 +392,7 @@ class Sender:
         whole = (full - header) & ~3
         head, crc_start = self._header, self._crc_start
         join, crc, checksum = b"".join, crc32c, CHECKSUM.pack
-        pick, moved, sent = scheduler.pick, scheduler.sent, recovery.sent
+        moved, sent = scheduler.sent, recovery.sent
         last_flags = LAST
         window = self.controller.window
         if (
@@ -453,12 +469,9 @@ class Sender:
             size = len(body)
             allowance -= size
             room -= size
-        if parts:
-            body = join(parts)
-            packets.append(join((head, checksum(crc(crc_start, body)), body)))
-            end_of_bytes += PACKET_HEADER + len(body)
         self.packets_sent += len(packets) - before
         self.bytes_sent = end_of_bytes
+        return room
 
     def _number(self, message: Message) -> None:
         stream = message.stream

@@ -165,10 +165,16 @@ class Scheduler:
             else:
                 self._control.append(stream)
 
-    def pick(self) -> Message | None:
-        """Returns the message whose next fragment is to be sent now, or None if there is none."""
-        if self._locked is not None:
-            return self._locked
+    @property
+    def urgent(self) -> bool:
+        """Whether something of the first two ranks may wait."""
+        return bool(self._control or self._datagrams)
+
+    def pick_urgent(self) -> Message | None:
+        """Returns the message of the first two ranks to be sent next, or None if there is none."""
+        locked = self._locked
+        if locked is not None:
+            return locked if locked.stream.rank < NORMAL else None
         for urgent in (self._control, self._datagrams):
             while urgent:
                 stream = urgent[0]
@@ -176,6 +182,16 @@ class Scheduler:
                     return stream.queue[0]
                 stream.listed = False
                 urgent.popleft()
+        return None
+
+    def pick(self) -> Message | None:
+        """Returns the message whose next fragment is to be sent now, or None if there is none."""
+        if self._locked is not None:
+            return self._locked
+        if self._control or self._datagrams:
+            message = self.pick_urgent()
+            if message is not None:
+                return message
         new, old = self._new, self._old
         if not new and len(old) == 1 and old[0].queue:
             # Nobody else wants to send: there is nothing to be in debt for.

@@ -4,13 +4,7 @@ import pytest
 
 from socks_tunnel.peer.fast.forwarding import SKIPS_MAX
 from socks_tunnel.peer.fast.outstanding import ACKED, Chunk
-from socks_tunnel.peer.fast.recovery import (
-    BLOCKS_MAX,
-    PEER_SACK_DELAY,
-    PROBE_DELAY_MIN,
-    TIMEOUTS_MAX,
-    Recovery,
-)
+from socks_tunnel.peer.fast.recovery import BLOCKS_MAX, TIMEOUTS_MAX, Recovery
 from socks_tunnel.peer.fast.rtt import RTO_INITIAL, RTO_MAX, RTO_MIN
 from socks_tunnel.peer.fast.streams import NORMAL, Message, OutboundStream
 from socks_tunnel.protocol.errors import RemoteProtocolError
@@ -83,7 +77,7 @@ def test_round_trip_and_time_out_follow_rfc_9260(line: Line) -> None:
         line.send()
         line.wait(RTT)
         line.sack(len(line.sent))
-    assert recovery.trip.rto == RTO_MIN
+    assert recovery.trip.rto == pytest.approx(RTT + RTO_MIN)
     assert recovery.trip.minimum == pytest.approx(RTT)
 
 
@@ -196,26 +190,52 @@ def test_an_answer_too_soon_is_one_to_the_first_transmission(line: Line) -> None
     assert line.recovery.trip.smoothed == pytest.approx(RTT)
 
 
-def test_silence_is_probed_once_and_then_timed_out(line: Line) -> None:
+def probe(line: Line) -> Chunk | None:
+    """Waits for the probe timer, and sends what is due."""
+    recovery = line.recovery
+    line.now = recovery.probing.at
+    chunk = recovery.probe()
+    if chunk is not None:
+        recovery.resent(chunk, recovery.burst(line.now))
+    recovery.probed(line.now)
+    return chunk
+
+
+def test_silence_is_probed(line: Line) -> None:
     recovery = line.recovery
     line.send(5)
-    assert recovery.probe_at == pytest.approx(line.now + 2 * recovery.trip.smoothed)
-    line.wait(0.2)
-    chunk = recovery.last_in_flight()
-    assert chunk is line.sent[-1]
-    recovery.resent(chunk, recovery.burst(line.now))
-    recovery.probed(line.now)
-    assert recovery.probe_at == 0
-    assert recovery.rto_at == pytest.approx(line.now + recovery.trip.rto)
+    assert recovery.probing.at == pytest.approx(line.now + 2 * recovery.trip.smoothed)
+    assert probe(line) is line.sent[-1]
+    assert recovery.rto_at >= line.now + 2 * recovery.trip.smoothed
     line.wait(RTT)
     line.sack(2, (6, 6))  # the answer to the probe shows that all before it were lost
     assert line.resend() == [2, 3, 4, 5]
 
 
-def test_a_lone_chunk_is_given_the_time_of_a_delayed_sack(line: Line) -> None:
-    line.send()
-    expected = max(2 * line.recovery.trip.smoothed, PROBE_DELAY_MIN) + PEER_SACK_DELAY
-    assert line.recovery.probe_at == pytest.approx(line.now + expected)
+def test_silence_is_probed_while_losses_are_repaired(line: Line) -> None:
+    line.send(10)
+    line.wait(RTT)
+    assert line.sack(2, (3, 9))
+    assert line.resend() == [2]
+    assert line.recovery.episode
+    assert line.recovery.probing.at == pytest.approx(line.now + 2 * line.recovery.trip.smoothed)
+
+
+def test_what_is_known_to_be_lost_is_the_better_probe(line: Line) -> None:
+    line.send(10)
+    line.wait(RTT)
+    assert line.sack(2, (3, 9))
+    assert probe(line) is line.sent[2]
+    assert line.recovery.next_lost() is None
+
+
+def test_a_probe_that_was_not_needed_says_nothing_of_reordering(line: Line) -> None:
+    recovery = line.recovery
+    line.send(5)
+    probe(line)
+    line.sack(7)
+    line.sack(7, duplicates=(6,))
+    assert (recovery.spurious, recovery.reordering.seen, recovery.undone) == (0, False, False)
 
 
 def test_a_time_out_sends_everything_again_and_doubles(line: Line) -> None:
@@ -231,7 +251,7 @@ def test_a_time_out_sends_everything_again_and_doubles(line: Line) -> None:
     line.sack(6)
     assert recovery.timeouts == 0
     assert len(recovery) == 0
-    assert (recovery.rto_at, recovery.probe_at, recovery.reorder_at) == (0, 0, 0)
+    assert (recovery.rto_at, recovery.probing.at, recovery.reorder_at) == (0, 0, 0)
 
 
 def test_a_time_out_that_was_none_is_taken_back(line: Line) -> None:
@@ -322,7 +342,24 @@ def test_a_lost_forward_tsn_is_sent_again() -> None:
 def test_a_datagram_is_never_the_probe() -> None:
     line = Line(retransmits=0)
     line.send(3)
-    assert line.recovery.last_in_flight() is None
+    assert line.recovery.probe() is None
+
+
+def test_datagrams_that_nothing_follows_are_given_up_before_the_time_out() -> None:
+    line = Line(retransmits=0)
+    recovery = line.recovery
+    line.send(3)
+    line.wait(RTT)
+    line.sack(1)
+    assert probe(line) is None
+    recovery.give_up(line.now)
+    assert recovery.flight == 0
+    assert recovery.forwarding.at == line.now < recovery.rto_at
+    assert recovery.forward(line.now) == [(0, 2, 0)]
+    # And again, if that FORWARD-TSN is lost, though nothing is in flight.
+    assert probe(line) is None
+    recovery.give_up(line.now)
+    assert recovery.forwarding.at == line.now < recovery.rto_at
 
 
 def test_one_forward_tsn_names_a_bounded_number_of_streams() -> None:

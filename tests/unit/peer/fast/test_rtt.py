@@ -21,10 +21,17 @@ def test_the_time_out_has_a_floor_and_a_ceiling() -> None:
     trip = RoundTrip()
     for now in range(50):
         trip.measured(0.001, float(now))
-    assert trip.rto == RTO_MIN
+    assert trip.rto == pytest.approx(0.001 + RTO_MIN)
     for _ in range(20):
         trip.back_off()
     assert trip.rto == RTO_MAX
+
+
+def test_a_steady_long_path_leaves_room_for_a_queue() -> None:
+    trip = RoundTrip()
+    for now in range(50):
+        trip.measured(0.3, float(now))
+    assert trip.rto == pytest.approx(0.3 + RTO_MIN)
 
 
 def test_the_minimum_is_forgotten() -> None:

@@ -164,3 +164,49 @@ def test_datagrams_and_keystrokes_do_not_wait_behind_bulk_in_our_queues() -> Non
     assert max(datagrams) < floor + 0.005
     assert len(keystrokes) == count
     assert sorted(keystrokes)[int(0.9 * count)] < floor + 0.005
+
+
+async def _call_beside_bulk(there: Path, back: Path, seconds: float) -> tuple[list[float], int]:
+    """Returns how long the datagrams of a call took beside a transfer, and how many were sent."""
+    dtls = dtls_pair(there, back, probing=True)
+    a, b = fast(dtls[0]), fast(dtls[1])
+    left, right = Sink(a), Sink(b)
+    await started(a, b)
+    lane = channel(a)
+    voice = channel(a, "datagram", ordered=False, maxRetransmits=0)
+    await opened(lane, voice)
+    left.filling = lane
+    left.fill()
+    loop = asyncio.get_running_loop()
+    took: list[float] = []
+
+    def arrived(batch: list[tuple[object, bytes]]) -> None:
+        for one, message in batch:
+            if one.label == "datagram":  # type: ignore[attr-defined]
+                took.append(loop.time() - float(message[:20]))
+
+    right.sctp_messages = arrived  # type: ignore[method-assign,assignment]
+    end = loop.time() + seconds
+    count = 0
+    while loop.time() < end:
+        a.send_many(voice, [f"{loop.time():<20.9f}".encode() + bytes(152)])
+        count += 1
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.1)
+    await a.stop()
+    await b.stop()
+    return took, count
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_datagram_never_waits_for_lost_packets(seed: int) -> None:
+    """A call beside a transfer on a short path that loses 1 % each way, SACKs included.
+
+    The receiver looks at its socket every two milliseconds, so that one SACK stands for all that
+    came in between; the loss of that one SACK is the loss of all news.
+    """
+    there = Path(delay=0.0005, rate=200 * MBIT, queue=100, loss=0.01, seed=seed, turn=0.002)
+    back = Path(delay=0.0005, loss=0.01, seed=100 + seed)
+    took, count = run_virtual(lambda: _call_beside_bulk(there, back, 5))
+    assert len(took) >= 0.95 * count
+    assert max(took) < there.delay + there.queue * 1_500 / there.rate + there.turn

@@ -9,15 +9,13 @@ from aiortc.rtcsctptransport import parse_packet
 from socks_tunnel.peer.fast.congestion import CongestionName
 from socks_tunnel.peer.fast.controllers import controller
 from socks_tunnel.peer.fast.cubic import Cubic
-from socks_tunnel.peer.fast.sender import (
-    BURST_PACKETS,
+from socks_tunnel.peer.fast.limits import (
     MESSAGE_LIMIT_MAX,
-    MESSAGE_LIMIT_MIN,
-    QUEUE_BYTES_MAX,
     QUEUE_BYTES_MIN,
-    Sender,
 )
-from socks_tunnel.peer.fast.streams import NORMAL, Message, OutboundStream
+from socks_tunnel.peer.fast.sender import BURST_PACKETS, Sender
+from socks_tunnel.peer.fast.streams import CONTROL, DATAGRAM, NORMAL, Message, OutboundStream
+from socks_tunnel.peer.fast.urgent import URGENT_PACKETS
 
 SIZE = 1_432
 FIRST = 1_000
@@ -158,7 +156,7 @@ def test_a_message_of_a_channel_with_a_lifetime_is_given_up_in_the_queue() -> No
     assert skipped[1:] == (1, 0, 0)
 
 
-def test_the_pace_is_kept_and_late_timers_are_made_up_for() -> None:
+def test_the_pace_is_kept() -> None:
     made = sender("bbr")
     made.controller.pacing_rate = 1_250_000.0
     made.controller.window = 1 << 24
@@ -168,29 +166,21 @@ def test_the_pace_is_kept_and_late_timers_are_made_up_for() -> None:
         sent += sum(map(len, made.transmit(now)))
         while made.more:
             sent += sum(map(len, made.transmit(now)))
-        wake = made.pace_until
-        assert wake > now
-        now = wake + 0.0015  # as a timer of the event loop is
+        assert made.pacer.until > now
+        assert made.wake_at <= made.pacer.until
+        now = made.pacer.until + 0.0015  # as a timer of the event loop is
     assert sent == pytest.approx(1_250_000, rel=0.05)
 
 
-def test_limits_of_the_queue_and_of_messages() -> None:
+def test_the_limits_follow_what_is_measured() -> None:
     made = sender(interleaved=False)
-    assert made.queue_limit == QUEUE_BYTES_MIN
-    assert made.message_limit == MESSAGE_LIMIT_MAX
+    assert (made.queue_limit, made.message_limit) == (QUEUE_BYTES_MIN, MESSAGE_LIMIT_MAX)
     made.recovery.trip.measured(0.05, 1.0)
-    made.rate = 125_000.0
-    assert made.message_limit == MESSAGE_LIMIT_MIN
-    made.rate = 1_250_000.0
-    assert made.message_limit == 6_250  # 5 ms
     made.controller.window = 1 << 30
-    assert made.queue_limit == QUEUE_BYTES_MIN
     made.rate = 12_500_000.0
     assert made.queue_limit == 625_000
-    made.rate = 1e12
-    assert made.queue_limit == QUEUE_BYTES_MAX
+    assert made.message_limit == 62_500  # 5 ms
     made.interleaved = True
-    made.rate = 1.0
     assert made.message_limit == MESSAGE_LIMIT_MAX
 
 
@@ -214,11 +204,146 @@ def test_a_tail_is_probed_and_then_timed_out() -> None:
     queue(made, 500)
     made.transmit(1.1)
     assert made.timer(1.1) == []
-    due = made.wake_at
-    assert made.timer(due)
     window = made.controller.window
-    due = made.wake_at
-    assert made.timer(due) == []
+    probes = 0
+    while not made.recovery.timeouts_total:
+        now = made.wake_at
+        probes += len(made.timer(now))
+    assert probes >= 1
     assert made.controller.window == SIZE < window
-    assert made.transmit(due)
+    assert made.transmit(now)
     assert made.recovery.timeouts_total == 1
+
+
+def full_window(*, interleaved: bool = True, **options: Any) -> Sender:
+    """Returns a sender whose window is full of bulk, of which more waits."""
+    made = sender(interleaved=interleaved)
+    queue(made, *[20_000] * 10, **options)
+    while made.transmit(1.0):
+        pass
+    return made
+
+
+def payloads(packets: list[bytes]) -> list[bytes]:
+    """Returns the DATA and I-DATA chunks of packets, without their headers."""
+    found = []
+    for packet in packets:
+        position = 12
+        while position < len(packet):
+            kind, _, length = struct.unpack_from("!BBH", packet, position)
+            if kind in {0, 64}:
+                header = 20 if kind == 64 else 16
+                found.append(packet[position + header : position + length])
+            position += length + (-length & 3)
+    return found
+
+
+@pytest.mark.parametrize("rank", [CONTROL, DATAGRAM])
+def test_what_is_urgent_does_not_wait_for_the_congestion_window(rank: int) -> None:
+    made = full_window()
+    queue(made, 160, stream=OutboundStream(3, rank), retransmits=0)
+    packets = made.transmit(1.001)
+    assert payloads(packets) == [bytes(160)]
+    assert made.transmit(1.001) == []
+
+
+def test_what_is_urgent_does_not_wait_for_the_pacer() -> None:
+    made = sender("bbr")
+    made.controller.pacing_rate = 125_000.0
+    made.controller.window = 1 << 24
+    queue(made, *[50_000] * 10)
+    while made.transmit(1.0):
+        pass
+    assert made.pacer.until > 1.001
+    queue(made, 160, stream=OutboundStream(3, DATAGRAM), retransmits=0)
+    assert payloads(made.transmit(1.001)) == [bytes(160)]
+
+
+def test_a_datagram_goes_before_what_is_sent_again() -> None:
+    made = full_window()
+    made.receive_sack(FIRST - 1, 1 << 24, (2, 8), (), 1.1)
+    queue(made, 160, stream=OutboundStream(3, DATAGRAM), retransmits=0)
+    first = payloads(made.transmit(1.1))[0]
+    assert len(first) == 160
+    assert made.recovery.retransmissions == 1
+
+
+def test_datagrams_beyond_the_window_are_bounded() -> None:
+    made = full_window()
+    voice = OutboundStream(3, DATAGRAM)
+    flight = made.recovery.flight
+    for _ in range(10):
+        queue(made, *[1_000] * 10, stream=voice, retransmits=0)
+        made.transmit(1.001)
+    assert 0 < made.recovery.flight - flight <= (URGENT_PACKETS + 1) * SIZE
+    beyond = made.recovery.flight - flight
+    # What has arrived makes room for as much, and not for more; the bulk waits.
+    queue(made, *[20_000] * 10)
+    sack(made, 1.05)
+    made.controller.window = SIZE
+    assert made.recovery.flight == 0
+    made.transmit(1.05)
+    assert made.recovery.flight <= beyond + SIZE
+
+
+def test_a_datagram_does_not_go_where_the_peer_has_no_room() -> None:
+    made = full_window()
+    made.peer_window = made.recovery.flight
+    queue(made, 160, stream=OutboundStream(3, DATAGRAM), retransmits=0)
+    assert made.transmit(1.001) == []
+
+
+def test_fragments_of_a_message_that_is_not_interleaved_stay_together() -> None:
+    """RFC 9260 section 6.9: they need consecutive TSNs, so here a datagram has to wait."""
+    made = full_window(interleaved=False)
+    queue(made, 160, stream=OutboundStream(3, DATAGRAM), retransmits=0)
+    assert made.transmit(1.001) == []
+
+
+def test_a_lost_datagram_that_nothing_follows_is_no_time_out() -> None:
+    made = sender()
+    voice = OutboundStream(3, DATAGRAM)
+    queue(made, 160, stream=voice, retransmits=0)
+    made.transmit(1.0)
+    sack(made, 1.05)
+    window = made.controller.window
+    queue(made, 160, stream=voice, retransmits=0)
+    made.transmit(1.1)
+    now = made.wake_at
+    assert made.timer(now) == []
+    (packet,) = made.transmit(now)
+    assert packet[12] == 194  # I-FORWARD-TSN
+    sack(made, now + 0.05)
+    assert (made.controller.window, made.recovery.timeouts_total) == (window, 0)
+    assert not made.wake_at
+
+
+def test_many_lost_datagrams_reduce_the_window() -> None:
+    made = sender()
+    made.controller.window = 40 * SIZE
+    queue(made, *[1_000] * 30, stream=OutboundStream(3, DATAGRAM), retransmits=0)
+    made.transmit(1.0)
+    while made.recovery.flight:
+        now = made.wake_at
+        made.timer(now)
+    assert SIZE < made.controller.window < 40 * SIZE
+    assert made.recovery.timeouts_total == 0
+
+
+def test_a_lost_sack_in_recovery_stops_nothing_for_long() -> None:
+    """All that was in flight has arrived, but its SACK was lost: the probe asks for another."""
+    made = sender()
+    queue(made, *[20_000] * 20)
+    now = 1.0
+    made.transmit(now)
+    made.receive_sack(FIRST, 1 << 24, (), (), now := now + 0.001)
+    made.transmit(now)
+    made.receive_sack(FIRST, 1 << 24, (2, 8), (), now := now + 0.001)
+    assert made.recovery.episode
+    while made.transmit(now):
+        pass
+    silent = now
+    now = made.wake_at
+    assert now - silent <= 0.02
+    assert made.timer(now)
+    assert made.recovery.timeouts_total == 0

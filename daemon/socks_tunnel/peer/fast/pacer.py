@@ -1,0 +1,40 @@
+"""How packets are spread over time. No clock.
+
+A little of the rate may go at once, since neither timers nor system calls are for free; what a
+timer was late by is caught up.
+"""
+
+from typing import Final
+
+PACE_QUANTUM: Final = 0.001
+"""Seconds of the pacing rate that may be sent at a time, and at least PACE_PACKETS."""
+PACE_PACKETS: Final = 10
+PACE_LATE_MAX: Final = 0.004
+"""Seconds by which a timer may be late without a loss of rate: so much is caught up."""
+
+
+class Pacer:
+    """When the next packets may go. Rates in bytes a second."""
+
+    __slots__ = ("_at", "until")
+
+    def __init__(self) -> None:
+        self.until = 0.0
+        """When the next packets go; 0 if nothing is held back."""
+        self._at = 0.0
+
+    def quantum(self, now: float, rate: float, packet: int, *, idle: bool) -> float:
+        """Returns how many bytes may be sent now, for packets of `packet` bytes.
+
+        0 if it is too early, and `until` says when it is not. With `idle` nothing is in flight;
+        then it is never too early.
+        """
+        if now < self._at and not idle:
+            self.until = self._at
+            return 0.0
+        late = min(max(now - self._at, 0.0), PACE_LATE_MAX)
+        return max(rate * PACE_QUANTUM, PACE_PACKETS * packet) + late * rate
+
+    def sent(self, now: float, rate: float, count: int) -> None:
+        """Counts what was sent."""
+        self._at = max(self._at, now - PACE_LATE_MAX) + count / rate

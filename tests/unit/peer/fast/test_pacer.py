@@ -1,0 +1,42 @@
+"""How packets are spread over time."""
+
+import pytest
+
+from socks_tunnel.peer.fast.pacer import PACE_LATE_MAX, PACE_PACKETS, PACE_QUANTUM, Pacer
+
+RATE = 1e8
+PACKET = 1_000
+
+
+def test_a_quantum_goes_and_the_next_one_waits_its_time() -> None:
+    pacer = Pacer()
+    pacer.sent(1.0, RATE, 0)  # the pace begins
+    count = pacer.quantum(1.0, RATE, PACKET, idle=False)
+    assert count >= RATE * PACE_QUANTUM
+    pacer.sent(1.0, RATE, 10 * int(count))
+    assert pacer.quantum(1.001, RATE, PACKET, idle=False) == 0
+    assert pacer.until > 1.001
+    assert pacer.quantum(pacer.until, RATE, PACKET, idle=False) == RATE * PACE_QUANTUM
+
+
+def test_a_slow_path_gets_some_packets_at_a_time() -> None:
+    pacer = Pacer()
+    pacer.sent(1.0, 1_000.0, 0)
+    pacer.sent(1.0, 1_000.0, 4)
+    assert pacer.quantum(1.0, 1_000.0, PACKET, idle=False) == PACE_PACKETS * PACKET
+
+
+def test_an_empty_path_is_never_paced() -> None:
+    pacer = Pacer()
+    pacer.sent(1.0, RATE, 10_000_000)
+    assert not pacer.quantum(1.0, RATE, PACKET, idle=False)
+    assert pacer.quantum(1.0, RATE, PACKET, idle=True)
+
+
+@pytest.mark.parametrize("late", [0.0, PACE_LATE_MAX / 2, PACE_LATE_MAX, 1.0])
+def test_what_a_timer_was_late_by_is_caught_up_within_a_bound(late: float) -> None:
+    pacer = Pacer()
+    pacer.sent(1.0, RATE, 1_000_000)
+    assert not pacer.quantum(1.0, RATE, PACKET, idle=False)
+    count = pacer.quantum(pacer.until + late, RATE, PACKET, idle=False)
+    assert count == pytest.approx(RATE * (PACE_QUANTUM + min(late, PACE_LATE_MAX)))
