@@ -18,6 +18,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+START = 1_000.0
+"""Seconds at which the virtual time begins."""
+
+CLOCK_RESOLUTION = 1e-9
+"""Seconds by which the virtual time may be early."""
+
+
 class _NoWaiting(selectors.SelectSelector):
     """A selector that never waits: what would be waited for is added to the virtual time."""
 
@@ -37,9 +44,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop whose clock jumps to the next timer when nothing is left to do."""
 
     def __init__(self) -> None:
-        self._now = 1_000.0
+        self._now = START
         super().__init__(_NoWaiting(self))
-        self._clock_resolution = 1e-9
+        self._clock_resolution = CLOCK_RESOLUTION
 
     def time(self) -> float:
         return self._now
@@ -105,6 +112,8 @@ class Path:
     loss: float = 0.0
     duplicate: float = 0.0
     corrupt: float = 0.0
+    pauses: tuple[tuple[float, float], ...] = ()
+    """Times (from, to) in seconds since START in which the receiver has no CPU."""
     mtu: int = 65_536
     """Bytes of the largest SCTP packet; larger ones disappear."""
     batch: int = 64
@@ -159,6 +168,9 @@ class Path:
                     arrive += self.random.random() * self.jitter
                 if self.turn:
                     arrive = math.ceil(arrive / self.turn) * self.turn
+                for start, end in self.pauses:
+                    if start <= arrive - START < end:
+                        arrive = START + end
                 data = packet
                 if self.corrupt and self.random.random() < self.corrupt:
                     at = self.random.randrange(len(packet))
@@ -168,7 +180,8 @@ class Path:
                 loop.call_at(arrive, self._arrive)
 
     def _arrive(self) -> None:
-        now = asyncio.get_event_loop().time()
+        # The loop runs what is due within its resolution, and will not come again for it.
+        now = asyncio.get_event_loop().time() + CLOCK_RESOLUTION
         arrivals = self._arrivals
         while arrivals and arrivals[0][0] <= now:
             deliver = arrivals[0][3]

@@ -33,6 +33,7 @@ class Acked:
         "lost",
         "min_rtt",
         "now",
+        "paced",
         "rate",
         "round_start",
         "rtt",
@@ -48,6 +49,8 @@ class Acked:
         self.flight = 0
         """Bytes in flight before it."""
         self.in_recovery = False
+        self.paced = False
+        """Whether the pacer holds something back that the window would let go."""
         self.rtt = 0.0
         """A round trip in seconds that it measured; 0 if none."""
         self.srtt = 0.0

@@ -18,6 +18,8 @@ CUBIC_ALPHA: Final = 3 * (1 - CUBIC_BETA) / (1 + CUBIC_BETA)
 
 HYSTART_SAMPLES: Final = 8
 """RTT samples of a round before it is judged (RFC 9406 section 4.3)."""
+BATCH_SAMPLES: Final = 2
+"""What a SACK for at least four packets counts for."""
 HYSTART_ETA_MIN: Final = 0.004
 HYSTART_ETA_MAX: Final = 0.016
 CSS_DIVISOR: Final = 4
@@ -83,8 +85,10 @@ class Cubic:
         if not event.in_recovery:
             slow = self.window < self.ssthresh
             full = 2 * event.flight if slow else event.flight + 3 * self._mss
-            if full < self.window:
+            if full < self.window and not event.paced:
                 # RFC 9438 section 4.2 with 5.8: time without enough to send is no time to grow in.
+                # What the pacer holds back is there to be sent, though. If the first round trip was
+                # measured on a busy host, it paces far below the window, and would go on so.
                 if self._epoch:
                     self._epoch += since
             elif slow:
@@ -132,7 +136,9 @@ class Cubic:
         rtt = event.rtt
         if rtt <= 0:
             return
-        self._round_samples += 1
+        # RFC 9406 counts SACKs for two packets each. One that stands for a whole batch says more,
+        # but a few of them would say too little of what varies between batches.
+        self._round_samples += 1 if event.acked < 4 * self._mss else BATCH_SAMPLES
         if not self._round_min or rtt < self._round_min:
             self._round_min = rtt
         if self._round_samples < HYSTART_SAMPLES or not self._round_min_last:

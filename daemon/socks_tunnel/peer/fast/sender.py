@@ -139,6 +139,7 @@ class Sender:
         event.lost = recovery.lost_bytes
         event.flight = flight
         event.in_recovery = recovery.episode and self._reduction.active
+        event.paced = self.pacer.until > 0
         event.rtt = recovery.rtt_sample
         event.srtt = recovery.trip.smoothed
         event.min_rtt = recovery.trip.minimum
@@ -158,20 +159,13 @@ class Sender:
 
     def _reduce(self, acked: int, *, safe: bool) -> None:
         """Computes what may be sent in an episode after a SACK, or after losses were found."""
-        reduction = self._reduction
-        if not reduction.active:
-            return
-        recovery = self.recovery
-        if not recovery.episode:
-            reduction.end()
-            return
-        reduction.delivered(
-            acked,
-            flight=recovery.flight,
-            window=self.controller.window,
-            packet=self.packet_size,
-            safe=safe,
-        )
+        reduction, recovery = self._reduction, self.recovery
+        reduction.active = reduction.active and recovery.episode
+        if reduction.active:
+            window, packet = self.controller.window, self.packet_size
+            reduction.delivered(
+                acked, flight=recovery.flight, window=window, packet=packet, safe=safe
+            )
 
     # --- timers -----------------------------------------------------------------------------------
 
@@ -264,8 +258,7 @@ class Sender:
                 room = self._retransmit(burst, allowance, packets, parts, room)
                 allowance -= recovery.flight - before
             if allowance > 0 and self.scheduler.queued and not recovery.lost:
-                pick = self.scheduler.pick
-                self._fill(now, burst, allowance, packets, parts, room, pick)
+                self._fill(now, burst, allowance, packets, parts, room, self.scheduler.pick)
         if parts:
             packets.append(self._count(self.packet(b"".join(parts))))
         sent = recovery.flight - flight

@@ -35,6 +35,13 @@ def test_what_is_not_used_does_not_grow() -> None:
     assert made.window == before
 
 
+def test_what_the_pacer_holds_back_is_used() -> None:
+    made, now = grown(3)
+    before = made.window
+    made.acknowledged(event(now + 0.04, 5 * MSS, flight=before // 3, paced=True))
+    assert made.window == before + 5 * MSS
+
+
 def test_a_loss_takes_three_tenths() -> None:
     made, now = avoiding(4)
     before = made.window
@@ -112,6 +119,19 @@ def test_growing_round_trips_end_slow_start_before_a_loss() -> None:
             break
     assert not made.slow_start
     assert 4 + CSS_ROUNDS <= round_ <= 7 + CSS_ROUNDS
+
+
+@pytest.mark.parametrize(("batches", "leaves"), [(3, False), (5, True)])
+def test_a_sack_for_a_batch_counts_for_more_but_not_for_all(batches: int, leaves: bool) -> None:
+    made, now, rtt = Cubic(MSS), 1.0, 0.040
+    for _ in range(12):
+        for sample in range(batches):
+            now += 0.04 / batches
+            made.acknowledged(
+                event(now, 40 * MSS, flight=made.window, rtt=rtt, round_start=not sample)
+            )
+        rtt += 0.006
+    assert made.slow_start is not leaves
 
 
 def test_one_round_trip_that_was_long_by_chance_does_not() -> None:

@@ -26,17 +26,30 @@ def test_a_millisecond_of_reordering_is_no_loss() -> None:
     assert result.sender.snapshot().spurious <= 3
 
 
-def test_a_short_queue_is_filled_and_not_flooded() -> None:
-    path = Path(delay=0.02, rate=100 * MBIT, queue=250)
-    result = measure(path, Path(delay=0.02), seconds=5)
+@pytest.mark.parametrize("turn", [0.0, 0.005, 0.01])
+def test_a_short_queue_is_filled_and_not_flooded(turn: float) -> None:
+    """Also between hosts that look at their sockets only now and then (`turn`, in seconds)."""
+    path = Path(delay=0.02, rate=100 * MBIT, queue=250, turn=turn)
+    result = measure(path, Path(delay=0.02, turn=turn), seconds=5)
     assert result.rate >= 0.85 * path.rate
     assert path.dropped < 0.01 * path.sent
 
 
-def test_a_long_fat_path_is_filled_by_one_flow() -> None:
-    path = Path(delay=0.04, rate=300 * MBIT, queue=2_000)
-    result = measure(path, Path(delay=0.04), warm=1, seconds=2)
+@pytest.mark.parametrize("turn", [0.0, 0.01])
+def test_a_long_fat_path_is_filled_by_one_flow(turn: float) -> None:
+    path = Path(delay=0.04, rate=300 * MBIT, queue=2_000, turn=turn)
+    result = measure(path, Path(delay=0.04, turn=turn), warm=1, seconds=2)
     assert result.rate >= 0.8 * path.rate
+
+
+def test_a_first_round_trip_that_took_long_does_not_slow_the_start_down() -> None:
+    """The peer has no CPU when the first SACK is due. The pacer goes by that round trip at first."""
+    path = Path(delay=0.02, rate=100 * MBIT, queue=250)
+    pause = (0.1, 0.7)
+    back = Path(delay=0.02, pauses=(pause,))
+    result = measure(path, back, warm=pause[1], seconds=1)
+    assert result.sender.snapshot().rtt_min < 0.05
+    assert result.rate >= 0.85 * path.rate
 
 
 def test_losses_by_chance_do_not_stop_the_paced_controller() -> None:
