@@ -1,6 +1,7 @@
 """A newer link takes over from an older one: make before break, on both sides."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -117,7 +118,7 @@ async def test_a_path_that_swallows_everything_is_left_long_before_the_link_is_d
     async with asyncio.timeout(12):  # it would be dead after 15 s
         await until(lambda: old.ended.done())
     assert old.ended.result() == REPLACED
-    assert "link office: its peer has not answered for 2." in caplog.text
+    assert re.search(r"link office: its peer has not answered for [12]\.", caplog.text)
     await until(lambda: len(gateway.up) == len(endpoint.up) == 1)
 
 

@@ -7,24 +7,23 @@ import contextlib
 import hashlib
 import os
 import random
-import re
 import select
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pytest
 
 from network.conftest import Told
 from support.hosts import GATEWAY_ADDRESS
 from support.load import Load, Pace
+from support.paths import one_way_blocked, path
 from support.processes import wait_until
 from support.targets import body_hash
 from support.tunnels import Site, Tunnel
-
-PATH = re.compile(r"(\S+) port ([0-9]+) -> (\S+) port ([0-9]+)")
 
 PAUSE = 20.0
 """Seconds that all processes of the gateway are stopped."""
@@ -123,31 +122,21 @@ def test_the_gateway_s_address_changes(alive: Tunnel, told: Told) -> None:
     wait_until(lambda: path(alive)[0] == GATEWAY_ADDRESS, "the first address in use again")
 
 
-def path(tunnel: Tunnel) -> tuple[str, int, int]:
-    """The gateway's address, its port and the endpoint's in the path that is used."""
-    for link in tunnel.gateway.control("status")["links"]:
-        match = PATH.match(link["path"] or "")
-        if match is not None and link["state"] == "up":
-            return match[1], int(match[2]), int(match[4])
-    return "", 0, 0
+@pytest.mark.parametrize("sender", ["gateway", "endpoint"])
+def test_one_way_is_blocked(
+    alive: Tunnel, sender: Literal["gateway", "endpoint"], told: Told
+) -> None:
+    """Consent fails (RFC 7675), and what one side sends on this pair of ports arrives no more.
 
-
-def test_consent_fails_because_one_way_is_blocked(alive: Tunnel, told: Told) -> None:
-    """RFC 7675: what the endpoint sends on this pair of ports arrives no more; a new link has other ports."""
+    What the other side sends arrives all the time. A new link has other ports.
+    """
     _, ours, theirs = path(alive)
-    host = alive.site.hosts.endpoint
     with Load(alive) as load:
         blocked = time.monotonic()
-        host.run(
-            "nft",
-            "add table inet oneway; "
-            "add chain inet oneway out { type filter hook output priority 0; }; "
-            f"add rule inet oneway out udp sport {theirs} udp dport {ours} drop",
-        )
-        took = load.recovered_after(blocked + 0.2)
-        load.ended_as_wanted()
-    host.run("nft", "delete table inet oneway")
-    told(f"after one way was blocked, flows went on within {took:.2f} s")
+        with one_way_blocked(alive.site.hosts, sender, ours, theirs):
+            took = load.recovered_after(blocked + 0.2) + 0.2
+            load.ended_as_wanted()
+    told(f"after what the {sender} sends was blocked, flows went on within {took:.2f} s")
     assert took < RECOVERED_MAX
     assert path(alive)[1:] != (ours, theirs)
 

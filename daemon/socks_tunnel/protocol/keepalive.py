@@ -3,12 +3,19 @@
 ======================  =====================================================================
 seconds after           what follows
 ======================  =====================================================================
+`ASK_AFTER`             a gateway has sent something: a PING, if no other waits for its PONG
 `PROBE_AFTER`           something was sent, and nothing has been heard since: a PING
-`SUSPECT_AFTER`         the same, and that PING is not answered either: the link is suspected
+`PONG_AFTER`            a gateway's PING has no PONG yet: the link is suspected
+`SUSPECT_AFTER`         something was sent and nothing has been heard since, not even after a PING:
+                        the link is suspected
 `PING_INTERVAL`         nothing was heard: a PING
 6 of `PING_INTERVAL`    the last PING: another one, for the round trip that metrics show
 `DEAD_AFTER`            nothing was heard: the link is dead
 ======================  =====================================================================
+
+What is heard shows that the peer's packets arrive here, and not that ours arrive there. Only a PONG
+shows both, so a gateway, which can dial another link, asks for one while it sends. A PONG may wait
+behind the data of a slow link: a suspicion that is wrong ends with it, and nothing is torn down.
 
 A deadline that is noticed late says something about this process, which was stopped or starved,
 and nothing about the peer: what came meanwhile still waits in the sockets. One more PING decides.
@@ -31,6 +38,14 @@ SUSPECT_AFTER: Final = 2.0
 """Seconds without a sign of the peer, after something was sent, until the link is suspected. On
 paths whose round trip is long it is more: `PROBE_AFTER` and three round trips."""
 
+ASK_AFTER: Final = 0.5
+"""Seconds after the first thing that a gateway has sent since its last PING, until the next one."""
+
+PONG_AFTER: Final = 1.2
+"""Seconds without the PONG of a gateway's PING until the link is suspected, or three round trips if
+that is longer. A PING that was lost has been repeated by then: SCTP does so after 1 s at the latest
+where round trips are short (RFC 9260 section 16, RTO.Min)."""
+
 PONGS_PER_SECOND: Final = 16
 """PINGs that are answered within a second, after a burst of as many. An honest peer sends one."""
 
@@ -49,6 +64,8 @@ class Timing:
     dead_after: float = DEAD_AFTER
     probe_after: float = PROBE_AFTER
     suspect_after: float = SUSPECT_AFTER
+    ask_after: float = ASK_AFTER
+    pong_after: float = PONG_AFTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +84,25 @@ class Verdict:
 class Keepalive:
     """The signs of life of one peer. It begins when the link is established.
 
+    `asks`: whether PONGs are asked for while something is sent, as a gateway does.
+
     `now` is in seconds of any clock that never goes back.
     """
 
-    def __init__(self, now: float, timing: Timing) -> None:
+    def __init__(self, now: float, timing: Timing, *, asks: bool = False) -> None:
         self.rtt: float | None = None
         """Last measured round trip in seconds, None before the first."""
         self.suspected = False
         self._timing = timing
         self._epoch = self._heard_at = self._pinged_at = self._sent_at = now
         self._unanswered_since: float | None = None
+        self._asks = asks
+        self._asked_at: float | None = None
+        """When the oldest PING was sent that no PONG has answered; only if `asks`."""
+        self._waited_from = now
+        """From when on the wait for that PONG counts."""
+        self._unasked_since: float | None = None
+        """When the first thing was sent that no PING has followed; only if `asks`."""
         self._pings: dict[bytes, float] = {}
         self._pongs = float(PONGS_PER_SECOND)
         self._ponged_at = now
@@ -93,16 +119,22 @@ class Keepalive:
             return False
         answers_all = self.rtt is not None and self._sent_at <= at - self.rtt
         self._unanswered_since = None if answers_all else at
+        if self._asked_at is not None and at >= self._pong_due():
+            return False  # it does not show that the peer hears us
         suspected, self.suspected = self.suspected, False
         return suspected
 
     def sent(self, now: float) -> bool:
-        """Something was sent. Returns whether the wait for a sign begins with it."""
+        """Something was sent. Returns whether a wait begins with it: for a sign, or to ask."""
         self._sent_at = now
-        if self._unanswered_since is not None:
-            return False
-        self._unanswered_since = now
-        return True
+        begins = False
+        if self._asks and self._unasked_since is None:
+            self._unasked_since = now
+            begins = self._asked_at is None
+        if self._unanswered_since is None:
+            self._unanswered_since = now
+            begins = True
+        return begins
 
     def may_answer(self, now: float) -> bool:
         """Whether a PING is answered: so many that answers would fill our queues are not."""
@@ -115,7 +147,7 @@ class Keepalive:
         return True
 
     def answered(self, opaque: bytes, now: float) -> float | None:
-        """Returns the round trip in seconds that a PONG shows.
+        """Returns the round trip in seconds that a PONG shows; it may end a suspicion.
 
         None if it echoes nothing of ours, or a PING so old that it is forgotten.
         """
@@ -125,12 +157,21 @@ class Keepalive:
         self.rtt = now - sent
         if sent >= self._sent_at:
             self._unanswered_since = None
+        if self._asked_at is not None and sent >= self._asked_at:
+            later = [at for at in self._pings.values() if at > sent]
+            self._asked_at = min(later, default=None)
+            if self._asked_at is not None:
+                self._waited_from = max(self._waited_from, self._asked_at)
+            self.suspected = False
         return self.rtt
 
     def ping(self, now: float) -> bytes:
         """Returns the opaque bytes of a PING that is sent now."""
         self._pinged_at = now
         self.sent(now)
+        self._unasked_since = None
+        if self._asks and self._asked_at is None:
+            self._asked_at = self._waited_from = now
         opaque = _MICROSECONDS.pack(int((now - self._epoch) * 1e6))
         self._pings[opaque] = now
         if len(self._pings) > PINGS_REMEMBERED:
@@ -148,6 +189,11 @@ class Keepalive:
         if since is not None and not self.suspected:
             probed = self._pinged_at >= since
             due = min(due, self._suspicion_due(since) if probed else since + timing.probe_after)
+        if self._asked_at is not None:
+            if not self.suspected:
+                due = min(due, self._pong_due())
+        elif self._unasked_since is not None:
+            due = min(due, self._unasked_since + timing.ask_after)
         self._due = due
         return due
 
@@ -158,15 +204,22 @@ class Keepalive:
         # Moments are compared as next_due() adds them up: differences are rounded another way.
         if now >= self._heard_at + timing.dead_after:
             return Verdict(dead=now - self._heard_at)
-        since = self._unanswered_since
+        since, asked = self._unanswered_since, self._asked_at
         suspected = None
-        if since is not None and not self.suspected and now >= self._suspicion_due(since):
-            self.suspected = True
-            suspected = now - since
+        if not self.suspected:
+            waits = []
+            if since is not None and now >= self._suspicion_due(since):
+                waits.append(now - since)
+            if asked is not None and now >= self._pong_due():
+                waits.append(now - asked)
+            suspected = max(waits, default=None)
+            self.suspected = suspected is not None
+        unasked = self._unasked_since
         if (
             now >= max(self._heard_at, self._pinged_at) + timing.ping_interval
             or now >= self._pinged_at + _RTT_PINGS * timing.ping_interval
             or (since is not None and self._pinged_at < since and now >= since + timing.probe_after)
+            or (asked is None and unasked is not None and now >= unasked + timing.ask_after)
         ):
             return Verdict(ping=self.ping(now), suspected=suspected)
         return Verdict(suspected=suspected)
@@ -175,6 +228,9 @@ class Keepalive:
         patience = self._timing.probe_after + 3 * (self.rtt or 0.0)
         return since + max(self._timing.suspect_after, patience)
 
+    def _pong_due(self) -> float:
+        return self._waited_from + max(self._timing.pong_after, 3 * (self.rtt or 0.0))
+
     def _forgive_own_pause(self, now: float) -> None:
         timing = self._timing
         late = 0.0 if self._due is None else now - self._due
@@ -182,5 +238,7 @@ class Keepalive:
             recently = now - timing.dead_after + timing.ping_interval
             self._heard_at = max(self._heard_at, recently)
             self._pinged_at = min(self._pinged_at, now - timing.ping_interval)
-        if late > timing.probe_after / 2 and self._unanswered_since is not None:
-            self._unanswered_since = now
+        if late > timing.probe_after / 2:
+            if self._unanswered_since is not None:
+                self._unanswered_since = now
+            self._waited_from = now

@@ -89,7 +89,7 @@ class RttMeasured:
 
 @dataclass(frozen=True, slots=True)
 class LinkSuspected:
-    """Something was sent `seconds` ago, and the peer has given no sign since. Told once a time."""
+    """Something was sent `seconds` ago, and the peer has not answered it. Told once a time."""
 
     seconds: float
 
@@ -193,7 +193,8 @@ class LinkProtocol:
         self._channels_open = False
         self._gone_away = False
         self._connect_due = now + connect_timeout
-        self.keepalive = Keepalive(now, timing)
+        # Only a gateway can do something about a doubt: it dials another link.
+        self.keepalive = Keepalive(now, timing, asks=role == "gateway")
         """The signs of life: round trip, and whether the peer is suspected."""
 
     # --- what happens -------------------------------------------------------------------------
@@ -281,7 +282,7 @@ class LinkProtocol:
             self._events.append(LinkTrusted())
 
     def sent(self, now: float) -> bool:
-        """Flow messages were sent. Returns whether the wait for a sign begins with them."""
+        """Flow messages were sent. Returns whether :meth:`next_timeout` may be sooner now."""
         return self.state == "established" and self.keepalive.sent(now)
 
     def peer_error(self, kind: str, what: str) -> None:
@@ -375,7 +376,10 @@ class LinkProtocol:
             self.peer_error("ping-flood", f"sent over {PONGS_PER_SECOND} PINGs a second")
 
     def _pong_arrived(self, pong: Pong, now: float) -> None:
+        suspected = self.keepalive.suspected
         rtt = self.keepalive.answered(pong.opaque, now)
+        if suspected and not self.keepalive.suspected:
+            self._events.append(LinkTrusted())
         if rtt is not None:
             self._events.append(RttMeasured(rtt))
 

@@ -1,5 +1,7 @@
 """Signs of life and their absence, with time as a number."""
 
+from collections.abc import Callable
+
 import pytest
 
 from socks_tunnel.protocol.keepalive import (
@@ -156,6 +158,128 @@ def test_a_long_round_trip_is_no_reason_for_suspicion(alive: Keepalive) -> None:
     assert alive.check(T0 + 4.3).suspected is None
     alive.next_due()
     assert alive.check(T0 + 4.41).suspected == pytest.approx(3.41)
+
+
+# --- one way only -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gateway() -> Keepalive:
+    """A gateway's, on a link with a round trip of 50 ms."""
+    made = Keepalive(T0, Timing(), asks=True)
+    made.heard(T0 + 0.05)
+    assert made.answered(made.ping(T0), T0 + 0.05) == pytest.approx(0.05)
+    return made
+
+
+def busy(
+    gateway: Keepalive,
+    begin: float,
+    end: float,
+    *,
+    answers: bool,
+    round_trip: Callable[[float], float] = lambda _: 0.05,
+) -> list[float]:
+    """Sends and hears something each 10 ms; when its link was suspected, in seconds from the start.
+
+    PINGs are answered after the round trip if `answers`; what is heard is the peer's own in any case.
+    """
+    suspected, pongs = [], []
+    for hundredth in range(round(begin * 100), round(end * 100)):
+        now = T0 + hundredth / 100
+        gateway.sent(now)
+        gateway.heard(now)
+        if now >= gateway.next_due():
+            verdict = gateway.check(now)
+            assert verdict.dead is None
+            if verdict.suspected is not None:
+                suspected.append(now - T0)
+            if verdict.ping is not None and answers:
+                pongs.append((now + round_trip(now - T0), verdict.ping))
+        while pongs and pongs[0][0] <= now:
+            gateway.answered(pongs.pop(0)[1], now)
+    return suspected
+
+
+def test_a_busy_gateway_asks_and_is_content_with_the_answers(gateway: Keepalive) -> None:
+    assert busy(gateway, 0.1, 60, answers=True) == []
+    assert gateway.rtt == pytest.approx(0.05, abs=0.02)
+
+
+def test_whoever_is_heard_but_does_not_answer_is_suspected_soon(gateway: Keepalive) -> None:
+    """Only what we send is lost: all that the peer sends arrives, and proves nothing."""
+    busy(gateway, 0.1, 10, answers=True)
+    (moment,) = busy(gateway, 10, 20, answers=False)
+    assert 11.1 <= moment <= 11.8
+    assert gateway.suspected
+
+
+def test_what_is_heard_does_not_end_a_suspicion_for_want_of_a_pong(gateway: Keepalive) -> None:
+    opaque = gateway.ping(T0 + 1)
+    gateway.next_due()
+    assert gateway.check(T0 + 2.2).suspected == pytest.approx(1.2)
+    assert not gateway.heard(T0 + 2.6)
+    before = gateway.suspected
+    assert gateway.answered(opaque, T0 + 2.7) == pytest.approx(1.7)
+    assert (before, gateway.suspected) == (True, False)
+    # And what was late has taught how long to wait.
+    gateway.ping(T0 + 3)
+    gateway.heard(T0 + 7)
+    gateway.next_due()
+    assert gateway.check(T0 + 3 + 3 * 1.7 - 0.01).suspected is None
+
+
+def test_pongs_behind_the_data_of_a_slow_link_are_no_reason_for_suspicion(
+    gateway: Keepalive,
+) -> None:
+
+    def filling(second: float) -> float:
+        return min(0.9 + second / 10, 2.4)
+
+    assert busy(gateway, 0.1, 60, answers=True, round_trip=filling) == []
+
+
+def test_one_question_at_a_time_is_asked_and_none_without_need(gateway: Keepalive) -> None:
+    assert due(gateway) == pytest.approx(5.05)  # nothing was sent
+    assert gateway.sent(T0 + 1)
+    assert not gateway.sent(T0 + 1.1)
+    assert due(gateway) == 1.5
+    opaque = gateway.check(T0 + 1.5).ping
+    assert opaque is not None
+    gateway.heard(T0 + 1.6)
+    assert gateway.sent(T0 + 1.7)  # the wait for a sign begins
+    assert due(gateway) == pytest.approx(2.7)
+    gateway.heard(T0 + 1.8)
+    assert due(gateway) == pytest.approx(2.7)  # the wait for the PONG, alone
+    gateway.answered(opaque, T0 + 1.9)
+    assert due(gateway) == pytest.approx(2.2)
+
+
+def test_an_endpoint_does_not_ask_for_it_can_do_nothing(alive: Keepalive) -> None:
+    assert busy(alive, 0.1, 25, answers=False) == []
+
+
+def test_a_pong_that_the_peer_refused_is_not_waited_for_when_a_later_one_has_come(
+    gateway: Keepalive,
+) -> None:
+    gateway.ping(T0 + 1)
+    later = gateway.ping(T0 + 1.2)
+    gateway.heard(T0 + 1.3)
+    gateway.answered(later, T0 + 1.3)
+    gateway.next_due()
+    assert gateway.check(T0 + 2.6).suspected is None
+    assert not gateway.suspected
+
+
+def test_a_pong_that_came_during_a_pause_of_ours_is_still_taken(gateway: Keepalive) -> None:
+    opaque = gateway.ping(T0 + 1)
+    assert due(gateway) == pytest.approx(2.2)
+    assert gateway.check(T0 + 60).suspected is None
+    gateway.heard(T0 + 60.01)
+    assert gateway.answered(opaque, T0 + 60.01) == pytest.approx(59.01)
+    gateway.answered(gateway.ping(T0 + 60.02), T0 + 60.07)
+    assert not gateway.suspected
+    assert due(gateway) > 62
 
 
 # --- our own pauses -----------------------------------------------------------------------------

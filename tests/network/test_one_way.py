@@ -1,0 +1,70 @@
+"""One way of a path with a round trip of 50 ms fails: how soon flows go on."""
+
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+
+from network.conftest import Told
+from support.hosts import ThreeHosts, why_no_namespaces
+from support.load import Load
+from support.paths import one_way_blocked, path
+from support.slow_path import ENDPOINT_ICE, GATEWAY_ICE, SlowPath
+from support.tunnels import Site, Tunnel
+
+DELAY = 25.0
+"""Milliseconds each way."""
+
+TIMES = 3
+
+RECOVERED_MAX = 12.0
+"""Seconds; a loose bound on a loaded machine, below the 15 of a dead link. What it took is printed."""
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Tunnel]:
+    if reason := why_no_namespaces():
+        pytest.skip(reason)
+    site = Site()
+    try:
+        hosts = site.hosts
+        assert isinstance(hosts, ThreeHosts)
+        with SlowPath(hosts, rate=0, delay=DELAY, queue=10_000):
+            tunnel = site.tunnel(GATEWAY_ICE, ENDPOINT_ICE, foreground=True)
+            try:
+                tunnel.start()
+                yield tunnel
+            finally:
+                print(tunnel.logs())
+                tunnel.stop()
+    finally:
+        site.close()
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("sender", ["gateway", "endpoint"])
+def test_flows_go_on_soon_after_one_way_has_failed(
+    scene: Tunnel, sender: Literal["gateway", "endpoint"], told: Told
+) -> None:
+    """The other way works all the time, and packets of the peer keep coming."""
+    scene.wait_linked(60)
+    took: list[float] = []
+    with Load(scene, pace=500_000) as load:
+        for _ in range(TIMES):
+            _, ours, theirs = path(scene)
+            blocked = time.monotonic()
+            with one_way_blocked(scene.site.hosts, sender, ours, theirs):
+                # What was under way may still arrive.
+                took.append(load.recovered_after(blocked + 0.3) + 0.3)
+                load.goes_on()
+            assert path(scene)[1:] != (ours, theirs)
+        load.ended_as_wanted()
+    told(
+        f"after what the {sender} sends was lost, flows went on within "
+        + ", ".join(f"{seconds:.2f}" for seconds in sorted(took))
+        + " s"
+    )
+    assert max(took) < RECOVERED_MAX
+    for daemon in scene.daemons[-2:]:
+        daemon.assert_clean()
