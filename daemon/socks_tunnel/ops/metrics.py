@@ -295,15 +295,13 @@ class Metrics:
             self.files.measure = self.measure
             self.files.start()
 
-    def set_build_info(self, role: str) -> None:
-        """Sets `up` and `build_info`; called by the supervisor alone."""
-        import platform  # noqa: PLC0415 - these two cost each worker a megabyte
-        from importlib.metadata import version  # noqa: PLC0415
+    def set_build_info(self, role: str, aiortc: str) -> None:
+        """Sets `up` and `build_info`; called by the supervisor alone. `aiortc` is a version."""
+        import platform  # noqa: PLC0415 - it costs each worker some memory
 
         self.up.set(1)
-        self.build_info.labels(
-            role, socks_tunnel.__version__, platform.python_version(), version("aiortc")
-        ).set(1)
+        python = platform.python_version()
+        self.build_info.labels(role, socks_tunnel.__version__, python, aiortc).set(1)
 
     def measure(self) -> None:
         """Takes the figures of this process; nothing where there is no /proc."""

@@ -1,8 +1,9 @@
 """The peer connection: the only package that imports aiortc."""
 
-from socks_tunnel.peer import no_media
+from socks_tunnel.peer import lazy_mdns, no_media
 
 no_media.install()  # before anything here imports aiortc
+lazy_mdns.install()
 
 from socks_tunnel.peer.ice import IceSettings
 from socks_tunnel.peer.link import Link, LinkObserver

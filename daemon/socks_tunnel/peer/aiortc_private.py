@@ -11,7 +11,6 @@ import inspect
 import logging
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
@@ -105,8 +104,11 @@ _ATTRIBUTES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
 
 def check_supported() -> None:
     """Raises :class:`UnsupportedAiortcError` unless everything that we rely on is as we know it."""
-    for name, release in (("aiortc", AIORTC_RELEASE), ("aioice", AIOICE_RELEASE)):
-        installed = version(name)
+    # importlib.metadata would cost the supervisor a megabyte.
+    for name, installed, release in (
+        ("aiortc", aiortc.__version__, AIORTC_RELEASE),
+        ("aioice", aioice.__version__, AIOICE_RELEASE),
+    ):
         if not installed.startswith(release):
             raise UnsupportedAiortcError(
                 f"{name} {installed} is installed; socks-tunnel relies on private names of "

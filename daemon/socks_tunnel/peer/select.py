@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import aiortc
+
 from socks_tunnel.peer.fast import guard
 from socks_tunnel.peer.fast.transport import FastTransport
 from socks_tunnel.peer.ice import IceSettings
@@ -28,6 +30,11 @@ def new_transport(
     if fast_path_active(fast_path):
         return FastTransport(role, ice, name=name, congestion=congestion)
     return PlainTransport(role, ice, name=name)
+
+
+def aiortc_version() -> str:
+    """Returns the version of aiortc that runs."""
+    return aiortc.__version__
 
 
 def fast_path_active(fast_path: Literal["auto", "off"]) -> bool:

@@ -33,6 +33,7 @@ from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.ops.notify import Notifier
 from socks_tunnel.ops.tasks import measure_lag, short_turns, spawn
 from socks_tunnel.peer.quiet import quiet_loop_exceptions, set_library_log_level
+from socks_tunnel.peer.select import aiortc_version
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.ipc import Configure, encode_control
 from socks_tunnel.signaling.identity import PrivateIdentity
@@ -259,7 +260,7 @@ class Instance:
     def _start_children(self) -> None:
         config = self.config
         metrics_directory = paths.metrics_directory(self.directory)
-        self.metrics.set_build_info(config.role)
+        self.metrics.set_build_info(config.role, aiortc_version())
         self._figures.started(config_hash(config), time.time(), config.ice.servers)
         self.workers = [
             WorkerSlot(

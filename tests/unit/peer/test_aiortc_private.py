@@ -29,7 +29,7 @@ def test_the_installed_releases_are_the_ones_that_were_read() -> None:
 
 
 def test_another_release_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aiortc_private, "version", lambda _: "1.17.0")
+    monkeypatch.setattr("aiortc.__version__", "1.17.0")
     with pytest.raises(UnsupportedAiortcError, match=r"aiortc 1\.17\.0 is installed"):
         check_supported()
 
