@@ -18,7 +18,7 @@ from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.rendezvous_states import ClientConnection
 from socks_tunnel.rendezvous.service import Service
-from socks_tunnel.signaling import rendezvous as client_module
+from socks_tunnel.signaling import presence
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.signaling.rendezvous import Rendezvous
 from socks_tunnel.supervisor import carriers, dialler
@@ -119,7 +119,7 @@ async def a_place(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     """Yields a place whose service is not started, and ends all that is in it."""
     monkeypatch.setattr(dialler, "FIRST_DELAY", 0.05)
     monkeypatch.setattr(carriers, "FIRST_DELAY", 0.05)
-    monkeypatch.setattr(client_module, "APPEARED_PERIOD", 0.05)
+    monkeypatch.setattr(presence, "APPEARED_PERIOD", 0.05)
     quiet_loop_exceptions(asyncio.get_running_loop())
     made = Place(directory)
     try:

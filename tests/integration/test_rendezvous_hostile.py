@@ -235,7 +235,7 @@ async def test_a_service_that_lies_gets_nothing_but_denial(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     node = await place.start()
-    node.registry = Liar({}, listed_only=False)
+    node.registry = Liar({}, clients="any")
     endpoint, gateway = place.endpoint(), place.gateway()
     await prepared(endpoint)
     await until(lambda: len(node.registry) == 1)

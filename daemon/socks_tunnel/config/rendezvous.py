@@ -187,8 +187,6 @@ def read_turn_secret(path: Path) -> bytes:
 
 def _complaints(file: RendezvousFile) -> list[tuple[KeyPath, str]]:
     found: list[tuple[KeyPath, str]] = []
-    if file.clients == "enrolled":
-        found.append((("clients",), f'"enrolled" {NOT_YET}; there are "listed" and "any"'))
     if file.redis_url:
         found.append((("redis_url",), f"{NOT_YET}: one node serves all clients"))
     if file.relay.enabled:
@@ -198,8 +196,9 @@ def _complaints(file: RendezvousFile) -> list[tuple[KeyPath, str]]:
             read_turn_secret(file.turn.secret_file)
         except ValueError as error:
             found.append((("turn", "secret_file"), str(error)))
-    if file.clients == "listed" and not file.keys:
-        found.append((("keys",), 'is missing: nobody could connect while clients = "listed"'))
+    if file.clients != "any" and not file.keys:
+        message = f'is missing: nobody could connect while clients = "{file.clients}"'
+        found.append((("keys",), message))
     for field in ("name", "public_key"):
         seen: dict[str, int] = {}
         for index, key in enumerate(file.keys):

@@ -5,11 +5,13 @@ Gateways and endpoints each hold one outbound WebSocket (RFC 6455) to the servic
 
     kind        from     carries
     challenge   service  "nonce": bin 32
-    proof       client   "key": bin 32, "host": str, "time": int, "signature": bin 64
+    proof       client   "key": bin 32, "host": str, "time": int, "signature": bin 64,
+                         "enrolment": bin
     welcome     service  "session": bin 8, "time": int,
                          "limits": {"body": int, "watch": int, "rate": int},
                          "turn": [{"urls": [str], "username": str, "credential": str}]
-    watch       client   "keys": bin 32*n, "reset": bool       whom the client may talk to
+    watch       client   "keys": bin 32*n, "reset": bool,      whom the client may talk to
+                         "guests": bool                        envelopes of others are welcome too
     presence    service  "online": bin 32*n, "offline": bin 32*n
     envelope    client   "to": bin 32, "body": bin
                 service  "from": bin 32, "body": bin
@@ -17,7 +19,9 @@ Gateways and endpoints each hold one outbound WebSocket (RFC 6455) to the servic
     drain       service  "within": int                         seconds in which to leave
 
 Unknown keys are ignored; an unknown kind is a protocol error. Times are Unix seconds. `turn` may be
-absent. A further `welcome` replaces what the first one said: it renews logins before they expire.
+absent, `enrolment` (socks_tunnel.signaling.joining) is empty or absent where there is none, and
+`guests` is false where it is absent. A further `welcome` replaces what the first one said: it
+renews logins before they expire.
 
 ::
 
@@ -33,12 +37,12 @@ The signature is Ed25519 (RFC 8032) over what :func:`proof_text` returns. The ho
 that the client has connected to, so that a service cannot pass a challenge of another one on to its
 own clients and use the proof there.
 
-The service passes an envelope on only if its receiver watches the sender, and tells of a key's
-presence only if both watch each other. To anybody else, a key is absent. What is passed on is a
-parcel, which is between the clients and means nothing to the service::
+The service passes an envelope on only if its receiver watches the sender or takes guests, and tells
+of a key's presence only if both watch each other. To anybody else, a key is absent. What is passed
+on is a parcel, which is between the clients and means nothing to the service::
 
-    parcel      "kind": "offer" | "answer" | "refused" | "bye",
-                "ref": bin 8,         chosen by the sender of the offer, repeated in what answers it
+    parcel      "kind": "offer" | "answer" | "refused" | "bye" | "join" | "joined",
+                "ref": bin 8,         chosen by who asks, repeated in what answers it
                 "session": str,       names the session in an answer and in a bye; "" otherwise
                 "envelope": bin       signed (socks_tunnel.signaling.envelope); empty if refused
 
@@ -138,6 +142,7 @@ class Proof:
     host: str
     time: int
     signature: bytes
+    enrolment: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +172,14 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """The client may talk to these keys; with `reset`, to no others."""
+    """The client may talk to these keys; with `reset`, to no others.
+
+    With `guests`, it also takes envelopes of keys that it does not watch: of hosts that join.
+    """
 
     keys: tuple[bytes, ...]
     reset: bool
+    guests: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +243,7 @@ class Parcel:
     envelope: bytes = b""
 
 
-PARCEL_KINDS: Final = frozenset({"offer", "answer", "refused", "bye"})
+PARCEL_KINDS: Final = frozenset({"offer", "answer", "refused", "bye", "join", "joined"})
 
 
 def proof_text(host: str, nonce: bytes, time: int) -> bytes:
@@ -260,13 +269,14 @@ def _fields(frame: Frame) -> dict[str, Any]:
     match frame:
         case Challenge(nonce):
             return {"kind": "challenge", "nonce": nonce}
-        case Proof(key, host, time, signature):
+        case Proof(key, host, time, signature, enrolment):
             return {
                 "kind": "proof",
                 "key": key,
                 "host": host,
                 "time": time,
                 "signature": signature,
+                "enrolment": enrolment,
             }
         case Welcome(session, time, body, watch, rate, turn):
             return {
@@ -279,8 +289,8 @@ def _fields(frame: Frame) -> dict[str, Any]:
                     for s in turn
                 ],
             }
-        case Watch(keys, reset):
-            return {"kind": "watch", "keys": b"".join(keys), "reset": reset}
+        case Watch(keys, reset, guests):
+            return {"kind": "watch", "keys": b"".join(keys), "reset": reset, "guests": guests}
         case Presence(online, offline):
             return {
                 "kind": "presence",
@@ -297,11 +307,11 @@ def _fields(frame: Frame) -> dict[str, Any]:
             return {"kind": "drain", "within": within}
 
 
-def watches(keys: Iterable[bytes]) -> Iterator[bytes]:
+def watches(keys: Iterable[bytes], *, guests: bool = False) -> Iterator[bytes]:
     """Yields the frames that replace all watched keys by `keys`; at least one."""
     chunks = list(_chunks(list(keys))) or [()]
     for number, chunk in enumerate(chunks):
-        yield encode(Watch(chunk, reset=number == 0))
+        yield encode(Watch(chunk, reset=number == 0, guests=guests))
 
 
 def presences(online: Iterable[bytes], offline: Iterable[bytes] = ()) -> Iterator[bytes]:
@@ -344,12 +354,12 @@ def decode_from_client(data: bytes) -> FromClient:
                     host=bounded.text(fields, "host"),
                     time=bounded.integer(fields, "time", 0, _U64_MAX),
                     signature=bounded.binary(fields, "signature", SIGNATURE_SIZE),
+                    enrolment=_optional_binary(fields, "enrolment"),
                 )
             case "watch":
-                reset = fields.get("reset")
-                if not isinstance(reset, bool):
-                    raise bounded.unusable(fields, "reset")
-                return Watch(_keys(fields, "keys"), reset)
+                reset = _boolean(fields, "reset")
+                guests = "guests" in fields and _boolean(fields, "guests")
+                return Watch(_keys(fields, "keys"), reset, guests)
             case "envelope":
                 return ToKey(bounded.binary(fields, "to", KEY_SIZE), bounded.binary(fields, "body"))
             case _:
@@ -417,6 +427,17 @@ def _turn_server(fields: object) -> TurnServer:
         username=bounded.text(fields, "username"),
         credential=bounded.text(fields, "credential"),
     )
+
+
+def _boolean(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name)
+    if not isinstance(value, bool):
+        raise bounded.unusable(fields, name)
+    return value
+
+
+def _optional_binary(fields: Mapping[str, Any], name: str) -> bytes:
+    return bounded.binary(fields, name) if name in fields else b""
 
 
 def _keys(fields: Mapping[str, Any], name: str) -> tuple[bytes, ...]:

@@ -41,10 +41,14 @@ Verify = Callable[[bytes, bytes, bytes], bool]
 
 
 class ClientConnection:
-    """The client's end. `host` is the host (and port) that it has connected to."""
+    """The client's end. `host` is the host (and port) that it has connected to.
 
-    def __init__(self, host: str) -> None:
+    `enrolment` is what it shows if its key is not listed there; empty if it has none.
+    """
+
+    def __init__(self, host: str, enrolment: bytes = b"") -> None:
         self.host = host
+        self._enrolment = enrolment
         self.welcome: Welcome | None = None
         """What the service said of itself; None until then."""
         self.skew: int = 0
@@ -88,7 +92,7 @@ class ClientConnection:
         if self._state != "challenged":
             raise LocalProtocolError("there is no challenge to answer")
         self._state = "proving"
-        return encode(Proof(key, self.host, int(now), signature))
+        return encode(Proof(key, self.host, int(now), signature, self._enrolment))
 
     def envelope(self, to: bytes, body: bytes) -> bytes:
         """Returns the frame that passes `body` to a key.

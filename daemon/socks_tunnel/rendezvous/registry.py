@@ -4,6 +4,10 @@ A client exists here only once its key is proved and accepted. It *watches* the 
 talk to. An envelope from A to B is passed on only if B watches A, and each is told of the other's
 presence only if both watch each other. So a stranger cannot even learn whether a key is here.
 
+A client that takes *guests* also gets envelopes of keys that it does not watch, so that hosts can
+join it, and only within a rate for all of them. Where keys have to be enrolled, a key that is
+neither listed nor enrolled by a listed one is a guest itself: it may be here for a short time.
+
 What is to be sent to a client waits in its outbox, which is bounded in bytes. An envelope that does
 not fit is not passed on, and the sender is told. Presence that does not fit ends the client's
 connection: it would never learn the truth otherwise.
@@ -11,7 +15,7 @@ connection: it would never learn the truth otherwise.
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection
-from typing import Final
+from typing import Final, Literal
 
 from socks_tunnel.protocol.rendezvous import (
     CLOSE_FORBIDDEN,
@@ -47,6 +51,16 @@ ENVELOPES_PER_SECOND_ANY: Final = 10
 ENVELOPES_BURST_ANY: Final = 50
 """The same for a key that is not listed."""
 
+GUEST_SECONDS: Final = 60.0
+"""Seconds after which a guest's connection is ended."""
+
+GUESTS_MAX: Final = 1024
+"""Guests at a time."""
+
+GUEST_ENVELOPES_PER_SECOND: Final = 50
+GUEST_ENVELOPES_BURST: Final = 200
+"""Envelopes of strangers that one client gets: a second for long, and at once."""
+
 ANSWERED_TOO_MANY: Final = 1000
 """Envelopes beyond the rate that are answered; the next one ends the connection."""
 
@@ -80,7 +94,11 @@ class Client:
         "_wake",
         "bucket",
         "ended",
+        "enrolled_by",
         "excess",
+        "guest",
+        "guest_bucket",
+        "guests",
         "key",
         "listed",
         "name",
@@ -104,6 +122,13 @@ class Client:
         self.excess = 0
         """Envelopes beyond the rate so far."""
         self.watched: set[bytes] = set()
+        self.enrolled_by: bytes | None = None
+        """The listed key that has enrolled it, if it is here for that."""
+        self.guest = False
+        """Whether it may be here only for a short time, to join."""
+        self.guests = False
+        """Whether it takes envelopes of keys that it does not watch."""
+        self.guest_bucket: Bucket | None = None
         self.ended = False
         self._wake = wake
         self._end = end
@@ -143,17 +168,26 @@ class Client:
 
 
 class Registry:
-    """All clients of one node. `names` are the listed keys; `listed_only` refuses all others."""
+    """All clients of one node. `names` are the listed keys.
+
+    `clients` says who else may be here: nobody (`listed`), keys that a listed key has enrolled
+    (`enrolled`), or any key.
+    """
 
     def __init__(
-        self, names: dict[bytes, str], *, listed_only: bool, clients_max: int = CLIENTS_MAX
+        self,
+        names: dict[bytes, str],
+        *,
+        clients: Literal["listed", "enrolled", "any"],
+        clients_max: int = CLIENTS_MAX,
     ) -> None:
         self.turn: TurnLogins | None = None
         """Makes logins for TURN servers; None where there are none."""
         self.counts: Counter[str] = Counter()
         """What was passed on, and what was not and why, since the start."""
         self._names = names
-        self._listed_only = listed_only
+        self._mode = clients
+        self._guests = 0
         self._clients_max = clients_max
         self._clients: dict[bytes, Client] = {}
         self._joins = Buckets(JOINS_PER_SECOND, JOINS_BURST)
@@ -174,16 +208,23 @@ class Registry:
         *,
         wake: Callable[[], None],
         end: Callable[[int, str], None],
+        enrolled_by: bytes | None = None,
     ) -> Client:
         """Adds a client whose key is proved. Raises :class:`Refused`; nothing is kept then.
+
+        `enrolled_by` is the key that has enrolled it, if it has shown that.
 
         An older connection with the same key is ended: after a change of networks the service
         often notices later than the client that the old one is dead.
         """
         name = self._names.get(key)
-        if name is None and self._listed_only:
+        guest = name is None and self._mode == "enrolled" and enrolled_by not in self._names
+        if name is None and self._mode == "listed":
             self.counts["refused: not listed"] += 1
             raise Refused(CLOSE_FORBIDDEN, "its key is not listed")
+        if guest and self._guests >= GUESTS_MAX:
+            self.counts["refused: guests"] += 1
+            raise Refused(CLOSE_TOO_MUCH, f"there are {GUESTS_MAX} guests already")
         if not self._joins.take(key, now):
             self.counts["refused: joins"] += 1
             raise Refused(CLOSE_TOO_MUCH, "its key connects too often")
@@ -206,8 +247,11 @@ class Registry:
             wake=wake,
             end=end,
         )
+        client.enrolled_by = None if guest else enrolled_by
+        client.guest = guest
+        self._guests += guest
         self._clients[key] = client
-        self.counts["joined"] += 1
+        self.counts["guests" if guest else "joined"] += 1
         return client
 
     def welcome(self, client: Client, session: bytes, unix_time: float) -> Welcome:
@@ -222,6 +266,7 @@ class Registry:
         if self._clients.get(client.key) is not client:
             return
         del self._clients[client.key]
+        self._guests -= client.guest
         for other in self._mutual(client, client.watched):
             self._tell(other, offline=[client.key])
 
@@ -242,11 +287,18 @@ class Registry:
         for client in list(self._clients.values()):
             name = names.get(client.key)
             if name is not None:
-                client.name, client.listed = name, True
-            elif client.listed or self._listed_only:
+                self._guests -= client.guest
+                client.name, client.listed, client.guest = name, True, False
+            elif client.listed or not self._is_welcome(client):
                 # Its limits were others: it may come back if it still may.
                 self.leave(client)
                 client.finish(CLOSE_FORBIDDEN, "its key is not listed any more")
+
+    def _is_welcome(self, client: Client) -> bool:
+        """Returns whether a client whose key is not listed may stay."""
+        if self._mode == "enrolled":
+            return client.guest or client.enrolled_by in self._names
+        return self._mode == "any"
 
     # --- what clients ask for -------------------------------------------------------------------
 
@@ -261,6 +313,8 @@ class Registry:
             raise Refused(CLOSE_TOO_MUCH, f"it watches more than {limit} keys")
         for other in self._mutual(client, dropped):
             self._tell(other, offline=[client.key])
+        # A guest takes none: two of them would talk through us then.
+        client.guests = asked.guests and not client.guest
         client.watched -= dropped
         client.watched |= new
         # After a reset the client knows of nobody: it is told of all again.
@@ -278,12 +332,22 @@ class Registry:
             self._not_passed(client, to, "rate")
             return
         receiver = self._clients.get(to)
-        if receiver is None or client.key not in receiver.watched:
+        known = receiver is not None and client.key in receiver.watched
+        if receiver is None or not (known or receiver.guests):
             self._not_passed(client, to, "absent")
-        elif not receiver.push(encode(FromKey(client.key, body))):
+            return
+        welcome = known or self._as_guest(receiver, now)
+        if not (welcome and receiver.push(encode(FromKey(client.key, body)))):
             self._not_passed(client, to, "busy")
         else:
             self.counts["passed"] += 1
+
+    @staticmethod
+    def _as_guest(receiver: Client, now: float) -> bool:
+        """Returns whether a client may get one more envelope of a stranger."""
+        if receiver.guest_bucket is None:
+            receiver.guest_bucket = Bucket(GUEST_ENVELOPES_PER_SECOND, GUEST_ENVELOPES_BURST, now)
+        return receiver.guest_bucket.take(now)
 
     def _not_passed(self, client: Client, to: bytes, reason: str) -> None:
         self.counts[f"not passed: {reason}"] += 1

@@ -20,6 +20,7 @@ from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.rendezvous import (
+    CLOSE_FORBIDDEN,
     CLOSE_GOING_AWAY,
     CLOSE_LATE,
     CLOSE_PROOF,
@@ -35,10 +36,11 @@ from socks_tunnel.protocol.rendezvous import (
 )
 from socks_tunnel.protocol.rendezvous_states import ServiceConnection
 from socks_tunnel.rendezvous.limits import Door, Ticket
-from socks_tunnel.rendezvous.registry import Client, Refused, Registry
+from socks_tunnel.rendezvous.registry import GUEST_SECONDS, Client, Refused, Registry
 from socks_tunnel.rendezvous.turn import RENEWAL, TurnLogins
 from socks_tunnel.signaling.direct import listen_tcp, listen_unix
 from socks_tunnel.signaling.identity import parse_public_key, verify
+from socks_tunnel.signaling.joining import JoinRejected, enrolled_by
 from socks_tunnel.signaling.tls import ServerCertificate
 
 _log = logging.getLogger(__name__)
@@ -104,7 +106,7 @@ class Service:
         self.door = Door()
         self.registry = Registry(
             listed_keys(config),
-            listed_only=config.clients == "listed",
+            clients=config.clients,
             clients_max=config.clients_max,
         )
         self.address: HostPort | Path = config.listen
@@ -332,6 +334,7 @@ class _Session:
         self._flushing: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[Any] | None = None
         self._renewal: asyncio.TimerHandle | None = None
+        self._leave_at: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Serves until the connection ends."""
@@ -362,16 +365,21 @@ class _Session:
                 self._client.finish(CLOSE_LATE, "gone")
             if self._flushing is not None:
                 self._flushing.cancel()
-            if self._renewal is not None:
-                self._renewal.cancel()
+            for timer in (self._renewal, self._leave_at):
+                if timer is not None:
+                    timer.cancel()
 
     async def _frame(self, data: bytes) -> None:
         registry, now = self._service.registry, asyncio.get_running_loop().time()
         match self._protocol.receive(data):
-            case Proof(key=key):
-                client = registry.join(key, now, wake=self._wake, end=self._end)
+            case Proof(key=key, enrolment=enrolment):
+                by = _enrolled_by(enrolment, key)
+                client = registry.join(key, now, wake=self._wake, end=self._end, enrolled_by=by)
                 self._client = client
                 self._service.proved(self._waiting)
+                if client.guest:
+                    loop = asyncio.get_running_loop()
+                    self._leave_at = loop.call_later(GUEST_SECONDS, self._end_guest, client)
                 self._welcome(client, secrets.token_bytes(SESSION_SIZE))
                 _log.debug("%s is here; %d clients", client.name, len(registry))
             case Watch() as asked if self._client is not None:
@@ -384,6 +392,11 @@ class _Session:
         client.push(encode(self._service.registry.welcome(client, session, time.time())))
         loop = asyncio.get_running_loop()
         self._renewal = loop.call_later(RENEWAL, self._welcome, client, session)
+
+    @staticmethod
+    def _end_guest(client: Client) -> None:
+        if client.guest:  # its key may have been listed meanwhile
+            client.finish(CLOSE_FORBIDDEN, "a guest may be here for a short time only")
 
     # --- frames out -----------------------------------------------------------------------------
 
@@ -422,6 +435,17 @@ class _Session:
 
     def _abort(self) -> None:
         self._waiting.abort()
+
+
+def _enrolled_by(enrolment: bytes, key: bytes) -> bytes | None:
+    """Returns whose enrolment a client shows; None for none that is good."""
+    if not enrolment:
+        return None
+    try:
+        return enrolled_by(enrolment, key, time.time())
+    except JoinRejected as error:
+        _log.debug("an enrolment is not good: %s", error)
+        return None
 
 
 def _closing(status: int) -> web.Response:

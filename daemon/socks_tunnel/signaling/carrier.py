@@ -52,6 +52,9 @@ OfferHandler = Callable[[bytes], Awaitable[Answered | None]]
 ByeHandler = Callable[[str, bytes], Awaitable[bool]]
 """Gets the session's name and the envelope of a goodbye; returns whether it was accepted."""
 
+JoinHandler = Callable[[bytes], Awaitable[bytes | None]]
+"""Gets a request to join (:mod:`socks_tunnel.signaling.joining`); returns the answer, or None."""
+
 
 class OutgoingCarrier(Protocol):
     """Offers out, to one endpoint."""

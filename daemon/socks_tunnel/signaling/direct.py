@@ -4,6 +4,7 @@
 
     POST /            body: offer envelope     201, Location: /ID, body: answer envelope
     DELETE /ID        body: bye envelope       200
+    POST /join        body: request to join    200, body: answer
 
 What is refused gets 403 and nothing else, so that a stranger learns nothing. HTTP is only the
 carrier: what counts is the signature on each envelope, so plain HTTP is fine where confidentiality
@@ -27,6 +28,7 @@ from socks_tunnel.protocol.urls import Url
 from socks_tunnel.signaling.carrier import (
     ByeHandler,
     IceServers,
+    JoinHandler,
     OfferHandler,
     SignalingError,
     remote_address,
@@ -58,6 +60,11 @@ BACKLOG: Final = 100
 
 CONTENT_TYPE: Final = "application/vnd.msgpack"
 
+_MSGPACK: Final = {"Content-Type": CONTENT_TYPE}
+
+JOIN_PATH: Final = "/join"
+"""Where requests to join go, below the path of the endpoint's URL."""
+
 LOCATION_MAX: Final = 1024
 """Longest Location in an answer, in bytes."""
 
@@ -77,6 +84,7 @@ class DirectServer:
         handler: OfferHandler,
         *,
         bye: ByeHandler | None = None,
+        join: JoinHandler | None = None,
         tls: ssl.SSLContext | None = None,
         read_timeout: float = READ_TIMEOUT,
         handle_timeout: float = HANDLE_TIMEOUT,
@@ -93,6 +101,7 @@ class DirectServer:
         )
         self._handler = handler
         self._bye = bye
+        self._join = join
         self._inode: int | None = None
         self._address: HostPort | None = None
         self.http: HttpServer | None = None
@@ -143,6 +152,9 @@ class DirectServer:
 
     async def _handle(self, asked: Request) -> Response:
         remote_address.set(asked.remote or "local")
+        if asked.method == "POST" and asked.path == JOIN_PATH:
+            joined = await self._join(asked.body) if self._join is not None else None
+            return Response(403) if joined is None else Response(200, joined, _MSGPACK)
         if asked.method == "POST":
             answered = await self._handler(asked.body) if asked.path == "/" else None
             if answered is None:
@@ -191,6 +203,14 @@ class DirectClient:
         if not location or not body or len(location) > LOCATION_MAX:
             raise SignalingError(f"{self._name} accepted the offer but gave no answer")
         return body, location
+
+    async def join(self, request: bytes, timeout: float) -> bytes:  # noqa: ASYNC109
+        """Brings a request to join; returns the answer. Raises :class:`SignalingError`."""
+        target = Url.parse(urljoin(str(self._url), JOIN_PATH.removeprefix("/")))
+        answer, body = await self._request("POST", target, request, timeout)
+        if answer.status != 200:
+            raise SignalingError(self._refusal("the request to join", answer.status))
+        return body
 
     async def bye(self, location: str, envelope: bytes, timeout: float = 5.0) -> None:  # noqa: ASYNC109
         """Ends the session that an offer began. Raises :class:`SignalingError`."""

@@ -16,7 +16,7 @@ import random
 import secrets
 import ssl
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
@@ -47,12 +47,14 @@ from socks_tunnel.protocol.urls import Url, proxy_for
 from socks_tunnel.signaling.carrier import (
     ByeHandler,
     IceServers,
+    JoinHandler,
     OfferHandler,
     SignalingError,
     offered_servers,
     remote_address,
 )
 from socks_tunnel.signaling.identity import PrivateIdentity, public_key_text
+from socks_tunnel.signaling.presence import PresenceBoard
 from socks_tunnel.signaling.rendezvous_words import (
     CONNECT_TIMEOUT,
     end_sentence,
@@ -78,14 +80,12 @@ HANDLED_MAX: Final = 32
 HANDLE_TIMEOUT: Final = 30.0
 """Seconds that the work on one of them may take."""
 
-APPEARED_PERIOD: Final = 5.0
-"""Seconds in which one key may appear once: a service that lies cannot make us dial without end."""
-
-APPEARED_SPREAD: Final = 0.5
-"""Seconds over which those who waited for the same peer are spread."""
-
 LIVED_LONG: Final = 10.0
 """Seconds after which a connection that ends does not count as a failure in a row."""
+
+
+ANSWERS: Final = {"offer": "answer", "join": "joined"}
+"""What a parcel that asks is answered by, unless that is `refused`."""
 
 
 class Delays(Protocol):
@@ -103,10 +103,11 @@ class _Ended(Exception):  # noqa: N818 - not always an error
 
 
 class _Waiting:
-    """An offer of ours that waits for its answer."""
+    """A parcel of ours that waits for its answer. `kind` is one of :data:`ANSWERS`."""
 
-    def __init__(self, to: bytes) -> None:
+    def __init__(self, to: bytes, kind: str) -> None:
         self.to = to
+        self.kind = kind
         self.answer: asyncio.Future[tuple[bytes, str]] = asyncio.get_running_loop().create_future()
 
     def fail(self, sentence: str) -> None:
@@ -119,8 +120,8 @@ class Rendezvous:
     """One service, with one WebSocket to it as long as it is started.
 
     `url` is `wss://HOST[:PORT][/PATH]`, or `ws://`; `ca`, `proxy` are as for
-    :class:`socks_tunnel.signaling.direct.DirectClient`. `offer` and `bye` handle what others send;
-    without them, offers are refused.
+    :class:`socks_tunnel.signaling.direct.DirectClient`. `offer`, `bye` and `join` handle what
+    others send; what has no handler is ignored. `enrolment` is shown to the service unless empty.
     """
 
     def __init__(
@@ -133,6 +134,8 @@ class Rendezvous:
         proxy: str | None = None,
         offer: OfferHandler | None = None,
         bye: ByeHandler | None = None,
+        join: JoinHandler | None = None,
+        enrolment: bytes = b"",
     ) -> None:
         self.url = url
         self.problem: str | None = "not connected yet"
@@ -144,15 +147,15 @@ class Rendezvous:
         self._proxy = proxy
         self._offer = offer
         self._bye = bye
+        self._join = join
+        self._enrolment = enrolment
         self._watched: frozenset[bytes] = frozenset()
         self._task: asyncio.Task[None] | None = None
         self._ws: aiohttp.ClientWebSocketResponse | None = None
         self._protocol: ClientConnection | None = None
         self._open = asyncio.Event()
         self._waiting: dict[bytes, _Waiting] = {}
-        self._online: set[bytes] = set()
-        self._appeared_at: dict[bytes, float] = {}
-        self._appearing: dict[bytes, set[asyncio.Future[None]]] = {}
+        self._presence = PresenceBoard()
         self._handling: set[asyncio.Task[None]] = set()
         self._told_skew: int | None = None
         self._leaving: asyncio.TimerHandle | None = None
@@ -179,16 +182,19 @@ class Rendezvous:
         if watched == self._watched:
             return
         self._watched = watched
-        self._online &= watched
+        self._presence.watch(watched)
         if self._open.is_set():
             spawn("tell the rendezvous whom we watch", self._tell_watched())
 
     async def _tell_watched(self) -> None:
         try:
-            for frame in watches(sorted(self._watched)):
+            for frame in self._watches():
                 await self._send(frame)
         except SignalingError as error:
             _log.debug("%s", error)  # the next connection tells it
+
+    def _watches(self) -> Iterator[bytes]:
+        return watches(sorted(self._watched), guests=self._join is not None)
 
     async def _connect_forever(self) -> None:
         loop = asyncio.get_running_loop()
@@ -223,7 +229,7 @@ class Rendezvous:
         self._open.clear()
         self._ws = None
         self._protocol = None
-        self._online.clear()
+        self._presence.clear()
         if self._leaving is not None:
             self._leaving.cancel()
             self._leaving = None
@@ -261,7 +267,7 @@ class Rendezvous:
                     )
                 )
                 self._ws = ws
-                self._protocol = ClientConnection(self._host)
+                self._protocol = ClientConnection(self._host, self._enrolment)
                 while not self._protocol.is_open:
                     await self._receive(ws, self._protocol)
             await self._opened(self._protocol)
@@ -279,7 +285,7 @@ class Rendezvous:
                 f"it lets this host watch {welcome.watch} keys, but {len(self._watched)} peers are "
                 "configured"
             )
-        for frame in watches(sorted(self._watched)):
+        for frame in self._watches():
             await self._send(frame)
         self._open.set()
 
@@ -313,7 +319,7 @@ class Rendezvous:
                 signature = self._identity.sign(protocol.signed_text(now))
                 await self._send(protocol.proof(self._identity.public, signature, now))
             case Presence():
-                self._see(event)
+                self._presence.see(event)
             case FromKey():
                 self._take(event)
             case Absent(to=to, reason=reason):
@@ -343,35 +349,9 @@ class Rendezvous:
         except (OSError, RuntimeError, aiohttp.ClientError, TimeoutError) as error:
             raise SignalingError(f"cannot send to {self.url}: {clip(error)}") from None
 
-    # --- who is there ---------------------------------------------------------------------------
-
-    def _see(self, presence: Presence) -> None:
-        self._online.difference_update(presence.offline)
-        now = asyncio.get_running_loop().time()
-        for key in presence.online:
-            if key not in self._watched or key in self._online:
-                continue
-            self._online.add(key)
-            if now - self._appeared_at.get(key, -APPEARED_PERIOD) < APPEARED_PERIOD:
-                continue
-            self._appeared_at[key] = now
-            for future in self._appearing.pop(key, ()):
-                if not future.done():
-                    future.set_result(None)
-
     async def appeared(self, key: bytes) -> None:
         """Waits until the service says that a key has come; at most once in a while."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._appearing.setdefault(key, set()).add(future)
-        try:
-            await future
-        finally:
-            futures = self._appearing.get(key)
-            if futures is not None:
-                futures.discard(future)
-                if not futures:
-                    del self._appearing[key]
-        await asyncio.sleep(random.uniform(0, APPEARED_SPREAD))  # noqa: S311 - no secret
+        await self._presence.appeared(key)
 
     # --- offers of ours -------------------------------------------------------------------------
 
@@ -392,14 +372,22 @@ class Rendezvous:
 
         Raises :class:`SignalingError`.
         """
+        return await self._ask("offer", to, envelope, timeout)
+
+    async def join(self, to: bytes, request: bytes, timeout: float) -> bytes:  # noqa: ASYNC109
+        """Brings a request to join to a key; returns the answer. Raises :class:`SignalingError`."""
+        answer, _ = await self._ask("join", to, request, timeout)
+        return answer
+
+    async def _ask(self, kind: str, to: bytes, asked: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
         if len(self._waiting) >= OFFERS_MAX:
             raise SignalingError(f"{OFFERS_MAX} offers wait for answers through {self.url}")
         ref = secrets.token_bytes(REF_SIZE)
-        self._waiting[ref] = waiting = _Waiting(to)
+        self._waiting[ref] = waiting = _Waiting(to, kind)
         try:
             async with asyncio.timeout(timeout):
                 await self._open.wait()
-                await self._pass(to, Parcel("offer", ref, envelope=envelope))
+                await self._pass(to, Parcel(kind, ref, envelope=asked))
                 return await waiting.answer
         except TimeoutError:
             if not self._open.is_set():
@@ -443,21 +431,22 @@ class Rendezvous:
         except RemoteProtocolError as error:
             _log.debug("a parcel of %s: %s", public_key_text(event.sender), error)
             return
-        match parcel.kind:
-            case "answer" | "refused":
-                waiting = self._waiting.get(parcel.ref)
-                if waiting is None or waiting.to != event.sender or waiting.answer.done():
-                    return  # too late, or never asked for
-                if parcel.kind == "refused":
-                    waiting.fail(f"the peer refused the offer through {self.url}; its log says why")
-                else:
-                    waiting.answer.set_result((parcel.envelope, parcel.session))
-            case _:
-                self._handle(event.sender, parcel)
+        if parcel.kind in ANSWERS or parcel.kind == "bye":
+            self._handle(event.sender, parcel)
+            return
+        waiting = self._waiting.get(parcel.ref)
+        if waiting is None or waiting.to != event.sender or waiting.answer.done():
+            return  # too late, or never asked for
+        if parcel.kind == "refused":
+            waiting.fail(
+                f"the peer refused the {waiting.kind} through {self.url}; its log says why"
+            )
+        elif parcel.kind == ANSWERS[waiting.kind]:
+            waiting.answer.set_result((parcel.envelope, parcel.session))
 
     def _handle(self, sender: bytes, parcel: Parcel) -> None:
-        if self._offer is None:
-            return  # a gateway takes no offers, and nobody who means it sends one
+        if not {"offer": self._offer, "bye": self._bye, "join": self._join}[parcel.kind]:
+            return  # a gateway takes none of this, and nobody who means it sends it
         if len(self._handling) >= HANDLED_MAX:
             _log.debug("a parcel is one too many")
             return  # the sender's time runs out, as on a busy host
@@ -468,21 +457,31 @@ class Rendezvous:
     async def _handled(self, sender: bytes, parcel: Parcel) -> None:
         remote_address.set(self._host)
         offered_servers.set(self._offered)
-        assert self._offer is not None
         try:
             async with asyncio.timeout(HANDLE_TIMEOUT):
-                if parcel.kind == "bye":
-                    if self._bye is not None:
-                        await self._bye(parcel.session, parcel.envelope)
-                    return
-                answered = await self._offer(parcel.envelope)
+                answer = await self._answer_to(parcel)
         except TimeoutError:
             _log.warning("an envelope took over %g s; given up", HANDLE_TIMEOUT)
             return
-        answer = Parcel("refused", parcel.ref)
-        if answered is not None:
-            answer = Parcel("answer", parcel.ref, answered.session_id, answered.envelope)
+        if answer is None:
+            return
         try:
             await self._pass(sender, answer)
         except SignalingError as error:
             _log.info("an answer could not be sent: %s", error)
+
+    async def _answer_to(self, parcel: Parcel) -> Parcel | None:
+        """Has a parcel handled; returns what answers it, None for a goodbye."""
+        ref, envelope = parcel.ref, parcel.envelope
+        if parcel.kind == "bye" and self._bye is not None:
+            await self._bye(parcel.session, envelope)
+            return None
+        if parcel.kind == "join" and self._join is not None:
+            joined = await self._join(envelope)
+            if joined is not None:
+                return Parcel("joined", ref, envelope=joined)
+        if parcel.kind == "offer" and self._offer is not None:
+            answered = await self._offer(envelope)
+            if answered is not None:
+                return Parcel("answer", ref, answered.session_id, answered.envelope)
+        return Parcel("refused", ref)

@@ -81,7 +81,7 @@ def test_a_good_one_with_tls(tmp_path: Path) -> None:
         (
             'listen = "0.0.0.0:1"\nclients = "enrolled"\nredis_url = "redis://x"\n[relay]\nenabled = true\n',
             [
-                '2: clients: "enrolled" is not supported yet; there are "listed" and "any"',
+                'keys: is missing: nobody could connect while clients = "enrolled"',
                 "3: redis_url: is not supported yet: one node serves all clients",
                 "5: relay.enabled: is not supported yet",
             ],

@@ -1,6 +1,6 @@
 """Who is here, who may talk to whom, and what is passed on."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -10,19 +10,24 @@ from socks_tunnel.rendezvous.registry import Client, Refused, Registry
 
 A, B, C = (bytes([number]) * 32 for number in range(3))
 
+Clients = Literal["listed", "enrolled", "any"]
+
 
 class Hall:
     """A registry, and what became of each client."""
 
-    def __init__(self, *, listed_only: bool = False, **more: Any) -> None:
-        self.registry = Registry({A: "a", B: "b"}, listed_only=listed_only, **more)
+    def __init__(self, *, clients: Clients = "any", **more: Any) -> None:
+        self.registry = Registry({A: "a", B: "b"}, clients=clients, **more)
         self.ended: list[tuple[bytes, int]] = []
         self.woken: list[bytes] = []
 
-    def join(self, key: bytes, *watched: bytes, now: float = 0) -> Client:
+    def join(
+        self, key: bytes, *watched: bytes, now: float = 0, enrolled_by: bytes | None = None
+    ) -> Client:
         client = self.registry.join(
             key,
             now,
+            enrolled_by=enrolled_by,
             wake=lambda: self.woken.append(key),
             end=lambda code, _: self.ended.append((key, code)),
         )
@@ -123,7 +128,7 @@ def test_two_hosts_with_one_key_cannot_replace_each_other_for_ever() -> None:
 
 
 def test_only_listed_keys_where_it_says_so() -> None:
-    hall = Hall(listed_only=True)
+    hall = Hall(clients="listed")
     hall.join(A)
     with pytest.raises(Refused, match="not listed") as caught:
         hall.join(C)
@@ -219,7 +224,7 @@ def test_drain_and_end() -> None:
 
 
 def test_keys_that_are_not_listed_any_more_have_to_go() -> None:
-    hall = Hall(listed_only=True)
+    hall = Hall(clients="listed")
     a, b = hall.join(A, B), hall.join(B, A)
     hall.got(a), hall.got(b)
     hall.registry.update({A: "renamed"})
@@ -237,3 +242,77 @@ def test_what_a_client_is_told_of_its_limits() -> None:
     welcome = hall.registry.welcome(hall.join(C), bytes(8), 5.5)
     assert welcome == wire.Welcome(bytes(8), 5, wire.PARCEL_MAX, 64, 10)
     assert hall.registry.welcome(hall.join(A), bytes(8), 5.5).watch == registry.WATCH_MAX
+
+
+# --- hosts that join ------------------------------------------------------------------------------
+
+
+def takes_guests(hall: Hall, client: Client) -> None:
+    hall.registry.watch(client, wire.Watch((), reset=True, guests=True))
+
+
+def test_a_stranger_reaches_who_takes_guests_and_gets_an_answer() -> None:
+    hall = Hall(clients="enrolled")
+    a, c = hall.join(A), hall.join(C, A)
+    assert c.guest
+    hall.registry.envelope(c, A, b"let me in", 0)
+    assert hall.got(c) == [wire.Absent(A, "absent")]
+    takes_guests(hall, a)
+    hall.registry.envelope(c, A, b"let me in", 0)
+    assert hall.got(a) == [wire.FromKey(C, b"let me in")]
+    hall.registry.envelope(a, C, b"come in", 0)
+    assert hall.got(c) == [wire.FromKey(A, b"come in")]
+    hall.watch(a)
+    hall.registry.envelope(c, A, b"let me in", 0)
+    assert hall.got(c) == [wire.Absent(A, "absent")]
+
+
+def test_a_guest_takes_no_guests_and_sees_nobody() -> None:
+    hall = Hall(clients="enrolled")
+    a = hall.join(A, B)
+    c, d = hall.join(C, A), hall.join(bytes([9]) * 32, C)
+    for guest in (c, d):
+        takes_guests(hall, guest)
+    hall.registry.envelope(c, d.key, b"psst", 0)
+    assert hall.got(c) == [wire.Absent(d.key, "absent")]
+    assert hall.got(a) == []
+
+
+def test_strangers_together_have_a_rate() -> None:
+    hall = Hall(clients="any")
+    a = hall.join(A)
+    takes_guests(hall, a)
+    strangers = [hall.join(bytes([number]) * 32) for number in range(100, 110)]
+    for number in range(registry.GUEST_ENVELOPES_BURST + 10):
+        hall.registry.envelope(strangers[number % 10], A, b"x", 0)
+    assert len(hall.got(a)) == registry.GUEST_ENVELOPES_BURST
+    refused = [frame for each in strangers for frame in hall.got(each)]
+    assert refused == [wire.Absent(A, "busy")] * 10
+    b = hall.join(B)
+    hall.registry.watch(a, wire.Watch((B,), reset=False, guests=True))
+    hall.registry.envelope(b, A, b"known", 0)
+    assert hall.got(a)[-1] == wire.FromKey(B, b"known")
+
+
+def test_an_enrolled_key_is_no_guest_as_long_as_who_enrolled_it_is_listed() -> None:
+    hall = Hall(clients="enrolled")
+    assert not hall.join(C, enrolled_by=A).guest
+    assert hall.join(bytes([9]) * 32, enrolled_by=bytes([8]) * 32).guest
+    hall.registry.update({B: "b"})
+    assert hall.ended == [(C, wire.CLOSE_FORBIDDEN)]
+    assert len(hall.registry) == 1
+
+
+def test_guests_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "GUESTS_MAX", 2)
+    hall = Hall(clients="enrolled")
+    first = hall.join(bytes([100]) * 32)
+    hall.join(bytes([101]) * 32)
+    with pytest.raises(Refused, match="2 guests"):
+        hall.join(bytes([102]) * 32)
+    hall.join(A)
+    hall.registry.leave(first)
+    hall.join(bytes([102]) * 32)
+    hall.registry.update({bytes([102]) * 32: "c"})
+    hall.join(bytes([103]) * 32)
+    assert len(hall.registry) == 3

@@ -1,0 +1,317 @@
+"""How a host becomes a peer of an endpoint: invitation, request and answer. Sans-IO.
+
+An invitation is a text that the endpoint makes and an administrator hands on. It names the endpoint
+by its key, so a joining host knows whom to believe, and holds a secret::
+
+    token     "st1_" base64url( ENDPOINT KEY 32 | ID 8 | SECRET 16 )
+
+The host makes a key of its own, and sends by whatever carrier::
+
+    request   { "body": bin, "signature": bin 64 }        Ed25519 by the key that joins
+    body      { "kind": "join", "from": bin 32, "to": bin 32, "nonce": bin 16, "expires": int,
+                "name": str, "invitation": bin 8, "proof": bin 32 }
+
+    answer    { "body": bin, "signature": bin 64 }        Ed25519 by the endpoint
+    body      { "kind": "joined", "from": bin 32, "to": bin 32, "in_reply_to": bin 16,
+                "name": str, "tag": str, "until": int, "enrolment": bin }
+              { "kind": "not-joined", "from", "to", "in_reply_to", "reason": str }
+
+The proof is HMAC-SHA256 (RFC 2104) by the secret over everything that a carrier could change::
+
+    "socks-tunnel join" 0x00 | FROM 32 | TO 32 | NONCE 16 | EXPIRES 8 | NAME (UTF-8, the rest)
+
+So whoever carries the request sees neither the secret nor anything to join with another key, and
+whoever repeats it changes nothing: the same key is a peer already. Times are Unix seconds; `until`
+is 0 for an enrolment without an end. A request without a right proof gets no answer at all.
+
+The enrolment in the answer is what a rendezvous service takes in place of a listed key
+(:func:`enrolment_for`)::
+
+    enrolment { "by": bin 32, "until": int, "signature": bin 64 }
+    signed    "socks-tunnel enrolment" 0x00 | KEY 32 | UNTIL 8
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+import msgpack
+
+from socks_tunnel.protocol import bounded
+from socks_tunnel.signaling.identity import (
+    PUBLIC_KEY_SIZE,
+    SIGNATURE_SIZE,
+    PrivateIdentity,
+    verify,
+)
+
+TOKEN_PREFIX: Final = "st1_"  # noqa: S105 - says what the text is, and is no secret
+ID_SIZE: Final = 8
+SECRET_SIZE: Final = 16
+NONCE_SIZE: Final = 16
+PROOF_SIZE: Final = 32
+
+REQUEST_MAX: Final = 1024
+"""Longest request or answer in bytes."""
+
+ENROLMENT_MAX: Final = 256
+"""Longest enrolment in bytes."""
+
+TEXT_MAX: Final = 200
+"""Longest name, tag or reason in bytes."""
+
+LIFETIME: Final = 60
+"""Seconds for which a request is good."""
+
+LIFETIME_MAX: Final = 300
+"""Farthest expiry of a request that is accepted, in seconds from now."""
+
+_U64_MAX: Final = (1 << 64) - 1
+_BOUNDS: Final = bounded.Bounds(
+    size=REQUEST_MAX, text=TEXT_MAX, binary=REQUEST_MAX, entries=16, items=64, depth=1
+)
+
+
+class JoinRejected(Exception):  # noqa: N818 - a verdict on what came in, not a fault of ours
+    """A request or an answer that must not be acted upon; the text is a sentence for the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An invitation as it is handed on."""
+
+    endpoint: bytes
+    id: bytes
+    secret: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        raw = self.endpoint + self.id + self.secret
+        return TOKEN_PREFIX + base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Returns the invitation that a text is. Raises :class:`ValueError` with a sentence."""
+        text = text.strip()
+        if not text.startswith(TOKEN_PREFIX):
+            raise ValueError(f"a token begins with {TOKEN_PREFIX}")
+        coded = text.removeprefix(TOKEN_PREFIX)
+        try:
+            raw = base64.b64decode(coded + "=" * (-len(coded) % 4), b"-_", validate=True)
+        except (binascii.Error, ValueError):
+            raise ValueError("the token is damaged: it is not base64") from None
+        if len(raw) != PUBLIC_KEY_SIZE + ID_SIZE + SECRET_SIZE:
+            raise ValueError("the token is damaged: its length is wrong")
+        end = PUBLIC_KEY_SIZE + ID_SIZE
+        return cls(raw[:PUBLIC_KEY_SIZE], raw[PUBLIC_KEY_SIZE:end], raw[end:])
+
+
+@dataclass(frozen=True, slots=True)
+class JoinRequest:
+    """A host wants to be a peer. `sender` is its key; it has signed this."""
+
+    sender: bytes
+    to: bytes
+    nonce: bytes
+    expires: int
+    name: str
+    invitation: bytes
+    proof: bytes
+
+    def proves(self, secret: bytes) -> bool:
+        """Returns whether whoever made the request knows the secret of the invitation."""
+        return hmac.compare_digest(self.proof, _proof(secret, self))
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The host is a peer now, by this name and with this tag."""
+
+    name: str
+    tag: str
+    until: int
+    enrolment: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NotJoined:
+    """The invitation was right, but the host is no peer, for what `reason` says."""
+
+    reason: str
+
+
+def new_request(
+    identity: PrivateIdentity, token: Token, name: str, now: float
+) -> tuple[bytes, JoinRequest]:
+    """Returns a request with a fresh nonce, signed, and what is in it.
+
+    Raises :class:`ValueError` for a name that is too long.
+    """
+    if len(name.encode()) > TEXT_MAX:
+        raise ValueError(f"a name has at most {TEXT_MAX} bytes")
+    bare = JoinRequest(
+        sender=identity.public,
+        to=token.endpoint,
+        nonce=secrets.token_bytes(NONCE_SIZE),
+        expires=int(now) + LIFETIME,
+        name=name,
+        invitation=token.id,
+        proof=b"",
+    )
+    proof = _proof(token.secret, bare)
+    body = {
+        "kind": "join",
+        "from": bare.sender,
+        "to": bare.to,
+        "nonce": bare.nonce,
+        "expires": bare.expires,
+        "name": name,
+        "invitation": bare.invitation,
+        "proof": proof,
+    }
+    return _seal(identity, body), bare
+
+
+def open_request(data: bytes, own: bytes, now: float) -> JoinRequest:
+    """Returns a request that is addressed to our key `own`, signed and not expired.
+
+    Raises :class:`JoinRejected`. Whether its proof is right, the caller has to see.
+    """
+    fields = _open(data, sender_wanted=None)
+    try:
+        if bounded.text(fields, "kind") != "join":
+            raise bounded.unusable(fields, "kind")
+        request = JoinRequest(
+            sender=bounded.binary(fields, "from", PUBLIC_KEY_SIZE),
+            to=bounded.binary(fields, "to", PUBLIC_KEY_SIZE),
+            nonce=bounded.binary(fields, "nonce", NONCE_SIZE),
+            expires=bounded.integer(fields, "expires", 0, _U64_MAX),
+            name=bounded.text(fields, "name"),
+            invitation=bounded.binary(fields, "invitation", ID_SIZE),
+            proof=bounded.binary(fields, "proof", PROOF_SIZE),
+        )
+    except bounded.Malformed as error:
+        raise JoinRejected(f"the request: {error}") from None
+    if request.to != own:
+        raise JoinRejected("the request is addressed to another key")
+    if request.expires <= now:
+        raise JoinRejected(
+            f"the request expired {now - request.expires:.0f} s ago; is a clock wrong?"
+        )
+    if request.expires > now + LIFETIME_MAX:
+        raise JoinRejected(
+            f"the request expires in {request.expires - now:.0f} s; a clock is wrong"
+        )
+    return request
+
+
+def answer_to(
+    identity: PrivateIdentity, request: JoinRequest, decided: Joined | NotJoined
+) -> bytes:
+    """Returns the answer to a request, signed."""
+    body: dict[str, Any] = {
+        "from": identity.public,
+        "to": request.sender,
+        "in_reply_to": request.nonce,
+    }
+    match decided:
+        case Joined(name, tag, until, enrolment):
+            body |= {"kind": "joined", "name": name, "tag": tag, "until": until}
+            body["enrolment"] = enrolment
+        case NotJoined(reason):
+            body |= {"kind": "not-joined", "reason": bounded.clip(reason, TEXT_MAX)}
+    return _seal(identity, body)
+
+
+def open_answer(data: bytes, request: JoinRequest) -> Joined | NotJoined:
+    """Returns what the endpoint has decided about `request`. Raises :class:`JoinRejected`."""
+    fields = _open(data, sender_wanted=request.to)
+    try:
+        if (
+            bounded.binary(fields, "to", PUBLIC_KEY_SIZE) != request.sender
+            or bounded.binary(fields, "in_reply_to", NONCE_SIZE) != request.nonce
+        ):
+            raise JoinRejected("the answer is to another request")
+        match bounded.text(fields, "kind"):
+            case "joined":
+                return Joined(
+                    name=bounded.text(fields, "name"),
+                    tag=bounded.text(fields, "tag"),
+                    until=bounded.integer(fields, "until", 0, _U64_MAX),
+                    enrolment=bounded.binary(fields, "enrolment"),
+                )
+            case "not-joined":
+                return NotJoined(bounded.clip(bounded.text(fields, "reason")))
+            case _:
+                raise bounded.unusable(fields, "kind")
+    except bounded.Malformed as error:
+        raise JoinRejected(f"the answer: {error}") from None
+
+
+def _seal(identity: PrivateIdentity, body: Mapping[str, Any]) -> bytes:
+    packed: bytes = msgpack.packb(body)
+    sealed: bytes = msgpack.packb({"body": packed, "signature": identity.sign(packed)})
+    return sealed
+
+
+def _open(data: bytes, sender_wanted: bytes | None) -> dict[str, Any]:
+    """Returns a body that its sender has signed: `sender_wanted`, if that is given."""
+    try:
+        outer = bounded.unpack_map(data, _BOUNDS)
+        packed = bounded.binary(outer, "body")
+        signature = bounded.binary(outer, "signature", SIGNATURE_SIZE)
+        fields = bounded.unpack_map(packed, _BOUNDS)
+        sender = bounded.binary(fields, "from", PUBLIC_KEY_SIZE)
+    except bounded.Malformed as error:
+        raise JoinRejected(f"not understood: {error}") from None
+    if sender_wanted is not None and sender != sender_wanted:
+        raise JoinRejected("it is not from the endpoint that the token names")
+    if not verify(sender, signature, packed):
+        raise JoinRejected("its signature is wrong")
+    return fields
+
+
+def _proof(secret: bytes, request: JoinRequest) -> bytes:
+    text = (
+        b"socks-tunnel join\0"
+        + request.sender
+        + request.to
+        + request.nonce
+        + request.expires.to_bytes(8, "big")
+        + request.name.encode()
+    )
+    return hmac.new(secret, text, hashlib.sha256).digest()
+
+
+# --- enrolments -------------------------------------------------------------------------------
+
+
+def enrolment_for(identity: PrivateIdentity, key: bytes, until: int) -> bytes:
+    """Returns what says that the owner of `identity` has accepted `key`, until a Unix time or 0."""
+    signature = identity.sign(_enrolment_text(key, until))
+    packed: bytes = msgpack.packb({"by": identity.public, "until": until, "signature": signature})
+    return packed
+
+
+def enrolled_by(enrolment: bytes, key: bytes, now: float) -> bytes:
+    """Returns the key of who has accepted `key`. Raises :class:`JoinRejected`."""
+    try:
+        fields = bounded.unpack_map(enrolment, _BOUNDS)
+        by = bounded.binary(fields, "by", PUBLIC_KEY_SIZE)
+        until = bounded.integer(fields, "until", 0, _U64_MAX)
+        signature = bounded.binary(fields, "signature", SIGNATURE_SIZE)
+    except bounded.Malformed as error:
+        raise JoinRejected(f"the enrolment: {error}") from None
+    if until and until <= now:
+        raise JoinRejected("the enrolment has ended")
+    if not verify(by, signature, _enrolment_text(key, until)):
+        raise JoinRejected("the enrolment is not for this key")
+    return by
+
+
+def _enrolment_text(key: bytes, until: int) -> bytes:
+    return b"socks-tunnel enrolment\0" + key + until.to_bytes(8, "big")

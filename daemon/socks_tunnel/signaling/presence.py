@@ -1,0 +1,62 @@
+"""Which of the keys that we watch are at a rendezvous service, as far as the service says."""
+
+import asyncio
+import random
+from collections.abc import Collection
+from typing import Final
+
+from socks_tunnel.protocol.rendezvous import Presence
+
+APPEARED_PERIOD: Final = 5.0
+"""Seconds in which one key may appear once: a service that lies cannot make us dial without end."""
+
+APPEARED_SPREAD: Final = 0.5
+"""Seconds over which those who waited for the same peer are spread."""
+
+
+class PresenceBoard:
+    """Who is there, and who waits for somebody to come."""
+
+    def __init__(self) -> None:
+        self._watched: Collection[bytes] = frozenset()
+        self._online: set[bytes] = set()
+        self._appeared_at: dict[bytes, float] = {}
+        self._appearing: dict[bytes, set[asyncio.Future[None]]] = {}
+
+    def watch(self, keys: frozenset[bytes]) -> None:
+        """Replaces the keys that count."""
+        self._watched = keys
+        self._online &= keys
+
+    def clear(self) -> None:
+        """Forgets who is there: the connection has ended."""
+        self._online.clear()
+
+    def see(self, presence: Presence) -> None:
+        """Takes what the service says."""
+        self._online.difference_update(presence.offline)
+        now = asyncio.get_running_loop().time()
+        for key in presence.online:
+            if key not in self._watched or key in self._online:
+                continue
+            self._online.add(key)
+            if now - self._appeared_at.get(key, -APPEARED_PERIOD) < APPEARED_PERIOD:
+                continue
+            self._appeared_at[key] = now
+            for future in self._appearing.pop(key, ()):
+                if not future.done():
+                    future.set_result(None)
+
+    async def appeared(self, key: bytes) -> None:
+        """Waits until a key has come; at most once in a while."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._appearing.setdefault(key, set()).add(future)
+        try:
+            await future
+        finally:
+            futures = self._appearing.get(key)
+            if futures is not None:
+                futures.discard(future)
+                if not futures:
+                    del self._appearing[key]
+        await asyncio.sleep(random.uniform(0, APPEARED_SPREAD))  # noqa: S311 - no secret
