@@ -24,6 +24,12 @@ So whoever carries the request sees neither the secret nor anything to join with
 whoever repeats it changes nothing: the same key is a peer already. Times are Unix seconds; `until`
 is 0 for an enrolment without an end. A request without a right proof gets no answer at all.
 
+A host that has joined gets another key by a request with the new one, which the old one signs too::
+
+    body      { "kind": "renew", "from": bin 32, "to": bin 32, "nonce": bin 16, "expires": int,
+                "old": bin 32, "old_signature": bin 64 }
+    signed    "socks-tunnel renew" 0x00 | FROM 32 | TO 32 | NONCE 16 | EXPIRES 8
+
 The enrolment in the answer is what a rendezvous service takes in place of a listed key
 (:func:`enrolment_for`)::
 
@@ -128,6 +134,17 @@ class JoinRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class RenewRequest:
+    """A host that has joined wants the key `sender` in place of `old`; both have signed this."""
+
+    sender: bytes
+    to: bytes
+    nonce: bytes
+    expires: int
+    old: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Joined:
     """The host is a peer now, by this name and with this tag."""
 
@@ -176,24 +193,61 @@ def new_request(
     return _seal(identity, body), bare
 
 
-def open_request(data: bytes, own: bytes, now: float) -> JoinRequest:
+def new_renewal(
+    old: PrivateIdentity, new: PrivateIdentity, endpoint: bytes, now: float
+) -> tuple[bytes, RenewRequest]:
+    """Returns a request for another key, signed by both, and what is in it."""
+    request = RenewRequest(
+        sender=new.public,
+        to=endpoint,
+        nonce=secrets.token_bytes(NONCE_SIZE),
+        expires=int(now) + LIFETIME,
+        old=old.public,
+    )
+    body = {
+        "kind": "renew",
+        "from": request.sender,
+        "to": request.to,
+        "nonce": request.nonce,
+        "expires": request.expires,
+        "old": request.old,
+        "old_signature": old.sign(_renewal_text(request)),
+    }
+    return _seal(new, body), request
+
+
+def open_request(data: bytes, own: bytes, now: float) -> JoinRequest | RenewRequest:
     """Returns a request that is addressed to our key `own`, signed and not expired.
 
-    Raises :class:`JoinRejected`. Whether its proof is right, the caller has to see.
+    Raises :class:`JoinRejected`. The caller has to see whether the proof of a
+    :class:`JoinRequest` is right, and whether the old key of a :class:`RenewRequest` is a member's.
     """
     fields = _open(data, sender_wanted=None)
+    request: JoinRequest | RenewRequest
     try:
-        if bounded.text(fields, "kind") != "join":
-            raise bounded.unusable(fields, "kind")
-        request = JoinRequest(
-            sender=bounded.binary(fields, "from", PUBLIC_KEY_SIZE),
-            to=bounded.binary(fields, "to", PUBLIC_KEY_SIZE),
-            nonce=bounded.binary(fields, "nonce", NONCE_SIZE),
-            expires=bounded.integer(fields, "expires", 0, _U64_MAX),
-            name=bounded.text(fields, "name"),
-            invitation=bounded.binary(fields, "invitation", ID_SIZE),
-            proof=bounded.binary(fields, "proof", PROOF_SIZE),
-        )
+        common = {
+            "sender": bounded.binary(fields, "from", PUBLIC_KEY_SIZE),
+            "to": bounded.binary(fields, "to", PUBLIC_KEY_SIZE),
+            "nonce": bounded.binary(fields, "nonce", NONCE_SIZE),
+        }
+        expires = bounded.integer(fields, "expires", 0, _U64_MAX)
+        match bounded.text(fields, "kind"):
+            case "join":
+                request = JoinRequest(
+                    **common,
+                    expires=expires,
+                    name=bounded.text(fields, "name"),
+                    invitation=bounded.binary(fields, "invitation", ID_SIZE),
+                    proof=bounded.binary(fields, "proof", PROOF_SIZE),
+                )
+            case "renew":
+                old = bounded.binary(fields, "old", PUBLIC_KEY_SIZE)
+                request = RenewRequest(**common, expires=expires, old=old)
+                signature = bounded.binary(fields, "old_signature", SIGNATURE_SIZE)
+                if not verify(old, signature, _renewal_text(request)):
+                    raise JoinRejected("the old key has not signed the request")
+            case _:
+                raise bounded.unusable(fields, "kind")
     except bounded.Malformed as error:
         raise JoinRejected(f"the request: {error}") from None
     if request.to != own:
@@ -210,7 +264,7 @@ def open_request(data: bytes, own: bytes, now: float) -> JoinRequest:
 
 
 def answer_to(
-    identity: PrivateIdentity, request: JoinRequest, decided: Joined | NotJoined
+    identity: PrivateIdentity, request: JoinRequest | RenewRequest, decided: Joined | NotJoined
 ) -> bytes:
     """Returns the answer to a request, signed."""
     body: dict[str, Any] = {
@@ -227,7 +281,7 @@ def answer_to(
     return _seal(identity, body)
 
 
-def open_answer(data: bytes, request: JoinRequest) -> Joined | NotJoined:
+def open_answer(data: bytes, request: JoinRequest | RenewRequest) -> Joined | NotJoined:
     """Returns what the endpoint has decided about `request`. Raises :class:`JoinRejected`."""
     fields = _open(data, sender_wanted=request.to)
     try:
@@ -273,6 +327,16 @@ def _open(data: bytes, sender_wanted: bytes | None) -> dict[str, Any]:
     if not verify(sender, signature, packed):
         raise JoinRejected("its signature is wrong")
     return fields
+
+
+def _renewal_text(request: RenewRequest) -> bytes:
+    return (
+        b"socks-tunnel renew\0"
+        + request.sender
+        + request.to
+        + request.nonce
+        + request.expires.to_bytes(8, "big")
+    )
 
 
 def _proof(secret: bytes, request: JoinRequest) -> bytes:

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from socks_tunnel.signaling import joining
 from socks_tunnel.signaling.identity import PrivateIdentity
-from socks_tunnel.signaling.joining import Joined, JoinRejected, NotJoined, Token
+from socks_tunnel.signaling.joining import (
+    Joined,
+    JoinRejected,
+    JoinRequest,
+    NotJoined,
+    RenewRequest,
+    Token,
+)
 
 NOW = 1_700_000_000.0
 SECRET = b"sixteen bytes of"
@@ -50,6 +57,7 @@ def test_a_request_and_its_answer(
     sent, asked = joining.new_request(host, token, "laptop-17", NOW)
     assert SECRET not in sent
     request = joining.open_request(sent, endpoint.public, NOW)
+    assert isinstance(request, JoinRequest)
     assert (request.sender, request.name, request.invitation) == (
         host.public,
         "laptop-17",
@@ -73,7 +81,9 @@ def test_a_thief_cannot_join_with_another_key(
     body = msgpack.unpackb(msgpack.unpackb(sent)["body"])
     packed = msgpack.packb({**body, "from": thief.public})
     stolen = msgpack.packb({"body": packed, "signature": thief.sign(packed)})
-    assert not joining.open_request(stolen, endpoint.public, NOW).proves(SECRET)
+    opened = joining.open_request(stolen, endpoint.public, NOW)
+    assert isinstance(opened, JoinRequest)
+    assert not opened.proves(SECRET)
     renamed = msgpack.packb({**body, "name": "b"})
     with pytest.raises(JoinRejected, match="signature"):
         joining.open_request(
@@ -164,3 +174,22 @@ def test_an_enrolment_is_for_one_key_and_ends(
         joining.enrolled_by(enrolment, bytes(32), NOW)
     for_ever = joining.enrolment_for(endpoint, host.public, 0)
     assert joining.enrolled_by(for_ever, host.public, 2 * NOW) == endpoint.public
+
+
+def test_another_key_is_signed_by_the_old_one(
+    endpoint: PrivateIdentity, host: PrivateIdentity
+) -> None:
+    new, thief = PrivateIdentity.generate(), PrivateIdentity.generate()
+    sent, asked = joining.new_renewal(host, new, endpoint.public, NOW)
+    request = joining.open_request(sent, endpoint.public, NOW)
+    assert isinstance(request, RenewRequest)
+    assert (request.sender, request.old) == (new.public, host.public)
+    decided = Joined("laptop", "", 0, b"")
+    assert joining.open_answer(joining.answer_to(endpoint, request, decided), asked) == decided
+    for stolen in (
+        changed(sent, thief, **{"from": thief.public}),
+        changed(sent, new, old=thief.public),
+        changed(sent, new, expires=int(NOW) + 100),
+    ):
+        with pytest.raises(JoinRejected, match="the old key has not signed"):
+            joining.open_request(stolen, endpoint.public, NOW)

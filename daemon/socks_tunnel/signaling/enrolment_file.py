@@ -1,0 +1,95 @@
+"""Enrolments on disk: a line of JSON for each entry, appended as it happens (mode 0600).
+
+A line that is cut short at the end, by a full disk or a power failure, is dropped: nobody was told
+that it had happened. Another line that cannot be used is left out with a warning. The file is
+written anew when it is opened, if most of its lines have been overtaken by later ones.
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+from socks_tunnel.protocol.bounded import Malformed, json_map
+from socks_tunnel.signaling.enrolments import Enrolments, Entry
+from socks_tunnel.signaling.identity import PrivateIdentity
+
+_log = logging.getLogger(__name__)
+
+LINE_MAX: Final = 4096
+"""Longest line in bytes."""
+
+FILE_MAX: Final = 256 * 1_048_576
+"""Longest file in bytes that is read."""
+
+REWRITE_MIN: Final = 1000
+"""Lines up to which a file is never written anew."""
+
+
+class EnrolmentFile:
+    """The file at `path`, and what it says. Its directory must exist.
+
+    Raises :class:`OSError` if it cannot be read or written: an endpoint that has forgotten its
+    members must not start as if it had none.
+    """
+
+    def __init__(self, path: Path, identity: PrivateIdentity) -> None:
+        self._path = path
+        self.enrolments = Enrolments(identity, self._append)
+        lines = self._read()
+        live = list(self.enrolments.entries())
+        if len(lines) > max(REWRITE_MIN, 2 * len(live)):
+            self._rewrite(live)
+
+    def sync(self) -> None:
+        """Waits until what was appended is on the disk. Runs in a thread. Raises OSError."""
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return  # nothing has been appended yet
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
+    def _read(self) -> list[bytes]:
+        try:
+            with self._path.open("rb") as file:
+                content = file.read(FILE_MAX + 1)
+        except FileNotFoundError:
+            return []
+        if len(content) > FILE_MAX:
+            raise OSError(f"{self._path} is longer than {FILE_MAX} bytes")
+        whole, _, rest = content.rpartition(b"\n")
+        if rest:
+            _log.warning("%s: the last line is cut short, and is dropped", self._path)
+            os.truncate(self._path, len(content) - len(rest))
+        lines = whole.splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                self.enrolments.replay(json_map(line, size=LINE_MAX))
+            except (Malformed, ValueError) as error:
+                _log.warning("%s:%d: left out: %s", self._path, number, error)
+        return lines
+
+    def _append(self, entry: Entry) -> None:
+        line = json.dumps(entry).encode() + b"\n"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        fd = os.open(self._path, flags, 0o600)
+        try:
+            before = os.fstat(fd).st_size
+            if os.write(fd, line) != len(line):
+                os.ftruncate(fd, before)  # the disk is full: half a line would spoil the next one
+                raise OSError(f"{self._path}: there is no room for another line")
+        finally:
+            os.close(fd)
+
+    def _rewrite(self, entries: list[Entry]) -> None:
+        fresh = self._path.with_suffix(".new")
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.writelines(json.dumps(entry).encode() + b"\n" for entry in entries)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._path)

@@ -1,0 +1,348 @@
+"""Who has joined an endpoint, and who still may. No files, no clock: `now` is Unix time in seconds.
+
+Everything that happens is an entry, a map of plain values, which :attr:`Enrolments.record` gets
+before anything else is done, and from which :meth:`Enrolments.replay` builds the same state again::
+
+    {"entry": "invited", "id", "secret", "tag", "uses", "until", "lifetime"}
+    {"entry": "withdrawn", "id"}
+    {"entry": "joined", "name", "key", "tag", "until", "invitation", "at"}
+    {"entry": "renewed", "name", "key", "old_until"}          another key, the old one for a while
+    {"entry": "seen", "name", "at"}
+    {"entry": "revoked", "name"}
+
+Keys are base64, other bytes are hexadecimal, and an `until` of 0 is none. An invitation or an
+enrolment whose time is over is forgotten without an entry: its time is in the one that made it.
+"""
+
+import re
+import secrets
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key, public_key_text
+from socks_tunnel.signaling.joining import (
+    ID_SIZE,
+    SECRET_SIZE,
+    Joined,
+    JoinRequest,
+    NotJoined,
+    Token,
+    enrolment_for,
+)
+
+MEMBERS_MAX: Final = 16_384
+"""Hosts that may have joined one endpoint."""
+
+INVITATIONS_MAX: Final = 1024
+"""Invitations that may be open at a time."""
+
+USES_MAX: Final = 100_000
+"""Hosts that one invitation may be for."""
+
+SEEN_PERIOD: Final = 3600.0
+"""Seconds in which the last time that a member was seen is written down at most once."""
+
+OLD_KEY_LIFETIME: Final = 24 * 3600
+"""Seconds for which a key is good after another one has taken its place."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME_MAX: Final = 64
+
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """So many hosts may join with this tag, until a time.
+
+    `lifetime` is for how many seconds each of them stays; 0: without an end.
+    """
+
+    id: bytes
+    secret: bytes = field(repr=False)
+    tag: str
+    uses: int
+    until: int
+    lifetime: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A host that has joined. `old_key` is good besides `key` until `old_until`."""
+
+    name: str
+    key: bytes
+    tag: str
+    until: int
+    invitation: str
+    joined_at: int
+    seen_at: int = 0
+    old_key: bytes = b""
+    old_until: int = 0
+
+    def keys(self, now: float) -> list[bytes]:
+        """Returns the keys that are good now, the newest first."""
+        return [self.key, self.old_key] if self.old_until > now else [self.key]
+
+
+class Enrolments:
+    """Invitations and members of one endpoint. `record` writes an entry down."""
+
+    def __init__(self, identity: PrivateIdentity, record: Callable[[Entry], None]) -> None:
+        self.record = record
+        self.invitations: dict[bytes, Invitation] = {}
+        self.members: dict[str, Member] = {}
+        self._identity = identity
+        self._by_key: dict[bytes, str] = {}
+
+    # --- what an administrator does -------------------------------------------------------------
+
+    def invite(self, tag: str, uses: int, until: int, lifetime: int, now: float) -> Token:
+        """Returns a new invitation. Raises :class:`ValueError` with a sentence."""
+        self.expire(now)
+        if not 1 <= uses <= USES_MAX:
+            raise ValueError(f"an invitation is for 1 to {USES_MAX} hosts, not for {uses}")
+        if len(self.invitations) >= INVITATIONS_MAX:
+            raise ValueError(f"{INVITATIONS_MAX} invitations are open; withdraw some")
+        token = Token(
+            self._identity.public,
+            secrets.token_bytes(ID_SIZE),
+            secrets.token_bytes(SECRET_SIZE),
+        )
+        self._happen(
+            {
+                "entry": "invited",
+                "id": token.id.hex(),
+                "secret": token.secret.hex(),
+                "tag": tag,
+                "uses": uses,
+                "until": until,
+                "lifetime": lifetime,
+            }
+        )
+        return token
+
+    def withdraw(self, invitation: str) -> None:
+        """Ends an invitation, named by its id in hexadecimal. Raises :class:`KeyError`."""
+        if invitation not in {each.hex() for each in self.invitations}:
+            raise KeyError(invitation)
+        self._happen({"entry": "withdrawn", "id": invitation})
+
+    def revoke(self, name: str) -> None:
+        """Ends a member's enrolment. Raises :class:`KeyError`."""
+        if name not in self.members:
+            raise KeyError(name)
+        self._happen({"entry": "revoked", "name": name})
+
+    # --- what hosts do --------------------------------------------------------------------------
+
+    def join(
+        self, request: JoinRequest, listed: Mapping[bytes, str], now: float
+    ) -> Joined | NotJoined | None:
+        """Decides about a request; None if its proof is wrong, which nobody is to be told.
+
+        `listed` are the names of the peers in the configuration, by key.
+        """
+        self.expire(now)
+        invitation = self.invitations.get(request.invitation)
+        if invitation is None or not request.proves(invitation.secret):
+            return None
+        if request.sender in listed:
+            name = listed[request.sender]
+            return NotJoined(f"this key is that of the configured peer {name} already")
+        known = self._by_key.get(request.sender)
+        if known is not None and self.members[known].invitation == invitation.id.hex():
+            return self._answer(self.members[known])  # its answer was lost
+        if not invitation.uses:
+            return NotJoined("the invitation has been used up")
+        if known is None and len(self.members) >= MEMBERS_MAX:
+            return NotJoined(f"{MEMBERS_MAX} hosts have joined already")
+        if not _NAME.fullmatch(request.name):
+            return NotJoined("a name is 1 to 64 letters, digits, dots, dashes or underscores")
+        name = known or self._free_name(request.name, set(listed.values()))
+        until = int(now) + invitation.lifetime if invitation.lifetime else 0
+        self._happen(
+            {
+                "entry": "joined",
+                "name": name,
+                "key": public_key_text(request.sender),
+                "tag": invitation.tag,
+                "until": until,
+                "invitation": invitation.id.hex(),
+                "at": int(now),
+            }
+        )
+        return self._answer(self.members[name])
+
+    def renew(
+        self, name: str, key: bytes, listed: Collection[bytes], now: float
+    ) -> Joined | NotJoined:
+        """Gives a member another key; the one that it had stays good for a while."""
+        member = self.members[name]
+        if member.key == key:
+            return self._answer(member)  # its answer was lost
+        if key in listed or key in self._by_key:
+            return NotJoined("the new key is that of another peer, or was used before")
+        old_until = int(now) + OLD_KEY_LIFETIME
+        self._happen(
+            {
+                "entry": "renewed",
+                "name": name,
+                "key": public_key_text(key),
+                "old_until": old_until,
+            }
+        )
+        return self._answer(self.members[name])
+
+    def seen(self, name: str, now: float) -> None:
+        """Remembers that a member has a link."""
+        member = self.members.get(name)
+        if member is None:
+            return
+        if now - member.seen_at >= SEEN_PERIOD:
+            self._happen({"entry": "seen", "name": name, "at": int(now)})
+        else:
+            self.members[name] = replace(member, seen_at=int(now))
+
+    def expire(self, now: float) -> bool:
+        """Forgets what has ended; returns whether a key is not good any more."""
+        for each in list(self.invitations.values()):
+            if each.until <= now:
+                del self.invitations[each.id]
+        changed = False
+        for member in list(self.members.values()):
+            if member.until and member.until <= now:
+                self._forget(member)
+                changed = True
+            elif member.old_key and member.old_until <= now:
+                del self._by_key[member.old_key]
+                self.members[member.name] = replace(member, old_key=b"", old_until=0)
+                changed = True
+        return changed
+
+    def _answer(self, member: Member) -> Joined:
+        enrolment = enrolment_for(self._identity, member.key, member.until)
+        return Joined(member.name, member.tag, member.until, enrolment)
+
+    def _free_name(self, wanted: str, listed: Collection[str]) -> str:
+        name, number = wanted, 1
+        while name in self.members or name in listed:
+            number += 1
+            ending = f"-{number}"
+            name = wanted[: _NAME_MAX - len(ending)] + ending
+        return name
+
+    # --- what has happened ----------------------------------------------------------------------
+
+    def _happen(self, entry: Entry) -> None:
+        self.record(entry)  # first: what cannot be written down has not happened
+        self.replay(entry)
+
+    def replay(self, entry: Entry) -> None:
+        """Takes an entry into account. Raises :class:`ValueError` for one that makes no sense."""
+        try:
+            self._replay(entry)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from None
+
+    def _replay(self, entry: Entry) -> None:
+        match entry["entry"]:
+            case "invited":
+                invitation = Invitation(
+                    id=bytes.fromhex(entry["id"]),
+                    secret=bytes.fromhex(entry["secret"]),
+                    tag=entry["tag"],
+                    uses=int(entry["uses"]),
+                    until=int(entry["until"]),
+                    lifetime=int(entry["lifetime"]),
+                )
+                self.invitations[invitation.id] = invitation
+            case "withdrawn":
+                self.invitations.pop(bytes.fromhex(entry["id"]), None)
+            case "joined":
+                self._replay_joined(entry)
+            case "renewed":
+                member = self.members[entry["name"]]
+                self._forget(member)
+                newer = replace(
+                    member,
+                    key=parse_public_key(entry["key"]),
+                    old_key=member.key,
+                    old_until=int(entry["old_until"]),
+                )
+                self._enter(newer)
+                self._by_key[newer.old_key] = newer.name
+            case "seen":
+                member = self.members[entry["name"]]
+                self.members[member.name] = replace(member, seen_at=int(entry["at"]))
+            case "revoked":
+                self._forget(self.members[entry["name"]])
+            case other:
+                raise ValueError(f"the entry {other!r} is not known")
+
+    def _replay_joined(self, entry: Entry) -> None:
+        member = Member(
+            name=entry["name"],
+            key=parse_public_key(entry["key"]),
+            tag=entry["tag"],
+            until=int(entry["until"]),
+            invitation=entry["invitation"],
+            joined_at=int(entry["at"]),
+        )
+        invitation = self.invitations.get(bytes.fromhex(member.invitation))
+        if invitation is not None:
+            used = replace(invitation, uses=max(0, invitation.uses - 1))
+            self.invitations[invitation.id] = used
+        for name in {member.name, self._by_key.get(member.key, member.name)}:
+            # One whose time was over had its name, or its key, when it came.
+            if name in self.members:
+                self._forget(self.members[name])
+        self._enter(member)
+
+    def _enter(self, member: Member) -> None:
+        self.members[member.name] = member
+        self._by_key[member.key] = member.name
+
+    def _forget(self, member: Member) -> None:
+        del self.members[member.name]
+        for key in (member.key, member.old_key):
+            if self._by_key.get(key) == member.name:
+                del self._by_key[key]
+
+    def entries(self) -> Iterator[Entry]:
+        """Yields entries that make the present state, for a file that is written anew."""
+        for member in self.members.values():
+            yield from _entries_of(member)
+        # After the members: each entry of a member would take a use away.
+        for each in self.invitations.values():
+            yield {
+                "entry": "invited",
+                "id": each.id.hex(),
+                "secret": each.secret.hex(),
+                "tag": each.tag,
+                "uses": each.uses,
+                "until": each.until,
+                "lifetime": each.lifetime,
+            }
+
+
+def _entries_of(member: Member) -> Iterator[Entry]:
+    yield {
+        "entry": "joined",
+        "name": member.name,
+        "key": public_key_text(member.old_key or member.key),
+        "tag": member.tag,
+        "until": member.until,
+        "invitation": member.invitation,
+        "at": member.joined_at,
+    }
+    if member.old_key:
+        yield {
+            "entry": "renewed",
+            "name": member.name,
+            "key": public_key_text(member.key),
+            "old_until": member.old_until,
+        }
+    if member.seen_at:
+        yield {"entry": "seen", "name": member.name, "at": member.seen_at}

@@ -1,0 +1,74 @@
+"""Enrolments on disk."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from socks_tunnel.signaling import enrolment_file as module
+from socks_tunnel.signaling import joining
+from socks_tunnel.signaling.enrolment_file import EnrolmentFile
+from socks_tunnel.signaling.identity import PrivateIdentity
+
+ENDPOINT, HOST = PrivateIdentity.generate(), PrivateIdentity.generate()
+NOW = 1_700_000_000.0
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "enrolments"
+
+
+def test_a_restart_knows_who_has_joined(path: Path) -> None:
+    file = EnrolmentFile(path, ENDPOINT)
+    file.sync()
+    assert not path.exists()
+    token = file.enrolments.invite("a", 2, int(NOW) + 100, 0, NOW)
+    sent, _ = joining.new_request(HOST, token, "laptop", NOW)
+    request = joining.open_request(sent, ENDPOINT.public, NOW)
+    assert isinstance(request, joining.JoinRequest)
+    assert file.enrolments.join(request, {}, NOW) is not None
+    file.sync()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    again = EnrolmentFile(path, ENDPOINT).enrolments
+    assert again.members == file.enrolments.members
+    assert again.invitations == file.enrolments.invitations
+
+
+def test_half_a_line_is_dropped_and_a_bad_one_left_out(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = EnrolmentFile(path, ENDPOINT).enrolments
+    first.invite("a", 1, int(NOW) + 100, 0, NOW)
+    with path.open("ab") as file:
+        file.write(b'{"entry": "unheard of"}\nnonsense\n{"entry": "invi')
+    again = EnrolmentFile(path, ENDPOINT).enrolments
+    assert again.invitations == first.invitations
+    assert ["cut short" in caplog.text, f"{path}:2: left out" in caplog.text] == [True, True]
+    assert f"{path}:3: left out: it is no JSON" in caplog.text
+    again.invite("b", 1, int(NOW) + 100, 0, NOW)
+    assert len(EnrolmentFile(path, ENDPOINT).enrolments.invitations) == 2
+
+
+def test_a_long_file_is_written_anew(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REWRITE_MIN", 10)
+    enrolments = EnrolmentFile(path, ENDPOINT).enrolments
+    for _ in range(10):
+        token = enrolments.invite("a", 1, int(NOW) + 100, 0, NOW)
+        enrolments.withdraw(token.id.hex())
+    kept = enrolments.invite("a", 1, int(NOW) + 100, 0, NOW)
+    assert len(path.read_bytes().splitlines()) == 21
+    assert set(EnrolmentFile(path, ENDPOINT).enrolments.invitations) == {kept.id}
+    assert len(path.read_bytes().splitlines()) == 1
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_what_cannot_be_read_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FILE_MAX", 10)
+    path.write_bytes(b"x" * 11)
+    with pytest.raises(OSError, match="longer than 10 bytes"):
+        EnrolmentFile(path, ENDPOINT)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        EnrolmentFile(path, ENDPOINT)

@@ -1,0 +1,267 @@
+"""Who has joined an endpoint, and who still may."""
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from socks_tunnel.signaling import enrolments as module
+from socks_tunnel.signaling import joining
+from socks_tunnel.signaling.enrolments import Enrolments
+from socks_tunnel.signaling.identity import PrivateIdentity
+from socks_tunnel.signaling.joining import Joined, JoinRequest, NotJoined, Token
+
+ENDPOINT = PrivateIdentity.generate()
+HOSTS = [PrivateIdentity.generate() for _ in range(4)]
+NOW = 1_700_000_000.0
+
+
+class Office:
+    """An endpoint, and all that was written down."""
+
+    def __init__(self) -> None:
+        self.entries: list[Any] = []
+        self.now = NOW
+        self.enrolments = Enrolments(ENDPOINT, self.entries.append)
+
+    def invite(self, tag: str = "", uses: int = 1, seconds: int = 100, lifetime: int = 0) -> Token:
+        return self.enrolments.invite(tag, uses, int(self.now) + seconds, lifetime, self.now)
+
+    def request(self, token: Token, host: PrivateIdentity, name: str) -> JoinRequest:
+        sent, _ = joining.new_request(host, token, name, self.now)
+        request = joining.open_request(sent, ENDPOINT.public, self.now)
+        assert isinstance(request, JoinRequest)
+        return request
+
+    def join(
+        self,
+        token: Token,
+        host: PrivateIdentity = HOSTS[0],
+        name: str = "laptop",
+        listed: dict[bytes, str] | None = None,
+    ) -> Joined | NotJoined | None:
+        return self.enrolments.join(self.request(token, host, name), listed or {}, self.now)
+
+    def reason(self, *args: Any, **more: Any) -> str:
+        decided = self.join(*args, **more)
+        assert isinstance(decided, NotJoined)
+        return decided.reason
+
+    def again(self) -> Enrolments:
+        """Returns what a restart would know."""
+        fresh = Enrolments(ENDPOINT, lambda _: None)
+        for entry in self.entries:
+            fresh.replay(entry)
+        fresh.expire(self.now)
+        return fresh
+
+
+@pytest.fixture
+def office() -> Office:
+    return Office()
+
+
+def test_an_invitation_is_for_so_many_hosts(office: Office) -> None:
+    token = office.invite("engineering", uses=2)
+    joined = office.join(token)
+    assert isinstance(joined, Joined)
+    assert (joined.name, joined.tag, joined.until) == ("laptop", "engineering", 0)
+    assert joining.enrolled_by(joined.enrolment, HOSTS[0].public, NOW) == ENDPOINT.public
+    assert office.join(token) == joined, "its answer was lost"
+    assert isinstance(office.join(token, HOSTS[1], "desktop"), Joined)
+    assert office.reason(token, HOSTS[2]) == "the invitation has been used up"
+    assert set(office.enrolments.members) == {"laptop", "desktop"}
+
+
+def test_who_does_not_know_the_secret_learns_nothing(office: Office) -> None:
+    token = office.invite()
+    assert office.join(Token(token.endpoint, token.id, bytes(16))) is None
+    assert office.join(Token(token.endpoint, bytes(8), token.secret)) is None
+    office.enrolments.withdraw(token.id.hex())
+    assert office.join(token) is None
+    with pytest.raises(KeyError):
+        office.enrolments.withdraw(token.id.hex())
+
+
+def test_an_invitation_ends(office: Office) -> None:
+    token = office.invite(seconds=100)
+    office.now += 100
+    assert office.join(token) is None
+    assert office.enrolments.invitations == {}
+
+
+def test_a_member_stays_for_its_lifetime(office: Office) -> None:
+    assert isinstance(office.join(office.invite(lifetime=50)), Joined)
+    office.now += 49
+    assert not office.enrolments.expire(office.now)
+    office.now += 1
+    assert office.enrolments.expire(office.now)
+    assert office.enrolments.members == {}
+    assert not office.enrolments.expire(office.now)
+
+
+def test_two_hosts_never_have_one_name(office: Office) -> None:
+    token = office.invite(uses=10)
+    long = "n" * 64
+    names = []
+    for host, name in zip(HOSTS, ["laptop", "laptop", long, long], strict=True):
+        joined = office.join(token, host, name, {bytes(32): "laptop-2"})
+        assert isinstance(joined, Joined)
+        names.append(joined.name)
+    assert names == ["laptop", "laptop-3", long, "n" * 62 + "-2"]
+
+
+def test_what_cannot_join(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = office.invite()
+    listed = {HOSTS[0].public: "office"}
+    assert "configured peer office" in office.reason(token, listed=listed)
+    assert office.reason(token, name="a b").startswith("a name is")
+    monkeypatch.setattr(module, "MEMBERS_MAX", 0)
+    assert office.reason(token) == "0 hosts have joined already"
+
+
+def test_invitations_that_are_none(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    for uses in (0, -1, module.USES_MAX + 1):
+        with pytest.raises(ValueError, match="1 to 100000 hosts"):
+            office.invite(uses=uses)
+    monkeypatch.setattr(module, "INVITATIONS_MAX", 1)
+    office.invite(seconds=10)
+    with pytest.raises(ValueError, match="1 invitations are open"):
+        office.invite()
+    office.now += 10
+    office.invite()
+
+
+def test_a_revoked_member_may_come_back_with_another_invitation(office: Office) -> None:
+    assert isinstance(office.join(office.invite("a")), Joined)
+    office.enrolments.revoke("laptop")
+    assert office.enrolments.members == {}
+    with pytest.raises(KeyError):
+        office.enrolments.revoke("laptop")
+    joined = office.join(office.invite("b"))
+    assert isinstance(joined, Joined)
+    assert (joined.name, joined.tag) == ("laptop", "b")
+
+
+def test_another_invitation_changes_the_tag_and_not_the_name(office: Office) -> None:
+    office.join(office.invite("a"))
+    joined = office.join(office.invite("b"), name="other")
+    assert isinstance(joined, Joined)
+    assert (joined.name, joined.tag) == ("laptop", "b")
+    assert len(office.enrolments.members) == 1
+
+
+def test_two_keys_are_good_for_a_while(office: Office) -> None:
+    office.join(office.invite())
+    old, new = HOSTS[0].public, HOSTS[1].public
+    renewed = office.enrolments.renew("laptop", new, (), office.now)
+    assert isinstance(renewed, Joined)
+    assert joining.enrolled_by(renewed.enrolment, new, NOW) == ENDPOINT.public
+    assert office.enrolments.renew("laptop", new, (), office.now) == renewed
+    assert office.enrolments.members["laptop"].keys(office.now) == [new, old]
+    assert isinstance(office.enrolments.renew("laptop", old, (), office.now), NotJoined)
+    assert isinstance(
+        office.enrolments.renew("laptop", HOSTS[2].public, {HOSTS[2].public}, 0), NotJoined
+    )
+    office.now += module.OLD_KEY_LIFETIME
+    assert office.enrolments.members["laptop"].keys(office.now) == [new]
+    assert office.enrolments.expire(office.now)
+    assert office.again().members == office.enrolments.members
+
+
+def test_when_a_member_was_seen_is_written_down_now_and_then(office: Office) -> None:
+    office.enrolments.seen("nobody", NOW)
+    office.join(office.invite())
+    for seconds in (0, 1, module.SEEN_PERIOD - 1):
+        office.enrolments.seen("laptop", NOW + seconds)
+    assert office.enrolments.members["laptop"].seen_at == NOW + module.SEEN_PERIOD - 1
+    assert [entry["entry"] for entry in office.entries].count("seen") == 1
+
+
+def test_what_cannot_be_written_down_has_not_happened(office: Office) -> None:
+    token = office.invite()
+
+    def full(_: object) -> None:
+        raise OSError("the disk is full")
+
+    office.enrolments.record = full
+    with pytest.raises(OSError, match="full"):
+        office.join(token)
+    assert office.enrolments.members == {}
+    assert office.enrolments.invitations[token.id].uses == 1
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {},
+        {"entry": "new"},
+        {"entry": "joined", "name": "a"},
+        {"entry": "revoked", "name": "a"},
+        {"entry": "invited", "id": "xyz"},
+        {"entry": "seen", "name": "a", "at": []},
+        {"entry": "withdrawn", "id": 5},
+    ],
+)
+def test_entries_that_make_no_sense(office: Office, entry: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="Error: "):
+        office.enrolments.replay(entry)
+
+
+class Lives(RuleBasedStateMachine):
+    """Whatever happens, what was written down tells the same as what is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.office = Office()
+        self.tokens: list[Token] = []
+
+    @rule(uses=st.integers(1, 3), seconds=st.integers(1, 300), lifetime=st.integers(0, 200))
+    def invite(self, uses: int, seconds: int, lifetime: int) -> None:
+        self.tokens.append(self.office.invite("t", uses, seconds, lifetime))
+
+    @rule(token=st.integers(0, 5), host=st.sampled_from(HOSTS), name=st.sampled_from("abc"))
+    def join(self, token: int, host: PrivateIdentity, name: str) -> None:
+        if token < len(self.tokens):
+            self.office.join(self.tokens[token], host, name)
+
+    @rule(host=st.sampled_from(HOSTS), index=st.integers(0, 3))
+    def renew(self, host: PrivateIdentity, index: int) -> None:
+        names = sorted(self.office.enrolments.members)
+        if index < len(names):
+            self.office.enrolments.renew(names[index], host.public, (), self.office.now)
+
+    @rule(index=st.integers(0, 3))
+    def revoke(self, index: int) -> None:
+        names = sorted(self.office.enrolments.members)
+        if index < len(names):
+            self.office.enrolments.revoke(names[index])
+
+    @rule(seconds=st.sampled_from([1, 50, 200, module.OLD_KEY_LIFETIME]))
+    def wait(self, seconds: int) -> None:
+        self.office.now += seconds
+        self.office.enrolments.expire(self.office.now)
+
+    @invariant()
+    def each_key_is_one_members(self) -> None:
+        members = self.office.enrolments.members.values()
+        keys = [key for member in members for key in member.keys(self.office.now)]
+        assert len(keys) == len(set(keys))
+
+    @invariant()
+    def a_restart_knows_the_same(self) -> None:
+        known = self.office.enrolments
+        again = self.office.again()
+        assert again.members == known.members
+        assert again.invitations == known.invitations
+        anew = Enrolments(ENDPOINT, lambda _: None)
+        for entry in known.entries():
+            anew.replay(entry)
+        assert anew.members == known.members
+        assert anew.invitations == known.invitations
+
+
+TestLives = Lives.TestCase
+TestLives.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
