@@ -19,6 +19,7 @@ from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.rendezvous_states import ClientConnection
 from socks_tunnel.rendezvous.service import Service
 from socks_tunnel.signaling import presence
+from socks_tunnel.signaling.carrier import Handlers
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.signaling.rendezvous import Rendezvous
 from socks_tunnel.supervisor import carriers, dialler
@@ -33,6 +34,19 @@ class Delays:
 
     def reset(self) -> None:
         pass
+
+
+async def nothing(*_: Any) -> None:
+    """Answers nothing, whatever comes."""
+
+
+def handled(more: dict[str, Any]) -> dict[str, Any]:
+    """Returns arguments of a client whose handlers `offer`, `bye`, `join` may be among `more`."""
+    given = {name: more.pop(name) for name in ("offer", "bye", "join") if name in more}
+    if given:
+        usual: dict[str, Any] = {"offer": nothing, "bye": nothing, "join": nothing}
+        more["handlers"] = Handlers(**usual | given)
+    return more
 
 
 class Place:
@@ -73,7 +87,7 @@ class Place:
     def client(
         self, identity: PrivateIdentity, *watched: PrivateIdentity, **more: Any
     ) -> Rendezvous:
-        made = Rendezvous(self.url, identity, Delays(), **more)
+        made = Rendezvous(self.url, identity, Delays(), **handled(more))
         made.watch([other.public for other in watched])
         made.start()
         self.clients.append(made)

@@ -40,7 +40,7 @@ def keygen(key_file: Path) -> None:
     from socks_tunnel.signaling.identity import PrivateIdentity
 
     identity = PrivateIdentity.generate()
-    _create({key_file: identity.to_pem()})
+    create({key_file: identity.to_pem()})
     click.echo(identity.public_text)
 
 
@@ -101,18 +101,19 @@ def pair(gateway: Path, endpoint: Path, url: str) -> None:
         endpoint / "endpoint.toml": texts.endpoint.encode(),
         endpoint / pairing.ENDPOINT_KEY: endpoint_key.to_pem(),
     }
-    _create(files)
+    create(files)
     for file in files:
         click.echo(f"wrote {file}")
     click.echo(f"on the endpoint: socks-tunnel run --config {endpoint / 'endpoint.toml'}")
     click.echo(f"on the gateway:  socks-tunnel run --config {gateway / 'gateway.toml'}")
 
 
-def _create(files: Mapping[Path, bytes]) -> None:
+def create(files: Mapping[Path, bytes]) -> None:
     """Writes new files, all or none, keys for the owner only. Raises :class:`CannotCreate`."""
     created: list[Path] = []
     for file, content in files.items():
-        mode = 0o644 if file.suffix == ".toml" else 0o600
+        is_public = file.suffix == ".toml" or ".enrolment" in file.suffixes
+        mode = 0o644 if is_public else 0o600
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             # O_EXCL: what is there already is never overwritten, nor a symbolic link followed.

@@ -59,7 +59,9 @@ def check_role(found: Findings, file: ConfigFile, peers: Peers) -> None:
     for key in endpoints if is_gateway else gateways:
         if key in found.raw:
             found.add((key,), senseless)
-    foreign = ("policy",) if is_gateway else ("url", "rendezvous", "tls_ca", "proxy")
+    foreign: tuple[str, ...] = ("url", "rendezvous", "tls_ca", "proxy", "enrolment_file")
+    if is_gateway:
+        foreign = ("policy", "old_public_key")
     for index, peer in peers:
         for key in foreign:
             if getattr(peer, key) is not None:
@@ -69,9 +71,9 @@ def check_role(found: Findings, file: ConfigFile, peers: Peers) -> None:
                 ("peers", index, "url"),
                 "is missing: where does the endpoint listen?",
             )
-    if not file.peers and not found.is_broken("peers"):
-        what = "the endpoint that it leads to" if is_gateway else "a gateway that may connect"
-        found.add(("peers",), f"is missing: {a(file.role)} needs {what}")
+    if is_gateway and not file.peers and not found.is_broken("peers"):
+        message = "is missing: a gateway needs the endpoint that it leads to"
+        found.add(("peers",), message)
     if not is_gateway and not found.is_broken("signaling", "listen"):
         signaling = file.signaling or Signaling()
         if signaling.listen is None and signaling.rendezvous is None:
@@ -86,6 +88,11 @@ def check_peers_differ(found: Findings, peers: Peers) -> None:
             first = seen.setdefault(getattr(peer, key), index)
             if first != index:
                 found.add(("peers", index, key), f"is the same as that of peers[{first}]")
+    keys = {peer.public_key: index for index, peer in peers}
+    for index, peer in peers:
+        if peer.old_public_key in keys:
+            message = f"is the key of peers[{keys[peer.old_public_key]}]"
+            found.add(("peers", index, "old_public_key"), message)
 
 
 def check_policy_names(found: Findings, peers: Peers) -> None:

@@ -171,6 +171,10 @@ def public_key(value: Any) -> str:
     return base64.b64encode(raw).decode("ascii")
 
 
+def _optional_public_key(value: Any) -> str | None:
+    return None if value is None or value == "" else public_key(value)
+
+
 def _rules(value: Any) -> Rules:
     """Takes rules as they are written; :mod:`socks_tunnel.protocol.policy` parses them."""
     if isinstance(value, str):
@@ -301,6 +305,8 @@ class Peer(Table):
     name: PeerName
     public_key: Annotated[str, PlainValidator(public_key)]
     """Base64 of the 32 raw bytes, in canonical form."""
+    old_public_key: Annotated[str | None, PlainValidator(_optional_public_key)] = None
+    """Of an endpoint's peer: a key that is good besides the other, while the gateway changes it."""
     url: Annotated[str, PlainValidator(_signaling_url)] | None = None
     """Of a gateway's peer: `http://HOST:PORT/…`, `https://…` or `unix:/PATH`."""
     tls_ca: OptionalFilePath = None
@@ -312,6 +318,9 @@ class Peer(Table):
     rendezvous: Annotated[str | None, PlainValidator(_rendezvous_url)] = None
     """Of a gateway's peer: `wss://HOST[:PORT]/` of the service through which it is reached, after
     the url if there is one."""
+    enrolment_file: OptionalFilePath = None
+    """Of a gateway's peer: what the peer has said about this host's key, for the rendezvous service
+    (`socks-tunnel join` writes it)."""
     policy: str | None = None
     """Of an endpoint's peer: the name of one of `[policies]`. None: the `[policy]` table."""
 

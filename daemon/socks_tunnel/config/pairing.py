@@ -33,6 +33,25 @@ url = {url}
 listen = "127.0.0.1:9464"
 """
 
+_JOINED = """\
+# A gateway: SOCKS5 clients connect to it, and it tunnels to the endpoint that it has joined.
+# The annotated gateway.toml that comes with socks-tunnel has all settings and their defaults.
+role = "gateway"
+
+[identity]
+private_key_file = {key_file}
+
+[socks]
+listen = ["127.0.0.1:1080"]             # for IPv6 clients too: add "[::1]:1080"
+
+[[peers]]
+name = "endpoint"
+public_key = "{public_key}"
+{way}
+[metrics]
+listen = "127.0.0.1:9464"
+"""
+
 _ENDPOINT = """\
 # An endpoint: it takes the gateway below in, checks the policy, and connects to the targets.
 # The annotated endpoint.toml that comes with socks-tunnel has all settings and their defaults.
@@ -129,3 +148,42 @@ def pair(signaling: SignalingAddress, *, gateway_key: str, endpoint_key: str) ->
         )
         + ice,
     )
+
+
+def joined(
+    url: str,
+    *,
+    endpoint_key: str,
+    key_file: str,
+    enrolment_file: str,
+    tls_ca: Path | None,
+    proxy: str | None,
+) -> str:
+    """Returns the configuration of a gateway that has joined the endpoint with this key (base64).
+
+    `url` is the endpoint's or a rendezvous service's. Raises :class:`ValueError` with a sentence if
+    it is neither.
+    """
+    service = url.startswith(("ws:", "wss:"))
+    settings: dict[str, str] = {"rendezvous" if service else "url": url}
+    if service:
+        settings["enrolment_file"] = enrolment_file
+    if tls_ca is not None:
+        settings["tls_ca"] = str(tls_ca)
+    if proxy is not None:
+        settings["proxy"] = proxy
+    try:
+        peer = {"name": "endpoint", "public_key": endpoint_key, **settings}
+        Peer.model_validate(peer, context={"directory": Path("/")})
+    except ValidationError as error:
+        raise ValueError(str(error.errors()[0]["ctx"]["error"])) from None
+    text = _JOINED.format(
+        key_file=json.dumps(key_file),
+        public_key=endpoint_key,
+        way="".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()),
+    )
+    host = urlsplit(url).hostname or ""
+    address = parse_ip("127.0.0.1" if host == "localhost" or url.startswith("unix:") else host)
+    if address is not None and address.is_loopback:
+        text += _LOOPBACK_ICE.format(address=json.dumps(str(address)))
+    return text

@@ -53,10 +53,12 @@ class Peer:
 
     name: str
     public_key: str
+    old_public_key: str | None
     url: str | None
     tls_ca: Path | None
     proxy: str | None
     rendezvous: str | None
+    enrolment_file: Path | None
     policy: str | None
 
 

@@ -35,6 +35,10 @@ class SignalingError(Exception):
     """The peer cannot be reached, or refused; the text is a sentence for the log."""
 
 
+class SignalingRefused(SignalingError):  # noqa: N818 - the answer, and not a fault
+    """The peer was reached and said no: another attempt would get the same answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answered:
     """An offer was accepted: the answer's envelope, and the name that the session gets.
@@ -54,6 +58,15 @@ ByeHandler = Callable[[str, bytes], Awaitable[bool]]
 
 JoinHandler = Callable[[bytes], Awaitable[bytes | None]]
 """Gets a request to join (:mod:`socks_tunnel.signaling.joining`); returns the answer, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """Who handles what comes in."""
+
+    offer: OfferHandler
+    bye: ByeHandler
+    join: JoinHandler
 
 
 class OutgoingCarrier(Protocol):

@@ -31,6 +31,7 @@ from socks_tunnel.signaling.carrier import (
     JoinHandler,
     OfferHandler,
     SignalingError,
+    SignalingRefused,
     remote_address,
 )
 from socks_tunnel.signaling.envelope import ENVELOPE_MAX
@@ -209,7 +210,8 @@ class DirectClient:
         target = Url.parse(urljoin(str(self._url), JOIN_PATH.removeprefix("/")))
         answer, body = await self._request("POST", target, request, timeout)
         if answer.status != 200:
-            raise SignalingError(self._refusal("the request to join", answer.status))
+            kind = SignalingRefused if answer.status in {403, 404} else SignalingError
+            raise kind(self._refusal("the request to join", answer.status))
         return body
 
     async def bye(self, location: str, envelope: bytes, timeout: float = 5.0) -> None:  # noqa: ASYNC109

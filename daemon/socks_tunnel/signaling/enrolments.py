@@ -135,6 +135,10 @@ class Enrolments:
             raise KeyError(name)
         self._happen({"entry": "revoked", "name": name})
 
+    def name_of(self, key: bytes) -> str | None:
+        """Returns whose key this is; None if it is no member's."""
+        return self._by_key.get(key)
+
     # --- what hosts do --------------------------------------------------------------------------
 
     def join(

@@ -155,6 +155,10 @@ class Verifier:
             self._seen.setdefault(sender, {})[nonce] = expires
         self._file = file
 
+    def renew(self, own_public: bytes) -> None:
+        """Takes another key of our own: envelopes to the old one are refused from now on."""
+        self._own_public = own_public
+
     def update_peers(self, peers: Mapping[bytes, str]) -> None:
         """Replaces the configured peers. Nonces of removed peers stay known until they expire."""
         self._peers = dict(peers)

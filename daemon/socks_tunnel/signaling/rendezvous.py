@@ -45,11 +45,10 @@ from socks_tunnel.protocol.rendezvous import (
 from socks_tunnel.protocol.rendezvous_states import SKEW_TOLD, ClientConnection
 from socks_tunnel.protocol.urls import Url, proxy_for
 from socks_tunnel.signaling.carrier import (
-    ByeHandler,
+    Handlers,
     IceServers,
-    JoinHandler,
-    OfferHandler,
     SignalingError,
+    SignalingRefused,
     offered_servers,
     remote_address,
 )
@@ -110,18 +109,18 @@ class _Waiting:
         self.kind = kind
         self.answer: asyncio.Future[tuple[bytes, str]] = asyncio.get_running_loop().create_future()
 
-    def fail(self, sentence: str) -> None:
+    def fail(self, sentence: str, kind: type[SignalingError] = SignalingError) -> None:
         """Ends the wait with a reason."""
         if not self.answer.done():
-            self.answer.set_exception(SignalingError(sentence))
+            self.answer.set_exception(kind(sentence))
 
 
 class Rendezvous:
     """One service, with one WebSocket to it as long as it is started.
 
     `url` is `wss://HOST[:PORT][/PATH]`, or `ws://`; `ca`, `proxy` are as for
-    :class:`socks_tunnel.signaling.direct.DirectClient`. `offer`, `bye` and `join` handle what
-    others send; what has no handler is ignored. `enrolment` is shown to the service unless empty.
+    :class:`socks_tunnel.signaling.direct.DirectClient`. `handlers` are for what others send;
+    without them it is ignored. `enrolment` is shown to the service unless empty.
     """
 
     def __init__(
@@ -132,9 +131,7 @@ class Rendezvous:
         *,
         ca: Path | None = None,
         proxy: str | None = None,
-        offer: OfferHandler | None = None,
-        bye: ByeHandler | None = None,
-        join: JoinHandler | None = None,
+        handlers: Handlers | None = None,
         enrolment: bytes = b"",
     ) -> None:
         self.url = url
@@ -145,9 +142,7 @@ class Rendezvous:
         self._delays = delays
         self._ca = ca
         self._proxy = proxy
-        self._offer = offer
-        self._bye = bye
-        self._join = join
+        self._handlers = handlers
         self._enrolment = enrolment
         self._watched: frozenset[bytes] = frozenset()
         self._task: asyncio.Task[None] | None = None
@@ -194,7 +189,7 @@ class Rendezvous:
             _log.debug("%s", error)  # the next connection tells it
 
     def _watches(self) -> Iterator[bytes]:
-        return watches(sorted(self._watched), guests=self._join is not None)
+        return watches(sorted(self._watched), guests=self._handlers is not None)
 
     async def _connect_forever(self) -> None:
         loop = asyncio.get_running_loop()
@@ -438,14 +433,13 @@ class Rendezvous:
         if waiting is None or waiting.to != event.sender or waiting.answer.done():
             return  # too late, or never asked for
         if parcel.kind == "refused":
-            waiting.fail(
-                f"the peer refused the {waiting.kind} through {self.url}; its log says why"
-            )
+            sentence = f"the peer refused the {waiting.kind} through {self.url}"
+            waiting.fail(f"{sentence}; its log says why", SignalingRefused)
         elif parcel.kind == ANSWERS[waiting.kind]:
             waiting.answer.set_result((parcel.envelope, parcel.session))
 
     def _handle(self, sender: bytes, parcel: Parcel) -> None:
-        if not {"offer": self._offer, "bye": self._bye, "join": self._join}[parcel.kind]:
+        if self._handlers is None:
             return  # a gateway takes none of this, and nobody who means it sends it
         if len(self._handling) >= HANDLED_MAX:
             _log.debug("a parcel is one too many")
@@ -472,16 +466,17 @@ class Rendezvous:
 
     async def _answer_to(self, parcel: Parcel) -> Parcel | None:
         """Has a parcel handled; returns what answers it, None for a goodbye."""
+        assert self._handlers is not None
         ref, envelope = parcel.ref, parcel.envelope
-        if parcel.kind == "bye" and self._bye is not None:
-            await self._bye(parcel.session, envelope)
+        if parcel.kind == "bye":
+            await self._handlers.bye(parcel.session, envelope)
             return None
-        if parcel.kind == "join" and self._join is not None:
-            joined = await self._join(envelope)
+        if parcel.kind == "join":
+            joined = await self._handlers.join(envelope)
             if joined is not None:
                 return Parcel("joined", ref, envelope=joined)
-        if parcel.kind == "offer" and self._offer is not None:
-            answered = await self._offer(envelope)
+        else:
+            answered = await self._handlers.offer(envelope)
             if answered is not None:
                 return Parcel("answer", ref, answered.session_id, answered.envelope)
         return Parcel("refused", ref)

@@ -8,11 +8,18 @@ from typing import Any, Final
 from socks_tunnel.config.settings import Config
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.transport import TransportError
-from socks_tunnel.signaling.carrier import Answered, offered_servers, remote_address
+from socks_tunnel.signaling.carrier import (
+    Answered,
+    Handlers,
+    offered_servers,
+    remote_address,
+)
 from socks_tunnel.signaling.envelope import EnvelopeRejected, new_body, seal
 from socks_tunnel.supervisor import carriers
-from socks_tunnel.supervisor.links import Links, route_of
+from socks_tunnel.supervisor.enroller import Enroller
+from socks_tunnel.supervisor.links import Links
 from socks_tunnel.supervisor.peerlink import PeerLink
+from socks_tunnel.supervisor.peers import keys_of
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +39,11 @@ class EndpointLinks(Links):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._carriers = carriers.incoming(self._offer, self._bye, self.metrics, self.identity)
+        self.enroller: Enroller | None = None
+        """Answers requests to join; None: nobody can join."""
+        self._carriers = carriers.incoming(
+            Handlers(self._offer, self._bye, self._join), self.metrics, self.identity
+        )
 
     async def start(self) -> None:
         """Listens for offers."""
@@ -53,9 +64,11 @@ class EndpointLinks(Links):
             carrier.apply()
         for link in list(self.links):
             peer = self.peers.get(link.peer.name)
-            if peer is None or route_of(peer) != route_of(link.peer):
+            if peer is not None and link.key in keys_of(peer):
+                link.peer = peer
+            else:
                 reason = "the peer was removed from the configuration, or has another key now"
-                spawn(f"close link {link.peer.name}", link.close(reason, "configuration"))
+                spawn(f"close link {link.peer.name}", link.expel(reason, "configuration"))
         self._count_links()
 
     async def stop(self, reason: str) -> None:
@@ -65,12 +78,20 @@ class EndpointLinks(Links):
             await carrier.stop()
         await asyncio.gather(*(link.close(reason) for link in list(self.links)))
 
+    def on_up(self, link: PeerLink) -> None:
+        """Also remembers when a host that has joined was here."""
+        super().on_up(link)
+        if self.enroller is not None:
+            self.enroller.seen(link.peer.name)
+
     def on_down(self, link: PeerLink, reason: str) -> None:
         """Says why, also if it did not come up: at the other end they see only that."""
         if link.up_at is None:
             expected = self.draining or reason == SAID_GOODBYE or self.linked_beside(link)
             level = logging.INFO if expected else logging.WARNING
             _log.log(level, "link %s did not come up: %s", link.peer.name, reason)
+        elif self.enroller is not None:
+            self.enroller.seen(link.peer.name)
         super().on_down(link, reason)
 
     async def _offer(self, envelope: bytes) -> Answered | None:
@@ -85,7 +106,7 @@ class EndpointLinks(Links):
             return None
         if not self._make_room(name):
             return None
-        link = self.new_link(self.peers[name], offer.session, offered_servers.get())
+        link = self.new_link(self.peers[name], offer.session, offered_servers.get(), offer.sender)
         try:
             sdp = await link.link.accept_offer(offer.sdp)
         except TransportError:
@@ -104,6 +125,11 @@ class EndpointLinks(Links):
         )
         _log.debug("answered an offer of %s from %s", name, origin)
         return Answered(seal(self.identity, answer), link.session_id)
+
+    async def _join(self, request: bytes) -> bytes | None:
+        if self.enroller is None or self.draining:
+            return None
+        return await self.enroller.handle(request)
 
     def _make_room(self, name: str) -> bool:
         """Keeps the links that are coming up within their bounds; False if there is no room."""

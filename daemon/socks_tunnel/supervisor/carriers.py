@@ -13,12 +13,14 @@ from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.settings import Config, Peer
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
-from socks_tunnel.signaling.carrier import ByeHandler, OfferHandler, OutgoingCarrier
+from socks_tunnel.signaling.carrier import Handlers, OutgoingCarrier
 from socks_tunnel.signaling.direct import DirectClient, DirectServer
 from socks_tunnel.signaling.either import DirectFirst
 from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
+from socks_tunnel.signaling.joining import ENROLMENT_MAX
 from socks_tunnel.signaling.tls import ServerCertificate, TlsFileError, read_server_certificate
 from socks_tunnel.supervisor.backoff import Backoff
+from socks_tunnel.supervisor.peers import keys_of
 
 if TYPE_CHECKING:  # it brings aiohttp, for which only those pay who name a service
     from socks_tunnel.signaling.rendezvous import Rendezvous
@@ -61,16 +63,21 @@ class Outgoing:
         """Connects to the services that the peers name, and leaves those that none names."""
         self._proxy = config.ice.proxy
         watched: dict[_Way, list[bytes]] = {}
+        enrolments: dict[_Way, bytes] = {}
         for peer in config.peers:
             if peer.rendezvous is not None:
-                key = parse_public_key(peer.public_key)
-                watched.setdefault(self._way(peer), []).append(key)
+                way = self._way(peer)
+                watched.setdefault(way, []).append(parse_public_key(peer.public_key))
+                if peer.enrolment_file is not None:
+                    enrolments[way] = read_enrolment(peer.enrolment_file)
         for way in self._services.keys() - watched.keys():
             spawn("leave a rendezvous", self._services.pop(way).stop())
         for way, keys in watched.items():
             service = self._services.get(way)
             if service is None:
-                service = self._services[way] = _rendezvous(way, self._identity)
+                service = self._services[way] = _rendezvous(
+                    way, self._identity, enrolment=enrolments.get(way, b"")
+                )
                 service.watch(keys)
                 service.start()
             else:
@@ -86,6 +93,14 @@ class Outgoing:
         carrier = RendezvousCarrier(service, parse_public_key(peer.public_key))
         return carrier if peer.url is None else DirectFirst(direct(peer), carrier)
 
+    def renew(self, identity: PrivateIdentity, config: Config) -> None:
+        """Connects to all services anew, with another key."""
+        self._identity = identity
+        services, self._services = self._services, {}
+        for service in services.values():
+            spawn("leave a rendezvous", service.stop())
+        self.apply(config)
+
     async def stop(self) -> None:
         """Leaves all services."""
         services, self._services = self._services, {}
@@ -97,6 +112,16 @@ class Outgoing:
         return peer.rendezvous, peer.tls_ca, proxy
 
 
+def read_enrolment(path: Path) -> bytes:
+    """Returns what a file says for the rendezvous service; empty, with a warning, if it cannot."""
+    try:
+        with path.open("rb") as file:
+            return file.read(ENROLMENT_MAX)
+    except OSError as error:
+        _log.warning("the enrolment %s cannot be read: %s", path, error.strerror or error)
+        return b""
+
+
 def direct(peer: Peer) -> OutgoingCarrier:
     """Returns the way to a peer of a gateway that has a url."""
     assert peer.url is not None, "the loader wants a url or a rendezvous for each peer of a gateway"
@@ -105,38 +130,39 @@ def direct(peer: Peer) -> OutgoingCarrier:
 
 
 def incoming(
-    offer: OfferHandler, bye: ByeHandler, metrics: Metrics, identity: PrivateIdentity
+    handlers: Handlers, metrics: Metrics, identity: PrivateIdentity
 ) -> list[ConfiguredCarrier]:
-    """Returns the ways on which an endpoint takes offers."""
-    return [DirectListener(offer, bye, metrics), RendezvousListener(offer, bye, identity)]
+    """Returns the ways on which an endpoint takes offers and requests to join."""
+    return [DirectListener(handlers, metrics), RendezvousListener(handlers, identity)]
 
 
 def _rendezvous(
     way: _Way,
     identity: PrivateIdentity,
-    offer: OfferHandler | None = None,
-    bye: ByeHandler | None = None,
+    handlers: Handlers | None = None,
+    enrolment: bytes = b"",
 ) -> "Rendezvous":
     from socks_tunnel.signaling.rendezvous import Rendezvous  # noqa: PLC0415 - as above
 
     url, ca, proxy = way
     delays = Backoff(FIRST_DELAY, LONGEST_DELAY, jitter=True)
-    return Rendezvous(url, identity, delays, ca=ca, proxy=proxy, offer=offer, bye=bye)
+    return Rendezvous(
+        url, identity, delays, ca=ca, proxy=proxy, handlers=handlers, enrolment=enrolment
+    )
 
 
 class RendezvousListener:
     """Offers that come through a service; does nothing where none is configured."""
 
-    def __init__(self, offer: OfferHandler, bye: ByeHandler, identity: PrivateIdentity) -> None:
-        self._offer = offer
-        self._bye = bye
+    def __init__(self, handlers: Handlers, identity: PrivateIdentity) -> None:
+        self._handlers = handlers
         self._identity = identity
         self._keys: list[bytes] = []
         self._service: Rendezvous | None = None
 
     async def prepare(self, config: Config) -> None:
         """Takes the keys of the gateways that may send offers."""
-        self._keys = [parse_public_key(peer.public_key) for peer in config.peers]
+        self._keys = [key for peer in config.peers for key in keys_of(peer)]
 
     async def start(self, config: Config) -> None:
         """Connects, in the background: a service that is not there yet is no obstacle."""
@@ -144,7 +170,7 @@ class RendezvousListener:
         if signaling is None or signaling.rendezvous is None:
             return
         way = signaling.rendezvous, signaling.tls_ca, config.ice.proxy
-        self._service = _rendezvous(way, self._identity, self._offer, self._bye)
+        self._service = _rendezvous(way, self._identity, self._handlers)
         self._service.watch(self._keys)
         self._service.start()
         _log.info("taking offers through %s", signaling.rendezvous)
@@ -163,10 +189,9 @@ class RendezvousListener:
 class DirectListener:
     """The direct carrier's listener, with its certificate, which may be renewed."""
 
-    def __init__(self, offer: OfferHandler, bye: ByeHandler, metrics: Metrics) -> None:
-        self._offer = offer
+    def __init__(self, handlers: Handlers, metrics: Metrics) -> None:
+        self._handlers = handlers
         self._metrics = metrics
-        self._bye = bye
         self._server: DirectServer | None = None
         self._certificate: ServerCertificate | None = None
 
@@ -192,7 +217,10 @@ class DirectListener:
             return  # the loader has seen to it that there is another way in
         certificate = self._certificate
         tls = None if certificate is None else certificate.context
-        self._server = DirectServer(signaling.listen, self._offer, bye=self._bye, tls=tls)
+        handlers = self._handlers
+        self._server = DirectServer(
+            signaling.listen, handlers.offer, bye=handlers.bye, join=handlers.join, tls=tls
+        )
         await self._server.start()
         how = "" if certificate is None else " by HTTPS"
         _log.info("listening for offers on %s%s", self._server.address, how)

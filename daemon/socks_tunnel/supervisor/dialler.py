@@ -26,7 +26,7 @@ from socks_tunnel.peer.ice import IceSettings
 from socks_tunnel.peer.transport import TransportError
 from socks_tunnel.signaling.carrier import OutgoingCarrier, SignalingError
 from socks_tunnel.signaling.envelope import EnvelopeRejected, new_body, seal
-from socks_tunnel.signaling.identity import parse_public_key
+from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
 from socks_tunnel.supervisor import carriers
 from socks_tunnel.supervisor.backoff import Backoff
 from socks_tunnel.supervisor.links import Links, route_of
@@ -107,6 +107,20 @@ class GatewayLinks(Links):
             if peer.name not in self._diallers:
                 self._dial(peer)
         self._count_links()
+
+    def renew(self, identity: PrivateIdentity) -> bool:
+        """Takes another key for the next links. Those that are up go on with the old one.
+
+        When the endpoint does not accept that any more, it ends them, and flows go on with others.
+        """
+        if identity.public != self.identity.public:
+            _log.info("this host has another key for its next links: %s", identity.public_text)
+            self.identity = identity
+            self.verifier.renew(identity.public)
+            self._outgoing.renew(identity, self.config)
+            for dialler in self._diallers.values():
+                dialler.update(dialler.peer)
+        return True
 
     def goaway(self) -> None:
         """Also dials no more."""

@@ -18,7 +18,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -50,6 +50,8 @@ from socks_tunnel.supervisor.children import (
 from socks_tunnel.supervisor.config_figures import ConfigFigures, config_hash
 from socks_tunnel.supervisor.control import ControlError, ControlServer, caller
 from socks_tunnel.supervisor.dialler import GatewayLinks
+from socks_tunnel.supervisor.enroller import OPERATIONS as ENROLMENT
+from socks_tunnel.supervisor.enroller import Enroller
 from socks_tunnel.supervisor.launching import Exec, Launcher, Nursery
 from socks_tunnel.supervisor.links import Links, software
 from socks_tunnel.supervisor.listeners import (
@@ -119,6 +121,10 @@ class Instance:
         exporter_command: Sequence[str] = EXPORTER_COMMAND,
     ) -> None:
         identity = _load_identity(config)
+        self.enroller: Enroller | None = None
+        if config.role == "endpoint":
+            self.enroller = _load_enroller(config, directory, identity, self._apply_members)
+            config = self.enroller.extend(config)
         self.config = config
         self.directory = directory
         self.state: State = "starting"
@@ -135,6 +141,8 @@ class Instance:
         )
         links = GatewayLinks if config.role == "gateway" else EndpointLinks
         self.links: Links = links(config, identity, self.router, self.metrics)
+        if isinstance(self.links, EndpointLinks):
+            self.links.enroller = self.enroller
         nonces = NonceFile(paths.state_directory(directory) / "nonces")
         self.links.verifier.keep_in(nonces, time.time())
         self.workers: list[WorkerSlot] = []
@@ -365,6 +373,8 @@ class Instance:
                 self.exporter.push_state(self.why_not_ready())
             self.router.tick(time.monotonic())
             self.links.measure()
+            if self.enroller is not None:
+                self.enroller.tick()
             buffered = self.metrics.buffered_bytes
             buffered.labels("link").set(self.links.buffered)
             buffered.labels("ipc").set(
@@ -444,6 +454,10 @@ class Instance:
                     raise ControlError(f"the instance is {self.state}")
                 self._events.put_nowait(_Drain(timeout))
                 return {"draining": True, "timeout": timeout, "flows": self.router.flows}
+            case op if op in ENROLMENT:
+                if self.enroller is None:
+                    raise ControlError("this is a gateway; hosts join an endpoint")
+                return await self.enroller.answer(request)
             case other:
                 raise ControlError(f"there is no request '{clip(other)}'")
 
@@ -488,9 +502,12 @@ class Instance:
                 with short_turns():
                     read, config, waiting, fields = await asyncio.to_thread(self._read_again)
                     number = await asyncio.to_thread(config_hash, config)
+                identity = _load_identity_again(config)
                 await self.links.prepare(read)
                 self._use_audit_file(config)
                 self._apply(config, fields)
+                if not self.links.renew(identity):
+                    waiting.append("identity")
                 self._figures.reloaded(number, time.time(), config.ice.servers)
             except ConfigError:
                 self._figures.failed()
@@ -512,6 +529,8 @@ class Instance:
         except OSError as error:
             raise ControlError(f"no process can be started that reads: {error}") from None
         config, waiting = merge(self.config, read)
+        if self.enroller is not None:
+            config = self.enroller.extend(config)
         try:
             self._check_frame(config)
         except StartError as error:
@@ -526,6 +545,16 @@ class Instance:
         except OSError as error:
             message = f"{config.audit.file} cannot be written: {error.strerror}"
             raise ConfigError([Problem(config.source, None, "audit.file", message)]) from None
+
+    async def _apply_members(self) -> None:
+        """Has the peers hold that have joined meanwhile, and no others."""
+        assert self.enroller is not None
+        async with self._reloading:
+            config = self.enroller.extended()
+            with short_turns():
+                fields = await asyncio.to_thread(dump, config)
+            await self.links.prepare(config)
+            self._apply(config, fields)
 
     def _apply(self, config: Config, fields: dict[str, Any]) -> None:
         self.config = config
@@ -614,6 +643,24 @@ def _load_identity(config: Config) -> PrivateIdentity:
         return PrivateIdentity.load(path)
     except (OSError, ValueError) as error:
         raise StartError(f"{path}: {error}", EXIT_CONFIG) from None
+
+
+def _load_identity_again(config: Config) -> PrivateIdentity:
+    """Returns the key for a reload. Raises :class:`ConfigError`."""
+    try:
+        return _load_identity(config)
+    except StartError as error:
+        problem = Problem(config.source, None, "identity.private_key_file", str(error))
+        raise ConfigError([problem]) from None
+
+
+def _load_enroller(
+    config: Config, directory: Path, identity: PrivateIdentity, apply: Callable[[], Awaitable[None]]
+) -> Enroller:
+    try:
+        return Enroller(paths.state_directory(directory), identity, config, apply)
+    except OSError as error:
+        raise StartError(f"who has joined cannot be read: {error}", EXIT_CANNOT_CREATE) from None
 
 
 async def _all(awaitables: Any) -> None:

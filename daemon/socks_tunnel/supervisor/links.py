@@ -27,9 +27,10 @@ from socks_tunnel.protocol.ice_urls import parse_udp_ports
 from socks_tunnel.protocol.messages import DATA_MAX, INITIAL_WINDOW, PROTOCOL_VERSION, Hello
 from socks_tunnel.signaling.carrier import IceServers
 from socks_tunnel.signaling.envelope import EnvelopeRejected, Verifier
-from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
+from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor.attachment import RESUME, Attachments
 from socks_tunnel.supervisor.peerlink import REPLACED, PeerLink, absent_status, waiting_status
+from socks_tunnel.supervisor.peers import keys_of
 from socks_tunnel.supervisor.reconnects import Cause, Reconnects
 from socks_tunnel.supervisor.router import Router
 from socks_tunnel.supervisor.routing import AttachedLink
@@ -109,9 +110,13 @@ class Links:
         self.verifier.update_peers(_by_key(config.peers))
         for name, peer in before.items():
             now = self.peers.get(name)
-            if now is None or (now.public_key, now.url) != (peer.public_key, peer.url):
+            if now is None or now.url != peer.url or not set(keys_of(peer)) & set(keys_of(now)):
                 reason = "the peer was removed from the configuration, or has another key or url"
                 self.attachments.forget(name, reason)
+
+    def renew(self, identity: PrivateIdentity) -> bool:
+        """Takes another key of this host; returns False if that takes a restart."""
+        return identity.public == self.identity.public
 
     def _take(self, config: Config) -> None:
         self.config = config
@@ -170,12 +175,14 @@ class Links:
         peer: Peer,
         session: bytes,
         offered: IceServers = (),
+        key: bytes | None = None,
         *,
         direct: bool = False,
     ) -> PeerLink:
         """Begins a link, over direct paths alone if it is to be `direct`.
 
-        `offered` are ICE servers besides those of the configuration.
+        `offered` are ICE servers besides those of the configuration. `key` is the peer's public key
+        on this link; None: the only one, or the newest.
 
         Raises :class:`ValueError` for ICE servers that cannot be used.
         """
@@ -194,7 +201,7 @@ class Links:
             fast_path=chosen.fast_path,
             congestion=chosen.congestion,
         )
-        link = PeerLink(self, peer, self._hello(session), transport)
+        link = PeerLink(self, peer, self._hello(session), transport, key or keys_of(peer)[0])
         self.links.append(link)
         self._count_links()
         return link
@@ -310,4 +317,4 @@ def route_of(peer: Peer) -> tuple[str, str | None, str | None]:
 
 
 def _by_key(peers: Iterable[Peer]) -> dict[bytes, str]:
-    return {parse_public_key(peer.public_key): peer.name for peer in peers}
+    return {key: peer.name for peer in peers for key in keys_of(peer)}

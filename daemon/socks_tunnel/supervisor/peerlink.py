@@ -24,6 +24,13 @@ from socks_tunnel.supervisor.routing import AttachedLink
 
 _log = logging.getLogger(__name__)
 
+EXPELLED: Final = "the peer does not accept this host any more"
+
+_GOAWAY_REASONS: Final[dict[int, str]] = {
+    CloseReason.SHUTTING_DOWN: "it is shutting down",
+    CloseReason.NOT_ALLOWED: "it does not accept this host any more",
+}
+
 REPLACED: Final = "replaced by a newer link of the same peer"
 
 
@@ -44,13 +51,17 @@ class PeerLinkOwner(Protocol):
 
 
 class PeerLink:
-    """One link of `peer`. `hello` is what we say of ourselves on it, with the session."""
+    """One link of `peer`, who has shown `key` on it.
+
+    `hello` is what we say of ourselves on it, with the session.
+    """
 
     def __init__(
-        self, owner: PeerLinkOwner, peer: Peer, hello: Hello, transport: Transport
+        self, owner: PeerLinkOwner, peer: Peer, hello: Hello, transport: Transport, key: bytes
     ) -> None:
         loop = asyncio.get_running_loop()
         self.peer = peer
+        self.key = key
         self.session = hello.session
         self.session_id = secrets.token_hex(16)
         """Names an endpoint's session to the carrier of its answer."""
@@ -72,6 +83,7 @@ class PeerLink:
         self._closing = False
         self._closed_for: Cause | None = None
         self._goaway = False
+        self._expelled = False
         metrics = owner.metrics
         self.link = Link(
             self,
@@ -123,13 +135,11 @@ class PeerLink:
             self.attached.resume(resume)
 
     def link_goaway(self, reason: int) -> None:
-        """Opens nothing new."""
-        _log.info(
-            "link %s: the peer takes no new flows (%s)",
-            self.peer.name,
-            "it is shutting down" if reason == CloseReason.SHUTTING_DOWN else f"reason {reason:#x}",
-        )
+        """Opens nothing new. A host that is not a peer any more has nothing to wait for either."""
+        why = _GOAWAY_REASONS.get(reason, f"reason {reason:#x}")
+        _log.info("link %s: the peer takes no new flows (%s)", self.peer.name, why)
         self._goaway = True
+        self._expelled = reason == CloseReason.NOT_ALLOWED
         if self.attached is not None:
             self.attached.goaway()
 
@@ -157,6 +167,8 @@ class PeerLink:
             if replaced:
                 what = "its flows go on with the newer one"
             _log.log(level, "link %s is down: %s; %s", self.peer.name, reason, what)
+            if self._expelled:
+                self._owner.attachments.forget(self.peer.name, EXPELLED, self.session)
         # An attempt beside a link that works costs nobody anything, so it is no failure.
         vain = "vain" if self._owner.linked_beside(self) else "failed"
         outcome = vain if self.up_at is None else "ended"
@@ -191,6 +203,11 @@ class PeerLink:
             self._closed_for = cause
         self._closing = True
         await self.link.close(reason)
+
+    async def expel(self, reason: str, cause: Cause | None = None) -> None:
+        """Ends the link because its peer is none any more; the other side keeps no flow for us."""
+        self.link.goaway(CloseReason.NOT_ALLOWED)
+        await self.close(reason, cause)
 
     @property
     def lost_because(self) -> Cause | None:

@@ -106,7 +106,18 @@ def mode(path: Path) -> int:
 def test_the_commands_are_these() -> None:
     running = {"run", "rendezvous", "demo", "status", "connections", "top", "reload", "drain"}
     scripts = {"wait", "exec", "nc", "kill"}
-    preparing = {"check-config", "keygen", "pubkey", "passwd", "pair", "policy", "version"}
+    preparing = {
+        "check-config",
+        "invite",
+        "join",
+        "keygen",
+        "pubkey",
+        "passwd",
+        "pair",
+        "peers",
+        "policy",
+        "version",
+    }
     assert set(commands()) == running | scripts | preparing
 
 

@@ -1,0 +1,245 @@
+"""Commands by which hosts join an endpoint."""
+
+import asyncio
+import socket
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from socks_tunnel.cli.asking import ask, of_instance
+from socks_tunnel.cli.frame import FILE_PATH, CannotCreate, Failure, Misconfigured, Unavailable
+from socks_tunnel.cli.instance import json_option
+from socks_tunnel.cli.preparing import create
+from socks_tunnel.cli.showing import show
+
+DAY = 86_400
+
+
+@click.command()
+@of_instance
+@click.option("--tag", default="", help="Names the [policies.TAG] of who joins; empty: [policy].")
+@click.option("--uses", default=1, show_default=True, help="So many hosts may join with it.")
+@click.option("--expires", default=DAY, show_default=True, help="Seconds until it ends.")
+@click.option("--lifetime", default=0, help="Seconds that a host may stay; 0: without an end.")
+def invite(instance: str | None, socket_path: Path | None, **fields: Any) -> None:
+    """Print a token with which hosts may join this endpoint.
+
+    Whoever has the token can join: hand it on as you would a password.
+    """
+    result = ask(instance, socket_path, {"op": "invite", **fields})
+    click.echo(result["token"])
+    click.echo(f"invitation {result['invitation']}", err=True)
+
+
+@click.group(invoke_without_command=True)
+@of_instance
+@json_option
+@click.pass_context
+def peers(
+    ctx: click.Context, instance: str | None, socket_path: Path | None, *, as_json: bool
+) -> None:
+    """Show who has joined this endpoint, and who still may; revoke and withdraw."""
+    ctx.obj = instance, socket_path
+    if ctx.invoked_subcommand is None:
+        show(ask(instance, socket_path, {"op": "peers"}), as_json=as_json)
+
+
+@peers.command()
+@click.argument("name")
+@click.pass_obj
+def revoke(of: tuple[str | None, Path | None], name: str) -> None:
+    """End the enrolment of the host NAME, its links and its flows."""
+    ask(*of, {"op": "revoke", "name": name})
+    click.echo(f"revoked: {name}")
+
+
+@peers.command()
+@click.argument("invitation")
+@click.pass_obj
+def withdraw(of: tuple[str | None, Path | None], invitation: str) -> None:
+    """End an invitation, so that nobody joins with it any more."""
+    ask(*of, {"op": "withdraw", "invitation": invitation})
+    click.echo(f"withdrawn: {invitation}")
+
+
+@click.command()
+@click.argument("url")
+@click.option("--token", help="What `socks-tunnel invite` printed at the endpoint.")
+@click.option("--renew", is_flag=True, help="Make another key for a host that has joined.")
+@click.option(
+    "--config",
+    type=FILE_PATH,
+    default=Path("/etc/socks-tunnel/gateway.toml"),
+    show_default=True,
+    metavar="FILE",
+    help="The configuration that is written; the key lies beside it.",
+)
+@click.option("--name", default=None, help="What the host is called there; default: its host name.")
+@click.option("--tls-ca", type=FILE_PATH, help="Authorities of the URL's certificate (PEM).")
+@click.option("--proxy", help="HTTP proxy on the way: http://USER:PASSWORD@HOST:PORT, or none.")
+@click.option("--timeout", default=60.0, show_default=True, metavar="S", help="Seconds to try.")
+def join(
+    url: str,
+    *,
+    token: str | None,
+    renew: bool,
+    config: Path,
+    name: str | None,
+    tls_ca: Path | None,
+    proxy: str | None,
+    timeout: float,
+) -> None:
+    """Join the endpoint that invited this host, and write the gateway's configuration.
+
+    URL is where the endpoint listens (http://HOST:PORT/), or a rendezvous service
+    (wss://HOST:PORT/).
+    """
+    if (token is None) == (not renew):
+        raise click.UsageError("give either --token or --renew")
+    joiner = _Joiner(url, config, tls_ca and tls_ca.absolute(), proxy, timeout)
+    if renew:
+        joiner.renew()
+    else:
+        assert token is not None
+        joiner.join(token, name or socket.gethostname())
+
+
+class _Joiner:
+    """What both ways to join have in common."""
+
+    def __init__(
+        self, url: str, config: Path, tls_ca: Path | None, proxy: str | None, seconds: float
+    ) -> None:
+        self._url = url
+        self._config = config
+        self._key_file = config.with_suffix(".key")
+        self._enrolment_file = config.with_suffix(".enrolment")
+        self._tls_ca = tls_ca
+        self._proxy = proxy
+        self._seconds = seconds
+
+    def join(self, text: str, name: str) -> None:
+        """Joins with a token."""
+        from socks_tunnel.config import pairing
+        from socks_tunnel.signaling.identity import public_key_text
+        from socks_tunnel.signaling.joining import Token, new_request
+
+        try:
+            token = Token.parse(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--token") from None
+        if self._config.exists():
+            raise CannotCreate(f"{self._config} is there already; another --config?")
+        try:
+            written = pairing.joined(
+                self._url,
+                endpoint_key=public_key_text(token.endpoint),
+                key_file=self._key_file.name,
+                enrolment_file=self._enrolment_file.name,
+                tls_ca=self._tls_ca,
+                proxy=self._proxy,
+            )
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="URL") from None
+        identity = self._own_key()
+        sent, request = new_request(identity, token, name, time.time())
+        decided = self._ask(sent, request, identity)
+        create({self._config: written.encode(), self._enrolment_file: decided.enrolment})
+        self._tell(decided)
+        click.echo(f"wrote {self._config}")
+        click.echo(f"start it: {self._how_to_start()}")
+
+    def renew(self) -> None:
+        """Takes another key in the place of the one that has joined."""
+        from socks_tunnel.config.loader import load
+        from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
+        from socks_tunnel.signaling.joining import new_renewal
+
+        config = load(self._config)
+        peer = next((p for p in config.peers if self._url in {p.url, p.rendezvous}), None)
+        if peer is None:
+            raise Misconfigured(f"{self._config} has no peer with the URL {self._url}")
+        old = self._read_key()
+        fresh_file = self._key_file.with_suffix(".key.new")
+        fresh = PrivateIdentity.generate()
+        if fresh_file.exists():  # an earlier attempt, whose answer may have been lost
+            fresh = PrivateIdentity.load(fresh_file)
+        else:
+            create({fresh_file: fresh.to_pem()})
+        sent, request = new_renewal(old, fresh, parse_public_key(peer.public_key), time.time())
+        decided = self._ask(sent, request, old)
+        replacement = self._enrolment_file.with_suffix(".enrolment.new")
+        replacement.unlink(missing_ok=True)
+        create({replacement: decided.enrolment})
+        replacement.replace(self._enrolment_file)
+        fresh_file.replace(self._key_file)
+        self._tell(decided)
+        click.echo(f"{self._key_file} is another key; the old one is good for a day")
+        click.echo("use it: socks-tunnel reload")
+
+    def _own_key(self) -> Any:
+        """Returns the key of this host: the one that is there, or a new one that is written first.
+
+        If the answer is lost, the next attempt comes with the same key, and uses up nothing.
+        """
+        from socks_tunnel.signaling.identity import PrivateIdentity
+
+        if self._key_file.exists():
+            return self._read_key()
+        identity = PrivateIdentity.generate()
+        create({self._key_file: identity.to_pem()})
+        click.echo(f"wrote {self._key_file}")
+        return identity
+
+    def _read_key(self) -> Any:
+        from socks_tunnel.signaling.identity import PrivateIdentity
+
+        try:
+            return PrivateIdentity.load(self._key_file)
+        except (OSError, ValueError) as error:
+            raise Misconfigured(f"{self._key_file}: {error}") from None
+
+    def _ask(self, sent: bytes, request: Any, identity: Any) -> Any:
+        from socks_tunnel.signaling.carrier import SignalingError, SignalingRefused
+        from socks_tunnel.signaling.join_client import bring
+        from socks_tunnel.signaling.joining import JoinRejected, NotJoined, open_answer
+
+        try:
+            answer = asyncio.run(
+                bring(
+                    sent,
+                    request.to,
+                    self._url,
+                    identity,
+                    ca=self._tls_ca,
+                    proxy=self._proxy,
+                    seconds=self._seconds,
+                )
+            )
+            decided = open_answer(answer, request)
+        except SignalingRefused as error:
+            raise Failure(f"not joined: {error}") from None
+        except SignalingError as error:
+            raise Unavailable(f"not joined: {error}") from None
+        except JoinRejected as error:
+            raise Failure(f"not joined: what came as the answer of {self._url}: {error}") from None
+        if isinstance(decided, NotJoined):
+            raise Failure(f"not joined: {decided.reason}")
+        return decided
+
+    def _tell(self, decided: Any) -> None:
+        until = ""
+        if decided.until:
+            until = (
+                f", until {datetime.fromtimestamp(decided.until).astimezone():%Y-%m-%d %H:%M %Z}"
+            )
+        tag = f" with the tag {decided.tag}" if decided.tag else ""
+        click.echo(f"joined as {decided.name}{tag}{until}")
+
+    def _how_to_start(self) -> str:
+        if self._config.parent == Path("/etc/socks-tunnel"):
+            return f"systemctl enable --now socks-tunnel@{self._config.stem}"
+        return f"socks-tunnel run --config {self._config}"

@@ -1,0 +1,319 @@
+"""Hosts that join an endpoint: their requests, and the commands of who administers it.
+
+Who has joined is a peer besides those of the configuration, with the policy that its tag names.
+Requests that come together are applied together: for a thousand hosts, the workers get a few new
+configurations instead of a thousand.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from socks_tunnel.config.settings import Config, Peer
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol.bounded import clip
+from socks_tunnel.signaling.carrier import remote_address
+from socks_tunnel.signaling.enrolment_file import EnrolmentFile
+from socks_tunnel.signaling.enrolments import Enrolments, Member
+from socks_tunnel.signaling.identity import PrivateIdentity, public_key_text
+from socks_tunnel.signaling.joining import (
+    Joined,
+    JoinRejected,
+    JoinRequest,
+    NotJoined,
+    RenewRequest,
+    answer_to,
+    open_request,
+)
+from socks_tunnel.supervisor.control import ControlError
+from socks_tunnel.supervisor.peers import keys_of
+
+_log = logging.getLogger(__name__)
+
+FILE: Final = "enrolments"
+"""Name of the file in the state directory."""
+
+GATHER: Final = 0.1
+"""Seconds in which changes are gathered before they are applied together."""
+
+REQUESTS_LOGGED: Final = 20
+REQUESTS_PERIOD: Final = 10.0
+"""So many refused requests are logged within so many seconds; the rest is counted."""
+
+OPERATIONS: Final = frozenset({"invite", "peers", "revoke", "withdraw"})
+"""Requests on the control socket that are answered here."""
+
+LIFETIME_MAX: Final = 100 * 366 * 86_400
+"""Longest time in seconds that may be asked for."""
+
+
+class Enroller:
+    """The members of one endpoint. `apply` makes a changed set of peers hold.
+
+    Raises :class:`OSError` if the file of enrolments cannot be used.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        identity: PrivateIdentity,
+        config: Config,
+        apply: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._identity = identity
+        self._file = EnrolmentFile(directory / FILE, identity)
+        self._apply = apply
+        self._applying: asyncio.Task[None] | None = None
+        self._config = config
+        self._listed: dict[bytes, str] = {}
+        self._refused = 0
+        self._refused_since = 0.0
+        self._told: set[str] = set()
+
+    @property
+    def _enrolments(self) -> Enrolments:
+        return self._file.enrolments
+
+    def extend(self, config: Config) -> Config:
+        """Returns a configuration as it was read, with the members as further peers."""
+        self._config = config
+        self._listed = {key: peer.name for peer in config.peers for key in keys_of(peer)}
+        self._enrolments.expire(time.time())
+        names = {peer.name for peer in config.peers}
+        peers = [
+            _peer(member)
+            for member in self._enrolments.members.values()
+            if self._may_stay(member, names)
+        ]
+        return replace(config, peers=(*config.peers, *peers))
+
+    def extended(self) -> Config:
+        """Returns the latest configuration with the members that there are now."""
+        return self.extend(self._config)
+
+    def _may_stay(self, member: Member, names: set[str]) -> bool:
+        if member.name in names:
+            why = "the configuration has a peer of that name"
+        elif member.tag and member.tag not in self._config.policies:
+            why = f"there is no [policies.{member.tag}]"
+        elif not self._listed.keys().isdisjoint(member.keys(time.time())):
+            why = "the configuration has a peer with its key"
+        else:
+            return True
+        if member.name not in self._told:
+            self._told.add(member.name)
+            _log.warning("the host %s has joined, but is refused: %s", member.name, why)
+        return False
+
+    def tick(self) -> None:
+        """Lets go whose time is over. To be called each second or so."""
+        if self._enrolments.expire(time.time()):
+            _log.info("the time of a host that had joined, or of its old key, is over")
+            self._changed()
+
+    def seen(self, name: str) -> None:
+        """A link of this peer has come up or ended."""
+        try:
+            self._enrolments.seen(name, time.time())
+        except OSError as error:
+            _log.warning("when %s was seen cannot be written down: %s", name, error)
+
+    def _changed(self) -> "asyncio.Task[None]":
+        """Has the changes applied; returns what ends when they hold."""
+        if self._applying is None:
+            self._applying = spawn("apply enrolments", self._apply_soon())
+        return self._applying
+
+    async def _apply_soon(self) -> None:
+        await asyncio.sleep(GATHER)
+        self._applying = None  # what comes from now on needs another turn
+        await self._apply()
+
+    # --- requests to join -----------------------------------------------------------------------
+
+    async def handle(self, data: bytes) -> bytes | None:
+        """Answers a request; None if whoever made it has proved nothing.
+
+        This is a :data:`~socks_tunnel.signaling.carrier.JoinHandler`.
+        """
+        now = time.time()
+        try:
+            request = open_request(data, self._identity.public, now)
+            decided = self._decide(request, now)
+        except JoinRejected as rejection:
+            self._refuse(str(rejection))
+            return None
+        except OSError as error:
+            _log.error("a host cannot join: %s", error)
+            decided = NotJoined("the endpoint cannot write down who joins; its log says why")
+        if decided is None:
+            self._refuse("there is no such invitation, or the proof is wrong")
+            return None
+        if isinstance(decided, Joined):
+            decided = await self._hold(decided)
+        else:
+            self._refuse(decided.reason)
+        return answer_to(self._identity, request, decided)
+
+    def _decide(self, request: JoinRequest | RenewRequest, now: float) -> Joined | NotJoined | None:
+        enrolments = self._enrolments
+        if isinstance(request, JoinRequest):
+            decided = enrolments.join(request, self._listed, now)
+            what = "has joined"
+        else:
+            name = enrolments.name_of(request.old)
+            if name is None:
+                return None
+            decided = enrolments.renew(name, request.sender, self._listed, now)
+            what = "has another key now"
+        if isinstance(decided, Joined):
+            _log.info(
+                "the host %s %s: key %s, tag %s, from %s",
+                decided.name,
+                what,
+                public_key_text(request.sender),
+                decided.tag or "-",
+                remote_address.get(),
+            )
+        return decided
+
+    async def _hold(self, decided: Joined) -> Joined | NotJoined:
+        """Waits until a decision is on the disk and in force."""
+        applied = self._changed()
+        try:
+            await asyncio.to_thread(self._file.sync)
+        except OSError as error:
+            _log.error("a host cannot join: %s", error)
+            return NotJoined("the endpoint cannot write down who joins; its log says why")
+        await asyncio.wait([applied])
+        return decided
+
+    def _refuse(self, why: str) -> None:
+        now = time.monotonic()
+        if now - self._refused_since >= REQUESTS_PERIOD:
+            self._refused, self._refused_since = 0, now
+        self._refused += 1
+        if self._refused <= REQUESTS_LOGGED:
+            _log.warning("refused a request to join from %s: %s", remote_address.get(), why)
+        if self._refused == REQUESTS_LOGGED:
+            _log.warning("further ones within %.0f s are not logged", REQUESTS_PERIOD)
+
+    # --- commands -------------------------------------------------------------------------------
+
+    async def answer(self, request: dict[str, Any]) -> Any:
+        """Answers a request on the control socket. Raises :class:`ControlError`."""
+        try:
+            match request["op"]:
+                case "invite":
+                    return self._invite(request)
+                case "peers":
+                    return self._rows()
+                case "revoke":
+                    return await self._revoke(_text(request, "name"))
+                case other:
+                    return self._withdraw(_text(request, "invitation"), other)
+        except OSError as error:
+            raise ControlError(f"nothing has changed: {error}") from None
+
+    def _invite(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        tag = _text(request, "tag", "")
+        if tag and tag not in self._config.policies:
+            known = ", ".join(self._config.policies) or "none"
+            raise ControlError(f"there is no [policies.{clip(tag)}]; those that there are: {known}")
+        now = time.time()
+        expires = _number(request, "expires", 86_400, 1)
+        lifetime = _number(request, "lifetime", 0, 0)
+        try:
+            token = self._enrolments.invite(
+                tag, _number(request, "uses", 1, 1), int(now) + expires, lifetime, now
+            )
+        except ValueError as error:
+            raise ControlError(str(error)) from None
+        _log.info("invitation %s: tag %s, for %d s", token.id.hex(), tag or "-", expires)
+        return {"token": str(token), "invitation": token.id.hex()}
+
+    async def _revoke(self, name: str) -> dict[str, Any]:
+        try:
+            self._enrolments.revoke(name)
+        except KeyError:
+            hint = " (it is in the configuration)" if name in self._listed.values() else ""
+            raise ControlError(f"no host of the name {clip(name)} has joined{hint}") from None
+        _log.info("the enrolment of %s is revoked", name)
+        self._told.discard(name)
+        await asyncio.wait([self._changed()])
+        return {"revoked": name}
+
+    def _withdraw(self, invitation: str, op: object) -> dict[str, Any]:
+        if op != "withdraw":
+            raise ControlError(f"there is no request '{clip(op)}'")
+        try:
+            self._enrolments.withdraw(invitation)
+        except KeyError:
+            raise ControlError(f"there is no open invitation {clip(invitation)}") from None
+        _log.info("invitation %s is withdrawn", invitation)
+        return {"withdrawn": invitation}
+
+    def _rows(self) -> dict[str, Any]:
+        now = time.time()
+        self._enrolments.expire(now)
+        members = [
+            {
+                "name": member.name,
+                "public_keys": [public_key_text(key) for key in member.keys(now)],
+                "tag": member.tag,
+                "joined": _iso(member.joined_at),
+                "seen": _iso(member.seen_at),
+                "until": _iso(member.until),
+                "invitation": member.invitation,
+            }
+            for member in self._enrolments.members.values()
+        ]
+        invitations = [
+            {
+                "invitation": each.id.hex(),
+                "tag": each.tag,
+                "uses_left": each.uses,
+                "until": _iso(each.until),
+                "lifetime": each.lifetime,
+            }
+            for each in self._enrolments.invitations.values()
+        ]
+        return {"peers": members, "invitations": invitations}
+
+
+def _peer(member: Member) -> Peer:
+    key, *old = member.keys(time.time())
+    return Peer(
+        name=member.name,
+        public_key=public_key_text(key),
+        old_public_key=public_key_text(old[0]) if old else None,
+        url=None,
+        tls_ca=None,
+        proxy=None,
+        rendezvous=None,
+        enrolment_file=None,
+        policy=member.tag or None,
+    )
+
+
+def _iso(moment: int) -> str | None:
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds") if moment else None
+
+
+def _text(request: Mapping[str, Any], name: str, default: str | None = None) -> str:
+    value = request.get(name, default)
+    if not isinstance(value, str):
+        raise ControlError(f"{name} has to be text, not {clip(value)}")
+    return value
+
+
+def _number(request: Mapping[str, Any], name: str, default: int, least: int) -> int:
+    value = request.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LIFETIME_MAX:
+        raise ControlError(f"{name} has to be a number from {least}, not {clip(value)}")
+    return value

@@ -1,0 +1,143 @@
+"""Hosts that join a running endpoint: many at once, and what goes wrong."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from integration.supervisor.test_instance import Running, no_leftover_signals
+from socks_tunnel.signaling import join_client, joining
+from socks_tunnel.signaling.carrier import SignalingRefused
+from socks_tunnel.signaling.identity import PrivateIdentity
+from socks_tunnel.signaling.joining import Joined, NotJoined, Token
+from socks_tunnel.supervisor import enroller
+
+__all__ = ["no_leftover_signals"]  # a fixture
+
+FLEET = 1000
+
+
+class Office(Running):
+    """A running endpoint."""
+
+    async def invite(self, **fields: object) -> Token:
+        answer = await self.ask("invite", **fields)
+        assert answer["ok"], answer
+        return Token.parse(answer["result"]["token"])
+
+    async def close(self) -> None:
+        assert self.task is not None
+        self.instance._forced = True
+        self.task.cancel()
+        await asyncio.wait([self.task])
+        self.manager.close()
+
+    async def join(self, token: Token, name: str) -> Joined | NotJoined:
+        identity = PrivateIdentity.generate()
+        sent, request = joining.new_request(identity, token, name, time.time())
+        url = f"unix:{self.directory}/offers.sock"
+        answer = await join_client.bring(sent, token.endpoint, url, identity, seconds=120)
+        return joining.open_answer(answer, request)
+
+
+@pytest.fixture
+async def office(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leftover_signals: None
+) -> AsyncIterator[Office]:
+    made = Office(tmp_path, monkeypatch)
+    made.endpoint()
+    made.start()
+    await made.ready()
+    yield made
+    await made.close()
+
+
+async def test_a_fleet_joins_with_one_token(office: Office) -> None:
+    applied = 0
+    apply = office.instance.links.apply
+
+    def counted(config: object) -> None:
+        nonlocal applied
+        applied += 1
+        apply(config)  # type: ignore[arg-type] # handed on as it came
+
+    office.instance.links.apply = counted  # type: ignore[method-assign]
+    token = await office.invite(uses=FLEET)
+    joined = await asyncio.gather(*(office.join(token, "laptop") for _ in range(FLEET)))
+    names = {each.name for each in joined if isinstance(each, Joined)}
+    assert len(names) == FLEET
+    assert applied < FLEET / 4, "those that come together are applied together"
+    assert names < office.instance.links.peers.keys()
+    assert await office.join(token, "late") == NotJoined("the invitation has been used up")
+    rows = (await office.ask("peers"))["result"]
+    assert len(rows["peers"]) == FLEET
+
+
+async def test_what_cannot_be_written_down_is_refused(
+    office: Office, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = await office.invite()
+    path = office.runtime / enroller.FILE
+    path.rename(path.with_suffix(".away"))
+    path.mkdir()
+    decided = await office.join(token, "laptop")
+    assert isinstance(decided, NotJoined)
+    assert "cannot write down" in decided.reason
+    assert "a host cannot join: " in caplog.text
+    answer = await office.ask("invite")
+    assert not answer["ok"]
+    assert answer["error"].startswith("nothing has changed: ")
+
+
+async def test_strangers_cannot_fill_the_log(
+    office: Office, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = (await office.invite()).endpoint
+    for _ in range(enroller.REQUESTS_LOGGED + 5):
+        with pytest.raises(SignalingRefused):
+            await office.join(Token(key, bytes(8), bytes(16)), "laptop")
+    assert caplog.text.count("refused a request to join") == enroller.REQUESTS_LOGGED
+    assert caplog.text.count("are not logged") == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"tag": 5}, "tag has to be text"),
+        ({"tag": "no"}, "there is no [policies.no]; those that there are: none"),
+        ({"uses": 0}, "uses has to be a number from 1"),
+        ({"uses": True}, "uses has to be a number"),
+        ({"uses": 1_000_000}, "an invitation is for 1 to"),
+        ({"expires": 0}, "expires has to be"),
+        ({"lifetime": -1}, "lifetime has to be"),
+    ],
+)
+async def test_invitations_that_are_none(
+    office: Office, fields: dict[str, object], sentence: str
+) -> None:
+    answer = await office.ask("invite", **fields)
+    assert not answer["ok"]
+    assert sentence in answer["error"]
+
+
+async def test_a_host_stays_for_its_lifetime(office: Office) -> None:
+    token = await office.invite(lifetime=1)
+    assert isinstance(await office.join(token, "laptop"), Joined)
+    await office.until(lambda: "laptop-2" not in office.instance.links.peers)
+    assert (await office.ask("peers"))["result"]["peers"] == []
+
+
+async def test_nobody_joins_a_gateway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leftover_signals: None
+) -> None:
+    made = Office(tmp_path, monkeypatch)
+    made.gateway()
+    made.start()
+    await made.ready()
+    try:
+        answer = await made.ask("invite")
+        assert answer == {"ok": False, "error": "this is a gateway; hosts join an endpoint"}
+    finally:
+        await made.close()
