@@ -112,7 +112,7 @@ async def test_what_it_cannot_start_with(tmp_path: Path, started: list[Process])
     bad = Process(tmp_path, 'listen = "127.0.0.1:0"\nclients = "enrolled"\n')
     started.append(bad)
     assert await bad.ends() == 78
-    assert "clients: " in bad.said()
+    assert "keys: is missing" in bad.said()
     taken = Process(tmp_path, 'listen = "127.0.0.1:0"\nclients = "any"\n')
     started.append(taken)
     port = await taken.port()
