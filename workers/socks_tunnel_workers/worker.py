@@ -389,8 +389,6 @@ class Worker(Channel):
         self.draining = True
         for session in self.sessions.values():
             session.draining = True
-        if self._configured:
-            self.clients.draining = True
         for listener in self._listeners:
             listener.stop()
         self._check_drained()

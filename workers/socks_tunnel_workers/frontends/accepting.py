@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
-import logging
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -12,8 +12,6 @@ from socks_tunnel_workers.sockets import prepare_stream
 
 if TYPE_CHECKING:
     from socks_tunnel_workers.frontends.clients import Clients
-
-logger = logging.getLogger(__name__)
 
 ACCEPTS_PER_TURN: Final = 16
 """Connections taken at once, so that the other workers get their share of a burst."""
@@ -38,6 +36,7 @@ class Listener:
         self._serve = serve
         self._sock = sock
         self._watching = False
+        self._pause: asyncio.TimerHandle | None = None
         sock.setblocking(False)
 
     def start(self) -> None:
@@ -48,6 +47,9 @@ class Listener:
 
     def stop(self) -> None:
         """Accepts no more; what is queued stays for the other workers."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
         if self._watching:
             self._watching = False
             self._clients.loop.remove_reader(self._sock)
@@ -63,7 +65,7 @@ class Listener:
                     # The queue would wake us again at once and for ever: let others close first.
                     self.stop()
                     self._clients.report_resource(error)
-                    self._clients.loop.call_later(PAUSE_SECONDS, self._resume)
+                    self._pause = self._clients.loop.call_later(PAUSE_SECONDS, self._resume)
                     return
                 # accept(2): "Linux accept() passes already-pending network errors on the new socket
                 # as an error code from accept()." That connection is gone; the next one is not.
@@ -81,10 +83,10 @@ class Listener:
             self._serve(sock, address)
         except OSError:  # it was reset since it was accepted
             sock.close()
-        except Exception:  # a bug that one client meets must not cost the others
-            logger.exception("a client could not be served")
+        except Exception as error:  # noqa: BLE001 - a bug that one client meets must not cost the others
+            self._clients.bug(error, "a client is not served")
             sock.close()
 
     def _resume(self) -> None:
-        if not self._clients.draining:
-            self.start()
+        self._pause = None
+        self.start()

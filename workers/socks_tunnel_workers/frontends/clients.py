@@ -7,10 +7,12 @@ the moment, clients wait here, up to their connect timeout.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel_workers.frontends.logins import THREADS as LOGIN_THREADS
@@ -18,9 +20,15 @@ from socks_tunnel_workers.frontends.logins import Logins
 from socks_tunnel_workers.relay.session import WorkerSession
 from socks_tunnel_workers.services import Account, Counters, Notices, Quota, QuotaSlot, Settings
 
+logger = logging.getLogger(__name__)
+
 
 class Waiting(Protocol):
     """A client whose flow is not open yet."""
+
+    @property
+    def asker(self) -> Closable:
+        """Its connection."""
 
     def open_on(self, session: WorkerSession) -> None:
         """Opens the flow on a session that transmits."""
@@ -52,13 +60,13 @@ class Clients:
         self.notices = notices
         self.metrics = metrics
         self.memory = memory
-        self.draining = False
         self.opening: set[Closable] = set()
         """Clients in their handshake, or whose flow is being opened, or that speak HTTP."""
         self.asked: set[Waiting] = set()
         """Those of them who count as a flow already, while its answer is awaited."""
         self.associations = Quota(settings.config.limits.associations_per_client)
         self._full = full
+        self._bugs = BugLog()
         self._target: WorkerSession | None = None
         self._waiting: dict[Waiting, None] = {}
         self._password_threads = ThreadPoolExecutor(LOGIN_THREADS, thread_name_prefix="password")
@@ -86,7 +94,7 @@ class Clients:
             return
         waiting, self._waiting = list(self._waiting), {}
         for client in waiting:
-            client.open_on(target)
+            self.guard(client.asker, client.open_on, target)
 
     def forget(self, session: WorkerSession) -> None:
         """Opens nothing more on a session that is over."""
@@ -105,6 +113,28 @@ class Clients:
     def waiting(self) -> int:
         """How many clients wait for a session."""
         return len(self._waiting)
+
+    # --- bugs -------------------------------------------------------------------------------------
+
+    def guard(self, client: Closable, handler: Callable[..., object], *arguments: object) -> None:
+        """Calls what a socket or a timer has for a client; a bug of ours costs this client alone.
+
+        Without it the event loop would log each, and call the handler of a socket again at once.
+        """
+        try:
+            handler(*arguments)
+        except Exception as error:  # noqa: BLE001 - the border: one event costs one client
+            self.bug(error, "closing a client of the proxy")
+            try:
+                client.close()
+            except Exception as second:  # noqa: BLE001 - it cannot even be closed
+                self.bug(second, "a client of the proxy could not be closed")
+                self.opening.discard(client)
+
+    def bug(self, error: Exception, consequence: str) -> None:
+        """Counts a bug of ours that a client met, and logs it once for its kind."""
+        self.counters.count("protocol_errors_total", "bug")
+        self._bugs.tell(logger, f"a front end met a bug: {consequence}", error)
 
     # --- limits -----------------------------------------------------------------------------------
 
@@ -152,7 +182,7 @@ class Clients:
     def close(self) -> None:
         """Closes all clients whose flows are not open yet."""
         for client in list(self.opening):
-            client.close()
+            self.guard(client, client.close)
 
     def shutdown(self) -> None:
         """Lets go of the threads; one that still hashes ends by itself."""

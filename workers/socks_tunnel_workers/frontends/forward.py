@@ -119,7 +119,11 @@ class UdpForward:
             except OSError:
                 # A pending ICMP error of an earlier send: nothing was received, nothing is lost.
                 return
-            self._from_client(data, client)
+            try:
+                self._from_client(data, client)
+            except Exception as error:  # noqa: BLE001 - a bug costs this datagram
+                self.clients.counters.drop("bug")
+                self.clients.bug(error, "a datagram of a UDP forward is dropped")
 
     def _from_client(self, data: bytes, client: SockAddr) -> None:
         association = self.associations.get(client)
@@ -129,7 +133,7 @@ class UdpForward:
                 return
         else:
             self.associations.move_to_end(client)
-        association.from_client(data)
+        association.session.core.guard(association, association.from_client, data)
 
     def _associate(self, client: SockAddr) -> ForwardAssociation | None:
         """Admits an association for a new client; None if its datagram goes nowhere."""

@@ -102,8 +102,7 @@ class HttpSession(Asker):
         self._timer: asyncio.TimerHandle | None = None
         clients.opening.add(self)
         self._set_timer(HEAD_SECONDS)
-        self._core.receive_data(data)
-        self._advance()
+        clients.guard(self, self._take, data)
 
     # --- the client -----------------------------------------------------------------------------
 
@@ -121,6 +120,9 @@ class HttpSession(Asker):
             return
         if self._core.request_whole:
             self._ahead += len(data)
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
         self._core.receive_data(data)
         self._advance()
 
@@ -312,7 +314,7 @@ class HttpSession(Asker):
         )  # fmt: skip
         if wanted and not self._reading:
             self._reading = True
-            self._clients.loop.add_reader(self._sock, self._readable)
+            self._clients.loop.add_reader(self._sock, self._clients.guard, self, self._readable)
         elif not wanted:
             self._stop_reading()
 
@@ -326,7 +328,7 @@ class HttpSession(Asker):
         except (BlockingIOError, InterruptedError):
             if not self._writing:
                 self._writing = True
-                loop.add_writer(self._sock, self.transmit)
+                loop.add_writer(self._sock, self._clients.guard, self, self.transmit)
             return True
         except OSError:
             self.close()
@@ -385,7 +387,8 @@ class HttpSession(Asker):
             self._timer.cancel()
             self._timer = None
         if seconds is not None:
-            self._timer = self._clients.loop.call_later(seconds, self._timed_out)
+            guard = self._clients.guard
+            self._timer = self._clients.loop.call_later(seconds, guard, self, self._timed_out)
 
     def _timed_out(self) -> None:
         self._timer = None

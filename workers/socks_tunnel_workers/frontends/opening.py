@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from socks_tunnel.protocol.addresses import UNSPECIFIED, HostPort, parse_ip
@@ -70,7 +71,6 @@ class Opening:
 
     __slots__ = (
         "_asked",
-        "_asker",
         "_clients",
         "_flow",
         "_over",
@@ -81,6 +81,7 @@ class Opening:
         "_started",
         "_timer",
         "_watch",
+        "asker",
         "who",
     )
 
@@ -98,7 +99,7 @@ class Opening:
     ) -> None:
         self._own_connection = own_connection
         self._clients = clients
-        self._asker = asker
+        self.asker = asker
         self._request = request
         self.who = who
         self._sock = sock
@@ -109,6 +110,7 @@ class Opening:
             self,
             early=early,
             keep=isinstance(request, ConnectRequest | BindRequest),
+            guard=partial(clients.guard, asker),
         )
         self._started = clients.loop.time() if started is None else started
         self._flow: TcpRelay | GatewayAssociation | Question | None = None
@@ -148,10 +150,10 @@ class Opening:
         """Begins. The answer may come before this returns."""
         clients = self._clients
         seconds = clients.settings.config.socks.connect_timeout
-        self._timer = clients.loop.call_later(seconds, self._timed_out)
+        self._timer = clients.loop.call_later(seconds, clients.guard, self.asker, self._timed_out)
         if isinstance(self._request, ResolveRequest) and self._is_literal(self._request):
             self._stop()
-            self._asker.resolved((Answer(0, self._request.host),))
+            self.asker.resolved((Answer(0, self._request.host),))
             return
         self._watch.start()
         self._ask()
@@ -320,7 +322,7 @@ class Opening:
         self._stop()
         self._over = True
         self._observe()
-        if self._asker.opened(bound):
+        if self.asker.opened(bound):
             relay.attach(self._sock)
         else:
             relay.abort(CloseReason.RESET)
@@ -328,7 +330,7 @@ class Opening:
     def listening(self, bound: HostPort) -> None:
         """The endpoint listens for the caller of a BIND, who may take its time."""
         self._cancel_timer()
-        if not self._asker.listening(bound):
+        if not self.asker.listening(bound):
             self.cancel()
 
     def failed(self, reason: int) -> None:
@@ -350,7 +352,7 @@ class Opening:
         self._observe()
         # RFC 1928 section 6: "A UDP association terminates when the TCP connection that the UDP
         # ASSOCIATE request arrived on terminates."
-        if not self._asker.associated(association.bound) or self._watch.eof:
+        if not self.asker.associated(association.bound) or self._watch.eof:
             association.abort(CloseReason.ORDERLY)
 
     def association_ended(self, reason: int, *, opened: bool) -> None:
@@ -363,7 +365,7 @@ class Opening:
         if not self._over:
             self._over = True
             self._stop()
-            self._asker.close()
+            self.asker.close()
 
     def answered(self, reason: int, answers: tuple[Answer, ...]) -> None:
         """The endpoint has answered a question."""
@@ -374,7 +376,7 @@ class Opening:
         if not self._over:
             self._over = True
             self._stop()
-            self._asker.resolved(answers)
+            self.asker.resolved(answers)
 
     # --- the client (Watcher) -------------------------------------------------------------------
 
@@ -397,7 +399,7 @@ class Opening:
         """The client has reset its connection: nothing is done for it any more."""
         open_association = isinstance(self._flow, GatewayAssociation) and self._flow.opened
         self._give_up(CloseReason.ORDERLY if open_association else CloseReason.RESET)
-        self._asker.close()
+        self.asker.close()
 
     def cancel(self) -> None:
         """Ends the request without an answer: the front end closes the socket itself."""
@@ -423,7 +425,7 @@ class Opening:
     def _finish(self, reason: int, sentence: str) -> None:
         self._stop()
         self._over = True
-        self._asker.failed(reason, sentence)
+        self.asker.failed(reason, sentence)
 
     def _stop(self) -> None:
         """Stops waiting and watching, and forgets the early data: the flow has it."""

@@ -39,6 +39,9 @@ class Requester(Protocol):
     def transmit(self) -> None:
         """The origin has taken everything: there is room for more."""
 
+    def close(self) -> None:
+        """Closes the client's connection without a word."""
+
 
 class Origin(Asker):
     """The way to one origin: our end of a socket pair, and the opening of the other end."""
@@ -94,7 +97,8 @@ class Origin(Asker):
         except (BlockingIOError, InterruptedError):
             if not self._writing:
                 self._writing = True
-                self._clients.loop.add_writer(self._ours, self._writable)
+                clients = self._clients
+                clients.loop.add_writer(self._ours, clients.guard, self._session, self._writable)
             return
         except OSError:
             self._pending.clear()  # the flow has ended: the reader finds that, and what came before
@@ -113,7 +117,8 @@ class Origin(Asker):
             return
         self._reading = wanted
         if wanted:
-            self._clients.loop.add_reader(self._ours, self._readable)
+            clients = self._clients
+            clients.loop.add_reader(self._ours, clients.guard, self._session, self._readable)
         else:
             self._clients.loop.remove_reader(self._ours)
 

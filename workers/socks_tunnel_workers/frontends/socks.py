@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from socks_tunnel.protocol import socks4, socks5
@@ -81,10 +82,10 @@ class SocksSession(Asker):
         self._opening: Opening | None = None
         self._started = clients.loop.time()
         self._timer: asyncio.TimerHandle | None = clients.loop.call_later(
-            HANDSHAKE_SECONDS, self._handshake_timeout
+            HANDSHAKE_SECONDS, clients.guard, self, self._handshake_timeout
         )
         clients.opening.add(self)
-        clients.loop.add_reader(sock, self._readable)
+        clients.loop.add_reader(sock, clients.guard, self, self._readable)
 
     # --- handshake ------------------------------------------------------------------------------
 
@@ -167,7 +168,10 @@ class SocksSession(Asker):
 
     def _check(self, offer: PasswordOffered) -> None:
         login = self._clients.logins.check(
-            self.who, offer.username, offer.password, self._password_checked
+            self.who,
+            offer.username,
+            offer.password,
+            partial(self._clients.guard, self, self._password_checked),
         )
         if login.answer is not None:  # else the verdict has come already
             self._login = login
@@ -180,7 +184,8 @@ class SocksSession(Asker):
             self._count_rejected("login-busy")
         assert isinstance(self._core, socks5.ServerConnection)
         self._core.accept_password(verdict is Verdict.RIGHT)
-        self._clients.loop.add_reader(self._sock, self._readable)
+        clients = self._clients
+        clients.loop.add_reader(self._sock, clients.guard, self, self._readable)
         self._advance()
 
     def _handshake_failed(self, core: Core, error: RemoteProtocolError) -> None:

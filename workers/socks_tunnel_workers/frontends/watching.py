@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from socks_tunnel_workers.services import Account, Charge
@@ -33,11 +34,13 @@ class ClientWatch:
 
     With `keep`, what comes is kept in `early` (within :data:`EARLY_MAX`, and counted in `memory`)
     and told; without it nothing is expected, and what comes is thrown away. An end of file is told
-    once; from then on only a reset is looked for.
+    once; from then on only a reset is looked for. `guard` calls what a socket or a timer has for
+    the watch.
     """
 
     __slots__ = (
         "_charge",
+        "_guard",
         "_keep",
         "_loop",
         "_memory",
@@ -58,12 +61,14 @@ class ClientWatch:
         *,
         early: bytes,
         keep: bool,
+        guard: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         self._loop = loop
         self._memory = memory
         self._sock = sock
         self._watcher = watcher
         self._keep = keep
+        self._guard = guard or _unguarded
         self._charge: Charge | None = memory.charge(len(early)) if early else None
         self._reading = False
         self._probing: asyncio.TimerHandle | None = None
@@ -74,7 +79,7 @@ class ClientWatch:
         """Reads from now on."""
         if not self._reading:
             self._reading = True
-            self._loop.add_reader(self._sock, self._readable)
+            self._loop.add_reader(self._sock, self._guard, self._readable)
 
     def stop(self) -> None:
         """Reads no more; `early` stays. Harmless if that was done before."""
@@ -127,7 +132,7 @@ class ClientWatch:
     def _probe_later(self) -> None:
         """Reads no more: there is no room, or nothing to come. Looks for a reset instead."""
         self._stop_reading()
-        self._probing = self._loop.call_later(PROBE_SECONDS, self._probe)
+        self._probing = self._loop.call_later(PROBE_SECONDS, self._guard, self._probe)
 
     def _probe(self) -> None:
         self._probing = None
@@ -137,3 +142,7 @@ class ClientWatch:
             self.start()
         else:
             self._probe_later()
+
+
+def _unguarded(handler: Callable[[], None]) -> None:
+    handler()

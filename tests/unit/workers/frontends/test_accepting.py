@@ -94,7 +94,6 @@ def test_no_descriptor_is_a_pause_and_not_a_loop(
 def test_a_drain_ends_a_pause_for_good(listening: Listening) -> None:
     listening.queue.append(OSError(errno.EMFILE, "too many open files"))
     listening.turn()
-    listening.gateway.clients.draining = True
     listening.listener.stop()
     listening.gateway.loop.advance(10)
     assert not listening.watched
@@ -125,6 +124,8 @@ def test_one_client_that_cannot_be_served_costs_nobody_else(
     listening.turn()
     assert all(client.closed for client in clients)
     assert listening.watched
+    bugs = 2 if isinstance(failure, RuntimeError) else 0
+    assert listening.gateway.counted("protocol_errors_total", "bug") == bugs
 
 
 def test_a_client_that_was_reset_meanwhile_is_closed(listening: Listening) -> None:

@@ -15,6 +15,10 @@ class Waiting:
         self.opened_on: list[WorkerSession] = []
         self.closed = 0
 
+    @property
+    def asker(self) -> Waiting:
+        return self
+
     def open_on(self, session: WorkerSession) -> None:
         self.opened_on.append(session)
 

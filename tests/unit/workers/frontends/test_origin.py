@@ -51,6 +51,9 @@ class Requester:
     def transmit(self) -> None:
         self.told.append("room")
 
+    def close(self) -> None:
+        self.told.append("closed")
+
 
 def test_bytes_pass_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Requester(monkeypatch)
