@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +104,17 @@ def wait_until_up(directory: Path, gateway: subprocess.Popen[bytes]) -> None:
         time.sleep(0.2)
 
 
+def scrape(directory: Path) -> None:
+    """Asks for the metrics as Prometheus does: what that loads, stays."""
+    config = tomllib.loads((directory / "g" / "gateway.toml").read_text())
+    for accept in ("text/plain", "application/openmetrics-text"):
+        request = urllib.request.Request(
+            f"http://{config['metrics']['listen']}/metrics", headers={"Accept": accept}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            answer.read()
+
+
 def processes(root: int) -> list[int]:
     """The process and all below it."""
     found = [root]
@@ -157,11 +170,14 @@ def main() -> int:
             wait_until_up(directory, gateway)
             time.sleep(arguments.seconds)
             rows = [(name(pid), pss(pid), libraries(pid)) for pid in processes(gateway.pid)]
+            scrape(directory)
+            scraped = sum(pss(pid) for pid in processes(gateway.pid))
             cpu = cpu_of_status(directory)
     for process, size, mapped in rows:
         print(f"{process:<12} {size:6.1f} MiB  {mapped}")
     total = sum(size for _, size, _ in rows)
     print(f"{'all':<12} {total:6.1f} MiB  (budget {BUDGET:.0f})")
+    print(f"{'scraped':<12} {scraped:6.1f} MiB  after Prometheus has asked for both formats")
     print(f"{'status':<12} {cpu:6.2f} s of processor time (budget {STATUS_BUDGET})")
     return int(total > BUDGET or cpu > STATUS_BUDGET)
 

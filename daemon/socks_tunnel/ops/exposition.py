@@ -1,17 +1,25 @@
 """How the exporter writes what all processes count: the Prometheus text format and OpenMetrics.
 
-Both have the same series under the same names. Where they differ: in OpenMetrics a counter's name
-stands without `_total` in HELP and TYPE, and the text ends with `# EOF`. `_created` is in neither:
-the files do not have the moment at which a series began.
+prometheus-client adds up the files of all processes (its multiprocess mode), and writes the text.
+What it does not do is done here: a damaged file costs no scrape, and label values that are known
+are there from the start.
+
+Both formats have the same series under the same names. Where they differ: in OpenMetrics a
+counter's name stands without `_total` in HELP and TYPE, and the text ends with `# EOF`. `_created`
+is in neither: the files do not have the moment at which a series began.
 """
 
 import logging
-from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from socks_tunnel.ops.meters import DamagedError, Identity, Sample, identity_of, read
+from socks_tunnel.ops.meters import Identity, identity_of
 from socks_tunnel.ops.metrics import Metrics, added_up, as_dict
+from socks_tunnel.ops.multiprocess import DamagedError, read, slot_of
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
 
 _log = logging.getLogger(__name__)
 
@@ -53,22 +61,21 @@ def _weight(text: str) -> float:
 
 
 class Reader:
-    """Reads the files of all slots; one that has not changed since is not read again."""
+    """Finds the files of all slots; one that has not changed since is not looked into again."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._read: dict[Path, tuple[Identity, list[Sample] | None]] = {}
+        self._known: dict[Path, tuple[Identity, bool]] = {}
         self.changed = True
-        """Whether the last :meth:`samples` found anything else than the one before."""
+        """Whether the last :meth:`files` found anything else than the one before."""
 
-    def samples(self) -> tuple[list[Sample], int]:
-        """Returns the samples of all slots, and how many files are damaged.
+    def files(self) -> tuple[list[Path], int]:
+        """Returns the files that can be used, and how many are damaged.
 
         A directory that is gone is empty: whoever counts makes it again. Raises :class:`OSError`
         if it cannot be read.
         """
-        before, self._read = self._read, {}
-        samples: list[Sample] = []
+        before, self._known = self._known, {}
         damaged = 0
         try:
             paths = sorted(self._directory.iterdir())
@@ -82,35 +89,29 @@ class Reader:
             try:
                 identity = identity_of(path)
                 known = before.get(path)
-                if known is not None and known[0] == identity:
-                    found = known[1]
-                else:
-                    found = self._read_file(path)
+                if known is None or known[0] != identity:
+                    known = identity, self._is_good(path)
             except FileNotFoundError:  # its process ended, or it was replaced
                 continue
-            self._read[path] = identity, found
-            if found is None:
-                damaged += 1
-            else:
-                samples += found
-        self.changed = {p: i for p, (i, _) in before.items()} != {
-            p: i for p, (i, _) in self._read.items()
-        }
-        return samples, damaged
+            self._known[path] = known
+        self.changed = before != self._known
+        good = [path for path, (_, is_good) in self._known.items() if is_good]
+        return good, damaged + len(self._known) - len(good)
 
-    def _read_file(self, path: Path) -> list[Sample] | None:
-        """Returns the samples of a file, or None if it cannot be read."""
+    def _is_good(self, path: Path) -> bool:
+        """Returns whether a file can be read: the library stops at one that cannot."""
         try:
-            return read(path)
+            read(path)
         except FileNotFoundError:
             raise
         except (DamagedError, OSError) as error:
             _log.debug("the metrics file %s is damaged: %s", path, error)
-            return None
+            return False
+        return slot_of(path) is not None
 
 
 class Renderer:
-    """Writes the sum over all slots of `directory`.
+    """Writes the sum over all slots of `directory`, by prometheus-client's multiprocess mode.
 
     Reads files: called in the exporter process, never on the supervisor's event loop. Used by one
     thread at a time. While no file changes, the text is the one of before: a scrape by each of a
@@ -120,55 +121,74 @@ class Renderer:
     def __init__(self, directory: Path) -> None:
         self._reader = Reader(directory)
         self._template = Metrics()
-        self._zeros = {f.name: list(f.zeros()) for f in self._template.families()}
+        self._zeros = {f.name: list(added_up(f, f.zeros())) for f in self._template.families()}
         self._texts: dict[Format, bytes] = {}
         self._damaged = 0
 
     def __call__(self, wanted: Format) -> bytes:
         """Returns the text. A damaged file is left out, and counted. Raises :class:`OSError`."""
-        samples, damaged = self._reader.samples()
+        files, damaged = self._reader.files()
         if self._reader.changed or damaged != self._damaged:
             self._texts = {}
             self._damaged = damaged
         if wanted not in self._texts:
-            self._texts[wanted] = self._render(samples, damaged, wanted)
+            self._texts[wanted] = self._render(files, damaged, wanted)
         return self._texts[wanted]
 
-    def _render(self, samples: list[Sample], damaged: int, wanted: Format) -> bytes:
-        by_family: dict[str, list[Sample]] = defaultdict(list)
-        for sample in samples:
-            by_family[sample.metric].append(sample)
-        self._template.metrics_files_damaged.set(damaged)
-        own = self._template.metrics_files_damaged
-        by_family[own.name] = list(own.samples())
-        lines: list[str] = []
-        for family in self._template.families():
-            found = self._zeros[family.name] + by_family.get(family.name, [])
-            if not found:
-                continue
-            name = family.name
-            if family.kind == "counter" and wanted == "text":
-                name += "_total"
-            lines.append(f"# HELP {name} {_help(family.help)}")
-            lines.append(f"# TYPE {name} {family.kind}")
-            for sample_name, texts, value in added_up(family, found):
-                pairs = ",".join(f'{key}="{_label(text)}"' for key, text in as_dict(texts).items())
-                lines.append(
-                    f"{sample_name}{{{pairs}}} {value!r}" if pairs else f"{sample_name} {value!r}"
-                )
+    def _render(self, files: list[Path], damaged: int, wanted: Format) -> bytes:
+        # Only here: who is never scraped does not pay for it.
+        from prometheus_client.exposition import generate_latest  # noqa: PLC0415
+        from prometheus_client.openmetrics import exposition  # noqa: PLC0415
+
+        registry = _Collected(self._complete(_merged(files), damaged))
         if wanted == "openmetrics":
-            lines.append("# EOF")
-        return "".join(f"{line}\n" for line in lines).encode()
+            text: bytes = exposition.generate_latest(registry)  # type: ignore[no-untyped-call]
+            return text
+        return generate_latest(registry)
+
+    def _complete(self, merged: "dict[str, Metric]", damaged: int) -> "Iterator[Metric]":
+        """Yields all metrics in their order, known label values included."""
+        from prometheus_client.metrics_core import Metric  # noqa: PLC0415 - as above
+
+        for family in self._template.families():
+            metric = merged.get(family.name) or Metric(family.name, family.help, family.kind)
+            present = {(sample.name, *sorted(sample.labels.items())) for sample in metric.samples}
+            for name, texts, zero in self._zeros[family.name]:
+                labels = as_dict(texts)
+                if (name, *sorted(labels.items())) not in present:
+                    metric.add_sample(name, labels, zero)
+            if family is self._template.metrics_files_damaged:
+                metric.samples.clear()
+                metric.add_sample(family.name, {}, damaged)
+            if metric.samples:
+                yield metric
+
+
+class _Collected:
+    """What the library's functions for output take in place of a registry."""
+
+    def __init__(self, metrics: "Iterable[Metric]") -> None:
+        self._metrics = metrics
+
+    def collect(self) -> "Iterable[Metric]":
+        return self._metrics
+
+
+def _merged(files: list[Path]) -> "dict[str, Metric]":
+    """Returns the sums over all processes, by the name of the metric."""
+    from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415 - as above
+
+    while True:
+        try:
+            merged = MultiProcessCollector.merge(  # type: ignore[no-untyped-call]
+                [str(path) for path in files], accumulate=True
+            )
+        except FileNotFoundError as error:  # it was there a moment ago
+            files = [path for path in files if str(path) != error.filename]
+        else:
+            return {metric.name: metric for metric in merged}
 
 
 def render(directory: Path, wanted: Format = "text") -> bytes:
     """Returns the text once; see :class:`Renderer`."""
     return Renderer(directory)(wanted)
-
-
-def _help(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\n", "\\n")
-
-
-def _label(text: str) -> str:
-    return _help(text).replace('"', '\\"')

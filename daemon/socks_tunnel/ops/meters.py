@@ -1,32 +1,37 @@
 """Counters, gauges and histograms of one process, and the files that hold them for the exporter.
 
-A process counts in its own memory, and a thread writes what has changed to two files twice a
-second: `SLOT.db` (counters and histograms) and `SLOT.live.db` (gauges, which end with their
-process). Each write makes a new file and renames it. So no process has a file mapped that another
-one could truncate under it, a reader never sees half a file, and a file that is damaged or removed
-is whole again half a second later. Where there is no room for a file, counting goes on in memory.
+A process counts in its own memory, and a thread writes what has changed to three files twice a
+second, one for each kind of metric. They are the files of prometheus-client's multiprocess mode
+(:mod:`socks_tunnel.ops.multiprocess`). The library maps them into each process and writes each
+increment; here, each write makes a new file and renames it. So no process has a file mapped that
+another one could truncate under it, a reader never sees half a file, and a file that is damaged or
+removed is whole again half a second later. Where there is no room for a file, counting goes on in
+memory.
 
 Slots are named after the place of a process ("supervisor", "worker-0"), not after its id: a worker
 that is started again goes on counting where the one before it ended, so counters never fall. What
 a process counted in its last half second before a SIGKILL is lost.
-
-A file is one msgpack map, {"version": 1, "samples": [[metric, name, labels, value], …]}, where
-`labels` is a list of texts in turn: name, value, name, value.
 """
 
 import contextlib
 import itertools
 import logging
-import math
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Generic, Literal, NamedTuple, Self, TypeAlias, TypeVar
+from typing import Final, Generic, Self, TypeAlias, TypeVar
 
-import msgpack
-
-from socks_tunnel.protocol import bounded
+from socks_tunnel.ops.multiprocess import (
+    KINDS,
+    DamagedError,
+    Kind,
+    Labels,
+    Sample,
+    encode,
+    file_of,
+    read,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -36,30 +41,6 @@ FLUSH_PERIOD: Final = 0.5
 SERIES_MAX: Final = 1000
 """Combinations of label values that one metric may have; further ones are counted together under
 `other`. No label may hold what a stranger chooses, so this is a second line."""
-
-FILE_BOUNDS: Final = bounded.Bounds(
-    size=4 * 1_048_576, text=512, binary=0, entries=65_536, items=1_000_000, depth=4
-)
-"""What a file may have for the exporter to read it."""
-
-VERSION: Final = 1
-
-Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
-Labels: TypeAlias = tuple[str, ...]
-"""Names and values in turn."""
-
-
-class Sample(NamedTuple):
-    """One number: `metric` is the name of the family, `name` that of the sample in it."""
-
-    metric: str
-    name: str
-    labels: Labels
-    value: float
-
-
-class DamagedError(Exception):
-    """A file of samples cannot be read; the text is a sentence without the file's name."""
 
 
 class Value:
@@ -271,7 +252,7 @@ Identity: TypeAlias = tuple[int, int, int]
 
 
 class Files:
-    """Writes the samples of some families to the two files of a slot.
+    """Writes the samples of some families to the three files of a slot.
 
     `problem` is why the last write failed, or None. `damaged` counts the files that were found
     damaged and set aside. Made before the families count; :meth:`add` each of them. `measure`, if
@@ -292,27 +273,30 @@ class Files:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._carried = self._read_predecessor()
-        live(directory, slot).unlink(missing_ok=True)
+        file_of(directory, "gauge", slot).unlink(missing_ok=True)
 
     def _read_predecessor(self) -> dict[str, dict[tuple[str, Labels], float]]:
-        path = totals(self.directory, self.slot)
         carried: dict[str, dict[tuple[str, Labels], float]] = {}
-        try:
-            for sample in read(path):
+        for kind in ("counter", "histogram"):
+            for sample in self._read_file(file_of(self.directory, kind, self.slot)):
                 carried.setdefault(sample.metric, {})[sample.name, sample.labels] = sample.value
+        return carried
+
+    def _read_file(self, path: Path) -> list[Sample]:
+        try:
+            return read(path)
         except FileNotFoundError:
-            return {}
+            return []
         except OSError as error:
             _log.warning("the metrics of an earlier process cannot be read: %s", error)
-            return {}
+            return []
         except DamagedError as error:
             self.damaged += 1
-            aside = path.with_suffix(".damaged")  # one for each slot: they do not pile up
+            aside = path.with_suffix(".damaged")  # one for each file: they do not pile up
             with contextlib.suppress(OSError):
                 path.replace(aside)
             _log.warning("the metrics file %s is damaged (%s): set aside", path, error)
-            return {}
-        return carried
+            return []
 
     def add(self, family: AnyFamily) -> None:
         """Has a family written, and lets it go on where an earlier process ended."""
@@ -347,12 +331,12 @@ class Files:
             problem = None
             if self.measure is not None:
                 self.measure()
-            paths = (totals(self.directory, self.slot), live(self.directory, self.slot))
-            for path, wanted in zip(paths, (False, True), strict=True):
+            for kind in KINDS:
+                path = file_of(self.directory, kind, self.slot)
                 samples = [
-                    sample
+                    (family.help, sample)
                     for family in self._families
-                    if isinstance(family, Gauge) is wanted
+                    if family.kind == kind
                     for sample in family.samples()
                 ]
                 try:
@@ -395,51 +379,3 @@ def identity_of(path: Path) -> Identity:
     """Returns what is another for a file that was written since. Raises :class:`OSError`."""
     status = path.stat()
     return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def totals(directory: Path, slot: str) -> Path:
-    """Returns the file with the counters and histograms of a slot."""
-    return directory / f"{slot}.db"
-
-
-def live(directory: Path, slot: str) -> Path:
-    """Returns the file with the gauges of a slot."""
-    return directory / f"{slot}.live.db"
-
-
-def encode(samples: Sequence[Sample]) -> bytes:
-    """Returns the content of a file."""
-    rows = [[s.metric, s.name, list(s.labels), float(s.value)] for s in samples]
-    packed: bytes = msgpack.packb({"version": VERSION, "samples": rows})
-    return packed
-
-
-def read(path: Path) -> list[Sample]:
-    """Returns the samples of a file. Raises :class:`OSError` and :class:`DamagedError`."""
-    with path.open("rb") as file:
-        content = file.read(FILE_BOUNDS.size + 1)
-    try:
-        fields = bounded.unpack_map(content, FILE_BOUNDS)
-        bounded.integer(fields, "version", VERSION, VERSION)
-        rows = fields.get("samples")
-        if not isinstance(rows, list):
-            raise bounded.unusable(fields, "samples")
-        return [_sample(row) for row in rows]
-    except bounded.Malformed as error:
-        raise DamagedError(str(error)) from None
-
-
-def _sample(row: object) -> Sample:
-    if isinstance(row, list) and len(row) == 4:
-        metric, name, labels, value = row
-        if (
-            isinstance(metric, str)
-            and isinstance(name, str)
-            and isinstance(labels, list)
-            and len(labels) % 2 == 0
-            and all(isinstance(text, str) for text in labels)
-            and isinstance(value, float)
-            and math.isfinite(value)
-        ):
-            return Sample(metric, name, tuple(labels), value)
-    raise bounded.Malformed("a sample has not the expected form")

@@ -20,10 +20,8 @@ from socks_tunnel.ops.meters import (
     Files,
     Gauge,
     Histogram,
-    Labels,
-    Sample,
-    live,
 )
+from socks_tunnel.ops.multiprocess import Labels, Sample, file_of
 from socks_tunnel.ops.process_figures import process_figures
 
 if TYPE_CHECKING:
@@ -65,7 +63,7 @@ def configure(directory: Path, identity: str) -> Files:
 
 def slot_died(directory: Path, identity: str) -> None:
     """Removes the live gauges of a slot whose process has ended; its counters stay."""
-    live(directory, identity).unlink(missing_ok=True)
+    file_of(directory, "gauge", identity).unlink(missing_ok=True)
 
 
 class Metrics:

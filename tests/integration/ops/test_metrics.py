@@ -140,15 +140,18 @@ def test_two_hundred_restarts_leave_as_many_files_as_one(tmp_path: Path) -> None
 
 def test_damaged_files_are_left_out_and_counted(tmp_path: Path) -> None:
     stop(start(tmp_path, "worker-0"))
-    (tmp_path / "worker-1.db").touch()  # empty
-    (tmp_path / "worker-2.db").write_bytes(b"\xff\xff\0\0\0\0\0\0garbage")
-    (tmp_path / "worker-3.db").write_bytes((tmp_path / "worker-0.db").read_bytes()[:-5])
-    (tmp_path / "worker-4.db").mkdir()
-    (tmp_path / "worker-5.db").symlink_to(tmp_path / "nowhere")  # as one that has just gone
+    (tmp_path / "counter_worker-1.db").touch()  # empty
+    (tmp_path / "counter_worker-2.db").write_bytes(b"\xff\xff\0\0\0\0\0\0garbage")
+    (tmp_path / "counter_worker-3.db").write_bytes(
+        (tmp_path / "counter_worker-0.db").read_bytes()[:-5]
+    )
+    (tmp_path / "counter_worker-4.db").mkdir()
+    (tmp_path / "counter_worker-5.db").symlink_to(tmp_path / "nowhere")  # as one that has just gone
     (tmp_path / "other").write_bytes(b"x")
+    (tmp_path / "other.db").write_bytes((tmp_path / "counter_worker-0.db").read_bytes())
     found = samples(tmp_path)
     assert found["socks_tunnel_flows_total{kind=tcp}"] == 5
-    assert found["socks_tunnel_metrics_files_damaged{}"] == 4
+    assert found["socks_tunnel_metrics_files_damaged{}"] == 5
 
 
 def test_a_directory_that_a_cleaner_removed_is_made_again(tmp_path: Path) -> None:
@@ -164,7 +167,7 @@ def test_a_directory_that_a_cleaner_removed_is_made_again(tmp_path: Path) -> Non
 @pytest.mark.parametrize("damage", ["overwrite", "truncate", "remove"])
 def test_a_file_that_somebody_damages_is_whole_again(tmp_path: Path, damage: str) -> None:
     process = start(tmp_path, "worker-0")
-    path = tmp_path / "worker-0.db"
+    path = tmp_path / "counter_worker-0.db"
     match damage:
         case "overwrite":
             with path.open("r+b") as file:
@@ -188,7 +191,13 @@ def test_a_new_run_starts_with_an_empty_directory(tmp_path: Path) -> None:
     directory = tmp_path / "run" / "metrics"
     prepare_directory(directory)
     assert directory.stat().st_mode & 0o777 == 0o750
-    for name in ("worker-7.live.db", "worker-7.db", "worker-7.new", "worker-7.damaged", "other"):
+    for name in (
+        "gauge_livesum_worker-7.db",
+        "counter_worker-7.db",
+        "worker-7.new",
+        "worker-7.damaged",
+        "other",
+    ):
         (directory / name).touch()
     prepare_directory(directory)
     assert [file.name for file in directory.iterdir()] == ["other"]

@@ -136,7 +136,7 @@ async def test_a_killed_worker_s_flows_are_closed_and_a_new_one_takes_flows(
     link = await setup.attached()
     link.messages([OpenConnection(5, "example.com", 80).encode()])
     await setup.port.until(1)
-    gauge = setup.directory / "worker-0.live.db"
+    gauge = setup.directory / "gauge_livesum_worker-0.db"
     counter = setup.directory / "counter_worker-0.db"
     gauge.touch()
     counter.touch()

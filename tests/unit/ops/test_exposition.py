@@ -8,7 +8,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from socks_tunnel.ops import exposition, meters
+from socks_tunnel.ops import exposition, multiprocess
 from socks_tunnel.ops.exposition import Renderer, negotiate, render
 from socks_tunnel.ops.meters import Files
 from socks_tunnel.ops.metrics import Metrics
@@ -116,7 +116,7 @@ def test_what_has_not_changed_is_neither_read_nor_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    usual = meters.read
+    usual = multiprocess.read
 
     def counting(path: Path) -> object:
         read.append(path.name)
@@ -130,7 +130,8 @@ def test_what_has_not_changed_is_neither_read_nor_written_again(
     others.flush()
     renderer = Renderer(tmp_path)
     first = renderer("text")
-    assert sorted(read) == ["worker-0.db", "worker-0.live.db", "worker-1.db", "worker-1.live.db"]
+    kinds = ("counter", "gauge_livesum", "histogram")
+    assert sorted(read) == [f"{kind}_worker-{n}.db" for kind in kinds for n in (0, 1)]
     read.clear()
     assert renderer("text") is first
     assert renderer("openmetrics") != first
@@ -138,7 +139,7 @@ def test_what_has_not_changed_is_neither_read_nor_written_again(
     one.flows_total.labels("tcp").inc()
     files.flush()
     assert b'socks_tunnel_flows_total{kind="tcp"} 2.0' in renderer("text")
-    assert read == ["worker-0.db"]
+    assert read == ["counter_worker-0.db"]
     assert b'socks_tunnel_flows_total{kind="tcp"} 2.0' in renderer("openmetrics")
     (tmp_path / "worker-1.damaged").touch()
     assert b"socks_tunnel_metrics_files_damaged 1.0" in renderer("text")

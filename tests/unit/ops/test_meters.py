@@ -2,26 +2,22 @@
 
 import errno
 import logging
+import math
+import struct
 import threading
 from pathlib import Path
 
-import msgpack
 import pytest
 
 from socks_tunnel.ops import meters
 from socks_tunnel.ops.exposition import Reader
 from socks_tunnel.ops.meters import (
     Counter,
-    DamagedError,
     Files,
     Gauge,
     Histogram,
-    Sample,
-    encode,
-    live,
-    read,
-    totals,
 )
+from socks_tunnel.ops.multiprocess import DamagedError, Sample, encode, file_of, read
 
 
 def test_series_are_counted_by_their_labels() -> None:
@@ -89,12 +85,21 @@ def test_a_slot_goes_on_where_its_predecessor_ended(tmp_path: Path) -> None:
     gauge.set(7)
     files.flush()
     files, counter, gauge = counting(tmp_path)
-    assert not live(tmp_path, "worker-0").exists()
+    assert not file_of(tmp_path, "gauge", "worker-0").exists()
     counter.labels("x").inc(10)
     files.flush()
-    values = {s.labels: s.value for s in read(totals(tmp_path, "worker-0"))}
+    values = {s.labels: s.value for s in read(file_of(tmp_path, "counter", "worker-0"))}
     assert values == {("a", "x"): 12, ("a", "y"): 3}
-    assert [s.value for s in read(live(tmp_path, "worker-0"))] == [0]
+    assert [s.value for s in read(file_of(tmp_path, "gauge", "worker-0"))] == [0]
+
+
+def entries(key: bytes = b"", *, value: float = 1.0, used: int | None = None) -> bytes:
+    """A file with one entry, or with less."""
+    entry = b""
+    if key:
+        padded = key + b" " * (8 - (len(key) + 4) % 8)
+        entry = struct.pack(f"i{len(padded)}sdd", len(key), padded, value, 0.0)
+    return struct.pack("ii", 8 + len(entry) if used is None else used, 0) + entry + bytes(64)
 
 
 @pytest.mark.parametrize(
@@ -102,31 +107,33 @@ def test_a_slot_goes_on_where_its_predecessor_ended(tmp_path: Path) -> None:
     [
         b"",
         b"\xff" * 100,
-        b"\x80",
-        msgpack.packb({"version": 2, "samples": []}),
-        msgpack.packb({"version": 1, "samples": {}}),
-        msgpack.packb({"version": 1, "samples": [["c", "c_total", ["a"], 1.0]]}),
-        msgpack.packb({"version": 1, "samples": [["c", "c_total", [], 1]]}),
-        msgpack.packb({"version": 1, "samples": [["c", "c_total", [], float("nan")]]}),
-        msgpack.packb({"version": 1, "samples": [["c", "c_total", [b"a", "b"], 1.0]]}),
-        encode([Sample("c", "c_total", (), 1.0)])[:-1],
+        entries(used=9),
+        entries(used=7),
+        entries(b"[]"),
+        entries(b"no json"),
+        entries(b'["c", "c_total", {}, "A c", 1]'),
+        entries(b'["c", "c_total", ["a"], "A c"]'),
+        entries(b'["c", "c_total", {"a": 1}, "A c"]'),
+        entries(b'["c", "c_total", {}, "A c"]', value=math.nan),
+        entries(b"", used=32),
+        encode([("A c", Sample("c", "c_total", (), 1.0))])[:-1],
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_a_damaged_file_is_set_aside(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    totals(tmp_path, "worker-0").write_bytes(content)
+    file_of(tmp_path, "counter", "worker-0").write_bytes(content)
     with pytest.raises(DamagedError):
-        read(totals(tmp_path, "worker-0"))
+        read(file_of(tmp_path, "counter", "worker-0"))
     files, counter, _ = counting(tmp_path)
     assert files.damaged == 1
     assert "is damaged" in caplog.text
-    assert (tmp_path / "worker-0.damaged").read_bytes() == content
+    assert (tmp_path / "counter_worker-0.damaged").read_bytes() == content
     counter.labels("x").inc()
     files.flush()
-    assert [s.value for s in read(totals(tmp_path, "worker-0"))] == [1]
-    assert Reader(tmp_path).samples()[1] == 1
+    assert [s.value for s in read(file_of(tmp_path, "counter", "worker-0"))] == [1]
+    assert Reader(tmp_path).files()[1] == 1
 
 
 def test_without_room_counting_goes_on_in_memory(
@@ -147,11 +154,13 @@ def test_without_room_counting_goes_on_in_memory(
             counter.labels("x").inc()
             files.flush()
         assert problem_of(files) == "No space left on device"
-    assert [s.value for s in read(totals(tmp_path, "worker-0"))] == [1], "the last whole file"
+    assert [s.value for s in read(file_of(tmp_path, "counter", "worker-0"))] == [1], (
+        "the last whole file"
+    )
     assert not list(tmp_path.glob("*.new"))
     files.flush()
     assert problem_of(files) is None
-    assert [s.value for s in read(totals(tmp_path, "worker-0"))] == [6]
+    assert [s.value for s in read(file_of(tmp_path, "counter", "worker-0"))] == [6]
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
 
@@ -159,13 +168,13 @@ def test_what_has_not_changed_is_not_written(tmp_path: Path) -> None:
     files, counter, _ = counting(tmp_path)
     counter.labels("x").inc()
     files.flush()
-    before = totals(tmp_path, "worker-0").stat()
+    before = file_of(tmp_path, "counter", "worker-0").stat()
     files.flush()
-    after = totals(tmp_path, "worker-0").stat()
+    after = file_of(tmp_path, "counter", "worker-0").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     counter.labels("x").inc()
     files.flush()
-    assert totals(tmp_path, "worker-0").stat().st_ino != before.st_ino
+    assert file_of(tmp_path, "counter", "worker-0").stat().st_ino != before.st_ino
 
 
 def test_no_thread_is_no_failure(
@@ -179,4 +188,4 @@ def test_no_thread_is_no_failure(
     files.start()
     assert "metrics are not written: can't start new thread" in caplog.text
     files.stop()
-    assert totals(tmp_path, "worker-0").exists()
+    assert file_of(tmp_path, "counter", "worker-0").exists()
