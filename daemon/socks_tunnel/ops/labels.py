@@ -73,6 +73,7 @@ UDP_DROPS: Final = (
     "resolving",
     "unresolved",
     "filtered",
+    "bug",
 )
 
 DNS_FAILURES: Final = (
