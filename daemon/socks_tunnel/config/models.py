@@ -423,6 +423,8 @@ class Metrics(Table):
     )
     hosts: tuple[Annotated[str, PlainValidator(_own_name)], ...] = Field(default=(), max_length=32)
     """Names by which the listener may be asked, besides every address and `localhost`."""
+    show_destinations: StrictBool = False
+    """Whether the status page names destinations, clients and rules of the policy."""
 
 
 class Log(Table):

@@ -138,6 +138,7 @@ class Metrics:
 
     listen: HostPort | None
     hosts: tuple[str, ...]
+    show_destinations: bool
 
 
 @dataclass(frozen=True, slots=True)

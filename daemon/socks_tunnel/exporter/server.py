@@ -2,12 +2,14 @@
 
 ::
 
+    /          the status page; /events keeps it live
     /metrics   what all processes of the instance count, as OpenMetrics or in the text format
     /healthz   200 while the supervisor's event loop turns, else 503
     /readyz    200 while the instance can serve, else 503 with the reason
 
 The supervisor pushes its state over IPC once a second. No scrape and no health check ever reaches
-the supervisor: a scrape delays no packet, and one that hangs is noticed here by its silence.
+the supervisor: a scrape delays no packet, and one that hangs is noticed here by its silence. Only
+while a status page is open, the supervisor is asked for what that shows.
 """
 
 import asyncio
@@ -17,7 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from socks_tunnel.exporter.channel import State, SupervisorChannel
-from socks_tunnel.exporter.site import Exporter
+from socks_tunnel.exporter.live import Live
+from socks_tunnel.exporter.site import Exporter, Page
 from socks_tunnel.ipc.stream import connect
 from socks_tunnel.ops.http_server import Bounds, HttpServer
 from socks_tunnel.ops.metrics import Metrics
@@ -43,21 +46,29 @@ async def serve(
         metrics.healthy.set(state.unhealthy() is None)
         metrics.ready.set(state.unready() is None)
 
-    lag = spawn("measure lag", measure_lag(observe))
+    channel = await connect(
+        socket.socket(fileno=ipc_fd), lambda: SupervisorChannel(state, done.set)
+    )
+    live = Live(channel.ask, directory)
+    exporter = Exporter(state, directory, names=names)
+    exporter.pages["/"] = Page(live.page, linkable=True)
+    exporter.pages["/events"] = Page(live.events)
     http = HttpServer(
         "metrics",
         socket.socket(fileno=listen_fd),
-        Exporter(state, directory, names=names).answer,
+        exporter.answer,
         BOUNDS,
         methods=frozenset({"GET", "HEAD"}),
     )
     http.start()
+    background = [
+        spawn("measure lag", measure_lag(observe)),
+        spawn("keep the history", live.record()),
+    ]
     try:
-        channel = await connect(
-            socket.socket(fileno=ipc_fd), lambda: SupervisorChannel(state, done.set)
-        )
         channel.send_control(0, ChildReady())
         await done.wait()
     finally:
-        lag.cancel()
+        for task in background:
+            task.cancel()
         await http.stop()

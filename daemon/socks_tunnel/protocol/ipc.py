@@ -224,10 +224,10 @@ class Drained:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Supervisor to worker: a question for an operator.
+    """Supervisor to worker: a question for an operator. Exporter to supervisor: for its page.
 
-    `what` is `status` or `connections`. With `limit` (not negative) only so many flows are wanted,
-    those that have the most of what `by` says.
+    `what` is `status` or `connections`, of the exporter `overview`. With `limit` (not negative)
+    only so many flows are wanted, those that have the most of what `by` says.
     """
 
     OP: ClassVar[str] = "ask"
@@ -239,7 +239,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Worker to supervisor: rows that answer the question of that number; `more` will follow."""
+    """The way back: rows that answer the question of that number; `more` will follow."""
 
     OP: ClassVar[str] = "answer"
     number: int

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from socks_tunnel.config.settings import Log
 from socks_tunnel.ops import metrics as ops_metrics
+from socks_tunnel.ops.bugs import BugLog
+from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.ipc import (
     Answer,
     Ask,
@@ -26,12 +28,16 @@ from socks_tunnel.supervisor.processes import Slot
 from socks_tunnel.supervisor.router import Router, WorkerRoutes
 
 _log = logging.getLogger(__name__)
+_bugs = BugLog()
 
 WORKER_COMMAND: Final = (*PYTHON, "socks_tunnel_workers")
 EXPORTER_COMMAND: Final = (*PYTHON, "socks_tunnel.exporter")
 
 METRICS_VARIABLE: Final = "SOCKS_TUNNEL_METRICS_DIR"
 """Tells a worker where the files of its metrics are."""
+
+QUESTIONS_MAX: Final = 4
+"""Questions of the exporter that are answered at a time; further ones get an empty answer."""
 
 STATS_PENDING_MAX: Final = 64
 """Questions that one worker may have to answer at a time."""
@@ -203,7 +209,8 @@ class ExporterSlot(Slot):
     """The exporter, which may fail as often as it likes.
 
     It serves on a socket that is bound here: no scrape is refused while it is being restarted.
-    `hosts` are the names by which it may be asked, besides addresses.
+    `hosts` are the names by which it may be asked, besides addresses. `overview` returns what its
+    status page shows; it is called while somebody looks at that.
     """
 
     def __init__(
@@ -213,10 +220,13 @@ class ExporterSlot(Slot):
         metrics_directory: Path,
         log: Log,
         hosts: Sequence[str] = (),
+        overview: Callable[[], Awaitable[dict[str, Any]]] | None = None,
         command: Sequence[str] = EXPORTER_COMMAND,
         launcher: Launcher | None = None,
     ) -> None:
         super().__init__("the exporter", boot_attempts=None, launcher=launcher)
+        self._overview = overview
+        self._answering = 0
         self._listener = listener
         self._hosts = hosts
         self._metrics_directory = metrics_directory
@@ -242,6 +252,26 @@ class ExporterSlot(Slot):
     def on_lost(self) -> None:
         """Removes the gauges that it left."""
         ops_metrics.slot_died(self._metrics_directory, "exporter")
+
+    def on_control(self, session: int, message: Control) -> None:
+        """Takes questions for the status page."""
+        if isinstance(message, Ask):
+            spawn("answer the exporter", self._answer(message))
+        else:
+            super().on_control(session, message)
+
+    async def _answer(self, question: Ask) -> None:
+        rows: list[dict[str, Any]] = []
+        if question.what == "overview" and self._overview and self._answering < QUESTIONS_MAX:
+            self._answering += 1
+            try:
+                rows = [await self._overview()]
+            except Exception as error:  # noqa: BLE001 - a bug in the page must not end the exporter
+                _bugs.tell(_log, "the status page gets no answer", error)
+            finally:
+                self._answering -= 1
+        if self.channel is not None:
+            self.channel.send_control(0, Answer(question.number, rows, more=False))
 
     def push_state(self, reason: str | None) -> None:
         """Says whether the daemon is ready: it is not for `reason`, or it is (None)."""

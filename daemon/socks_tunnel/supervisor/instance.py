@@ -19,6 +19,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -31,6 +32,7 @@ from socks_tunnel.ops import audit, audit_file
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.ops.notify import Notifier
+from socks_tunnel.ops.recent import RecentProblems
 from socks_tunnel.ops.tasks import measure_lag, short_turns, spawn
 from socks_tunnel.peer.quiet import quiet_loop_exceptions, set_library_log_level
 from socks_tunnel.peer.select import aiortc_version
@@ -60,6 +62,7 @@ from socks_tunnel.supervisor.listeners import (
     ListenError,
     RemoteListenerError,
 )
+from socks_tunnel.supervisor.overview import overview
 from socks_tunnel.supervisor.problems import (
     EXIT_BUG,
     EXIT_CANNOT_CREATE,
@@ -161,12 +164,14 @@ class Instance:
         self._reloading = asyncio.Lock()
         self._status_line = ""
         self._figures = ConfigFigures(self.metrics)
+        self._problems = RecentProblems()
         self._forced = False
 
     # --- the main loop ------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Start, serve, and end. Raises :class:`StartError`."""
+        logging.getLogger().addHandler(self._problems)
         loop = asyncio.get_running_loop()
         quiet_loop_exceptions(loop)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
@@ -291,6 +296,7 @@ class Instance:
                 metrics_directory=metrics_directory,
                 log=config.log,
                 hosts=config.metrics.hosts,
+                overview=partial(overview, self, self._problems),
                 command=self._exporter_command,
                 launcher=self._launcher(self._exporter_command, EXPORTER_COMMAND),
             )
@@ -634,6 +640,7 @@ class Instance:
             self._metrics_listener.close()
         self.notifier.close()
         _log.info("ended")
+        logging.getLogger().removeHandler(self._problems)
 
 
 def _load_identity(config: Config) -> PrivateIdentity:

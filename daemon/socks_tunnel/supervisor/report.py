@@ -69,6 +69,14 @@ class Summarized(Reported, Protocol):
 
 async def status(instance: Reported) -> dict[str, Any]:
     """Returns the answer to `status`."""
+    return {
+        **await brief(instance),
+        "links": [row async for row in in_turns(instance.links.rows())],
+    }
+
+
+async def brief(instance: Reported) -> dict[str, Any]:
+    """Returns the answer to `status` but for the links, of which there may be thousands."""
     answers = await asyncio.gather(*(_ask(slot, "status") for slot in instance.workers))
     workers = []
     for slot, answer in zip(instance.workers, answers, strict=True):
@@ -91,7 +99,6 @@ async def status(instance: Reported) -> dict[str, Any]:
         "state": instance.state,
         "listen": _listening(instance),
         "metrics": None if instance.metrics_address is None else str(instance.metrics_address),
-        "links": [row async for row in in_turns(instance.links.rows())],
         "workers": workers,
         "counters": {
             **{key: sum(worker[key] for worker in workers) for key in _OF_WORKER},

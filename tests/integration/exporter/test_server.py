@@ -1,6 +1,7 @@
 """The exporter: its verdicts, its pages, its manners towards the supervisor."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -15,13 +16,21 @@ import aiohttp
 import pytest
 
 from socks_tunnel.exporter import site
-from socks_tunnel.exporter.channel import STATE_MAX_AGE, State, SupervisorChannel
+from socks_tunnel.exporter.channel import (
+    QUESTIONS_MAX,
+    ROWS_MAX,
+    STATE_MAX_AGE,
+    State,
+    SupervisorChannel,
+)
 from socks_tunnel.exporter.site import Exporter
 from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.ops.exposition import CONTENT_TYPES, Format
 from socks_tunnel.ops.http_server import Request, Response
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.ipc import (
+    Answer,
+    Ask,
     ChildHello,
     ChildReady,
     Control,
@@ -174,7 +183,7 @@ async def test_a_scraper_that_leaves_lets_no_second_rendering_begin(setup: Setup
 
 
 async def test_other_paths_are_refused(setup: Setup) -> None:
-    assert (await setup.get("/"))[0] == 404
+    assert (await setup.get("/x"))[0] == 404
     assert (await setup.get("/metrics/x"))[0] == 404
 
 
@@ -231,6 +240,46 @@ async def test_the_exporter_does_as_the_supervisor_says() -> None:
     assert done.is_set()
 
 
+async def test_the_supervisor_is_asked_and_answers_in_parts() -> None:
+    ours, theirs = socket.socketpair()
+    supervisor = await connect(ours, Supervisor)
+    channel = await connect(theirs, lambda: SupervisorChannel(State(), lambda: None))
+    assert await supervisor.next() == ChildHello(os.getpid())
+    asking = [asyncio.create_task(channel.ask("overview")) for _ in range(QUESTIONS_MAX)]
+    questions = [await supervisor.next() for _ in asking]
+    assert [q.what for q in questions if isinstance(q, Ask)] == ["overview"] * QUESTIONS_MAX
+    with pytest.raises(ConnectionError, match="no questions at the moment"):
+        await channel.ask("overview")
+    supervisor.send_control(0, Answer(99, [{"of": "nobody"}], more=False))
+    for number in (2, 1):
+        supervisor.send_control(0, Answer(number, [{"part": 1}], more=True))
+        supervisor.send_control(0, Answer(number, [{"part": 2}], more=False))
+        assert await asking[number - 1] == [{"part": 1}, {"part": 2}]
+    asking[2].cancel()  # whoever asked has left: there is room for another
+    await asyncio.wait([asking[2]])
+    again = asyncio.create_task(channel.ask("overview"))
+    assert isinstance(await supervisor.next(), Ask)
+    supervisor.abort()
+    for task in (asking[3], again):
+        with pytest.raises(ConnectionError, match="the supervisor is gone"):
+            await task
+    with pytest.raises(ConnectionError, match="no questions"):
+        await channel.ask("overview")
+
+
+async def test_an_answer_without_end_is_cut() -> None:
+    ours, theirs = socket.socketpair()
+    supervisor = await connect(ours, Supervisor)
+    channel = await connect(theirs, lambda: SupervisorChannel(State(), lambda: None))
+    await supervisor.next()
+    asking = asyncio.create_task(channel.ask("overview"))
+    await supervisor.next()
+    for more in (True, True, False):
+        supervisor.send_control(0, Answer(1, [{}] * (ROWS_MAX - 1), more=more))
+    assert len(await asking) == ROWS_MAX
+    channel.abort()
+
+
 async def test_frames_that_have_no_business_here_end_the_stream() -> None:
     channel = SupervisorChannel(State(), lambda: None)
     with pytest.raises(RemoteProtocolError):
@@ -277,6 +326,19 @@ class Process:
             assert method != "HEAD" or response.headers["Content-Length"] == "3"
             return response.status
 
+    async def first_overview(self) -> dict[str, Any]:
+        """The first event that has an answer of the supervisor."""
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{self.port}/events") as response,
+        ):
+            async for line in response.content:
+                if line.startswith(b"data: "):
+                    event: dict[str, Any] = json.loads(line.removeprefix(b"data: "))
+                    if event["overview"] is not None:
+                        return event
+        raise AssertionError("the stream has ended")
+
     async def wait(self) -> tuple[int, bytes]:
         _, errors = await asyncio.to_thread(self.popen.communicate, timeout=60)
         self.listening.close()
@@ -298,10 +360,18 @@ async def test_the_process_serves_on_the_inherited_socket_until_it_is_told_to_en
     assert await supervisor.next() == IpcPong(1)
     assert await process.get("/readyz") == (200, "ok\n")
     assert (await process.get("/metrics"))[0] == 200
-    assert (await process.get("/"))[0] == 404
+    assert (await process.get("/nothing"))[0] == 404
     assert await process.status("HEAD", "/readyz") == 200
     assert await process.status("POST", "/metrics") == 405
     assert await process.status("GET", "/metrics", data=b"x") == 413
+    status, page = await process.get("/")
+    assert status == 200
+    assert "EventSource" in page
+    watching = asyncio.create_task(process.first_overview())
+    question = await supervisor.next()
+    assert isinstance(question, Ask)
+    supervisor.send_control(0, Answer(question.number, [{"instance": "a"}], more=False))
+    assert (await watching)["overview"] == {"instance": "a"}
     supervisor.send_control(0, Shutdown())
     assert await process.wait() == (0, b"")
 

@@ -1,0 +1,90 @@
+"""The last quarter of an hour: throughput, flows and links, a point every five seconds.
+
+No clock and no files: samples of the metrics and the time go in, points come out. It is kept also
+while nobody looks, so that whoever opens the page sees what was before.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from socks_tunnel.ops.meters import Sample
+
+PERIOD: Final = 5.0
+"""Seconds from one point to the next."""
+
+POINTS: Final = 180
+"""Points that are kept: a quarter of an hour."""
+
+_UP: Final = "socks_tunnel_bytes_total", "up"
+_DOWN: Final = "socks_tunnel_bytes_total", "down"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One moment: Unix time, bytes per second, numbers. Rates are None where they are not known."""
+
+    number: int
+    time: float
+    up: float | None
+    down: float | None
+    flows: int
+    links: int
+
+    def as_row(self) -> list[float | None]:
+        """Returns it in the form that the page reads."""
+        rates = (None if rate is None else round(rate, 1) for rate in (self.up, self.down))
+        return [round(self.time, 1), *rates, self.flows, self.links]
+
+
+class History:
+    """Keeps the points, and the totals of the moment."""
+
+    def __init__(self) -> None:
+        self._points: deque[Point] = deque(maxlen=POINTS)
+        self._before: tuple[float, float, float] | None = None
+        self._last = 0
+        self.totals: Mapping[str, dict[str, float]] = {}
+        """What was counted since the start: verdicts, replies, reasons of drops, causes."""
+
+    def take(self, samples: Iterable[Sample], monotonic: float, unix: float) -> None:
+        """Takes the samples of all processes, with the time of both clocks in seconds."""
+        sums: dict[tuple[str, str], float] = {}
+        totals: dict[str, dict[str, float]] = {key: {} for key in _TOTALS.values()}
+        flows = links = 0.0
+        for metric, name, labels, value in samples:
+            if metric == "socks_tunnel_bytes":
+                sums[name, labels[1]] = sums.get((name, labels[1]), 0.0) + value
+            elif metric == "socks_tunnel_flows_active":
+                flows += value
+            elif metric == "socks_tunnel_links" and labels[1] == "up":
+                links += value
+            elif metric in _TOTALS:
+                # Of several labels, the last one says what is interesting.
+                of = totals[_TOTALS[metric]]
+                of[labels[-1]] = of.get(labels[-1], 0.0) + value
+        self.totals = {key: {k: v for k, v in of.items() if v} for key, of in totals.items()}
+        up, down = sums.get(_UP, 0.0), sums.get(_DOWN, 0.0)
+        rates: tuple[float | None, float | None] = None, None
+        if self._before is not None:
+            then, up_then, down_then = self._before
+            took = monotonic - then
+            if took > 0 and up >= up_then and down >= down_then:
+                rates = (up - up_then) / took, (down - down_then) / took
+        self._before = monotonic, up, down
+        self._last += 1
+        self._points.append(Point(self._last, unix, *rates, int(flows), int(links)))
+
+    def since(self, number: int) -> tuple[int, list[Point]]:
+        """Returns the points after that of a number, and the number of the last one."""
+        return self._last, [point for point in self._points if point.number > number]
+
+
+_TOTALS: Final = {
+    "socks_tunnel_policy_decisions": "decisions",
+    "socks_tunnel_requests": "replies",
+    "socks_tunnel_udp_dropped": "dropped",
+    "socks_tunnel_link_reconnects": "reconnects",
+    "socks_tunnel_resumes": "resumes",
+}

@@ -1,0 +1,172 @@
+"""The status page and what keeps it live: server-sent events (HTML standard, section 9.2).
+
+While anybody looks, the supervisor is asked once in :data:`PERIOD` seconds, however many look.
+A stream has room for one event: who reads slowly misses some, and holds up nobody.
+"""
+
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+from socks_tunnel.exporter.history import PERIOD as POINT_PERIOD
+from socks_tunnel.exporter.history import History
+from socks_tunnel.exporter.site import text
+from socks_tunnel.ops.exposition import Reader
+from socks_tunnel.ops.http_server import Request, Response
+from socks_tunnel.ops.tasks import spawn
+
+_log = logging.getLogger(__name__)
+
+STREAMS_MAX: Final = 16
+"""Streams at a time; further ones get 503."""
+
+PERIOD: Final = 2.0
+"""Seconds from one event to the next."""
+
+ANSWER_TIMEOUT: Final = 5.0
+"""Seconds that the supervisor has to answer."""
+
+PAGE: Final = Path(__file__).with_name("page.html")
+
+_INLINE: Final = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
+
+
+class Watch:
+    """One stream of events. `close` gives its place back."""
+
+    def __init__(self, live: "Live") -> None:
+        self._live = live
+        self._number = 0
+        self.changed = asyncio.Event()
+        self.changed.set()  # there is something to say at once
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Iterates over events."""
+        return self
+
+    async def __anext__(self) -> bytes:
+        await self.changed.wait()
+        self.changed.clear()
+        self._number, points = self._live.history.since(self._number)
+        event = {
+            **self._live.state,
+            "points": [point.as_row() for point in points],
+            "totals": self._live.history.totals,
+        }
+        return b"data: " + json.dumps(event, default=str).encode() + b"\n\n"
+
+    def close(self) -> None:
+        """Ends it."""
+        self._live.left(self)
+
+
+class Live:
+    """What is shown, and who looks. `ask` asks the supervisor for the overview."""
+
+    def __init__(self, ask: Callable[[str], Awaitable[list[Any]]], directory: Path) -> None:
+        self.history = History()
+        self.state: dict[str, Any] = {"overview": None, "problem": "the supervisor is being asked"}
+        self._ask = ask
+        self._reader = Reader(directory)
+        self._watches: set[Watch] = set()
+        self._polling: asyncio.Task[None] | None = None
+
+    @property
+    def streams(self) -> int:
+        """How many look."""
+        return len(self._watches)
+
+    # --- pages --------------------------------------------------------------------------------
+
+    async def page(self, request: Request) -> Response:
+        """Returns the page. It is read anew each time: few look, and then seldom."""
+        del request
+        body = await asyncio.to_thread(PAGE.read_bytes)
+        return Response(
+            200,
+            body,
+            {
+                "Content-Type": "text/html; charset=utf-8",
+                "Content-Security-Policy": content_security_policy(body.decode()),
+                "Cross-Origin-Opener-Policy": "same-origin",
+                "X-Frame-Options": "DENY",
+            },
+        )
+
+    async def events(self, request: Request) -> Response:
+        """Returns a stream of events."""
+        if len(self._watches) >= STREAMS_MAX:
+            return text(503, f"{STREAMS_MAX} status pages are open already")
+        headers = {"Content-Type": "text/event-stream"}
+        if request.method == "HEAD":
+            return Response(200, b"", headers)
+        watch = Watch(self)
+        self._watches.add(watch)
+        if self._polling is None or self._polling.done():
+            self._polling = spawn("ask for the status page", self._poll())
+        return Response(200, headers=headers, stream=watch)
+
+    def left(self, watch: Watch) -> None:
+        """Learns that a stream has ended."""
+        self._watches.discard(watch)
+
+    # --- what keeps it live -------------------------------------------------------------------
+
+    async def record(self) -> None:
+        """Takes a point of the history now and then, for as long as the process lives."""
+        while True:
+            try:
+                # In a thread: files are read and parsed.
+                samples, _ = await asyncio.to_thread(self._reader.samples)
+            except OSError as error:
+                _log.debug("no point of the history: %s", error)
+            else:
+                self.history.take(samples, time.monotonic(), time.time())
+            await asyncio.sleep(POINT_PERIOD)
+
+    async def _poll(self) -> None:
+        """Asks the supervisor as long as anybody looks."""
+        while self._watches:
+            self.state = await self._asked()
+            for watch in self._watches:
+                watch.changed.set()
+            await asyncio.sleep(PERIOD)
+
+    async def _asked(self) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                rows = await self._ask("overview")
+        except TimeoutError:
+            return {"overview": None, "problem": "the supervisor does not answer"}
+        except ConnectionError as error:
+            return {"overview": None, "problem": str(error)}
+        if not rows:
+            return {"overview": None, "problem": "the supervisor has no answer at the moment"}
+        return {"overview": rows[0], "problem": None}
+
+
+def content_security_policy(page: str) -> str:
+    """Returns a policy that allows what the page has inline, by its hashes, and its events."""
+    hashes: dict[str, list[str]] = {"script": [], "style": []}
+    for kind, content in _INLINE.findall(page):
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        hashes[kind].append(f"'sha256-{digest}'")
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src {' '.join(hashes['script'])}",
+            f"style-src {' '.join(hashes['style'])}",
+            "connect-src 'self'",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        )
+    )

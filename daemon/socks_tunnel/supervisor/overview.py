@@ -1,0 +1,77 @@
+"""What the status page shows of an instance. It is asked for only while somebody looks.
+
+Destinations, clients and the rules of the policy are in it only with `metrics.show_destinations`:
+whoever can connect to the exporter may read the page. Passwords, keys and payload never are.
+"""
+
+from itertools import islice
+from typing import Any, Final
+
+from socks_tunnel.config.settings import Config, PolicyRules
+from socks_tunnel.ops.recent import RecentProblems
+from socks_tunnel.supervisor import report
+from socks_tunnel.supervisor.report import Summarized
+
+LINKS_SHOWN: Final = 100
+"""Links with a row of their own; all are counted."""
+
+FLOWS_SHOWN: Final = 10
+"""Flows of each worker with a row of their own, the fastest."""
+
+RULES_SHOWN: Final = 50
+"""Rules of one list that are shown."""
+
+POLICIES_SHOWN: Final = 50
+"""Policies with a row of their own."""
+
+_LISTS: Final = ("allowed_hosts", "allowed_ports", "denied_hosts", "denied_ports")
+
+
+async def overview(instance: Summarized, problems: RecentProblems) -> dict[str, Any]:
+    """Returns all that the page shows, in a form that an IPC frame holds."""
+    config, router = instance.config, instance.links.router
+    whole = await report.brief(instance)
+    rows = instance.links.rows()
+    shown = config.metrics.show_destinations
+    return {
+        **whole,
+        "reason": instance.why_not_ready(),
+        "links": [row async for row in report.in_turns(islice(rows, LINKS_SHOWN))],
+        "links_up": len(instance.links.up()),
+        "peers": len(instance.links.peers),
+        "sessions": len(router.sessions),
+        "sessions_detached": len(router.detached),
+        "problems": problems.rows(),
+        "policies": _policies(config, shown=shown),
+        "flows": await _flows(instance) if shown else None,
+    }
+
+
+async def _flows(instance: Summarized) -> list[dict[str, Any]]:
+    rows = await report.connections(instance, limit=FLOWS_SHOWN, by="rate")
+    return sorted(rows, key=lambda row: -row["up"] - row["down"])[:FLOWS_SHOWN]
+
+
+def _policies(config: Config, *, shown: bool) -> list[dict[str, Any]]:
+    """Returns a row for each policy: who has it, how many rules it has, and maybe which."""
+    named: list[tuple[str | None, PolicyRules]] = list(config.policies.items())
+    if config.policy is not None:
+        named.insert(0, (None, config.policy))
+    return [
+        {
+            "name": name or "(default)",
+            "peers": sum(peer.policy == name for peer in config.peers),
+            "rules": {each: len(_rules(table, each)) for each in _LISTS},
+            "shown": {each: _rules(table, each)[:RULES_SHOWN] for each in _LISTS}
+            if shown
+            else None,
+        }
+        for name, table in named[:POLICIES_SHOWN]
+    ]
+
+
+def _rules(table: PolicyRules, name: str) -> list[str]:
+    rules = getattr(table, name)
+    if isinstance(rules, str):
+        rules = rules.splitlines()
+    return [text for rule in rules if (text := str(rule).strip())]
