@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from socks_tunnel.ops.meters import Sample
+from socks_tunnel.ops.multiprocess import Sample
 
 PERIOD: Final = 5.0
 """Seconds from one point to the next."""

@@ -8,7 +8,6 @@ import asyncio
 import base64
 import hashlib
 import json
-import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,11 +17,9 @@ from typing import Any, Final
 from socks_tunnel.exporter.history import PERIOD as POINT_PERIOD
 from socks_tunnel.exporter.history import History
 from socks_tunnel.exporter.site import text
-from socks_tunnel.ops.exposition import Reader
+from socks_tunnel.ops.exposition import counted
 from socks_tunnel.ops.http_server import Request, Response
 from socks_tunnel.ops.tasks import spawn
-
-_log = logging.getLogger(__name__)
 
 STREAMS_MAX: Final = 16
 """Streams at a time; further ones get 503."""
@@ -74,7 +71,7 @@ class Live:
         self.history = History()
         self.state: dict[str, Any] = {"overview": None, "problem": "the supervisor is being asked"}
         self._ask = ask
-        self._reader = Reader(directory)
+        self._directory = directory
         self._watches: set[Watch] = set()
         self._polling: asyncio.Task[None] | None = None
 
@@ -122,13 +119,9 @@ class Live:
     async def record(self) -> None:
         """Takes a point of the history now and then, for as long as the process lives."""
         while True:
-            try:
-                # In a thread: files are read and parsed.
-                samples, _ = await asyncio.to_thread(self._reader.samples)
-            except OSError as error:
-                _log.debug("no point of the history: %s", error)
-            else:
-                self.history.take(samples, time.monotonic(), time.time())
+            # In a thread: files are read and parsed.
+            samples = await asyncio.to_thread(counted, self._directory)
+            self.history.take(samples, time.monotonic(), time.time())
             await asyncio.sleep(POINT_PERIOD)
 
     async def _poll(self) -> None:

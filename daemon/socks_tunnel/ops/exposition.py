@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from socks_tunnel.ops.meters import Identity, identity_of
 from socks_tunnel.ops.metrics import Metrics, added_up, as_dict
-from socks_tunnel.ops.multiprocess import DamagedError, read, slot_of
+from socks_tunnel.ops.multiprocess import DamagedError, Sample, read, slot_of
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -108,6 +108,19 @@ class Reader:
             _log.debug("the metrics file %s is damaged: %s", path, error)
             return False
         return slot_of(path) is not None
+
+
+def counted(directory: Path) -> list[Sample]:
+    """Returns the counters and gauges of all slots; what cannot be read is left out."""
+    samples: list[Sample] = []
+    for path in sorted(directory.glob("*.db")):
+        if path.name.startswith("histogram_"):
+            continue
+        try:
+            samples += read(path)
+        except (DamagedError, OSError) as error:  # the scrape counts it
+            _log.debug("the metrics file %s is left out: %s", path, error)
+    return samples
 
 
 class Renderer:

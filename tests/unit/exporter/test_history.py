@@ -2,7 +2,7 @@
 
 from socks_tunnel.exporter import history as module
 from socks_tunnel.exporter.history import History
-from socks_tunnel.ops.meters import Sample
+from socks_tunnel.ops.multiprocess import Sample
 
 
 def counted(up: float, down: float, *, flows: float = 0, links: float = 0) -> list[Sample]:
