@@ -26,13 +26,16 @@ class FakeWorker:
 
     def __init__(self) -> None:
         self.paused = False
-        self.buffered = 0
+        self.buffered = self.urgent = 0
         self.messages: list[tuple[int, bytes]] = []
         self.controls: list[Control] = []
         self.routes: WorkerRoutes | None = None
 
     def send_messages(self, session: int, messages: Sequence[bytes]) -> None:
         self.messages += [(session, message) for message in messages]
+
+    def send_urgent(self, session: int, messages: Sequence[bytes]) -> None:
+        self.send_messages(session, messages)
 
     def send_control(self, session: int, message: Control) -> None:
         self.controls.append(message)

@@ -3,19 +3,31 @@
 The asyncio shell around :mod:`socks_tunnel.protocol.ipc`: it reads into the frame reader's own
 buffer (no copy on the way in) and hands out views, a batch for each session and turn; on the way
 out everything that is sent within one turn of the event loop leaves with one write.
+
+While the other side reads too slowly, what is sent waits here and not in the transport, since what
+a transport has cannot be overtaken::
+
+    urgent (datagrams)  --+
+                          +-- PORTION at a time --> transport --> operating system --> other side
+    all else, in order  --+
+
+So a datagram waits behind what the transport and the operating system hold, some 300 KiB, and not
+behind megabytes of a transfer.
 """
 
 import asyncio
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from typing import Final, TypeVar, cast
 
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.ipc import (
     BODY_MAX,
     FRAME_HEADER,
     Control,
+    Credit,
     FrameKind,
     FrameReader,
     encode_control,
@@ -24,6 +36,10 @@ from socks_tunnel.protocol.ipc import (
 _pack_header = FRAME_HEADER.pack
 _OVERHEAD = FRAME_HEADER.size - 4
 """What LENGTH counts besides the body: KIND and SESSION."""
+
+PORTION: Final = 65_536
+"""Bytes that are given to the transport at a time while more waits: about what it takes before it
+asks for a pause."""
 
 _MESSAGE = int(FrameKind.MESSAGE)  # an enum member's look-up has no place in a call per message
 
@@ -36,8 +52,8 @@ class Channel(asyncio.BufferedProtocol):
     framing, the channel is aborted and :meth:`on_closed` gets that error: after it nothing more is
     delivered. Sending on a closed channel does nothing, as the other process is gone.
 
-    Writing is never awaited. What the other side does not read yet piles up in the transport;
-    :attr:`buffered` says how much, and whoever sends keeps it bounded.
+    Writing is never awaited. What the other side does not read yet piles up; :attr:`buffered` says
+    how much, and whoever sends keeps it bounded.
     """
 
     def __init__(self) -> None:
@@ -46,6 +62,12 @@ class Channel(asyncio.BufferedProtocol):
         self._error: Exception | None = None
         self._closing = False
         self._out: list[bytes | memoryview] = []
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._urgent: list[bytes] = []
+        self.urgent = 0
+        """Bytes of urgent messages that wait in this process."""
+        self._ordered = False  # whether something waits that nothing may overtake
         self._loop: asyncio.AbstractEventLoop
         self.paused = False
         """True while the other side reads too slowly and much waits in this process."""
@@ -84,6 +106,19 @@ class Channel(asyncio.BufferedProtocol):
             out.append(_pack_header(size + _OVERHEAD, _MESSAGE, session))
             out.append(message)
 
+    def send_urgent(self, session: int, messages: Sequence[bytes | memoryview]) -> None:
+        """Sends tunnel messages that may overtake others, but no control message except CREDIT."""
+        if self._ordered or not (self.paused or self._waiting):
+            self.send_messages(session, messages)
+            return
+        for message in messages:
+            size = len(message)
+            if size > BODY_MAX:
+                raise ValueError(f"a message of {size} bytes is over the IPC limit of {BODY_MAX}")
+            self._urgent.append(_pack_header(size + _OVERHEAD, _MESSAGE, session))
+            self._urgent.append(bytes(message))
+            self.urgent += size + FRAME_HEADER.size
+
     def send_pieces(self, session: int, header: bytes, payload: bytes | memoryview) -> None:
         """Sends one tunnel message made of two pieces; otherwise as :meth:`send_message`."""
         out = self._writable()
@@ -101,6 +136,8 @@ class Channel(asyncio.BufferedProtocol):
         out = self._writable()
         if out is not None:
             out.append(frame)
+            if (self.paused or self._waiting) and not isinstance(message, Credit):
+                self._ordered = True
 
     def _writable(self) -> list[bytes | memoryview] | None:
         """Returns what leaves at the end of this turn, or None if the channel is closed."""
@@ -111,14 +148,40 @@ class Channel(asyncio.BufferedProtocol):
         return self._out
 
     def _flush(self) -> None:
+        """Gives the transport what it takes now; the rest waits until it takes more."""
         out, self._out = self._out, []
-        if out and self._transport is not None:
-            self._transport.writelines(out)
+        transport = self._transport
+        if transport is None:
+            return
+        if not (self.paused or self._waiting or self._urgent):
+            if out:
+                transport.writelines(out)
+            return
+        # Views are valid for this turn only; of bytes this makes no copy.
+        self._waiting.extend(map(bytes, out))
+        self._waiting_bytes += sum(map(len, out))
+        while not self.paused and (self._urgent or self._waiting):
+            pieces, self._urgent, self.urgent = self._urgent, [], 0
+            transport.writelines(pieces or self._portion())
+        if not self._waiting:
+            self._ordered = False
+
+    def _portion(self) -> list[bytes]:
+        """Takes what is given to the transport next of what keeps its order."""
+        pieces = []
+        size = 0
+        while size < PORTION and self._waiting:
+            pieces.append(self._waiting.popleft())
+            size += len(pieces[-1])
+        self._waiting_bytes -= size
+        return pieces
 
     @property
     def buffered(self) -> int:
         """Bytes that wait in this process for the other side to read."""
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+        if self._transport is None:
+            return 0
+        return self._transport.get_write_buffer_size() + self._waiting_bytes + self.urgent
 
     @property
     def closing(self) -> bool:
@@ -132,17 +195,26 @@ class Channel(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """Closes after what was sent has left. Nothing more is delivered."""
-        self._flush()
+        rest = [*self._urgent, *self._waiting, *self._out]
+        self._clear()
         self._closing = True
         if self._transport is not None:
+            if rest:
+                self._transport.writelines(rest)
             self._transport.close()
 
     def abort(self) -> None:
         """Closes at once; what has not left is lost. Nothing more is delivered."""
         self._closing = True
-        self._out.clear()
+        self._clear()
         if self._transport is not None:
             self._transport.abort()
+
+    def _clear(self) -> None:
+        """Drops what waits here."""
+        self._out, self._urgent = [], []
+        self._waiting.clear()
+        self._waiting_bytes = self.urgent = 0
 
     # --- asyncio ------------------------------------------------------------------------------
 
@@ -175,8 +247,10 @@ class Channel(asyncio.BufferedProtocol):
         self.paused = True
 
     def resume_writing(self) -> None:
-        """Notes that little waits."""
+        """Notes that little waits, and gives the transport more in the next turn."""
         self.paused = False
+        if self._waiting or self._urgent:
+            self._loop.call_soon(self._flush)
 
     def eof_received(self) -> bool:
         """Closes: neither side ever half-closes an IPC stream."""
@@ -189,7 +263,7 @@ class Channel(asyncio.BufferedProtocol):
             self._read_rest()
         self._closing = True
         self._transport = None
-        self._out.clear()
+        self._clear()
         self.on_closed(self._error or exc)
 
     def _read_rest(self) -> None:

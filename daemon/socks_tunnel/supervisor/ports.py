@@ -13,6 +13,8 @@ class WorkerPort(Protocol):
 
     paused: bool
     """True while the operating system's buffer is full and bytes wait in this process."""
+    urgent: int
+    """Bytes of urgent messages among them."""
 
     @property
     def buffered(self) -> int:
@@ -20,6 +22,9 @@ class WorkerPort(Protocol):
 
     def send_messages(self, session: int, messages: Sequence[bytes]) -> None:
         """Sends tunnel messages."""
+
+    def send_urgent(self, session: int, messages: Sequence[bytes]) -> None:
+        """Sends tunnel messages that may overtake those that wait."""
 
     def send_control(self, session: int, message: Control) -> None:
         """Sends a control message."""

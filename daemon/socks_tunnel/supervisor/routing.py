@@ -52,7 +52,8 @@ from socks_tunnel.supervisor.ports import LinkPort, LinkTerms, WorkerPort
 _log = logging.getLogger(__name__)
 
 DATAGRAM_BACKLOG_MAX: Final = 1_048_576
-"""Bytes that may wait for a worker to read before UDP_PACKETs for it are dropped."""
+"""Bytes of UDP_PACKETs that may wait for a worker to read before more of them are dropped. What
+else waits for it does not count: datagrams overtake it."""
 
 WORKER_BACKLOG_MAX: Final = 64 * 1_048_576
 """Bytes that may wait for a worker to read. A peer that keeps to its windows never gets there; the
@@ -229,16 +230,22 @@ class RoutedSession:
             self._to_worker(worker.port, batch)
 
     def _to_worker(self, port: WorkerPort, batch: list[bytes]) -> None:
-        if port.paused and port.buffered > DATAGRAM_BACKLOG_MAX:
+        if port.paused:
             if port.buffered > WORKER_BACKLOG_MAX:
                 self.abuse(
                     f"{port.buffered} bytes wait for one worker: the peer ignores its windows"
                 )
                 return
-            kept = [message for message in batch if message[0] != _UDP_PACKET]
-            self.router.metrics.udp_dropped_total.labels("worker-busy").inc(len(batch) - len(kept))
-            batch = kept
-        port.send_messages(self.number, batch)
+            datagrams = [message for message in batch if message[0] == _UDP_PACKET]
+            if datagrams:
+                batch = [message for message in batch if message[0] != _UDP_PACKET]
+                if port.urgent > DATAGRAM_BACKLOG_MAX:
+                    dropped = self.router.metrics.udp_dropped_total.labels("worker-busy")
+                    dropped.inc(len(datagrams))
+                else:
+                    port.send_urgent(self.number, datagrams)
+        if batch:
+            port.send_messages(self.number, batch)
 
     def _unowned(self, kind: int, conn_id: int) -> WorkerEntry | None:
         """Takes a new flow in, or deals with a message whose flow nobody here knows."""

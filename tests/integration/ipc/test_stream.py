@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from socks_tunnel.ipc.stream import Channel, connect
+from socks_tunnel.ipc.stream import PORTION, Channel, connect
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.ipc import (
     BODY_MAX,
@@ -16,6 +16,7 @@ from socks_tunnel.protocol.ipc import (
     FRAME_HEADER,
     Control,
     Credit,
+    FrameKind,
     IpcPing,
     Reload,
     encode_control,
@@ -208,6 +209,88 @@ async def test_paused_follows_the_transport() -> None:
     channel.resume_writing()
     states.append(channel.paused)
     assert states == [False, True, False]
+
+
+def bodies(transport: FakeTransport) -> list[bytes]:
+    return transport.pieces[1::2]
+
+
+async def test_what_is_urgent_overtakes_what_waits_while_the_transport_is_full() -> None:
+    channel, transport = await recorder()
+    channel.pause_writing()
+    channel.send_messages(8, [b"one", memoryview(bytearray(b"two"))])
+    await asyncio.sleep(0)
+    channel.send_message(8, b"three")
+    channel.send_urgent(8, [b"datagram", memoryview(b"and another")])
+    await asyncio.sleep(0)
+    assert transport.pieces == []
+    assert channel.urgent == 8 + 11 + 2 * FRAME_HEADER.size
+    assert channel.buffered == channel.urgent + 11 + 3 * FRAME_HEADER.size
+    channel.resume_writing()
+    await asyncio.sleep(0)
+    assert bodies(transport) == [b"datagram", b"and another", b"one", b"two", b"three"]
+    assert (channel.urgent, transport.writes) == (0, 2)
+
+
+async def test_nothing_is_overtaken_while_the_transport_takes_all() -> None:
+    channel, transport = await recorder()
+    channel.send_message(8, b"one")
+    channel.send_urgent(8, [b"datagram"])
+    await asyncio.sleep(0)
+    assert bodies(transport) == [b"one", b"datagram"]
+    assert transport.writes == 1
+
+
+async def test_what_is_urgent_overtakes_credit_and_no_other_control_message() -> None:
+    channel, transport = await recorder()
+    channel.pause_writing()
+    channel.send_message(8, b"one")
+    channel.send_control(8, Credit(1, 2, 3))
+    channel.send_urgent(8, [b"datagram"])
+    channel.send_control(8, Reload({}))
+    channel.send_urgent(8, [b"for what the control message tells"])
+    await asyncio.sleep(0)
+    channel.resume_writing()
+    await asyncio.sleep(0)
+    assert transport.pieces == [
+        *(frame_header(FrameKind.MESSAGE, 8, 8), b"datagram"),
+        *(frame_header(FrameKind.MESSAGE, 8, 3), b"one"),
+        encode_control(8, Credit(1, 2, 3)),
+        encode_control(8, Reload({})),
+        *(frame_header(FrameKind.MESSAGE, 8, 34), b"for what the control message tells"),
+    ]
+    # From here on nothing waits that may not be overtaken.
+    channel.pause_writing()
+    channel.send_message(8, b"two")
+    channel.send_urgent(8, [b"three"])
+    channel.resume_writing()
+    await asyncio.sleep(0)
+    assert transport.pieces[-3:] == [b"three", frame_header(FrameKind.MESSAGE, 8, 3), b"two"]
+
+
+async def test_the_transport_gets_a_portion_at_a_time_while_it_is_slow() -> None:
+    channel, transport = await recorder()
+    channel.pause_writing()
+    for _ in range(10):
+        channel.send_message(8, bytes(50_000))
+        await asyncio.sleep(0)
+    writelines = transport.writelines
+
+    def full_again(pieces: Iterable[bytes]) -> None:
+        writelines(pieces)
+        channel.pause_writing()
+
+    transport.writelines = full_again  # type: ignore[method-assign]
+    channel.resume_writing()
+    await asyncio.sleep(0)
+    given = transport.get_write_buffer_size()
+    assert PORTION <= given < PORTION + 50_000 + FRAME_HEADER.size
+    assert channel.buffered == 10 * (50_000 + FRAME_HEADER.size)
+    channel.send_urgent(8, [b"datagram"])
+    channel.close()
+    assert transport.get_write_buffer_size() == 10 * (50_000 + FRAME_HEADER.size) + (
+        8 + FRAME_HEADER.size
+    )
 
 
 class Peer(Recorder):

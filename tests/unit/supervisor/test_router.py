@@ -65,13 +65,18 @@ class FakeWorker:
         self.controls: list[tuple[int, Control]] = []
         self.paused = False
         self.buffered = 0
-
+        self.urgent = 0
+        self.overtaking: list[bytes] = []
         self.routes: WorkerRoutes | None = None
         self.rows: list[list[int]] = []
         self.silent = False
 
     def send_messages(self, session: int, messages: Sequence[bytes]) -> None:
         self.messages += [(session, message) for message in messages]
+
+    def send_urgent(self, session: int, messages: Sequence[bytes]) -> None:
+        self.overtaking += messages
+        self.urgent += sum(map(len, messages))
 
     def send_control(self, session: int, message: Control) -> None:
         self.controls.append((session, message))
@@ -766,20 +771,29 @@ def test_a_message_that_the_link_cannot_take_ends_the_worker_and_not_the_link() 
         setup.say(0, Data(1, b"x").encode())
 
 
-def test_datagrams_for_a_worker_that_does_not_read_are_dropped_and_stream_bytes_are_not() -> None:
+def test_datagrams_overtake_what_waits_for_a_worker_that_does_not_read() -> None:
     setup = endpoint(1)
     worker = setup.workers[0]
     setup.hear(open_message(1))
     setup.hear(UdpAssociate(2).encode())
     worker.messages.clear()
-    worker.paused, worker.buffered = True, DATAGRAM_BACKLOG_MAX + 1
-    setup.hear(UdpPacket(2, bytes(10)).encode())
-    setup.hear(Data(1, b"x").encode())
+    worker.paused, worker.buffered = True, WORKER_BACKLOG_MAX
+    datagram = UdpPacket(2, bytes(10)).encode()
+    setup.hear(datagram, Data(1, b"x").encode())
+    assert worker.overtaking == [datagram]
     assert [message[0] for _, message in worker.messages] == [Data.TYPE]
-    assert setup.total("udp_dropped", reason="worker-busy") == 1
-    worker.buffered = DATAGRAM_BACKLOG_MAX
-    setup.hear(UdpPacket(2, bytes(10)).encode())
-    assert [message[0] for _, message in worker.messages] == [Data.TYPE, UdpPacket.TYPE]
+    assert setup.total("udp_dropped", reason="worker-busy") == 0
+
+
+def test_of_datagrams_for_a_worker_that_does_not_read_a_bounded_number_waits() -> None:
+    setup = endpoint(1)
+    worker = setup.workers[0]
+    setup.hear(UdpAssociate(2).encode())
+    worker.paused = True
+    for _ in range(30):
+        setup.hear(UdpPacket(2, bytes(50_000)).encode())
+    assert DATAGRAM_BACKLOG_MAX <= worker.urgent < DATAGRAM_BACKLOG_MAX + 51_000
+    assert setup.total("udp_dropped", reason="worker-busy") == 30 - len(worker.overtaking)
 
 
 def test_a_peer_that_ignores_its_windows_has_its_link_closed_once() -> None:

@@ -232,7 +232,11 @@ class WorkerSession:
 
     def transmit(self, message: bytes) -> None:
         """Transmits a whole message for the session's core."""
-        self.services.channel.send_message(self.number, message)
+        channel = self.services.channel
+        if message[0] == _UDP_PACKET:
+            channel.send_urgent(self.number, (message,))
+        else:
+            channel.send_message(self.number, message)
 
     def open(self, message: Opening) -> None:
         """Opens a flow for the peer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -182,6 +182,9 @@ class Wire:
 
     def send_message(self, session: int, message: bytes) -> None:
         self.sent.append(decode(message))
+
+    def send_urgent(self, session: int, messages: Sequence[bytes]) -> None:
+        self.sent += [decode(message) for message in messages]
 
     def send_pieces(self, session: int, header: bytes, payload: bytes | memoryview) -> None:
         self.sent.append(decode(header + bytes(payload)))
