@@ -97,9 +97,8 @@ class RtpMeter:
     def __init__(self, host: Host, interface: str, header: int = 0) -> None:
         self.header = header
         self.streams: dict[tuple[int, int], Stream] = {}
-        self._sock = host.call(
-            lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_IP))
-        )
+        # Of no protocol until it is bound: what comes before the filter is there would be taken too.
+        self._sock = host.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0))
         self._attach(_IP_UDP_BYTES + header + PACKET_BYTES)
         self._sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)

@@ -47,6 +47,8 @@ _MESSAGE = int(FrameKind.MESSAGE)  # an enum member's look-up has no place in a 
 class Channel(asyncio.BufferedProtocol):
     """One end of an IPC stream. Subclasses say what happens with what arrives.
 
+    This class has many methods because it is an asyncio protocol too.
+
     :meth:`on_messages` and :meth:`on_control` are called on the event loop in the order of the
     stream. If one of them raises :class:`RemoteProtocolError`, or the stream itself breaks the
     framing, the channel is aborted and :meth:`on_closed` gets that error: after it nothing more is

@@ -34,6 +34,11 @@ WINDOW_MAX: Final = 16 * 1024 * 1024
 100 ms. A peer may allow more; what it does not acknowledge is kept here, so it is not used."""
 
 
+ROUND_TRIP_MIN: Final = 0.005
+"""Seconds that a window covers at least: what the turns of four processes take, which no PING goes
+through."""
+
+
 class ByteQueue:
     """Bytes in order, kept in the pieces in which they came; short ones are joined.
 
@@ -364,13 +369,18 @@ class ReceiveStream:
     def announce(self, now: float, *, round_trip: float = 0.0, grow_to: int = 0) -> tuple[int, int]:
         """Opens the window as far as it may be now; returns (CONSUMED, LIMIT) for the update.
 
-        A sender that used up half of the window within two round trips is held up by it: the
-        window doubles, up to `grow_to` bytes.
+        A window that is less than twice what was consumed in a round trip may hold the sender up:
+        it doubles, up to `grow_to` bytes, if the sender used up half of it since the last update.
+        `round_trip` is that of the link, in seconds; 0 if it is not known. The windows of a short
+        path are not smaller than those of one of ROUND_TRIP_MIN.
         """
+        elapsed = now - self.updated_at
+        consumed = self.consumed - self.announced
         if (
-            self.window < grow_to
+            0 < self.window < grow_to
+            and round_trip
             and self.consumed + self.window - self.limit >= self.window >> 1
-            and now - self.updated_at <= 2 * round_trip
+            and self.window * elapsed <= 2 * consumed * max(round_trip, ROUND_TRIP_MIN)
         ):
             self.window = min(2 * self.window, grow_to)
         self.updated_at = now

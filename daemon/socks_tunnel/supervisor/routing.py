@@ -48,6 +48,7 @@ from socks_tunnel.protocol.messages import (
 from socks_tunnel.protocol.session import CLOSED_REMEMBERED_MAX, ending
 from socks_tunnel.supervisor.credit import LinkCredit, Share
 from socks_tunnel.supervisor.ports import LinkPort, LinkTerms, WorkerPort
+from socks_tunnel.supervisor.round_trip import ShortestRoundTrip
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class AttachedLink:
         self.port = port
         self.terms = terms
         self.credit = LinkCredit()
+        self.round_trip = ShortestRoundTrip()
         self.accepts = True
         """False once the peer has asked for no new flows (GOAWAY)."""
         self.replaced: AttachedLink | None = None
@@ -161,12 +163,14 @@ class AttachedLink:
 class WorkerEntry:
     """One worker in one session: its channel, its share of the link, whether it is in step."""
 
-    __slots__ = ("before", "index", "port", "ready", "rows", "share")
+    __slots__ = ("before", "index", "port", "ready", "round_trip", "rows", "share")
 
     def __init__(self, index: int, port: WorkerPort) -> None:
         self.index = index
         self.port = port
         self.share = Share()
+        self.round_trip = 0
+        """The round trip in microseconds that it was told of the present link; 0: none."""
         self.ready = False
         """Whether it has answered the attach of the present link."""
         self.before: set[int] = set()
@@ -331,11 +335,17 @@ class RoutedSession:
         if link is None:
             return
         entries = {entry.share: entry for entry in self.workers.values() if entry.ready}
-        round_trip = int((link.port.rtt or 0.0) * 1e6)
+        round_trip = int(link.round_trip.of(link.port.rtt, time.monotonic()) * 1e6)
         for share, amount in link.credit.grants(entries):
-            entries[share].port.send_control(
-                self.number, Credit(amount, link.credit.chunk, round_trip)
-            )
+            self._grant(link, entries[share], amount, round_trip)
+        for entry in entries.values():
+            # A worker that only receives needs no credit for long, but its windows grow by this.
+            if abs(entry.round_trip - round_trip) > round_trip >> 2:
+                self._grant(link, entry, 0, round_trip)
+
+    def _grant(self, link: AttachedLink, entry: WorkerEntry, amount: int, round_trip: int) -> None:
+        entry.round_trip = round_trip
+        entry.port.send_control(self.number, Credit(amount, link.credit.chunk, round_trip))
 
     # --- links --------------------------------------------------------------------------------
 
@@ -358,6 +368,7 @@ class RoutedSession:
         worker.rows = []
         worker.before = {c for c, owner in self._owners.items() if owner is worker}
         worker.share = Share()
+        worker.round_trip = 0
         worker.port.send_control(
             self.number,
             Attach(

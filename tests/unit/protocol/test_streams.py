@@ -6,6 +6,7 @@ from socks_tunnel.protocol.errors import LocalProtocolError, RemoteProtocolError
 from socks_tunnel.protocol.streams import (
     JOIN_MAX,
     PIECE_COST,
+    ROUND_TRIP_MIN,
     WINDOW_MAX,
     ByteQueue,
     ReceiveStream,
@@ -235,7 +236,7 @@ def test_a_window_grows_while_the_sender_is_held_up_by_it() -> None:
     assert receive.window == 100, "nothing says how long that took"
     receive.receive(60)
     receive.consume(60)
-    receive.announce(10.15, round_trip=0.1, grow_to=1000)
+    receive.announce(10.1, round_trip=0.1, grow_to=1000)
     assert receive.window == 200
     receive.receive(receive.limit - receive.received)
     receive.consume(100)
@@ -285,11 +286,13 @@ def test_no_more_is_consumed_than_came() -> None:
     [
         (49, 1.0, 100),
         (50, 1.0, 200),
-        (50, 1.5, 200),  # two round trips since the last update
-        (50, 1.5625, 100),
+        (50, 1.25, 200),  # one round trip: two of them take as much as the window
+        (50, 1.3125, 100),
+        (75, 1.375, 200),
+        (75, 1.4375, 100),
     ],
 )
-def test_a_window_grows_by_half_of_it_within_two_round_trips(
+def test_a_window_grows_if_two_round_trips_consume_as_much(
     consumed: int, now: float, window: int
 ) -> None:
     receive = ReceiveStream(100)
@@ -298,6 +301,40 @@ def test_a_window_grows_by_half_of_it_within_two_round_trips(
     receive.consume(consumed)
     receive.announce(now, round_trip=0.25, grow_to=1000)
     assert receive.window == window
+
+
+def transfer(rate: float, round_trip: float, measured: float) -> int:
+    """Returns the window after a transfer that a path of this rate and round trip limits."""
+    receive = ReceiveStream(262_144)
+    now = 1.0
+    sent: list[tuple[float, int]] = []  # when each update reaches the sender, and its LIMIT
+    limit, position = receive.limit, 0
+    while position < 50_000_000:
+        now += 0.001
+        while sent and sent[0][0] <= now:
+            limit = sent.pop(0)[1]
+        count = min(limit - position, int(rate * 0.001))
+        position += count
+        receive.receive(count)
+        if receive.consume(count):
+            update = receive.announce(now, round_trip=measured, grow_to=WINDOW_MAX)
+            sent.append((now + round_trip, update[1]))
+    return receive.window
+
+
+def test_a_window_grows_to_what_the_path_holds_and_not_further() -> None:
+    rate = 300e6 / 8
+    window = transfer(rate, 0.08, 0.08)
+    assert rate * 0.08 <= window <= 4 * rate * 0.08
+
+
+def test_a_fast_short_path_does_not_get_the_longest_window() -> None:
+    rate = 100e6
+    assert transfer(rate, 0.0005, 0.0005) <= 4 * rate * ROUND_TRIP_MIN < WINDOW_MAX // 4
+
+
+def test_a_window_does_not_grow_while_the_round_trip_is_not_known() -> None:
+    assert transfer(100e6, 0.0005, 0.0) == 262_144
 
 
 def test_errors_of_the_peer_say_what_it_did() -> None:

@@ -13,6 +13,7 @@ from socks_tunnel.protocol.ipc import (
     Attach,
     Attached,
     Control,
+    Credit,
     Detach,
     NewFlows,
     PeerRows,
@@ -769,6 +770,23 @@ def test_a_message_that_the_link_cannot_take_ends_the_worker_and_not_the_link() 
     setup.port.on_send = too_long
     with pytest.raises(RemoteProtocolError, match="limit"):
         setup.say(0, Data(1, b"x").encode())
+
+
+def test_a_worker_that_only_receives_is_told_the_round_trip() -> None:
+    """Its windows grow by it, and it may need no credit for the whole of a download."""
+    setup = endpoint(1)
+    worker = setup.workers[0]
+    setup.hear(open_message(1))
+    setup.port.rtt = 0.08
+    for _ in range(3):
+        setup.say(0, WindowUpdate(1, 0, 1).encode())
+        setup.link.drained(23)
+    assert [(c.count, c.round_trip) for c in worker.told(Credit)] == [(0, 80_000)]
+    setup.port.rtt = 0.3  # a queue, or a longer path: that shows later
+    setup.link.drained(0)
+    setup.port.rtt = 0.04
+    setup.link.drained(0)
+    assert [c.round_trip for c in worker.told(Credit)] == [80_000, 40_000]
 
 
 def test_datagrams_overtake_what_waits_for_a_worker_that_does_not_read() -> None:
