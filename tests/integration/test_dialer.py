@@ -150,10 +150,10 @@ async def test_a_real_connection_is_ready_for_relaying() -> None:
 async def test_no_port_left_is_told_from_no_address(
     monkeypatch: pytest.MonkeyPatch, source: bool, reply: int
 ) -> None:
-    async def refuse(sock: socket.socket, address: tuple[str, int]) -> None:
+    async def refuse(sock: socket.socket, address: tuple[str, int], *, where: str) -> None:
         raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
 
-    monkeypatch.setattr(dialer, "_connect", refuse)
+    monkeypatch.setattr(dialer, "connect_to", refuse)
     monkeypatch.setattr(dialer, "source_address", lambda address: address if source else None)
     with pytest.raises(DialError) as caught:
         await dial(ips("192.0.2.1"), 80, seconds=5)

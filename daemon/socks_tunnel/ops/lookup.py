@@ -7,12 +7,12 @@ for that time. The threads here are daemon threads: the process ends without the
 
 import asyncio
 import contextlib
-import errno
 import itertools
-import os
 import socket
 import threading
 from typing import Final, TypeAlias
+
+from socks_tunnel.ops.connecting import connect_to
 
 LOOKUPS_MAX: Final = 32
 """Look-ups that may be under way at a time in this process; a further one fails at once."""
@@ -137,33 +137,12 @@ async def _attempt(family: socket.AddressFamily, address: tuple[object, ...]) ->
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        await _connected(sock, address)
+        await connect_to(sock, address)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except BaseException:
         sock.close()
         raise
     return sock
-
-
-async def _connected(sock: socket.socket, address: tuple[object, ...]) -> None:
-    # Not loop.sock_connect(): uvloop's asks getaddrinfo for each address, in a thread of libuv's.
-    code = sock.connect_ex(address)
-    if code == errno.EINPROGRESS:
-        loop = asyncio.get_running_loop()
-        writable: asyncio.Future[None] = loop.create_future()
-        loop.add_writer(sock, _wake, writable)
-        try:
-            await writable
-        finally:
-            loop.remove_writer(sock)
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if code:
-        raise OSError(code, os.strerror(code))
-
-
-def _wake(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _interleaved(addresses: list[AddressInfo]) -> list[AddressInfo]:

@@ -10,7 +10,7 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import h11
 
@@ -218,10 +218,7 @@ class _Stream(asyncio.Protocol):
 
     async def open(self, tls: ssl.SSLContext | None = None, host: str | None = None) -> None:
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_connection(
-            lambda: self, sock=self._sock, ssl=tls, server_hostname=host
-        )
-        self._transport = transport
+        await loop.create_connection(lambda: self, sock=self._sock, ssl=tls, server_hostname=host)
 
     async def start_tls(self, tls: ssl.SSLContext, host: str) -> None:
         """Begins TLS. Bytes that came before it belong to nobody: a proxy has no more to say."""
@@ -257,6 +254,11 @@ class _Stream(asyncio.Protocol):
             self._sock.close()
         else:
             self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Here, and not when `open` returns: if it is cancelled when the handshake is just done, the
+        # event loop only begins a TLS shutdown, which may take 30 s, and keeps the socket for that.
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self._received += data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Final
 
 from socks_tunnel.protocol.addresses import HostPort
@@ -33,6 +34,29 @@ class Asker:
     """
 
     __slots__ = ()
+    _sock: socket.socket | None
+
+    def _received(self, longest: int) -> bytes | None:
+        """Reads the client's socket. Returns None if there is nothing to do for it.
+
+        Its end of file and the loss of its connection have been dealt with then.
+        """
+        assert self._sock is not None
+        try:
+            data = self._sock.recv(longest)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            self.close()
+            return None
+        if not data:
+            self._ended_its_side()
+            return None
+        return data
+
+    def _ended_its_side(self) -> None:
+        """The client's end of file came."""
+        raise NotImplementedError
 
     def opened(self, bound: HostPort) -> bool:
         """Tells the client that it is connected; the socket belongs to the flow then.

@@ -107,16 +107,8 @@ class HttpSession(Asker):
     # --- the client -----------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        assert self._sock is not None
-        try:
-            data = self._sock.recv(_READ)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self.close()
-            return
-        if not data:
-            self._ended_its_side()
+        data = self._received(_READ)
+        if data is None:
             return
         if self._core.request_whole:
             self._ahead += len(data)

@@ -90,16 +90,8 @@ class SocksSession(Asker):
     # --- handshake ------------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        assert self._sock is not None
-        try:
-            data = self._sock.recv(_READ)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self.close()
-            return
-        if not data:
-            self._ended_its_side()
+        data = self._received(_READ)
+        if data is None:
             return
         if self._core is None and not self._choose(data):
             return

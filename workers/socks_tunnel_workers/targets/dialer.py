@@ -7,10 +7,10 @@ the most telling of them becomes the SOCKS reply.
 import asyncio
 import errno
 import itertools
-import os
 import socket
 from collections.abc import Sequence
 
+from socks_tunnel.ops.connecting import connect_to
 from socks_tunnel.protocol.addresses import IPAddress
 from socks_tunnel.protocol.errors import Reply
 from socks_tunnel_workers.sockets import DEFAULT_LIVENESS, Liveness, is_shortage, prepare_stream
@@ -79,7 +79,8 @@ async def _attempt(address: IPAddress, port: int, liveness: Liveness) -> socket.
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         prepare_stream(sock, liveness)
-        await _connect(sock, (str(address), port))
+        where = f" ({address} port {port})"
+        await connect_to(sock, (str(address), port), where=where)
     except OSError as error:
         sock.close()
         # connect(2) has one error for "no port is left" and "no address of ours can reach it".
@@ -90,31 +91,6 @@ async def _attempt(address: IPAddress, port: int, liveness: Liveness) -> socket.
         sock.close()
         raise
     return sock
-
-
-async def _connect(sock: socket.socket, address: tuple[str, int]) -> None:
-    """Connects a non-blocking socket to a literal address.
-
-    In place of `loop.sock_connect`: uvloop's sends each address through getaddrinfo in a thread,
-    also one that needs no look-up, and four wake-ups for each connection are most of its cost.
-    """
-    code = sock.connect_ex(address)
-    if code == errno.EINPROGRESS:
-        loop = asyncio.get_running_loop()
-        writable: asyncio.Future[None] = loop.create_future()
-        loop.add_writer(sock, _wake, writable)
-        try:
-            await writable
-        finally:
-            loop.remove_writer(sock)
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if code:
-        raise OSError(code, f"{os.strerror(code)} ({address[0]} port {address[1]})")
-
-
-def _wake(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def failure(errors: Sequence[BaseException]) -> DialError:

@@ -68,7 +68,7 @@ class RelayError(OSError):
 class _Client(turn.TurnClientMixin):
     """What the clients for UDP and for streams have in common."""
 
-    transport: Any
+    transport: Any = None
     heard = False
     """Whether the server has said anything at all."""
     dropped = 0
@@ -319,6 +319,7 @@ async def _connect(
         return udp
     version = 4 if address is None else address.version
     sock = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_STREAM)
+    stream = StreamClient((url.host, url.port), server)
     try:
         sock.setblocking(False)
         await loop.sock_connect(sock, (host, proxy.port if proxy else url.port))
@@ -327,13 +328,15 @@ async def _connect(
             await tunnel(sock, proxy, url.host, url.port)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         context = tls if url.scheme == "turns" else None
-        _, stream = await loop.create_connection(
-            lambda: StreamClient((url.host, url.port), server),
+        await loop.create_connection(
+            lambda: stream,
             sock=sock,
             ssl=context,
             server_hostname=url.host if context else None,
         )
     except BaseException:
+        if stream.transport is not None:  # else a TLS shutdown keeps the socket for up to 30 s
+            stream.transport.abort()
         sock.close()
         raise
     return stream
