@@ -3,12 +3,15 @@
 The two ends are :class:`socks_tunnel.protocol.session.Session` with flows whose local sockets are
 byte strings. The wire keeps the messages of each direction in order, as one lane does; a cut loses
 what is under way, and the next link begins with both RESUMEs, in any order with respect to what
-else is sent. Checked after each step: windows are never overstepped, and what came out is the
-beginning of what went in. At the end everything has arrived, and nothing is kept.
+else is sent. While there is no link, either side may be handed over: what it knows is written to a
+file, and another session goes on with what is read from that. Checked after each step: windows are
+never overstepped, and what came out is the beginning of what went in. At the end everything has
+arrived, and nothing is kept.
 """
 
 from __future__ import annotations
 
+import io
 from collections import deque
 
 from hypothesis import strategies as st
@@ -17,6 +20,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
 from socks_tunnel.protocol.flow import TcpFlow
+from socks_tunnel.protocol.handover import (
+    STATE_VERSION,
+    Head,
+    StateReader,
+    StateWriter,
+    export_session,
+    restore_session,
+)
 from socks_tunnel.protocol.messages import (
     HEADER,
     CloseConnection,
@@ -316,6 +327,31 @@ class TwoSessions(RuleBasedStateMachine):
         del first
         self.linked = False
         self.link()
+
+    @rule(which=sides_of, linked=st.booleans())
+    def hand_over(self, which: int, linked: bool) -> None:
+        """One side's program is replaced; its link, if there is one, ends with the old program."""
+        if self.linked:
+            self.cut(which)
+        side = self.sides[which]
+        file = io.BytesIO()
+        writer = StateWriter(file, Head(STATE_VERSION, "test"))
+        writer.write(export_session(side.session))
+        for flow in side.session.flows:
+            writer.write(flow.core.export())
+        writer.finish()
+        file.seek(0)
+        session, *flows = StateReader(file).records()
+        side.session = Session(side, opens=side.opens, flows_max=100)
+        restore_session(side.session, session)
+        for fields in flows:
+            core = TcpFlow.restore(fields)
+            flow = side.known[core.conn_id]
+            flow.core = core
+            flow.deficit, flow.queued = QUANTUM, False
+            side.session.flows.add(core.conn_id, flow)
+        if linked:
+            self.link()
 
     @rule(to=sides_of, count=st.integers(1, 20))
     def deliver(self, to: int, count: int) -> None:

@@ -312,3 +312,58 @@ def texts(fields: Mapping[str, Any], key: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         raise unusable(fields, key)
     return tuple(value)
+
+
+def boolean(fields: Mapping[str, Any], key: str) -> bool:
+    """Returns the truth value of `key`. Raises :class:`Malformed`."""
+    value = fields.get(key)
+    if not isinstance(value, bool):
+        raise unusable(fields, key)
+    return value
+
+
+def number(fields: Mapping[str, Any], key: str) -> float:
+    """Returns the finite number of `key`, whole or not. Raises :class:`Malformed`."""
+    value = fields.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise unusable(fields, key)
+    return float(value)
+
+
+def binaries(fields: Mapping[str, Any], key: str) -> list[bytes]:
+    """Returns the list of binary values of `key`. Raises :class:`Malformed`."""
+    values = fields.get(key)
+    if not isinstance(values, list) or not all(isinstance(value, bytes) for value in values):
+        raise unusable(fields, key)
+    return values
+
+
+def table(fields: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Returns the map of `key`, all of whose keys are text. Raises :class:`Malformed`."""
+    value = fields.get(key)
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise unusable(fields, key)
+    return value
+
+
+def tables(fields: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """Returns the list of maps of `key`, as :func:`table`. Raises :class:`Malformed`."""
+    values = fields.get(key)
+    if not isinstance(values, list):
+        raise unusable(fields, key)
+    return [table({key: value}, key) for value in values]
+
+
+def rows(fields: Mapping[str, Any], key: str, length: int) -> list[list[int]]:
+    """Returns the list of `key`, of lists of `length` whole numbers. Raises :class:`Malformed`."""
+    values = fields.get(key)
+    if not isinstance(values, list):
+        raise unusable(fields, key)
+    for row in values:
+        if (
+            not isinstance(row, list)
+            or len(row) != length
+            or not all(type(entry) is int for entry in row)
+        ):
+            raise unusable(fields, key)
+    return values

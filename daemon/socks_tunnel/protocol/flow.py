@@ -25,10 +25,11 @@ A lost link changes no state. What was transmitted and not acknowledged is kept 
 the peer's row in RESUME says from where to go on (docs/protocol.md section 6).
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from enum import Enum
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
+from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.errors import CloseReason, LocalProtocolError, RemoteProtocolError
 from socks_tunnel.protocol.streams import ReceiveStream, SendStream
 
@@ -38,6 +39,9 @@ ROW_EOF: Final = 2
 """Flag of a RESUME row: the peer's end of file was received."""
 ROW_CLOSED: Final = 4
 """Flag of a RESUME row: this side has closed the flow, for the reason in bits 8 to 15."""
+
+CONN_ID_MAX: Final = (1 << 32) - 1
+"""Highest name of a flow."""
 
 
 class FlowState(Enum):
@@ -216,6 +220,34 @@ class TcpFlow:
         self.send.forget()
         self.receive.pending.clear()
         self._phase = FlowState.CLOSED
+
+    # --- hand-over ------------------------------------------------------------------------------
+
+    def export(self) -> dict[str, Any]:
+        """Returns the flow as plain values, for a hand-over to another process."""
+        return {
+            "conn_id": self.conn_id,
+            "phase": self._phase.value,
+            "send": self.send.export(),
+            "receive": self.receive.export(),
+        }
+
+    @classmethod
+    def restore(cls, fields: Mapping[str, Any]) -> Self:
+        """Returns the flow that :meth:`export` described.
+
+        Raises :class:`~socks_tunnel.protocol.bounded.Malformed` for what no flow can be.
+        """
+        conn_id = bounded.integer(fields, "conn_id", 1, CONN_ID_MAX)
+        flow = cls(conn_id, send_window=0, receive_window=0)
+        phases = {phase.value: phase for phase in _BEFORE_OPEN | _AT_THE_END | {FlowState.OPEN}}
+        name = bounded.text(fields, "phase")
+        if name not in phases:
+            raise bounded.unusable(fields, "phase")
+        flow._phase = phases[name]
+        flow.send = SendStream.restore(bounded.table(fields, "send"))
+        flow.receive = ReceiveStream.restore(bounded.table(fields, "receive"))
+        return flow
 
 
 class ConnIdAllocator:

@@ -176,6 +176,8 @@ class Session(Generic[F]):
         self.questions: dict[int, Callable[[], object]] = {}
         """RESOLVEs of the peer that are being answered, and how each is given up. A question is no
         flow, but its CONN_ID is in use."""
+        self.closed: OrderedDict[int, int] = OrderedDict()
+        """Flows that have ended here while the peer may not know it yet, and for what reason."""
         self.chunk = 16_384
         """Longest DATA payload in bytes that fits the rate of the link."""
         self._outlet = outlet
@@ -184,7 +186,6 @@ class Session(Generic[F]):
         self._reconcile: set[int] = set()
         self._repeatable: set[int] = set()
         self._named: set[int] = set()  # flows of which the peer's RESUME had a row
-        self._closed: OrderedDict[int, int] = OrderedDict()
         self._closed_before: list[int] = []
 
     # --- the link -------------------------------------------------------------------------------
@@ -208,7 +209,7 @@ class Session(Generic[F]):
         self.resuming = bool(self._reconcile)
         rows = [flow.row() for flow in self.flows]
         rows += [
-            (conn_id, 0, 0, ROW_CLOSED | reason << 8) for conn_id, reason in self._closed.items()
+            (conn_id, 0, 0, ROW_CLOSED | reason << 8) for conn_id, reason in self.closed.items()
         ]
         return rows
 
@@ -252,7 +253,7 @@ class Session(Generic[F]):
         if flow is None:
             if flags & ROW_OPEN and not flags & ROW_CLOSED:
                 # Gone here: the peer has to be told, by the reason if it is remembered.
-                reason = self._closed.get(conn_id, CloseReason.RESUME_FAILED)
+                reason = self.closed.get(conn_id, CloseReason.RESUME_FAILED)
                 self._outlet.transmit(CloseConnection(conn_id, reason).encode())
         elif conn_id not in self._held:
             # Opened on this link: its opening has overtaken RESUME. The row is of an older flow, or
@@ -334,7 +335,7 @@ class Session(Generic[F]):
             flow.on_repeated(message)
             return
         self.flows.check(message.conn_id)
-        self._closed.pop(message.conn_id, None)
+        self.closed.pop(message.conn_id, None)
         self._held.discard(message.conn_id)
         self._outlet.open(message)
 
@@ -458,10 +459,10 @@ class Session(Generic[F]):
 
     def close(self, conn_id: int, reason: int, *, kind: int = MessageType.DATA) -> None:
         """Tells the peer that one of our flows has ended, now or after the next resume."""
-        self._closed[conn_id] = reason
-        self._closed.move_to_end(conn_id)
-        if len(self._closed) > CLOSED_REMEMBERED_MAX:
-            self._closed.popitem(last=False)
+        self.closed[conn_id] = reason
+        self.closed.move_to_end(conn_id)
+        if len(self.closed) > CLOSED_REMEMBERED_MAX:
+            self.closed.popitem(last=False)
         if self.attached:
             self.refuse(conn_id, reason, kind=kind)
         else:  # goes no further than the supervisor, whose table is to know what still waits
@@ -475,20 +476,20 @@ class Session(Generic[F]):
         """
         if self.open_to_send:
             for conn_id in self._closed_before:
-                self._closed.pop(conn_id, None)
-            self._closed_before = list(self._closed)
+                self.closed.pop(conn_id, None)
+            self._closed_before = list(self.closed)
 
     @property
     def in_use(self) -> InUse:
         """The CONN_IDs that may not be chosen for a new flow: the peer may refer to them."""
-        return InUse(self.flows, self._closed)
+        return InUse(self.flows, self.closed)
 
     def end(self, reason: int, *, tell_peer: bool) -> None:
         """Ends all flows and questions: the session is over."""
         self._give_up_questions(*self.questions)
         for flow in self.flows:
             self._guarded(flow.conn_id, partial(flow.abort, reason, tell_peer=tell_peer))
-        self._closed.clear()
+        self.closed.clear()
 
 
 def ending(conn_id: int, reason: int, *, kind: int) -> bytes:

@@ -16,8 +16,10 @@ CONSUMED and LIMIT only grow, so an update that comes late, twice or out of orde
 """
 
 from collections import deque
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final, Self
 
+from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.errors import LocalProtocolError, RemoteProtocolError
 
 PIECE_COST: Final = 96
@@ -32,6 +34,9 @@ keeping one more piece."""
 WINDOW_MAX: Final = 16 * 1024 * 1024
 """Bytes: the longest window of one flow, in both directions. It fills 1.3 Gbit/s at a round trip of
 100 ms. A peer may allow more; what it does not acknowledge is kept here, so it is not used."""
+
+POSITION_MAX: Final = (1 << 64) - 1
+"""Bytes of one stream, as far as the protocol can count them."""
 
 
 ROUND_TRIP_MIN: Final = 0.005
@@ -95,6 +100,10 @@ class ByteQueue:
         """Removes everything."""
         self._pieces.clear()
         self.size = self.cost = 0
+
+    def export(self) -> list[bytes | memoryview]:
+        """Returns the pieces, for a hand-over to another process. They stay in the queue."""
+        return list(self._pieces)
 
 
 class SendStream:
@@ -290,6 +299,51 @@ class SendStream:
         self.acked = self.next = self.end
         self._index = 0
 
+    # --- hand-over ------------------------------------------------------------------------------
+
+    def export(self) -> dict[str, Any]:
+        """Returns the stream as plain values, for a hand-over to another process."""
+        return {
+            "acked": self.acked,
+            "next": self.next,
+            "end": self.end,
+            "high": self.high,
+            "limit": self.limit,
+            "eof": self.eof,
+            "eof_sent": self.eof_sent,
+            "first": self._first,
+            "pieces": list(self._pieces),
+        }
+
+    @classmethod
+    def restore(cls, fields: Mapping[str, Any]) -> Self:
+        """Returns the stream that :meth:`export` described.
+
+        Raises :class:`~socks_tunnel.protocol.bounded.Malformed` for what no stream can be.
+        """
+        stream = cls(0)
+        stream.end = bounded.integer(fields, "end", 0, POSITION_MAX)
+        stream.acked = bounded.integer(fields, "acked", 0, stream.end)
+        stream.next = bounded.integer(fields, "next", stream.acked, stream.end)
+        stream.high = bounded.integer(fields, "high", 0, stream.end)
+        stream.limit = bounded.integer(fields, "limit", 0, stream.acked + WINDOW_MAX)
+        stream.eof = bounded.boolean(fields, "eof")
+        stream.eof_sent = bounded.boolean(fields, "eof_sent")
+        stream._first = bounded.integer(fields, "first", 0, stream.acked)
+        pieces = bounded.binaries(fields, "pieces")
+        if stream._first + sum(map(len, pieces)) != stream.end:
+            raise bounded.Malformed("the kept bytes of a stream do not reach from 'first' to 'end'")
+        stream._pieces = deque(pieces)
+        stream.cost = sum(len(piece) + PIECE_COST for piece in pieces)
+        stream._start = stream._first
+        while (
+            stream._index < len(pieces)
+            and stream._start + len(pieces[stream._index]) <= stream.next
+        ):
+            stream._start += len(pieces[stream._index])
+            stream._index += 1
+        return stream
+
 
 class ReceiveStream:
     """What one side receives of a flow. All positions are counted from the stream's start.
@@ -391,3 +445,36 @@ class ReceiveStream:
     def shrink(self, window: int) -> None:
         """Makes the window of further updates at most `window` bytes. LIMIT never falls."""
         self.window = min(self.window, window)
+
+    # --- hand-over ------------------------------------------------------------------------------
+
+    def export(self) -> dict[str, Any]:
+        """Returns the stream as plain values, for a hand-over to another process."""
+        return {
+            "window": self.window,
+            "received": self.received,
+            "consumed": self.consumed,
+            "limit": self.limit,
+            "announced": self.announced,
+            "updated_at": self.updated_at,
+            "eof": self.eof,
+            "eof_delivered": self.eof_delivered,
+            "pending": [bytes(piece) for piece in self.pending.export()],
+        }
+
+    @classmethod
+    def restore(cls, fields: Mapping[str, Any]) -> Self:
+        """Returns the stream that :meth:`export` described. Raises Malformed for what is none."""
+        stream = cls(bounded.integer(fields, "window", 0, WINDOW_MAX))
+        stream.limit = bounded.integer(fields, "limit", 0, POSITION_MAX)
+        stream.received = bounded.integer(fields, "received", 0, stream.limit)
+        stream.consumed = bounded.integer(fields, "consumed", 0, stream.received)
+        stream.announced = bounded.integer(fields, "announced", 0, stream.consumed)
+        stream.updated_at = bounded.number(fields, "updated_at")
+        stream.eof = bounded.boolean(fields, "eof")
+        stream.eof_delivered = bounded.boolean(fields, "eof_delivered")
+        for piece in bounded.binaries(fields, "pending"):
+            stream.pending.append(piece)
+        if stream.pending.size != stream.buffered:
+            raise bounded.Malformed("the bytes that wait for a socket are not those that came")
+        return stream
