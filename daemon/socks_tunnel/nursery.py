@@ -80,7 +80,9 @@ def main() -> None:
     die_with_parent()
     _show(sys.orig_argv[:-1])  # without what only makes room
     # As its children do: the supervisor decides when they end.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    for number in (
+        signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2
+    ):  # fmt: skip
         signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as asker:
         for name in asker.recv(ORDER_MAX).decode().split(","):

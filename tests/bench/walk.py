@@ -88,7 +88,8 @@ async def host(
     """Starts one host: a worker, its stream, and the routing."""
     ours, theirs = socket.socketpair()
     end = await connect(ours, WorkerEnd)
-    worker = await connect(theirs, lambda: Worker(0, listening, lambda _status: None))
+    sockets = {sock.fileno(): sock for sock in listening}
+    worker = await connect(theirs, lambda: Worker(0, sockets, lambda _status: None))
     await end.hello.wait()
     rows = [[sock.fileno(), "socks", "", 0] for sock in listening]
     end.send_control(0, Configure(1, dump(load(config)), rows))

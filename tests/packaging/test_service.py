@@ -2,6 +2,8 @@
 
 The tests of one pair of hosts run in the order of this file: each leaves the tunnel working, the last
 ones upgrade, remove and purge it.
+
+This file is long because its tests share two booted hosts, in order.
 """
 
 import contextlib
@@ -433,24 +435,27 @@ def test_stop_cuts_what_does_not_end(scene: Scene) -> None:
 
 
 def test_upgrade_under_a_running_download(scene: Scene, packages: dict[str, Path]) -> None:
+    """The program is replaced in place: the process stays, and so do its flows."""
     machine = scene.gateway.machine
     conffile = "/etc/needrestart/conf.d/socks-tunnel.conf"
     machine.sh(f"echo '# mine' >>{conffile}")
     configuration = machine.sh("sha256sum /etc/socks-tunnel/* " + conffile)
+    idle = [hold_flow(scene) for _ in range(20)]
     for host in scene.both:
-        pid = host.pid
+        pids = host.pid, host.workers()
         since = host.machine.cursor()
         download = scene.start_download()
-        with ThreadPoolExecutor(1) as pool:
-            installing = pool.submit(host.install, packages[host.machine.suite])
-            host.wait_for_drain(since, timeout=120)
-            assert download.running
-            download.finish()
-            printed = installing.result()
-        assert f"restarting {host.unit}" in printed
+        printed = host.install(packages[host.machine.suite])
+        assert "has taken the place of" in printed
+        assert f"restarting {host.unit}" not in printed
+        assert (host.pid, host.workers()) == pids
         assert host.state == "active"
-        assert host.pid != pid
-        scene.wait_works()
+        assert "flows go on with it" in host.journal(since)
+        assert download.running
+        download.finish()
+        assert all(map(echoes, idle))
+    for flow in idle:
+        flow.close()
     assert machine.sh("sha256sum /etc/socks-tunnel/* " + conffile) == configuration
 
 

@@ -120,7 +120,7 @@ Listening = tuple[socket.socket, str, tuple[str, int] | None]
 async def _start(role: str, config: Path, listening: list[Listening]) -> tuple[Side, Worker]:
     ours, theirs = socket.socketpair()
     side = await connect(ours, Side)
-    sockets = [sock for sock, _, _ in listening]
+    sockets = {sock.fileno(): sock for sock, _, _ in listening}
     worker = await connect(theirs, lambda: Worker(0, sockets, lambda _status: None))
     await side.control(ChildHello)
     rows = [[s.fileno(), kind, *(target or ("", 0))] for s, kind, target in listening]

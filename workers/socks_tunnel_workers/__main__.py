@@ -3,35 +3,87 @@
 import argparse
 import asyncio
 import gc
+import logging
 import os
 import signal
 import socket
+import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import uvloop
 
+from socks_tunnel.ipc.descriptors import receive_descriptors
 from socks_tunnel.ipc.stream import connect
 from socks_tunnel.ops import audit_file, metrics
 from socks_tunnel.ops import logging as ops_logging
-from socks_tunnel.ops.process import die_before_parent, die_with_parent
+from socks_tunnel.ops.process import come_up_within, die_before_parent, die_with_parent, has_come_up
 from socks_tunnel.ops.tasks import measure_lag, spawn
+from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel_workers.handover import OPTION, Inheritance
+from socks_tunnel_workers.sockets import adopt
 from socks_tunnel_workers.worker import Worker
 
+logger = logging.getLogger(__name__)
 
-async def _run(index: int, ipc_fd: int, listen_fds: list[int]) -> int:
+TAKE_OVER_SECONDS: Final = 60
+"""Seconds that a new program has to come up and to hear from its supervisor."""
+
+
+async def _run(
+    index: int,
+    stream: socket.socket,
+    listening: Mapping[int, socket.socket],
+    inheritance: Inheritance | None,
+) -> int:
     done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def on_exit(status: int) -> None:
         if not done.done():
             done.set_result(status)
 
-    listening = [socket.socket(fileno=fd) for fd in listen_fds]
-    worker = await connect(socket.socket(fileno=ipc_fd), lambda: Worker(index, listening, on_exit))
+    replace = partial(_replace, index)
+    worker = await connect(
+        stream,
+        lambda: Worker(index, listening, on_exit, replace=replace, inheritance=inheritance),
+    )
     spawn("measure lag", measure_lag(worker.metrics.observe_lag))
     # What was imported until here lives as long as the process: the collector need not look at it.
     gc.collect()
     gc.freeze()
     return await done
+
+
+def _replace(index: int, state: int, stream: int) -> None:
+    """Replaces this program by the installed one, which goes on with a state and the IPC stream."""
+    os.set_inheritable(stream, True)
+    known = (f"{OPTION}=", "--listen-fds=", "--ipc-fd=")
+    arguments = [each for each in sys.orig_argv[1:] if not each.startswith(known)]
+    arguments = [sys.executable, *arguments, f"--ipc-fd={stream}", f"{OPTION}={state}"]
+    audit_file.close()
+    ops_logging.shutdown()
+    come_up_within(TAKE_OVER_SECONDS)
+    try:
+        os.execv(sys.executable, arguments)  # noqa: S606 - our own interpreter and arguments
+    except OSError as error:
+        # The supervisor starts another worker in this one's place.
+        sys.stderr.write(f"worker {index} cannot be replaced: {error}\n")
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _take_over(index: int, stream: socket.socket) -> dict[int, socket.socket] | None:
+    """Returns the listening sockets from the new supervisor; None if it does not come."""
+    stream.settimeout(TAKE_OVER_SECONDS)
+    try:
+        descriptors = receive_descriptors(stream)
+    except (OSError, RemoteProtocolError) as error:
+        logger.error("worker %d has not heard of the new supervisor: %s", index, error)  # noqa: TRY400 - the sentence says it all
+        return None
+    has_come_up()
+    return {number: adopt(fd) for number, fd in descriptors.items()}
 
 
 def main() -> int:
@@ -42,20 +94,33 @@ def main() -> int:
     parser.add_argument("--listen-fds", default="")
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--log-format", default="auto")
+    parser.add_argument(OPTION, type=int, dest="state")
     arguments = parser.parse_args()
     die_with_parent()
     # The supervisor decides when its workers end: a Ctrl-C in its terminal, or a signal to the
     # whole control group, must not cut its drain short.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    for number in (
+        signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2
+    ):  # fmt: skip
         signal.signal(number, signal.SIG_IGN)
     ops_logging.setup(
         arguments.log_level, arguments.log_format, component=f"worker-{arguments.index}"
     )
-    die_before_parent()
     metrics.configure(Path(os.environ["SOCKS_TUNNEL_METRICS_DIR"]), f"worker-{arguments.index}")
-    listen_fds = [int(fd) for fd in arguments.listen_fds.split(",") if fd]
+    stream = socket.socket(fileno=arguments.ipc_fd)
+    stream.set_inheritable(False)
+    inheritance = None
+    if arguments.state is None:
+        die_before_parent()
+        listening = {int(fd): adopt(int(fd)) for fd in arguments.listen_fds.split(",") if fd}
+    else:
+        inheritance = Inheritance(arguments.state)
+        taken = _take_over(arguments.index, stream)
+        if taken is None:
+            return 1
+        listening = taken
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(arguments.index, arguments.ipc_fd, listen_fds))
+        return runner.run(_run(arguments.index, stream, listening, inheritance))
 
 
 if __name__ == "__main__":

@@ -75,6 +75,16 @@ class Counters:
         kinds = ("tcp", "udp")
         return Counter({("up", k): up[k] for k in kinds} | {("down", k): down[k] for k in kinds})
 
+    def totals_to_keep(self) -> dict[str, dict[str, int]]:
+        """Returns the payload bytes so far, for the program that takes our place."""
+        return {"sent": dict(self.sent), "received": dict(self.received)}
+
+    def keep_totals(self, sent: dict[str, int], received: dict[str, int], *, gateway: bool) -> None:
+        """Goes on from the payload bytes of the program before us, which has exported them."""
+        self.sent.update(sent)
+        self.received.update(received)
+        self._reported = self.totals(gateway=gateway)
+
     def export(self, metrics: Metrics, *, gateway: bool) -> None:
         """Adds everything since the last call to the metric objects."""
         for key, total in self.totals(gateway=gateway).items():

@@ -120,3 +120,20 @@ def linger_close(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
 
     timer = loop.call_later(_DRAIN_SECONDS, close)
     loop.add_reader(sock, readable)
+
+
+def lend(sock: socket.socket) -> int:
+    """Returns the descriptor of a socket that stays open in the program that takes our place."""
+    sock.set_inheritable(True)
+    return sock.fileno()
+
+
+def adopt(fd: int) -> socket.socket:
+    """Returns the non-blocking socket that the program before us has left open.
+
+    It is inherited no further. Raises :class:`OSError` if there is none.
+    """
+    sock = socket.socket(fileno=fd)
+    sock.setblocking(False)
+    sock.set_inheritable(False)
+    return sock

@@ -4,6 +4,8 @@ A worker owns a slice of the flows wholly and talks to the supervisor alone. Thi
 root::
 
     frontends (gateway) --> relay <-- targets (endpoint)        services: counters, accounts, …
+
+This file is long because everything that a supervisor says ends here, in one class.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Final
 
@@ -21,7 +23,7 @@ from socks_tunnel.ops import audit_file
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol.addresses import HostPort
-from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
+from socks_tunnel.protocol.errors import CloseReason, LocalProtocolError, RemoteProtocolError
 from socks_tunnel.protocol.ipc import (
     Ask,
     Attach,
@@ -33,6 +35,8 @@ from socks_tunnel.protocol.ipc import (
     Detach,
     Drain,
     Drained,
+    HandedOver,
+    HandOver,
     IpcPing,
     IpcPong,
     Kill,
@@ -41,6 +45,8 @@ from socks_tunnel.protocol.ipc import (
     Reload,
     SessionEnded,
     SessionOpened,
+    Settle,
+    Settled,
     Shutdown,
 )
 from socks_tunnel.protocol.settings import WorkerSettings
@@ -48,6 +54,7 @@ from socks_tunnel_workers.frontends.accepting import Listener
 from socks_tunnel_workers.frontends.clients import Clients
 from socks_tunnel_workers.frontends.forward import TcpForwardSession, UdpForward
 from socks_tunnel_workers.frontends.socks import SocksSession
+from socks_tunnel_workers.handover import Heirs, Inheritance, write_state
 from socks_tunnel_workers.operators import Answers
 from socks_tunnel_workers.relay.flow import Flow
 from socks_tunnel_workers.relay.memory import MemoryRelief
@@ -69,6 +76,9 @@ FORGET_SECONDS: Final = 30.0
 """How often closed flows are forgotten of which the peer must have heard: a dead link is noticed
 within half of this."""
 
+SETTLE_STEP: Final = 0.02
+"""Seconds between two looks at whether all clients are served, before the program is replaced."""
+
 METRICS_SECONDS: Final = 1.0
 """How often counters of the data path are added to the metrics."""
 
@@ -76,10 +86,18 @@ EXIT_CONFIG: Final = 78
 """Exit status that tells the supervisor not to try again (sysexits.h, EX_CONFIG)."""
 
 
+def _no_replacement(state: int, stream: int) -> None:
+    """Stands where nobody replaces the program of this process."""
+    raise LocalProtocolError(f"nobody takes over the state {state} and the stream {stream}")
+
+
 class Worker(Channel):
     """One worker process. Its base is its end of the IPC stream.
 
-    `on_exit` is called once with the exit status when the worker is done.
+    `on_exit` is called once with the exit status when the worker is done. `listening` has the
+    listening sockets by the numbers that the configuration knows them by. `replace` is called with
+    the descriptors of the state and of the IPC stream, and replaces the program; `inheritance` is
+    what the program before has left.
 
     This class has many methods because each thing that the supervisor says has one.
     """
@@ -87,8 +105,11 @@ class Worker(Channel):
     def __init__(
         self,
         index: int,
-        listening: Sequence[socket.socket],
+        listening: Mapping[int, socket.socket],
         on_exit: Callable[[int], None],
+        *,
+        replace: Callable[[int, int], None] = _no_replacement,
+        inheritance: Inheritance | None = None,
     ) -> None:
         super().__init__()
         self.loop = asyncio.get_running_loop()
@@ -104,7 +125,7 @@ class Worker(Channel):
         self.clients: Clients
         self._services: RelayServices
         self.targets: Targets
-        self._listening = {sock.fileno(): sock for sock in listening}
+        self._listening = dict(listening)
         self._listeners: list[Listener | UdpForward] = []
         self._answers = Answers(
             self.loop, partial(self.send_control, 0), self.flows, self._status_row
@@ -112,6 +133,8 @@ class Worker(Channel):
         self._count = 1
         self._configured = False
         self._on_exit = on_exit
+        self._replace = replace
+        self._inheritance = inheritance
         self._exited = False
         self._drained_told = False
 
@@ -151,6 +174,10 @@ class Worker(Channel):
                 self._answers.kill(message, self.sessions.values())
             case Drain():
                 self.drain()
+            case Settle(seconds=seconds):
+                self._settle(seconds)
+            case HandOver():
+                self._hand_over()
             case Shutdown():
                 self._shutdown()
             case _:
@@ -209,8 +236,12 @@ class Worker(Channel):
             target = HostPort(host, port) if host else None
             accepting = self._listener(self._listening[fd], kind, target)
             self._listeners.append(accepting)
-            accepting.start()
         self._configured = True
+        if self._inheritance is not None:
+            self._inherit(self._inheritance)
+            self._inheritance = None
+        for accepting in self._listeners:
+            accepting.start()
         self.loop.call_later(SWEEP_SECONDS, self._sweep)
         self.loop.call_later(METRICS_SECONDS, self._flush_metrics)
         self.loop.call_later(FORGET_SECONDS, self._forget_closed)
@@ -280,9 +311,72 @@ class Worker(Channel):
             clients, sock, lambda client, name: TcpForwardSession(clients, client, name, target)
         )
 
+    # --- hand-over ------------------------------------------------------------------------------
+
+    def _settle(self, seconds: float) -> None:
+        """Takes no new clients; those that wait have so many seconds."""
+        for listener in self._listeners:
+            listener.stop()
+        self._look_settled(self.loop.time() + seconds)
+
+    def _look_settled(self, deadline: float) -> None:
+        if self.clients.settled or self.loop.time() >= deadline:
+            self.send_control(0, Settled(len(self.clients.opening)))
+        elif not self._exited:
+            self.loop.call_later(SETTLE_STEP, self._look_settled, deadline)
+
+    def _hand_over(self) -> None:
+        """Writes the state, says so, and replaces the program once the supervisor has all."""
+        if self.clients.opening:
+            logger.warning(
+                "%d clients had no answer yet: their connections end", len(self.clients.opening)
+            )
+        self.clients.close()
+        for session in self.sessions.values():
+            session.detach()
+        self._flush_metrics()
+        self.metrics.flush()
+        try:
+            fd, flows = write_state(self.sessions, self.counters)
+        except (OSError, ValueError) as error:
+            # The supervisor waits for an answer. Without this process it goes on with a new one.
+            logger.error("worker %d cannot hand its flows over: %s", self.index, error)  # noqa: TRY400 - the sentence says it all
+            self._exit(1)
+            return
+        self.send_control(0, HandedOver(flows))
+        self.leave(lambda: self._replace(fd, self.descriptor))
+
+    def _inherit(self, inheritance: Inheritance) -> None:
+        """Goes on with what the program before us has left."""
+        endpoint = self.settings.config.role == "endpoint"
+        forwards = [each for each in self._listeners if isinstance(each, UdpForward)]
+        heirs = Heirs(
+            self.counters, self.clients, self.targets.services if endpoint else None, forwards
+        )
+        problem = inheritance.restore(heirs, self._session_opened)
+        if problem is not None:
+            logger.error(
+                "the state that the program before has left cannot be read: %s; "
+                "the flows of worker %d end",
+                problem,
+                self.index,
+            )
+            for session in self.sessions.values():
+                session.end(CloseReason.RESUME_FAILED, tell_peer=False)
+            self.sessions.clear()
+        else:
+            logger.info(
+                "worker %d goes on with %d flows; %d could not",
+                self.index,
+                inheritance.flows,
+                inheritance.lost,
+            )
+
     # --- sessions -------------------------------------------------------------------------------
 
-    def _session_opened(self, number: int, peer: str) -> None:
+    def _session_opened(self, number: int, peer: str) -> WorkerSession:
+        if number in self.sessions:  # it was handed over
+            return self.sessions[number]
         endpoint = self.settings.config.role == "endpoint"
         session = WorkerSession(
             self._services,
@@ -294,6 +388,7 @@ class Worker(Channel):
         )
         session.draining = self.draining
         self.sessions[number] = session
+        return session
 
     def _session_ended(self, number: int, reason: str) -> None:
         session = self.sessions.pop(number, None)

@@ -35,6 +35,7 @@ COMMANDS: Final = {
         "run": "running:run",
         "status": "instance:status",
         "top": "instance:top",
+        "upgrade": "upgrading:upgrade",
         "wait": "scripting:wait",
         "version": "versions:version",
     }.items()

@@ -63,6 +63,7 @@ class Channel(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._error: Exception | None = None
         self._closing = False
+        self._silent = False
         self._out: list[bytes | memoryview] = []
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
@@ -70,6 +71,7 @@ class Channel(asyncio.BufferedProtocol):
         self.urgent = 0
         """Bytes of urgent messages that wait in this process."""
         self._ordered = False  # whether something waits that nothing may overtake
+        self._left: Callable[[], None] | None = None
         self._loop: asyncio.AbstractEventLoop
         self.paused = False
         """True while the other side reads too slowly and much waits in this process."""
@@ -113,6 +115,8 @@ class Channel(asyncio.BufferedProtocol):
         if self._ordered or not (self.paused or self._waiting):
             self.send_messages(session, messages)
             return
+        if self._silent:
+            return
         for message in messages:
             size = len(message)
             if size > BODY_MAX:
@@ -143,7 +147,7 @@ class Channel(asyncio.BufferedProtocol):
 
     def _writable(self) -> list[bytes | memoryview] | None:
         """Returns what leaves at the end of this turn, or None if the channel is closed."""
-        if self._transport is None or self._closing:
+        if self._transport is None or self._closing or self._silent:
             return None
         if not self._out:
             self._loop.call_soon(self._flush)
@@ -167,6 +171,7 @@ class Channel(asyncio.BufferedProtocol):
             transport.writelines(pieces or self._portion())
         if not self._waiting:
             self._ordered = False
+        self._leave_if_empty()
 
     def _portion(self) -> list[bytes]:
         """Takes what is given to the transport next of what keeps its order."""
@@ -184,6 +189,36 @@ class Channel(asyncio.BufferedProtocol):
         if self._transport is None:
             return 0
         return self._transport.get_write_buffer_size() + self._waiting_bytes + self.urgent
+
+    def fall_silent(self) -> None:
+        """Sends nothing more: what was sent last is the last frame of this program."""
+        self._flush()
+        self._silent = True
+
+    def leave(self, done: Callable[[], None]) -> None:
+        """Reads and sends no more, and calls `done` once all that was sent has left this process.
+
+        The stream stays open for the program that takes our place.
+        """
+        self.fall_silent()
+        if self._transport is None or self._closing:
+            return
+        self._transport.pause_reading()
+        self._transport.set_write_buffer_limits(0)
+        self._left = done
+        self._leave_if_empty()
+
+    def _leave_if_empty(self) -> None:
+        if self._left is not None and not self.buffered:
+            done, self._left = self._left, None
+            done()
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor of this end of the stream. It must be open."""
+        assert self._transport is not None
+        descriptor: int = self._transport.get_extra_info("socket").fileno()
+        return descriptor
 
     @property
     def closing(self) -> bool:
@@ -253,6 +288,7 @@ class Channel(asyncio.BufferedProtocol):
         self.paused = False
         if self._waiting or self._urgent:
             self._loop.call_soon(self._flush)
+        self._leave_if_empty()
 
     def eof_received(self) -> bool:
         """Closes: neither side ever half-closes an IPC stream."""

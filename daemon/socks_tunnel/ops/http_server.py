@@ -157,10 +157,7 @@ class HttpServer:
         if not self._accepting:
             return
         self._accepting = False
-        self._loop.remove_reader(self._listening)
-        if self._pause is not None:
-            self._pause.cancel()
-        self._listening.close()
+        self.leave().close()
         opening = dict(self._opening)
         for task in opening:
             task.cancel()
@@ -180,6 +177,13 @@ class HttpServer:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_TIMEOUT):
                     await self._all_gone.wait()
+
+    def leave(self) -> socket.socket:
+        """Accepts no more and returns the listening socket: who connects now waits in its queue."""
+        self._loop.remove_reader(self._listening)
+        if self._pause is not None:
+            self._pause.cancel()
+        return self._listening
 
     # --- connections --------------------------------------------------------------------------
 

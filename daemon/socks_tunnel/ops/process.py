@@ -61,6 +61,21 @@ def die_before_parent() -> None:
         _log.debug("%s cannot be raised: %s", score, error)
 
 
+def come_up_within(seconds: int) -> None:
+    """Lets the kernel end this process with SIGALRM after so many seconds.
+
+    The alarm outlives execve(2), so it is the bound of a program that takes our place: it calls
+    :func:`has_come_up` in time, or ends.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(seconds)
+
+
+def has_come_up() -> None:
+    """Stops what :func:`come_up_within` began."""
+    signal.alarm(0)
+
+
 def raise_descriptor_limit() -> int:
     """Raises the soft limit of file descriptors to the hard one; returns what holds now.
 

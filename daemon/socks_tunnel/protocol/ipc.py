@@ -223,6 +223,46 @@ class Drained:
 
 
 @dataclass(frozen=True, slots=True)
+class Settle:
+    """Supervisor to worker: take no new clients, and say when those that wait are served.
+
+    What they wait for has `seconds`.
+    """
+
+    OP: ClassVar[str] = "settle"
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Worker to supervisor: so many clients still wait for something; they would lose it."""
+
+    OP: ClassVar[str] = "settled"
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Supervisor to worker: go on as the program that is installed now.
+
+    It is the last frame of the old supervisor: the next one comes from the new one.
+    """
+
+    OP: ClassVar[str] = "hand-over"
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """Worker to supervisor: the state has been written, with so many flows.
+
+    It is the last frame of the old worker: the next one is the hello of the new one.
+    """
+
+    OP: ClassVar[str] = "handed-over"
+    flows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """Supervisor to worker: a question for an operator. Exporter to supervisor: for its page.
 
@@ -279,6 +319,10 @@ Control: TypeAlias = (
     | Credit
     | Drain
     | Drained
+    | Settle
+    | Settled
+    | HandOver
+    | HandedOver
     | Ask
     | Answer
     | Kill

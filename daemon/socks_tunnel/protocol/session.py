@@ -176,8 +176,7 @@ class Session(Generic[F]):
         self.questions: dict[int, Callable[[], object]] = {}
         """RESOLVEs of the peer that are being answered, and how each is given up. A question is no
         flow, but its CONN_ID is in use."""
-        self.closed: OrderedDict[int, int] = OrderedDict()
-        """Flows that have ended here while the peer may not know it yet, and for what reason."""
+        self.closed: OrderedDict[int, int] = OrderedDict()  # and why; the peer may not know it yet
         self.chunk = 16_384
         """Longest DATA payload in bytes that fits the rate of the link."""
         self._outlet = outlet

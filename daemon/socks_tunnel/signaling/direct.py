@@ -124,13 +124,13 @@ class DirectServer:
         """Where it listens; with the port that the system chose if 0 was asked for."""
         return self._listen if self._address is None else self._address
 
-    async def start(self) -> None:
-        """Binds and listens. Raises :class:`OSError`."""
+    async def start(self, listening: socket.socket | None = None) -> None:
+        """Binds and listens; `listening` does already. Raises :class:`OSError`."""
         if isinstance(self._listen, Path):
-            sock = listen_unix(self._listen)
+            sock = listening or listen_unix(self._listen)
             self._inode = _inode(self._listen)
         else:
-            sock = listen_tcp(self._listen)
+            sock = listening or listen_tcp(self._listen)
             self._address = HostPort(*sock.getsockname()[:2])
         self.http = HttpServer(
             "signalling",
@@ -141,6 +141,10 @@ class DirectServer:
             tls=self._tls,
         )
         self.http.start()
+
+    def release(self) -> socket.socket | None:
+        """Gives the listening socket up, which goes on to listen; None if there is none."""
+        return None if self.http is None else self.http.leave()
 
     async def stop(self) -> None:
         """Stops listening, ends all connections, and removes the Unix socket."""

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 from socks_tunnel.config.settings import Config
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.transport import TransportError
+from socks_tunnel.protocol import bounded
 from socks_tunnel.signaling.carrier import (
     Answered,
     Handlers,
@@ -83,6 +85,15 @@ class EndpointLinks(Links):
         super().on_up(link)
         if self.enroller is not None:
             self.enroller.seen(link.peer.name)
+
+    def export(self) -> dict[str, Any]:
+        """Returns what the carriers leave."""
+        return {"carriers": [carrier.export() for carrier in self._carriers]}
+
+    def inherit(self, fields: Mapping[str, Any]) -> None:
+        """Gives the carriers what they have left."""
+        for carrier, left in zip(self._carriers, bounded.tables(fields, "carriers"), strict=False):
+            carrier.inherit(left)
 
     def on_down(self, link: PeerLink, reason: str) -> None:
         """Says why, also if it did not come up: at the other end they see only that."""

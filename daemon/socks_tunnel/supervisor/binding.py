@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from socks_tunnel.config.settings import Config, listener_text
+from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.supervisor.listeners import (
+    Address,
     Listener,
     ListenError,
     activated_sockets,
@@ -32,34 +34,61 @@ class Bound:
     clients: list[Listener]
 
 
-def bind(config: Config, control: Path, environment: Mapping[str, str]) -> Bound:
+def bind(
+    config: Config,
+    control: Path,
+    environment: Mapping[str, str],
+    inherited: Bound | None = None,
+) -> Bound:
     """Returns the listeners of an instance. `control` is the path of its control socket.
+
+    `inherited` are those of the program before us, systemd's among them, which then does not pass
+    any. One that stands for an address of the configuration is used; the others are closed.
 
     Raises :class:`ListenError`, and :class:`RemoteListenerError` for an address that others can
     reach without a password; nothing is left open then.
     """
-    activated = activated_sockets(environment)
+    left = [] if inherited is None else list(inherited.clients)
+    left_metrics = [] if inherited is None or inherited.metrics is None else [inherited.metrics]
+    activated = activated_sockets(environment) if inherited is None else []
     bound: list[Listener] = []
     try:
-        metrics = _bind_metrics(config, activated)
+        metrics = _bind_metrics(config, activated, left_metrics)
         bound += metrics
-        clients = _bind_clients(config, control, activated, bound)
+        clients = _bind_clients(config, control, activated, left, bound)
     except ListenError:
-        for listener in bound:
+        for listener in (*bound, *left, *left_metrics):
             listener.close()
         for sock in activated:
             sock.close()
         raise
+    for listener in (*left, *left_metrics):
+        _log.info("listening no more on %s", listener_text(listener.address))
+        listener.close()
     for sock in activated:
         _log.warning("systemd passed a socket that nothing is configured for: %s", sock)
         sock.close()
     return Bound(metrics[0] if metrics else None, clients)
 
 
-def _bind_metrics(config: Config, activated: list[socket.socket]) -> list[Listener]:
+def _take(left: list[Listener], address: Address, kind: str) -> Listener | None:
+    """Takes the listener that stands for an address; `kind` is that of :attr:`Listener.kind`."""
+    for listener in left:
+        if listener.wanted == address and listener.kind == kind:
+            left.remove(listener)
+            return listener
+    return None
+
+
+def _bind_metrics(
+    config: Config, activated: list[socket.socket], left: list[Listener]
+) -> list[Listener]:
     where = config.metrics.listen
     if where is None:
         return []
+    found = _take(left, where, "socks")
+    if found is not None:
+        return [found]
     matching = [sock for sock in activated if listens_at(sock, where)][:1]
     for sock in matching:
         activated.remove(sock)
@@ -67,7 +96,11 @@ def _bind_metrics(config: Config, activated: list[socket.socket]) -> list[Listen
 
 
 def _bind_clients(
-    config: Config, control: Path, activated: list[socket.socket], bound: list[Listener]
+    config: Config,
+    control: Path,
+    activated: list[socket.socket],
+    left: list[Listener],
+    bound: list[Listener],
 ) -> list[Listener]:
     """Returns the listeners for clients. Each is put into `bound` as soon as it is open."""
     if config.role != "gateway":
@@ -77,12 +110,27 @@ def _bind_clients(
             f"socks.listen: cannot listen on {listener_text(control)}: it is the control "
             "socket of this instance; choose another path"
         )
-    forwards = [(f.protocol, f.address, f.target) for f in config.forwards]
-    clients = open_forwards(forwards, activated)
-    bound += clients
-    socks = open_listeners("socks.listen", config.socks.listen, activated)
-    bound += socks
-    clients += socks
+    clients: list[Listener] = []
+    missing: list[tuple[str, HostPort, HostPort]] = []
+    for forward in config.forwards:
+        found = _take(left, forward.address, f"forward-{forward.protocol}")
+        if found is None:
+            missing.append((forward.protocol, forward.address, forward.target))
+        else:
+            found.target = forward.target
+            clients.append(found)
+            bound.append(found)
+    opened = open_forwards(missing, activated)
+    bound += opened
+    clients += opened
+    kept = {each: found for each in config.socks.listen if (found := _take(left, each, "socks"))}
+    bound += kept.values()
+    rest = [each for each in config.socks.listen if each not in kept]
+    opened = open_listeners("socks.listen", rest, activated, others=bool(kept))
+    bound += opened
+    both: dict[Address | None, Listener] = {each.wanted: each for each in opened}
+    both |= {each.wanted: each for each in kept.values()}
+    clients += [both[each] for each in config.socks.listen if each in both]
     check_reach(
         clients,
         allow_remote_clients=config.socks.allow_remote_clients,

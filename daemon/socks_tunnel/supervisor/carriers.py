@@ -5,14 +5,17 @@ The dialler and the answerer see carriers through :mod:`socks_tunnel.signaling.c
 
 import asyncio
 import logging
+import socket
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.settings import Config, Peer
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol import bounded
 from socks_tunnel.signaling.carrier import Handlers, OutgoingCarrier
 from socks_tunnel.signaling.direct import DirectClient, DirectServer
 from socks_tunnel.signaling.either import DirectFirst
@@ -49,6 +52,12 @@ class ConfiguredCarrier(Protocol):
 
     async def stop(self) -> None:
         """Takes no more offers; bounded in time."""
+
+    def export(self) -> dict[str, Any]:
+        """Takes no more offers; returns what :meth:`inherit` of the next program needs."""
+
+    def inherit(self, fields: Mapping[str, Any]) -> None:
+        """Takes what :meth:`export` returned, before :meth:`start`. Raises Malformed."""
 
 
 class Outgoing:
@@ -185,6 +194,13 @@ class RendezvousListener:
         if self._service is not None:
             await self._service.stop()
 
+    def export(self) -> dict[str, Any]:
+        """Nothing stays: the next program connects anew."""
+        return {}
+
+    def inherit(self, fields: Mapping[str, Any]) -> None:
+        """Needs nothing."""
+
 
 class DirectListener:
     """The direct carrier's listener, with its certificate, which may be renewed."""
@@ -194,6 +210,8 @@ class DirectListener:
         self._metrics = metrics
         self._server: DirectServer | None = None
         self._certificate: ServerCertificate | None = None
+        self._listen: str | None = None
+        self._inherited: tuple[str, socket.socket] | None = None
 
     async def prepare(self, config: Config) -> None:
         """Reads the certificate. HTTP stays HTTP while it listens. Raises :class:`ConfigError`."""
@@ -215,13 +233,18 @@ class DirectListener:
         signaling = config.signaling
         if signaling is None or signaling.listen is None:
             return  # the loader has seen to it that there is another way in
+        self._listen = str(signaling.listen)
         certificate = self._certificate
         tls = None if certificate is None else certificate.context
         handlers = self._handlers
         self._server = DirectServer(
             signaling.listen, handlers.offer, bye=handlers.bye, join=handlers.join, tls=tls
         )
-        await self._server.start()
+        listening, self._inherited = self._inherited, None
+        if listening is not None and listening[0] != str(signaling.listen):
+            listening[1].close()  # another address is configured now
+            listening = None
+        await self._server.start(None if listening is None else listening[1])
         how = "" if certificate is None else " by HTTPS"
         _log.info("listening for offers on %s%s", self._server.address, how)
         if certificate is not None:
@@ -237,6 +260,22 @@ class DirectListener:
         """Listens no more."""
         if self._server is not None:
             await self._server.stop()
+
+    def export(self) -> dict[str, Any]:
+        """Leaves the listening socket: gateways that dial meanwhile wait in its queue."""
+        sock = None if self._server is None else self._server.release()
+        if sock is None or self._listen is None:
+            return {}
+        sock.set_inheritable(True)
+        return {"listen": self._listen, "fd": sock.fileno()}
+
+    def inherit(self, fields: Mapping[str, Any]) -> None:
+        """Takes the listening socket."""
+        if "fd" in fields:
+            sock = socket.socket(fileno=bounded.integer(fields, "fd", 0, 1 << 31))
+            sock.set_inheritable(False)
+            sock.setblocking(False)
+            self._inherited = bounded.text(fields, "listen"), sock
 
     def _tell(self, certificate: ServerCertificate) -> None:
         """Says in log and metric until when the certificate is good."""

@@ -21,6 +21,8 @@ from socks_tunnel.protocol.ipc import (
     Kill,
     ReadyState,
     Reload,
+    Settle,
+    Settled,
 )
 from socks_tunnel.supervisor.launching import PYTHON, Launcher
 from socks_tunnel.supervisor.listeners import Listener
@@ -38,6 +40,9 @@ METRICS_VARIABLE: Final = "SOCKS_TUNNEL_METRICS_DIR"
 
 QUESTIONS_MAX: Final = 4
 """Questions of the exporter that are answered at a time; further ones get an empty answer."""
+
+SETTLE_GRACE: Final = 1.0
+"""Seconds that a worker has to answer after its clients' time is over."""
 
 STATS_PENDING_MAX: Final = 64
 """Questions that one worker may have to answer at a time."""
@@ -77,6 +82,7 @@ class WorkerSlot(Slot):
         self._report_unbootable = on_unbootable
         self._command = command
         self._routes = WorkerRoutes()
+        self._settling: asyncio.Future[int] | None = None
         self._questions: dict[int, tuple[list[Any], asyncio.Future[list[Any]]]] = {}
         self._last_question = 0
 
@@ -144,6 +150,9 @@ class WorkerSlot(Slot):
                 self._routes.attached(session, message)
             case Drained():
                 self.drained.set()
+            case Settled(waiting=waiting) if self._settling is not None:
+                if not self._settling.done():
+                    self._settling.set_result(waiting)
             case Answer():
                 self._answered(message)
             case _:
@@ -160,6 +169,18 @@ class WorkerSlot(Slot):
             self.drained.clear()
             self.channel.send_control(0, Drain())
         self.retire()
+
+    async def settle(self, seconds: float) -> int:
+        """Lets the worker take no new clients; returns how many still wait after so many seconds.
+
+        A worker that does not answer is not waited for much longer.
+        """
+        if self.channel is None or not self.running:
+            return 0
+        self._settling = asyncio.get_running_loop().create_future()
+        self.channel.send_control(0, Settle(seconds))
+        done, _ = await asyncio.wait([self._settling], timeout=seconds + SETTLE_GRACE)
+        return self._settling.result() if done else 0
 
     def reload(self, configuration: dict[str, Any]) -> None:
         """Sends the worker a changed configuration; one that is starting gets it anyway."""

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator
@@ -74,8 +75,12 @@ class ControlServer:
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.StreamWriter] = set()
 
-    async def start(self) -> None:
-        """Binds and listens. Raises :class:`OSError`."""
+    async def start(self, listening: socket.socket | None = None) -> None:
+        """Binds and listens; `listening` does already. Raises :class:`OSError`."""
+        sock = self._bind() if listening is None else listening
+        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=REQUEST_MAX)
+
+    def _bind(self) -> socket.socket:
         self._path.unlink(missing_ok=True)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -85,7 +90,15 @@ class ControlServer:
         except OSError:
             sock.close()
             raise
-        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=REQUEST_MAX)
+        return sock
+
+    def release(self) -> int | None:
+        """Returns the descriptor on which the next program listens; None if there is none."""
+        if self._server is None:
+            return None
+        descriptor: int = self._server.sockets[0].fileno()
+        os.set_inheritable(descriptor, True)
+        return descriptor
 
     async def stop(self) -> None:
         """Stops listening and ends all connections."""

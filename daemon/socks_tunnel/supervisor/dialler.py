@@ -11,19 +11,22 @@
 While the path of a link that nobody doubts is relayed, a direct one is looked for: a second link
 that may only be direct is dialled beside the first, in growing intervals, and takes over once it is
 up.
+
+This file is long because an attempt, what is beside it and what follows it change together.
 """
 
 import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from socks_tunnel.config.settings import Config, Peer
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.ice import IceSettings
 from socks_tunnel.peer.transport import TransportError
+from socks_tunnel.protocol import bounded
 from socks_tunnel.signaling.carrier import OutgoingCarrier, SignalingError
 from socks_tunnel.signaling.envelope import EnvelopeRejected, new_body, seal
 from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
@@ -77,6 +80,7 @@ class GatewayLinks(Links):
         self._outgoing = carriers.Outgoing(self.identity)
         self.carrier_for = carrier_for or self._outgoing.carrier_for
         self._diallers: dict[str, Dialler] = {}
+        self._inherited: dict[str, bytes] = {}
         self._paths = PathWatcher(self.path_changed)
         self._pauses = PauseWatcher(lambda why: self.path_changed(why, "host-slept"))
 
@@ -136,6 +140,24 @@ class GatewayLinks(Links):
         await asyncio.gather(*(dialler.stop(reason) for dialler in self._diallers.values()))
         await self._outgoing.stop()
 
+    async def suspend(self, reason: str) -> None:
+        """Says no goodbye: the next program dials with the same sessions."""
+        self.draining = True
+        self._paths.stop()
+        self._pauses.stop()
+        for dialler in self._diallers.values():
+            dialler.hold()
+        await super().suspend(reason)
+
+    def export(self) -> dict[str, Any]:
+        """Returns the sessions, which are named by this side."""
+        return {"sessions": {name: d.session for name, d in self._diallers.items()}}
+
+    def inherit(self, fields: Mapping[str, Any]) -> None:
+        """Takes the sessions."""
+        sessions = bounded.table(fields, "sessions")
+        self._inherited = {name: bounded.binary(sessions, name, 16) for name in sessions}
+
     def path_changed(self, why: str, cause: Cause = "network-changed") -> None:
         """Tries another link beside each: addresses or routes have changed, or the host has slept.
 
@@ -151,7 +173,8 @@ class GatewayLinks(Links):
 
     def _dial(self, peer: Peer) -> None:
         if not self.draining:
-            self._diallers[peer.name] = dialler = Dialler(self, peer)
+            session = self._inherited.pop(peer.name, None) or secrets.token_bytes(16)
+            self._diallers[peer.name] = dialler = Dialler(self, peer, session)
             dialler.start()
 
     def _absent(self, peer: Peer) -> dict[str, Any]:
@@ -161,13 +184,13 @@ class GatewayLinks(Links):
 
 
 class Dialler:
-    """Keeps dialling one peer. The session is its own and lasts as long as the process."""
+    """Keeps dialling one peer. The session lasts as long as the process, whatever its program."""
 
-    def __init__(self, links: GatewayLinks, peer: Peer) -> None:
+    def __init__(self, links: GatewayLinks, peer: Peer, session: bytes) -> None:
         self.last_failure: str | None = None
         """Why there is no link, as a sentence; of the latest attempt or of the latest link."""
         self._links = links
-        self._session = secrets.token_bytes(16)
+        self.session = session
         self._key = parse_public_key(peer.public_key)
         self._backoff = Backoff(FIRST_DELAY, LONGEST_DELAY, jitter=True)
         self._direct_backoff = Backoff(DIRECT_FIRST, DIRECT_LONGEST, jitter=True)
@@ -210,7 +233,7 @@ class Dialler:
             return
         carrier, handle = answered
         body = new_body(
-            "bye", self._links.identity, self._key, session=self._session, now=time.time()
+            "bye", self._links.identity, self._key, session=self.session, now=time.time()
         )
         try:
             await carrier.bye(handle, seal(self._links.identity, body))
@@ -252,7 +275,7 @@ class Dialler:
     def _waited(self) -> float | None:
         """Returns for how many seconds flows have waited for a link; None if none do."""
         for session in self._links.router.sessions.values():
-            if session.key == self._session and session.flows:
+            if session.key == self.session and session.flows:
                 since = session.detached_at
                 return 0.0 if since is None else time.monotonic() - since
         return None
@@ -433,7 +456,7 @@ class Dialler:
     async def _try(self, *, direct: bool = False) -> PeerLink:
         # Before candidates are gathered: what the carrier offers is among those to be asked.
         offered = await self._carrier.ice_servers(OFFER_TIMEOUT)
-        link = self._links.new_link(self.peer, self._session, offered, direct=direct)
+        link = self._links.new_link(self.peer, self.session, offered, direct=direct)
         self._begun[link] = None
         link.ended.add_done_callback(lambda _: self._begun.pop(link, None))
         try:
@@ -453,14 +476,14 @@ class Dialler:
         links, carrier = self._links, self._carrier
         sdp = await link.link.create_offer()
         offer = new_body(
-            "offer", links.identity, self._key, session=self._session, now=time.time(), sdp=sdp
+            "offer", links.identity, self._key, session=self.session, now=time.time(), sdp=sdp
         )
         envelope, handle = await carrier.offer(seal(links.identity, offer), OFFER_TIMEOUT)
         self._begun[link] = carrier, handle
         answer, name = links.verifier.open(
             envelope, time.time(), kinds={"answer"}, in_reply_to=offer.nonce
         )
-        if name != self.peer.name or answer.session != self._session:
+        if name != self.peer.name or answer.session != self.session:
             raise EnvelopeRejected(
                 "unexpected-reply", f"the answer is {name}'s, or of another session", name
             )

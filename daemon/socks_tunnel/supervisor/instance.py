@@ -8,6 +8,8 @@ States, all transitions of which are in :class:`Instance`::
        +-- SIGTERM, or what makes        SIGTERM again --(at once)----+              v
            a start impossible ---------------------------------------------------> the end
 
+    ready --SIGUSR2, if the installed program can start--> leaving --execve(2)--> the next program
+
 Signal handlers, and tasks that end, only put an event into a queue; one loop takes from it.
 
 This file is long because start, drain and end are one state machine, told in order.
@@ -17,12 +19,14 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import socks_tunnel
 from socks_tunnel.config import paths
 from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.for_workers import dump
@@ -32,17 +36,18 @@ from socks_tunnel.ops import audit, audit_file
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.ops.notify import Notifier
+from socks_tunnel.ops.process import has_come_up
 from socks_tunnel.ops.recent import RecentProblems
 from socks_tunnel.ops.tasks import measure_lag, short_turns, spawn
 from socks_tunnel.peer.quiet import quiet_loop_exceptions, set_library_log_level
 from socks_tunnel.peer.select import aiortc_version
-from socks_tunnel.protocol.bounded import clip
+from socks_tunnel.protocol.bounded import Malformed, clip
 from socks_tunnel.protocol.ipc import Configure, encode_control
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.signaling.nonces import NonceFile
-from socks_tunnel.supervisor import report
+from socks_tunnel.supervisor import handover, report
 from socks_tunnel.supervisor.answerer import EndpointLinks
-from socks_tunnel.supervisor.binding import bind, row_of
+from socks_tunnel.supervisor.binding import Bound, bind, row_of
 from socks_tunnel.supervisor.children import (
     EXPORTER_COMMAND,
     WORKER_COMMAND,
@@ -51,6 +56,7 @@ from socks_tunnel.supervisor.children import (
 )
 from socks_tunnel.supervisor.config_figures import ConfigFigures, config_hash
 from socks_tunnel.supervisor.control import ControlError, ControlServer, caller
+from socks_tunnel.supervisor.departure import depart
 from socks_tunnel.supervisor.dialler import GatewayLinks
 from socks_tunnel.supervisor.enroller import OPERATIONS as ENROLMENT
 from socks_tunnel.supervisor.enroller import Enroller
@@ -73,7 +79,7 @@ from socks_tunnel.supervisor.processes import TICK, Slot
 from socks_tunnel.supervisor.reload import merge
 from socks_tunnel.supervisor.requests import drain_timeout, flow_name, selection
 from socks_tunnel.supervisor.router import Router
-from socks_tunnel.supervisor.routing import AttachedLink
+from socks_tunnel.supervisor.routing import AttachedLink, RoutedSession
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +102,13 @@ end after a drain takes: a child has :data:`STOP_TIMEOUT`, and then links are cl
 STATUS_PERIOD: Final = 5
 """Seconds between two looks at the status line for the service manager."""
 
-State = Literal["starting", "ready", "draining"]
+RESUMED_STEP: Final = 0.02
+"""Seconds between two looks at whether they do."""
+
+RESUMED_SECONDS: Final = 60.0
+"""Seconds after a replacement in which its flows are expected to go on; later ones go on too."""
+
+State = Literal["starting", "ready", "draining", "leaving"]
 
 
 class _Drain:
@@ -106,10 +118,18 @@ class _Drain:
         self.timeout = timeout
 
 
+class _Leave:
+    """The event that the installed program, of that version, is to take our place."""
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+
+
 class Instance:
     """One running instance. Made and run once, on the event loop of its process.
 
-    `directory` is its runtime directory, which has the metrics directory already. Raises
+    `directory` is its runtime directory, which has the metrics directory already, and `lock` the
+    descriptor that keeps others away from it. `legacy` is what the program before has left. Raises
     :class:`StartError`.
 
     This class has many methods because all transitions of an instance are in one place.
@@ -120,6 +140,8 @@ class Instance:
         config: Config,
         directory: Path,
         *,
+        lock: int = -1,
+        legacy: handover.Legacy | None = None,
         worker_command: Sequence[str] = WORKER_COMMAND,
         exporter_command: Sequence[str] = EXPORTER_COMMAND,
     ) -> None:
@@ -131,12 +153,19 @@ class Instance:
         self.config = config
         self.directory = directory
         self.state: State = "starting"
-        self.started_at = time.monotonic()
+        self.started_at = time.monotonic() if legacy is None else legacy.started_at
+        self.upgrades = 0 if legacy is None else legacy.upgrades
+        """How often its program was replaced."""
+        self.upgrade: dict[str, Any] | None = None
+        """What the last replacement was like, for `status`."""
         self.metrics = ops_metrics.Metrics()
         self.notifier = Notifier(os.environ)
         self.router = Router(
             opens=config.role == "gateway",
-            worker_count=config.workers.effective_count,
+            # Flows belong to their workers, so there are as many as before.
+            worker_count=(
+                config.workers.effective_count if legacy is None else legacy.worker_count
+            ),
             flows_per_worker=config.limits.flows_per_worker,
             metrics=self.metrics,
             on_abuse=self._abuse,
@@ -150,6 +179,9 @@ class Instance:
         self.links.verifier.keep_in(nonces, time.time())
         self.workers: list[WorkerSlot] = []
         self.exporter: ExporterSlot | None = None
+        self._lock = lock
+        self._legacy = legacy
+        self._watchdog: asyncio.Task[None] | None = None
         self._worker_command = worker_command
         self._exporter_command = exporter_command
         self._nursery = Nursery()
@@ -174,8 +206,10 @@ class Instance:
         logging.getLogger().addHandler(self._problems)
         loop = asyncio.get_running_loop()
         quiet_loop_exceptions(loop)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        for number in handover.HELD_SIGNALS:
             loop.add_signal_handler(number, self._events.put_nowait, number)
+        handover.take_signals()
+        has_come_up()
         try:
             self._starting = spawn("start", self._start())
             self._starting.add_done_callback(self._events.put_nowait)
@@ -206,6 +240,11 @@ class Instance:
                     spawn("reload", self._reload_on_signal())
                 case signal.SIGUSR1:
                     spawn("report", report.log_report(self))
+                case signal.SIGUSR2:
+                    spawn("upgrade", self._upgrade_on_signal())
+                case _Leave(version=version):
+                    if self.state == "ready":
+                        await self._leave(version)
                 case asyncio.Task() if event is self._starting:
                     problem = event.result()
                     if problem is not None:
@@ -221,6 +260,7 @@ class Instance:
         try:
             self._check_frame(self.config)
             self._bind()
+            self._inherit()
             await self._start_control()
             self._start_children()
             await self._wait_for_workers()
@@ -239,7 +279,57 @@ class Instance:
             f", SOCKS5 on {where}" if where else "",
         )
         self.notifier.ready(self._status_line)
+        if self._legacy is not None:
+            self._background.append(spawn("flows go on", self._flows_go_on(self._legacy)))
+            self._legacy = None
         return None
+
+    def _inherit(self) -> None:
+        """Goes on with the sessions of the program before."""
+        legacy = self._legacy
+        if legacy is None:
+            return
+        try:
+            self.links.inherit(legacy.links)
+            self.router.restore(
+                RoutedSession.restore(self.router, session) for session in legacy.sessions
+            )
+        except Malformed as error:
+            _log.error("the sessions of the program before cannot go on: %s", error)
+        for session in list(self.router.sessions.values()):
+            if session.peer not in self.links.peers:
+                self.router.forget_peer(session.peer, "the peer is not configured any more")
+        wanted = self.config.workers.effective_count
+        if wanted != legacy.worker_count:
+            _log.warning(
+                "workers.count: %d workers go on; %d takes effect with a restart",
+                legacy.worker_count,
+                wanted,
+            )
+
+    async def _flows_go_on(self, legacy: handover.Legacy) -> None:
+        """Says how the replacement went, once the flows go on or should have."""
+        seconds = time.monotonic() - legacy.since
+        self.upgrade = {
+            "from": legacy.program,
+            "to": socks_tunnel.__version__,
+            "flows": legacy.flows,
+            "seconds": round(seconds, 3),
+            "resumed_after": None,
+        }
+        _log.info(
+            "version %s has taken the place of %s within %.1f s, with %d flows",
+            socks_tunnel.__version__,
+            legacy.program,
+            seconds,
+            legacy.flows,
+        )
+        deadline = time.monotonic() + RESUMED_SECONDS
+        while self.router.detached or not all(link.resumed for link in self.router.links):
+            if time.monotonic() > deadline:
+                return
+            await asyncio.sleep(RESUMED_STEP)
+        self.upgrade["resumed_after"] = round(time.monotonic() - legacy.since, 3)
 
     def _check_frame(self, config: Config) -> None:
         """Checks that what workers need of the configuration fits a frame. Raises StartError."""
@@ -253,7 +343,12 @@ class Instance:
 
     def _bind(self) -> None:
         try:
-            bound = bind(self.config, paths.control_socket(self.directory), os.environ)
+            bound = bind(
+                self.config,
+                paths.control_socket(self.directory),
+                os.environ,
+                None if self._legacy is None else self._legacy.bound,
+            )
         except RemoteListenerError as error:
             raise StartError(str(error), EXIT_CONFIG) from None
         except ListenError as error:
@@ -263,7 +358,10 @@ class Instance:
 
     async def _start_control(self) -> None:
         try:
-            await self._control.start()
+            listening = None if self._legacy is None else self._legacy.control
+            await self._control.start(
+                None if listening is None else socket.socket(fileno=listening)
+            )
         except OSError as error:
             raise StartError(
                 f"the control socket {paths.control_socket(self.directory)}: {error}",
@@ -300,17 +398,18 @@ class Instance:
                 command=self._exporter_command,
                 launcher=self._launcher(self._exporter_command, EXPORTER_COMMAND),
             )
-        for slot in self._slots():
-            slot.start()
+        handed = {} if self._legacy is None else self._legacy.workers
+        for slot in self.workers:
+            slot.start(handed.get(slot.index))
+        if self.exporter is not None:
+            self.exporter.start()
         self._background = [
             spawn("look after children", self._look_after_children()),
             spawn("each second", self._each_second()),
             spawn("measure lag", measure_lag(self.metrics.observe_lag)),
         ]
         if self.notifier.watchdog_interval is not None:
-            self._background.append(
-                spawn("watchdog", self._feed_watchdog(self.notifier.watchdog_interval))
-            )
+            self._watchdog = spawn("watchdog", self._feed_watchdog(self.notifier.watchdog_interval))
 
     def _launcher(self, command: Sequence[str], ours: Sequence[str]) -> Launcher:
         return self._nursery if command == ours else Exec()
@@ -439,6 +538,8 @@ class Instance:
     # --- requests on the control socket -------------------------------------------------------
 
     async def _answer(self, request: dict[str, Any]) -> Any:
+        if self.state == "leaving":
+            raise ControlError("the program is being replaced; ask again")
         match request["op"]:
             case "status":
                 return await report.status(self)
@@ -454,6 +555,15 @@ class Instance:
                 except ConfigError as error:
                     raise ControlError(f"the old configuration stays: {error}") from None
                 return {"reloaded": True, "needs_restart": waiting}
+            case "upgrade":
+                version = await self._check_installed()
+                self._events.put_nowait(_Leave(version))
+                return {
+                    "from": socks_tunnel.__version__,
+                    "to": version,
+                    "upgrades": self.upgrades,
+                    "flows": self.router.flows,
+                }
             case "drain":
                 timeout = drain_timeout(request, self.config.drain_timeout)
                 if self.state != "ready":
@@ -575,6 +685,64 @@ class Instance:
             self.exporter.log = config.log
         self.links.apply(config)
 
+    # --- upgrade ------------------------------------------------------------------------------
+
+    async def _upgrade_on_signal(self) -> None:
+        try:
+            version = await self._check_installed()
+        except ControlError as error:
+            _log.error("the program is not replaced: %s", error)
+        else:
+            self._events.put_nowait(_Leave(version))
+
+    async def _check_installed(self) -> str:
+        """Returns the version of the installed program, if it can take this one's place.
+
+        Raises :class:`ControlError`; nothing has changed then.
+        """
+        if self.state != "ready":
+            raise ControlError(f"the instance is {self.state}")
+        async with self._reloading:
+            try:
+                return await handover.check(self.config.source)
+            except handover.RefusedError as error:
+                raise ControlError(f"version {socks_tunnel.__version__} goes on: {error}") from None
+
+    async def _leave(self, version: str) -> None:
+        """Gives this program's place to the installed one. Raises :class:`StartError` if it fails.
+
+        Nothing may disturb the workers' streams from here on: no ping, no credit, no question.
+        """
+        _log.info(
+            "version %s takes the place of %s; %d flows go on with it",
+            version,
+            socks_tunnel.__version__,
+            self.router.flows,
+        )
+        async with self._reloading:
+            self.state = "leaving"
+            handover.hold_signals()
+            self.notifier.reloading()
+            for task in self._background:
+                task.cancel()
+            try:
+                legacy = await depart(
+                    workers=self.workers,
+                    exporter=self.exporter,
+                    nursery=self._nursery,
+                    links=self.links,
+                    router=self.router,
+                    control=self._control,
+                    bound=Bound(self._metrics_listener, self._listeners),
+                    lock=self._lock,
+                    started_at=self.started_at,
+                    upgrades=self.upgrades,
+                )
+                self.metrics.flush()
+                handover.replace_program(legacy)
+            except (OSError, ValueError) as error:
+                raise StartError(f"the program cannot be replaced: {error}", EXIT_BUG) from error
+
     # --- the end ------------------------------------------------------------------------------
 
     def _begin_drain(self, why: str, timeout: float) -> None:
@@ -617,7 +785,7 @@ class Instance:
             await asyncio.wait([self._starting])
         if self._draining is not None:
             self._draining.cancel()
-        for task in self._background:
+        for task in [*self._background, *([self._watchdog] if self._watchdog else [])]:
             task.cancel()
         if self._forced:
             for slot in self._slots():

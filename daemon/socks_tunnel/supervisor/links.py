@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from itertools import product
 from typing import Any, Final, Literal, Protocol
@@ -62,7 +62,10 @@ class TransportFactory(Protocol):
 
 
 class Links:
-    """All links of this host. `transports` makes what carries them."""
+    """All links of this host. `transports` makes what carries them.
+
+    This class has many methods because it is what both roles share, and what others look at.
+    """
 
     role: Literal["gateway", "endpoint"]
 
@@ -134,6 +137,23 @@ class Links:
     async def stop(self, reason: str) -> None:
         """Ends all links in order; bounded in time."""
         raise NotImplementedError
+
+    # --- hand-over ----------------------------------------------------------------------------
+
+    async def suspend(self, reason: str) -> None:
+        """Ends all links so that the program that takes our place can resume their sessions.
+
+        The peers notice at once. Bounded in time; nothing is dialled or answered any more.
+        """
+        self.draining = True
+        await asyncio.gather(*(link.close(reason) for link in list(self.links)))
+
+    def export(self) -> dict[str, Any]:
+        """Returns what the next program needs; its descriptors stay open there."""
+        return {}
+
+    def inherit(self, fields: Mapping[str, Any]) -> None:
+        """Takes what :meth:`export` returned, before :meth:`start`. Raises Malformed."""
 
     # --- what there is ------------------------------------------------------------------------
 

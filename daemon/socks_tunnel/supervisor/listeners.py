@@ -69,6 +69,8 @@ class Listener:
     activated: bool
     target: HostPort | None = None
     file: tuple[int, int] | None = None
+    wanted: Address | None = None
+    """The address in the configuration that it stands for."""
 
     @property
     def kind(self) -> str:
@@ -139,9 +141,13 @@ def activated_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
 
 
 def open_listeners(
-    setting: str, wanted: Sequence[Address], activated: list[socket.socket]
+    setting: str,
+    wanted: Sequence[Address],
+    activated: list[socket.socket],
+    *,
+    others: bool = False,
 ) -> list[Listener]:
-    """Returns a listener for each address, in order.
+    """Returns a listener for each address, in order. `others` says that there are others already.
 
     Of the `activated` sockets the one of that address is taken, or else the next of its kind that
     no address asks for; those taken are removed from the list. Where none is left, a socket is
@@ -170,15 +176,17 @@ def open_listeners(
             )
         if sock is not None:
             sock.setblocking(False)
-            listeners.append(Listener(sock, activated=True))
+            listeners.append(Listener(sock, activated=True, wanted=address))
             continue
         try:
             if isinstance(address, Path):
-                listeners.append(bind_unix(setting, address))
+                listener = bind_unix(setting, address)
             else:
-                listeners.append(bind(setting, address))
+                listener = bind(setting, address)
+            listener.wanted = address
+            listeners.append(listener)
         except ListenError as error:
-            if len(wanted) > 1 and _has_no_ipv6(address, error):
+            if (len(wanted) > 1 or others) and _has_no_ipv6(address, error):
                 _log.warning("%s; the other listeners are used", error)
                 continue
             for listener in listeners:
@@ -210,7 +218,7 @@ def open_forwards(
             for other in listeners:
                 other.close()
             raise
-        listener.target = target
+        listener.target, listener.wanted = target, address
         listeners.append(listener)
     return listeners
 

@@ -23,6 +23,7 @@ from socks_tunnel.ops.process import die_with_parent, raise_descriptor_limit
 from socks_tunnel.peer.quiet import set_library_log_level
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.settings import LimitSettings
+from socks_tunnel.supervisor import handover
 from socks_tunnel.supervisor.environment import PARENT_VARIABLE
 from socks_tunnel.supervisor.instance import Instance
 from socks_tunnel.supervisor.problems import (
@@ -65,7 +66,7 @@ def run(reading: Reading, *, private: bool = False) -> int:
     ops_logging.setup(config.log.level, config.log.format, component="supervisor")
     set_library_log_level(debug=config.log.level == "debug")
     try:
-        _run(config)
+        _run(config, handover.inherit(os.environ))
     except StartError as error:
         _log.error("cannot start: %s", error)
         return error.exit_code
@@ -98,16 +99,17 @@ def made_private(config: Config) -> Config:
     )
 
 
-def _run(config: Config) -> None:
+def _run(config: Config, legacy: handover.Legacy | None) -> None:
     try:
         directory = paths.runtime_directory(config.instance, create=True)
-        lock = _lock(directory, config.instance)
+        lock = _lock(directory, config.instance) if legacy is None else legacy.lock
     except OSError as error:
         raise StartError(f"no runtime directory: {error}", EXIT_CANNOT_CREATE) from None
     try:
         metrics_directory = paths.metrics_directory(directory)
         try:
-            ops_metrics.prepare_directory(metrics_directory)
+            if legacy is None:  # else the counters of the program before go on
+                ops_metrics.prepare_directory(metrics_directory)
         except OSError as error:
             raise StartError(f"no metrics directory: {error}", EXIT_CANNOT_CREATE) from None
         files = ops_metrics.configure(metrics_directory, "supervisor")
@@ -121,7 +123,7 @@ def _run(config: Config) -> None:
         _open_audit_file(config)
         # The loop is not closed: that waits for threads that wait for the network.
         runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-        runner.run(_run_instance(config, directory))
+        runner.run(_run_instance(config, directory, lock, legacy))
     finally:
         os.close(lock)
 
@@ -152,8 +154,10 @@ def _open_audit_file(config: Config) -> None:
         ) from None
 
 
-async def _run_instance(config: Config, directory: Path) -> None:
-    await Instance(config, directory).run()
+async def _run_instance(
+    config: Config, directory: Path, lock: int, legacy: handover.Legacy | None
+) -> None:
+    await Instance(config, directory, lock=lock, legacy=legacy).run()
 
 
 def _lock(directory: Path, instance: str) -> int:

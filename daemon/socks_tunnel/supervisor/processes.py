@@ -14,11 +14,14 @@ end-of-file and end too. How one is started is the launcher's matter.
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from socks_tunnel.ipc.descriptors import send_descriptors
 from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.errors import RemoteProtocolError
@@ -26,12 +29,14 @@ from socks_tunnel.protocol.ipc import (
     ChildHello,
     ChildReady,
     Control,
+    HandedOver,
+    HandOver,
     IpcPing,
     IpcPong,
     Shutdown,
 )
 from socks_tunnel.supervisor.backoff import Backoff
-from socks_tunnel.supervisor.launching import Exec, Launcher, Process
+from socks_tunnel.supervisor.launching import Exec, Forked, Launcher, Process
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +66,17 @@ CHANNEL_GRACE: Final = 5.0
 """Seconds that a child may live on after it closed its IPC stream."""
 
 SlotState = Literal["starting", "running", "waiting", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class HandedChild:
+    """A child whose program was replaced: its process, and the descriptor of our end of its stream.
+
+    It waits for the descriptors that :meth:`Slot.inherited_fds` returns, and then says hello.
+    """
+
+    pid: int
+    fd: int
 
 
 class Slot:
@@ -97,6 +113,8 @@ class Slot:
         self._boot_failures = 0
         self._launcher = launcher or Exec()
         self._process: Process | None = None
+        self._handed: HandedChild | None = None
+        self._handing: asyncio.Future[int] | None = None
         self._stopping = asyncio.Event()
         self._boot_ticks = 0
         self._pings_sent = 0
@@ -147,8 +165,12 @@ class Slot:
 
     # --- life ---------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Starts the process, and keeps it running until :meth:`stop` or :meth:`kill`."""
+    def start(self, handed: HandedChild | None = None) -> None:
+        """Starts the process, and keeps it running until :meth:`stop` or :meth:`kill`.
+
+        A child that was handed over is the first one.
+        """
+        self._handed = handed
         self.ended = spawn(f"keep {self.name} running", self._keep())
 
     @property
@@ -183,6 +205,30 @@ class Slot:
         self._retired = True
         if not self.running:
             self.kill()
+
+    async def hand_over(self, timeout: float) -> tuple[HandedChild, int] | None:  # noqa: ASYNC109 - the kill after it is part of it
+        """Lets the child replace its program; returns it, and how many flows it goes on with.
+
+        Returns None if there is no child that can, or it has not answered in time: it is killed.
+        After this nothing may be sent to it, and this slot starts no other.
+        """
+        self._retired = True
+        channel = self.channel
+        if channel is None or not self.running or self.pid is None:
+            self.kill()
+            return None
+        self._handing = asyncio.get_running_loop().create_future()
+        channel.send_control(0, HandOver())
+        channel.fall_silent()
+        try:
+            async with asyncio.timeout(timeout):
+                flows = await self._handing
+        except (TimeoutError, ConnectionError):
+            _log.error("%s did not hand its flows over; they end", self.name)
+            self.kill()
+            return None
+        os.set_inheritable(channel.descriptor, True)
+        return HandedChild(self.pid, channel.descriptor), flows
 
     def kill(self) -> None:
         """Ends the child at once; :attr:`ended` is done soon after."""
@@ -281,17 +327,8 @@ class Slot:
         """Runs the process once; returns its exit status, negative for a signal."""
         self._boot_ticks = self._pings_sent = self._unanswered = 0
         self._condemned = self._killed_by_us = False
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                process = await self._launcher.start(
-                    self.command(theirs.fileno()),
-                    (theirs.fileno(), *self.inherited_fds()),
-                    self.environment(),
-                )
-        except BaseException:
-            ours.close()
-            raise
+        handed, self._handed = self._handed, None
+        process, ours = await self._spawn() if handed is None else self._adopt(handed)
         self._process = process
         self.pid = process.pid
         exited = spawn(f"{self.name} exits", process.wait())
@@ -319,6 +356,33 @@ class Slot:
             self.pid = None
         return status
 
+    async def _spawn(self) -> tuple[Process, socket.socket]:
+        """Starts the process; returns it with our end of its stream."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = await self._launcher.start(
+                    self.command(theirs.fileno()),
+                    (theirs.fileno(), *self.inherited_fds()),
+                    self.environment(),
+                )
+        except BaseException:
+            ours.close()
+            raise
+        return process, ours
+
+    def _adopt(self, handed: HandedChild) -> tuple[Process, socket.socket]:
+        """Goes on with a child of the program before us; returns it with our end of its stream."""
+        ours = socket.socket(fileno=handed.fd)
+        try:
+            ours.set_inheritable(False)
+            process = Forked(handed.pid)
+            send_descriptors(ours, self.inherited_fds())
+        except BaseException:
+            ours.close()
+            raise
+        return process, ours
+
     # --- frames -------------------------------------------------------------------------------
 
     def frame(self, channel: Channel, session: int, message: Control) -> None:
@@ -333,6 +397,9 @@ class Slot:
                 raise RemoteProtocolError("a pong to no ping of ours", kind="ipc-control")
             self._unanswered = min(self._unanswered, self._pings_sent - message.number)
             self._pong.set()
+        elif isinstance(message, HandedOver) and self._handing is not None:
+            # The next frame is the new program's, and for the supervisor that takes our place.
+            channel.leave(lambda: self._handed_over(message.flows))
         elif isinstance(message, ChildReady) and self.state == "starting":
             self.state = "running"
             self.was_ready.set()
@@ -340,8 +407,14 @@ class Slot:
         else:
             self.on_control(session, message)
 
+    def _handed_over(self, flows: int) -> None:
+        if self._handing is not None and not self._handing.done():
+            self._handing.set_result(flows)
+
     def closed(self, error: Exception | None) -> None:
         """Takes note that the stream of the child has ended."""
+        if self._handing is not None and not self._handing.done():
+            self._handing.set_exception(ConnectionError(f"{self.name} ended"))
         if isinstance(error, RemoteProtocolError):
             _log.error("%s broke the IPC protocol (%s); killing it (SIGKILL)", self.name, error)
             self._signal(signal.SIGKILL)

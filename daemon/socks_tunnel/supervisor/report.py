@@ -46,10 +46,12 @@ class Reported(Protocol):
     links: Links
     workers: list[WorkerSlot]
     started_at: float
+    upgrades: int
+    upgrade: dict[str, Any] | None
 
     @property
     def state(self) -> str:
-        """`starting`, `ready` or `draining`."""
+        """`starting`, `ready`, `draining` or `leaving`."""
 
     @property
     def addresses(self) -> list[Address]:
@@ -97,6 +99,8 @@ async def brief(instance: Reported) -> dict[str, Any]:
         "pid": os.getpid(),
         "uptime": round(time.monotonic() - instance.started_at, 1),
         "state": instance.state,
+        "upgrades": instance.upgrades,
+        "upgrade": instance.upgrade,
         "listen": _listening(instance),
         "metrics": None if instance.metrics_address is None else str(instance.metrics_address),
         "workers": workers,

@@ -14,7 +14,7 @@ How messages find their worker: supervisor/routing.py.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -108,6 +108,11 @@ class Router:
     def workers(self) -> int:
         """How many workers take flows."""
         return len(self._workers)
+
+    @property
+    def links(self) -> list[AttachedLink]:
+        """The links that carry a session."""
+        return [s.link for s in self.sessions.values() if s.link is not None]
 
     @property
     def detached(self) -> list[RoutedSession]:
@@ -220,6 +225,13 @@ class Router:
                     self._end(session, f"no link came back within {self.resume_timeout:g} s")
             elif link is not None and not link.resumed and now - link.since > RESUME_SECONDS:
                 session.abuse(f"no complete RESUME came within {RESUME_SECONDS:g} s")
+
+    def restore(self, sessions: Iterable[RoutedSession]) -> None:
+        """Goes on with sessions of the program before us, which have no link at the moment."""
+        for session in sessions:
+            self.sessions[session.number] = session
+            self._last_number = max(self._last_number, session.number)
+        self.metrics.sessions_detached.set(len(self.detached))
 
     # --- new flows ----------------------------------------------------------------------------
 

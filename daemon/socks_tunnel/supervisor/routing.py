@@ -18,10 +18,11 @@ the old link. It is dropped here: the rows of its answer say what the peer needs
 
 import logging
 import time
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol, Self
 
 from socks_tunnel.ops.metrics import Metrics
+from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.errors import CloseReason, LocalProtocolError, RemoteProtocolError
 from socks_tunnel.protocol.flow import ROW_CLOSED, ROW_OPEN
 from socks_tunnel.protocol.ipc import (
@@ -198,11 +199,14 @@ class RoutedSession:
         self.workers: dict[int, WorkerEntry] = {}
         self._owners: dict[int, WorkerEntry] = {}
         self._associations: set[int] = set()
+        self._left: dict[int, list[int]] = {}
+        """Flows that the program before us has left, by the index of their worker."""
 
     @property
     def flows(self) -> int:
         """How many flows are open."""
-        return len(self._owners)
+        left = sum(map(len, self._left.values())) if self._left else 0
+        return len(self._owners) + left
 
     @property
     def associations(self) -> int:
@@ -481,6 +485,8 @@ class RoutedSession:
     def worker_up(self, index: int, port: WorkerPort) -> WorkerEntry:
         """Lets a worker take part in the session."""
         worker = self.workers[index] = WorkerEntry(index, port)
+        for conn_id in self._left.pop(index, ()):
+            self._owners[conn_id] = worker
         port.send_control(self.number, SessionOpened(self.peer))
         if self.link is not None:
             self._attach_worker(self.link, worker)
@@ -517,6 +523,43 @@ class RoutedSession:
         self.link = None
         self._owners.clear()
         self._associations.clear()
+        self._left.clear()
+
+    # --- hand-over ----------------------------------------------------------------------------
+
+    def export(self) -> dict[str, Any]:
+        """Returns the session as plain values, for the program that takes our place."""
+        flows: dict[int, list[int]] = {}
+        for conn_id, worker in self._owners.items():
+            flows.setdefault(worker.index, []).append(conn_id)
+        return {
+            "number": self.number,
+            "peer": self.peer,
+            "key": self.key,
+            "detached_at": self.detached_at,
+            "flows": [[index, *conn_ids] for index, conn_ids in flows.items()],
+            "associations": list(self._associations),
+        }
+
+    @classmethod
+    def restore(cls, router: RoutingOwner, fields: Mapping[str, Any]) -> Self:
+        """Returns the session that :meth:`export` described; its workers are still to come.
+
+        Raises :class:`~socks_tunnel.protocol.bounded.Malformed`.
+        """
+        session = cls(
+            router,
+            bounded.integer(fields, "number", 1, 0xFFFF),
+            bounded.text(fields, "peer"),
+            bounded.binary(fields, "key", 16),
+        )
+        session.detached_at = bounded.number(fields, "detached_at")
+        flows, associations = fields.get("flows"), fields.get("associations")
+        if not isinstance(flows, list) or not isinstance(associations, list):
+            raise bounded.unusable(fields, "flows")
+        session._left = {index: conn_ids for index, *conn_ids in flows}
+        session._associations = set(associations)
+        return session
 
     # --- helpers ------------------------------------------------------------------------------
 

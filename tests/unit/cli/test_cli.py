@@ -104,7 +104,17 @@ def mode(path: Path) -> int:
 
 
 def test_the_commands_are_these() -> None:
-    running = {"run", "rendezvous", "demo", "status", "connections", "top", "reload", "drain"}
+    running = {
+        "run",
+        "rendezvous",
+        "demo",
+        "status",
+        "connections",
+        "top",
+        "reload",
+        "drain",
+        "upgrade",
+    }
     scripts = {"wait", "exec", "nc", "kill"}
     preparing = {
         "check-config",

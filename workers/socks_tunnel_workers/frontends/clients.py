@@ -41,6 +41,14 @@ class Closable(Protocol):
         """Closes it without a word."""
 
 
+class Connected(Closable, Protocol):
+    """A client as its front end has it."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for nothing: closing it takes nothing away."""
+
+
 class Clients:
     """The clients of one worker. `full` says whether it holds as many flows as it may."""
 
@@ -60,7 +68,7 @@ class Clients:
         self.notices = notices
         self.metrics = metrics
         self.memory = memory
-        self.opening: set[Closable] = set()
+        self.opening: set[Connected] = set()
         """Clients in their handshake, or whose flow is being opened, or that speak HTTP."""
         self.asked: set[Waiting] = set()
         """Those of them who count as a flow already, while its answer is awaited."""
@@ -129,7 +137,7 @@ class Clients:
                 client.close()
             except Exception as second:  # noqa: BLE001 - it cannot even be closed
                 self.bug(second, "a client of the proxy could not be closed")
-                self.opening.discard(client)
+                self.opening -= {client}
 
     def bug(self, error: Exception, consequence: str) -> None:
         """Counts a bug of ours that a client met, and logs it once for its kind."""
@@ -178,6 +186,13 @@ class Clients:
         self.notices.warn("resource", "a client cannot be served: %s", error)
 
     # --- the end ----------------------------------------------------------------------------------
+
+    @property
+    def settled(self) -> bool:
+        """Whether no client waits for anything. Those that are idle are closed."""
+        for client in [client for client in self.opening if client.idle]:
+            client.close()
+        return not self.opening
 
     def close(self) -> None:
         """Closes all clients whose flows are not open yet."""

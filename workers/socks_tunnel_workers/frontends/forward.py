@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import socket
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
+from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
 from socks_tunnel.protocol.messages import (
@@ -61,6 +63,11 @@ class TcpForwardSession(Asker):
         who = identify_address(address)
         self._opening = Opening(clients, self, ConnectRequest(target), who, sock)
         self._opening.start()
+
+    @property
+    def idle(self) -> bool:
+        """Never: it waits for its flow."""
+        return False
 
     def opened(self, bound: HostPort) -> bool:
         """Leaves the socket to the flow."""
@@ -163,6 +170,31 @@ class UdpForward:
         if len(self.associations) > CLIENTS_MAX:
             next(iter(self.associations.values())).abort(CloseReason.RESOURCE_LIMIT)
         association.ask()
+        return association
+
+    def take_over(
+        self,
+        session: WorkerSession,
+        conn_id: int,
+        address: SockAddr,
+        client: str,
+        fields: Mapping[str, Any],
+    ) -> ForwardAssociation:
+        """Returns an association of the program before us, which goes on here.
+
+        Raises Malformed if `fields` do not describe one, or the client has all that it may.
+        """
+        slot = self.clients.take_association(identify_address(address).account)
+        if slot is None:
+            raise bounded.Malformed(f"the client {client} has as many as it may")
+        association = ForwardAssociation(session, conn_id, self, address, client, slot)
+        try:
+            association.restore(fields)
+            session.readmit(association)
+        except BaseException:
+            slot.end()
+            raise
+        self.associations[address] = association
         return association
 
     def allowed(self, session: WorkerSession, conn_id: int) -> bool:

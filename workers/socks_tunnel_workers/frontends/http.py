@@ -104,6 +104,11 @@ class HttpSession(Asker):
         self._set_timer(HEAD_SECONDS)
         clients.guard(self, self._take, data)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no request of the client is under way."""
+        return self._core.idle and self._opening is None and not self._to_client
+
     # --- the client -----------------------------------------------------------------------------
 
     def _readable(self) -> None:

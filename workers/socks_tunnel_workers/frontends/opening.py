@@ -127,6 +127,16 @@ class Opening:
         return self.who.name
 
     @property
+    def connection(self) -> socket.socket:
+        """The client's connection."""
+        return self._sock
+
+    @property
+    def account(self) -> str:
+        """What the client's associations are counted under."""
+        return self.who.account
+
+    @property
     def command(self) -> str:
         """What is asked for, in a word for metrics."""
         return COMMANDS[type(self._request)]

@@ -152,6 +152,14 @@ class WorkerSession:
         self.counters.active[flow.kind] += 1
         self.counters.count("flows_total", flow.kind)
 
+    def readmit(self, flow: Flow) -> None:
+        """Takes in a flow of the program before us. It was counted when it was opened.
+
+        Raises :class:`RemoteProtocolError` if its CONN_ID is in use.
+        """
+        self.flows.add(flow.conn_id, flow)
+        self.counters.active[flow.kind] += 1
+
     def relieve(self) -> None:
         """Makes room if the worker's flows hold more memory than allowed."""
         if self.memory.over:

@@ -187,6 +187,17 @@ class TcpRelay(Flow):
         else:
             self._after_write()
 
+    def take_over(self, sock: socket.socket) -> None:
+        """Goes on with the socket of a flow that the program before us has left.
+
+        What waits for the socket is written; it is read again once there is a link.
+        """
+        self.sock = sock
+        if self.core.receive.pending:
+            self._flush()
+        else:
+            self._after_write()
+
     def detach(self) -> None:
         """Lets go of the socket without closing it: its owner does."""
         self._stop_watching()

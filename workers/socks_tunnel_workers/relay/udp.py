@@ -15,9 +15,10 @@ import errno
 import secrets
 import socket
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Final, Protocol, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias
 
+from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.addresses import AddressType, HostPort
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
 from socks_tunnel.protocol.flow import ROW_OPEN
@@ -30,6 +31,7 @@ from socks_tunnel.protocol.messages import (
 )
 from socks_tunnel.protocol.policy import Policy
 from socks_tunnel.protocol.socks5 import parse_udp_packet
+from socks_tunnel.protocol.streams import POSITION_MAX
 from socks_tunnel_workers.relay.flow import Flow
 from socks_tunnel_workers.relay.local_policy import allowed_here
 
@@ -107,6 +109,14 @@ class Control(Protocol):
     def client(self) -> str:
         """The client's name in tables and logs."""
 
+    @property
+    def connection(self) -> socket.socket:
+        """The control connection."""
+
+    @property
+    def account(self) -> str:
+        """What the client's associations are counted under."""
+
     def associated(self, association: GatewayAssociation) -> None:
         """The endpoint has answered: tells the client where the relay is."""
 
@@ -151,6 +161,26 @@ class Association(Flow):
             raise RemoteProtocolError(
                 "an answer to an open came twice", kind="opened-twice", conn_id=self.conn_id
             )
+        self.opened = True
+
+    def export(self) -> dict[str, Any]:
+        """Returns what all associations have in common, for a hand-over to another program."""
+        return {
+            "conn_id": self.conn_id,
+            "started": self.started,
+            "active": self.active,
+            "repeated": self.repeated,
+            "up": self._up,
+            "down": self._down,
+        }
+
+    def restore(self, fields: Mapping[str, Any]) -> None:
+        """Takes what :meth:`export` returned; the association is open. Raises Malformed."""
+        self.started = bounded.number(fields, "started")
+        self.active = bounded.number(fields, "active")
+        self.repeated = bounded.boolean(fields, "repeated")
+        self._up = bounded.integer(fields, "up", 0, POSITION_MAX)
+        self._down = bounded.integer(fields, "down", 0, POSITION_MAX)
         self.opened = True
 
     def ask(self) -> None:
@@ -274,9 +304,7 @@ class GatewayAssociation(Association):
                 if self.opened and self.repeated:
                     return
                 self.mark_opened()
-                assert self.sock is not None
-                session = self.session
-                session.loop.add_reader(self.sock, session.core.guard, self, self._readable)
+                self.watch()
                 self.control.associated(self)
             case UdpAssociateClosed(reason=reason):
                 self._close(reason)
@@ -284,6 +312,12 @@ class GatewayAssociation(Association):
                 raise self.unexpected(type(message).__name__)
 
     # --- client -> endpoint ---------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Reads the relay from now on."""
+        assert self.sock is not None
+        session = self.session
+        session.loop.add_reader(self.sock, session.core.guard, self, self._readable)
 
     def _readable(self) -> None:
         sock = self.sock

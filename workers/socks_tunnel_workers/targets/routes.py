@@ -238,6 +238,10 @@ class Routes:
         """Returns the destinations that are known."""
         return list(self._entries)
 
+    def allowed(self) -> list[tuple[HostPort, Route]]:
+        """Returns the destinations that are allowed, with their routes, the least used first."""
+        return [(d, entry) for d, entry in self._entries.items() if isinstance(entry, Route)]
+
     def get(self, destination: HostPort, now: float) -> Route | Refusal | None:
         """Returns what is known of a destination; None if it has to be decided."""
         entry = self._entries.get(destination)

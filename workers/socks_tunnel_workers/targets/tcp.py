@@ -49,7 +49,7 @@ def socket_name(sock: socket.socket) -> HostPort:
 class TargetRelay(TcpRelay):
     """A TCP flow on the endpoint, from the request on; `task` brings its socket."""
 
-    __slots__ = ("allowed", "targets", "task")
+    __slots__ = ("allowed", "listener", "targets", "task")
 
     def __init__(
         self, targets: TargetServices, session: WorkerSession, request: OpenConnection | Bind
@@ -68,6 +68,8 @@ class TargetRelay(TcpRelay):
         self.targets = targets
         self.allowed: Allowed | None = None
         """What was decided: of a flow that is open, the one address that it goes to."""
+        self.listener: socket.socket | None = None
+        """Where the caller of a BIND is awaited."""
         self.task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -148,26 +150,34 @@ class TargetRelay(TcpRelay):
         self.attach(sock)
 
     async def _bind(self) -> None:
-        """Listens for one connection from the expected caller (RFC 1928 section 4, BIND)."""
-        allowed = await self._decide(self.session.settings.config.targets.connect_timeout)
-        if allowed is None:
-            return
-        try:
-            listener = _listen_toward(allowed.addresses[0])
-        except OSError as error:
-            self._cannot_listen(error)
-            return
-        with listener:
-            self.reply(BindListening(self.conn_id, socket_name(listener)).encode())
+        """Listens for one connection from the expected caller (RFC 1928 section 4, BIND).
+
+        A listener that the program before us has left goes on.
+        """
+        if self.listener is None:
+            allowed = await self._decide(self.session.settings.config.targets.connect_timeout)
+            if allowed is None:
+                return
+            try:
+                self.listener = _listen_toward(allowed.addresses[0])
+            except OSError as error:
+                self._cannot_listen(error)
+                return
+            self.reply(BindListening(self.conn_id, socket_name(self.listener)).encode())
+        assert self.allowed is not None
+        expected = set(map(str, self.allowed.addresses))
+        with self.listener as listener:
             try:
                 async with asyncio.timeout(BIND_SECONDS):
-                    sock, caller = await self._accept(listener, set(map(str, allowed.addresses)))
+                    sock, caller = await self._accept(listener, expected)
             except TimeoutError:
                 self._refuse(Reply.TTL_EXPIRED, f"nobody called within {BIND_SECONDS:g} s")
                 return
             except OSError as error:
                 self._cannot_listen(error)
                 return
+            finally:
+                self.listener = None
         prepare_stream(sock, self._liveness())
         self.destination = caller
         self.allowed = Allowed((_peer_address(sock),), None)

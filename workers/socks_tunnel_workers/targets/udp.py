@@ -117,10 +117,14 @@ class EndpointAssociation(Association):
         sock = self.sockets.get(family)
         if sock is None:
             sock = udp_socket(family, ("0.0.0.0" if family == socket.AF_INET else "::", 0))  # noqa: S104 - it talks to any target; replies are filtered
-            self.sockets[family] = sock
-            session = self.session
-            session.loop.add_reader(sock, session.core.guard, self, self._readable, sock)
+            self.adopt(family, sock)
         return sock
+
+    def adopt(self, family: int, sock: socket.socket) -> None:
+        """Reads a socket of the association from now on."""
+        self.sockets[family] = sock
+        session = self.session
+        session.loop.add_reader(sock, session.core.guard, self, self._readable, sock)
 
     # --- client -> target -----------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ class Waiting:
     def __init__(self) -> None:
         self.opened_on: list[WorkerSession] = []
         self.closed = 0
+        self.idle = False
 
     @property
     def asker(self) -> Waiting:
@@ -69,6 +70,17 @@ def test_associations_are_limited_for_each_client(caplog: pytest.LogCaptureFixtu
     assert "client a has 1 UDP associations in this worker" in caplog.text
     slot.end()
     assert gateway.clients.take_association("a") is not None
+
+
+def test_clients_that_wait_for_nothing_are_closed_before_a_program_is_replaced() -> None:
+    gateway = Gateway()
+    idle, busy = Waiting(), Waiting()
+    idle.idle = True
+    gateway.clients.opening.update([idle, busy])
+    assert not gateway.clients.settled
+    assert (idle.closed, busy.closed) == (1, 0)
+    gateway.clients.opening.clear()
+    assert gateway.clients.settled
 
 
 def test_closing_closes_all() -> None:

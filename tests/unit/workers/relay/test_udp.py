@@ -69,6 +69,14 @@ class Site:
         self.conn_id = opening.conn_id
         self.gateway.answer(self.session, UdpAssociateOpened(self.conn_id))
 
+    @property
+    def connection(self) -> Any:
+        raise AssertionError("only a hand-over asks for it")
+
+    @property
+    def account(self) -> str:
+        raise AssertionError("only a hand-over asks for it")
+
     def associated(self, association: GatewayAssociation) -> None:
         assert association.bound == HostPort("127.0.0.1", 5000)
 

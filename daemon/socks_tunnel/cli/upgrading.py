@@ -1,0 +1,83 @@
+"""`socks-tunnel upgrade`: the running program is replaced by the installed one, no flow is lost."""
+
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from socks_tunnel.cli.asking import no_answer, of_instance, path_of
+from socks_tunnel.cli.frame import Failure, Unavailable
+from socks_tunnel.supervisor import control_client
+
+CHECK_TIMEOUT: Final = 90.0
+"""Seconds for the answer: the installed program has a minute to say that it can start."""
+
+COME_UP_TIMEOUT: Final = 120.0
+"""Seconds that the new program has to answer."""
+
+RESUMED_TIMEOUT: Final = 20.0
+"""Seconds that flows have to go on; they may take longer where the peer is away."""
+
+POLL: Final = 0.1
+"""Seconds between two questions."""
+
+
+@click.command()
+@of_instance
+def upgrade(instance: str | None, socket_path: Path | None) -> None:
+    """Replace the running program by the installed one; its flows go on.
+
+    Exit code 1: the installed program cannot take over, and the running one goes on. Exit code 69:
+    the running version cannot do this, or the new one does not answer; restart the service.
+    """
+    path = path_of(instance, socket_path)
+    begun = _ask(path, {"op": "upgrade"}, CHECK_TIMEOUT)
+    if not begun.get("ok"):
+        complaint = str(begun.get("error", "no reason given"))
+        if complaint.startswith("there is no request"):
+            raise Unavailable("the running version cannot be replaced in place: restart it")
+        raise Failure(f"refused: {complaint}")
+    before = begun["result"]
+    deadline = time.monotonic() + COME_UP_TIMEOUT
+    found = _wait(path, before["upgrades"] + 1, deadline)
+    if found is None:
+        raise Unavailable(f"version {before['to']} does not answer: the journal says why")
+    deadline = time.monotonic() + RESUMED_TIMEOUT
+    while found["resumed_after"] is None and time.monotonic() < deadline:
+        time.sleep(POLL)
+        found = _wait(path, before["upgrades"] + 1, deadline) or found
+    click.echo(_sentence(found))
+
+
+def _sentence(found: dict[str, Any]) -> str:
+    replaced = f"version {found['to']} has taken the place of {found['from']}"
+    after = found["resumed_after"]
+    if after is None:
+        return f"{replaced} within {found['seconds']:.1f} s; {found['flows']} flows wait for a link"
+    return f"{replaced}; {found['flows']} flows went on after {after:.1f} s"
+
+
+def _wait(path: Path, upgrades: int, deadline: float) -> dict[str, Any] | None:
+    """Returns what the next program says of the replacement; None if it has not come in time."""
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            answer = control_client.request(path, {"op": "status"}, timeout=max(left, 1.0))
+        except OSError:  # the old program has just gone, with the connection
+            answer = {}
+        result = answer.get("result") or {}
+        if result.get("state") == "ready" and result.get("upgrades", -1) >= upgrades:
+            found = result.get("upgrade")
+            if isinstance(found, dict):
+                return found
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(POLL)
+
+
+def _ask(path: Path, fields: dict[str, Any], timeout: float) -> dict[str, Any]:
+    try:
+        return control_client.request(path, fields, timeout=timeout)
+    except OSError as error:
+        raise no_answer(path, error) from None

@@ -1,0 +1,82 @@
+"""What the old program does before the new one takes its place: nothing that was sent gets lost.
+
+Clients get their answers, links end so that they can be resumed, workers write their states. The
+order matters: a worker is told to go only once no link can send it anything, and its last frame is
+read before the program is replaced (supervisor/handover.py).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import socks_tunnel
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.supervisor.binding import Bound
+from socks_tunnel.supervisor.children import ExporterSlot, WorkerSlot
+from socks_tunnel.supervisor.control import ControlServer
+from socks_tunnel.supervisor.handover import HAND_OVER_TIMEOUT, SETTLE_SECONDS, Legacy
+from socks_tunnel.supervisor.launching import Nursery
+from socks_tunnel.supervisor.links import Links
+from socks_tunnel.supervisor.router import Router
+
+_log = logging.getLogger(__name__)
+
+REASON: Final = "the program is being replaced; its flows go on"
+"""What the log says of links that end."""
+
+GOODBYE_TIMEOUT: Final = 1.0
+"""Seconds that links have to say goodbye, beside what the workers do."""
+
+EXPORTER_TIMEOUT: Final = 2.0
+"""Seconds that the exporter has to end. The next program starts another, on the same socket."""
+
+
+async def depart(
+    *,
+    workers: Sequence[WorkerSlot],
+    exporter: ExporterSlot | None,
+    nursery: Nursery,
+    links: Links,
+    router: Router,
+    control: ControlServer,
+    bound: Bound,
+    lock: int,
+    started_at: float,
+    upgrades: int,
+) -> Legacy:
+    """Ends what cannot go on and returns the rest. Nothing may be sent to workers meanwhile."""
+    waiting = await asyncio.gather(*(slot.settle(SETTLE_SECONDS) for slot in workers))
+    if sum(waiting):
+        _log.warning("%d clients wait for an answer still: they lose it", sum(waiting))
+    since = time.monotonic()
+    ending = spawn("suspend links", links.suspend(REASON))
+    while links.up():  # noqa: ASYNC110 - each leaves its session as soon as its task begins
+        await asyncio.sleep(0)
+    handed = await asyncio.gather(*(slot.hand_over(HAND_OVER_TIMEOUT) for slot in workers))
+    # Nobody opens or closes a flow any more: what the router knows is what the workers know.
+    sessions = [session.export() for session in router.sessions.values()]
+    await asyncio.gather(
+        nursery.close(),
+        asyncio.wait([ending], timeout=GOODBYE_TIMEOUT),
+        *([] if exporter is None else [exporter.stop(EXPORTER_TIMEOUT)]),
+    )
+    return Legacy(
+        program=socks_tunnel.__version__,
+        since=since,
+        started_at=started_at,
+        upgrades=upgrades + 1,
+        lock=lock,
+        control=control.release(),
+        bound=bound,
+        worker_count=router.worker_count,
+        workers={
+            slot.index: child[0]
+            for slot, child in zip(workers, handed, strict=True)
+            if child is not None
+        },
+        links=links.export(),
+        sessions=sessions,
+        flows=sum(child[1] for child in handed if child is not None),
+    )

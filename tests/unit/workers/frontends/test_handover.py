@@ -1,0 +1,182 @@
+"""A gateway's UDP associations that go on in another program."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.protocol.bounded import Malformed
+from socks_tunnel.protocol.errors import CloseReason
+from socks_tunnel.protocol.messages import UdpAssociateClosed
+from socks_tunnel_workers.frontends import forward, handover
+from socks_tunnel_workers.frontends.forward import ForwardAssociation, UdpForward
+from socks_tunnel_workers.frontends.handover import (
+    HeldConnection,
+    export_forward_association,
+    export_gateway_association,
+    restore_forward_association,
+    restore_gateway_association,
+)
+from socks_tunnel_workers.relay.session import WorkerSession
+from socks_tunnel_workers.relay.udp import GatewayAssociation
+from unit.workers.frontends.fakes import Gateway, Sock
+from unit.workers.handed import Kernel, again
+
+CLIENT = ("127.0.0.1", 7000)
+
+
+class Site:
+    """An association that is open, with its client's connection."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kernel = Kernel(monkeypatch, handover)
+        self.gateway = Gateway()
+        self.session = self.gateway.session()
+        self.relay = Sock(self.gateway.loop)
+        self.control = Sock(self.gateway.loop)
+        slot = self.gateway.clients.take_association("127.0.0.1")
+        assert slot is not None
+        held = HeldConnection(
+            self.gateway.clients, cast("Any", self.control), "127.0.0.1:5", "127.0.0.1", slot
+        )
+        self.association = GatewayAssociation(self.session, 42, held)
+        self.association.client_ip = "127.0.0.1"
+        self.association.told = "192.0.2.9"
+        self.association.pinned = CLIENT
+        self.association.mapped[b"\x0a\0\0\1"] = None
+        self.association.sock = cast("Any", self.relay)
+        self.association.opened = True
+        self.session.admit(self.association)
+
+    def next(self) -> tuple[dict[str, Any], WorkerSession]:
+        """What the program leaves, and the session of the next one."""
+        self.session.detach()
+        fields = again(export_gateway_association(self.association))
+        self.gateway = Gateway()
+        self.relay.loop = self.control.loop = self.gateway.loop
+        session = self.gateway.session()
+        session.detach()
+        return fields, session
+
+    def restored(self) -> tuple[GatewayAssociation, WorkerSession]:
+        fields, session = self.next()
+        return restore_gateway_association(self.gateway.clients, session, fields), session
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Site:
+    return Site(monkeypatch)
+
+
+def test_an_association_goes_on_with_what_it_knows_of_its_client(site: Site) -> None:
+    association, session = site.restored()
+    assert session.flows.get(42) is association
+    assert (association.pinned, association.client_ip, association.told) == (
+        CLIENT,
+        "127.0.0.1",
+        "192.0.2.9",
+    )
+    assert list(association.mapped) == [b"\x0a\0\0\1"]
+    assert association.opened
+    assert site.gateway.clients.associations.clients == {"127.0.0.1": 1}
+    assert site.relay in site.gateway.loop.readers
+    assert site.control in site.gateway.loop.readers
+
+
+@pytest.mark.parametrize("how", ["end of file", "reset"])
+def test_it_ends_with_the_client_s_connection(site: Site, how: str) -> None:
+    association, session = site.restored()
+    if how == "reset":
+        site.control.is_reset()
+    else:
+        site.control.arrives(b"")
+    assert association.ended
+    assert site.relay.closed
+    assert site.control.closed
+    assert not site.gateway.clients.associations.clients
+    assert session.core.closed == {42: CloseReason.ORDERLY}
+
+
+def test_the_client_s_connection_ends_with_it(site: Site) -> None:
+    _, session = site.restored()
+    site.gateway.answer(session, UdpAssociateClosed(42, CloseReason.IDLE_TIMEOUT))
+    assert site.control.closed
+    assert not site.gateway.clients.associations.clients
+
+
+def test_what_the_client_says_on_its_connection_is_nothing(site: Site) -> None:
+    association, _ = site.restored()
+    site.control.arrives(b"noise")
+    assert not association.ended
+
+
+def test_it_is_handed_over_a_second_time(site: Site) -> None:
+    site.association, site.session = site.restored()
+    association, _ = site.restored()
+    assert (association.client, association.control.account) == ("127.0.0.1:5", "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "change", [{"conn_id": 0}, {"pinned": [1, 2]}, {"mapped": ["x"]}, {"up": -1}, {"client": 5}]
+)
+def test_a_record_that_is_none_gives_everything_back(site: Site, change: dict[str, Any]) -> None:
+    fields, session = site.next()
+    with pytest.raises(Malformed):
+        restore_gateway_association(site.gateway.clients, session, fields | change)
+    assert not site.gateway.clients.associations.clients
+    assert not len(session.flows)
+
+
+def test_a_relay_that_is_not_there_gives_everything_back(site: Site) -> None:
+    fields, session = site.next()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        restore_gateway_association(site.gateway.clients, session, fields | {"fd": 999})
+    assert site.control.closed
+    assert not site.gateway.clients.associations.clients
+
+
+def test_a_client_keeps_to_its_limit(site: Site) -> None:
+    fields, session = site.next()
+    site.gateway.clients.associations.limit = 0
+    with pytest.raises(Malformed, match="as many as it may"):
+        restore_gateway_association(site.gateway.clients, session, fields)
+
+
+# --- forwards -----------------------------------------------------------------------------------
+
+
+def test_a_forward_goes_on_with_its_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "make_room", lambda sock: None)
+    target = HostPort("10.0.0.1", 53)
+
+    def listening(gateway: Gateway) -> UdpForward:
+        sock = Sock(gateway.loop, local=("127.0.0.1", 5353))
+        return UdpForward(gateway.clients, cast("Any", sock), target)
+
+    old = Gateway()
+    session, served = old.session(), listening(old)
+    slot = old.clients.take_association("127.0.0.1")
+    assert slot is not None
+    association = ForwardAssociation(session, 9, served, CLIENT, "127.0.0.1:7000", slot)
+    association.opened = True
+    association._up, association._down = 10, 20
+    session.detach()
+    fields = again(export_forward_association(association))
+    assert fields["forward"] == ["127.0.0.1", 5353]
+
+    new = Gateway()
+    session, served = new.session(), listening(new)
+    session.detach()
+    restored = restore_forward_association(served, session, fields)
+    assert served.associations == {CLIENT: restored}
+    assert (restored.up, restored.down, restored.opened) == (10, 20, True)
+    assert session.flows.get(9) is restored
+    assert new.clients.associations.clients == {"127.0.0.1": 1}
+    restored.abort(CloseReason.IDLE_TIMEOUT)
+    assert not served.associations
+    assert not new.clients.associations.clients
+    new.clients.associations.limit = 0
+    with pytest.raises(Malformed, match="as many as it may"):
+        restore_forward_association(served, session, fields)

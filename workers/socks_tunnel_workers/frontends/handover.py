@@ -1,0 +1,167 @@
+"""Hand-over of a gateway's UDP associations: those of clients, and those of UDP forwards.
+
+TCP flows of clients are plain relays by then (:mod:`socks_tunnel_workers.relay.handover`). Whoever
+has no answer yet is not handed over: its connection ends with the old program.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from socks_tunnel.protocol import bounded
+from socks_tunnel.protocol.errors import CloseReason
+from socks_tunnel_workers.frontends.forward import ForwardAssociation, UdpForward
+from socks_tunnel_workers.frontends.watching import ClientWatch
+from socks_tunnel_workers.relay.udp import GatewayAssociation, SockAddr
+from socks_tunnel_workers.sockets import adopt, lend
+
+if TYPE_CHECKING:
+    from socks_tunnel_workers.frontends.clients import Clients
+    from socks_tunnel_workers.relay.session import WorkerSession
+    from socks_tunnel_workers.services import QuotaSlot
+
+
+class HeldConnection:
+    """The control connection of an association that the program before us has opened.
+
+    The association lives as long as the connection, and the other way round (RFC 1928 section 7).
+    """
+
+    def __init__(
+        self, clients: Clients, sock: socket.socket, client: str, account: str, slot: QuotaSlot
+    ) -> None:
+        self.client = client
+        self.account = account
+        self.connection = sock
+        self._slot = slot
+        self._association: GatewayAssociation | None = None
+        self._watch = ClientWatch(clients.loop, clients.memory, sock, self, early=b"", keep=False)
+
+    def hold(self, association: GatewayAssociation) -> None:
+        """Watches the connection for its association."""
+        self._association = association
+        self._watch.start()
+
+    # --- Control --------------------------------------------------------------------------------
+
+    def associated(self, association: GatewayAssociation) -> None:
+        """The endpoint has answered again: the client knows already."""
+
+    def association_ended(self, reason: int, *, opened: bool) -> None:
+        """The association is over; the connection ends with it."""
+        del reason, opened
+        self._association = None
+        self._watch.stop()
+        self._slot.end()
+        self.connection.close()
+
+    # --- Watcher --------------------------------------------------------------------------------
+
+    def said(self, data: bytes) -> None:
+        """Nothing is expected on the connection."""
+
+    def ended_its_side(self) -> None:
+        """The client's end of file ends its association."""
+        self._end()
+
+    def left(self) -> None:
+        """So does its reset."""
+        self._end()
+
+    def _end(self) -> None:
+        if self._association is not None:
+            self._association.abort(CloseReason.ORDERLY)
+
+
+def export_gateway_association(association: GatewayAssociation) -> dict[str, Any]:
+    """Returns an association as plain values. Its sockets stay open in the next program."""
+    assert association.sock is not None, "it is open"
+    control = association.control
+    return association.export() | {
+        "client": association.client,
+        "account": control.account,
+        "control": lend(control.connection),
+        "fd": lend(association.sock),
+        "client_ip": association.client_ip,
+        "told": association.told,
+        "pinned": None if association.pinned is None else list(association.pinned),
+        "mapped": list(association.mapped),
+    }
+
+
+def restore_gateway_association(
+    clients: Clients, session: WorkerSession, fields: Mapping[str, Any]
+) -> GatewayAssociation:
+    """Returns the association in its session, going on.
+
+    Raises Malformed, and :class:`OSError` for a socket that is not there.
+    """
+    conn_id = bounded.integer(fields, "conn_id", 1, 0xFFFF_FFFF)
+    account = bounded.text(fields, "account")
+    client = bounded.text(fields, "client")
+    slot = clients.take_association(account)
+    if slot is None:
+        raise bounded.Malformed(f"the client {bounded.clip(account)} has as many as it may")
+    try:
+        control = HeldConnection(
+            clients, adopt(bounded.integer(fields, "control", 0, 1 << 31)), client, account, slot
+        )
+    except BaseException:
+        slot.end()
+        raise
+    association = GatewayAssociation(session, conn_id, control)
+    try:
+        association.restore(fields)
+        association.client_ip = bounded.text(fields, "client_ip")
+        association.told = bounded.text(fields, "told")
+        association.pinned = _pinned(fields)
+        association.mapped.update(dict.fromkeys(bounded.binaries(fields, "mapped")))
+        association.sock = adopt(bounded.integer(fields, "fd", 0, 1 << 31))
+        session.readmit(association)
+    except BaseException:
+        if association.sock is not None:
+            association.sock.close()
+        control.association_ended(CloseReason.RESUME_FAILED, opened=True)
+        raise
+    association.watch()
+    control.hold(association)
+    return association
+
+
+def export_forward_association(association: ForwardAssociation) -> dict[str, Any]:
+    """Returns the association of a forward's client; the forward's socket is a listener."""
+    return association.export() | {
+        "client": association.client,
+        "address": list(association.address),
+        "forward": list(association.forward.sock.getsockname()),
+    }
+
+
+def restore_forward_association(
+    forward: UdpForward, session: WorkerSession, fields: Mapping[str, Any]
+) -> ForwardAssociation:
+    """Returns the association in its session and its forward. Raises Malformed."""
+    address = _address(fields, "address")
+    return forward.take_over(
+        session,
+        bounded.integer(fields, "conn_id", 1, 0xFFFF_FFFF),
+        address,
+        bounded.text(fields, "client"),
+        fields,
+    )
+
+
+def _pinned(fields: Mapping[str, Any]) -> SockAddr | None:
+    return None if fields.get("pinned") is None else _address(fields, "pinned")
+
+
+def _address(fields: Mapping[str, Any], key: str) -> SockAddr:
+    match fields.get(key):
+        case [str(host), int(port)]:
+            return host, port
+        case [str(host), int(port), int(flow), int(scope)]:
+            return host, port, flow, scope
+        case _:
+            raise bounded.unusable(fields, key)
