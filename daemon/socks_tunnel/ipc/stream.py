@@ -74,7 +74,8 @@ class Channel(asyncio.BufferedProtocol):
         self._left: Callable[[], None] | None = None
         self._loop: asyncio.AbstractEventLoop
         self.paused = False
-        """True while the other side reads too slowly and much waits in this process."""
+        """True while the other side reads too slowly and something waits in this process."""
+        self._full = False  # whether the transport has as much as it wants
 
     # --- for subclasses -----------------------------------------------------------------------
 
@@ -112,7 +113,7 @@ class Channel(asyncio.BufferedProtocol):
 
     def send_urgent(self, session: int, messages: Sequence[bytes | memoryview]) -> None:
         """Sends tunnel messages that may overtake others, but no control message except CREDIT."""
-        if self._ordered or not (self.paused or self._waiting):
+        if self._ordered or not self.paused:
             self.send_messages(session, messages)
             return
         if self._silent:
@@ -142,7 +143,7 @@ class Channel(asyncio.BufferedProtocol):
         out = self._writable()
         if out is not None:
             out.append(frame)
-            if (self.paused or self._waiting) and not isinstance(message, Credit):
+            if self.paused and not isinstance(message, Credit):
                 self._ordered = True
 
     def _writable(self) -> list[bytes | memoryview] | None:
@@ -159,18 +160,21 @@ class Channel(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None:
             return
-        if not (self.paused or self._waiting or self._urgent):
+        if not self.paused:
+            self._ordered = False
             if out:
                 transport.writelines(out)
             return
         # Views are valid for this turn only; of bytes this makes no copy.
         self._waiting.extend(map(bytes, out))
         self._waiting_bytes += sum(map(len, out))
-        while not self.paused and (self._urgent or self._waiting):
+        while not self._full and (self._urgent or self._waiting):
             pieces, self._urgent, self.urgent = self._urgent, [], 0
             transport.writelines(pieces or self._portion())
         if not self._waiting:
             self._ordered = False
+            # Not before: what is urgent would be queued behind what waits, and be overtaken itself.
+            self.paused = self._full
         self._leave_if_empty()
 
     def _portion(self) -> list[bytes]:
@@ -281,13 +285,15 @@ class Channel(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """Notes that more waits than the transport's high-water mark."""
-        self.paused = True
+        self._full = self.paused = True
 
     def resume_writing(self) -> None:
         """Notes that little waits, and gives the transport more in the next turn."""
-        self.paused = False
+        self._full = False
         if self._waiting or self._urgent:
             self._loop.call_soon(self._flush)
+        else:
+            self.paused = False
         self._leave_if_empty()
 
     def eof_received(self) -> bool:

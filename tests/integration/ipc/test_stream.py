@@ -241,6 +241,23 @@ async def test_nothing_is_overtaken_while_the_transport_takes_all() -> None:
     assert transport.writes == 1
 
 
+async def test_urgent_messages_keep_their_order_while_the_transport_empties() -> None:
+    channel, transport = await recorder()
+    channel.pause_writing()
+    channel.send_message(8, b"one")
+    await asyncio.sleep(0)
+    channel.resume_writing()
+    # Something still waits, so what comes now has to be urgent for the caller too.
+    assert channel.paused
+    channel.send_urgent(8, [b"first"])
+    channel.pause_writing()
+    channel.send_urgent(8, [b"second"])
+    channel.resume_writing()
+    await asyncio.sleep(0)
+    assert bodies(transport) == [b"first", b"second", b"one"]
+    assert not channel.paused
+
+
 async def test_what_is_urgent_overtakes_credit_and_no_other_control_message() -> None:
     channel, transport = await recorder()
     channel.pause_writing()
@@ -263,6 +280,7 @@ async def test_what_is_urgent_overtakes_credit_and_no_other_control_message() ->
     channel.pause_writing()
     channel.send_message(8, b"two")
     channel.send_urgent(8, [b"three"])
+    await asyncio.sleep(0)
     channel.resume_writing()
     await asyncio.sleep(0)
     assert transport.pieces[-3:] == [b"three", frame_header(FrameKind.MESSAGE, 8, 3), b"two"]
