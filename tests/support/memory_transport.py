@@ -167,6 +167,10 @@ class MemoryTransport:
         return PATH if self.state == "up" else None
 
     @property
+    def candidates(self) -> tuple[list[str], list[str]]:
+        return (["host"], ["host"]) if self.state == "up" else ([], [])
+
+    @property
     def stage(self) -> str:
         return "no answer came" if self.wire is None else "the wire is not connected"
 

@@ -18,6 +18,7 @@ COMMANDS: Final = {
         "check-config": "preparing:check_config",
         "connections": "instance:connections",
         "demo": "running:demo",
+        "diagnose": "diagnosing:diagnose",
         "drain": "instance:drain",
         "exec": "scripting:execute",
         "invite": "joining:invite",

@@ -186,7 +186,7 @@ def execute(
         sys.exit(_run(command, found))
     if instance is not None:
         raise Unavailable(f"the instance {instance} does not run")
-    sys.exit(_with_own_instance(config_file or _only_configuration(), timeout, command))
+    sys.exit(_with_own_instance(config_file or only_configuration(), timeout, command))
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
@@ -249,7 +249,7 @@ def _run(command: Sequence[str], found: dict[str, Any]) -> int:
         forwarding.release()
 
 
-def _only_configuration() -> Path:
+def only_configuration() -> Path:
     """Returns the configuration of the only gateway of the user or, failing that, of the host."""
     home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     for directory in (Path(home) / "socks-tunnel", CONFIGURATIONS):

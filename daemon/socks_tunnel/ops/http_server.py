@@ -16,6 +16,7 @@ import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import Any, Final, Protocol, cast
 
 import h11
@@ -439,9 +440,9 @@ class Connection(asyncio.Protocol):
             return
         self._streaming = True
         self._allow(STREAM_SECONDS_MAX)
-        headers = [*response.headers.items(), ("Connection", "close")]
-        head = h11.Response(status_code=response.status, headers=headers)
-        self._transport.write(self._http.send(head) or b"")
+        headers = [*response.headers.items(), *_common_fields()]
+        head = self._http.send(h11.Response(status_code=response.status, headers=headers))
+        self._transport.write(head or b"")
         if self._is_head():
             return
         async for piece in stream:
@@ -475,11 +476,8 @@ class Connection(asyncio.Protocol):
     def _send(self, response: Response) -> None:
         if self._transport is None or self._http.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             return
-        headers = [
-            *response.headers.items(),
-            ("Content-Length", str(len(response.body))),
-            ("Connection", "close"),
-        ]
+        own = [("Content-Length", str(len(response.body))), *_common_fields()]
+        headers = [*response.headers.items(), *own]
         parts = [
             self._http.send(h11.Response(status_code=response.status, headers=headers)),
             # h11 wants no body in the answer to HEAD, whatever its length is said to be.
@@ -496,3 +494,7 @@ def tls_reason(error: OSError) -> str:
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.lower().replace("_", " ")
     return error.strerror or clip(error)
+
+
+def _common_fields() -> list[tuple[str, str]]:
+    return [("Date", formatdate(usegmt=True)), ("Connection", "close")]  # RFC 9110 section 6.6.1

@@ -9,7 +9,7 @@ from socks_tunnel.protocol.bounded import clip
 REMEMBERED: Final = 20
 """Warnings and errors that are remembered."""
 
-SENTENCE_MAX: Final = 300
+SENTENCE_MAX: Final = 600
 """Characters of each."""
 
 

@@ -13,7 +13,7 @@ from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection
 
 from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.peer.channels import ChannelKind, Inbox, channel_for
-from socks_tunnel.peer.ice import IceSettings, SelectedPath
+from socks_tunnel.peer.ice import IceSettings, SelectedPath, candidates
 from socks_tunnel.peer.plain.connection import Connection
 from socks_tunnel.peer.transport import Role, TransportObserver, TransportState
 from socks_tunnel.protocol.bounded import clip
@@ -75,6 +75,12 @@ class AiortcTransport:
     def path(self) -> SelectedPath | None:
         """The path in use."""
         return self._connection.path
+
+    @property
+    def candidates(self) -> tuple[list[str], list[str]]:
+        """Our candidates and the peer's."""
+        pc = self._connection.pc
+        return ([], []) if pc is None else candidates(pc)
 
     @property
     def stage(self) -> str:

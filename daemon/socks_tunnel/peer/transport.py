@@ -197,6 +197,10 @@ class Transport(Protocol):
         """The path in use, as text for an operator if it is made one; None while there is none."""
 
     @property
+    def candidates(self) -> tuple[list[str], list[str]]:
+        """Our candidates and the peer's as texts for an operator; none before they are known."""
+
+    @property
     def stage(self) -> str:
         """What a connection that is not up yet waits for, to be said when time is over.
 

@@ -464,6 +464,7 @@ class Policy:
         "_denied_names",
         "_denied_ports",
         "_lifting",
+        "allows_nothing",
     )
 
     def __init__(
@@ -473,6 +474,9 @@ class Policy:
         denied_hosts: _HostRules,
         denied_ports: _PortRules,
     ) -> None:
+        any_host = allowed_hosts.names or allowed_hosts.below or allowed_hosts.networks
+        self.allows_nothing = not (any_host and allowed_ports.ranges)
+        """Whether no destination can be allowed, for want of rules."""
         self._allowed_ports = _Ranges(allowed_ports.ranges)
         self._allowed_names = _Names(allowed_hosts.names, allowed_hosts.below)
         self._allowed = _Networks(allowed_hosts.networks)

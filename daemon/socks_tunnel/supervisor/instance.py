@@ -547,6 +547,8 @@ class Instance:
                 return await report.connections(self, **selection(request))
             case "summary":
                 return report.summary(self)
+            case "diagnosis":
+                return report.diagnosis(self, self._problems.rows())
             case "kill":
                 return await self._kill(*flow_name(request))
             case "reload":

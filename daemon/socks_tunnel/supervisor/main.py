@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -16,12 +17,14 @@ from socks_tunnel.config import paths
 from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.reading import Reading
 from socks_tunnel.config.settings import Config
-from socks_tunnel.ops import audit_file
+from socks_tunnel.ops import audit_file, host_checks
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics as ops_metrics
+from socks_tunnel.ops.findings import Finding
 from socks_tunnel.ops.process import die_with_parent, raise_descriptor_limit
 from socks_tunnel.peer.quiet import set_library_log_level
 from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.protocol.policies import build_policies
 from socks_tunnel.protocol.settings import LimitSettings
 from socks_tunnel.supervisor import handover
 from socks_tunnel.supervisor.environment import PARENT_VARIABLE
@@ -119,7 +122,7 @@ def _run(config: Config, legacy: handover.Legacy | None) -> None:
                 f"metrics cannot be written to {metrics_directory}: {files.problem}",
                 EXIT_CANNOT_CREATE,
             )
-        _check_descriptors(config)
+        _check_host(config, directory)
         _open_audit_file(config)
         # The loop is not closed: that waits for threads that wait for the network.
         runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
@@ -128,20 +131,29 @@ def _run(config: Config, legacy: handover.Legacy | None) -> None:
         os.close(lock)
 
 
-def _check_descriptors(config: Config) -> None:
-    """Raises the limit of file descriptors, and says if it is too low for the configured flows."""
-    limit = raise_descriptor_limit()
-    wanted = DESCRIPTORS_PER_FLOW * config.limits.flows_per_worker + DESCRIPTORS_BESIDE
-    if limit < wanted:
-        chosen = config.limits.flows_per_worker != LimitSettings().flows_per_worker
-        _log.log(
-            logging.WARNING if chosen else logging.INFO,  # the default is no promise to anybody
-            "a process may have %d file descriptors: limits.flows_per_worker = %d needs up to %d; "
-            "raise LimitNOFILE= or the hard limit (ulimit -Hn)",
-            limit,
-            config.limits.flows_per_worker,
-            wanted,
-        )
+def _check_host(config: Config, directory: Path) -> None:
+    """Raises the limit of file descriptors, and says in the log what the instance lacks."""
+    levels = {"note": logging.INFO, "warning": logging.WARNING, "problem": logging.ERROR}
+    for finding in host_findings(config, directory, raise_descriptor_limit()):
+        if finding.level in levels:
+            _log.log(levels[finding.level], "%s", finding)
+
+
+def host_findings(config: Config, directory: Path, limit: int) -> Iterator[Finding]:
+    """Yields what was found in looking at the host; `limit` is that of file descriptors."""
+    flows = config.limits.flows_per_worker
+    wanted = DESCRIPTORS_PER_FLOW * flows + DESCRIPTORS_BESIDE
+    yield from host_checks.descriptors(
+        limit, wanted, flows, chosen=flows != LimitSettings().flows_per_worker
+    )
+    yield from host_checks.socket_buffers()
+    yield from host_checks.clock()
+    places = {"the runtime directory": directory, "state": paths.state_directory(directory)}
+    if config.audit.file is not None:
+        places["audit.file"] = config.audit.file.parent
+    yield from host_checks.space(places.items())
+    names = [peer.name for peer in config.peers]
+    yield from host_checks.policy(config.role, build_policies(config), names)
 
 
 def _open_audit_file(config: Config) -> None:

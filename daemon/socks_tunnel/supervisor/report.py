@@ -6,6 +6,7 @@ Workers are asked for what only they know. One that does not answer in time is s
 import asyncio
 import logging
 import os
+import resource
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sized
 from itertools import islice
@@ -137,6 +138,25 @@ def _details(links: Links) -> Iterator[str]:
     for row in links.rows():
         if row["state"] != "up" and row.get("detail"):
             yield f"{row['peer']}: {row['detail']}"
+
+
+def diagnosis(instance: Summarized, errors: list[dict[str, object]]) -> dict[str, Any]:
+    """Returns the answer to `diagnosis`: what an operator needs who looks for a fault."""
+    rows = []
+    for link in instance.links.links[:DETAILS_MAX]:
+        transport = link.link.transport
+        ours, theirs = transport.candidates
+        stage = "" if link.attached is not None else transport.stage
+        rows.append({**link.status(), "ours": ours, "theirs": theirs, "stage": stage})
+    return {
+        **summary(instance),
+        "version": socks_tunnel.__version__,
+        "config": str(instance.config.source),
+        "uptime": round(time.monotonic() - instance.started_at, 1),
+        "links": rows,
+        "errors": errors,
+        "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    }
 
 
 async def kill(instance: Reported, peer: str, conn_id: int) -> dict[str, Any] | None:

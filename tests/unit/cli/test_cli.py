@@ -115,7 +115,7 @@ def test_the_commands_are_these() -> None:
         "drain",
         "upgrade",
     }
-    scripts = {"wait", "exec", "nc", "kill"}
+    scripts = {"wait", "exec", "nc", "kill", "diagnose"}
     preparing = {
         "check-config",
         "invite",

@@ -10,6 +10,7 @@ from socks_tunnel.peer import aiortc_private
 from socks_tunnel.peer.ice.connection import IceConnection
 from socks_tunnel.peer.ice.report import (
     SelectedPath,
+    candidates,
     path_lost,
     selected_path,
     why_no_candidates,
@@ -22,6 +23,7 @@ __all__ = [
     "IceSettings",
     "SelectedPath",
     "candidate_addresses",
+    "candidates",
     "path_lost",
     "rtc_servers",
     "selected_path",

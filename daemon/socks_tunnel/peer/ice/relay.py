@@ -310,15 +310,23 @@ async def _connect(
     loop = asyncio.get_running_loop()
     host = str(address)
     url = server.url
-    if url.transport == "udp":
-        _, udp = await loop.create_datagram_endpoint(
-            lambda: UdpClient((host, url.port), server), remote_addr=(host, url.port)
-        )
-        own = udp.transport.get_extra_info("socket")
-        own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, turn.UDP_SOCKET_BUFFER_SIZE)
-        return udp
     version = 4 if address is None else address.version
-    sock = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_STREAM)
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    if url.transport == "udp":
+        own = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            own.setblocking(False)
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, turn.UDP_SOCKET_BUFFER_SIZE)
+            # Connected here: where that fails, uvloop leaves the transport that it has made open.
+            own.connect((host, url.port))
+            _, udp = await loop.create_datagram_endpoint(
+                lambda: UdpClient((host, url.port), server), sock=own
+            )
+        except BaseException:
+            own.close()
+            raise
+        return udp
+    sock = socket.socket(family, socket.SOCK_STREAM)
     stream = StreamClient((url.host, url.port), server)
     try:
         sock.setblocking(False)

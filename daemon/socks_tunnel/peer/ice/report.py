@@ -52,6 +52,15 @@ def selected_path(pc: RTCPeerConnection) -> SelectedPath | None:
     return SelectedPath(kind, family, pair.local_addr, pair.remote_addr)
 
 
+def candidates(pc: RTCPeerConnection) -> tuple[list[str], list[str]]:
+    """Returns our candidates and the peer's, each as text for an operator."""
+    connection = aiortc_private.ice_connection(pc)
+    if connection is None:
+        return [], []
+    ours, theirs = connection.local_candidates, connection.remote_candidates
+    return list(map(_candidate, ours)), list(map(_candidate, theirs))
+
+
 def path_lost(pc: RTCPeerConnection) -> str | None:
     """Returns why the path is gone, where that is known."""
     connection = aiortc_private.ice_connection(pc)
@@ -85,8 +94,12 @@ def why_no_path(pc: RTCPeerConnection) -> str:
     return text
 
 
-def _candidates(candidates: list[aioice.Candidate]) -> str:
-    return _listed([f"{c.type} {c.host} port {c.port}" for c in candidates]) or "none"
+def _candidates(some: list[aioice.Candidate]) -> str:
+    return _listed(list(map(_candidate, some))) or "none"
+
+
+def _candidate(candidate: aioice.Candidate) -> str:
+    return f"{candidate.type} {candidate.host} port {candidate.port}"
 
 
 def _listed(texts: list[str]) -> str:
