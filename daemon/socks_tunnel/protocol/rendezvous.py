@@ -303,8 +303,8 @@ def _fields(frame: Frame) -> dict[str, Any]:
             return {"kind": "envelope", "from": sender, "body": body}
         case Absent(to, reason):
             return {"kind": "absent", "to": to, "reason": reason}
-        case Drain(within):
-            return {"kind": "drain", "within": within}
+        case _:  # a Drain: there are no others
+            return {"kind": "drain", "within": frame.within}
 
 
 def watches(keys: Iterable[bytes], *, guests: bool = False) -> Iterator[bytes]:
