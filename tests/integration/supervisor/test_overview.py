@@ -19,6 +19,7 @@ class Instance:
     """An endpoint without links, whose workers are not there."""
 
     state = "ready"
+    upgrades = 0
     started_at = 0.0
     addresses: Sequence[Address] = ()
     metrics_address = None
