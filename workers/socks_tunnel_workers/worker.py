@@ -273,7 +273,7 @@ class Worker(Channel):
             ),
             warn=self.notices.warn,
             flows=self.flows,
-            full=self._full,
+            full=self._holds_enough,
         )
         self.clients = Clients(
             self.loop,
@@ -282,7 +282,7 @@ class Worker(Channel):
             self.notices,
             self.metrics,
             self.memory,
-            self._full,
+            self._holds_enough,
         )
 
     def _apply_limits(self) -> None:
@@ -408,7 +408,7 @@ class Worker(Channel):
 
     # --- flows ----------------------------------------------------------------------------------
 
-    def _full(self) -> bool:
+    def _holds_enough(self) -> bool:
         """Whether this worker holds as many flows and handshakes as it may."""
         active = self.counters.active
         held = active["tcp"] + active["udp"] + self.clients.handshakes

@@ -20,6 +20,7 @@ class Instance:
 
     state = "ready"
     upgrades = 0
+    upgrade = None
     started_at = 0.0
     addresses: Sequence[Address] = ()
     metrics_address = None
