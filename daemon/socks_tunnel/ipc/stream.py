@@ -75,7 +75,7 @@ class Channel(asyncio.BufferedProtocol):
         self._loop: asyncio.AbstractEventLoop
         self.paused = False
         """True while the other side reads too slowly and something waits in this process."""
-        self._full = False  # whether the transport has as much as it wants
+        self._transport_full = False  # whether the transport has as much as it wants
 
     # --- for subclasses -----------------------------------------------------------------------
 
@@ -168,13 +168,13 @@ class Channel(asyncio.BufferedProtocol):
         # Views are valid for this turn only; of bytes this makes no copy.
         self._waiting.extend(map(bytes, out))
         self._waiting_bytes += sum(map(len, out))
-        while not self._full and (self._urgent or self._waiting):
+        while not self._transport_full and (self._urgent or self._waiting):
             pieces, self._urgent, self.urgent = self._urgent, [], 0
             transport.writelines(pieces or self._portion())
         if not self._waiting:
             self._ordered = False
             # Not before: what is urgent would be queued behind what waits, and be overtaken itself.
-            self.paused = self._full
+            self.paused = self._transport_full
         self._leave_if_empty()
 
     def _portion(self) -> list[bytes]:
@@ -285,11 +285,11 @@ class Channel(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """Notes that more waits than the transport's high-water mark."""
-        self._full = self.paused = True
+        self._transport_full = self.paused = True
 
     def resume_writing(self) -> None:
         """Notes that little waits, and gives the transport more in the next turn."""
-        self._full = False
+        self._transport_full = False
         if self._waiting or self._urgent:
             self._loop.call_soon(self._flush)
         else:
