@@ -113,6 +113,26 @@ ON_BOOTED_HOSTS := tests/packaging tests/system tests/network/test_alive.py test
 test-packages: $(TEST_STAMPS) ## the packages, and the system tests on hosts that boot with them; needs root
 	@$(PYTEST) --hosts=booted $(ON_BOOTED_HOSTS) $(ARGS)
 
+COMPILED := build/compiled
+$(COMPILED)/.stamp: $(DEV_STAMP) packaging/tools/compile.py pyproject.toml \
+  $(shell find daemon workers -name '*.py')
+	@$(BIN)/python packaging/tools/compile.py $(COMPILED)
+	@touch $@
+
+.PHONY: compiled
+compiled: $(COMPILED)/.stamp ## copies of the packages with a compiled data path, in build/compiled
+
+.PHONY: test-compiled
+test-compiled: $(COMPILED)/.stamp $(TEST_STAMPS) ## the tests of the data path, on the compiled one
+	@SOCKS_TUNNEL_COMPILED=1 PYTHONPATH=$(COMPILED) $(PYTEST) tests/unit/ops/test_compiled.py \
+	  tests/unit/peer tests/unit/protocol tests/unit/supervisor tests/property \
+	  tests/integration/test_fast_dtls.py tests/integration/test_fast_interop.py $(ARGS)
+
+.PHONY: wheel
+wheel: $(DEV_STAMP) ## a wheel with the compiled data path, for this Python and machine, in dist/
+	@SOCKS_TUNNEL_COMPILE=1 $(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
 .PHONY: check
 check: $(DEV_STAMP) $(PROJECT_STAMP) ## format, lint, types, import contracts
 	@$(BIN)/ruff format --check $(SOURCES)

@@ -4,6 +4,7 @@ from typing import Literal
 
 import aiortc
 
+from socks_tunnel.ops.compiled import compiled_state
 from socks_tunnel.peer.fast import guard
 from socks_tunnel.peer.fast.transport import FastTransport
 from socks_tunnel.peer.ice import IceSettings
@@ -48,4 +49,4 @@ def fast_path_state(fast_path: Literal["auto", "off"] = "auto") -> str:
         return "off (transport.fast_path)"
     if guard.MISMATCH is not None:
         return f"off: {guard.MISMATCH}"
-    return "pure Python"
+    return compiled_state()

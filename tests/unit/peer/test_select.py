@@ -4,6 +4,7 @@ from typing import Literal
 
 import pytest
 
+from socks_tunnel.ops.compiled import compiled_state
 from socks_tunnel.peer.fast import guard
 from socks_tunnel.peer.fast.transport import FastTransport
 from socks_tunnel.peer.ice import IceSettings
@@ -14,7 +15,7 @@ from socks_tunnel.peer.select import fast_path_active, fast_path_state, new_tran
 @pytest.mark.parametrize(
     ("setting", "mismatch", "kind", "said"),
     [
-        ("auto", None, FastTransport, "pure Python"),
+        ("auto", None, FastTransport, compiled_state()),
         ("off", None, PlainTransport, "off (transport.fast_path)"),
         ("auto", "something has changed", PlainTransport, "off: something has changed"),
         ("off", "something has changed", PlainTransport, "off (transport.fast_path)"),

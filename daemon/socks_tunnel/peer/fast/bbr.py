@@ -31,7 +31,7 @@ PROBE_RTT: Final = 3
 
 STARTUP_GAIN: Final = 2.77
 """4 ln 2: the smallest with which the rate can double each round trip."""
-CYCLE: Final = (1.25, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+CYCLE: Final[tuple[float, ...]] = (1.25, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 WINDOW_GAIN: Final = 2.0
 MARGIN: Final = 0.99
 """The pacing rate stays this much below what was measured, so that a queue can drain."""

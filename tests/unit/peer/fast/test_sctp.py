@@ -9,6 +9,7 @@ import pytest
 from aiortc import RTCDataChannel, RTCSctpTransport
 
 from socks_tunnel.peer.fast.receiver import Receiver
+from support.compiled import pure_only
 from support.sctp_network import Path, dtls_pair, run_virtual, virtual_aiortc
 from support.sctp_transfer import Sink, channel, fast, opened, started
 
@@ -120,6 +121,7 @@ def test_an_owner_gets_what_arrived_in_one_list_a_turn() -> None:
     run_virtual(main)
 
 
+@pure_only("socks_tunnel.peer.fast.receiver")
 def test_a_closed_window_is_probed_and_goes_on_when_it_opens(monkeypatch: Any) -> None:
     async def main() -> None:
         client, server = dtls_pair(Path(delay=0.01), Path(delay=0.01))

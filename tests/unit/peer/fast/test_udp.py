@@ -19,6 +19,7 @@ from socks_tunnel.peer.fast.udp import (
     BatchedUdpTransport,
     take_over,
 )
+from support.compiled import pure_only
 
 LOOPBACK = "127.0.0.1"
 
@@ -256,6 +257,7 @@ async def test_a_lone_datagram_is_not_asked_for_another(pair: Any) -> None:
     assert [len(one) for one in there.datagrams[-len(sizes) :]] == sizes
 
 
+@pure_only("socks_tunnel.peer.fast.udp")
 async def test_a_turn_of_reading_is_bounded(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sender, _, _, there, address = pair
     monkeypatch.setattr(udp, "READ_SECONDS_MAX", -1.0)

@@ -1,0 +1,67 @@
+"""Which modules may be compiled, and whether they are.
+
+They are ordinary Python, and run as such. `packaging/tools/compile.py`, which reads the list here,
+compiles copies of them with mypyc; an extension module that stands beside its source is what Python
+imports. docs/adr/0024 says why these, and what it gains.
+"""
+
+import importlib.util
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from typing import Final
+
+MODULES: Final = (
+    "socks_tunnel.peer.channels",
+    "socks_tunnel.peer.fast.bbr",
+    "socks_tunnel.peer.fast.budget",
+    "socks_tunnel.peer.fast.congestion",
+    "socks_tunnel.peer.fast.controllers",
+    "socks_tunnel.peer.fast.cubic",
+    "socks_tunnel.peer.fast.datapath",
+    "socks_tunnel.peer.fast.forwarding",
+    "socks_tunnel.peer.fast.limits",
+    "socks_tunnel.peer.fast.outstanding",
+    "socks_tunnel.peer.fast.pacer",
+    "socks_tunnel.peer.fast.pmtu",
+    "socks_tunnel.peer.fast.probing",
+    "socks_tunnel.peer.fast.ranges",
+    "socks_tunnel.peer.fast.rate",
+    "socks_tunnel.peer.fast.reassembly",
+    "socks_tunnel.peer.fast.receiver",
+    "socks_tunnel.peer.fast.records",
+    "socks_tunnel.peer.fast.recovery",
+    "socks_tunnel.peer.fast.reduction",
+    "socks_tunnel.peer.fast.reordering",
+    "socks_tunnel.peer.fast.rtt",
+    "socks_tunnel.peer.fast.sender",
+    "socks_tunnel.peer.fast.streams",
+    "socks_tunnel.peer.fast.udp",
+    "socks_tunnel.peer.fast.urgent",
+    "socks_tunnel.peer.fast.wire",
+    "socks_tunnel.protocol.flow",
+    "socks_tunnel.protocol.scheduler",
+    "socks_tunnel.protocol.session",
+    "socks_tunnel.protocol.streams",
+    "socks_tunnel.supervisor.credit",
+    "socks_tunnel.supervisor.routing",
+)
+"""What each message passes, without the classes that have a base class of aiortc's: those cannot be
+compiled."""
+
+
+def is_compiled(name: str) -> bool:
+    """Returns whether a module is an extension module, of what is loaded or would be."""
+    module = sys.modules.get(name)
+    spec = importlib.util.find_spec(name) if module is None else module.__spec__
+    origin = None if spec is None else spec.origin
+    return origin is not None and origin.endswith(tuple(EXTENSION_SUFFIXES))
+
+
+def compiled_state() -> str:
+    """Returns a few words for `socks-tunnel version`."""
+    count = sum(map(is_compiled, MODULES))
+    if not count:
+        return "pure Python"
+    if count < len(MODULES):
+        return f"only {count} of {len(MODULES)} modules are compiled"
+    return f"compiled ({count} modules)"

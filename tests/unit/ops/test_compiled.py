@@ -1,0 +1,35 @@
+"""The list of what may be compiled, and what is said of it."""
+
+import importlib
+import os
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
+from types import ModuleType
+
+import pytest
+
+from socks_tunnel.ops.compiled import MODULES, compiled_state, is_compiled
+
+
+def test_these_tests_run_on_what_they_are_meant_for() -> None:
+    """`make test-compiled` runs them on compiled modules, everybody else on pure ones."""
+    wanted = os.environ.get("SOCKS_TUNNEL_COMPILED") == "1"
+    for name in MODULES:
+        importlib.import_module(name)
+        assert is_compiled(name) == wanted, name
+    expected = f"compiled ({len(MODULES)} modules)" if wanted else "pure Python"
+    assert compiled_state() == expected
+
+
+def test_a_part_is_not_said_to_be_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, name in enumerate(MODULES):
+        module = ModuleType(name)
+        suffix = ".py" if number else EXTENSION_SUFFIXES[0]
+        module.__spec__ = ModuleSpec(name, None, origin=f"/somewhere/module{suffix}")
+        monkeypatch.setitem(sys.modules, name, module)
+    assert compiled_state() == f"only 1 of {len(MODULES)} modules are compiled"
+
+
+def test_the_list_is_in_order_and_names_modules() -> None:
+    assert list(MODULES) == sorted(set(MODULES))
+    assert not is_compiled("socks_tunnel.nowhere")
