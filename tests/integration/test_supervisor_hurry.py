@@ -35,6 +35,7 @@ async def test_delays_are_short_while_flows_wait_and_grow_with_the_time_that_the
         delay = dialling._delay()
     assert dialling._waited() is None
     assert delay > 2 * dialler.WAITING_DELAY
+    await until(lambda: gateway.router.target)
     number = gateway.router.target
     gateway.routes.from_worker(number, [memoryview(OpenConnection(2, "x.example", 80).encode())])
     carrier.fails = SignalingError("nobody there")

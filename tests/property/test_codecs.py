@@ -149,7 +149,10 @@ def canonical(address: HostPort) -> HostPort:
 
 controls = st.one_of(
     st.builds(ChildHello, st.integers(0, 1 << 31)),
-    st.builds(NewFlows, u16),
+    st.builds(
+        NewFlows,
+        st.lists(st.lists(st.lists(u16, max_size=3), min_size=2, max_size=2), max_size=3),
+    ),
     st.builds(Reload, st.dictionaries(st.text(max_size=8), msgpack_values, max_size=6)),
     st.builds(ReadyState, st.none() | st.text(max_size=20)),
     st.builds(

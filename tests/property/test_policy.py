@@ -21,9 +21,9 @@ from socks_tunnel.protocol.policy import (
     NO_PORT_RULE,
     Policy,
     PolicyError,
-    RuleProblem,
     Verdict,
 )
+from socks_tunnel.protocol.rules import RuleProblem
 
 ipv4 = st.ip_addresses(v=4).map(lambda address: IPv4Address(int(address)))
 ipv6 = st.ip_addresses(v=6).map(lambda address: IPv6Address(int(address)))

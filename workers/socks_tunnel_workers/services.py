@@ -14,6 +14,7 @@ from typing import Final
 from socks_tunnel.config.users import PasswordChecker
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol.policies import PolicySet, build_policies
+from socks_tunnel.protocol.routes import RouteTable
 from socks_tunnel.protocol.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ NOTICES_MAX: Final = 20
 class Settings:
     """The configuration in force, and what is derived from it. A reload replaces the contents."""
 
-    __slots__ = ("config", "passwords", "policies")
+    __slots__ = ("config", "passwords", "policies", "routes")
 
     def __init__(self, config: WorkerSettings) -> None:
         self.apply(config)
@@ -37,6 +38,7 @@ class Settings:
         """Put another configuration in force."""
         self.config = config
         self.policies: PolicySet = build_policies(config)
+        self.routes = RouteTable.parse(config.routes)
         self.passwords = PasswordChecker(config.users) if config.users else None
 
 

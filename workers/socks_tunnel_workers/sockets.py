@@ -6,7 +6,7 @@ import errno
 import socket
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 KEEPALIVE_PROBES: Final = 3
 """Keepalive probes without an answer after which a connection is given up."""
@@ -137,3 +137,45 @@ def adopt(fd: int) -> socket.socket:
     sock.setblocking(False)
     sock.set_inheritable(False)
     return sock
+
+
+# --- UDP ------------------------------------------------------------------------------------------
+
+DATAGRAMS_PER_TURN = 64
+"""Datagrams read from one socket before others get their turn."""
+
+SOCKET_BUFFER = 1 << 20
+"""Asked for as SO_RCVBUF and SO_SNDBUF in bytes, so that a burst is not lost to a busy loop."""
+
+SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
+
+
+def make_room(sock: socket.socket) -> None:
+    """Makes a UDP socket non-blocking, with room for bursts."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+
+
+def udp_socket(family: int, address: SockAddr) -> socket.socket:
+    """Returns a bound, non-blocking UDP socket with room for bursts. Raises :class:`OSError`."""
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        make_room(sock)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def send_failure(error: OSError) -> str:
+    """Returns why a datagram was dropped that a socket did not take."""
+    if isinstance(error, BlockingIOError):
+        return "socket-full"
+    if error.errno == errno.EMSGSIZE:
+        return "too-long"
+    # ICMP said so of an earlier datagram, or there is no route: UDP has nobody to tell.
+    return "unreachable"

@@ -42,6 +42,8 @@ from socks_tunnel.protocol.ipc import (
     Kill,
     NewFlows,
     PeerRows,
+    Probe,
+    Probed,
     Reload,
     SessionEnded,
     SessionOpened,
@@ -53,11 +55,13 @@ from socks_tunnel.protocol.settings import WorkerSettings
 from socks_tunnel_workers.frontends.accepting import Listener
 from socks_tunnel_workers.frontends.clients import Clients
 from socks_tunnel_workers.frontends.forward import TcpForwardSession, UdpForward
+from socks_tunnel_workers.frontends.routing import Routing
 from socks_tunnel_workers.frontends.socks import SocksSession
 from socks_tunnel_workers.handover import Heirs, Inheritance, write_state
 from socks_tunnel_workers.operators import Answers
 from socks_tunnel_workers.relay.flow import Flow
 from socks_tunnel_workers.relay.memory import MemoryRelief
+from socks_tunnel_workers.relay.probe import ProbeFlow
 from socks_tunnel_workers.relay.session import RelayServices, WorkerSession
 from socks_tunnel_workers.services import Account, Counters, Notices, Settings
 from socks_tunnel_workers.targets.access import Access
@@ -161,13 +165,14 @@ class Worker(Channel):
                 self._configure(message)
             case Reload(config=fields):
                 self.settings.apply(WorkerSettings.from_map(fields))
+                self.clients.routing.reset()  # the table of these routes follows
                 self._apply_limits()
                 if self.settings.config.role == "endpoint":
                     self.targets.reload()
             case SessionOpened(peer=peer):
                 self._session_opened(session, peer)
-            case NewFlows(session=number):
-                self.clients.set_target(self.sessions.get(number))
+            case NewFlows(targets=targets):
+                self.clients.set_targets(targets)
             case Ask():
                 self._answers.answer(message)
             case Kill():
@@ -200,6 +205,8 @@ class Worker(Channel):
             case Detach():
                 if session is not None:
                     session.detach()
+            case Probe():
+                self._probe(number, message)
             case SessionEnded(reason=reason):
                 self._session_ended(number, reason)
             case _:
@@ -282,6 +289,7 @@ class Worker(Channel):
             self.notices,
             self.metrics,
             self.memory,
+            Routing(self.settings, self.sessions, self.counters, self.notices, self.send_control),
             self._holds_enough,
         )
 
@@ -390,6 +398,26 @@ class Worker(Channel):
         self.sessions[number] = session
         return session
 
+    def _probe(self, number: int, message: Probe) -> None:
+        """Finds out whether the peer reaches a target; the supervisor is told in any case."""
+
+        def tell(reason: int) -> None:
+            self.send_control(0, Probed(message.number, reason))
+
+        session = self.sessions.get(number)
+        if session is None or not session.open_to_send or self._holds_enough():
+            tell(CloseReason.RESOURCE_LIMIT)
+            return
+        destination = HostPort(message.host, message.port)
+        probe = ProbeFlow(session, session.allocate(), destination, tell)
+        try:
+            session.admit(probe)
+        except RemoteProtocolError as error:
+            self.clients.report_flow_limit(session, error)
+            tell(CloseReason.RESOURCE_LIMIT)
+            return
+        probe.ask()
+
     def _session_ended(self, number: int, reason: str) -> None:
         session = self.sessions.pop(number, None)
         if session is None:
@@ -402,7 +430,7 @@ class Worker(Channel):
                 reason,
                 flows,
             )
-        self.clients.forget(session)
+        self.clients.routing.forget(session)
         session.end(CloseReason.RESUME_FAILED, tell_peer=False)
         self._check_drained()
 
@@ -411,7 +439,7 @@ class Worker(Channel):
     def _holds_enough(self) -> bool:
         """Whether this worker holds as many flows and handshakes as it may."""
         active = self.counters.active
-        held = active["tcp"] + active["udp"] + self.clients.handshakes
+        held = active["tcp"] + active["udp"] + self.clients.handshakes + len(self.clients.relays)
         return held >= self.settings.config.limits.flows_per_worker
 
     def flows(self) -> Iterator[Flow]:
@@ -426,6 +454,7 @@ class Worker(Channel):
             self.counters.drop("expired", scheduler.expired)
             self.counters.drop("queue-full", scheduler.overflowed)
             scheduler.expired = scheduler.overflowed = 0
+        self.clients.routing.flush()
         self.counters.export(self.metrics, gateway=gateway)
         self.notices.flush()
         metrics = self.metrics
@@ -450,6 +479,8 @@ class Worker(Channel):
     # --- timers ---------------------------------------------------------------------------------
 
     def _sweep(self) -> None:
+        for relay in list(self.clients.relays):
+            relay.sweep(self.loop.time())
         self._sweep_some(
             [
                 (session, flow)
@@ -484,6 +515,8 @@ class Worker(Channel):
         self.draining = True
         for session in self.sessions.values():
             session.draining = True
+        if self._configured:
+            self.clients.drain()
         for listener in self._listeners:
             listener.stop()
         self._check_drained()

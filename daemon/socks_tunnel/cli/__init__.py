@@ -33,6 +33,7 @@ COMMANDS: Final = {
         "pubkey": "preparing:pubkey",
         "reload": "instance:reload",
         "rendezvous": "running:rendezvous",
+        "route": "route:route",
         "run": "running:run",
         "status": "instance:status",
         "top": "instance:top",

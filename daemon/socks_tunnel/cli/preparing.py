@@ -10,6 +10,8 @@ import click
 from socks_tunnel.cli.frame import FILE_PATH, CannotCreate, Misconfigured
 from socks_tunnel.config import loader, pairing, users
 from socks_tunnel.config.errors import ConfigError
+from socks_tunnel.config.for_workers import route_settings
+from socks_tunnel.protocol.routes import RouteTable, shadowed
 
 
 @click.command("check-config")
@@ -29,6 +31,14 @@ def check_config(ctx: click.Context, config_file: Path) -> None:
         certificate = read_server_certificate(signaling.tls_certificate, signaling.tls_key)
         if complaint := certificate.complaint(datetime.now(UTC)):
             click.echo(f"warning: {certificate.path} {complaint}", err=True)
+    routes = route_settings(config)
+    for number, earlier in shadowed(RouteTable.parse(routes)).items():
+        taken = " and ".join(routes[each].name for each in earlier)
+        click.echo(
+            f"warning: the route {routes[number].name} never decides: {taken}, before it, "
+            "takes all that it has",
+            err=True,
+        )
     names = ", ".join(peer.name for peer in config.peers)
     click.echo(f"{config_file}: this is a usable {config.role}, with the peers: {names}")
 

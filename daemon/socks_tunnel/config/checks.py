@@ -1,13 +1,14 @@
 """Checks of values that depend on each other, or on files; each mistake becomes a finding."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from socks_tunnel.config.errors import Problem
 from socks_tunnel.config.models import ConfigFile, Peer, Signaling
 from socks_tunnel.config.positions import KeyPath
+from socks_tunnel.config.routes import Route
 from socks_tunnel.config.settings import Forward, listener_text
 from socks_tunnel.config.wording import a, key_text, upwards
 from socks_tunnel.protocol.addresses import HostPort, IPAddress, parse_ip
@@ -54,7 +55,7 @@ def check_role(found: Findings, file: ConfigFile, peers: Peers) -> None:
     """Complains of what has no meaning in the role, and of what it lacks."""
     senseless = f"has no meaning in the configuration of {a(file.role)}"
     is_gateway = file.role == "gateway"
-    gateways = ("socks", "forwards")
+    gateways = ("socks", "forwards", "routes")
     endpoints = ("signaling", "udp_filtering", "policies", "targets")
     for key in endpoints if is_gateway else gateways:
         if key in found.raw:
@@ -93,6 +94,17 @@ def check_peers_differ(found: Findings, peers: Peers) -> None:
         if peer.old_public_key in keys:
             message = f"is the key of peers[{keys[peer.old_public_key]}]"
             found.add(("peers", index, "old_public_key"), message)
+
+
+def check_route(found: Findings, at: KeyPath, route: Route, peers: Collection[str]) -> None:
+    """Complains of peers of a route that are not there."""
+    for number, name in enumerate(route.peers):
+        if name not in peers:
+            listing = ", ".join(map(json.dumps, sorted(peers))) or "none"
+            found.add(
+                (*at, "peers", number),
+                f"there is no peer {name!r} in [[peers]]; those that there are: {listing}",
+            )
 
 
 def check_policy_names(found: Findings, peers: Peers) -> None:

@@ -3,10 +3,12 @@
 from typing import Any
 
 from socks_tunnel.config.settings import Config, PolicyRules
+from socks_tunnel.protocol.routes import DEFAULT
 from socks_tunnel.protocol.settings import (
     AuditSettings,
     LogSettings,
     PeerSettings,
+    RouteSettings,
     RuleSettings,
     SocksSettings,
     WorkerSettings,
@@ -31,9 +33,35 @@ def worker_settings(config: Config) -> WorkerSettings:
         log=LogSettings(level=config.log.level),
         audit=AuditSettings(file=str(config.audit.file or "")),
         peers=tuple(PeerSettings(name=peer.name, policy=peer.policy) for peer in config.peers),
+        routes=route_settings(config),
         policy=None if config.policy is None else _rules(config.policy),
         policies={name: _rules(table) for name, table in config.policies.items()},
         users=config.users,
+    )
+
+
+def route_settings(config: Config) -> tuple[RouteSettings, ...]:
+    """Returns the routes of a gateway; without `[[routes]]`, the one that has everything.
+
+    In that one, nothing but the state of the links decides.
+    """
+    if config.role != "gateway":
+        return ()
+    if not config.routes:
+        return (RouteSettings(DEFAULT),)
+    return tuple(
+        RouteSettings(
+            name=route.name or f"routes[{number}]",
+            hosts=route.hosts,
+            ports=route.ports,
+            peers=route.peers,
+            policy=route.policy,
+            failures=route.failures,
+            recover_after=route.recover_after,
+            probe=route.probe,
+            probe_interval=route.probe_interval,
+        )
+        for number, route in enumerate(config.routes)
     )
 
 

@@ -27,7 +27,9 @@ from socks_tunnel.config.positions import KeyPath, key_lines
 from socks_tunnel.config.users import parse_users
 from socks_tunnel.config.wording import key_text, sentence
 from socks_tunnel.protocol.policies import parse_policy
-from socks_tunnel.protocol.policy import PolicyError, RuleProblem
+from socks_tunnel.protocol.policy import PolicyError
+from socks_tunnel.protocol.routes import Route as ParsedRoute
+from socks_tunnel.protocol.rules import RuleError, RuleProblem
 
 CREDENTIAL: Final = "identity"
 """Name of the systemd credential that stands in for `private_key_file`."""
@@ -100,6 +102,7 @@ class _Loader:
         checks.check_listeners(self._found, file)
         checks.check_tls(self._found, file, peers)
         checks.check_ice(self._found, file)
+        self._check_routes(file, peers)
         identity = self._find_identity(file)
         policy, policies = self._read_policies(file)
         if self._found.problems:
@@ -310,6 +313,23 @@ class _Loader:
             for problem in error.problems:
                 self._add_rule_problem(() if source else at, problem, source)
         return rules
+
+    def _check_routes(self, file: ConfigFile, peers: list[tuple[int, Peer]]) -> None:
+        """Checks that all rules of routes can be parsed, and that their peers are there."""
+        known = {peer.name for _, peer in peers}
+        names: dict[str, int] = {}
+        for index, route in enumerate(file.routes):
+            at: KeyPath = ("routes", index)
+            if file.role == "gateway":
+                checks.check_route(self._found, at, route, known)
+            first = names.setdefault(route.name, index)
+            if route.name and first != index:
+                self._found.add((*at, "name"), f"is the same as that of routes[{first}]")
+            try:
+                ParsedRoute.parse(route)
+            except RuleError as error:
+                for problem in error.problems:
+                    self._add_rule_problem(at, problem, None)
 
     def _add_rule_problem(self, at: KeyPath, problem: RuleProblem, file: Path | None) -> None:
         message = f"{problem.text!r}: {problem.reason}"

@@ -16,23 +16,30 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
     StrictBool,
-    StringConstraints,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from socks_tunnel.config.basics import (
+    Destination,
+    PeerName,
+    PolicyRuleList,
+    Positive,
+    Seconds,
+    Table,
+    text_of,
+)
+from socks_tunnel.config.routes import Route
 from socks_tunnel.config.settings import listener_text
 from socks_tunnel.config.urls import checked_url
 from socks_tunnel.protocol.addresses import HostPort, canonical_host, parse_host_port, parse_ip
 from socks_tunnel.protocol.ice_urls import parse_ice_url, parse_udp_ports
-from socks_tunnel.protocol.policy import Rules
+from socks_tunnel.protocol.routes import ROUTES_MAX
 from socks_tunnel.protocol.urls import NO_PROXY, Proxy
 
 NOT_YET: Final = "is not supported yet"
@@ -50,30 +57,22 @@ UNIX_PATH_MAX: Final = 107
 # pydantic reports. Text that may have a password in it is not repeated.
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, dict | list):
-        raise ValueError(f"must be text, not a {'table' if isinstance(value, dict) else 'list'}")  # noqa: TRY004
-    if not isinstance(value, str):
-        raise ValueError(f"must be text, not {value!r}")  # noqa: TRY004
-    return value
-
-
 def _search_domain(value: Any) -> str:
-    domain = canonical_host(_text(value))
+    domain = canonical_host(text_of(value))
     if parse_ip(domain) is not None:
         raise ValueError(f"{domain} is an address, not a domain")
     return domain
 
 
 def _own_name(value: Any) -> str:
-    name = canonical_host(_text(value))
+    name = canonical_host(text_of(value))
     if parse_ip(name) is not None:
         raise ValueError(f"{name} is an address; every address is allowed")
     return name
 
 
 def _proxy(value: Any) -> str | None:
-    text = "" if value is None else _text(value)  # None: as it is dumped for a worker
+    text = "" if value is None else text_of(value)  # None: as it is dumped for a worker
     if text not in {"", NO_PROXY}:
         Proxy.parse(text)
     return text or None
@@ -87,19 +86,15 @@ def _absolute(text: str, info: ValidationInfo) -> Path:
 
 
 def _path(value: Any, info: ValidationInfo) -> Path:
-    return value if isinstance(value, Path) else _absolute(_text(value), info)
+    return value if isinstance(value, Path) else _absolute(text_of(value), info)
 
 
 def _optional_path(value: Any, info: ValidationInfo) -> Path | None:
     return None if value is None or value == "" else _path(value, info)
 
 
-def _destination(value: Any) -> HostPort:
-    return value if isinstance(value, HostPort) else parse_host_port(_text(value))
-
-
 def _listener(value: Any) -> HostPort:
-    text = str(value) if isinstance(value, HostPort) else _text(value)
+    text = str(value) if isinstance(value, HostPort) else text_of(value)
     if text.startswith("unix:"):
         raise ValueError("cannot be a Unix socket; socks.listen and signaling.listen can")
     listener = parse_host_port(text)
@@ -142,7 +137,7 @@ def _signaling_listener(value: Any, info: ValidationInfo) -> HostPort | Path:
 
 
 def _signaling_url(value: Any, info: ValidationInfo) -> str:
-    text = _text(value)
+    text = text_of(value)
     for prefix in ("http+unix://", "unix:"):
         if text.startswith(prefix):
             return f"unix:{_absolute(text.removeprefix(prefix), info)}"
@@ -155,13 +150,13 @@ def _rendezvous_url(value: Any) -> str | None:
     if value is None or value == "":
         return None
     return checked_url(
-        _text(value), {"ws", "wss"}, "is neither wss://HOST[:PORT]/ nor ws://HOST[:PORT]/"
+        text_of(value), {"ws", "wss"}, "is neither wss://HOST[:PORT]/ nor ws://HOST[:PORT]/"
     )
 
 
 def public_key(value: Any) -> str:
     """Returns a public key in canonical form. Raises :class:`ValueError`."""
-    text = _text(value).strip()
+    text = text_of(value).strip()
     try:
         raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -175,18 +170,9 @@ def _optional_public_key(value: Any) -> str | None:
     return None if value is None or value == "" else public_key(value)
 
 
-def _rules(value: Any) -> Rules:
-    """Takes rules as they are written; :mod:`socks_tunnel.protocol.policy` parses them."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list | tuple):
-        raise ValueError("must be a list of rules, or one text with a rule in each line")  # noqa: TRY004
-    return tuple(value)
-
-
 def _candidate_filter(value: Any) -> str:
     """Checks an interface name, an address or a range; the latter two in canonical form."""
-    text = _text(value)
+    text = text_of(value)
     try:
         if "/" in text:
             return str(ipaddress.ip_network(text, strict=False))
@@ -200,13 +186,13 @@ def _candidate_filter(value: Any) -> str:
 
 
 def _ice_url(value: Any) -> str:
-    text = _text(value)
+    text = text_of(value)
     parse_ice_url(text)
     return text
 
 
 def _optional_address(value: Any) -> str:
-    text = _text(value)
+    text = text_of(value)
     address = parse_ip(text)
     if text and address is None:
         raise ValueError(f"{text!r} is no IP address")
@@ -214,13 +200,13 @@ def _optional_address(value: Any) -> str:
 
 
 def _udp_ports(value: Any) -> str:
-    text = _text(value)
+    text = text_of(value)
     parse_udp_ports(text)
     return text
 
 
 def _forward_listener(value: Any) -> str:
-    text = _text(value)
+    text = text_of(value)
     scheme, separator, rest = text.partition("://")
     if not separator or scheme not in {"tcp", "udp"}:
         raise ValueError(f"{text!r} is neither tcp://ADDRESS:PORT nor udp://ADDRESS:PORT")
@@ -229,26 +215,12 @@ def _forward_listener(value: Any) -> str:
 
 _as_text = PlainSerializer(listener_text, when_used="unless-none")
 
-Seconds: TypeAlias = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
-Positive: TypeAlias = Annotated[int, Field(ge=1, strict=True)]
-Destination: TypeAlias = Annotated[HostPort, PlainValidator(_destination), _as_text]
 Listener: TypeAlias = Annotated[HostPort | Path, PlainValidator(_socks_listener), _as_text]
 FilePath: TypeAlias = Annotated[Path, PlainValidator(_path)]
 OptionalFilePath: TypeAlias = Annotated[Path | None, PlainValidator(_optional_path)]
-PolicyRuleList: TypeAlias = Annotated[Rules, PlainValidator(_rules)]
-PeerName: TypeAlias = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-]
-"""Names of peers stand in logs and on command lines, so they have no spaces or odd characters."""
 
 
 # --- tables -----------------------------------------------------------------------------------
-
-
-class Table(BaseModel):
-    """A table of the configuration: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Identity(Table):
@@ -482,8 +454,9 @@ class ConfigFile(Table):
     targets: Targets = Targets()
     peers: tuple[Peer, ...] = ()
     forwards: tuple[Forward, ...] = ()
+    routes: tuple[Route, ...] = Field(default=(), max_length=ROUTES_MAX)
     policy: PolicyRules | None = None
-    policies: dict[str, PolicyRules] = {}
+    policies: dict[str, PolicyRules] = Field(default={})
     ice: Ice = Ice()
     transport: Transport = Transport()
     workers: Workers = Workers()

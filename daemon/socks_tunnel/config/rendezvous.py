@@ -15,6 +15,7 @@ from pydantic import (
     ValidationError,
 )
 
+from socks_tunnel.config.basics import PeerName, Positive, Seconds, Table
 from socks_tunnel.config.errors import ConfigError, Problem, unknown_key
 from socks_tunnel.config.models import (
     NOT_YET,
@@ -22,10 +23,6 @@ from socks_tunnel.config.models import (
     Listener,
     Log,
     OptionalFilePath,
-    PeerName,
-    Positive,
-    Seconds,
-    Table,
     public_key,
 )
 from socks_tunnel.config.positions import KeyPath, key_lines

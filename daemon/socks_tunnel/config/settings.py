@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from socks_tunnel.protocol.addresses import HostPort, parse_host_port
-from socks_tunnel.protocol.policy import Rules
+from socks_tunnel.protocol.rules import Rules
 from socks_tunnel.protocol.settings import LimitSettings, Role, TargetSettings, UdpFiltering
 
 Targets = TargetSettings
@@ -78,6 +78,21 @@ class Forward:
     def address(self) -> HostPort:
         """Where it listens."""
         return parse_host_port(self.listen.partition("://")[2])
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`[[routes]]`."""
+
+    name: str
+    hosts: Rules
+    ports: Rules
+    peers: tuple[str, ...]
+    policy: Literal["first", "least-loaded", "nearest"]
+    failures: int
+    recover_after: float
+    probe: HostPort | None
+    probe_interval: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +202,7 @@ class Config:
     targets: Targets
     peers: tuple[Peer, ...]
     forwards: tuple[Forward, ...]
+    routes: tuple[Route, ...]
     policy: PolicyRules | None
     policies: Mapping[str, PolicyRules]
     ice: Ice

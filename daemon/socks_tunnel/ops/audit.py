@@ -56,6 +56,16 @@ def decision(
     )
 
 
+def failover(*, route: str, peer: str, instead: str, cause: str) -> None:
+    """Record that new flows of a route go to another peer.
+
+    `peer` is passed over and `instead` is the first one that takes over. `cause` is "link", "dials"
+    or "probe". Flows that `peer` has already stay with it.
+    """
+    fields = {"route": route, "peer": peer, "instead": instead, "cause": cause}
+    _log.info("failover", extra={"fields": fields})
+
+
 def flow_end(
     *,
     peer: str,

@@ -49,6 +49,9 @@ REPLIES: Final = (
     "address_type_not_supported",
 )
 
+ROUTED_COMMANDS: Final = ("connect", "bind", "udp-associate", "resolve")
+FAILOVER_CAUSES: Final = ("link", "dials", "probe")
+
 VERDICTS: Final = ("allowed", "denied", "unresolved", "resolve")
 
 UDP_DROPS: Final = (
@@ -68,6 +71,8 @@ UDP_DROPS: Final = (
     "bad-name",
     "no-client",
     "no-link",
+    "no-route",
+    "draining",
     "too-many",
     "opening",
     "resolving",

@@ -2,7 +2,8 @@
 
 Each process counts for itself and writes files (:mod:`socks_tunnel.ops.meters`); the exporter adds
 the files of all slots up (:mod:`socks_tunnel.ops.exposition`). No label holds a destination, a user
-or a peer: such values are unbounded, and personal.
+or a client: such values are unbounded, and personal. A peer is named only beside a route of a
+gateway, where the configuration bounds both.
 """
 
 import logging
@@ -186,6 +187,23 @@ class Metrics:
             "Requests of clients by command and reply",
             command=labels.COMMANDS,
             reply=labels.REPLIES,
+        )
+        self.route_flows_total = counter(
+            "route_flows_total", "Flows asked for by route and peer (gateway)", route=(), peer=()
+        )
+        self.unrouted_total = counter(
+            "unrouted_total", "Destinations that no route has", command=labels.ROUTED_COMMANDS
+        )
+        self.failovers_total = counter(
+            "failovers_total",
+            "Peers that came to be passed over for new flows, by cause",
+            cause=labels.FAILOVER_CAUSES,
+        )
+        self.route_peer_preferred = gauge(
+            "route_peer_preferred",
+            "1 if new flows of the route may go to the peer, 0 if it is passed over",
+            route=(),
+            peer=(),
         )
         self.policy_decisions_total = counter(
             "policy_decisions_total", "Decisions of the access policy", verdict=labels.VERDICTS

@@ -16,6 +16,8 @@ therefore outlives the link beneath it: links attach to sessions and leave them 
 
 Each control message is a dataclass below; OP and the order of the fields are its wire form. These
 frames never leave the host, and may change with any release.
+
+This file is long because each control message is a class of its own.
 """
 
 import struct
@@ -188,10 +190,58 @@ class SessionEnded:
 
 @dataclass(frozen=True, slots=True)
 class NewFlows:
-    """Supervisor to worker: new flows of ours go to this session, or to none for now (0)."""
+    """Supervisor to worker: the sessions that new flows of ours may go to.
+
+    For each route of the configuration, in its order, two lists of sessions: those that are
+    preferred, and others that are used if none of these can transmit. See
+    :class:`socks_tunnel.protocol.routes.Candidates`.
+    """
 
     OP: ClassVar[str] = "new-flows"
-    session: int
+    targets: list[list[list[int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class DialFailed:
+    """Worker to supervisor: the peer of the session did not reach a target of the route.
+
+    `reason` is that of the CLOSE, one of :data:`socks_tunnel.protocol.failover.UNREACHED`.
+    """
+
+    OP: ClassVar[str] = "dial-failed"
+    route: str
+    host: str
+    reason: int
+
+
+@dataclass(frozen=True, slots=True)
+class DialsDone:
+    """Worker to supervisor: through these peers targets of these routes were reached.
+
+    `rows` has lists [route, session].
+    """
+
+    OP: ClassVar[str] = "dials-done"
+    rows: list[list[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Supervisor to worker: find out whether the peer of the session reaches a target."""
+
+    OP: ClassVar[str] = "probe"
+    number: int
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """Worker to supervisor: how the probe of that number ended; `reason` 0: it was reached."""
+
+    OP: ClassVar[str] = "probed"
+    number: int
+    reason: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +366,10 @@ Control: TypeAlias = (
     | Detach
     | SessionEnded
     | NewFlows
+    | DialFailed
+    | DialsDone
+    | Probe
+    | Probed
     | Credit
     | Drain
     | Drained

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
-from socks_tunnel.protocol.policy import Policy, Rules
+from socks_tunnel.protocol.policy import Policy
+from socks_tunnel.protocol.rules import Rules
 
 
 class RuleTable(Protocol):

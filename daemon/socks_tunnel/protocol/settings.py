@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from socks_tunnel.protocol.bounded import clip
-from socks_tunnel.protocol.policy import Rules
+from socks_tunnel.protocol.rules import Rules
 
 Role = Literal["gateway", "endpoint"]
 UdpFiltering = Literal["address-dependent", "endpoint-independent", "address-and-port-dependent"]
@@ -81,6 +81,22 @@ class RuleSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteSettings:
+    """A route of a gateway, with its rules as they were written; seconds."""
+
+    name: str
+    hosts: Rules = "*"
+    ports: Rules = "*"
+    peers: tuple[str, ...] = ()
+    """Empty: all of them, in the order of the configuration."""
+    policy: str = "first"
+    failures: int = 0
+    recover_after: float = 0
+    probe: tuple[str, int] | None = None
+    probe_interval: int = 5
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerSettings:
     """All of it. `users` are password hashes by name; empty: clients need no password."""
 
@@ -92,6 +108,8 @@ class WorkerSettings:
     log: LogSettings = LogSettings()
     audit: AuditSettings = AuditSettings()
     peers: tuple[PeerSettings, ...] = ()
+    routes: tuple[RouteSettings, ...] = ()
+    """Of a gateway: never empty. Without `[[routes]]` there is the one that has everything."""
     policy: RuleSettings | None = None
     policies: Mapping[str, RuleSettings] = field(default_factory=dict)
     users: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -104,6 +122,7 @@ class WorkerSettings:
             "udp_filtering": self.udp_filtering,
             **{name: asdict(getattr(self, name)) for name in tables},
             "peers": [(peer.name, peer.policy) for peer in self.peers],
+            "routes": [asdict(route) for route in self.routes],
             "policy": None if self.policy is None else asdict(self.policy),
             "policies": {name: asdict(rules) for name, rules in self.policies.items()},
             "users": dict(self.users),
@@ -129,6 +148,7 @@ class WorkerSettings:
                 log=_restored(LogSettings, values["log"]),
                 audit=_restored(AuditSettings, values["audit"]),
                 peers=tuple(PeerSettings(name, policy) for name, policy in values["peers"]),
+                routes=tuple(_restored(RouteSettings, route) for route in values["routes"]),
                 policy=None if policy is None else _restored(RuleSettings, policy),
                 policies={
                     name: _restored(RuleSettings, rules)

@@ -16,9 +16,12 @@ from socks_tunnel.protocol.ipc import (
     Attached,
     Configure,
     Control,
+    DialFailed,
+    DialsDone,
     Drain,
     Drained,
     Kill,
+    Probed,
     ReadyState,
     Reload,
     Settle,
@@ -148,6 +151,12 @@ class WorkerSlot(Slot):
         match message:
             case Attached():
                 self._routes.attached(session, message)
+            case DialFailed():
+                self._routes.dial_failed(session, message)
+            case DialsDone():
+                self._routes.dials_done(message)
+            case Probed():
+                self._routes.probed(message)
             case Drained():
                 self.drained.set()
             case Settled(waiting=waiting) if self._settling is not None:

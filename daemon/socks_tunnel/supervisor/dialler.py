@@ -22,11 +22,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from socks_tunnel.config.for_workers import route_settings
 from socks_tunnel.config.settings import Config, Peer
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.ice import IceSettings
 from socks_tunnel.peer.transport import TransportError
 from socks_tunnel.protocol import bounded
+from socks_tunnel.protocol.keepalive import FAILOVER_TIMING, Timing
+from socks_tunnel.protocol.link import DEFAULT_TIMING
 from socks_tunnel.signaling.carrier import OutgoingCarrier, SignalingError
 from socks_tunnel.signaling.envelope import EnvelopeRejected, new_body, seal
 from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
@@ -84,6 +87,17 @@ class GatewayLinks(Links):
         self._paths = PathWatcher(self.path_changed)
         self._pauses = PauseWatcher(lambda why: self.path_changed(why, "host-slept"))
 
+    def _take(self, config: Config) -> None:
+        super()._take(config)
+        routes = route_settings(config)
+        lists = [route.peers or tuple(self.peers) for route in routes]
+        self._shared = {peer for peers in lists if len(peers) > 1 for peer in peers}
+        self.router.route(routes)
+
+    def timing_of(self, peer: str) -> Timing:
+        """Watches peers closely that share a route: new flows have somewhere else to go."""
+        return FAILOVER_TIMING if peer in self._shared else DEFAULT_TIMING
+
     async def start(self) -> None:
         """Dials all peers."""
         self._outgoing.apply(self.config)
@@ -110,6 +124,8 @@ class GatewayLinks(Links):
         for peer in config.peers:
             if peer.name not in self._diallers:
                 self._dial(peer)
+        for link in self.links:
+            link.link.protocol.keepalive.retime(self.timing_of(link.peer.name))
         self._count_links()
 
     def renew(self, identity: PrivateIdentity) -> bool:

@@ -24,6 +24,8 @@ from socks_tunnel.peer.select import fast_path_active, new_transport
 from socks_tunnel.peer.transport import Role, Transport
 from socks_tunnel.protocol.errors import CloseReason
 from socks_tunnel.protocol.ice_urls import parse_udp_ports
+from socks_tunnel.protocol.keepalive import Timing
+from socks_tunnel.protocol.link import DEFAULT_TIMING
 from socks_tunnel.protocol.messages import DATA_MAX, INITIAL_WINDOW, PROTOCOL_VERSION, Hello
 from socks_tunnel.signaling.carrier import IceServers
 from socks_tunnel.signaling.envelope import EnvelopeRejected, Verifier
@@ -188,6 +190,11 @@ class Links:
         """Returns the peer's place in the configuration: the first one that is up is used."""
         return self._ranks.get(peer, len(self._ranks))
 
+    def timing_of(self, peer: str) -> Timing:
+        """Returns how closely the links of a peer are watched."""
+        del peer
+        return DEFAULT_TIMING
+
     # --- links come and go ----------------------------------------------------------------------
 
     def new_link(
@@ -221,7 +228,10 @@ class Links:
             fast_path=chosen.fast_path,
             congestion=chosen.congestion,
         )
-        link = PeerLink(self, peer, self._hello(session), transport, key or keys_of(peer)[0])
+        timing = self.timing_of(peer.name)
+        link = PeerLink(
+            self, peer, self._hello(session), transport, key or keys_of(peer)[0], timing
+        )
         self.links.append(link)
         self._count_links()
         return link

@@ -16,6 +16,8 @@ from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.peer.link import EndedBy, Link
 from socks_tunnel.peer.transport import Transport
 from socks_tunnel.protocol.errors import CloseReason
+from socks_tunnel.protocol.keepalive import Timing
+from socks_tunnel.protocol.link import DEFAULT_TIMING
 from socks_tunnel.protocol.messages import Hello, Resume
 from socks_tunnel.supervisor.attachment import Attachments
 from socks_tunnel.supervisor.reconnects import Cause
@@ -57,7 +59,13 @@ class PeerLink:
     """
 
     def __init__(
-        self, owner: PeerLinkOwner, peer: Peer, hello: Hello, transport: Transport, key: bytes
+        self,
+        owner: PeerLinkOwner,
+        peer: Peer,
+        hello: Hello,
+        transport: Transport,
+        key: bytes,
+        timing: Timing = DEFAULT_TIMING,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.peer = peer
@@ -90,6 +98,7 @@ class PeerLink:
             transport,
             name=peer.name,
             hello=hello,
+            timing=timing,
             on_protocol_error=lambda kind: metrics.protocol_errors_total.labels(kind).inc(),
             on_unknown=metrics.messages_unknown_total.inc,
             on_rtt=metrics.link_rtt_seconds.observe,
@@ -190,6 +199,8 @@ class PeerLink:
     def _set_doubt(self, cause: Cause | None) -> None:
         self.doubted = cause
         self.in_doubt = cause is not None
+        if self.attached is not None:
+            self.attached.doubt(to=self.in_doubt)
         change, self.change = self.change, asyncio.get_running_loop().create_future()
         change.set_result(None)
 

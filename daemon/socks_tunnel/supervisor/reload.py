@@ -19,6 +19,7 @@ RELOADED: Final = frozenset(
         "policy",
         "policy_file",
         "resume_timeout",
+        "routes",
         "targets",
         "transport",
         "udp_filtering",

@@ -14,14 +14,18 @@ How messages find their worker: supervisor/routing.py.
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol.errors import LocalProtocolError
-from socks_tunnel.protocol.ipc import Attached, NewFlows
+from socks_tunnel.protocol.ipc import Attached, DialFailed, DialsDone, Probed
+from socks_tunnel.protocol.routes import DEFAULT
+from socks_tunnel.protocol.settings import RouteSettings
+from socks_tunnel.supervisor.choosing import Chooser
 from socks_tunnel.supervisor.ports import LinkPort, LinkTerms, WorkerPort
+from socks_tunnel.supervisor.probing import Prober
 from socks_tunnel.supervisor.routing import AttachedLink, RoutedSession, WorkerEntry
 
 _log = logging.getLogger(__name__)
@@ -60,6 +64,24 @@ class WorkerRoutes:
         if found is not None:
             found[0].attached(found[1], answer)
 
+    def dial_failed(self, session: int, message: DialFailed) -> None:
+        """Takes what the worker says of a dial that did not reach its target."""
+        found = self._find(session)
+        if found is not None and self._router is not None:
+            self._router.dial_failed(found[0].peer, message)
+
+    def probed(self, message: Probed) -> None:
+        """Takes how a probe ended."""
+        if self._router is not None:
+            self._router.prober.answered(message.number, message.reason)
+
+    def dials_done(self, message: DialsDone) -> None:
+        """Takes what the worker says of dials that reached their targets."""
+        for route, number in message.rows:
+            found = self._find(number)
+            if found is not None and self._router is not None:
+                self._router.chooser.dial_succeeded(route, found[0].peer)
+
     def _find(self, number: int) -> tuple[RoutedSession, WorkerEntry] | None:
         if self._router is None:
             return None
@@ -94,8 +116,10 @@ class Router:
         self.resume_timeout = resume_timeout
         self.draining = False
         self.sessions: dict[int, RoutedSession] = {}
-        self.target = 0
-        """The session that new flows of ours go to; 0: none."""
+        self.prober = Prober(self._probed)
+        self.chooser = Chooser(metrics)
+        self.chooser.configure([RouteSettings(DEFAULT)])
+        self.chooser.choose((), 0.0)
         self._workers: dict[int, WorkerPort] = {}
         self._last_number = 0
 
@@ -135,8 +159,8 @@ class Router:
         self._workers[index] = worker
         for session in self.sessions.values():
             session.worker_up(index, worker)
-        if self.target:
-            worker.send_control(0, NewFlows(self.target))
+        if self.opens:
+            worker.send_control(0, self.chooser.table)
         return WorkerRoutes(self, index)
 
     def worker_down(self, index: int) -> int:
@@ -218,6 +242,11 @@ class Router:
 
     def tick(self, now: float) -> None:
         """Looks at the times of all sessions; called once a second. `now` is monotonic."""
+        if self.opens:
+            self.chooser.tick(self.sessions.values())
+            able = {s.peer: n for n, s in self.sessions.items() if s.transmits}
+            self.prober.tick(self.chooser.settings, able, self._workers, now)
+            self.choose_target()
         for session in list(self.sessions.values()):
             link = session.link
             if session.detached_at is not None:
@@ -235,24 +264,41 @@ class Router:
 
     # --- new flows ----------------------------------------------------------------------------
 
-    def choose_target(self) -> None:
-        """Decides which session new flows of ours go to, and tells the workers if it changed.
+    @property
+    def target(self) -> int:
+        """The session that new flows of the first route go to; 0: none."""
+        preferred, others = (
+            self.chooser.table.targets[0] if self.chooser.table.targets else ([], [])
+        )
+        return next(iter((*preferred, *others)), 0)
 
-        Of the sessions whose links take new flows, it is that of the first configured peer.
+    def route(self, routes: Sequence[RouteSettings]) -> None:
+        """Puts other routes in force. The workers have been sent the same ones before."""
+        self.chooser.configure(routes)
+        if self.opens:
+            self.chooser.choose(self.sessions.values(), time.monotonic())
+            self._tell_workers()
+
+    def dial_failed(self, peer: str, message: DialFailed) -> None:
+        """A dial through a peer did not reach its target: the peer may be passed over."""
+        self.chooser.dial_failed(message.route, peer, message.host, time.monotonic())
+        self.choose_target()
+
+    def _probed(self, route: str, peer: str, failure: str | None) -> None:
+        self.chooser.probed(route, peer, failure, time.monotonic())
+        self.choose_target()
+
+    def choose_target(self) -> None:
+        """Decides which sessions new flows of ours go to, and tells the workers if it changed.
+
+        Called whenever a link, a session or what is known of a peer has changed.
         """
-        if not self.opens:
-            return
-        able = [
-            session
-            for session in self.sessions.values()
-            if session.link is not None and session.link.accepts and session.link.resumed
-        ]
-        best = min(able, key=lambda session: (session.rank, -session.number), default=None)
-        target = 0 if best is None else best.number
-        if target != self.target:
-            self.target = target
-            for worker in self._workers.values():
-                worker.send_control(0, NewFlows(target))
+        if self.opens and self.chooser.choose(self.sessions.values(), time.monotonic()):
+            self._tell_workers()
+
+    def _tell_workers(self) -> None:
+        for worker in self._workers.values():
+            worker.send_control(0, self.chooser.table)
 
     def _free_number(self) -> int:
         """Returns the next number that is free, 1 to 65535: one that ended is not taken soon."""

@@ -113,6 +113,8 @@ class AttachedLink:
         """The older link whose session this one has taken over: it is to be closed."""
         self.reported: set[str] = set()
         self.abusive = False
+        self.doubted = False
+        """Whether its peer may be gone: new flows go elsewhere, if there is another way."""
         self.since = time.monotonic()
         self.awaiting: set[int] = set()
         """Workers whose rows for our RESUME are still to come."""
@@ -155,9 +157,19 @@ class AttachedLink:
         if self.session.link is self:
             self.session.from_peer_resume(self, resume)
 
+    @property
+    def rtt(self) -> float | None:
+        """Last measured round trip in seconds."""
+        return self.port.rtt
+
     def goaway(self) -> None:
         """Notes that the peer wants nothing new on this link."""
         self.accepts = False
+        self.session.router.choose_target()
+
+    def doubt(self, *, to: bool) -> None:
+        """Notes that the peer may be gone, or that it is not."""
+        self.doubted = to
         self.session.router.choose_target()
 
 
@@ -207,6 +219,12 @@ class RoutedSession:
         """How many flows are open."""
         left = sum(map(len, self._left.values())) if self._left else 0
         return len(self._owners) + left
+
+    @property
+    def transmits(self) -> bool:
+        """Whether its link takes new flows."""
+        link = self.link
+        return link is not None and link.accepts and link.resumed
 
     @property
     def associations(self) -> int:

@@ -126,6 +126,7 @@ def test_the_commands_are_these() -> None:
         "pair",
         "peers",
         "policy",
+        "route",
         "version",
     }
     assert set(commands()) == running | scripts | preparing

@@ -19,7 +19,7 @@ SETTING = re.compile(r"^#(\w+ = .*)$", re.MULTILINE)
 # Settings that the other role has.
 NOT_SHOWN = {
     "gateway": {"udp_filtering", "signaling", "policies", "targets"},
-    "endpoint": {"socks", "forwards"},
+    "endpoint": {"socks", "forwards", "routes"},
 }
 
 
@@ -33,7 +33,8 @@ def load_example(role: str, directory: Path, *, with_comments: bool) -> Config:
     text = re.sub('"PUT .* KEY HERE"', f'"{KEY}"', text)
     if with_comments:
         text = re.sub(r"^#policy = .*\n", "", text, flags=re.MULTILINE)  # an example, no default
-        text = re.sub(r"^#\[\[forwards\]\]\n(#.*\n)+", "", text, flags=re.MULTILINE)  # as above
+        for table in ("forwards", "routes"):  # as above
+            text = re.sub(rf"^#\[\[{table}\]\]\n(#.*\n)+", "", text, flags=re.MULTILINE)
         text = text.replace(
             "#[policies.engineering]\n#allowed_hosts", "[policies.e]\n#allowed_hosts"
         )

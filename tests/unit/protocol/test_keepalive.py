@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from socks_tunnel.protocol.keepalive import (
+    FAILOVER_TIMING,
     PINGS_REMEMBERED,
     PONGS_PER_SECOND,
     Keepalive,
@@ -342,3 +343,15 @@ def test_answers_have_a_rate(alive: Keepalive) -> None:
     assert [alive.may_answer(T0) for _ in range(100)].count(True) == PONGS_PER_SECOND
     assert [alive.may_answer(T0 + 0.5) for _ in range(100)].count(True) == PONGS_PER_SECOND // 2
     assert [alive.may_answer(T0 + 3600) for _ in range(100)].count(True) == PONGS_PER_SECOND
+
+
+def test_a_peer_that_shares_a_route_is_suspected_within_three_seconds_of_silence() -> None:
+    keepalive = Keepalive(0.0, Timing())
+    keepalive.ping(0.0)
+    keepalive.heard(0.01)
+    keepalive.retime(FAILOVER_TIMING)
+    now = 0.01
+    while not keepalive.suspected:
+        now = keepalive.next_due()
+        keepalive.check(now)
+    assert 1.75 < now < 2.5

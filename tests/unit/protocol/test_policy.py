@@ -14,9 +14,9 @@ from socks_tunnel.protocol.policy import (
     Decision,
     Policy,
     PolicyError,
-    RuleProblem,
     Verdict,
 )
+from socks_tunnel.protocol.rules import RuleProblem
 
 # --- rules that cannot be parsed --------------------------------------------------------------
 

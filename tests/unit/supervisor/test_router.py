@@ -341,7 +341,7 @@ def test_a_worker_that_starts_learns_of_the_sessions_and_their_links() -> None:
     assert setup.workers[0].controls == [
         (number, SessionOpened("office")),
         (number, attach),
-        (0, NewFlows(number)),
+        (0, NewFlows([[[number], []]])),
     ]
 
 
@@ -352,7 +352,11 @@ def test_a_link_that_ends_without_resume_ends_its_session() -> None:
     assert setup.router.detach(setup.link, "again") == 0
     for worker in setup.workers:
         assert worker.told(SessionEnded) == [SessionEnded("no answer for 15 s")]
-        assert worker.told(NewFlows) == [NewFlows(setup.session.number), NewFlows(0)]
+        assert worker.told(NewFlows) == [
+            NewFlows([[[], []]]),
+            NewFlows([[[setup.session.number], []]]),
+            NewFlows([[[], []]]),
+        ]
     sent = len(setup.port.sent)
     setup.say(0, Data(2, b"under way").encode())
     setup.link.drained(1_000_000)
@@ -384,10 +388,12 @@ def test_new_flows_go_to_the_first_configured_peer_whose_link_takes_them() -> No
     assert setup.router.target == second.session.number
     setup.router.detach(second, "gone")
     assert setup.router.target == 0
-    assert [m.session for m in setup.workers[1].told(NewFlows)] == [
-        first,
-        second.session.number,
-        0,
+    assert [message.targets for message in setup.workers[1].told(NewFlows)] == [
+        [[[], []]],
+        [[[first], []]],
+        [[[first, second.session.number], []]],
+        [[[second.session.number], []]],
+        [[[], []]],
     ]
 
 

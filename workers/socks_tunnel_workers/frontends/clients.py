@@ -1,7 +1,7 @@
 """What the front ends of a gateway's worker share: the clients whose flows are not open yet.
 
-The supervisor says which session takes new flows. While it names none, or one that has no link at
-the moment, clients wait here, up to their connect timeout.
+Which session takes a new flow: :mod:`socks_tunnel_workers.frontends.routing`. While there is none,
+clients wait here, up to their connect timeout.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Protocol
 
 from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.ops.metrics import Metrics
-from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
 from socks_tunnel_workers.frontends.logins import THREADS as LOGIN_THREADS
 from socks_tunnel_workers.frontends.logins import Logins
+from socks_tunnel_workers.frontends.routing import Routing
+from socks_tunnel_workers.relay.routed_udp import RoutedAssociation
 from socks_tunnel_workers.relay.session import WorkerSession
 from socks_tunnel_workers.services import Account, Counters, Notices, Quota, QuotaSlot, Settings
 
@@ -30,8 +32,8 @@ class Waiting(Protocol):
     def asker(self) -> Closable:
         """Its connection."""
 
-    def open_on(self, session: WorkerSession) -> None:
-        """Opens the flow on a session that transmits."""
+    def try_again(self) -> None:
+        """Opens the flow, if there is a session for it now; else waits again."""
 
 
 class Closable(Protocol):
@@ -60,6 +62,7 @@ class Clients:
         notices: Notices,
         metrics: Metrics,
         memory: Account,
+        routing: Routing,
         full: Callable[[], bool],
     ) -> None:
         self.loop = loop
@@ -73,9 +76,11 @@ class Clients:
         self.asked: set[Waiting] = set()
         """Those of them who count as a flow already, while its answer is awaited."""
         self.associations = Quota(settings.config.limits.associations_per_client)
+        self.relays: set[RoutedAssociation] = set()
+        """Associations that are no flow themselves: their legs are."""
+        self.routing = routing
         self._full = full
         self._bugs = BugLog()
-        self._target: WorkerSession | None = None
         self._waiting: dict[Waiting, None] = {}
         self._password_threads = ThreadPoolExecutor(LOGIN_THREADS, thread_name_prefix="password")
         self.logins = Logins(
@@ -86,31 +91,25 @@ class Clients:
 
     @property
     def target(self) -> WorkerSession | None:
-        """The session that takes new flows, if it can transmit now."""
-        target = self._target
-        return target if target is not None and target.open_to_send else None
+        """The session that new flows of the first route go to, if it can transmit now."""
+        return self.routing.choose(0)
 
-    def set_target(self, session: WorkerSession | None) -> None:
-        """Lets new flows go to a session from now on: the supervisor decides."""
-        self._target = session
+    def set_targets(self, targets: list[list[list[int]]]) -> None:
+        """Takes the supervisor's table: for each route, the sessions that new flows may go to."""
+        self.routing.set_targets(targets)
         self.wake()
+        self.routing.reconsider()
 
     def wake(self) -> None:
-        """Opens the flows of those who wait, if there is a session that takes them."""
-        target = self.target
-        if target is None:
+        """Opens the flows of those who wait, if there is a session for them."""
+        if not self._waiting or not self.routing.some:
             return
         waiting, self._waiting = list(self._waiting), {}
         for client in waiting:
-            self.guard(client.asker, client.open_on, target)
-
-    def forget(self, session: WorkerSession) -> None:
-        """Opens nothing more on a session that is over."""
-        if self._target is session:
-            self._target = None
+            self.guard(client.asker, client.try_again)
 
     def wait(self, client: Waiting) -> None:
-        """Opens the client's flow as soon as a session takes it."""
+        """Lets the client try again as soon as there is a session that takes new flows."""
         self._waiting[client] = None
 
     def stop_waiting(self, client: Waiting) -> None:
@@ -198,6 +197,13 @@ class Clients:
         """Closes all clients whose flows are not open yet."""
         for client in list(self.opening):
             self.guard(client, client.close)
+        for relay in list(self.relays):
+            relay.abort(CloseReason.SHUTTING_DOWN)
+
+    def drain(self) -> None:
+        """Takes nothing new."""
+        for relay in list(self.relays):
+            relay.drain()
 
     def shutdown(self) -> None:
         """Lets go of the threads; one that still hashes ends by itself."""

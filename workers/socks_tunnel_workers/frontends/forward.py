@@ -25,21 +25,13 @@ from socks_tunnel_workers.frontends.asking import Asker
 from socks_tunnel_workers.frontends.identity import identify_address
 from socks_tunnel_workers.frontends.opening import Opening
 from socks_tunnel_workers.relay.local_policy import allowed_here
-from socks_tunnel_workers.relay.udp import (
-    DATAGRAMS_PER_TURN,
-    Association,
-    SockAddr,
-    make_room,
-)
+from socks_tunnel_workers.relay.udp import Association, Backlog
 from socks_tunnel_workers.services import QuotaSlot
-from socks_tunnel_workers.sockets import reset
+from socks_tunnel_workers.sockets import DATAGRAMS_PER_TURN, SockAddr, make_room, reset
 
 if TYPE_CHECKING:
     from socks_tunnel_workers.frontends.clients import Clients
     from socks_tunnel_workers.relay.session import WorkerSession
-
-OPENING_BYTES_MAX: Final = 262_144
-"""Bytes of a client's first datagrams that wait for the association to open: one round trip."""
 
 CLIENTS_MAX: Final = 4096
 """Client addresses that one UDP forward keeps associations for; the least recent one is ended."""
@@ -145,7 +137,12 @@ class UdpForward:
     def _associate(self, client: SockAddr) -> ForwardAssociation | None:
         """Admits an association for a new client; None if its datagram goes nowhere."""
         clients = self.clients
-        session = clients.target
+        way = clients.routing.match(self.target.host, self.target.port)
+        if way is None:
+            clients.routing.report_unrouted(str(self.target), str(client), "udp-associate")
+            clients.counters.drop("no-route")
+            return None
+        session = clients.routing.choose(way.number)
         if session is None:
             clients.counters.drop("no-link")
             return None
@@ -169,6 +166,7 @@ class UdpForward:
         self.associations[client] = association
         if len(self.associations) > CLIENTS_MAX:
             next(iter(self.associations.values())).abort(CloseReason.RESOURCE_LIMIT)
+        clients.routing.count(way.number, session)
         association.ask()
         return association
 
@@ -213,7 +211,7 @@ class UdpForward:
 class ForwardAssociation(Association):
     """The association of one client of a UDP forward."""
 
-    __slots__ = ("address", "allowed", "charge", "forward", "policy", "slot", "waiting")
+    __slots__ = ("address", "allowed", "backlog", "forward", "policy", "slot")
 
     def __init__(
         self,
@@ -231,8 +229,7 @@ class ForwardAssociation(Association):
         self.forward = forward
         self.slot = slot
         self.address = address
-        self.waiting: list[bytes] = []
-        self.charge = session.memory.charge()
+        self.backlog = Backlog(session.memory)
 
     def from_client(self, data: bytes) -> None:
         """Sends a datagram of the client's on its way."""
@@ -240,12 +237,7 @@ class ForwardAssociation(Association):
             self.drop("policy")
             return
         if not self.opened:
-            # One round trip; a datagram that the endpoint does not expect yet would be lost there.
-            held = self.charge.used + len(data)
-            if held <= OPENING_BYTES_MAX and not self.session.memory.over:
-                self.waiting.append(data)
-                self.charge.set(held)
-            else:
+            if not self.backlog.put(data):
                 self.drop("opening")
             return
         if len(self.forward.header) + len(data) > self.session.terms.max_data:
@@ -269,9 +261,7 @@ class ForwardAssociation(Association):
         match message:
             case UdpAssociateOpened():
                 self.mark_opened()
-                waiting, self.waiting = self.waiting, []
-                self.charge.end()
-                for data in waiting:
+                for data in self.backlog.take():
                     self.from_client(data)
             case UdpAssociateClosed(reason=reason):
                 self._close(reason)
@@ -286,9 +276,7 @@ class ForwardAssociation(Association):
         except OSError as error:
             self._send_failed(error)
             return
-        self.active = self.session.loop.time()
-        self._down += len(packet) - offset
-        self.session.counters.received["udp"] += len(packet) - offset
+        self.came_back(len(packet) - offset)
 
     def sweep(self, now: float) -> None:
         """Ends an association that was silent for idle_udp seconds, or never answered."""
@@ -298,9 +286,7 @@ class ForwardAssociation(Association):
     def _close(self, reason: int) -> None:
         if not self.end(reason):
             return
-        for _ in self.waiting:
+        for _ in self.backlog.take():
             self.drop("opening")
-        self.waiting.clear()
-        self.charge.end()
         del self.forward.associations[self.address]
         self.slot.end()

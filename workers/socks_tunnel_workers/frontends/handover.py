@@ -14,8 +14,8 @@ from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.errors import CloseReason
 from socks_tunnel_workers.frontends.forward import ForwardAssociation, UdpForward
 from socks_tunnel_workers.frontends.watching import ClientWatch
-from socks_tunnel_workers.relay.udp import GatewayAssociation, SockAddr
-from socks_tunnel_workers.sockets import adopt, lend
+from socks_tunnel_workers.relay.udp import GatewayAssociation, Relayed
+from socks_tunnel_workers.sockets import SockAddr, adopt, lend
 
 if TYPE_CHECKING:
     from socks_tunnel_workers.frontends.clients import Clients
@@ -46,7 +46,7 @@ class HeldConnection:
 
     # --- Control --------------------------------------------------------------------------------
 
-    def associated(self, association: GatewayAssociation) -> None:
+    def associated(self, association: Relayed) -> None:
         """The endpoint has answered again: the client knows already."""
 
     def association_ended(self, reason: int, *, opened: bool) -> None:
@@ -77,17 +77,19 @@ class HeldConnection:
 
 def export_gateway_association(association: GatewayAssociation) -> dict[str, Any]:
     """Returns an association as plain values. Its sockets stay open in the next program."""
-    assert association.sock is not None, "it is open"
+    assert association.client_socket.sock is not None, "it is open"
     control = association.control
     return association.export() | {
         "client": association.client,
         "account": control.account,
         "control": lend(control.connection),
-        "fd": lend(association.sock),
-        "client_ip": association.client_ip,
-        "told": association.told,
-        "pinned": None if association.pinned is None else list(association.pinned),
-        "mapped": list(association.mapped),
+        "fd": lend(association.client_socket.sock),
+        "client_ip": association.client_socket.client_ip,
+        "told": association.client_socket.told,
+        "pinned": None
+        if association.client_socket.pinned is None
+        else list(association.client_socket.pinned),
+        "mapped": list(association.client_socket.mapped),
     }
 
 
@@ -114,15 +116,15 @@ def restore_gateway_association(
     association = GatewayAssociation(session, conn_id, control)
     try:
         association.restore(fields)
-        association.client_ip = bounded.text(fields, "client_ip")
-        association.told = bounded.text(fields, "told")
-        association.pinned = _pinned(fields)
-        association.mapped.update(dict.fromkeys(bounded.binaries(fields, "mapped")))
-        association.sock = adopt(bounded.integer(fields, "fd", 0, 1 << 31))
+        association.client_socket.client_ip = bounded.text(fields, "client_ip")
+        association.client_socket.told = bounded.text(fields, "told")
+        association.client_socket.pinned = _pinned(fields)
+        association.client_socket.mapped.update(dict.fromkeys(bounded.binaries(fields, "mapped")))
+        association.client_socket.sock = adopt(bounded.integer(fields, "fd", 0, 1 << 31))
         session.readmit(association)
     except BaseException:
-        if association.sock is not None:
-            association.sock.close()
+        if association.client_socket.sock is not None:
+            association.client_socket.sock.close()
         control.association_ended(CloseReason.RESUME_FAILED, opened=True)
         raise
     association.watch()

@@ -1,11 +1,14 @@
 """A client's request, from the moment that it is understood until it is a flow or is refused.
 
+This file is long because every event of client, session and flow meets in one request.
+
 All front ends end here: SOCKS5, SOCKS4, HTTP and the TCP forwards. Each of them says what its
 client wants and how to answer it (:class:`Asker`); the rest is the same for all, and happens here
 alone::
 
-    waits for a session that takes new flows      up to socks.connect_timeout, again and again if a
-                                                  session ends before its answer
+    finds the route, and a session of it          up to socks.connect_timeout, again and again if a
+                                                  session ends before its answer, or if another peer
+                                                  of the route may do better
     asks the gateway's own policy                 before anything else exists for the request
     makes the flow and asks the endpoint for it   with what the client said too early
     watches the client                            whoever leaves is not dialled for
@@ -23,12 +26,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from socks_tunnel.protocol.addresses import UNSPECIFIED, HostPort, parse_ip
+from socks_tunnel.protocol.addresses import HostPort, parse_ip
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
-from socks_tunnel.protocol.ice_urls import parse_udp_ports
 from socks_tunnel.protocol.messages import (
     Answer,
     Bind,
@@ -44,20 +47,18 @@ from socks_tunnel.protocol.socks5 import (
     UdpAssociateRequest,
 )
 from socks_tunnel_workers.frontends.asking import COMMANDS, Asker, sentence_of
-from socks_tunnel_workers.frontends.identity import Client, plain_ip
+from socks_tunnel_workers.frontends.associating import Associating
+from socks_tunnel_workers.frontends.identity import Client
 from socks_tunnel_workers.frontends.resolving import Question
 from socks_tunnel_workers.frontends.watching import ClientWatch
 from socks_tunnel_workers.relay.local_policy import allowed_here
+from socks_tunnel_workers.relay.routed_udp import RoutedAssociation
 from socks_tunnel_workers.relay.tcp import TcpRelay
-from socks_tunnel_workers.relay.udp import GatewayAssociation
+from socks_tunnel_workers.relay.udp import GatewayAssociation, Relayed
 
 if TYPE_CHECKING:
     from socks_tunnel_workers.frontends.clients import Clients
     from socks_tunnel_workers.relay.session import WorkerSession
-    from socks_tunnel_workers.services import QuotaSlot
-
-LOOPBACK: Final = "127.0.0.1"
-"""Where the UDP relays of clients on Unix sockets are."""
 
 
 class Opening:
@@ -71,15 +72,18 @@ class Opening:
 
     __slots__ = (
         "_asked",
+        "_associating",
         "_clients",
         "_flow",
+        "_moving",
         "_over",
         "_own_connection",
         "_request",
-        "_slot",
+        "_route",
         "_sock",
         "_started",
         "_timer",
+        "_tried",
         "_watch",
         "asker",
         "who",
@@ -103,6 +107,7 @@ class Opening:
         self._request = request
         self.who = who
         self._sock = sock
+        self._associating = Associating(clients, request, who, sock)
         self._watch = ClientWatch(
             clients.loop,
             clients.memory,
@@ -113,8 +118,11 @@ class Opening:
             guard=partial(clients.guard, asker),
         )
         self._started = clients.loop.time() if started is None else started
-        self._flow: TcpRelay | GatewayAssociation | Question | None = None
-        self._slot: QuotaSlot | None = None
+        self._flow: TcpRelay | GatewayAssociation | RoutedAssociation | Question | None = None
+        self._route = 0
+        self._tried: list[int] = []
+        """Sessions whose peers did not reach the target."""
+        self._moving = False
         self._asked = False
         self._over = False
         self._timer: asyncio.TimerHandle | None = None
@@ -171,34 +179,75 @@ class Opening:
     # --- asking ---------------------------------------------------------------------------------
 
     def _ask(self) -> None:
-        """Asks on the session that takes new flows, or waits for one."""
-        session = self._clients.target
+        """Asks on the session that the route leads to, or waits for one."""
+        clients = self._clients
+        if isinstance(self._request, UdpAssociateRequest) and not clients.routing.implicit:
+            if clients.routing.some:
+                self._guarded(self._open_routed_association, None)
+            else:
+                clients.wait(self)
+            return
+        if not self._find_route():
+            return
+        session = clients.routing.choose(self._route, self._tried)
         if session is not None:
-            self.open_on(session)
+            self._guarded(self._open_on, session)
         elif self._allowed("", 0):
-            self._clients.wait(self)
+            clients.wait(self)
 
-    def open_on(self, session: WorkerSession) -> None:
-        """Opens the flow on a session that transmits."""
-        self._asked = True
+    def try_again(self) -> None:
+        """Asks on a session that takes new flows now, or waits again."""
+        self._ask()
+
+    def _find_route(self) -> bool:
+        """Finds the route of what is asked for; refuses the request if there is none."""
+        routing = self._clients.routing
+        match self._request:
+            case UdpAssociateRequest():
+                self._route = 0
+                return True
+            case ResolveRequest(host=host):
+                found = routing.match(host, None)
+                what = host
+            case request:
+                found = routing.match(*request.destination)
+                what = str(request.destination)
+        if found is not None:
+            self._route = found.number
+            return True
+        routing.report_unrouted(what, self.client, self.command)
+        self._finish(CloseReason.NOT_ALLOWED, f"no route of this gateway leads to {what}")
+        return False
+
+    def _guarded(
+        self, call: Callable[[WorkerSession | None], None], session: WorkerSession | None
+    ) -> None:
+        """Calls what makes the flow, and refuses the request if there is no room for it."""
         try:
-            match self._request:
-                case ConnectRequest(destination=destination):
-                    opening = OpenConnection(0, destination.host, destination.port)
-                    self._open_stream(session, destination, opening)
-                case BindRequest(destination=destination):
-                    self._open_stream(session, destination, Bind(0, destination))
-                case UdpAssociateRequest():
-                    self._open_association(session)
-                case ResolveRequest():
-                    self._open_question(session, self._request)
+            call(session)
         except RemoteProtocolError as error:
             # Our own limit, not the peer's fault: the table is full.
-            self._clients.report_flow_limit(session, error)
+            if session is not None:
+                self._clients.report_flow_limit(session, error)
             self._finish(CloseReason.RESOURCE_LIMIT, "this gateway holds as much as it may")
         except OSError as error:
             self._clients.report_resource(error)
             self._finish(CloseReason.GENERAL_FAILURE, "this gateway is short of resources")
+
+    def _open_on(self, session: WorkerSession | None) -> None:
+        """Opens the flow on a session that transmits."""
+        assert session is not None
+        self._asked = True
+        match self._request:
+            case ConnectRequest(destination=destination):
+                opening = OpenConnection(0, destination.host, destination.port)
+                self._open_stream(session, destination, opening)
+            case BindRequest(destination=destination):
+                self._open_stream(session, destination, Bind(0, destination))
+            case UdpAssociateRequest():
+                self._open_association(session)
+            case ResolveRequest():
+                self._open_question(session, self._request)
 
     def _allowed(self, peer: str, conn_id: int) -> bool:
         """Asks the gateway's own policy, and refuses the request if it says no.
@@ -251,6 +300,7 @@ class Opening:
             opening=message,
         )
         self._admit(session, relay)
+        self._clients.routing.unanswered[self] = None
         relay.ask()
         if self._watch.early:
             relay.write_early(bytes(self._watch.early))
@@ -261,49 +311,35 @@ class Opening:
         """Takes the flow into the session. Raises :class:`RemoteProtocolError` if it is full."""
         session.admit(flow)
         self._flow = flow
+        self._clients.routing.count(self._route, session)
         if self._own_connection and not isinstance(flow, Question):
             self._clients.asked.add(self)
 
     def _open_association(self, session: WorkerSession) -> None:
-        self._slot = self._clients.take_association(self.who.account)
-        if self._slot is None:
+        if not self._associating.take_slot():
             self._finish(CloseReason.RESOURCE_LIMIT, "this client has as many as it may")
             return
         association = GatewayAssociation(session, session.allocate(), self)
         try:
             self._admit(session, association)
         except RemoteProtocolError:
-            self._free_slot()
+            self._associating.free_slot()
             raise
         try:
-            self._bind(association)
+            self._associating.bind(association.client_socket)
         except OSError:
             self._over = True  # the caller says why, not the association's end
             association.abort(CloseReason.RESOURCE_LIMIT, tell_peer=False)
             raise
         association.ask()
 
-    def _bind(self, association: GatewayAssociation) -> None:
-        """Binds the association's relay. Raises :class:`OSError`."""
-        socks = self._clients.settings.config.socks
-        ports = parse_udp_ports(socks.udp_ports)
-        if self._sock.family != socket.AF_UNIX:
-            local = self._sock.getsockname()
-            host = plain_ip(str(local[0]))
-            scope = int(local[3]) if len(local) > 3 and ":" in host else 0
-            association.bind(
-                host, scope, client_ip=self.who.account, ports=ports,
-                told=socks.udp_address,
-            )  # fmt: skip
+    def _open_routed_association(self, _: WorkerSession | None) -> None:
+        if not self._associating.take_slot():
+            self._finish(CloseReason.RESOURCE_LIMIT, "this client has as many as it may")
             return
-        # A client on a Unix socket is on this machine, and so is its relay. Who may connect to the
-        # socket is the machine's decision, and loopback is open to all: a client that says which
-        # port it will send from (RFC 1928 section 4) is believed, and nobody gets there first.
-        association.bind(LOOPBACK, 0, client_ip=LOOPBACK, ports=ports)
-        assert isinstance(self._request, UdpAssociateRequest)
-        hint = self._request.hint
-        if hint is not None and hint.port and hint.host in {LOOPBACK, UNSPECIFIED.host}:
-            association.pinned = LOOPBACK, hint.port
+        self._flow = association = self._associating.routed(self)
+        self._asked = True
+        association.start()
 
     def _open_question(self, session: WorkerSession, request: ResolveRequest) -> None:
         if "resolve" not in session.terms.features:
@@ -315,6 +351,7 @@ class Opening:
             return
         question = Question(session, conn_id, self, kind, request.host)
         self._admit(session, question)
+        self._clients.routing.unanswered[self] = None
         question.ask()
 
     @staticmethod
@@ -328,6 +365,7 @@ class Opening:
         """The endpoint has really connected: only now the client is told so."""
         relay = self._flow
         assert isinstance(relay, TcpRelay)
+        self._clients.routing.opened(self._route, relay.session)
         self._watch.hand_over()
         self._stop()
         self._over = True
@@ -340,14 +378,19 @@ class Opening:
     def listening(self, bound: HostPort) -> None:
         """The endpoint listens for the caller of a BIND, who may take its time."""
         self._cancel_timer()
+        self._clients.routing.unanswered.pop(self, None)  # its address is told: it cannot move
         if not self.asker.listening(bound):
             self.cancel()
 
     def failed(self, reason: int) -> None:
         """The flow was closed before it was opened."""
-        self._flow = None
+        flow, self._flow = self._flow, None
         self._clients.asked.discard(self)
-        if self._over:
+        self._clients.routing.unanswered.pop(self, None)
+        if self._over or self._moving:
+            return
+        if isinstance(flow, TcpRelay | Question) and self._blame(flow.session, reason):
+            self._ask()
             return
         if reason == CloseReason.RESUME_FAILED:
             # Its session is over, and the endpoint has not answered: the next one is asked.
@@ -355,7 +398,30 @@ class Opening:
             return
         self._finish(reason, sentence_of(self._request, reason))
 
-    def associated(self, association: GatewayAssociation) -> None:
+    def _blame(self, session: WorkerSession, reason: int) -> bool:
+        """Notes that a peer did not reach the target; returns whether another is to be asked."""
+        request, routing = self._request, self._clients.routing
+        if not isinstance(request, ConnectRequest) or self._timer is None:
+            return False
+        if not routing.failed(self._route, session, request.destination.host, reason):
+            return False
+        self._tried.append(session.number)
+        return routing.another(self._route, self._tried) is not None
+
+    def reconsider(self) -> None:
+        """Asks another endpoint, if the one that was asked is passed over before its answer."""
+        flow = self._flow
+        if not isinstance(flow, TcpRelay | Question):
+            return
+        better = self._clients.routing.better(self._route, flow.session)
+        if better is None or better.number in self._tried:
+            return
+        self._moving = True
+        flow.abort(CloseReason.RESET)
+        self._moving = False
+        self._ask()
+
+    def associated(self, association: Relayed) -> None:
         """The endpoint has answered: the client is told the relay's concrete address."""
         self._cancel_timer()
         self._clients.asked.discard(self)
@@ -367,7 +433,9 @@ class Opening:
 
     def association_ended(self, reason: int, *, opened: bool) -> None:
         """The association is over; the connection that it was asked on ends with it."""
-        self._free_slot()
+        if isinstance(self._flow, RoutedAssociation):
+            self._clients.relays.discard(self._flow)
+        self._associating.free_slot()
         if not opened:
             self.failed(reason)
             return
@@ -382,8 +450,10 @@ class Opening:
         if reason != CloseReason.ORDERLY:
             self.failed(reason)
             return
-        self._flow = None
+        flow, self._flow = self._flow, None
         if not self._over:
+            if isinstance(flow, Question):
+                self._clients.routing.opened(self._route, flow.session)
             self._over = True
             self._stop()
             self.asker.resolved(answers)
@@ -398,7 +468,7 @@ class Opening:
     def ended_its_side(self) -> None:
         """The client's end of file came before the answer, or ends its association."""
         flow = self._flow
-        if isinstance(flow, GatewayAssociation) and flow.opened:
+        if isinstance(flow, GatewayAssociation | RoutedAssociation) and flow.opened:
             flow.abort(CloseReason.ORDERLY)
         elif not self._watch.early and not isinstance(flow, GatewayAssociation | Question):
             self._give_up(CloseReason.RESET)
@@ -407,7 +477,8 @@ class Opening:
 
     def left(self) -> None:
         """The client has reset its connection: nothing is done for it any more."""
-        open_association = isinstance(self._flow, GatewayAssociation) and self._flow.opened
+        flow = self._flow
+        open_association = isinstance(flow, GatewayAssociation | RoutedAssociation) and flow.opened
         self._give_up(CloseReason.ORDERLY if open_association else CloseReason.RESET)
         self.asker.close()
 
@@ -420,6 +491,8 @@ class Opening:
         self._stop()
         self._over = True
         flow, self._flow = self._flow, None
+        if isinstance(flow, RoutedAssociation):
+            self._clients.relays.discard(flow)
         if flow is not None and not flow.ended:
             flow.abort(reason)
 
@@ -427,8 +500,13 @@ class Opening:
 
     def _timed_out(self) -> None:
         self._timer = None
-        if self._flow is not None:
-            self._flow.abort(CloseReason.TTL_EXPIRED)
+        flow = self._flow
+        if isinstance(flow, TcpRelay) and flow.session.open_to_send:
+            # Its endpoint has had the whole time, and answers to PINGs: it does not get there.
+            host = flow.destination.host if flow.destination is not None else ""
+            self._clients.routing.failed(self._route, flow.session, host, CloseReason.TTL_EXPIRED)
+        if flow is not None:
+            flow.abort(CloseReason.TTL_EXPIRED)
         else:
             self._finish(CloseReason.GENERAL_FAILURE, "there is no link to an endpoint")
 
@@ -443,16 +521,12 @@ class Opening:
         self._watch.stop()
         self._clients.stop_waiting(self)
         self._clients.asked.discard(self)
+        self._clients.routing.unanswered.pop(self, None)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _free_slot(self) -> None:
-        if self._slot is not None:
-            self._slot.end()
-            self._slot = None
 
     def _observe(self) -> None:
         clients = self._clients

@@ -11,15 +11,13 @@ with the true sender before what comes back.
 
 from __future__ import annotations
 
-import errno
-import secrets
 import socket
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from socks_tunnel.protocol import bounded
-from socks_tunnel.protocol.addresses import AddressType, HostPort
+from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
 from socks_tunnel.protocol.flow import ROW_OPEN
 from socks_tunnel.protocol.messages import (
@@ -30,10 +28,12 @@ from socks_tunnel.protocol.messages import (
     UdpAssociateOpened,
 )
 from socks_tunnel.protocol.policy import Policy
-from socks_tunnel.protocol.socks5 import parse_udp_packet
 from socks_tunnel.protocol.streams import POSITION_MAX
+from socks_tunnel_workers.relay.client_socket import ClientSocket
 from socks_tunnel_workers.relay.flow import Flow
 from socks_tunnel_workers.relay.local_policy import allowed_here
+from socks_tunnel_workers.services import Account
+from socks_tunnel_workers.sockets import SockAddr, send_failure
 
 if TYPE_CHECKING:
     from socks_tunnel_workers.relay.session import WorkerSession
@@ -41,65 +41,26 @@ if TYPE_CHECKING:
 DATAGRAM_MAX = 65_507
 """Longest UDP payload over IPv4 in bytes (65,535 - 20 - 8)."""
 
-DATAGRAMS_PER_TURN = 64
-"""Datagrams read from one socket before others get their turn."""
-
 DESTINATIONS_MAX = 1024
 """Destinations whose decision an association remembers; the least recent one is asked for again."""
+
+OPENING_BYTES_MAX: Final = 262_144
+"""Bytes of a client's first datagrams that wait for one association to open."""
 
 DRAIN_IDLE_MAX = 3.0
 """Seconds of silence after which an association ends while its worker drains: datagrams have no end
 of their own, and the answer of a name server would hold up every drain for its whole length."""
 
-SOCKET_BUFFER = 1 << 20
-"""Asked for as SO_RCVBUF and SO_SNDBUF in bytes, so that a burst is not lost to a busy loop."""
 
-_MAPPED: Final = bytes(10) + b"\xff\xff"
-"""What precedes an IPv4 address in an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2)."""
+class Relayed(Protocol):
+    """An association of a client whose relay is bound."""
 
-_NO_FRAGMENT: Final = b"\0\0\0"
-"""RSV and FRAG of a datagram that is no fragment."""
+    @property
+    def bound(self) -> HostPort:
+        """The relay's concrete address, for the SOCKS reply."""
 
-SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
-
-
-def make_room(sock: socket.socket) -> None:
-    """Makes a UDP socket non-blocking, with room for bursts."""
-    sock.setblocking(False)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
-
-
-def udp_socket(family: int, address: SockAddr) -> socket.socket:
-    """Returns a bound, non-blocking UDP socket with room for bursts. Raises :class:`OSError`."""
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    try:
-        make_room(sock)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(address)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _bound(
-    family: int, ports: tuple[int, int] | None, address: Callable[[int], SockAddr]
-) -> socket.socket:
-    """Returns a UDP socket on a free port of a range, tried from anywhere. Raises OSError."""
-    if ports is None:
-        return udp_socket(family, address(0))
-    first, last = ports
-    count = last - first + 1
-    start = secrets.randbelow(count)
-    for step in range(count):
-        try:
-            return udp_socket(family, address(first + (start + step) % count))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-    raise OSError(errno.EADDRINUSE, f"all UDP ports of socks.udp_ports are in use: {first}-{last}")
+    def abort(self, reason: int, *, tell_peer: bool = True) -> None:
+        """Ends it at once."""
 
 
 class Control(Protocol):
@@ -117,7 +78,7 @@ class Control(Protocol):
     def account(self) -> str:
         """What the client's associations are counted under."""
 
-    def associated(self, association: GatewayAssociation) -> None:
+    def associated(self, association: Relayed) -> None:
         """The endpoint has answered: tells the client where the relay is."""
 
     def association_ended(self, reason: int, *, opened: bool) -> None:
@@ -149,6 +110,12 @@ class Association(Flow):
     def down(self) -> int:
         """Payload bytes that came back for the client and went on."""
         return self._down
+
+    def came_back(self, size: int) -> None:
+        """Counts a datagram of so many bytes that went on to the client."""
+        self.active = self.session.loop.time()
+        self._down += size
+        self.session.counters.received["udp"] += size
 
     @property
     def state(self) -> str:
@@ -230,72 +197,29 @@ class Association(Flow):
 
     def _send_failed(self, error: OSError) -> None:
         """Counts a datagram that the socket did not take, by why."""
-        if isinstance(error, BlockingIOError):
-            self.drop("socket-full")
-        elif error.errno == errno.EMSGSIZE:
-            self.drop("too-long")
-        else:
-            # ICMP said so of an earlier datagram, or there is no route: UDP has nobody to tell.
-            self.drop("unreachable")
+        self.drop(send_failure(error))
 
 
 class GatewayAssociation(Association):
-    """The gateway's side: a relay socket on the local address of the client's SOCKS connection.
+    """The gateway's side where all destinations are reached in the same way: one flow for all.
 
-    The socket is made by :meth:`bind`, after the association has been admitted.
+    Its relay socket is on the local address of the client's SOCKS connection. It is bound after the
+    association has been admitted.
     """
 
-    __slots__ = (
-        "client_ip",
-        "control",
-        "mapped",
-        "pinned",
-        "policy",
-        "sock",
-        "told",
-        "verdicts",
-    )
+    __slots__ = ("client_socket", "control", "policy", "verdicts")
 
     def __init__(self, session: WorkerSession, conn_id: int, control: Control) -> None:
         super().__init__(session, conn_id, client=control.client)
         self.control = control
-        self.sock: socket.socket | None = None
-        self.client_ip = ""
-        self.told = ""
-        self.pinned: SockAddr | None = None
+        self.client_socket = ClientSocket(self.drop)
         self.policy: Policy | None = None
         self.verdicts: OrderedDict[HostPort, bool] = OrderedDict()
-        self.mapped: OrderedDict[bytes, None] = OrderedDict()
-        """IPv4 addresses that the client wrote as IPv6 (`::ffff:192.0.2.1`)."""
-
-    def bind(
-        self,
-        host: str,
-        scope: int = 0,
-        *,
-        client_ip: str,
-        ports: tuple[int, int] | None = None,
-        told: str = "",
-    ) -> None:
-        """Binds the relay to an address of this machine. Raises :class:`OSError`.
-
-        `client_ip` is where the client's datagrams come from, `scope` the zone of a link-local
-        address. `ports` is the range to choose from (None: any free port), and `told` the address
-        that the client is told in place of `host`, where something translates addresses between.
-        """
-        if ":" in host:
-            self.sock = _bound(socket.AF_INET6, ports, lambda port: (host, port, 0, scope))
-        else:
-            self.sock = _bound(socket.AF_INET, ports, lambda port: (host, port))
-        self.client_ip = client_ip
-        self.told = told
 
     @property
     def bound(self) -> HostPort:
         """The relay's concrete address, for the SOCKS reply."""
-        assert self.sock is not None
-        host, port = self.sock.getsockname()[:2]
-        return HostPort(self.told or str(host).partition("%")[0], port)
+        return self.client_socket.bound
 
     def on_message(self, message: Message) -> None:
         """Takes the endpoint's answer, or the end."""
@@ -315,64 +239,32 @@ class GatewayAssociation(Association):
 
     def watch(self) -> None:
         """Reads the relay from now on."""
-        assert self.sock is not None
-        session = self.session
-        session.loop.add_reader(self.sock, session.core.guard, self, self._readable)
+        session, sock = self.session, self.client_socket.sock
+        assert sock is not None, "it is bound before the endpoint is asked"
+        session.loop.add_reader(sock, session.core.guard, self, self._readable)
 
     def _readable(self) -> None:
-        sock = self.sock
-        assert sock is not None
-        for _ in range(DATAGRAMS_PER_TURN):
-            try:
-                packet, sender = sock.recvfrom(65_536)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                # A pending ICMP error of an earlier send: nothing was received, nothing is lost.
-                return
-            self._from_client(packet, sender)
-            if self.ended:
-                return
+        self.client_socket.receive(self._from_client)
 
-    def _from_client(self, packet: bytes, sender: SockAddr) -> None:
-        # RFC 1928 section 7: "It MUST drop any datagrams arriving from any source IP address other
-        # than the one recorded for the particular association." The port is pinned as well: on a
-        # machine with several users an address alone proves little. Only a datagram that goes on
-        # pins: whatever else finds the port first must not lock the client out.
-        pinned = self.pinned
-        if sender != pinned and (pinned is not None or sender[0] != self.client_ip):
-            self.drop("foreign-source")
-            return
-        try:
-            datagram = parse_udp_packet(packet)
-        except RemoteProtocolError as error:
-            self.drop(error.kind)
-            return
-        if datagram.frag:
-            self.drop("fragment")
-            return
+    def _from_client(self, packet: bytes, sender: SockAddr) -> bool:
+        """Sends a datagram on its way, or drops it; returns whether another one may be read."""
+        client = self.client_socket
+        datagram = client.parse(packet, sender)
+        if datagram is None:
+            return True
         if not self._allowed(datagram.destination):
             self.drop("policy")
-            return
-        if len(packet) > self.session.terms.max_data:
+            return True
+        session = self.session
+        if len(packet) > session.terms.max_data:
             self.drop("too-long")
-            return
-        if pinned is None:
-            self.pinned = sender
-        if packet[3] == AddressType.IPV6:
-            self._note_mapped(packet)
-        elif self.mapped and packet[3] == AddressType.IPV4:
-            self.mapped.pop(packet[4:8], None)  # the form that was asked last is answered
-        self.active = self.session.loop.time()
+            return True
+        client.goes_on(packet, sender)
+        self.active = session.loop.time()
         self._up += len(packet) - datagram.offset
-        self.session.counters.sent["udp"] += len(packet) - datagram.offset
-        self.session.send_datagram(self.conn_id, b"", packet)
-
-    def _note_mapped(self, packet: bytes) -> None:
-        if packet[4:16] == _MAPPED:
-            self.mapped[packet[16:20]] = None
-            if len(self.mapped) > DESTINATIONS_MAX:
-                self.mapped.popitem(last=False)
+        session.counters.sent["udp"] += len(packet) - datagram.offset
+        session.send_datagram(self.conn_id, b"", packet)
+        return not self.ended
 
     def _allowed(self, destination: HostPort) -> bool:
         """Asks the gateway's own policy, once for each destination; a name in doubt may go on."""
@@ -401,33 +293,10 @@ class GatewayAssociation(Association):
     # --- endpoint -> client ---------------------------------------------------------------------
 
     def on_datagram(self, packet: memoryview) -> None:
-        """Passes a reply to the client, with the header that the endpoint has put before it."""
-        if self.pinned is None or self.sock is None:
-            self.drop("no-client")
-            return
-        try:
-            offset = parse_udp_packet(packet).offset
-        except RemoteProtocolError as error:
-            raise RemoteProtocolError(
-                f"UDP_PACKET: {error}", kind="malformed-udp_packet", conn_id=self.conn_id
-            ) from None
-        try:
-            if packet[0] | packet[1] | packet[2] or self.mapped:
-                self.sock.sendmsg(self._cleaned(packet), [], 0, self.pinned)
-            else:
-                self.sock.sendto(packet, self.pinned)
-        except OSError as error:
-            self._send_failed(error)
-            return
-        self.active = self.session.loop.time()
-        self._down += len(packet) - offset
-        self.session.counters.received["udp"] += len(packet) - offset
-
-    def _cleaned(self, packet: memoryview) -> list[bytes | memoryview]:
-        """Returns the packet with RSV and FRAG zero, and the sender in the form that was asked."""
-        if packet[3] == AddressType.IPV4 and bytes(packet[4:8]) in self.mapped:
-            return [_NO_FRAGMENT, bytes((AddressType.IPV6,)), _MAPPED, packet[4:]]
-        return [_NO_FRAGMENT, packet[3:]]
+        """Passes a reply to the client."""
+        size = self.client_socket.reply(packet, self.conn_id)
+        if size is not None:
+            self.came_back(size)
 
     def sweep(self, now: float) -> None:
         """Ends an association that was silent for idle_udp seconds."""
@@ -437,7 +306,34 @@ class GatewayAssociation(Association):
     def _close(self, reason: int) -> None:
         if not self.end(reason):
             return
-        if self.sock is not None:
-            self.session.loop.remove_reader(self.sock)
-            self.sock.close()
+        self.client_socket.close(self.session.loop)
         self.control.association_ended(reason, opened=self.opened)
+
+
+class Backlog:
+    """The client's first datagrams, which wait for their association to open: one round trip.
+
+    The endpoint would drop a datagram that it does not expect yet.
+    """
+
+    __slots__ = ("_charge", "_memory", "_waiting")
+
+    def __init__(self, memory: Account) -> None:
+        self._memory = memory
+        self._charge = memory.charge()
+        self._waiting: list[bytes] = []
+
+    def put(self, data: bytes) -> bool:
+        """Keeps a datagram; returns False if there is no room for it."""
+        held = self._charge.used + len(data)
+        if held > OPENING_BYTES_MAX or self._memory.over:
+            return False
+        self._waiting.append(data)
+        self._charge.set(held)
+        return True
+
+    def take(self) -> list[bytes]:
+        """Returns all that waits, and forgets it."""
+        waiting, self._waiting = self._waiting, []
+        self._charge.end()
+        return waiting

@@ -19,13 +19,8 @@ from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.messages import Message, UdpAssociateClosed, UdpAssociateOpened
 from socks_tunnel.protocol.policy import Policy
 from socks_tunnel.protocol.socks5 import parse_udp_packet, udp_header
-from socks_tunnel_workers.relay.udp import (
-    DATAGRAMS_PER_TURN,
-    Association,
-    SockAddr,
-    udp_socket,
-)
-from socks_tunnel_workers.sockets import is_shortage
+from socks_tunnel_workers.relay.udp import Association
+from socks_tunnel_workers.sockets import DATAGRAMS_PER_TURN, SockAddr, is_shortage, udp_socket
 from socks_tunnel_workers.targets.access import (
     AccessDeniedError,
     Allowed,

@@ -12,11 +12,12 @@ from socks_tunnel.config.for_workers import worker_settings
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason
-from socks_tunnel.protocol.ipc import Attach
+from socks_tunnel.protocol.ipc import Attach, Control
 from socks_tunnel.protocol.messages import Answer, Message, decode
 from socks_tunnel.protocol.settings import WorkerSettings
 from socks_tunnel_workers.frontends.asking import Asker
 from socks_tunnel_workers.frontends.clients import Clients
+from socks_tunnel_workers.frontends.routing import Routing
 from socks_tunnel_workers.relay.session import RelayServices, WorkerSession
 from socks_tunnel_workers.services import Account, Counters, Notices, Settings
 from support.configs import checked
@@ -230,7 +231,7 @@ class Recorder(Asker):
 class Gateway:
     """A gateway's worker as its front ends see it."""
 
-    def __init__(self, **tables: dict[str, object]) -> None:
+    def __init__(self, **tables: object) -> None:
         self.loop = Loop()
         self.settings = Settings(self.config(**tables))
         self.counters = Counters()
@@ -241,6 +242,15 @@ class Gateway:
         self.wires: dict[WorkerSession, Wire] = {}
         notices = Notices(self.loop.time)
         self.notices = notices
+        self.sessions: dict[int, WorkerSession] = {}
+        self.told: list[tuple[int, Control]] = []
+        routing = Routing(
+            self.settings,
+            self.sessions,
+            self.counters,
+            notices,
+            lambda session, message: self.told.append((session, message)),
+        )
         self.clients = Clients(
             cast("Any", self.loop),
             self.settings,
@@ -248,11 +258,12 @@ class Gateway:
             notices,
             self.metrics,
             self.memory,
+            routing,
             lambda: self.full,
         )
 
     @staticmethod
-    def config(**tables: dict[str, object]) -> WorkerSettings:
+    def config(**tables: object) -> WorkerSettings:
         return worker_settings(
             checked(
                 {
@@ -267,10 +278,11 @@ class Gateway:
     def session(
         self,
         *,
+        peer: str = "office",
         window: int = 262_144,
         features: tuple[str, ...] = ("udp", "bind", "resume", "resolve"),
     ) -> WorkerSession:
-        """A new session with a link, which takes the new flows from now on."""
+        """A new session with a link, which takes the new flows of the first route from now on."""
         wire = Wire()
         services = RelayServices(
             channel=cast("Any", wire),
@@ -283,7 +295,8 @@ class Gateway:
             flow_left=lambda: None,
             relieve=lambda: None,
         )
-        session = WorkerSession(services, 7, "office", open_from_peer=None, index=0, count=1)
+        number = 7 + len(self.wires)
+        session = WorkerSession(services, number, peer, open_from_peer=None, index=0, count=1)
         session.attach(
             Attach(
                 window=window, max_data=65_529, idle_udp=300, features=list(features),
@@ -292,8 +305,14 @@ class Gateway:
         )  # fmt: skip
         session.resumed([], last=True)
         self.wires[session] = wire
-        self.clients.set_target(session)
+        self.sessions[number] = session
+        self.prefers([session])
         return session
+
+    def prefers(self, *routes: list[WorkerSession], others: tuple[WorkerSession, ...] = ()) -> None:
+        """The supervisor says which sessions each route leads to; `others` are of all of them."""
+        rest = [session.number for session in others]
+        self.clients.set_targets([[[s.number for s in route], rest] for route in routes])
 
     def answer(self, session: WorkerSession, *messages: Message) -> None:
         """The endpoint sends these."""
@@ -306,7 +325,8 @@ class Gateway:
     def end(self, session: WorkerSession) -> None:
         """The session is over, as the worker does it."""
         session.detach()
-        self.clients.forget(session)
+        del self.sessions[session.number]
+        self.clients.routing.forget(session)
         session.end(CloseReason.RESUME_FAILED, tell_peer=False)
 
     def counted(self, metric: str, *labels: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from socks_tunnel_workers.relay.session import WorkerSession
 from unit.workers.frontends.fakes import Gateway
 
 
@@ -12,7 +11,7 @@ class Waiting:
     """A client that waits."""
 
     def __init__(self) -> None:
-        self.opened_on: list[WorkerSession] = []
+        self.tries = 0
         self.closed = 0
         self.idle = False
 
@@ -20,8 +19,8 @@ class Waiting:
     def asker(self) -> Waiting:
         return self
 
-    def open_on(self, session: WorkerSession) -> None:
-        self.opened_on.append(session)
+    def try_again(self) -> None:
+        self.tries += 1
 
     def close(self) -> None:
         self.closed += 1
@@ -33,10 +32,9 @@ def test_who_waits_is_woken_once() -> None:
     gateway.clients.wait(first)
     gateway.clients.wait(second)
     gateway.clients.stop_waiting(second)
-    session = gateway.session()
+    gateway.session()
     gateway.clients.wake()
-    assert first.opened_on == [session]
-    assert second.opened_on == []
+    assert (first.tries, second.tries) == (1, 0)
 
 
 def test_a_session_without_a_link_takes_nothing() -> None:
@@ -47,7 +45,7 @@ def test_a_session_without_a_link_takes_nothing() -> None:
     waiting = Waiting()
     gateway.clients.wait(waiting)
     gateway.clients.wake()
-    assert waiting.opened_on == []
+    assert waiting.tries == 0
     assert gateway.clients.waiting == 1
 
 
@@ -55,10 +53,12 @@ def test_a_session_that_is_over_takes_nothing() -> None:
     gateway = Gateway()
     session = gateway.session()
     other = gateway.session()
-    gateway.clients.forget(session)
-    assert gateway.clients.target is other
-    gateway.clients.forget(other)
-    assert gateway.clients.target is None
+    targets = [gateway.clients.target]
+    gateway.end(other)
+    targets.append(gateway.clients.target)
+    gateway.prefers([session])
+    targets.append(gateway.clients.target)
+    assert targets == [other, None, session]
 
 
 def test_associations_are_limited_for_each_client(caplog: pytest.LogCaptureFixture) -> None:

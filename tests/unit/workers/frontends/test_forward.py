@@ -21,11 +21,8 @@ from socks_tunnel.protocol.messages import (
 )
 from socks_tunnel.protocol.socks5 import udp_header
 from socks_tunnel_workers.frontends import forward
-from socks_tunnel_workers.frontends.forward import (
-    OPENING_BYTES_MAX,
-    TcpForwardSession,
-    UdpForward,
-)
+from socks_tunnel_workers.frontends.forward import TcpForwardSession, UdpForward
+from socks_tunnel_workers.relay.udp import OPENING_BYTES_MAX
 from unit.workers.frontends.fakes import Gateway, Sock
 
 TARGET = HostPort("10.0.0.1", 53)

@@ -127,16 +127,16 @@ def test_clients_that_wait_are_opened_although_one_meets_a_bug(
 ) -> None:
     gateway = Gateway()
     first, second = client(gateway, GREETING, CONNECT), client(gateway, GREETING, CONNECT)
-    real = Opening.open_on
+    real = Opening.try_again
     opened: list[Opening] = []
 
-    def only_the_second(opening: Opening, session: Any) -> None:
+    def only_the_second(opening: Opening) -> None:
         opened.append(opening)
         if len(opened) == 1:
             fails()
-        real(opening, session)
+        real(opening)
 
-    monkeypatch.setattr(Opening, "open_on", only_the_second)
+    monkeypatch.setattr(Opening, "try_again", only_the_second)
     session = gateway.session()
     assert first.closed
     assert not second.closed

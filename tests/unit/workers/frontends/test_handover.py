@@ -42,11 +42,11 @@ class Site:
             self.gateway.clients, cast("Any", self.control), "127.0.0.1:5", "127.0.0.1", slot
         )
         self.association = GatewayAssociation(self.session, 42, held)
-        self.association.client_ip = "127.0.0.1"
-        self.association.told = "192.0.2.9"
-        self.association.pinned = CLIENT
-        self.association.mapped[b"\x0a\0\0\1"] = None
-        self.association.sock = cast("Any", self.relay)
+        self.association.client_socket.client_ip = "127.0.0.1"
+        self.association.client_socket.told = "192.0.2.9"
+        self.association.client_socket.pinned = CLIENT
+        self.association.client_socket.mapped[b"\x0a\0\0\1"] = None
+        self.association.client_socket.sock = cast("Any", self.relay)
         self.association.opened = True
         self.session.admit(self.association)
 
@@ -73,12 +73,16 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Site:
 def test_an_association_goes_on_with_what_it_knows_of_its_client(site: Site) -> None:
     association, session = site.restored()
     assert session.flows.get(42) is association
-    assert (association.pinned, association.client_ip, association.told) == (
+    assert (
+        association.client_socket.pinned,
+        association.client_socket.client_ip,
+        association.client_socket.told,
+    ) == (
         CLIENT,
         "127.0.0.1",
         "192.0.2.9",
     )
-    assert list(association.mapped) == [b"\x0a\0\0\1"]
+    assert list(association.client_socket.mapped) == [b"\x0a\0\0\1"]
     assert association.opened
     assert site.gateway.clients.associations.clients == {"127.0.0.1": 1}
     assert site.relay in site.gateway.loop.readers

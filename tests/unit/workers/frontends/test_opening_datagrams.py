@@ -20,7 +20,7 @@ from socks_tunnel.protocol.messages import (
     UdpAssociateOpened,
 )
 from socks_tunnel.protocol.socks5 import ResolveRequest, UdpAssociateRequest
-from socks_tunnel_workers.relay import udp
+from socks_tunnel_workers.relay import client_socket
 from unit.workers.frontends.fakes import Gateway, Sock
 from unit.workers.frontends.test_opening import Asked, conn_id
 
@@ -46,7 +46,7 @@ def bound(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         assert sock.family == family
         return sock
 
-    monkeypatch.setattr(udp, "udp_socket", udp_socket)
+    monkeypatch.setattr(client_socket, "udp_socket", udp_socket)
     return addresses
 
 

@@ -14,8 +14,9 @@ from socks_tunnel.protocol.messages import (
     UdpPacket,
 )
 from socks_tunnel.protocol.socks5 import udp_header
-from socks_tunnel_workers.relay import udp
-from socks_tunnel_workers.relay.udp import DESTINATIONS_MAX, GatewayAssociation
+from socks_tunnel_workers.relay import client_socket
+from socks_tunnel_workers.relay.client_socket import MAPPED_MAX
+from socks_tunnel_workers.relay.udp import DESTINATIONS_MAX, GatewayAssociation, Relayed
 from unit.workers.frontends.fakes import Gateway, Sock
 
 CLIENT = ("127.0.0.1", 7000)
@@ -59,10 +60,10 @@ class Site:
         self.session = self.gateway.session()
         self.sock = Relay(self.gateway)
         self.ended: list[tuple[int, bool]] = []
-        monkeypatch.setattr(udp, "udp_socket", lambda family, address: self.sock)
+        monkeypatch.setattr(client_socket, "udp_socket", lambda family, address: self.sock)
         self.association = GatewayAssociation(self.session, self.session.allocate(), self)
         self.session.admit(self.association)
-        self.association.bind("127.0.0.1", client_ip="127.0.0.1")
+        self.association.client_socket.bind("127.0.0.1", client_ip="127.0.0.1")
         self.association.ask()
         (opening,) = self.gateway.sent(self.session)
         assert isinstance(opening, UdpAssociate)
@@ -77,7 +78,7 @@ class Site:
     def account(self) -> str:
         raise AssertionError("only a hand-over asks for it")
 
-    def associated(self, association: GatewayAssociation) -> None:
+    def associated(self, association: Relayed) -> None:
         assert association.bound == HostPort("127.0.0.1", 5000)
 
     def association_ended(self, reason: int, *, opened: bool) -> None:
@@ -138,7 +139,7 @@ def test_only_a_datagram_that_goes_on_pins(
 def test_another_address_is_never_heard(site: Site) -> None:
     assert site.sends(HEADER + b"x", ("127.0.0.2", 7000)) == []
     assert site.dropped("foreign-source") == 1
-    assert site.association.pinned is None
+    assert site.association.client_socket.pinned is None
 
 
 def test_a_reply_before_the_client_has_sent_goes_nowhere(site: Site) -> None:
@@ -162,11 +163,11 @@ def test_an_address_is_answered_in_the_form_that_was_asked(site: Site) -> None:
 
 
 def test_how_many_mapped_addresses_are_remembered(site: Site) -> None:
-    for number in range(DESTINATIONS_MAX + 1):
+    for number in range(MAPPED_MAX + 1):
         address = number.to_bytes(4)
         site.sends(b"\0\0\0\x04" + bytes(10) + b"\xff\xff" + address + b"\0\x35x")
-    assert len(site.association.mapped) == DESTINATIONS_MAX
-    assert bytes(4) not in site.association.mapped
+    assert len(site.association.client_socket.mapped) == MAPPED_MAX
+    assert bytes(4) not in site.association.client_socket.mapped
 
 
 def test_the_policy_is_that_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,60 @@
+"""What the tables of a configuration are made of: their base, and values that several have.
+
+Each value takes the text that a file has, and what it has been made into. All raise ValueError,
+because that is what pydantic reports.
+"""
+
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    StringConstraints,
+)
+
+from socks_tunnel.protocol.addresses import HostPort, parse_host_port
+from socks_tunnel.protocol.rules import Rules
+
+
+class Table(BaseModel):
+    """A table of the configuration: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def text_of(value: Any) -> str:
+    """Returns the text. Raises :class:`ValueError` if it is none."""
+    if isinstance(value, dict | list):
+        raise ValueError(f"must be text, not a {'table' if isinstance(value, dict) else 'list'}")  # noqa: TRY004
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, not {value!r}")  # noqa: TRY004
+    return value
+
+
+def destination(value: Any) -> HostPort:
+    """Returns a host and port. Raises :class:`ValueError`."""
+    return value if isinstance(value, HostPort) else parse_host_port(text_of(value))
+
+
+def policy_rules(value: Any) -> Rules:
+    """Returns rules as they are written; :mod:`socks_tunnel.protocol.rules` parses them."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list | tuple):
+        raise ValueError("must be a list of rules, or one text with a rule in each line")  # noqa: TRY004
+    return tuple(value)
+
+
+Seconds: TypeAlias = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+Positive: TypeAlias = Annotated[int, Field(ge=1, strict=True)]
+Destination: TypeAlias = Annotated[
+    HostPort, PlainValidator(destination), PlainSerializer(str, when_used="unless-none")
+]
+PolicyRuleList: TypeAlias = Annotated[Rules, PlainValidator(policy_rules)]
+PeerName: TypeAlias = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+]
+"""Names of peers stand in logs and on command lines, so they have no spaces or odd characters."""

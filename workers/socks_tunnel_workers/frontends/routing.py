@@ -1,0 +1,177 @@
+"""Which session a new flow goes to, as one worker of a gateway knows it.
+
+The supervisor decides which peers of a route may be used (:class:`NewFlows`), and the worker
+matches the destination and takes the best of them that can transmit. It tells the supervisor which
+dials did not reach their targets, as only it knows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol
+
+from socks_tunnel.ops import audit
+from socks_tunnel.protocol.failover import UNREACHED
+from socks_tunnel.protocol.ipc import Control, DialFailed, DialsDone
+from socks_tunnel.protocol.routes import Candidates, Match, pick
+from socks_tunnel_workers.relay.session import WorkerSession
+from socks_tunnel_workers.services import Counters, Notices, Settings
+
+NO_ROUTE = "no route"
+"""The rule that audit records name where no route has a destination."""
+
+
+class Unanswered(Protocol):
+    """A request that an endpoint was asked for and has not answered."""
+
+    def reconsider(self) -> None:
+        """Asks another endpoint, if that is better now."""
+
+
+class Routing:
+    """The worker's copy of the table. `tell` sends a control message about a session."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        sessions: Mapping[int, WorkerSession],
+        counters: Counters,
+        notices: Notices,
+        tell: Callable[[int, Control], None],
+    ) -> None:
+        self._settings = settings
+        self._sessions = sessions
+        self._counters = counters
+        self._notices = notices
+        self._tell = tell
+        self._candidates: list[Candidates] = []
+        self.unanswered: dict[Unanswered, None] = {}
+        """Requests that may still be asked elsewhere."""
+        self._blamed: set[tuple[str, int]] = set()
+        self._reached: set[tuple[str, int]] = set()
+
+    # --- what the supervisor says -------------------------------------------------------------
+
+    def set_targets(self, targets: list[list[list[int]]]) -> None:
+        """Takes the table of candidates: for each route, the preferred sessions and the others."""
+        self._candidates = [
+            Candidates(tuple(preferred), tuple(others)) for preferred, others in targets
+        ]
+
+    def reset(self) -> None:
+        """Forgets the table: other routes are in force, and theirs is under way."""
+        self._candidates = []
+
+    # --- which session ------------------------------------------------------------------------
+
+    @property
+    def implicit(self) -> bool:
+        """Whether no route is configured: then all destinations are reached in the same way."""
+        return self._settings.routes.implicit
+
+    def match(self, host: str, port: int | None) -> Match | None:
+        """Returns the route that has a destination; None if there is none."""
+        return self._settings.routes.match(host, port)
+
+    def choose(self, route: int, avoid: Collection[int] = ()) -> WorkerSession | None:
+        """Returns the session for a new flow; None if none can transmit. `avoid` has numbers."""
+        if route >= len(self._candidates):
+            return None
+
+        def usable(number: int) -> WorkerSession | None:
+            session = self._sessions.get(number)
+            return session if session is not None and self._open(session, avoid) else None
+
+        policy = self._settings.routes.routes[route].policy
+        return pick(policy, self._candidates[route], usable, lambda session: len(session.flows))
+
+    @staticmethod
+    def _open(session: WorkerSession, avoid: Collection[int]) -> bool:
+        return session.open_to_send and session.number not in avoid
+
+    @property
+    def some(self) -> bool:
+        """Whether any route has a session that can transmit."""
+        return any(self.choose(route) is not None for route in range(len(self._candidates)))
+
+    def better(self, route: int, session: WorkerSession) -> WorkerSession | None:
+        """Returns a preferred session in place of one that is not preferred, or cannot transmit."""
+        if route >= len(self._candidates):
+            return None
+        preferred = self._candidates[route].preferred
+        if session.number in preferred and session.open_to_send:
+            return None
+        other = self.choose(route, (session.number,))
+        return other if other is not None and other.number in preferred else None
+
+    def another(self, route: int, tried: Collection[int]) -> WorkerSession | None:
+        """Returns a preferred session that is none of `tried`."""
+        session = self.choose(route, tried)
+        if session is None or session.number not in self._candidates[route].preferred:
+            return None
+        return session
+
+    def several(self, route: int) -> bool:
+        """Returns whether the route has a list of several peers, so that another may do better."""
+        routes = self._settings.routes.routes
+        return route < len(routes) and len(routes[route].peers) > 1
+
+    def reconsider(self) -> None:
+        """Lets requests go elsewhere that wait for the answer of a peer that is passed over."""
+        for each in list(self.unanswered):
+            each.reconsider()
+
+    # --- what is told -------------------------------------------------------------------------
+
+    def count(self, route: int, session: WorkerSession) -> None:
+        """Counts a flow that is asked for."""
+        name = self._settings.routes.routes[route].name
+        self._counters.count("route_flows_total", name, session.peer)
+
+    def failed(self, route: int, session: WorkerSession, host: str, reason: int) -> bool:
+        """Tells the supervisor of a dial that failed, if that may be the peer's fault.
+
+        Returns whether it may be.
+        """
+        if reason not in UNREACHED or not self.several(route):
+            return False
+        name = self._settings.routes.routes[route].name
+        self._blamed.add((name, session.number))
+        self._tell(session.number, DialFailed(name, host, reason))
+        return True
+
+    def opened(self, route: int, session: WorkerSession) -> None:
+        """Notes that a dial has reached its target. A peer that was blamed is cleared at once."""
+        if not self.several(route):
+            return
+        key = self._settings.routes.routes[route].name, session.number
+        self._reached.add(key)
+        if key in self._blamed:
+            self._blamed.discard(key)
+            self.flush()
+
+    def flush(self) -> None:
+        """Tells the supervisor which peers reached targets since the last call."""
+        if self._reached:
+            self._tell(0, DialsDone([list(key) for key in sorted(self._reached)]))
+            self._reached.clear()
+
+    def forget(self, session: WorkerSession) -> None:
+        """Forgets a session that is over."""
+        self._blamed = {key for key in self._blamed if key[1] != session.number}
+        self._reached = {key for key in self._reached if key[1] != session.number}
+
+    def report_unrouted(self, destination: str, client: str, command: str) -> None:
+        """Counts, logs and audits a request that no route has."""
+        self._counters.count("unrouted_total", command)
+        self._notices.warn(
+            "no-route", "no route leads to %s (asked by %s): refusing it", destination, client
+        )
+        audit.decision(
+            peer="",
+            conn_id=0,
+            command=command,
+            destination=destination,
+            verdict="denied",
+            rule=NO_ROUTE,
+        )
