@@ -22,6 +22,7 @@ import pytest
 
 from support.hosts import DOMAIN, TARGET_ADDRESS
 from support.installed import PROXY, QUERY, WATCHDOG, Host, Scene
+from support.living import Living
 from support.machines import MEMORY_GROUPS
 from support.processes import toml, wait_until
 from support.rawsocks import greet, request
@@ -434,28 +435,39 @@ def test_stop_cuts_what_does_not_end(scene: Scene) -> None:
     scene.wait_works()
 
 
-def test_upgrade_under_a_running_download(scene: Scene, packages: dict[str, Path]) -> None:
-    """The program is replaced in place: the process stays, and so do its flows."""
+def test_flows_live_through_upgrades(
+    scene: Scene,
+    packages: dict[str, Path],
+    previous_packages: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    """The program is replaced in place, on the gateway, on the endpoint, and on both at once."""
     machine = scene.gateway.machine
     conffile = "/etc/needrestart/conf.d/socks-tunnel.conf"
     machine.sh(f"echo '# mine' >>{conffile}")
     configuration = machine.sh("sha256sum /etc/socks-tunnel/* " + conffile)
-    idle = [hold_flow(scene) for _ in range(20)]
-    for host in scene.both:
-        pids = host.pid, host.workers()
-        since = host.machine.cursor()
-        download = scene.start_download()
-        printed = host.install(packages[host.machine.suite])
-        assert "has taken the place of" in printed
-        assert f"restarting {host.unit}" not in printed
-        assert (host.pid, host.workers()) == pids
-        assert host.state == "active"
-        assert "flows go on with it" in host.journal(since)
-        assert download.running
-        download.finish()
-        assert all(map(echoes, idle))
-    for flow in idle:
-        flow.close()
+    pids = [(host.pid, host.workers()) for host in scene.both]
+    tmp_path.chmod(0o755)
+    with Living(scene, tmp_path, idle=1000, size=500_000_000, rate="12M") as living:
+
+        def install(hosts: tuple[Host, ...], versions: dict[str, Path]) -> None:
+            since = [host.machine.cursor() for host in hosts]
+            with ThreadPoolExecutor(2) as pool:
+                printed = list(
+                    pool.map(lambda host: host.install(versions[host.machine.suite]), hosts)
+                )
+            for host, text, cursor in zip(hosts, printed, since, strict=True):
+                assert "has taken the place of" in text
+                assert "restarting" not in text
+                assert "flows go on with it" in host.journal(cursor)
+                assert host.state == "active"
+            living.goes_on()
+
+        install((scene.gateway,), packages)
+        install((scene.endpoint,), packages)
+        install(scene.both, previous_packages)
+        living.finish()
+    assert [(host.pid, host.workers()) for host in scene.both] == pids
     assert machine.sh("sha256sum /etc/socks-tunnel/* " + conffile) == configuration
 
 

@@ -48,6 +48,7 @@ def install(machine: Machine, package: Path) -> str:
     machine.copy_in(package, f"/var/tmp/{package.name}")
     return machine.sh(
         "DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "
+        "--allow-downgrades "
         f"/var/tmp/{package.name} 2>&1",
         timeout=180,
     )
@@ -177,7 +178,9 @@ class Scene:
             "workers": {"count": 2},
             "policy": {
                 "allowed_hosts": ["10.77.1.0/24", f"*.{DOMAIN}"],
-                "allowed_ports": [53, ports["http"], ports["echo"], ports["sink"]],
+                "allowed_ports": [
+                    *(22, 53, ports["http"], ports["echo"], ports["sink"], ports["udp_echo"])
+                ],
             },
         }
         for host in self.both:
