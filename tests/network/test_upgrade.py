@@ -20,6 +20,7 @@ import pytest
 
 import socks_tunnel
 import socks_tunnel_workers
+from support.hosts import TARGET_ADDRESS
 from support.load import Load
 from support.processes import Daemon, wait_until
 from support.tunnels import Site, Tunnel
@@ -223,6 +224,38 @@ def test_a_state_of_another_version_ends_flows_and_not_the_service(
         )
     finally:
         installed.put()
+
+
+def test_a_reload_adds_a_forward_and_keeps_the_flows(alive: Tunnel) -> None:
+    """What needed a restart before: the program replaces itself for another listener."""
+    (daemon,) = daemons(alive, "gateway")
+    upgrades = daemon.control("status")["upgrades"]
+    target = f"{TARGET_ADDRESS}:{alive.site.ports['echo']}"
+    with alive.connect("echo", timeout=PATIENCE) as held:
+        alive.write(
+            "gateway", {"forwards": [{"listen": "tcp://127.0.0.1:11081", "target": target}]}
+        )
+        daemon.signal(signal.SIGHUP)
+        wait_until(partial(replaced, daemon, upgrades + 1), "the next program", timeout=PATIENCE)
+        with alive.site.gateway.inside():
+            forwarded = socket.create_connection(("127.0.0.1", 11081), PATIENCE)
+        for sock in (held, forwarded):
+            sock.sendall(b"on")
+            assert sock.recv(10) == b"on"
+        forwarded.close()
+    # A port that somebody else has is refused before anything ends.
+    with alive.site.gateway.inside():
+        other = socket.create_server(("127.0.0.1", 11082))
+    with other:
+        busy = {"forwards": [{"listen": "tcp://127.0.0.1:11082", "target": target}]}
+        alive.write("gateway", busy)
+        seen = len(daemon.log_text())
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_log(
+            "the program is not replaced for changes to.*forwards", after=seen, timeout=PATIENCE
+        )
+    assert daemon.control("status")["upgrades"] == upgrades + 1
+    alive.write("gateway")
 
 
 def serves(tunnel: Tunnel) -> bool:

@@ -97,6 +97,9 @@ def reload(instance: str | None, socket_path: Path | None) -> None:
     """Read the configuration again: policy, peers, log level."""
     result = ask(instance, socket_path, {"op": "reload"})
     click.echo("reloaded")
+    if result.get("replacing"):
+        keys = ", ".join(result["replacing"])
+        click.echo(f"the program replaces itself, and keeps its flows, for changes to {keys}")
     if result["needs_restart"]:
         click.echo(f"changes that take effect with a restart: {', '.join(result['needs_restart'])}")
 

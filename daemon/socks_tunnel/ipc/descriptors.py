@@ -78,7 +78,9 @@ def _receive(sock: socket.socket, size: int, descriptors: list[int]) -> bytes:
     """Returns exactly `size` bytes; descriptors that come with them are added."""
     data = b""
     while len(data) < size:
-        part, rights, _, _ = sock.recvmsg(size - len(data), socket.CMSG_SPACE(PER_MESSAGE * 4))
+        part, rights, _, _ = sock.recvmsg(
+            size - len(data), socket.CMSG_SPACE(PER_MESSAGE * 4), socket.MSG_CMSG_CLOEXEC
+        )
         for level, kind, content in rights:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 numbers = array.array("i")

@@ -27,7 +27,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -80,16 +80,29 @@ class RefusedError(Exception):
 # --- before -----------------------------------------------------------------------------------
 
 
-async def check(config: Path) -> str:
+def served_as(address: HostPort, kind: socket.SocketKind) -> str:
+    """Returns how an address is told to the installed program."""
+    return f"{'udp' if kind == socket.SOCK_DGRAM else 'tcp'}:{address}"
+
+
+def served(bound: Bound, others: Iterable[Address | None]) -> list[str]:
+    """Returns what is served, by listeners and at `others`, in that form."""
+    listeners = [*bound.clients, *([] if bound.metrics is None else [bound.metrics])]
+    found = [(listener.wanted, listener.socket.type) for listener in listeners]
+    found += [(address, socket.SOCK_STREAM) for address in others]
+    return [served_as(address, kind) for address, kind in found if isinstance(address, HostPort)]
+
+
+async def check(config: Path, served: Sequence[str] = ()) -> str:
     """Asks the installed program whether it can start; returns its version.
 
-    It runs as a child, which imports what a supervisor and a worker need and reads the
-    configuration. Raises :class:`RefusedError`.
+    It runs as a child, which imports what a supervisor and a worker need, reads the configuration,
+    and tries to listen where nobody is `served` yet. Raises :class:`RefusedError`.
     """
     command = (
         sys.executable,
         *(("-I",) if sys.flags.isolated else ("-P",)),
-        *("-m", "socks_tunnel.supervisor.selfcheck", str(config)),
+        *("-m", "socks_tunnel.supervisor.selfcheck", str(config), *served),
     )
     environment = {k: v for k, v in os.environ.items() if k not in OWN_ENVIRONMENT}
     if (credentials := os.environ.get("CREDENTIALS_DIRECTORY")) is not None:

@@ -76,7 +76,7 @@ from socks_tunnel.supervisor.problems import (
     StartError,
 )
 from socks_tunnel.supervisor.processes import TICK, Slot
-from socks_tunnel.supervisor.reload import merge
+from socks_tunnel.supervisor.reload import BY_REPLACING, merge
 from socks_tunnel.supervisor.requests import drain_timeout, flow_name, selection
 from socks_tunnel.supervisor.router import Router
 from socks_tunnel.supervisor.routing import AttachedLink, RoutedSession
@@ -553,10 +553,10 @@ class Instance:
                 return await self._kill(*flow_name(request))
             case "reload":
                 try:
-                    waiting = await self._reload()
+                    waiting, replacing = await self._reload()
                 except ConfigError as error:
                     raise ControlError(f"the old configuration stays: {error}") from None
-                return {"reloaded": True, "needs_restart": waiting}
+                return {"reloaded": True, "needs_restart": waiting, "replacing": replacing}
             case "upgrade":
                 version = await self._check_installed()
                 self._events.put_nowait(_Leave(version))
@@ -606,8 +606,11 @@ class Instance:
         except ControlError as error:
             _log.warning("not reloaded: %s", error)
 
-    async def _reload(self) -> list[str]:
-        """Reads the configuration again; returns the keys whose changes wait for a restart.
+    async def _reload(self) -> tuple[list[str], list[str]]:
+        """Reads the configuration again.
+
+        Returns the keys whose changes wait for a restart, and those for which the program is about
+        to replace itself.
 
         Raises :class:`ConfigError`, and :class:`ControlError` if this is not the time for it;
         nothing has changed then.
@@ -633,9 +636,30 @@ class Instance:
             finally:
                 self.notifier.ready(self._status_line)
         _log.info("reloaded %s", self.config.source)
+        replacing = await self._replace_for(waiting)
+        waiting = [key for key in waiting if key not in replacing]
         if waiting:
             _log.warning("changes to %s take effect with a restart", ", ".join(waiting))
-        return waiting
+        return waiting, replacing
+
+    async def _replace_for(self, waiting: Sequence[str]) -> list[str]:
+        """Lets the program replace itself if that is what some of the changes need.
+
+        Returns those; none if it cannot, which the log says.
+        """
+        keys = sorted(BY_REPLACING.intersection(waiting))
+        if not keys or self._lock < 0:
+            return []
+        try:
+            version = await self._check_installed()
+        except ControlError as error:
+            _log.warning(
+                "the program is not replaced for changes to %s: %s", ", ".join(keys), error
+            )
+            return []
+        _log.info("the program replaces itself for changes to %s", ", ".join(keys))
+        self._events.put_nowait(_Leave(version))
+        return keys
 
     def _read_again(self) -> tuple[Config, Config, list[str], dict[str, Any]]:
         """Returns the file, what is to hold, what waits for a restart, and the workers' settings.
@@ -706,7 +730,10 @@ class Instance:
             raise ControlError(f"the instance is {self.state}")
         async with self._reloading:
             try:
-                return await handover.check(self.config.source)
+                signaling = self.config.signaling
+                bound = Bound(self._metrics_listener, self._listeners)
+                offers = None if signaling is None else signaling.listen
+                return await handover.check(self.config.source, handover.served(bound, [offers]))
             except handover.RefusedError as error:
                 raise ControlError(f"version {socks_tunnel.__version__} goes on: {error}") from None
 

@@ -186,7 +186,7 @@ def open_listeners(
             listener.wanted = address
             listeners.append(listener)
         except ListenError as error:
-            if (len(wanted) > 1 or others) and _has_no_ipv6(address, error):
+            if (len(wanted) > 1 or others) and has_no_ipv6(address, error):
                 _log.warning("%s; the other listeners are used", error)
                 continue
             for listener in listeners:
@@ -358,7 +358,8 @@ def _advice(error: OSError) -> str:
             return error.strerror or str(error)
 
 
-def _has_no_ipv6(address: Address, error: ListenError) -> bool:
+def has_no_ipv6(address: Address, error: ListenError) -> bool:
+    """Returns whether the address is that of IPv6's loopback, which this host does not have."""
     # The default is to listen on both loopback addresses, and many hosts have IPv6 switched off.
     cause = error.__cause__
     return (

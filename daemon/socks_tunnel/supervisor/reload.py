@@ -31,6 +31,18 @@ the certificate of a listener that is HTTPS already."""
 
 _BOUND_AT_START: Final = frozenset({"listen", "allow_remote_clients"})
 
+BY_REPLACING: Final = frozenset(
+    {
+        "forwards",
+        "log.format",
+        "metrics",
+        "signaling.listen",
+        "socks.allow_remote_clients",
+        "socks.listen",
+    }
+)
+"""What takes effect when the program is replaced in place, which keeps all flows."""
+
 
 def merge(running: Config, read: Config) -> tuple[Config, list[str]]:
     """Returns the configuration to go on with, and the keys whose changes need a restart.

@@ -1,29 +1,60 @@
-"""`python -m socks_tunnel.supervisor.selfcheck FILE`: whether this program could start now.
+"""`python -m socks_tunnel.supervisor.selfcheck FILE SERVED…`: whether this program could start now.
 
 The running program asks the installed one before it gives its place up. Everything that a
-supervisor and a worker need is imported, and the configuration is read; nothing is bound, written
-or dialled. Prints a line of JSON with its version and the versions of the hand-over that it reads.
-Exit status 0, or 78 for a configuration that it cannot use, 70 for anything else.
+supervisor and a worker need is imported, the configuration is read, and what it listens on is bound
+for a moment, except what the running program serves: SERVED. Nothing is written or dialled. Prints
+a line of JSON with its version and the versions of the hand-over that it reads. Exit status 0, or
+78 for a configuration that it cannot use, 73 for a listener that it cannot have, 70 for anything
+else.
 """
 
+import socket
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
 import socks_tunnel
 from socks_tunnel.config.errors import ConfigError
 from socks_tunnel.config.reading import read
+from socks_tunnel.config.settings import Config
 from socks_tunnel.ops.process import leave
 from socks_tunnel.peer.select import fast_path_active
+from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.handover import READABLE
 from socks_tunnel.supervisor import main as supervisor
 from socks_tunnel.supervisor.children import EXPORTER_COMMAND, WORKER_COMMAND
-from socks_tunnel.supervisor.handover import answer
-from socks_tunnel.supervisor.problems import EXIT_BUG, EXIT_CONFIG
+from socks_tunnel.supervisor.handover import answer, served_as
+from socks_tunnel.supervisor.listeners import ListenError, bind, has_no_ipv6
+from socks_tunnel.supervisor.problems import EXIT_BUG, EXIT_CANNOT_CREATE, EXIT_CONFIG
 
 WORKER_TIMEOUT: Final = 30.0
 """Seconds that a child has to import all its parts."""
+
+
+def check_listeners(config: Config, served: Collection[str]) -> None:
+    """Binds for a moment what is configured and not among the addresses that are served already.
+
+    Unix sockets are not tried: they would be seen. Raises :class:`ListenError`.
+    """
+    signaling = config.signaling
+    wanted: list[tuple[str, HostPort | Path | None, socket.SocketKind]] = [
+        ("metrics.listen", config.metrics.listen, socket.SOCK_STREAM),
+        ("signaling.listen", None if signaling is None else signaling.listen, socket.SOCK_STREAM),
+    ]
+    if config.role == "gateway":
+        wanted += [("socks.listen", address, socket.SOCK_STREAM) for address in config.socks.listen]
+        kinds = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+        wanted += [("forwards", each.address, kinds[each.protocol]) for each in config.forwards]
+    for setting, address, kind in wanted:
+        if not isinstance(address, HostPort) or served_as(address, kind) in served:
+            continue
+        try:
+            bind(setting, address, kind).close()
+        except ListenError as error:
+            if not has_no_ipv6(address, error):  # such a one is left out at the start too
+                raise
 
 
 def main() -> int:
@@ -35,6 +66,11 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return EXIT_CONFIG
     fast_path_active(config.transport.fast_path)
+    try:
+        check_listeners(config, sys.argv[2:])
+    except ListenError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_CANNOT_CREATE
     for command in (WORKER_COMMAND, EXPORTER_COMMAND):
         # With --help a child ends once it has imported everything.
         child = subprocess.run(  # noqa: S603 - our own programs

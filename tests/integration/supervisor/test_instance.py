@@ -475,7 +475,7 @@ async def test_a_reload_can_be_asked_for(running: Running) -> None:
     await running.ready()
     assert await running.ask("reload") == {
         "ok": True,
-        "result": {"reloaded": True, "needs_restart": []},
+        "result": {"reloaded": True, "needs_restart": [], "replacing": []},
     }
 
 
