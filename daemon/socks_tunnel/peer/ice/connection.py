@@ -59,6 +59,10 @@ RELEASE_AFTER: Final = 15.0
 meanwhile. RFC 8445 section 8.3 says 3 s, which is too early for a peer like aioice that may have
 selected another pair; its consent checks (RFC 7675) come every 4 to 6 s."""
 
+LATE: Final = 1.0
+"""Seconds by which a timer may be late until this process was stopped or starved, and has to look
+again before it says who was silent."""
+
 ROLE_CONFLICTS_MAX: Final = 4
 """Role conflicts in a row after which a check fails."""
 
@@ -291,10 +295,14 @@ class IceConnection(aioice.Connection):
 
     async def _release_unused(self) -> None:
         """Closes the sockets and ends the allocations that are not part of the path."""
+        loop = asyncio.get_running_loop()
         while True:
+            due = loop.time() + RELEASE_AFTER
             await asyncio.sleep(RELEASE_AFTER)
             if not self._nominated:  # closed
                 return
+            if loop.time() > due + LATE:  # what came meanwhile still waits in the sockets
+                continue
             used = {pair.protocol for pair in self._nominated.values()}
             silent_since = time.monotonic() - RELEASE_AFTER
             for protocol in [p for p in self._protocols if p not in used]:

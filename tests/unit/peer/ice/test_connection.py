@@ -332,6 +332,32 @@ async def test_sockets_beside_the_path_are_closed(monkeypatch: pytest.MonkeyPatc
     assert made._protocols == [used]
 
 
+async def test_a_process_that_was_stopped_looks_again_before_it_closes_sockets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What came meanwhile waits in the sockets, unread, on each of them."""
+    monkeypatch.setattr(connection_module, "RELEASE_AFTER", 0)
+    used, other = Base(HOST), Base(RELAY)
+    made = connection(used, other, remote=[THEIR_HOST])
+    made._nominated[1] = CandidatePair(used, THEIR_HOST)  # type: ignore[arg-type] # as much as is used
+    loop = asyncio.get_running_loop()
+    real_time, real_sleep = loop.time, asyncio.sleep
+    stopped = 0.0
+    slept: list[bool] = []
+
+    async def sleep(delay: float) -> None:
+        nonlocal stopped
+        slept.append(other.closed)
+        await real_sleep(delay)
+        stopped = 60.0  # during the first sleep only: from then on the clock is that much ahead
+
+    monkeypatch.setattr(loop, "time", lambda: real_time() + stopped)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    await made._release_unused()
+    assert slept == [False, False]
+    assert other.closed
+
+
 async def test_a_connection_that_is_not_ours_is_aioices(monkeypatch: pytest.MonkeyPatch) -> None:
     gathered: list[object] = []
 
