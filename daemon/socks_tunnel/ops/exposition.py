@@ -10,7 +10,8 @@ is in neither: the files do not have the moment at which a series began.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -123,15 +124,22 @@ def counted(directory: Path) -> list[Sample]:
     return samples
 
 
+TEXT_MAX_AGE: Final = 0.5
+"""Seconds for which a text is good: each process writes its files that often."""
+
+
 class Renderer:
     """Writes the sum over all slots of `directory`, by prometheus-client's multiprocess mode.
 
     Reads files: called in the exporter process, never on the supervisor's event loop. Used by one
-    thread at a time. While no file changes, the text is the one of before: a scrape by each of a
-    dozen collectors costs what one does.
+    thread at a time. A text that is younger than :data:`TEXT_MAX_AGE`, or older without any file
+    changed since, is given again: scrapes by a dozen collectors cost what those of one do. `now` is
+    a monotonic clock in seconds.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._made: dict[Format, float] = {}
         self._reader = Reader(directory)
         self._template = Metrics()
         self._zeros = {f.name: list(added_up(f, f.zeros())) for f in self._template.families()}
@@ -140,12 +148,18 @@ class Renderer:
 
     def __call__(self, wanted: Format) -> bytes:
         """Returns the text. A damaged file is left out, and counted. Raises :class:`OSError`."""
+        now = self._now()
+        made = self._made.get(wanted)
+        if made is not None and now - made < TEXT_MAX_AGE:
+            return self._texts[wanted]
         files, damaged = self._reader.files()
         if self._reader.changed or damaged != self._damaged:
             self._texts = {}
+            self._made = {}
             self._damaged = damaged
         if wanted not in self._texts:
             self._texts[wanted] = self._render(files, damaged, wanted)
+        self._made[wanted] = now
         return self._texts[wanted]
 
     def _render(self, files: list[Path], damaged: int, wanted: Format) -> bytes:

@@ -1,5 +1,6 @@
 """The text of /metrics: both formats, as the parsers of prometheus-client read them."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,7 @@ def test_what_has_not_changed_is_neither_read_nor_written_again(
     one.flows_total.labels("tcp").inc()
     files.flush()
     others.flush()
-    renderer = Renderer(tmp_path)
+    renderer = Renderer(tmp_path, itertools.count(0.0, exposition.TEXT_MAX_AGE).__next__)
     first = renderer("text")
     kinds = ("counter", "gauge_livesum", "histogram")
     assert sorted(read) == [f"{kind}_worker-{n}.db" for kind in kinds for n in (0, 1)]
@@ -143,3 +144,15 @@ def test_what_has_not_changed_is_neither_read_nor_written_again(
     assert b'socks_tunnel_flows_total{kind="tcp"} 2.0' in renderer("openmetrics")
     (tmp_path / "worker-1.damaged").touch()
     assert b"socks_tunnel_metrics_files_damaged 1.0" in renderer("text")
+
+
+def test_a_text_is_good_for_half_a_second(tmp_path: Path) -> None:
+    moments = iter([0.0, 0.0, 0.4, 0.4, 0.5, 0.6])
+    renderer = Renderer(tmp_path, lambda: next(moments))
+    metrics, files = write(tmp_path)
+    first = renderer("text"), renderer("openmetrics")
+    metrics.flows_total.labels("tcp").inc()
+    files.flush()
+    assert (renderer("text"), renderer("openmetrics")) == first
+    assert b'socks_tunnel_flows_total{kind="tcp"} 1.0' in renderer("text")
+    assert b'socks_tunnel_flows_total{kind="tcp"} 1.0' in renderer("openmetrics")
