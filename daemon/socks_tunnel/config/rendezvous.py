@@ -50,6 +50,16 @@ def _turn_url(value: Any) -> str:
     return value
 
 
+def _redis_url(value: Any) -> str:
+    """Returns a URL of a Redis server, or an empty text. Raises :class:`ValueError`."""
+    if not isinstance(value, str):
+        raise ValueError("must be text")  # noqa: TRY004 - pydantic reports it
+    if value and not value.startswith(("redis://", "rediss://", "unix://")):
+        # Without the text itself: it may hold a password.
+        raise ValueError("must be redis://[:PASSWORD@]HOST[:PORT]/, rediss://… or unix:///PATH")
+    return value
+
+
 def _some(values: tuple[_T, ...], most: int) -> tuple[_T, ...]:
     """Returns what has at least one entry and at most `most`. Raises :class:`ValueError`."""
     if not values:
@@ -110,7 +120,8 @@ class RendezvousFile(Table):
     """Clients at a time."""
     drain_timeout: Seconds = 10
     """Seconds in which clients are asked to leave before the service ends."""
-    redis_url: str = ""
+    redis_url: Annotated[str, PlainValidator(_redis_url)] = Field(default="", repr=False)
+    """Where several nodes of one service meet; empty: this is the only one."""
     keys: Annotated[tuple[Key, ...], Field(max_length=KEYS_MAX)] = ()
     relay: Relay = Relay()
     turn: Turn | None = None
@@ -184,8 +195,6 @@ def read_turn_secret(path: Path) -> bytes:
 
 def _complaints(file: RendezvousFile) -> list[tuple[KeyPath, str]]:
     found: list[tuple[KeyPath, str]] = []
-    if file.redis_url:
-        found.append((("redis_url",), f"{NOT_YET}: one node serves all clients"))
     if file.relay.enabled:
         found.append((("relay", "enabled"), NOT_YET))
     if file.turn is not None:

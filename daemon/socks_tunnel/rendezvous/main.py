@@ -30,7 +30,7 @@ EXIT_CONFIG: Final = 78
 REPORT_PERIOD: Final = 600.0
 """Seconds between two lines of the log with what was passed on and refused."""
 
-NEEDS_RESTART: Final = ("listen", "clients", "clients_max")
+NEEDS_RESTART: Final = ("listen", "clients", "clients_max", "redis_url")
 """Settings that a reload does not change."""
 
 

@@ -14,8 +14,8 @@ connection: it would never learn the truth otherwise.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection
-from typing import Final, Literal
+from collections.abc import Callable, Collection, Iterable
+from typing import Final, Literal, Protocol
 
 from socks_tunnel.protocol.rendezvous import (
     CLOSE_FORBIDDEN,
@@ -167,6 +167,25 @@ class Client:
             self._end(code, reason)
 
 
+class Elsewhere(Protocol):
+    """Who has to know what happens to our clients, because others are at other nodes."""
+
+    def joined(self, client: Client) -> None:
+        """A client has come."""
+
+    def left(self, client: Client) -> None:
+        """A client has gone."""
+
+    def watched(self, client: Client, keys: Collection[bytes]) -> None:
+        """A client watches these keys, or says so again."""
+
+    def unwatched(self, client: Client, keys: Collection[bytes]) -> None:
+        """A client does not watch these keys any more."""
+
+    def envelope(self, client: Client, to: bytes, body: bytes) -> None:
+        """A client sends to a key that is not here."""
+
+
 class Registry:
     """All clients of one node. `names` are the listed keys.
 
@@ -183,6 +202,8 @@ class Registry:
     ) -> None:
         self.turn: TurnLogins | None = None
         """Makes logins for TURN servers; None where there are none."""
+        self.elsewhere: Elsewhere | None = None
+        """The other nodes; None where there are none."""
         self.counts: Counter[str] = Counter()
         """What was passed on, and what was not and why, since the start."""
         self._names = names
@@ -252,6 +273,8 @@ class Registry:
         self._guests += guest
         self._clients[key] = client
         self.counts["guests" if guest else "joined"] += 1
+        if self.elsewhere is not None:
+            self.elsewhere.joined(client)
         return client
 
     def welcome(self, client: Client, session: bytes, unix_time: float) -> Welcome:
@@ -269,6 +292,8 @@ class Registry:
         self._guests -= client.guest
         for other in self._mutual(client, client.watched):
             self._tell(other, offline=[client.key])
+        if self.elsewhere is not None:
+            self.elsewhere.left(client)
 
     def drain(self, within: int) -> None:
         """Asks all clients to leave."""
@@ -321,6 +346,9 @@ class Registry:
         self._tell(client, online=[other.key for other in self._mutual(client, added)])
         for other in self._mutual(client, new):
             self._tell(other, online=[client.key])
+        if self.elsewhere is not None:
+            self.elsewhere.unwatched(client, dropped)
+            self.elsewhere.watched(client, added)
 
     def envelope(self, client: Client, to: bytes, body: bytes, now: float) -> None:
         """Passes an envelope on, or tells the sender why not. Raises :class:`Refused`."""
@@ -331,16 +359,24 @@ class Registry:
                 raise Refused(CLOSE_TOO_MUCH, "it sends far too many envelopes")
             self._not_passed(client, to, "rate")
             return
-        receiver = self._clients.get(to)
-        known = receiver is not None and client.key in receiver.watched
-        if receiver is None or not (known or receiver.guests):
-            self._not_passed(client, to, "absent")
+        if to not in self._clients and self.elsewhere is not None:
+            self.elsewhere.envelope(client, to, body)
             return
+        reason = self._deliver(client.key, to, body, now)
+        if reason is not None:
+            self._not_passed(client, to, reason)
+
+    def _deliver(self, sender: bytes, to: bytes, body: bytes, now: float) -> str | None:
+        """Passes an envelope on to a client of ours; returns why not."""
+        receiver = self._clients.get(to)
+        known = receiver is not None and sender in receiver.watched
+        if receiver is None or not (known or receiver.guests):
+            return "absent"
         welcome = known or self._as_guest(receiver, now)
-        if not (welcome and receiver.push(encode(FromKey(client.key, body)))):
-            self._not_passed(client, to, "busy")
-        else:
-            self.counts["passed"] += 1
+        if not (welcome and receiver.push(encode(FromKey(sender, body)))):
+            return "busy"
+        self.counts["passed"] += 1
+        return None
 
     @staticmethod
     def _as_guest(receiver: Client, now: float) -> bool:
@@ -354,6 +390,54 @@ class Registry:
         if not client.push(encode(Absent(to, reason))):
             self.counts["refused: outbox"] += 1
             raise Refused(CLOSE_TOO_MUCH, "it does not read what it is sent")
+
+    # --- clients of other nodes -----------------------------------------------------------------
+
+    def clients(self) -> list[Client]:
+        """Returns the clients that are here."""
+        return list(self._clients.values())
+
+    def from_elsewhere(self, sender: bytes, to: bytes, body: bytes, now: float) -> str | None:
+        """Passes on an envelope of another node's client; returns why not."""
+        self.counts["from other nodes"] += 1
+        return self._deliver(sender, to, body, now)
+
+    def not_passed(self, sender: bytes, to: bytes, reason: str) -> None:
+        """Tells a client of ours that its envelope was not passed on; it may have gone."""
+        client = self._clients.get(sender)
+        if client is not None:
+            try:
+                self._not_passed(client, to, reason)
+            except Refused as refusal:
+                client.finish(refusal.code, str(refusal))
+
+    def elsewhere_online(self, key: bytes, watched: Iterable[bytes]) -> list[bytes]:
+        """Takes note of another node's client; returns which of ours were told of it.
+
+        Those are the keys among `watched` that are here and watch it too.
+        """
+        mutual = [
+            client
+            for client in map(self._clients.get, watched)
+            if client is not None and key in client.watched
+        ]
+        for client in mutual:
+            self._tell(client, online=[key])
+        return [client.key for client in mutual]
+
+    def elsewhere_offline(self, key: bytes, told: Iterable[bytes]) -> None:
+        """Tells clients of ours that another node's client has gone."""
+        for client in map(self._clients.get, told):
+            if client is not None and key in client.watched:
+                self._tell(client, offline=[key])
+
+    def replaced(self, key: bytes) -> None:
+        """Ends a client of ours that has come to another node meanwhile."""
+        client = self._clients.get(key)
+        if client is not None:
+            self.leave(client)
+            self.counts["replaced"] += 1
+            client.finish(CLOSE_REPLACED, "a newer connection with the same key, at another node")
 
     # --- presence -------------------------------------------------------------------------------
 

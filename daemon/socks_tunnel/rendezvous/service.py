@@ -8,7 +8,7 @@ import socket
 import ssl
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import WSMsgType, web
 
@@ -42,6 +42,9 @@ from socks_tunnel.signaling.direct import listen_tcp, listen_unix
 from socks_tunnel.signaling.identity import parse_public_key, verify
 from socks_tunnel.signaling.joining import JoinRejected, enrolled_by
 from socks_tunnel.signaling.tls import ServerCertificate
+
+if TYPE_CHECKING:  # only those load the client of Redis who name one
+    from socks_tunnel.rendezvous.redis_bus import RedisBus
 
 _log = logging.getLogger(__name__)
 
@@ -109,10 +112,15 @@ class Service:
             clients=config.clients,
             clients_max=config.clients_max,
         )
+        self._bugs = BugLog()
+        self._bus: RedisBus | None = None
+        if config.redis_url:
+            from socks_tunnel.rendezvous.nodes import join_others  # noqa: PLC0415 - as above
+
+            self._bus = join_others(config.redis_url, self.registry, self._bugs)
         self.address: HostPort | Path = config.listen
         """Where it listens; with the port that the system chose if 0 was asked for."""
         self._draining = False
-        self._bugs = BugLog()
         self._http: _HttpServer | None = None
         self._listening: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
@@ -151,6 +159,8 @@ class Service:
             keepalive_timeout=PROOF_TIMEOUT,
             lingering_time=0.0,
         )
+        if self._bus is not None:
+            self._bus.start()
         self._accepting = spawn("accept rendezvous connections", self._accept_forever())
 
     async def drain(self, seconds: float) -> None:
@@ -176,6 +186,9 @@ class Service:
         if self._http is not None:
             await self._http.shutdown(CLOSE_TIMEOUT)
             self._http = None
+        if self._bus is not None:
+            await self._bus.stop()
+            self._bus = None
 
     async def _gone(self) -> None:
         while len(self.registry):

@@ -36,7 +36,7 @@ def test_the_example_shows_the_defaults(tmp_path: Path) -> None:
     assert [key.public_key for key in minimal.keys] == [KEY]
     text = EXAMPLE.read_text()
     shown = set(re.findall(r"^#?(?:     )?\[*(\w+)", text, flags=re.MULTILINE))
-    assert set(RendezvousFile.model_fields) - shown == {"redis_url", "relay"}
+    assert set(RendezvousFile.model_fields) - shown == {"relay"}
 
 
 def test_the_example_says_what_to_put_in(tmp_path: Path) -> None:
@@ -79,12 +79,15 @@ def test_a_good_one_with_tls(tmp_path: Path) -> None:
             ],
         ),
         (
-            'listen = "0.0.0.0:1"\nclients = "enrolled"\nredis_url = "redis://x"\n[relay]\nenabled = true\n',
+            'listen = "0.0.0.0:1"\nclients = "enrolled"\n[relay]\nenabled = true\n',
             [
                 'keys: is missing: nobody could connect while clients = "enrolled"',
-                "3: redis_url: is not supported yet: one node serves all clients",
-                "5: relay.enabled: is not supported yet",
+                "4: relay.enabled: is not supported yet",
             ],
+        ),
+        (
+            f'listen = "0.0.0.0:1"\nredis_url = "http://me:hush@x"\n{KEYS}',
+            ["2: redis_url: must be redis://"],
         ),
         (
             f'listen = "0.0.0.0:1"\n{KEYS}[turn]\n',

@@ -1,0 +1,218 @@
+"""Several nodes of one service: what they tell each other about their clients. Sans-I/O, no clock.
+
+Each client is at one node, and a key-value store says at which. What the nodes say goes over a bus
+(publish and subscribe), on which each node has an address::
+
+    kind       carries
+    here       "client": bin 32, "keys": bin 32*n, "asks": bool   the client watches these keys
+    gone       "client": bin 32, "keys": bin 32*n                 it does not, or has left
+    envelope   "client": bin 32, "to": bin 32, "body": bin
+    absent     "client": bin 32, "to": bin 32, "reason": str      an envelope was not passed on
+    replaced   "client": bin 32                                   it has come to another node
+
+All have "node", the address of the node that says it. Nothing is remembered of other nodes'
+clients, with one exception: whom our clients were told to be online, and at which node, so that
+they can be told when that node dies. `here` is sent to the nodes of all keys that a client watches;
+a node whose client watches that one too tells its own client, and answers once with `here`, so that
+the first client is told as well. So two clients that watch each other learn of each other whichever
+of them comes, or watches, last.
+
+The bus may lose everything (it is restarted, or a node was cut off): :meth:`Federation.resync` says
+it all again.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Final, Protocol
+
+import msgpack
+
+from socks_tunnel.protocol import bounded
+from socks_tunnel.protocol.rendezvous import (
+    FRAME_MAX,
+    KEY_SIZE,
+    KEYS_PER_FRAME,
+    REASONS,
+)
+from socks_tunnel.rendezvous.registry import Client, Registry
+
+_BOUNDS: Final = bounded.Bounds(
+    size=FRAME_MAX + 1024, text=128, binary=FRAME_MAX, entries=16, items=64, depth=1
+)
+
+Found = Mapping[bytes, str]
+"""The nodes of the keys that are somewhere."""
+
+
+class Bus(Protocol):
+    """The store and the bus. Nothing waits: what fails is told by a resync later."""
+
+    def claim(self, key: bytes, then: Callable[[str | None], None]) -> None:
+        """Says that a key is here from now on; `then` gets the node where it was before."""
+
+    def release(self, key: bytes) -> None:
+        """Says that a key is not here any more, unless another node has claimed it."""
+
+    def find(self, keys: Collection[bytes], then: Callable[[Found], None]) -> None:
+        """Looks up where keys are."""
+
+    def send(self, node: str, message: bytes) -> None:
+        """Sends to one node."""
+
+
+class Federation:
+    """One node's part. `node` is its address on the bus."""
+
+    def __init__(self, node: str, registry: Registry, bus: Bus) -> None:
+        self.node = node
+        self._registry = registry
+        self._bus = bus
+        self._told: dict[bytes, tuple[str, set[bytes]]] = {}
+        """Other nodes' clients that ours were told of: where each is, and who was told."""
+
+    # --- what happens to our clients ------------------------------------------------------------
+
+    def joined(self, client: Client) -> None:
+        """A client has come."""
+
+        def claimed(before: str | None) -> None:
+            if before is not None and before != self.node:
+                self._send(before, {"kind": "replaced", "client": client.key})
+
+        entry = self._told.pop(client.key, None)
+        if entry is not None:  # from now on the registry tells what it watches
+            self._registry.elsewhere_offline(client.key, entry[1])
+        self._bus.claim(client.key, claimed)
+
+    def left(self, client: Client) -> None:
+        """A client has gone; not if a newer one with its key has come."""
+        self._bus.release(client.key)
+        self.unwatched(client, client.watched)
+
+    def watched(self, client: Client, keys: Collection[bytes]) -> None:
+        """A client watches these keys now."""
+        self._spread("here", client.key, keys, asks=True)
+
+    def unwatched(self, client: Client, keys: Collection[bytes]) -> None:
+        """A client does not watch these keys any more."""
+        for key in keys:
+            entry = self._told.get(key)
+            if entry is not None:
+                entry[1].discard(client.key)
+                if not entry[1]:
+                    del self._told[key]
+        self._spread("gone", client.key, keys)
+
+    def envelope(self, client: Client, to: bytes, body: bytes) -> None:
+        """A client sends to a key that is not here."""
+
+        def found(nodes: Found) -> None:
+            node = nodes.get(to)
+            if node is None or node == self.node:
+                self._registry.not_passed(client.key, to, "absent")
+            else:
+                fields = {"kind": "envelope", "client": client.key, "to": to, "body": body}
+                self._send(node, fields)
+
+        self._bus.find([to], found)
+
+    def _spread(self, kind: str, client: bytes, keys: Collection[bytes], **more: Any) -> None:
+        """Tells the nodes of these keys, each of its own."""
+        elsewhere = [key for key in keys if self._registry.get(key) is None]
+
+        def found(nodes: Found) -> None:
+            by_node: dict[str, list[bytes]] = defaultdict(list)
+            for key, node in nodes.items():
+                by_node[node].append(key)
+            by_node.pop(self.node, None)  # it has left a moment ago
+            for node, theirs in by_node.items():
+                for start in range(0, len(theirs), KEYS_PER_FRAME):
+                    joined = b"".join(theirs[start : start + KEYS_PER_FRAME])
+                    self._send(node, {"kind": kind, "client": client, "keys": joined, **more})
+
+        if elsewhere:
+            self._bus.find(elsewhere, found)
+
+    def _send(self, node: str, fields: Mapping[str, Any]) -> None:
+        packed: bytes = msgpack.packb({**fields, "node": self.node})
+        self._bus.send(node, packed)
+
+    # --- what other nodes say -------------------------------------------------------------------
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Takes a message of another node. Raises :class:`bounded.Malformed`."""
+        fields = bounded.unpack_map(data, _BOUNDS)
+        node = bounded.text(fields, "node")
+        client = bounded.binary(fields, "client", KEY_SIZE)
+        match bounded.text(fields, "kind"):
+            case "here":
+                self._here(node, client, _keys(fields), asks=fields.get("asks") is True)
+            case "gone":
+                self._gone(node, client, _keys(fields))
+            case "envelope":
+                to = bounded.binary(fields, "to", KEY_SIZE)
+                reason = self._registry.from_elsewhere(
+                    client, to, bounded.binary(fields, "body"), now
+                )
+                if reason is not None:
+                    answer = {"kind": "absent", "client": client, "to": to, "reason": reason}
+                    self._send(node, answer)
+            case "absent":
+                reason = bounded.text(fields, "reason")
+                if reason not in REASONS:
+                    raise bounded.unusable(fields, "reason")
+                to = bounded.binary(fields, "to", KEY_SIZE)
+                self._registry.not_passed(client, to, reason)
+            case "replaced":
+                self._registry.replaced(client)
+            case _:
+                raise bounded.unusable(fields, "kind")
+
+    def _here(self, node: str, client: bytes, keys: Iterable[bytes], *, asks: bool) -> None:
+        mutual = self._registry.elsewhere_online(client, keys)
+        if not mutual:
+            return
+        before = self._told.get(client)
+        told = before[1] if before is not None else set()
+        self._told[client] = node, told | set(mutual)
+        if asks:
+            for key in mutual:
+                answer = {"kind": "here", "client": key, "keys": client, "asks": False}
+                self._send(node, answer)
+
+    def _gone(self, node: str, client: bytes, keys: Iterable[bytes]) -> None:
+        entry = self._told.get(client)
+        if entry is None or entry[0] != node:
+            return  # it has come back elsewhere, and this is late
+        gone = entry[1] & set(keys)
+        entry[1].difference_update(gone)
+        if not entry[1]:
+            del self._told[client]
+        self._registry.elsewhere_offline(client, gone)
+
+    # --- what happens to nodes ------------------------------------------------------------------
+
+    def lost(self, node: str) -> None:
+        """A node is not heard of any more: its clients are gone until they come back elsewhere."""
+        for client, (where, told) in list(self._told.items()):
+            if where == node:
+                del self._told[client]
+                self._registry.elsewhere_offline(client, told)
+
+    def nodes(self) -> set[str]:
+        """Returns the nodes whose clients ours were told of."""
+        return {node for node, _ in self._told.values()}
+
+    def resync(self) -> None:
+        """Says everything again, after the bus or the store may have lost something."""
+        for client in self._registry.clients():
+            self._bus.claim(client.key, lambda _: None)
+        for client in self._registry.clients():
+            self.watched(client, client.watched)
+
+
+def _keys(fields: Mapping[str, Any]) -> list[bytes]:
+    joined = bounded.binary(fields, "keys")
+    if len(joined) % KEY_SIZE or len(joined) > KEYS_PER_FRAME * KEY_SIZE:
+        raise bounded.unusable(fields, "keys")
+    return [joined[at : at + KEY_SIZE] for at in range(0, len(joined), KEY_SIZE)]

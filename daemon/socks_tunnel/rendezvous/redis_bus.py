@@ -1,0 +1,297 @@
+"""The store and the bus between nodes, over Redis: keys that expire, and publish/subscribe.
+
+::
+
+    PREFIX "at:" KEY in hexadecimal     the node of a client; SET … EX, renewed while it is there
+    PREFIX "node:" NODE                 channel: messages to one node (rendezvous.federation)
+    PREFIX "nodes"                      channel: "alive" SPACE NODE, "bye" SPACE NODE
+
+What clients cause goes into a queue, and from there in batches, one round trip each. While Redis is
+away, look-ups find nothing and the rest is dropped: a client can still reach those at its own node.
+When Redis is back, everything is said again.
+"""
+
+import asyncio
+import logging
+import random
+import secrets
+from collections import Counter, deque
+from collections.abc import Callable, Collection
+from typing import Any, Final, TypeAlias
+
+import redis.asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol.bounded import clip
+from socks_tunnel.protocol.rendezvous import KEY_SIZE
+from socks_tunnel.rendezvous.federation import Found
+
+_log = logging.getLogger(__name__)
+
+PREFIX: Final = "socks-tunnel:"
+
+EXPIRY: Final = 60
+"""Seconds after which a key is gone whose node does not renew it."""
+
+RENEWAL: Final = 20.0
+"""Seconds between two renewals of all keys of a node."""
+
+HEARTBEAT: Final = 2.0
+"""Seconds between two signs of life of a node."""
+
+SILENCE: Final = 10.0
+"""Seconds without one after which a node counts as dead."""
+
+TIMEOUT: Final = 5.0
+"""Seconds for Redis to answer."""
+
+BATCH: Final = 512
+"""Commands in one round trip."""
+
+QUEUE_MAX: Final = 262_144
+"""Commands that may wait; when there are more, all are dropped, and everything is said again."""
+
+FIRST_PAUSE: Final = 0.2
+LONGEST_PAUSE: Final = 5.0
+"""Bounds of the pause between two attempts to reach Redis, in seconds."""
+
+_RELEASE: Final = """
+if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end
+return 0
+"""
+
+_RENEW: Final = """
+local at = redis.call('get', KEYS[1])
+if at and at ~= ARGV[1] then return 0 end
+redis.call('set', KEYS[1], ARGV[1], 'ex', ARGV[2])
+return 1
+"""
+
+_Answer: TypeAlias = Callable[[Any], None]
+_Command: TypeAlias = tuple[tuple[Any, ...], _Answer | None]
+"""The words of a command, and what gets its answer; that gets None if there was none."""
+
+
+class RedisBus:
+    """One node's way to the others. `node` is its address.
+
+    The three callbacks are set before :meth:`start`: a message for this node; that something may
+    have been lost; that another node is not heard of any more.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.node = secrets.token_hex(8)
+        self.counts: Counter[str] = Counter()
+        self.is_up = False
+        self.on_message: Callable[[bytes], None]
+        self.on_resync: Callable[[], None]
+        self.on_lost: Callable[[str], None]
+        self.keys: Callable[[], Collection[bytes]]
+        """Returns the keys that are at this node, for their renewal."""
+        self.on_stolen: Callable[[bytes], None]
+        """A key of this node has turned out to be at another one."""
+        self._redis = aioredis.Redis.from_url(
+            url,
+            socket_timeout=TIMEOUT,
+            socket_connect_timeout=TIMEOUT,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._queue: deque[_Command] = deque()
+        self._queued = asyncio.Event()
+        self._heard: dict[str, float] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    # --- its life -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Connects, again and again, until :meth:`stop`."""
+        self._task = spawn("rendezvous nodes", self._connect_forever())
+
+    async def stop(self) -> None:
+        """Says goodbye to the other nodes; bounded in time."""
+        was_up = self.is_up
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=TIMEOUT)
+            self._task = None
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                if was_up:
+                    await self._execute([(("PUBLISH", f"{PREFIX}nodes", f"bye {self.node}"), None)])
+        except (RedisError, OSError, TimeoutError) as error:
+            _log.debug("no goodbye to the other nodes: %s", clip(error))
+        finally:
+            await self._redis.aclose()
+
+    async def _connect_forever(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                async with self._redis.pubsub() as listening:
+                    await listening.subscribe(f"{PREFIX}node:{self.node}", f"{PREFIX}nodes")
+                    _log.info("the other nodes are reached through Redis")
+                    pause = FIRST_PAUSE
+                    await self._serve(listening)
+            except (RedisError, OSError, TimeoutError) as error:
+                _log.warning(
+                    "Redis cannot be reached: %s; clients of other nodes are absent; trying again "
+                    "in %.1f s",
+                    clip(error),
+                    pause,
+                )
+            finally:
+                self.is_up = False
+                self._drop_queue()
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _serve(self, listening: Any) -> None:
+        """Works until Redis fails. Raises what it fails with, always."""
+        self.is_up = True
+        now = asyncio.get_running_loop().time()
+        self._heard = dict.fromkeys(self._heard, now)  # nobody could be heard meanwhile
+        self.on_resync()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for work in (
+                    self._listen(listening),
+                    self._send_forever(),
+                    self._live(),
+                    self._renew_forever(),
+                ):
+                    group.create_task(work)
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+
+    # --- from the others ------------------------------------------------------------------------
+
+    async def _listen(self, listening: Any) -> None:
+        # Not by get_message(timeout=…), which at times takes a cancellation for its time-out.
+        messages = listening.listen()
+        while True:
+            async with asyncio.timeout(SILENCE):  # at least our own signs of life come back
+                message = await anext(messages)
+            if message["type"] != "message":
+                continue
+            data: bytes = message["data"]
+            if message["channel"] == f"{PREFIX}nodes".encode():
+                self._hear(data)
+            else:
+                self.on_message(data)
+
+    def _hear(self, data: bytes) -> None:
+        word, _, node = data.decode("utf-8", "replace").partition(" ")
+        if node == self.node:
+            return
+        if word == "alive":
+            self._heard[node] = asyncio.get_running_loop().time()
+        elif word == "bye" and self._heard.pop(node, None) is not None:
+            self.on_lost(node)
+
+    async def _live(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._put(("PUBLISH", f"{PREFIX}nodes", f"alive {self.node}"), None)
+            await asyncio.sleep(HEARTBEAT)
+            for node, heard in list(self._heard.items()):
+                if loop.time() - heard > SILENCE:
+                    del self._heard[node]
+                    _log.warning("the node %s is not heard of any more", node)
+                    self.on_lost(node)
+
+    # --- to the others --------------------------------------------------------------------------
+
+    def claim(self, key: bytes, then: Callable[[str | None], None]) -> None:
+        """Says that a key is here from now on; `then` gets the node where it was before."""
+
+        def answered(before: Any) -> None:
+            then(before.decode() if isinstance(before, bytes) else None)
+
+        self._put(("SET", _at(key), self.node, "EX", EXPIRY, "GET"), answered)
+
+    def release(self, key: bytes) -> None:
+        """Says that a key is not here any more, unless another node has claimed it."""
+        self._put(("EVAL", _RELEASE, 1, _at(key), self.node), None)
+
+    def find(self, keys: Collection[bytes], then: Callable[[Found], None]) -> None:
+        """Looks up where keys are. Nothing is found while Redis is away."""
+        wanted = list(keys)
+        for start in range(0, len(wanted), BATCH):
+            piece = wanted[start : start + BATCH]
+
+            def answered(nodes: Any, piece: list[bytes] = piece) -> None:
+                pairs = zip(piece, nodes or [], strict=False)
+                then({key: node.decode() for key, node in pairs if node is not None})
+
+            self._put(("MGET", *map(_at, piece)), answered)
+
+    def send(self, node: str, message: bytes) -> None:
+        """Sends to one node."""
+        self._put(("PUBLISH", f"{PREFIX}node:{node}", message), None)
+
+    def _put(self, words: tuple[Any, ...], answered: _Answer | None) -> None:
+        if not self.is_up:
+            self.counts["redis: dropped"] += 1
+            if answered is not None:
+                answered(None)
+            return
+        if len(self._queue) >= QUEUE_MAX:
+            _log.warning("%d commands wait for Redis: all are dropped, and said again", QUEUE_MAX)
+            self._drop_queue()
+            self.on_resync()
+        self._queue.append((words, answered))
+        self._queued.set()
+
+    def _drop_queue(self) -> None:
+        dropped, self._queue = self._queue, deque()
+        self.counts["redis: dropped"] += len(dropped)
+        for _, answered in dropped:
+            if answered is not None:
+                answered(None)
+
+    async def _send_forever(self) -> None:
+        while True:
+            await self._queued.wait()
+            self._queued.clear()
+            while self._queue:
+                batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+                try:
+                    answers = await self._execute(batch)
+                except BaseException:
+                    self._queue.extendleft(reversed(batch))  # dropped with the rest, and told
+                    raise
+                for (_, answered), answer in zip(batch, answers, strict=True):
+                    if answered is not None:
+                        answered(answer)
+
+    async def _execute(self, batch: Collection[_Command]) -> list[Any]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for words, _ in batch:
+            # Without the option, the library turns the answer of SET into a truth value.
+            options = {"get": True} if words[0] == "SET" else {}
+            pipeline.execute_command(*words, **options)
+        answers: list[Any] = await pipeline.execute(raise_on_error=True)
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # the library has lost a cancellation before
+            raise asyncio.CancelledError
+        self.counts["redis: commands"] += len(batch)
+        return answers
+
+    async def _renew_forever(self) -> None:
+        while True:
+            await asyncio.sleep(RENEWAL)
+            for key in list(self.keys()):
+
+                def answered(kept: Any, key: bytes = key) -> None:
+                    if kept == 0:
+                        self.on_stolen(key)
+
+                self._put(("EVAL", _RENEW, 1, _at(key), self.node, EXPIRY), answered)
+
+
+def _at(key: bytes) -> str:
+    assert len(key) == KEY_SIZE
+    return f"{PREFIX}at:{key.hex()}"

@@ -1,0 +1,268 @@
+"""Two nodes of one service over a real Redis: presence, envelopes, and the end of each part."""
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from integration.links_world import until
+from integration.rendezvous_world import Delays, a_place, nothing
+from socks_tunnel.config.rendezvous import RendezvousConfig
+from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.rendezvous import redis_bus
+from socks_tunnel.rendezvous.service import Service
+from socks_tunnel.signaling.carrier import Answered, Handlers, SignalingError
+from socks_tunnel.signaling.identity import PrivateIdentity
+from socks_tunnel.signaling.rendezvous import Rendezvous
+from support.corporate import need
+
+
+class RedisServer:
+    """Debian's redis-server on a Unix socket. It keeps nothing on disk."""
+
+    def __init__(self, directory: Path) -> None:
+        self.socket = directory / "redis.sock"
+        self._log = directory / "redis.log"
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket}"
+
+    def start(self) -> None:
+        command: list[str | Path] = [
+            *(need("redis-server"), "--port", "0", "--unixsocket", self.socket),
+            *("--save", "", "--appendonly", "no", "--dir", self.socket.parent),
+        ]
+        with self._log.open("ab") as log:
+            self._popen = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        if self._popen is not None:
+            self._popen.kill()
+            self._popen.wait(30)
+            self._popen = None
+            self.socket.unlink(missing_ok=True)
+
+
+class Balancer:
+    """Stands before the nodes, as a load balancer does: each connection goes to one that lives."""
+
+    def __init__(self) -> None:
+        self.nodes: list[int] = []
+        self.port = 0
+        self._server: asyncio.Server | None = None
+        self._turn = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._pass_on, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            for _ in self.nodes:
+                self._turn += 1
+                port = self.nodes[self._turn % len(self.nodes)]
+                try:
+                    there, back = await asyncio.open_connection("127.0.0.1", port)
+                except OSError:
+                    continue
+                try:
+                    await asyncio.gather(_copy(reader, back), _copy(there, writer))
+                finally:
+                    back.close()
+                return
+        except asyncio.CancelledError:
+            pass  # the test is over
+        finally:
+            writer.close()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+    except OSError:
+        pass  # one of the two has gone, and the other end of it is closed below
+    finally:
+        writer.close()
+
+
+class Nodes:
+    """Nodes in this process, and clients of theirs."""
+
+    def __init__(self, redis: RedisServer) -> None:
+        self.redis = redis
+        self.services: list[Service] = []
+        self.clients: list[Rendezvous] = []
+
+    async def node(self) -> Service:
+        settings = {
+            "listen": "127.0.0.1:0",
+            "clients": "any",
+            "redis_url": self.redis.url,
+            "source": Path("/rendezvous.toml"),
+        }
+        service = Service(RendezvousConfig.model_validate(settings), None)
+        await service.start()
+        self.services.append(service)
+        await until(lambda: service._bus is not None and service._bus.is_up)
+        return service
+
+    def client(
+        self, node: Service | Balancer, identity: PrivateIdentity, *watched: PrivateIdentity
+    ) -> Rendezvous:
+        port = node.port if isinstance(node, Balancer) else port_of(node)
+
+        async def answer(envelope: bytes) -> Answered:
+            return Answered(b"answer to " + envelope, "1")
+
+        handlers = Handlers(offer=answer, bye=nothing, join=nothing)  # type: ignore[arg-type]
+        made = Rendezvous(f"ws://localhost:{port}/", identity, Delays(), handlers=handlers)
+        made.watch([other.public for other in watched])
+        made.start()
+        self.clients.append(made)
+        return made
+
+    async def stop(self) -> None:
+        for client in self.clients:
+            await client.stop()
+        for service in self.services:
+            await service.stop()
+
+
+def port_of(node: Service) -> int:
+    assert isinstance(node.address, HostPort)
+    return node.address.port
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def nodes(
+    redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Nodes]:
+    monkeypatch.setattr(redis_bus, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(redis_bus, "LONGEST_PAUSE", 0.2)
+    async with a_place(tmp_path, monkeypatch):
+        made = Nodes(redis)
+        try:
+            yield made
+        finally:
+            await made.stop()
+
+
+A, B = PrivateIdentity.generate(), PrivateIdentity.generate()
+
+
+async def test_a_client_reaches_a_peer_at_another_node(nodes: Nodes) -> None:
+    one, two = await nodes.node(), await nodes.node()
+    a = nodes.client(one, A, B)
+    appeared = asyncio.ensure_future(a.appeared(B.public))
+    b = nodes.client(two, B, A)
+    async with asyncio.timeout(30):
+        await appeared
+        assert await a.offer(B.public, b"offer", 30) == (b"answer to offer", "1")
+        assert await b.offer(A.public, b"back", 30) == (b"answer to back", "1")
+
+
+async def test_redis_may_be_restarted_and_forget_everything(nodes: Nodes) -> None:
+    one, two = await nodes.node(), await nodes.node()
+    a, b = nodes.client(one, A, B), nodes.client(two, B, A)
+    await until(lambda: a.problem is None and b.problem is None)
+    nodes.redis.kill()
+    await until(lambda: not (one._bus.is_up or two._bus.is_up))  # type: ignore[union-attr]
+    with pytest.raises(SignalingError, match="the peer is not there"):
+        await a.offer(B.public, b"x", 30)
+    assert a.problem is None, "the client's connection does not depend on Redis"
+    nodes.redis.start()
+    await until(lambda: one._bus.is_up and two._bus.is_up)  # type: ignore[union-attr]
+
+    async def answered() -> bool:
+        try:
+            return await a.offer(B.public, b"again", 30) == (b"answer to again", "1")
+        except SignalingError:
+            return False
+
+    async with asyncio.timeout(30):
+        while not await answered():
+            await asyncio.sleep(0.05)
+
+
+async def test_clients_of_a_node_that_ends_come_back_at_another(nodes: Nodes) -> None:
+    one, two = await nodes.node(), await nodes.node()
+    balancer = Balancer()
+    balancer.nodes = [port_of(one), port_of(two)]
+    await balancer.start()
+    try:
+        identities = [PrivateIdentity.generate() for _ in range(50)]
+        office = nodes.client(balancer, A, *identities)
+        clients = [nodes.client(balancer, each, A) for each in identities]
+        await until(lambda: all(client.problem is None for client in clients))
+        at_one, at_two = len(one.registry), len(two.registry)
+        assert min(at_one, at_two) > 0
+        assert at_one + at_two == 51
+        balancer.nodes.remove(port_of(one))
+        nodes.services.remove(one)
+        await one.stop()
+        await until(lambda: len(two.registry) == 51)
+        await until(lambda: all(client.problem is None for client in [office, *clients]))
+        for each in clients:
+            assert await each.offer(A.public, b"x", 30) == (b"answer to x", "1")
+    finally:
+        await balancer.stop()
+
+
+async def test_a_node_that_falls_silent_is_given_up(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_bus, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(redis_bus, "SILENCE", 0.5)
+    one, two = await nodes.node(), await nodes.node()
+    a, b = nodes.client(one, A, B), nodes.client(two, B, A)
+    federation = one.registry.elsewhere
+    await until(lambda: federation.nodes() == {two._bus.node})  # type: ignore[union-attr]
+    assert b.problem is None
+    two._bus._task.cancel()  # type: ignore[union-attr] # killed: it says goodbye to nobody
+    await until(lambda: not federation.nodes())  # type: ignore[union-attr]
+    assert a.problem is None
+    two._bus.is_up = False  # type: ignore[union-attr]
+
+
+async def test_a_renewal_finds_out_that_a_key_is_elsewhere(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_bus, "RENEWAL", 0.1)
+    one, two = await nodes.node(), await nodes.node()
+    nodes.client(one, A, B)
+    claimed: list[str | None] = []
+
+    def is_elsewhere() -> bool:
+        # Nobody tells node one, as if the message had been lost.
+        two._bus.claim(A.public, claimed.append)  # type: ignore[union-attr]
+        return one.registry.counts["replaced"] >= 1
+
+    await until(is_elsewhere)
+    assert one._bus.node in claimed  # type: ignore[union-attr]
