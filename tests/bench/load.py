@@ -9,11 +9,13 @@ import asyncio
 import contextlib
 import functools
 import json
+import select
 import selectors
 import socket
 import struct
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, cast
 
 import uvloop
@@ -164,7 +166,9 @@ class Load:
             runner.run(clients_together())
         return {"per_second": self.opened / (time.perf_counter() - start)}
 
-    def datagrams(self, size: int, outstanding: int, seconds: float) -> dict[str, Any]:
+    @contextlib.contextmanager
+    def associated(self) -> Iterator[tuple[socket.socket, bytes]]:
+        """A UDP association: a socket that is connected to its relay, and the header to the echo."""
         with socket.create_connection(self.proxy, timeout=60) as control:
             control.sendall(GREETING)
             exactly(control, 2)
@@ -174,27 +178,66 @@ class Load:
             header = (
                 b"\0\0\0\1" + socket.inet_aton(self.target) + self.ports["udp_echo"].to_bytes(2)
             )
-            packet = header + bytes(size)
-            buffer = bytearray(65_536)
-            received = 0
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                # What the client itself is too slow to take must not count as lost.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
                 sock.connect(relay)
-                sock.settimeout(1)
-                start = time.perf_counter()
-                end = start + seconds
-                for _ in range(outstanding):
-                    sock.send(packet)
-                while time.perf_counter() < end:
-                    try:
+                yield sock, header
+
+    def paced(self, size: int, rate: int, seconds: float) -> dict[str, Any]:
+        """Datagrams at a steady rate to the echo and back, as calls send them.
+
+        Each has the time of its departure in it; what comes back within a second counts.
+        """
+        times: list[float] = []
+        buffer = bytearray(65_536)
+        with self.associated() as (sock, header):
+            sock.setblocking(False)
+            padding = bytes(size - 8)
+            sent = 0
+            start = time.perf_counter()
+            total = int(rate * seconds)
+            while (now := time.perf_counter()) < start + seconds + 1 and len(times) < total:
+                while sent < min(total, int((now - start) * rate)):
+                    sock.send(header + struct.pack("!d", time.perf_counter()) + padding)
+                    sent += 1
+                due = start + (sent + 1) / rate if sent < total else now + 0.1
+                select.select((sock,), (), (), max(due - time.perf_counter(), 0))
+                with contextlib.suppress(BlockingIOError):
+                    while True:
                         sock.recv_into(buffer)
-                    except TimeoutError:
-                        # Everything that was on its way is lost: begin again.
-                        for _ in range(outstanding):
-                            sock.send(packet)
-                        continue
-                    received += 1
-                    sock.send(packet)
-                rate = received / (time.perf_counter() - start)
+                        (left,) = struct.unpack_from("!d", buffer, len(header))
+                        times.append(time.perf_counter() - left)
+        times.sort()
+        if not times:
+            raise ConnectionError(f"none of {sent} datagrams came back")
+        return {
+            "lost": sent - len(times),
+            "p50_ms": times[len(times) // 2] * 1e3,
+            "p99_ms": times[len(times) * 99 // 100] * 1e3,
+        }
+
+    def datagrams(self, size: int, outstanding: int, seconds: float) -> dict[str, Any]:
+        buffer = bytearray(65_536)
+        received = 0
+        with self.associated() as (sock, header):
+            packet = header + bytes(size)
+            sock.settimeout(1)
+            start = time.perf_counter()
+            end = start + seconds
+            for _ in range(outstanding):
+                sock.send(packet)
+            while time.perf_counter() < end:
+                try:
+                    sock.recv_into(buffer)
+                except TimeoutError:
+                    # Everything that was on its way is lost: begin again.
+                    for _ in range(outstanding):
+                        sock.send(packet)
+                    continue
+                received += 1
+                sock.send(packet)
+            rate = received / (time.perf_counter() - start)
         return {"per_second": rate}
 
     def idle(self, flows: int) -> dict[str, Any]:
@@ -225,6 +268,7 @@ def main(proxy_port: str, target: str, ports: str) -> None:
         "round-trip": load.round_trip,
         "open": load.opens,
         "datagrams": load.datagrams,
+        "paced": load.paced,
         "idle": load.idle,
         "check": load.check,
     }

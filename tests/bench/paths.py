@@ -6,10 +6,14 @@ Two namespaces, joined by linkemu.c. Needs root, /dev/net/tun and a C compiler.
 """
 
 import argparse
+import contextlib
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +108,76 @@ def measure(program: Path, shape: PathShape, kind: str, seconds: float) -> tuple
     return rate, counts
 
 
+class CubicFlow:
+    """A TCP connection of the kernel's, with CUBIC, from the second host to the first: bulk."""
+
+    def __init__(self, hosts: tuple[Host, Host]) -> None:
+        with hosts[0].inside():
+            listening = socket.create_server(("10.78.0.1", 0))
+        with hosts[1].inside():
+            self.sender = socket.socket()
+        self.sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
+        self.sender.connect(listening.getsockname())
+        self.receiver, _ = listening.accept()
+        listening.close()
+        self.received: list[tuple[float, int]] = []
+        """When (monotonic clock) how many bytes came."""
+        self.threads = [threading.Thread(target=work) for work in (self._send, self._receive)]
+        for thread in self.threads:
+            thread.start()
+
+    def _send(self) -> None:
+        block = bytes(1 << 18)
+        with contextlib.suppress(OSError):  # the end
+            while True:
+                self.sender.sendall(block)
+
+    def _receive(self) -> None:
+        buffer = bytearray(1 << 18)
+        with contextlib.suppress(OSError):
+            while count := self.receiver.recv_into(buffer):
+                self.received.append((time.monotonic(), count))
+
+    def rate(self, start: float, end: float) -> float:
+        """Mbit/s between two times."""
+        total = sum(count for at, count in self.received if start <= at < end)
+        return total * 8 / (end - start) / 1e6
+
+    def close(self) -> None:
+        """Ends it."""
+        for sock in (self.sender, self.receiver):
+            sock.shutdown(socket.SHUT_RDWR)
+        for thread in self.threads:
+            thread.join(30)
+        self.sender.close()
+        self.receiver.close()
+
+
+SHARED = PathShape(
+    *("shared with TCP CUBIC: 40 ms, 100 Mbit/s, 250 packets", 20, 0, 0, 100, 250),
+    *("each 30 to 70", lambda v: all(30 <= rate <= 70 for rate in v.values())),
+)
+
+
+def share(program: Path, seconds: float) -> dict[str, float]:
+    """Mbit/s of a download by a fresh channel and of a TCP connection that share a bottleneck."""
+    path = EmulatedPath(program, SHARED)
+    try:
+        pair = RawPair(path.hosts, ("fast", "fast"))
+        flow = CubicFlow(path.hosts)
+        try:
+            said = pair.dialler.ask(
+                do="throughput", direction="down", flows=1, seconds=seconds, trips=1
+            )
+            theirs = flow.rate(said["until"] - seconds, said["until"])
+        finally:
+            flow.close()
+        pair.quit()
+    finally:
+        path.close()
+    return {"fast": said["mbps"], "TCP": theirs}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
@@ -131,6 +205,14 @@ def main() -> None:
             figures = [f"{medians[kind]:.1f}" if kind in medians else "" for kind in KINDS]
             met = "met" if set(KINDS) <= medians.keys() and shape.met(medians) else "missed"
             print("| " + " | ".join([shape.name, *figures, shape.bar, met]) + " |", flush=True)
+        if options.only in SHARED.name:
+            rounds = [share(program, 3 * options.seconds) for _ in range(options.rounds)]
+            rates = {who: statistics.median(each[who] for each in rounds) for who in rounds[0]}
+            for each in rounds:
+                print(f"{SHARED.name}: {each}", file=sys.stderr)
+            texts = [f"TCP {rates['TCP']:.1f}", f"{rates['fast']:.1f}", "", SHARED.bar]
+            texts.append("met" if SHARED.met(rates) else "missed")
+            print("| " + " | ".join([SHARED.name, *texts]) + " |")
 
 
 if __name__ == "__main__":

@@ -125,16 +125,19 @@ class Dialler:
             await asyncio.wait_for(opened.wait(), 30)
         return channel
 
-    async def throughput(self, direction: str, flows: int, seconds: float) -> dict[str, Any]:
+    async def throughput(
+        self, direction: str, flows: int, seconds: float, trips: int = 200
+    ) -> dict[str, Any]:
         # An association that knows its round-trip time recovers from a loss sooner: a tunnel has one
         # that does, so the raw channel gets one too.
-        await self.round_trip(count=200, size=64)
+        await self.round_trip(count=trips, size=64)
         if direction == "down":
             counter = Counter()
             channels = [await self.open("source") for _ in range(flows)]
             for channel in channels:
                 channel.on("message", counter.add)
             rate = await counter.rate(seconds)
+            until = time.monotonic()
             for channel in channels:
                 channel.send("stop")
             await self.quiet(lambda: counter.bytes)
@@ -159,6 +162,7 @@ class Dialler:
             before = await counted()
             start = time.perf_counter()
             await asyncio.sleep(seconds)
+            until = time.monotonic()
             total = await counted() - before
             rate = total * 8 / (time.perf_counter() - start) / 1e6
             stop.set()
@@ -166,7 +170,7 @@ class Dialler:
             await counted()
         for channel in channels:
             channel.close()
-        return {"mbps": rate}
+        return {"mbps": rate, "until": until}
 
     async def quiet(self, value: Callable[[], int]) -> None:
         """Wait until a growing value has stood still for a while: the rest of a load has come in."""

