@@ -659,3 +659,41 @@ def test_a_session_may_end_without_a_word() -> None:
     outlet.session.end(CloseReason.RESUME_FAILED, tell_peer=False)
     assert flow.events == [("abort", CloseReason.RESUME_FAILED, False)]
     assert outlet.sent == []
+
+
+def test_a_guard_calls_with_its_arguments_and_a_bug_costs_the_flow() -> None:
+    outlet = attached()
+    flow, other = outlet.add(7), outlet.add(8)
+    calls: list[object] = []
+    outlet.session.guard(flow, calls.append, "argument")
+    assert calls == ["argument"]
+    assert outlet.bugs == []
+    bug = ZeroDivisionError("a bug")
+
+    def fails(*arguments: object) -> None:
+        calls.append(arguments)
+        raise bug
+
+    outlet.session.guard(flow, fails, 1, 2)
+    assert calls[-1] == (1, 2)
+    assert outlet.bugs == [bug]
+    assert outlet.named == [7]
+    assert flow.events == [("abort", CloseReason.GENERAL_FAILURE, True)]
+    assert other.events == []
+
+
+def test_a_bug_of_a_flow_that_has_left_the_table_still_ends_that_flow() -> None:
+    outlet = attached()
+    flow = outlet.add(7)
+    outlet.session.flows.remove(7)
+    newer = outlet.add(7)
+
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    flow.cannot_end = ValueError("it is gone already")
+    outlet.session.guard(flow, fails)
+    assert flow.events == [("abort", CloseReason.GENERAL_FAILURE, True)]
+    assert newer.events == []
+    assert outlet.session.flows.get(7) is newer
+    assert [type(bug) for bug in outlet.bugs] == [ZeroDivisionError, ValueError]
