@@ -15,9 +15,11 @@ LOGGER_NAME = "socks_tunnel.audit"
 DECISION: Final = "policy decision"
 FLOW_END: Final = "flow ended"
 KILLED: Final = "flow killed"
+UNROUTED: Final = "no route"
+FAILOVER: Final = "failover"
 DROPPED: Final = "audit records dropped"
 
-MESSAGES: Final = (DECISION, FLOW_END, KILLED, DROPPED)
+MESSAGES: Final = (DECISION, FLOW_END, KILLED, UNROUTED, FAILOVER, DROPPED)
 """What a record is about; audit.schema.json beside this file has the fields of each."""
 
 NUMBERS: Final = frozenset({"flow", "up", "down", "uid", "killer", "count"})
@@ -56,6 +58,11 @@ def decision(
     )
 
 
+def unrouted(*, command: str, destination: str) -> None:
+    """Record that no route of this gateway has a destination, so that it was refused."""
+    _log.info(UNROUTED, extra={"fields": {"command": command, "destination": destination}})
+
+
 def failover(*, route: str, peer: str, instead: str, cause: str) -> None:
     """Record that new flows of a route go to another peer.
 
@@ -63,7 +70,7 @@ def failover(*, route: str, peer: str, instead: str, cause: str) -> None:
     or "probe". Flows that `peer` has already stay with it.
     """
     fields = {"route": route, "peer": peer, "instead": instead, "cause": cause}
-    _log.info("failover", extra={"fields": fields})
+    _log.info(FAILOVER, extra={"fields": fields})
 
 
 def flow_end(

@@ -17,9 +17,6 @@ from socks_tunnel.protocol.routes import Candidates, Match, pick
 from socks_tunnel_workers.relay.session import WorkerSession
 from socks_tunnel_workers.services import Counters, Notices, Settings
 
-NO_ROUTE = "no route"
-"""The rule that audit records name where no route has a destination."""
-
 
 class Unanswered(Protocol):
     """A request that an endpoint was asked for and has not answered."""
@@ -167,11 +164,4 @@ class Routing:
         self._notices.warn(
             "no-route", "no route leads to %s (asked by %s): refusing it", destination, client
         )
-        audit.decision(
-            peer="",
-            conn_id=0,
-            command=command,
-            destination=destination,
-            verdict="denied",
-            rule=NO_ROUTE,
-        )
+        audit.unrouted(command=command, destination=destination)

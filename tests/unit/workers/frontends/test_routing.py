@@ -80,7 +80,7 @@ def test_what_no_route_has_is_refused_and_said(
     assert gateway.counted("unrouted_total", command) == 1
     assert "no route leads to" in caplog.text
     (record,) = [r for r in caplog.records if r.name == "socks_tunnel.audit"]
-    assert record.__dict__["fields"]["rule"] == "no route"
+    assert record.getMessage() == "no route"
     assert record.__dict__["fields"]["command"] == command
 
 

@@ -1,0 +1,273 @@
+"""Two endpoints at once: two networks with the same addresses, and what happens when one fails.
+
+    gateway 10.77.0.1 ---- 10.77.0.2 berlin 10.77.1.1 ---- 10.77.1.2 target "berlin"
+            10.78.0.1 ---- 10.78.0.2 paris  10.77.1.1 ---- 10.77.1.2 target "paris"
+
+The scenes share the hosts: each leaves them working for the next.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import socks
+
+from network.conftest import Told
+from support.hosts import TARGET_ADDRESS, Host, join, why_no_namespaces
+from support.processes import Daemon, toml, wait_until
+from support.tunnels import write_key
+
+pytestmark = pytest.mark.netns
+
+PORT = 7007
+PARIS_ADDRESS = "10.78.0.2"
+PROXY = ("127.0.0.1", 11080)
+ELSEWHERE_MAX = 10.0
+"""Seconds; a loose bound on a loaded machine. What it really took is printed."""
+
+
+class Office:
+    """An endpoint and its target."""
+
+    def __init__(self, name: str, gateway: Host, directory: Path, network: str) -> None:
+        self.name = name
+        self.address = f"{network}.2"
+        self.directory = directory
+        self.host, self.target = Host(f"{name}-ep"), Host(f"{name}-tg")
+        join(gateway, self.host, f"gw-{name}", "ep0", network, f"fd{network.split('.')[1]}")
+        join(self.host, self.target, "ep1", "tg0", "10.77.1", "fd77:1")
+        for namespace in (self.host, gateway):
+            namespace.run("ip", "-6", "address", "flush", "scope", "global")
+        # Names that this endpoint alone can resolve; both lead to the same address.
+        hosts = Path("/etc/netns") / self.host.name / "hosts"
+        hosts.write_text(f"127.0.0.1 localhost\n{TARGET_ADDRESS} files.{name}.corp\n")
+        server = Path(__file__).parents[1] / "support" / "named_server.py"
+        self.server = self.target.start(sys.executable, server, name, TARGET_ADDRESS, str(PORT))
+        self.public_key = write_key(directory / f"{name}.key")
+        self.daemon: Daemon
+
+    def start(self, gateway_key: str) -> None:
+        settings: dict[str, Any] = {
+            "role": "endpoint",
+            "identity": {"private_key_file": f"{self.name}.key"},
+            "signaling": {"listen": f"{self.address}:8765"},
+            "peers": [{"name": "laptop", "public_key": gateway_key}],
+            "policy": {"allowed_hosts": ["10.77.1.0/24", "*.corp"], "allowed_ports": ["*"]},
+            "workers": {"count": 1},
+            "metrics": {"listen": ""},
+            "log": {"format": "text"},
+        }
+        file = self.directory / f"{self.name}.toml"
+        file.touch(0o600)
+        file.write_text(toml(settings))
+        self.daemon = Daemon(self.name, self.directory, prefix=self.host.command())
+        self.daemon.wait_ready()
+
+    def drop(self, interface: str, verdict: str = "drop") -> None:
+        """Lets nothing pass an interface of the endpoint."""
+        self.host.run(
+            "nft",
+            "add table inet cut; "
+            "add chain inet cut in { type filter hook input priority 0; }; "
+            f"add rule inet cut in iifname {interface} drop; "
+            "add chain inet cut out { type filter hook output priority 0; }; "
+            f"add rule inet cut out oifname {interface} {verdict}",
+        )
+
+    def mend(self) -> None:
+        self.host.run("nft", "delete table inet cut")
+
+    def kill(self) -> None:
+        self.daemon.kill()
+
+    def close(self) -> None:
+        self.server.kill()
+        self.server.wait()
+        for host in (self.host, self.target):
+            host.delete()
+
+
+class Scene:
+    """The gateway and both offices."""
+
+    def __init__(self, directory: Path, exit_stack: contextlib.ExitStack) -> None:
+        self.gateway = Host("gw")
+        exit_stack.callback(self.gateway.delete)
+        self.offices = {
+            name: Office(name, self.gateway, directory, network)
+            for name, network in (("berlin", "10.77.0"), ("paris", "10.78.0"))
+        }
+        for office in self.offices.values():
+            exit_stack.callback(office.close)
+        key = write_key(directory / "laptop.key")
+        self.key = key
+        for office in self.offices.values():
+            office.start(key)
+            exit_stack.callback(office.kill)
+        either = ["berlin", "paris"]
+        settings: dict[str, Any] = {
+            "role": "gateway",
+            "identity": {"private_key_file": "laptop.key"},
+            "socks": {"listen": [f"{PROXY[0]}:{PROXY[1]}"]},
+            "peers": [
+                {
+                    "name": name,
+                    "public_key": office.public_key,
+                    "url": f"http://{office.address}:8765/",
+                }
+                for name, office in self.offices.items()
+            ],
+            "routes": [
+                {"name": "berlin", "hosts": ["*.berlin.corp"], "peers": "berlin"},
+                {"name": "paris", "hosts": ["*.paris.corp"], "peers": "paris"},
+                {
+                    "name": "either",
+                    "hosts": ["10.77.1.0/24"],
+                    "peers": either,
+                    "failures": 2,
+                    "recover_after": 1,
+                },
+            ],
+            "workers": {"count": 2},
+            "metrics": {"listen": ""},
+            "log": {"format": "text"},
+        }
+        file = directory / "laptop.toml"
+        file.touch(0o600)
+        file.write_text(toml(settings))
+        self.daemon = Daemon("laptop", directory, prefix=self.gateway.command())
+        exit_stack.callback(self.daemon.kill)
+        self.daemon.wait_ready()
+        self.wait_preferred("berlin", "paris")
+
+    def rows(self) -> dict[str, str]:
+        """The state of each peer of the route to either."""
+        rows = self.daemon.control("status")["routes"]
+        return {row["peer"]: row["state"] for row in rows if row["route"] == "either"}
+
+    def wait_preferred(self, *peers: str) -> None:
+        wanted = {peer: "preferred" if peer in peers else "passed over" for peer in self.offices}
+        wait_until(lambda: self.rows() == wanted, f"{wanted}:\n{self.daemon.tail()}", timeout=60)
+
+    def who(self, host: str) -> str:
+        """Which target answers a new connection."""
+        with self.gateway.inside():
+            sock = socks.socksocket()
+        with contextlib.closing(sock):
+            sock.set_proxy(socks.SOCKS5, *PROXY, rdns=True)
+            sock.settimeout(30)
+            sock.connect((host, PORT))
+            return str(sock.makefile("r").readline().strip())
+
+    def elsewhere(self, fails: Any) -> float:
+        """Seconds from the failure until a connection that is begun then is answered."""
+        fails()
+        began = time.monotonic()
+        assert self.who(TARGET_ADDRESS) == "paris"
+        return time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    if why := why_no_namespaces():
+        pytest.skip(why)
+    with tempfile.TemporaryDirectory(prefix="socks-tunnel-test-") as name:
+        directory = Path(name)
+        with contextlib.ExitStack() as exit_stack:
+            made = Scene(directory, exit_stack)
+            try:
+                yield made
+            finally:
+                for log in sorted(directory.glob("*.log")):
+                    print(f"== {log.name} ==\n{log.read_text()[-8000:]}")
+            made.daemon.assert_clean()
+
+
+def test_names_tell_two_networks_with_the_same_addresses_apart(scene: Scene) -> None:
+    for name in ("berlin", "paris"):
+        assert scene.who(f"files.{name}.corp") == name
+    assert scene.who(TARGET_ADDRESS) == "berlin"
+
+
+def test_what_no_route_has_is_refused(scene: Scene) -> None:
+    with pytest.raises(socks.ProxyError) as refused:
+        scene.who("www.example.com")
+    assert "0x02" in str(refused.value)
+
+
+def test_one_association_reaches_both_networks(scene: Scene) -> None:
+    with scene.gateway.inside():
+        sock = socks.socksocket(socket.AF_INET, socket.SOCK_DGRAM)
+    with contextlib.closing(sock):
+        sock.set_proxy(socks.SOCKS5, *PROXY, rdns=True)
+        sock.settimeout(1)
+        answers: set[bytes] = set()
+
+        def asked() -> bool:
+            with scene.gateway.inside():  # the first one makes the control connection
+                for name in ("berlin", "paris"):
+                    sock.sendto(b"?", (f"files.{name}.corp", PORT))
+            with contextlib.suppress(TimeoutError):
+                for _ in range(2):
+                    answers.add(sock.recvfrom(100)[0])
+            return answers == {b"berlin ?", b"paris ?"}
+
+        wait_until(asked, f"answers of both: {answers}", timeout=60)
+        flows = scene.daemon.control("connections")
+        assert {flow["peer"] for flow in flows if flow["kind"] == "udp"} == {"berlin", "paris"}
+
+
+def test_a_killed_endpoint(scene: Scene, told: Told) -> None:
+    berlin = scene.offices["berlin"]
+    with scene.gateway.inside():
+        old = socks.socksocket()
+    with contextlib.closing(old):
+        old.set_proxy(socks.SOCKS5, *PROXY, rdns=True)
+        old.settimeout(60)
+        old.connect((TARGET_ADDRESS, PORT))
+        lines = old.makefile("r")
+        assert lines.readline() == "berlin\n"
+        seconds = scene.elsewhere(lambda: os.kill(berlin.daemon.pid, signal.SIGKILL))
+        told(f"new flows go elsewhere {seconds:.2f} s after an endpoint's process is killed")
+        assert seconds < ELSEWHERE_MAX
+        scene.wait_preferred("paris")
+        assert "berlin is passed over" in scene.daemon.log_text()
+        assert "failover" in scene.daemon.log_text()
+        berlin.daemon.kill()
+        berlin.start(scene.key)
+        # The flow was the old endpoint's: it ends truly, once the new one says that it does not know it.
+        with contextlib.suppress(ConnectionResetError):
+            assert lines.readline() == ""
+    scene.wait_preferred("berlin", "paris")
+    assert scene.who(TARGET_ADDRESS) == "berlin"
+
+
+def test_a_blackholed_endpoint(scene: Scene, told: Told) -> None:
+    berlin = scene.offices["berlin"]
+    seconds = scene.elsewhere(lambda: berlin.drop("ep0"))
+    told(f"new flows go elsewhere {seconds:.2f} s after an endpoint is gone silently")
+    assert seconds < ELSEWHERE_MAX
+    scene.wait_preferred("paris")
+    berlin.mend()
+    scene.wait_preferred("berlin", "paris")
+    assert scene.who(TARGET_ADDRESS) == "berlin"
+
+
+def test_an_endpoint_that_does_not_reach_its_target(scene: Scene) -> None:
+    berlin = scene.offices["berlin"]
+    berlin.drop("ep1", "reject with icmp type host-unreachable")
+    for _ in range(3):
+        assert scene.who(TARGET_ADDRESS) == "paris", "no client notices"
+    scene.wait_preferred("paris")
+    assert "dials did not reach 10.77.1.2" in scene.daemon.log_text()
+    berlin.mend()
+    scene.wait_preferred("berlin", "paris")
+    assert scene.who(TARGET_ADDRESS) == "berlin"
