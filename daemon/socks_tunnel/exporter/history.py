@@ -38,6 +38,36 @@ class Point:
         return [round(self.time, 1), *rates, self.flows, self.links]
 
 
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What all processes together have counted."""
+
+    up: float
+    down: float
+    flows: int
+    links: int
+    totals: Mapping[str, dict[str, float]]
+
+
+def add_up(samples: Iterable[Sample]) -> Sums:
+    """Returns the sums of the samples of all processes."""
+    sums: dict[tuple[str, str], float] = {}
+    totals: dict[str, dict[str, float]] = {key: {} for key in _TOTALS.values()}
+    flows = links = 0.0
+    for metric, name, labels, value in samples:
+        if metric == "socks_tunnel_bytes":
+            sums[name, labels[1]] = sums.get((name, labels[1]), 0.0) + value
+        elif metric == "socks_tunnel_flows_active":
+            flows += value
+        elif metric == "socks_tunnel_links" and labels[1] == "up":
+            links += value
+        elif metric in _TOTALS and value:
+            # Of several labels, the last one says what is interesting.
+            of = totals[_TOTALS[metric]]
+            of[labels[-1]] = of.get(labels[-1], 0.0) + value
+    return Sums(sums.get(_UP, 0.0), sums.get(_DOWN, 0.0), int(flows), int(links), totals)
+
+
 class History:
     """Keeps the points, and the totals of the moment."""
 
@@ -48,33 +78,18 @@ class History:
         self.totals: Mapping[str, dict[str, float]] = {}
         """What was counted since the start: verdicts, replies, reasons of drops, causes."""
 
-    def take(self, samples: Iterable[Sample], monotonic: float, unix: float) -> None:
-        """Takes the samples of all processes, with the time of both clocks in seconds."""
-        sums: dict[tuple[str, str], float] = {}
-        totals: dict[str, dict[str, float]] = {key: {} for key in _TOTALS.values()}
-        flows = links = 0.0
-        for metric, name, labels, value in samples:
-            if metric == "socks_tunnel_bytes":
-                sums[name, labels[1]] = sums.get((name, labels[1]), 0.0) + value
-            elif metric == "socks_tunnel_flows_active":
-                flows += value
-            elif metric == "socks_tunnel_links" and labels[1] == "up":
-                links += value
-            elif metric in _TOTALS:
-                # Of several labels, the last one says what is interesting.
-                of = totals[_TOTALS[metric]]
-                of[labels[-1]] = of.get(labels[-1], 0.0) + value
-        self.totals = {key: {k: v for k, v in of.items() if v} for key, of in totals.items()}
-        up, down = sums.get(_UP, 0.0), sums.get(_DOWN, 0.0)
+    def take(self, sums: Sums, monotonic: float, unix: float) -> None:
+        """Takes what was counted by now, with the time of both clocks in seconds."""
+        self.totals = sums.totals
         rates: tuple[float | None, float | None] = None, None
         if self._before is not None:
             then, up_then, down_then = self._before
             took = monotonic - then
-            if took > 0 and up >= up_then and down >= down_then:
-                rates = (up - up_then) / took, (down - down_then) / took
-        self._before = monotonic, up, down
+            if took > 0 and sums.up >= up_then and sums.down >= down_then:
+                rates = (sums.up - up_then) / took, (sums.down - down_then) / took
+        self._before = monotonic, sums.up, sums.down
         self._last += 1
-        self._points.append(Point(self._last, unix, *rates, int(flows), int(links)))
+        self._points.append(Point(self._last, unix, *rates, sums.flows, sums.links))
 
     def since(self, number: int) -> tuple[int, list[Point]]:
         """Returns the points after that of a number, and the number of the last one."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from socks_tunnel.exporter.history import PERIOD as POINT_PERIOD
-from socks_tunnel.exporter.history import History
+from socks_tunnel.exporter.history import History, add_up
 from socks_tunnel.exporter.site import text
 from socks_tunnel.ops.exposition import counted
 from socks_tunnel.ops.http_server import Request, Response
@@ -120,8 +120,8 @@ class Live:
         """Takes a point of the history now and then, for as long as the process lives."""
         while True:
             # In a thread: files are read and parsed.
-            samples = await asyncio.to_thread(counted, self._directory)
-            self.history.take(samples, time.monotonic(), time.time())
+            sums = await asyncio.to_thread(lambda: add_up(counted(self._directory)))
+            self.history.take(sums, time.monotonic(), time.time())
             await asyncio.sleep(POINT_PERIOD)
 
     async def _poll(self) -> None:

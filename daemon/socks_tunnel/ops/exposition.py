@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from socks_tunnel.ops.meters import Identity, identity_of
 from socks_tunnel.ops.metrics import Metrics, added_up, as_dict
-from socks_tunnel.ops.multiprocess import DamagedError, Sample, read, slot_of
+from socks_tunnel.ops.multiprocess import DamagedError, Labels, Sample, read, slot_of
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -111,17 +111,15 @@ class Reader:
         return slot_of(path) is not None
 
 
-def counted(directory: Path) -> list[Sample]:
-    """Returns the counters and gauges of all slots; what cannot be read is left out."""
-    samples: list[Sample] = []
+def counted(directory: Path) -> Iterator[Sample]:
+    """Yields the counters and gauges of all slots; what cannot be read is left out."""
     for path in sorted(directory.glob("*.db")):
         if path.name.startswith("histogram_"):
             continue
         try:
-            samples += read(path)
+            yield from read(path)
         except (DamagedError, OSError) as error:  # the scrape counts it
             _log.debug("the metrics file %s is left out: %s", path, error)
-    return samples
 
 
 TEXT_MAX_AGE: Final = 0.5
@@ -141,8 +139,9 @@ class Renderer:
         self._now = now
         self._made: dict[Format, float] = {}
         self._reader = Reader(directory)
-        self._template = Metrics()
-        self._zeros = {f.name: list(added_up(f, f.zeros())) for f in self._template.families()}
+        # Made with the first text: who is never scraped does not pay for them.
+        self._template: Metrics | None = None
+        self._zeros: dict[str, list[tuple[str, Labels, float]]] = {}
         self._texts: dict[Format, bytes] = {}
         self._damaged = 0
 
@@ -177,6 +176,12 @@ class Renderer:
         """Yields all metrics in their order, known label values included."""
         from prometheus_client.metrics_core import Metric  # noqa: PLC0415 - as above
 
+        if self._template is None:
+            self._template = Metrics()
+            families = self._template.families()
+            self._zeros = {
+                family.name: list(added_up(family, family.zeros())) for family in families
+            }
         for family in self._template.families():
             metric = merged.get(family.name) or Metric(family.name, family.help, family.kind)
             present = {(sample.name, *sorted(sample.labels.items())) for sample in metric.samples}

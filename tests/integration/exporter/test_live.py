@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from socks_tunnel.exporter import live as module
+from socks_tunnel.exporter.history import add_up
 from socks_tunnel.exporter.live import Live, Watch, content_security_policy
 from socks_tunnel.ops.http_server import Request, Response
 
@@ -138,11 +139,11 @@ async def test_the_first_event_has_the_whole_history_and_later_ones_what_is_new(
     scene: Scene,
 ) -> None:
     for moment in range(3):
-        scene.live.history.take([], float(moment), float(moment))
+        scene.live.history.take(add_up([]), float(moment), float(moment))
     watch = await scene.watch()
     assert [point[0] for point in (await event(watch))["points"]] == [0, 1, 2]
     assert (await event(watch))["points"] == []
-    scene.live.history.take([], 3.0, 3.0)
+    scene.live.history.take(add_up([]), 3.0, 3.0)
     while not (points := (await event(watch))["points"]):
         continue
     assert [point[0] for point in points] == [3]

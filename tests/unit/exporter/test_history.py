@@ -1,15 +1,15 @@
 """The last quarter of an hour, from samples and a clock of the test's own."""
 
 from socks_tunnel.exporter import history as module
-from socks_tunnel.exporter.history import History
+from socks_tunnel.exporter.history import History, Sums, add_up
 from socks_tunnel.ops.multiprocess import Sample
 
 
-def counted(up: float, down: float, *, flows: float = 0, links: float = 0) -> list[Sample]:
+def counted(up: float, down: float, *, flows: float = 0, links: float = 0) -> Sums:
     def sample(metric: str, name: str, value: float, *labels: str) -> Sample:
         return Sample(f"socks_tunnel_{metric}", f"socks_tunnel_{name}", labels, value)
 
-    return [
+    samples = [
         sample("bytes", "bytes_total", up, "direction", "up", "kind", "tcp"),
         sample("bytes", "bytes_total", down / 2, "direction", "down", "kind", "tcp"),
         sample("bytes", "bytes_total", down / 2, "direction", "down", "kind", "udp"),
@@ -21,6 +21,7 @@ def counted(up: float, down: float, *, flows: float = 0, links: float = 0) -> li
         sample("requests", "requests_total", 1, "command", "connect", "reply", "succeeded"),
         sample("requests", "requests_total", 2, "command", "bind", "reply", "succeeded"),
     ]
+    return add_up(samples)
 
 
 def test_rates_are_of_two_points() -> None:
