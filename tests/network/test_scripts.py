@@ -426,3 +426,29 @@ def test_live_flows_are_completed(tunnel: Tunnel, named: dict[str, str]) -> None
         )
     assert f"office/{row['conn_id']}" in done.stdout
     assert row["destination"] in done.stdout.replace("\\", "")
+
+
+# --- browsers -------------------------------------------------------------------------------------
+
+
+def test_a_browser_is_told_what_goes_through_the_tunnel(make_tunnel: MakeTunnel) -> None:
+    """And is told something else after a reload."""
+    routes = [{"hosts": [f"*.{DOMAIN}"], "peers": ["office"]}]
+    tunnel = make_tunnel({"routes": routes}, foreground=True)
+
+    def answers() -> list[str]:
+        status, script = tunnel.metrics("gateway", "/proxy.pac")
+        assert status == 200, script
+        asked = [f"www.{DOMAIN}", "10.77.1.2", "localhost"]
+        calls = "".join(f"console.log(FindProxyForURL('http://{h}/', '{h}'));" for h in asked)
+        done = subprocess.run(
+            [need("node"), "-e", script + calls], capture_output=True, text=True, check=True
+        )
+        return done.stdout.splitlines()
+
+    proxy = f"SOCKS5 127.0.0.1:{tunnel.socks_port}"
+    assert answers() == [proxy, "DIRECT", "DIRECT"]
+    tunnel.write("gateway", {"routes": [{"hosts": ["10.77.0.0/16"], "peers": ["office"]}]})
+    tunnel.gateway.reload()
+    assert answers() == ["DIRECT", proxy, "DIRECT"]
+    assert tunnel.metrics("endpoint", "/proxy.pac")[0] == 404

@@ -3,13 +3,15 @@
 ::
 
     /          the status page; /events keeps it live
+    /proxy.pac which destinations a browser reaches through the proxy, by the routes in force
     /metrics   what all processes of the instance count, as OpenMetrics or in the text format
     /healthz   200 while the supervisor's event loop turns, else 503
     /readyz    200 while the instance can serve, else 503 with the reason
 
 The supervisor pushes its state over IPC once a second. No scrape and no health check ever reaches
 the supervisor: a scrape delays no packet, and one that hangs is noticed here by its silence. Only
-while a status page is open, the supervisor is asked for what that shows.
+while a status page is open, the supervisor is asked for what that shows, and for its routes when a
+browser fetches them.
 """
 
 import asyncio
@@ -18,6 +20,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
+from socks_tunnel.exporter.auto_config import AutoConfig
 from socks_tunnel.exporter.channel import State, SupervisorChannel
 from socks_tunnel.exporter.live import Live
 from socks_tunnel.exporter.site import Exporter, Page
@@ -53,6 +56,7 @@ async def serve(
     exporter = Exporter(state, directory, names=names)
     exporter.pages["/"] = Page(live.page, linkable=True)
     exporter.pages["/events"] = Page(live.events)
+    exporter.pages["/proxy.pac"] = Page(AutoConfig(channel.ask).page)
     http = HttpServer(
         "metrics",
         socket.socket(fileno=listen_fd),

@@ -240,7 +240,8 @@ class ExporterSlot(Slot):
 
     It serves on a socket that is bound here: no scrape is refused while it is being restarted.
     `hosts` are the names by which it may be asked, besides addresses. `overview` returns what its
-    status page shows; it is called while somebody looks at that.
+    status page shows; it is called while somebody looks at that. `routes` returns what a browser is
+    told of the routes in force: one row, or none where there is no proxy.
     """
 
     def __init__(
@@ -251,11 +252,13 @@ class ExporterSlot(Slot):
         log: Log,
         hosts: Sequence[str] = (),
         overview: Callable[[], Awaitable[dict[str, Any]]] | None = None,
+        routes: Callable[[], list[dict[str, Any]]] | None = None,
         command: Sequence[str] = EXPORTER_COMMAND,
         launcher: Launcher | None = None,
     ) -> None:
         super().__init__("the exporter", boot_attempts=None, launcher=launcher)
         self._overview = overview
+        self._routes = routes
         self._answering = 0
         self._listener = listener
         self._hosts = hosts
@@ -292,7 +295,9 @@ class ExporterSlot(Slot):
 
     async def _answer(self, question: Ask) -> None:
         rows: list[dict[str, Any]] = []
-        if question.what == "overview" and self._overview and self._answering < QUESTIONS_MAX:
+        if question.what == "routes" and self._routes:
+            rows = self._routes()
+        elif question.what == "overview" and self._overview and self._answering < QUESTIONS_MAX:
             self._answering += 1
             try:
                 rows = [await self._overview()]

@@ -395,6 +395,7 @@ class Instance:
                 log=config.log,
                 hosts=config.metrics.hosts,
                 overview=partial(overview, self, self._problems),
+                routes=partial(report.routes, self),
                 command=self._exporter_command,
                 launcher=self._launcher(self._exporter_command, EXPORTER_COMMAND),
             )

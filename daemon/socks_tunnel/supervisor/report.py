@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
 import socks_tunnel
+from socks_tunnel.config.for_workers import route_settings
 from socks_tunnel.config.settings import Config, listener_text
 from socks_tunnel.supervisor.children import WorkerSlot
 from socks_tunnel.supervisor.links import Links
@@ -158,6 +159,20 @@ def diagnosis(instance: Summarized, errors: list[dict[str, object]]) -> dict[str
         "errors": errors,
         "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
     }
+
+
+def routes(instance: Reported) -> list[dict[str, Any]]:
+    """Returns what a browser is told: listeners, protocols, hosts and ports of each route."""
+    config = instance.config
+    if config.role != "gateway":
+        return []
+    return [
+        {
+            "listen": _listening(instance),
+            "protocols": list(config.socks.protocols),
+            "routes": [[route.hosts, route.ports] for route in route_settings(config)],
+        }
+    ]
 
 
 async def kill(instance: Reported, peer: str, conn_id: int) -> dict[str, Any] | None:
