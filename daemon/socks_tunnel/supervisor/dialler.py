@@ -26,9 +26,10 @@ from socks_tunnel.config.for_workers import route_settings
 from socks_tunnel.config.settings import Config, Peer
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.ice import IceSettings
+from socks_tunnel.peer.select import fast_path_active
 from socks_tunnel.peer.transport import TransportError
 from socks_tunnel.protocol import bounded
-from socks_tunnel.protocol.keepalive import FAILOVER_TIMING, Timing
+from socks_tunnel.protocol.keepalive import FAILOVER_TIMING, FAST_FAILOVER_TIMING, Timing
 from socks_tunnel.protocol.link import DEFAULT_TIMING
 from socks_tunnel.signaling.carrier import OutgoingCarrier, SignalingError
 from socks_tunnel.signaling.envelope import EnvelopeRejected, new_body, seal
@@ -90,13 +91,15 @@ class GatewayLinks(Links):
     def _take(self, config: Config) -> None:
         super()._take(config)
         routes = route_settings(config)
-        lists = [route.peers or tuple(self.peers) for route in routes]
-        self._shared = {peer for peers in lists if len(peers) > 1 for peer in peers}
+        self._shared = {peer for route in routes if len(route.peers) > 1 for peer in route.peers}
         self.router.route(routes)
 
     def timing_of(self, peer: str) -> Timing:
         """Watches peers closely that share a route: new flows have somewhere else to go."""
-        return FAILOVER_TIMING if peer in self._shared else DEFAULT_TIMING
+        if peer not in self._shared:
+            return DEFAULT_TIMING
+        fast = fast_path_active(self.config.transport.fast_path)
+        return FAST_FAILOVER_TIMING if fast else FAILOVER_TIMING
 
     async def start(self) -> None:
         """Dials all peers."""

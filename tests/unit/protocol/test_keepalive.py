@@ -6,6 +6,7 @@ import pytest
 
 from socks_tunnel.protocol.keepalive import (
     FAILOVER_TIMING,
+    FAST_FAILOVER_TIMING,
     PINGS_REMEMBERED,
     PONGS_PER_SECOND,
     Keepalive,
@@ -345,13 +346,32 @@ def test_answers_have_a_rate(alive: Keepalive) -> None:
     assert [alive.may_answer(T0 + 3600) for _ in range(100)].count(True) == PONGS_PER_SECOND
 
 
-def test_a_peer_that_shares_a_route_is_suspected_within_three_seconds_of_silence() -> None:
-    keepalive = Keepalive(0.0, Timing())
-    keepalive.ping(0.0)
-    keepalive.heard(0.01)
-    keepalive.retime(FAILOVER_TIMING)
-    now = 0.01
+@pytest.mark.parametrize(
+    ("timing", "least", "most"), [(FAILOVER_TIMING, 1.2, 1.71), (FAST_FAILOVER_TIMING, 0.6, 0.86)]
+)
+def test_a_peer_that_shares_a_route_is_suspected_soon(
+    timing: Timing, least: float, most: float
+) -> None:
+    keepalive = Keepalive(0.0, Timing(), asks=True)
+    keepalive.answered(keepalive.ping(0.0), 0.001)
+    keepalive.heard(0.001)
+    keepalive.retime(timing)
+    now = 0.001
     while not keepalive.suspected:
         now = keepalive.next_due()
         keepalive.check(now)
-    assert 1.75 < now < 2.5
+    assert least < now < most
+
+
+def test_a_ping_that_was_lost_and_repeated_raises_no_doubt_on_a_long_path() -> None:
+    keepalive = Keepalive(0.0, FAST_FAILOVER_TIMING, asks=True)
+    keepalive.answered(keepalive.ping(0.0), 0.3)
+    keepalive.heard(0.3)
+    lost = keepalive.ping(1.0)
+    # Repeated after 0.5 s, and answered a round trip later.
+    for step in range(1, 80):
+        keepalive.check(1.0 + step / 100)
+    assert not keepalive.suspected
+    keepalive.answered(lost, 1.8)
+    keepalive.heard(1.8)
+    assert not keepalive.check(1.81).suspected
