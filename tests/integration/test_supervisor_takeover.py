@@ -10,6 +10,7 @@ import pytest
 from integration.link_pair import silence
 from integration.links_world import Side, World, linked, until
 from socks_tunnel.config.settings import Peer
+from socks_tunnel.ops.labels import RECONNECT_CAUSES
 from socks_tunnel.peer import quiet_loop_exceptions
 from socks_tunnel.peer.transport import TransportError
 from socks_tunnel.protocol.messages import Data
@@ -96,10 +97,32 @@ async def test_a_link_in_doubt_is_replaced_by_another_that_is_up_before_it_ends(
     assert "link office: the addresses of this host have changed" in caplog.text
     assert "its flows go on with the newer one" in caplog.text
     assert "flows wait for the next link" not in caplog.text
+    assert reconnects(gateway) == {"network-changed": 1}
     # And the newer one is kept like any other.
     await endpoint.up[0].close("a test")
     await until(lambda: gateway.up and gateway.up[0] is not new)
     assert gateway.up[0].session == old.session
+    assert reconnects(gateway) == {"network-changed": 1, "path-lost": 1}
+
+
+async def test_a_link_in_doubt_that_its_peer_closes_first_counts_for_the_doubt(
+    world: World,
+) -> None:
+    gateway, endpoint = await linked(world)
+    (old,) = gateway.up
+    old.doubt("its host has another address", "network-changed")
+    await endpoint.up[0].close("a newer link is there already")
+    await until(lambda: gateway.up and gateway.up[0] is not old)
+    assert old.ended.done()
+    assert reconnects(gateway) == {"network-changed": 1}
+
+
+def reconnects(side: Side) -> dict[str, float]:
+    """Links that came up in place of another, by cause."""
+    causes = {
+        cause: side.metric("link_reconnects_total", cause=cause) for cause in RECONNECT_CAUSES
+    }
+    return {cause: number for cause, number in causes.items() if number}
 
 
 @pytest.mark.parametrize("fast_path", ["auto", "off"])
@@ -120,6 +143,7 @@ async def test_a_path_that_swallows_everything_is_left_long_before_the_link_is_d
     assert old.ended.result() == REPLACED
     assert re.search(r"link office: its peer has not answered for [12]\.", caplog.text)
     await until(lambda: len(gateway.up) == len(endpoint.up) == 1)
+    assert reconnects(gateway) == {"unanswered": 1}
 
 
 async def test_a_link_that_works_again_is_kept_and_the_attempt_beside_it_ends(

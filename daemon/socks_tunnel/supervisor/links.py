@@ -257,7 +257,8 @@ class Links:
             self.links.remove(link)
         if link.up_at is not None:
             self._meter.ended(link.link.transport)
-            if link.lost_because is not None:
+            newer = any(other.peer.name == link.peer.name for other in self.up())
+            if link.lost_because is not None and not newer:  # else that one was counted
                 self._reconnects.lost(link.peer.name, link.lost_because)
         self._count_links()
 

@@ -227,7 +227,9 @@ class PeerLink:
             return self._closed_for
         if self._goaway:
             return "peer-restarted"
-        return _CAUSES[self.link.ended_by]
+        # The peer may have taken to the newer link, and closed this one, before that was up here.
+        by_transport = self.link.ended_by == "transport"
+        return self.doubted if by_transport and self.doubted else _CAUSES[self.link.ended_by]
 
     def status(self) -> dict[str, Any]:
         """Returns the link as `status` shows it."""
