@@ -30,11 +30,14 @@ from socks_tunnel_workers.frontends.forward import ForwardAssociation, UdpForwar
 from socks_tunnel_workers.frontends.handover import (
     export_forward_association,
     export_gateway_association,
+    export_routed_association,
     restore_forward_association,
     restore_gateway_association,
+    restore_routed_association,
 )
 from socks_tunnel_workers.relay.flow import Flow
 from socks_tunnel_workers.relay.handover import export_relay, restore_client_relay
+from socks_tunnel_workers.relay.routed_udp import RoutedAssociation
 from socks_tunnel_workers.relay.session import WorkerSession
 from socks_tunnel_workers.relay.tcp import TcpRelay
 from socks_tunnel_workers.relay.udp import GatewayAssociation
@@ -56,7 +59,11 @@ OPTION: Final = "--take-over"
 
 
 def record_of(flow: Flow) -> dict[str, Any] | None:
-    """Returns a flow as a record; None for a question, which its asker puts again."""
+    """Returns a flow as a record.
+
+    None for a question and for a probe, which are put again, and for the leg of an association,
+    which has a record as a whole.
+    """
     match flow:
         case TargetRelay():
             return {"kind": "target-stream", **export_target_relay(flow)}
@@ -72,11 +79,16 @@ def record_of(flow: Flow) -> dict[str, Any] | None:
             return None
 
 
-def write_state(sessions: Mapping[int, WorkerSession], counters: Counters) -> tuple[int, int]:
+def write_state(
+    sessions: Mapping[int, WorkerSession],
+    counters: Counters,
+    relays: Iterable[RoutedAssociation] = (),
+) -> tuple[int, int]:
     """Writes the state to a file in memory; returns its descriptor and how many flows it has.
 
-    The sessions must have no link. Raises :class:`OSError` for want of memory or descriptors, and
-    :class:`ValueError` for a flow that is over the limit of a record.
+    The sessions must have no link. `relays` are associations whose flows are in several of them;
+    their records follow those of all sessions. Raises :class:`OSError` for want of memory or
+    descriptors, and :class:`ValueError` for a flow that is over the limit of a record.
     """
     fd = os.memfd_create("socks-tunnel-worker", 0)
     flows = 0
@@ -98,6 +110,10 @@ def write_state(sessions: Mapping[int, WorkerSession], counters: Counters) -> tu
                 if record is not None:
                     flows += 1
                     writer.write(record)
+        for relay in relays:
+            record = {"kind": "routed-association", **export_routed_association(relay)}
+            flows += len(record["legs"])
+            writer.write(record)
         writer.finish()
     return fd, flows
 
@@ -124,6 +140,7 @@ class Inheritance:
         self.lost = 0
         """How many could not."""
         self._session: WorkerSession | None = None
+        self._sessions: dict[int, WorkerSession] = {}
 
     def restore(self, heirs: Heirs, open_session: Any) -> str | None:
         """Lets everything go on; returns why the state could not be read, if so.
@@ -152,8 +169,12 @@ class Inheritance:
                 case "session":
                     number = bounded.integer(record, "number", 1, 0xFFFF)
                     self._session = session = open_session(number, bounded.text(record, "peer"))
+                    self._sessions[number] = session
                     session.detached_at = bounded.number(record, "detached_at")
                     restore_session(session.core, record)
+                case "routed-association" if heirs.targets is None:
+                    routed = restore_routed_association(heirs.clients, self._sessions, record)
+                    self.flows += len(routed.legs)
                 case _:
                     self._flow(kind, record, heirs)
                     self.flows += 1

@@ -339,13 +339,13 @@ class Worker(Channel):
             logger.warning(
                 "%d clients had no answer yet: their connections end", len(self.clients.opening)
             )
-        self.clients.close()
+        self.clients.give_up()
         for session in self.sessions.values():
             session.detach()
         self._flush_metrics()
         self.metrics.flush()
         try:
-            fd, flows = write_state(self.sessions, self.counters)
+            fd, flows = write_state(self.sessions, self.counters, self.clients.relays)
         except (OSError, ValueError) as error:
             # The supervisor waits for an answer. Without this process it goes on with a new one.
             logger.error("worker %d cannot hand its flows over: %s", self.index, error)  # noqa: TRY400 - the sentence says it all

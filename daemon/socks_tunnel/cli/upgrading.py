@@ -35,8 +35,8 @@ def upgrade(instance: str | None, socket_path: Path | None) -> None:
     begun = _ask(path, {"op": "upgrade"}, CHECK_TIMEOUT)
     if not begun.get("ok"):
         complaint = str(begun.get("error", "no reason given"))
-        if complaint.startswith("there is no request"):
-            raise Unavailable("the running version cannot be replaced in place: restart it")
+        if complaint.startswith(("there is no request", "the instance is starting")):
+            raise Unavailable(f"it cannot be replaced in place, restart it: {complaint}")
         raise Failure(f"refused: {complaint}")
     before = begun["result"]
     deadline = time.monotonic() + COME_UP_TIMEOUT

@@ -181,7 +181,11 @@ def replace_program(legacy: Legacy) -> None:
     audit_file.close()
     ops_logging.shutdown()
     come_up_within(COME_UP_SECONDS)
-    os.execv(sys.executable, arguments)  # noqa: S606 - our own interpreter and arguments
+    try:
+        os.execv(sys.executable, arguments)  # noqa: S606 - our own interpreter and arguments
+    except OSError as error:  # the log is closed
+        sys.stderr.write(f"the program cannot be replaced by {sys.executable}: {error}\n")
+        raise
 
 
 def _write(legacy: Legacy) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from socks_tunnel.protocol.addresses import UNSPECIFIED
@@ -59,7 +60,7 @@ class Associating:
             clients.counters,
             clients.routing,
             control,
-            self._admit_leg,
+            partial(admit_leg, clients),
         )
         try:
             self.bind(association.client_socket)
@@ -68,17 +69,6 @@ class Associating:
             raise
         clients.relays.add(association)
         return association
-
-    def _admit_leg(self, leg: Leg) -> None:
-        """Takes a leg into its session. Raises :class:`RemoteProtocolError` if there is no room."""
-        if self._clients.full:
-            self._clients.report_full()
-            raise RemoteProtocolError("this worker is full", kind="too-many-flows")
-        try:
-            leg.session.admit(leg)
-        except RemoteProtocolError as error:
-            self._clients.report_flow_limit(leg.session, error)
-            raise
 
     def bind(self, association: ClientSocket) -> None:
         """Binds the relay of an association. Raises :class:`OSError`."""
@@ -101,3 +91,15 @@ class Associating:
         hint = self._request.hint
         if hint is not None and hint.port and hint.host in {LOOPBACK, UNSPECIFIED.host}:
             association.pinned = LOOPBACK, hint.port
+
+
+def admit_leg(clients: Clients, leg: Leg) -> None:
+    """Takes a leg into its session. Raises :class:`RemoteProtocolError` if there is no room."""
+    if clients.full:
+        clients.report_full()
+        raise RemoteProtocolError("this worker is full", kind="too-many-flows")
+    try:
+        leg.session.admit(leg)
+    except RemoteProtocolError as error:
+        clients.report_flow_limit(leg.session, error)
+        raise

@@ -193,10 +193,14 @@ class Clients:
             client.close()
         return not self.opening
 
-    def close(self) -> None:
+    def give_up(self) -> None:
         """Closes all clients whose flows are not open yet."""
         for client in list(self.opening):
             self.guard(client, client.close)
+
+    def close(self) -> None:
+        """Closes all of them, and the associations that are not in one session alone."""
+        self.give_up()
         for relay in list(self.relays):
             relay.abort(CloseReason.SHUTTING_DOWN)
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.errors import CloseReason
+from socks_tunnel_workers.frontends.associating import admit_leg
 from socks_tunnel_workers.frontends.forward import ForwardAssociation, UdpForward
 from socks_tunnel_workers.frontends.watching import ClientWatch
+from socks_tunnel_workers.relay.client_socket import ClientSocket
+from socks_tunnel_workers.relay.routed_udp import Leg, RoutedAssociation
 from socks_tunnel_workers.relay.udp import GatewayAssociation, Relayed
 from socks_tunnel_workers.sockets import SockAddr, adopt, lend
 
@@ -35,11 +39,12 @@ class HeldConnection:
         self.client = client
         self.account = account
         self.connection = sock
+        self._clients = clients
         self._slot = slot
-        self._association: GatewayAssociation | None = None
+        self._association: GatewayAssociation | RoutedAssociation | None = None
         self._watch = ClientWatch(clients.loop, clients.memory, sock, self, early=b"", keep=False)
 
-    def hold(self, association: GatewayAssociation) -> None:
+    def hold(self, association: GatewayAssociation | RoutedAssociation) -> None:
         """Watches the connection for its association."""
         self._association = association
         self._watch.start()
@@ -52,6 +57,8 @@ class HeldConnection:
     def association_ended(self, reason: int, *, opened: bool) -> None:
         """The association is over; the connection ends with it."""
         del reason, opened
+        if isinstance(self._association, RoutedAssociation):
+            self._clients.relays.discard(self._association)
         self._association = None
         self._watch.stop()
         self._slot.end()
@@ -77,20 +84,47 @@ class HeldConnection:
 
 def export_gateway_association(association: GatewayAssociation) -> dict[str, Any]:
     """Returns an association as plain values. Its sockets stay open in the next program."""
-    assert association.client_socket.sock is not None, "it is open"
     control = association.control
     return association.export() | {
         "client": association.client,
         "account": control.account,
         "control": lend(control.connection),
-        "fd": lend(association.client_socket.sock),
-        "client_ip": association.client_socket.client_ip,
-        "told": association.client_socket.told,
-        "pinned": None
-        if association.client_socket.pinned is None
-        else list(association.client_socket.pinned),
-        "mapped": list(association.client_socket.mapped),
+        **_export_client_socket(association.client_socket),
     }
+
+
+def _export_client_socket(relay: ClientSocket) -> dict[str, Any]:
+    assert relay.sock is not None, "it is bound"
+    return {
+        "fd": lend(relay.sock),
+        "client_ip": relay.client_ip,
+        "told": relay.told,
+        "pinned": None if relay.pinned is None else list(relay.pinned),
+        "mapped": list(relay.mapped),
+    }
+
+
+def _restore_client_socket(relay: ClientSocket, fields: Mapping[str, Any]) -> None:
+    relay.client_ip = bounded.text(fields, "client_ip")
+    relay.told = bounded.text(fields, "told")
+    relay.pinned = _pinned(fields)
+    relay.mapped.update(dict.fromkeys(bounded.binaries(fields, "mapped")))
+    relay.sock = adopt(bounded.integer(fields, "fd", 0, 1 << 31))
+
+
+def _restore_control(clients: Clients, fields: Mapping[str, Any]) -> HeldConnection:
+    """Returns the control connection of an association, with the client's slot."""
+    account = bounded.text(fields, "account")
+    client = bounded.text(fields, "client")
+    slot = clients.take_association(account)
+    if slot is None:
+        raise bounded.Malformed(f"the client {bounded.clip(account)} has as many as it may")
+    try:
+        sock = adopt(bounded.integer(fields, "control", 0, 1 << 31))
+    except BaseException:
+        slot.end()
+        raise
+    return HeldConnection(clients, sock, client, account, slot)
 
 
 def restore_gateway_association(
@@ -101,26 +135,11 @@ def restore_gateway_association(
     Raises Malformed, and :class:`OSError` for a socket that is not there.
     """
     conn_id = bounded.integer(fields, "conn_id", 1, 0xFFFF_FFFF)
-    account = bounded.text(fields, "account")
-    client = bounded.text(fields, "client")
-    slot = clients.take_association(account)
-    if slot is None:
-        raise bounded.Malformed(f"the client {bounded.clip(account)} has as many as it may")
-    try:
-        control = HeldConnection(
-            clients, adopt(bounded.integer(fields, "control", 0, 1 << 31)), client, account, slot
-        )
-    except BaseException:
-        slot.end()
-        raise
+    control = _restore_control(clients, fields)
     association = GatewayAssociation(session, conn_id, control)
     try:
         association.restore(fields)
-        association.client_socket.client_ip = bounded.text(fields, "client_ip")
-        association.client_socket.told = bounded.text(fields, "told")
-        association.client_socket.pinned = _pinned(fields)
-        association.client_socket.mapped.update(dict.fromkeys(bounded.binaries(fields, "mapped")))
-        association.client_socket.sock = adopt(bounded.integer(fields, "fd", 0, 1 << 31))
+        _restore_client_socket(association.client_socket, fields)
         session.readmit(association)
     except BaseException:
         if association.client_socket.sock is not None:
@@ -130,6 +149,70 @@ def restore_gateway_association(
     association.watch()
     control.hold(association)
     return association
+
+
+# --- associations with several peers ------------------------------------------------------------
+
+
+def export_routed_association(association: RoutedAssociation) -> dict[str, Any]:
+    """Returns an association with several peers as plain values, with its legs.
+
+    Its sockets stay open in the next program. Which leg a destination takes is decided anew.
+    """
+    control = association.control
+    return {
+        "client": association.client,
+        "account": control.account,
+        "control": lend(control.connection),
+        "active": association.active,
+        **_export_client_socket(association.client_socket),
+        "legs": [
+            {"session": number, **leg.export()}
+            for number, leg in association.legs.items()
+            if leg.opened
+        ],
+    }
+
+
+def restore_routed_association(
+    clients: Clients, sessions: Mapping[int, WorkerSession], fields: Mapping[str, Any]
+) -> RoutedAssociation:
+    """Returns the association, going on; its legs are in their sessions. Raises as above."""
+    control = _restore_control(clients, fields)
+    association = RoutedAssociation(
+        clients.loop,
+        clients.settings,
+        clients.counters,
+        clients.routing,
+        control,
+        partial(admit_leg, clients),
+    )
+    try:
+        association.active = bounded.number(fields, "active")
+        for part in bounded.tables(fields, "legs"):
+            session = _session_of(part, sessions)
+            leg = Leg(session, bounded.integer(part, "conn_id", 1, 0xFFFF_FFFF), association)
+            leg.restore(part)
+            session.readmit(leg)
+            association.adopt(leg)
+        _restore_client_socket(association.client_socket, fields)
+    except BaseException:
+        association.abort(CloseReason.RESUME_FAILED, tell_peer=True)
+        raise
+    clients.relays.add(association)
+    association.watch()
+    control.hold(association)
+    return association
+
+
+def _session_of(fields: Mapping[str, Any], sessions: Mapping[int, WorkerSession]) -> WorkerSession:
+    session = sessions.get(bounded.integer(fields, "session", 1, 0xFFFF))
+    if session is None:
+        raise bounded.Malformed("the session of a leg is not there")
+    return session
+
+
+# --- forwards -----------------------------------------------------------------------------------
 
 
 def export_forward_association(association: ForwardAssociation) -> dict[str, Any]:

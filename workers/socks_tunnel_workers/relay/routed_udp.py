@@ -157,13 +157,26 @@ class RoutedAssociation:
         """The relay's concrete address, for the SOCKS reply."""
         return self.client_socket.bound
 
+    @property
+    def control(self) -> Control:
+        """Who holds the client's control connection."""
+        return self._control
+
     def start(self) -> None:
         """Takes datagrams from now on, and tells the client where."""
+        self.watch()
+        self._control.associated(self)
+
+    def watch(self) -> None:
+        """Takes datagrams from now on; the client knows where."""
         sock = self.client_socket.sock
         assert sock is not None
         self.loop.add_reader(sock, self._readable)
         self.opened = True
-        self._control.associated(self)
+
+    def adopt(self, leg: Leg) -> None:
+        """Takes a leg of the program before us, which is in its session."""
+        self.legs[leg.session.number] = leg
 
     # --- client -> endpoints --------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -11,14 +12,18 @@ from socks_tunnel.protocol.bounded import Malformed
 from socks_tunnel.protocol.errors import CloseReason
 from socks_tunnel.protocol.messages import UdpAssociateClosed
 from socks_tunnel_workers.frontends import forward, handover
+from socks_tunnel_workers.frontends.associating import admit_leg
 from socks_tunnel_workers.frontends.forward import ForwardAssociation, UdpForward
 from socks_tunnel_workers.frontends.handover import (
     HeldConnection,
     export_forward_association,
     export_gateway_association,
+    export_routed_association,
     restore_forward_association,
     restore_gateway_association,
+    restore_routed_association,
 )
+from socks_tunnel_workers.relay.routed_udp import Leg, RoutedAssociation
 from socks_tunnel_workers.relay.session import WorkerSession
 from socks_tunnel_workers.relay.udp import GatewayAssociation
 from unit.workers.frontends.fakes import Gateway, Sock
@@ -146,6 +151,85 @@ def test_a_client_keeps_to_its_limit(site: Site) -> None:
     site.gateway.clients.associations.limit = 0
     with pytest.raises(Malformed, match="as many as it may"):
         restore_gateway_association(site.gateway.clients, session, fields)
+
+
+# --- several peers --------------------------------------------------------------------------------
+
+
+class Routed:
+    """An association with one leg, whose client waits for nothing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kernel = Kernel(monkeypatch, handover)
+        self.gateway = Gateway()
+        self.session = self.gateway.session()
+        self.relay, self.control = Sock(self.gateway.loop), Sock(self.gateway.loop)
+        clients = self.gateway.clients
+        slot = clients.take_association("127.0.0.1")
+        assert slot is not None
+        held = HeldConnection(clients, cast("Any", self.control), "127.0.0.1:5", "127.0.0.1", slot)
+        self.association = RoutedAssociation(
+            clients.loop,
+            clients.settings,
+            clients.counters,
+            clients.routing,
+            held,
+            partial(admit_leg, clients),
+        )
+        self.association.client_socket.sock = cast("Any", self.relay)
+        self.association.client_socket.pinned = CLIENT
+        for conn_id, opened in ((8, False), (9, True)):
+            leg = Leg(self.session, conn_id, self.association)
+            leg.opened = opened
+            leg._up = 100
+            self.session.admit(leg)
+            self.association.adopt(leg)
+
+    def next(self) -> tuple[dict[str, Any], dict[int, WorkerSession]]:
+        self.session.detach()
+        fields = again(export_routed_association(self.association))
+        self.gateway = Gateway()
+        self.relay.loop = self.control.loop = self.gateway.loop
+        session = self.gateway.session()
+        session.detach()
+        return fields, {session.number: session}
+
+
+def test_an_association_with_several_peers_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    routed = Routed(monkeypatch)
+    fields, sessions = routed.next()
+    clients = routed.gateway.clients
+    association = restore_routed_association(clients, sessions, fields)
+    assert clients.relays == {association}
+    (session,) = sessions.values()
+    assert [(number, leg.conn_id, leg.up) for number, leg in association.legs.items()] == [
+        (session.number, 9, 100)
+    ]
+    assert session.flows.ids() == [9]
+    assert association.client_socket.pinned == CLIENT
+    assert routed.relay in routed.gateway.loop.readers
+    routed.control.arrives(b"")  # the end of its client's connection ends it
+    assert association.ended
+    assert routed.relay.closed
+    assert routed.control.closed
+    assert not clients.relays
+    assert not clients.associations.clients
+    assert not len(session.flows)
+
+
+@pytest.mark.parametrize("change", [{"legs": [{"session": 99}]}, {"fd": 999}, {"active": "x"}])
+def test_one_that_cannot_go_on_gives_everything_back(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    routed = Routed(monkeypatch)
+    fields, sessions = routed.next()
+    clients = routed.gateway.clients
+    with pytest.raises((Malformed, OSError)):
+        restore_routed_association(clients, sessions, fields | change)
+    assert routed.control.closed
+    assert not clients.relays
+    assert not clients.associations.clients
+    assert not any(len(session.flows) for session in sessions.values())
 
 
 # --- forwards -----------------------------------------------------------------------------------
