@@ -106,6 +106,7 @@ class Living:
             stderr=subprocess.DEVNULL,
         )
         self._exit.callback(self._end, server)
+        wait_until(lambda: self._listens(22), "the ssh server")
         host, port = PROXY
         self.shell = subprocess.Popen(
             [
@@ -126,10 +127,23 @@ class Living:
         self._typed = 0
         self.type()
 
+    def _listens(self, port: int) -> bool:
+        try:
+            with (
+                self.scene.site.hosts.target.inside(),
+                socket.create_connection((TARGET_ADDRESS, port), 10),
+            ):
+                return True
+        except ConnectionRefusedError:
+            return False
+
     @staticmethod
     def _end(process: "subprocess.Popen[bytes]") -> None:
         process.kill()
         process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
 
     def _start_download(self) -> None:
         self.file = self.directory / "download"
