@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from socks_tunnel.cli import cli, upgrading
+from socks_tunnel.supervisor import control_client
 
 BEGUN = {"ok": True, "result": {"from": "1.0", "to": "1.1", "upgrades": 2, "flows": 5}}
 
@@ -45,7 +46,7 @@ class Instance:
 
 def run(monkeypatch: pytest.MonkeyPatch, *answers: dict[str, Any] | OSError) -> Result:
     instance = Instance(*answers)
-    monkeypatch.setattr(upgrading.control_client, "request", instance.request)
+    monkeypatch.setattr(control_client, "request", instance.request)
     monkeypatch.setattr(upgrading, "time", instance)
     result = CliRunner().invoke(cli, ["upgrade", "--socket", "/control.sock"])
     assert instance.asked[0] == "upgrade"
