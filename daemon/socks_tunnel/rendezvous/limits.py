@@ -75,8 +75,13 @@ class Buckets:
 
 
 UNPROVED_MAX: Final = 512
-"""Connections that have not proved a key yet; a further one ends the oldest of them. Who means it
-needs two round trips, so a flood of idle ones cannot keep them out."""
+"""Connections that have not proved a key yet. A further one ends the oldest of them, if that had
+:data:`UNPROVED_TIME`, and is closed itself otherwise."""
+
+UNPROVED_TIME: Final = 1.0
+"""Seconds that each connection has at least, also in a flood. Who means it needs two round trips,
+so a flood of idle ones cannot keep them out for long. When all clients come back at once, those
+that are about to prove their key are not ended for others that would have the same fate."""
 
 UNPROVED_PER_NETWORK_MAX: Final = 32
 """The same of one IPv4 address, or of one /64 of IPv6; further ones are closed at once."""
@@ -89,11 +94,12 @@ CONNECTS_BURST: Final = 200
 class Ticket:
     """One connection that has not proved a key. `abort` closes it."""
 
-    __slots__ = ("abort", "network")
+    __slots__ = ("abort", "at", "network")
 
-    def __init__(self, network: str, abort: Callable[[], None]) -> None:
+    def __init__(self, network: str, abort: Callable[[], None], at: float) -> None:
         self.network = network
         self.abort = abort
+        self.at = at
 
 
 class Door:
@@ -123,10 +129,13 @@ class Door:
             return None
         if len(self._tickets) >= UNPROVED_MAX:
             oldest = next(iter(self._tickets))
+            if now - oldest.at < UNPROVED_TIME:
+                self.counts["full"] += 1
+                return None
             self.counts["flood"] += 1
             self.release(oldest)
             oldest.abort()
-        ticket = Ticket(network, abort)
+        ticket = Ticket(network, abort, now)
         self._tickets[ticket] = None
         self._per_network[network] += 1
         return ticket

@@ -74,9 +74,17 @@ def test_connections_of_one_network_have_a_rate() -> None:
 def test_when_it_is_full_the_oldest_has_to_go() -> None:
     door = Door()
     aborted: list[int] = []
-    for number in range(limits.UNPROVED_MAX + 2):
+
+    def come(number: int, now: float) -> Ticket | None:
         address = f"10.0.{number // 16}.{number % 16}"
-        assert door.admit(address, lambda number=number: aborted.append(number), 0) is not None  # type: ignore[misc]
+        return door.admit(address, lambda: aborted.append(number), now)
+
+    for number in range(limits.UNPROVED_MAX):
+        assert come(number, number / limits.UNPROVED_MAX) is not None
+    assert come(1000, limits.UNPROVED_TIME - 0.01) is None, "the oldest has hardly come"
+    assert door.counts["full"] == 1
+    assert come(1001, limits.UNPROVED_TIME) is not None
+    assert come(1002, limits.UNPROVED_TIME + 0.01) is not None
     assert aborted == [0, 1]
     assert len(door) == limits.UNPROVED_MAX
     assert door.counts["flood"] == 2
