@@ -135,6 +135,15 @@ class Scene:
                     "failures": 2,
                     "recover_after": 1,
                 },
+                {
+                    "name": "probed",
+                    "hosts": ["192.0.2.0/24"],
+                    "peers": either,
+                    "failures": 2,
+                    "recover_after": 1,
+                    "probe": f"{TARGET_ADDRESS}:{PORT}",
+                    "probe_interval": 1,
+                },
             ],
             "workers": {"count": 2},
             "metrics": {"listen": ""},
@@ -148,14 +157,16 @@ class Scene:
         self.daemon.wait_ready()
         self.wait_preferred("berlin", "paris")
 
-    def rows(self) -> dict[str, str]:
-        """The state of each peer of the route to either."""
+    def rows(self, route: str) -> dict[str, str]:
+        """The state of each peer of a route."""
         rows = self.daemon.control("status")["routes"]
-        return {row["peer"]: row["state"] for row in rows if row["route"] == "either"}
+        return {row["peer"]: row["state"] for row in rows if row["route"] == route}
 
-    def wait_preferred(self, *peers: str) -> None:
+    def wait_preferred(self, *peers: str, route: str = "either") -> None:
         wanted = {peer: "preferred" if peer in peers else "passed over" for peer in self.offices}
-        wait_until(lambda: self.rows() == wanted, f"{wanted}:\n{self.daemon.tail()}", timeout=60)
+        wait_until(
+            lambda: self.rows(route) == wanted, f"{wanted}:\n{self.daemon.tail()}", timeout=60
+        )
 
     def who(self, host: str) -> str:
         """Which target answers a new connection."""
@@ -271,3 +282,14 @@ def test_an_endpoint_that_does_not_reach_its_target(scene: Scene) -> None:
     berlin.mend()
     scene.wait_preferred("berlin", "paris")
     assert scene.who(TARGET_ADDRESS) == "berlin"
+
+
+def test_probes_notice_it_before_any_client_does(scene: Scene) -> None:
+    berlin = scene.offices["berlin"]
+    scene.wait_preferred("berlin", "paris", route="probed")
+    berlin.drop("ep1")
+    scene.wait_preferred("paris", route="probed")
+    assert "2 probes failed, the last one: 10.77.1.2:7007: ttl expired" in scene.daemon.log_text()
+    assert scene.rows("either") == {"berlin": "preferred", "paris": "preferred"}
+    berlin.mend()
+    scene.wait_preferred("berlin", "paris", route="probed")

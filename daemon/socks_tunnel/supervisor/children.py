@@ -84,6 +84,8 @@ class WorkerSlot(Slot):
         self._configuration = configuration
         self._report_unbootable = on_unbootable
         self._command = command
+        self._configured: object = None
+        """The channel on which the worker was sent its configuration."""
         self._routes = WorkerRoutes()
         self._settling: asyncio.Future[int] | None = None
         self._questions: dict[int, tuple[list[Any], asyncio.Future[list[Any]]]] = {}
@@ -112,6 +114,7 @@ class WorkerSlot(Slot):
         """Configures the worker."""
         assert self.channel is not None
         self.channel.send_control(0, self._configuration())
+        self._configured = self.channel
 
     def on_ready(self) -> None:
         """Lets the worker take flows."""
@@ -192,8 +195,8 @@ class WorkerSlot(Slot):
         return self._settling.result() if done else 0
 
     def reload(self, configuration: dict[str, Any]) -> None:
-        """Sends the worker a changed configuration; one that is starting gets it anyway."""
-        if self.channel is not None and self.running:
+        """Sends the worker a changed configuration, also if it has one and is not ready yet."""
+        if self.channel is not None and (self.running or self._configured is self.channel):
             self.channel.send_control(0, Reload(configuration))
 
     async def ask(self, what: str, *, limit: int = -1, by: str = "") -> list[Any]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -18,7 +18,7 @@ from socks_tunnel.config.settings import Log
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.errors import CloseReason
-from socks_tunnel.protocol.ipc import Configure
+from socks_tunnel.protocol.ipc import Configure, Control
 from socks_tunnel.protocol.messages import CloseConnection, OpenConnection, Resume, decode
 from socks_tunnel.supervisor.children import (
     EXPORTER_COMMAND,
@@ -326,3 +326,21 @@ def test_200_restarts_leave_the_files_as_they_were_and_no_counter_falls(tmp_path
     assert {entry["active"] for entry in seen} == {0.0}
     assert {entry["files"] for entry in seen} == {seen[0]["files"]}
     assert {entry["bytes"] for entry in seen} == {seen[0]["bytes"]}
+
+
+async def test_a_reload_reaches_a_worker_that_is_configured_and_not_ready_yet(
+    tmp_path: Path,
+) -> None:
+    sent: list[str] = []
+
+    class Recorder:
+        def send_control(self, session: int, message: Control) -> None:
+            sent.append(message.OP)
+
+    slot = Setup(tmp_path, "good").slot
+    slot.channel = cast("Any", Recorder())
+    slot.reload({})
+    assert sent == [], "its configuration is still to come, and will be the new one"
+    slot.on_hello()
+    slot.reload({})
+    assert sent == ["config", "reload"]
