@@ -199,33 +199,6 @@ def test_a_program_that_does_not_start_is_refused_and_nothing_is_lost(
         installed.put()
 
 
-def test_a_state_of_another_version_ends_flows_and_not_the_service(
-    alive: Tunnel, installed: Installed
-) -> None:
-    later = {
-        "socks_tunnel/protocol/handover.py": (
-            "STATE_VERSION: Final = 1",
-            "STATE_VERSION: Final = 2",
-        )
-    }
-    installed.put(version("10.0") | later)
-    try:
-        (daemon,) = daemons(alive, "gateway")
-        pid = daemon.pid
-        with alive.connect("echo") as sock:
-            daemon.signal(signal.SIGUSR2)
-            daemon.wait_log("it is of version 1, written by", timeout=PATIENCE)
-            assert ended(sock)
-        wait_until(lambda: serves(alive), "the service again", timeout=PATIENCE)
-        status = daemon.control("status")
-        assert (status["pid"], status["version"]) == (pid, "10.0")
-        wait_until(
-            lambda: daemon.control("status")["counters"]["flows_tcp"] == 0, "no flow is left over"
-        )
-    finally:
-        installed.put()
-
-
 def test_a_reload_adds_a_forward_and_keeps_the_flows(alive: Tunnel) -> None:
     """What needed a restart before: the program replaces itself for another listener."""
     (daemon,) = daemons(alive, "gateway")
@@ -256,6 +229,33 @@ def test_a_reload_adds_a_forward_and_keeps_the_flows(alive: Tunnel) -> None:
         )
     assert daemon.control("status")["upgrades"] == upgrades + 1
     alive.write("gateway")
+
+
+def test_a_state_of_another_version_ends_flows_and_not_the_service(
+    alive: Tunnel, installed: Installed
+) -> None:
+    later = {
+        "socks_tunnel/protocol/handover.py": (
+            "STATE_VERSION: Final = 1",
+            "STATE_VERSION: Final = 2",
+        )
+    }
+    installed.put(version("10.0") | later)
+    try:
+        (daemon,) = daemons(alive, "gateway")
+        pid = daemon.pid
+        with alive.connect("echo") as sock:
+            daemon.signal(signal.SIGUSR2)
+            daemon.wait_log("it is of version 1, written by", timeout=PATIENCE)
+            assert ended(sock)
+        wait_until(lambda: serves(alive), "the service again", timeout=PATIENCE)
+        status = daemon.control("status")
+        assert (status["pid"], status["version"]) == (pid, "10.0")
+        wait_until(
+            lambda: daemon.control("status")["counters"]["flows_tcp"] == 0, "no flow is left over"
+        )
+    finally:
+        installed.put()
 
 
 def serves(tunnel: Tunnel) -> bool:

@@ -81,6 +81,7 @@ def _take_over(index: int, stream: socket.socket) -> dict[int, socket.socket] | 
         descriptors = receive_descriptors(stream)
     except (OSError, RemoteProtocolError) as error:
         logger.error("worker %d has not heard of the new supervisor: %s", index, error)  # noqa: TRY400 - the sentence says it all
+        stream.close()
         return None
     has_come_up()
     return {number: adopt(fd) for number, fd in descriptors.items()}
@@ -117,6 +118,7 @@ def main() -> int:
         inheritance = Inheritance(arguments.state)
         taken = _take_over(arguments.index, stream)
         if taken is None:
+            inheritance.close()
             return 1
         listening = taken
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

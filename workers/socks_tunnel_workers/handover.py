@@ -142,6 +142,10 @@ class Inheritance:
         self._session: WorkerSession | None = None
         self._sessions: dict[int, WorkerSession] = {}
 
+    def close(self) -> None:
+        """Leaves the state unread."""
+        self._file.close()
+
     def restore(self, heirs: Heirs, open_session: Any) -> str | None:
         """Lets everything go on; returns why the state could not be read, if so.
 
