@@ -15,6 +15,7 @@ TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])'
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
 INSTALL := $(PIP) install --root-user-action=ignore --require-hashes --no-build-isolation --no-deps
 SOURCES := daemon workers tests
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' daemon/socks_tunnel/__init__.py)
 
 # Options for pytest, the demo, the bench: make test ARGS='-k reload', make demo ARGS='--listen …'
 ARGS ?=
@@ -206,6 +207,17 @@ deb: $(BUILD_STAMP) $(PACKAGES_STAMP) ## the packages for Debian 12 and 13, into
 	@for suite in bookworm trixie; do \
 	  PYTHON=$(abspath $(BIN)/python) packaging/tools/build-deb $$suite; \
 	done
+
+IMAGE_SITE := build/image-site-$(TAG)
+$(IMAGE_SITE)/.stamp: requirements/runtime-$(TAG).lock $(BUILD_STAMP)
+	@rm -rf $(IMAGE_SITE)
+	$(INSTALL) --no-compile --target $(IMAGE_SITE) -r $<
+	@touch $@
+
+.PHONY: image
+image: $(IMAGE_SITE)/.stamp ## an OCI image of this machine's architecture, into dist/
+	@$(BIN)/python packaging/tools/image --site $(IMAGE_SITE) --version $(VERSION) \
+	  --output dist/socks-tunnel-$(VERSION)-oci.tar
 
 # -- lock files -----------------------------------------------------------------------------------
 

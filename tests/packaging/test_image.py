@@ -1,0 +1,176 @@
+"""The OCI image: what is in it, and that it serves as a sidecar without rights and on a read-only root."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.corporate import need
+from support.hosts import DOMAIN, ENDPOINT_INSIDE_ADDRESS, why_no_namespaces
+from support.processes import wait_until
+from support.tunnels import Site, Tunnel
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image, unpacked."""
+
+    root: Path
+    config: dict[str, Any]
+    layers: list[bytes]
+    manifest: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[Image]:
+    """Builds it as people do, and unpacks it as a runtime does."""
+    done = subprocess.run(
+        ["make", "--no-print-directory", "image"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    path = ROOT / done.stdout.splitlines()[-1].split()[1].rstrip(":")
+    blobs: dict[str, bytes] = {}
+    with tarfile.open(path) as archive:
+        for member in archive:
+            stream = archive.extractfile(member) if member.isfile() else None
+            if stream is not None:
+                blobs[member.name] = stream.read()
+
+    def blob(descriptor: dict[str, Any]) -> bytes:
+        data = blobs[f"blobs/{descriptor['digest'].replace(':', '/')}"]
+        assert len(data) == descriptor["size"]
+        assert f"sha256:{hashlib.sha256(data).hexdigest()}" == descriptor["digest"]
+        return data
+
+    assert json.loads(blobs["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
+    [entry] = json.loads(blobs["index.json"])["manifests"]
+    manifest = json.loads(blob(entry))
+    layers = [gzip.decompress(blob(layer)) for layer in manifest["layers"]]
+    with tempfile.TemporaryDirectory(prefix="socks-tunnel-image-") as name:
+        root = Path(name)
+        root.chmod(0o755)  # for the user in the container
+        for layer in layers:
+            with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
+                # Python 3.11.2 has no argument for that; where there is one, this is its default.
+                archive.extraction_filter = lambda member, _path: member
+                archive.extractall(root)
+        yield Image(root, json.loads(blob(manifest["config"])), layers, manifest)
+
+
+class Sidecar:
+    """A container of the image, in the network of a host: no rights, no writable root."""
+
+    def __init__(self, image: Image, tunnel: Tunnel, config: Path) -> None:
+        settings = image.config["config"]
+        uid, gid = settings["User"].split(":")
+        self.runtime = tunnel.directory / "sidecar-run"
+        self.runtime.mkdir(mode=0o700)
+        os.chown(self.runtime, int(uid), int(gid))
+        folder = tunnel.directory / "sidecar-etc"
+        folder.mkdir(mode=0o755)
+        for source in (config, config.with_name("gateway.key")):
+            copy = folder / source.name
+            shutil.copy2(source, copy)
+            os.chown(copy, int(uid), int(gid))
+        self.command = settings["Entrypoint"]
+        self.health = settings["Healthcheck"]["Test"]
+        self._prefix = [
+            *(need("bwrap"), "--ro-bind", str(image.root), "/"),
+            *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"),
+            *("--bind", str(self.runtime), "/run/socks-tunnel"),
+            *("--ro-bind", str(folder), "/etc/socks-tunnel"),
+            *("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent"),
+            *("--new-session", "--cap-drop", "ALL", "--clearenv"),
+        ]
+        for setting in settings["Env"]:
+            self._prefix += ["--setenv", *setting.split("=", 1)]
+        self._user = ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
+        self.arguments = [*self.command, *settings["Cmd"]]
+        self._host = tunnel.site.gateway
+
+    def run(self, *command: str) -> list[str]:
+        """The command line for a command in it."""
+        return self._host.command(*self._user, *self._prefix, *command)
+
+
+@pytest.fixture
+def tunnel() -> Iterator[Tunnel]:
+    """A tunnel whose gateway is not started, on hosts that are namespaces."""
+    if reason := why_no_namespaces():
+        pytest.skip(reason)
+    site = Site()
+    try:
+        site.directory.chmod(0o755)
+        tunnel = site.tunnel()
+        yield tunnel
+        tunnel.stop()
+    finally:
+        site.close()
+
+
+def test_what_is_in_it(image: Image) -> None:
+    config = image.config["config"]
+    assert config["User"] == "65532:65532"
+    assert image.config["os"] == "linux"
+    digests = [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in image.layers]
+    assert image.config["rootfs"]["diff_ids"] == digests
+    names = {str(path.relative_to(image.root)) for path in image.root.rglob("*") if path.is_file()}
+    assert not {name for name in names if Path(name).name in {"sh", "bash", "busybox", "pip"}}
+    assert not {name for name in names if "/av/" in name or name.endswith((".key", ".toml"))}
+    for layer in image.layers:
+        with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
+            assert {member.mtime for member in archive} == {0}
+            assert not [member.name for member in archive if member.mode & 0o6000]
+
+
+def test_as_a_sidecar(image: Image, tunnel: Tunnel) -> None:
+    tunnel.start_endpoint()
+    sidecar = Sidecar(image, tunnel, tunnel.write("gateway"))
+    log = tunnel.directory / "sidecar.log"
+    with (
+        log.open("wb") as stream,
+        subprocess.Popen(sidecar.run(*sidecar.arguments), stderr=stream) as container,
+    ):
+        try:
+            wait_until(
+                lambda: "link office is up" in log.read_text() or container.poll() is not None,
+                "a link of the sidecar",
+                timeout=60,
+            )
+            assert container.poll() is None, log.read_text()
+            url = f"http://v4.{DOMAIN}:{tunnel.site.ports['http']}/whoami"
+            proxy = f"127.0.0.1:{tunnel.socks_port}"
+            done = tunnel.site.gateway.run(need("curl"), "-sS", "--socks5-hostname", proxy, url)
+            assert f'"address": "{ENDPOINT_INSIDE_ADDRESS}"' in done.stdout
+            assert sidecar.health[0] == "CMD"
+            health = subprocess.run(
+                sidecar.run(*sidecar.health[1:]), capture_output=True, check=False, timeout=60
+            )
+            assert health.returncode == 0, health.stderr
+        finally:
+            container.terminate()
+            container.wait(60)
+    assert "Traceback" not in log.read_text()
+    # Once it is gone, so is its health.
+    health = subprocess.run(
+        sidecar.run(*sidecar.health[1:]), capture_output=True, check=False, timeout=60
+    )
+    assert health.returncode == 69
