@@ -79,6 +79,8 @@ class _Choice:
         self.preferred: tuple[str, ...] = ()
         self.against: dict[str, Against] = {}
         self.nearest = ""
+        self.passed_over: set[str] = set()
+        """Peers of which it was said that they are passed over."""
 
 
 class Chooser:
@@ -110,6 +112,7 @@ class Chooser:
                 self._forget(known.settings)
         for gone in before.values():
             self._forget(gone.settings)
+        self._seen &= {peer for settings in routes for peer in settings.peers}
 
     def _forget(self, settings: RouteSettings) -> None:
         for peer in settings.peers:
@@ -117,11 +120,13 @@ class Chooser:
 
     def tick(self, sessions: Iterable[SessionView]) -> None:
         """Takes the round trips into the averages; called once a second."""
+        averages: dict[str, float] = {}
         for session in sessions:
             rtt = None if session.link is None else session.link.rtt
             if rtt is not None:
-                average = self._rtt.setdefault(session.peer, rtt)
-                self._rtt[session.peer] = average + RTT_SHARE * (rtt - average)
+                average = self._rtt.get(session.peer, rtt)
+                averages[session.peer] = average + RTT_SHARE * (rtt - average)
+        self._rtt = averages
 
     # --- what workers and probes tell -----------------------------------------------------------
 
@@ -171,7 +176,7 @@ class Chooser:
         for peer in peers:
             session = by_peer.get(peer)
             trouble = self._trouble(session)
-            if trouble is None and session is not None:
+            if named and trouble is None and session is not None:
                 self._seen.add(peer)
             found = self._judge(choice, peer, trouble, now) if named else trouble
             if found is not None:
@@ -249,6 +254,7 @@ class Chooser:
             instead = next((other for other in (*preferred, *rest) if other != peer), None)
             if instead is None:
                 continue  # the link's own sentence says it; nobody takes over
+            choice.passed_over.add(peer)
             self.metrics.failovers_total.labels(found.cause).inc()
             _log.warning(
                 "route %s: %s is passed over: %s; new flows go to %s, and the flows that %s has "
@@ -260,9 +266,9 @@ class Chooser:
                 peer,
             )
             audit.failover(route=route, peer=peer, instead=instead, cause=found.cause)
-        for peer in preferred:
-            if before and peer not in before and peer in choice.settings.peers:
-                _log.info("route %s: %s takes new flows again", route, peer)
+        for peer in choice.passed_over.intersection(preferred):
+            choice.passed_over.discard(peer)
+            _log.info("route %s: %s takes new flows again", route, peer)
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns a row for each peer of each route, for `status`."""

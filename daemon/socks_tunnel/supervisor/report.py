@@ -105,7 +105,7 @@ async def brief(instance: Reported) -> dict[str, Any]:
         "upgrade": instance.upgrade,
         "listen": _listening(instance),
         "metrics": None if instance.metrics_address is None else str(instance.metrics_address),
-        "routes": instance.links.router.chooser.rows(),
+        **({"routes": routes} if (routes := instance.links.router.chooser.rows()) else {}),
         "workers": workers,
         "counters": {
             **{key: sum(worker[key] for worker in workers) for key in _OF_WORKER},

@@ -122,12 +122,16 @@ def test_a_peer_whose_link_fails_is_passed_over_and_comes_back_after_a_while(
     assert world.metrics.route_peer_preferred.labels("r", "a").value == 1
 
 
-def test_a_peer_that_comes_up_for_the_first_time_is_trusted() -> None:
+def test_a_peer_that_comes_up_for_the_first_time_is_trusted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
     world = World(named("a", "b"), peers="b")
     assert world.targets() == [[[1], []]]
     world.sessions["a"] = Session(5, "a")
     assert world.targets() == [[[5, 1], []]]
     assert world.failovers("link") == 0
+    assert caplog.text == ""
 
 
 def test_a_link_whose_flows_are_being_resumed_takes_nothing_and_is_not_blamed(
