@@ -18,13 +18,11 @@ from support.hosts import why_no_namespaces
 from support.load import Load
 from support.nat import (
     CARRIER,
-    ENDPOINT_INSIDE6,
     FAR,
     GATEWAY_INSIDE,
     NEAR,
     PROXY_USER,
     SERVICES,
-    SERVICES6,
     Nat,
     NatSite,
     turn_server,
@@ -359,59 +357,6 @@ def secured(world: NatSite) -> Iterator[Path]:
     ) as server:
         server.wait_bound("tcp", 443)
         yield folder / "turn-ca.pem"
-
-
-@pytest.mark.netns
-def test_ipv6_only_meets_ipv4_only(report_logs: Report) -> None:
-    """A TURN server and a proxy that have both families bring together hosts that have one each."""
-    if reason := why_no_namespaces():
-        pytest.skip(reason)
-    site = NatSite(ipv4=True, ipv6=True)
-    try:
-        site.world.near.become("port-restricted")
-        site.world.far.become("port-restricted")
-        site.world.gateway.run("ip", "-4", "address", "flush", "dev", "gw0")
-        site.world.endpoint.run("ip", "-6", "address", "flush", "dev", "ep0", "scope", "global")
-        with site.turn(), site.proxy() as proxy:
-            proxy = proxy.replace(SERVICES, f"[{SERVICES6}]")
-            tunnel = site.nat_tunnel(
-                {"servers": [turn_server(f"turn:[{SERVICES6}]")]},
-                endpoint={"ice": {"servers": SERVERS}},
-            )
-            tunnel.gateway_settings["peers"][0]["proxy"] = proxy
-            link = up(tunnel, report_logs)
-    finally:
-        site.close()
-    assert link["path_kind"] == "relay"
-
-
-# --- IPv6 only --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def world6() -> Iterator[NatSite]:
-    if reason := why_no_namespaces():
-        pytest.skip(reason)
-    site = NatSite(ipv4=False, ipv6=True)
-    try:
-        with site.turn():
-            yield site
-    finally:
-        site.close()
-
-
-SERVERS6 = [{"urls": [f"stun:[{SERVICES6}]:3478"]}, turn_server(f"turn:[{SERVICES6}]:3478")]
-
-
-@pytest.mark.netns
-@pytest.mark.parametrize(("policy", "kind"), [("all", "host"), ("relay", "relay")])
-def test_ipv6_only(policy: str, kind: str, world6: NatSite, report_logs: Report) -> None:
-    tunnel = world6.nat_tunnel({"servers": SERVERS6, "policy": policy})
-    url = f"http://[{ENDPOINT_INSIDE6}]:{tunnel.signaling_port}/"
-    tunnel.gateway_settings["peers"][0]["url"] = url
-    link = up(tunnel, report_logs)
-    assert (link["path_kind"], link["path_family"]) == (kind, "ipv6")
-    assert "no answer" not in tunnel.gateway.log_text()
 
 
 # --- narrow paths -----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import contextlib
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -35,6 +36,10 @@ NEAR = "198.18.2.2"
 GATEWAY_INSIDE = "192.168.1.2"
 ENDPOINT_INSIDE = "192.168.2.2"
 ENDPOINT_INSIDE6 = "2001:db8:102::2"
+
+NAT64 = "2001:db8:64::"
+NAT64_POOL = "198.18.7.0/24"
+NAT64_ROUTER = "198.18.7.1"
 
 TURN_USER, TURN_PASSWORD = "alice", "open sesame"
 PROXY_USER, PROXY_PASSWORD = "bob", "p@ss:word"
@@ -207,6 +212,37 @@ table ip carrier {{
             check=True,
         )
 
+    @contextlib.contextmanager
+    def nat64(self, directory: Path) -> Iterator[None]:
+        """Has the near router translate between IPv6 inside and IPv4 outside (RFC 7915), by tayga.
+
+        :data:`NAT64` is its prefix, see :func:`behind_nat64`. Each host inside has an address of
+        :data:`NAT64_POOL`. The well-known prefix 64:ff9b::/96 is not for addresses that are not global,
+        such as those of this internet (RFC 6052 section 3.1).
+        """
+        config = directory / "tayga.conf"
+        config.write_text(
+            f"tun-device nat64\nipv4-addr {NAT64_ROUTER}\nipv6-addr 2001:db8:101::64\n"
+            f"prefix {NAT64}/96\ndynamic-pool {NAT64_POOL}\ndata-dir {directory}\n"
+        )
+        near, tayga = self.near, need("tayga")
+        near.run(tayga, "--mktun", "--config", config)
+        near.run("ip", "link", "set", "nat64", "up")
+        near.run("ip", "route", "add", NAT64_POOL, "dev", "nat64")
+        near.run("ip", "-6", "route", "add", f"{NAT64}/96", "dev", "nat64")
+        self.core.run("ip", "route", "add", NAT64_POOL, "via", NEAR)
+        process = near.start(
+            tayga,
+            *("--nodetach", "--config", config),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(timeout=10)
+
     def route_insides(self, *, near: bool, far: bool) -> None:
         """Let the internet know the way to the private networks that are behind no NAT."""
         sides = ((near, "192.168.1.0/24", "198.18.2.2"), (far, "192.168.2.0/24", "198.18.3.2"))
@@ -297,6 +333,11 @@ class NatSite(Site):
         anywhere = "0.0.0.0" if self.world.ipv4 else "[::]"
         tunnel.endpoint_settings["signaling"] = {"listen": f"{anywhere}:{port}"}
         return tunnel
+
+
+def behind_nat64(address: str) -> str:
+    """The IPv6 address of an IPv4 address as hosts behind the NAT64 see it (RFC 6052 section 2.2)."""
+    return str(IPv6Address(int(IPv6Address(NAT64)) + int(IPv4Address(address))))
 
 
 def turn_server(*urls: str) -> dict[str, Any]:
