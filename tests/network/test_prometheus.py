@@ -31,6 +31,8 @@ NOTHING_TO_SHOW = {
     "Reconnects by cause",
     "Refused",
     "Days until it expires",
+    "Flows by route",
+    "Peers that a route passes over",
 }
 """Panels whose queries may have no data in this scene."""
 
