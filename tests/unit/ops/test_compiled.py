@@ -10,12 +10,15 @@ import pytest
 
 from socks_tunnel.ops.compiled import MODULES, compiled_state, is_compiled
 
+# Here and not in a test: to load a library, ctypes may start a process.
+for name in MODULES:
+    importlib.import_module(name)
+
 
 def test_these_tests_run_on_what_they_are_meant_for() -> None:
     """`make test-compiled` runs them on compiled modules, everybody else on pure ones."""
     wanted = os.environ.get("SOCKS_TUNNEL_COMPILED") == "1"
     for name in MODULES:
-        importlib.import_module(name)
         assert is_compiled(name) == wanted, name
     expected = f"compiled ({len(MODULES)} modules)" if wanted else "pure Python"
     assert compiled_state() == expected
