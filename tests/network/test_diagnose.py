@@ -44,7 +44,8 @@ def trial(tunnel: Tunnel, seconds: int = 60) -> tuple[int, Findings]:
 
 
 def test_a_link_that_works(make_tunnel: MakeTunnel) -> None:
-    tunnel = make_tunnel(start=False, foreground=True)
+    only_ipv4 = {"ice": {"addresses": [GATEWAY_ADDRESS]}}
+    tunnel = make_tunnel(only_ipv4, start=False, foreground=True)
     tunnel.start_endpoint()
     status, findings = trial(tunnel)
     assert status == 0, findings
@@ -52,7 +53,9 @@ def test_a_link_that_works(make_tunnel: MakeTunnel) -> None:
     assert link["level"] == "ok"
     assert f"up over {GATEWAY_ADDRESS} port " in link["sentence"]
     assert "nothing that changes addresses is in between" in link["sentence"]
-    assert f"the peer's: host {ENDPOINT_ADDRESS} port" in link["sentence"]
+    ours, theirs = link["sentence"].split("Our candidates: ")[1].split("; the peer's: ")
+    assert f"host {GATEWAY_ADDRESS} port " in ours
+    assert f"host {ENDPOINT_ADDRESS} port " in theirs
 
 
 def test_keys_that_do_not_match(make_tunnel: MakeTunnel) -> None:
