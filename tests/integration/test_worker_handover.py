@@ -93,10 +93,14 @@ class Host:
         assert (await self.wait(Settled)).waiting == 0
         self.side.send_control(0, NewFlows([[[], []]]))
         self.side.send_control(LINK, Detach("the program is replaced"))
+        self.side.keep_credit = (
+            True  # HandOver is the last frame; the next program gets the next one
+        )
         self.side.send_control(0, HandOver())
         handed: HandedOver = await self.wait(HandedOver)
         with socket.socket(fileno=os.dup(self.side.descriptor)) as raw:
             send_descriptors(raw, [sock.fileno() for sock in self.listening])
+        self.side.keep_credit = False
         await self.configure()
         return handed.flows
 
