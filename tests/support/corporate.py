@@ -54,6 +54,7 @@ FORWARDS = [
     ("udp", 514, TARGET_ADDRESS, 514),
     ("udp", 3478, TARGET_ADDRESS, 3478),
     ("udp", 5060, TARGET_ADDRESS, 5060),
+    ("udp", 5061, TARGET_ADDRESS, 5061),
     ("tcp", 5432, TARGET_ADDRESS, 5432),
     ("tcp", 6379, TARGET_ADDRESS, 6379),
     ("udp", 6000, TARGET_ADDRESS, 6000),

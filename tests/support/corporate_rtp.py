@@ -165,6 +165,11 @@ class RtpMeter:
         source, destination = next(iter(self.streams))
         return self.streams[destination, source]
 
+    def call_to(self, port: int) -> tuple[Stream, Stream]:
+        """What a client sent to this port, and what came back, where several calls are seen."""
+        source = next(source for source, destination in self.streams if destination == port)
+        return self.streams[source, port], self.streams[port, source]
+
 
 @contextlib.contextmanager
 def rtp_on(host: Host, interface: str, header: int = 0) -> Iterator[RtpMeter]:
