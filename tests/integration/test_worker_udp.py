@@ -14,7 +14,6 @@ import pytest
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.ipc import Credit, Drain, Drained
 from socks_tunnel.protocol.messages import UdpAssociateClosed, UdpPacket
-from socks_tunnel.protocol.scheduler import DATAGRAM_OVERDRAFT
 from socks_tunnel.protocol.socks5 import parse_udp_packet, udp_header
 from socks_tunnel_workers.relay import udp as udp_relay
 from support.worker_pair import LINK, Pair, Side, counted, worker_pair
@@ -300,7 +299,7 @@ async def test_without_credit_a_datagram_is_dropped_after_50_ms(pair: Pair) -> N
     async with target() as (server, port), associated(pair) as client:
         link = pair.gateway_worker.sessions[LINK]
         pair.gateway.keep_credit = True
-        link.scheduler.credit = -DATAGRAM_OVERDRAFT
+        link.scheduler.credit = link.scheduler.floor
         client.send("127.0.0.1", port, b"late")
         async with asyncio.timeout(10):
             while link.scheduler.idle:

@@ -22,8 +22,11 @@ DATAGRAM_BYTES_MAX: Final = 262_144
 """Bytes of datagrams that may wait in one session in one worker."""
 
 DATAGRAM_OVERDRAFT: Final = 8_192
-"""Bytes by which datagrams may take the credit below zero. Bulk that has used up the credit of a
-slow link must not keep them waiting until they are too old (RFC 8085 section 3.1: a fair share)."""
+"""Bytes of datagrams that may be sent after bulk has used up the credit: it must not keep them
+waiting until they are too old (RFC 8085 section 3.1: a fair share)."""
+
+CHUNK_START: Final = 16_384
+"""DATA payload in bytes that a link advises before its rate is known."""
 
 QUANTUM: Final = 16_384
 """Bytes that a flow may transmit before others get their turn."""
@@ -45,13 +48,14 @@ class Scheduler(Generic[F]):
     """The transmit queue of one session in one worker.
 
     `credit` is read and lowered on the data path: a sender may transmit while it is positive and
-    nobody waits (:attr:`idle`).
+    nobody waits (:attr:`idle`). `chunk` is the DATA payload in bytes that the link advises.
     """
 
-    __slots__ = ("_bytes", "_datagrams", "_new", "_old", "credit", "expired", "overflowed")
+    __slots__ = ("_bytes", "_datagrams", "_new", "_old", "chunk", "credit", "expired", "overflowed")
 
     def __init__(self, credit: int = 0) -> None:
         self.credit = credit
+        self.chunk = CHUNK_START
         self.expired = 0
         self.overflowed = 0
         self._datagrams: deque[tuple[float, bytes]] = deque()
@@ -65,9 +69,18 @@ class Scheduler(Generic[F]):
         return not self._new and not self._old and not self._datagrams
 
     @property
+    def floor(self) -> int:
+        """The credit at which datagrams have to wait too.
+
+        A flow that has one byte of credit sends a whole chunk, so bulk alone takes the credit that
+        far below zero. The overdraft of datagrams lies below that, or they would have none.
+        """
+        return -(self.chunk + DATAGRAM_OVERDRAFT)
+
+    @property
     def takes_datagram(self) -> bool:
         """Whether a datagram may be transmitted at once."""
-        return not self._datagrams and self.credit > -DATAGRAM_OVERDRAFT
+        return not self._datagrams and self.credit > self.floor
 
     @property
     def wanted(self) -> bool:
@@ -136,7 +149,7 @@ class Scheduler(Generic[F]):
                 self._bytes -= len(message)
                 self.expired += 1
                 continue
-            if self.credit <= -DATAGRAM_OVERDRAFT:
+            if self.credit <= self.floor:
                 return None
             queue.popleft()
             self._bytes -= len(message)

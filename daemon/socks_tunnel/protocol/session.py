@@ -177,8 +177,6 @@ class Session(Generic[F]):
         """RESOLVEs of the peer that are being answered, and how each is given up. A question is no
         flow, but its CONN_ID is in use."""
         self.closed: OrderedDict[int, int] = OrderedDict()  # and why; the peer may not know it yet
-        self.chunk = 16_384
-        """Longest DATA payload in bytes that fits the rate of the link."""
         self._outlet = outlet
         self._opens = opens
         self._held: set[int] = set()  # flows that existed before the link of the moment

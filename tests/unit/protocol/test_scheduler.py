@@ -1,6 +1,7 @@
 """What a worker transmits next: datagrams, quiet flows, then bulk in turn, within its credit."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,8 @@ from socks_tunnel.protocol.scheduler import (
     QUANTUM,
     Scheduler,
 )
+
+FLOOR = Scheduler[Any]().floor
 
 
 class Flow:
@@ -55,7 +58,7 @@ def test_is_idle_while_nothing_waits() -> None:
 
 
 def test_gives_nothing_without_credit() -> None:
-    scheduler: Scheduler[Flow] = Scheduler(-DATAGRAM_OVERDRAFT)
+    scheduler: Scheduler[Flow] = Scheduler(FLOOR)
     scheduler.wait(Flow(A))
     scheduler.queue_datagram(b"x", 0.0)
     assert wanted(scheduler)
@@ -88,11 +91,26 @@ def test_datagrams_leave_in_order_and_spend_their_length() -> None:
 def test_datagrams_get_their_share_of_a_link_that_bulk_has_used_up() -> None:
     scheduler: Scheduler[Flow] = Scheduler(0)
     assert takes(scheduler)
-    scheduler.credit = -DATAGRAM_OVERDRAFT
+    scheduler.credit = FLOOR
     assert not takes(scheduler)
     scheduler.credit = 100
     scheduler.queue_datagram(b"before it", 0.0)
     assert not takes(scheduler), "it would overtake one that waits"
+
+
+@pytest.mark.parametrize("chunk", [1_100, 16_384])
+def test_what_one_chunk_of_bulk_takes_is_not_the_overdraft_of_datagrams(chunk: int) -> None:
+    scheduler: Scheduler[Flow] = Scheduler(1)
+    scheduler.chunk = chunk
+    scheduler.credit -= chunk  # a flow may, because there is credit
+    sent = 0
+    while takes(scheduler):
+        scheduler.queue_datagram(bytes(200), 0.0)
+        assert scheduler.next_datagram(0.0) is not None
+        sent += 200
+    assert DATAGRAM_OVERDRAFT <= sent <= DATAGRAM_OVERDRAFT + 200
+    scheduler.queue_datagram(bytes(200), 0.0)
+    assert scheduler.next_datagram(0.0) is None
 
 
 def test_a_datagram_leaves_within_50_ms_or_never() -> None:
@@ -106,11 +124,11 @@ def test_a_datagram_leaves_within_50_ms_or_never() -> None:
 
 
 def test_expired_datagrams_go_even_without_credit_and_cost_none() -> None:
-    scheduler: Scheduler[Flow] = Scheduler(-DATAGRAM_OVERDRAFT)
+    scheduler: Scheduler[Flow] = Scheduler(FLOOR)
     scheduler.queue_datagram(b"late", 0.0)
     assert scheduler.next_datagram(1.0) is None
     assert scheduler.idle
-    assert (scheduler.expired, scheduler.credit) == (1, -DATAGRAM_OVERDRAFT)
+    assert (scheduler.expired, scheduler.credit) == (1, FLOOR)
 
 
 def test_beyond_the_limit_the_oldest_datagrams_are_dropped() -> None:

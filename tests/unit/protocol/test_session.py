@@ -26,7 +26,7 @@ from socks_tunnel.protocol.messages import (
     decode,
     message_header,
 )
-from socks_tunnel.protocol.scheduler import DATAGRAM_OVERDRAFT, QUANTUM
+from socks_tunnel.protocol.scheduler import QUANTUM
 from socks_tunnel.protocol.session import CLOSED_REMEMBERED_MAX, Opening, Row, Session, Terms
 
 TERMS = Terms(1000, 65_529, 300, frozenset({"resume"}))
@@ -275,9 +275,10 @@ def test_control_messages_never_wait_and_datagrams_have_their_overdraft() -> Non
     outlet = attached(credit=5)
     outlet.session.send(b"control")
     assert outlet.session.scheduler.credit == -2
-    outlet.session.send_datagram(b"d" * DATAGRAM_OVERDRAFT, 0.0)
+    below = b"d" * -outlet.session.scheduler.floor
+    outlet.session.send_datagram(below, 0.0)
     outlet.session.send_datagram(b"waits", 0.0)
-    assert outlet.sent == [b"control", b"d" * DATAGRAM_OVERDRAFT]
+    assert outlet.sent == [b"control", below]
     outlet.session.grant(1_000, 0.01)
     assert outlet.sent[-1] == b"waits"
 
@@ -571,7 +572,7 @@ def test_a_session_begins_without_a_link() -> None:
     session = Outlet().session
     assert (session.attached, session.resuming, session.terms) == (False, False, None)
     assert (session.attached is False, session.resuming is False) == (True, True)
-    assert session.chunk == 16_384
+    assert session.scheduler.chunk == 16_384
     session.resumed([], last=True)
     assert states(session) == (False, False)
 

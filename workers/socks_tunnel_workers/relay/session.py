@@ -140,7 +140,7 @@ class WorkerSession:
     @property
     def chunk(self) -> int:
         """Longest DATA payload in bytes that suits the link."""
-        return min(self.core.chunk, self.terms.max_data)
+        return min(self.core.scheduler.chunk, self.terms.max_data)
 
     def allocate(self) -> int:
         """Returns a CONN_ID for a new flow of ours."""
@@ -228,7 +228,7 @@ class WorkerSession:
 
     def grant(self, credit: Credit) -> None:
         """Takes credit from the supervisor, and transmits what waits."""
-        self.core.chunk = credit.chunk
+        self.core.scheduler.chunk = credit.chunk
         self.round_trip = credit.round_trip / 1e6
         self.core.grant(credit.count, self.loop.time())
 
