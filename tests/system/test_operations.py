@@ -123,9 +123,11 @@ def test_metrics(make_tunnel: MakeTunnel) -> None:
     assert_settles(tunnel, "up", "gateway", 1)
     assert_settles(tunnel, "links", "gateway", 1, state="up")
     wait_until(lambda: tunnel.metric("link_rtt_seconds_count") >= 1, "a round trip measured")
-    # No destination, user or peer in any label.
-    for forbidden in (TARGET_ADDRESS, str(tunnel.site.ports["echo"]), "office", "laptop-17"):
+    # No destination or user in any label, and a peer only beside a route of the configuration.
+    for forbidden in (TARGET_ADDRESS, str(tunnel.site.ports["echo"]), "laptop-17"):
         assert f'"{forbidden}' not in text
+    naming = [line for line in text.splitlines() if '"office' in line]
+    assert not [line for line in naming if 'peer="office",route="' not in line]
 
 
 def test_health(tunnel: Tunnel) -> None:
