@@ -155,19 +155,29 @@ def as_user(name: str) -> tuple[str, ...]:
 
 
 class Corporate(Tunnel):
-    """A tunnel into the office: `client` is the gateway's host, `office` the host of its servers."""
+    """A tunnel into the office: `client` is the gateway's host, `office` the host of its servers.
+
+    Its forwards are on that loopback address, and each of its sides has that many workers.
+    """
 
     def __init__(
-        self, site: Site, endpoint: Mapping[str, Any] | None = None, *, forwards: bool = True
+        self,
+        site: Site,
+        endpoint: Mapping[str, Any] | None = None,
+        *,
+        forwards: bool = True,
+        loopback: str = "127.0.0.1",
+        workers: int = 2,
     ) -> None:
         tables = [
-            {"listen": f"{protocol}://127.0.0.1:{port}", "target": f"{host}:{target_port}"}
+            {"listen": f"{protocol}://{loopback}:{port}", "target": f"{host}:{target_port}"}
             for protocol, port, host, target_port in (FORWARDS if forwards else ())
         ]
+        count = {"workers": {"count": workers}}
         super().__init__(
             site,
-            {"forwards": tables, "socks": {"idle_tcp": IDLE_TCP}},
-            merged({"policy": {"denied_ports": []}}, endpoint or {}),
+            {"forwards": tables, "socks": {"idle_tcp": IDLE_TCP}, **count},
+            merged({"policy": {"denied_ports": []}, **count}, endpoint or {}),
         )
         self.client = site.hosts.gateway
         self.office = site.hosts.target
@@ -286,17 +296,17 @@ class Corporate(Tunnel):
 
 @contextlib.contextmanager
 def corporate_tunnel(
-    site: Site, endpoint: Mapping[str, Any] | None = None, *, forwards: bool = True
+    site: Site, endpoint: Mapping[str, Any] | None = None, **options: Any
 ) -> Iterator[Corporate]:
     """Start a tunnel into the office; at the end it is stopped and must have run cleanly."""
-    corporate = Corporate(site, endpoint, forwards=forwards)
+    corporate = Corporate(site, endpoint, **options)
     try:
         corporate.start()
+        yield corporate
     except BaseException:
         for daemon in corporate.daemons:
             daemon.kill()
         raise
-    yield corporate
     corporate.stop()
 
 

@@ -5,15 +5,16 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from support.corporate import Corporate, need, ssh_server
+from support.corporate import Corporate, corporate_tunnel, need, ssh_server
 from support.corporate_rtp import INTERVAL, Stream, rtp_on
 from support.hosts import TARGET_ADDRESS
+from support.tunnels import Site, Tunnel
 
 SCENARIOS = Path(__file__).with_name("sip")
 RELAY = Path(__file__).parents[2] / "support" / "corporate_relay.py"
@@ -25,6 +26,9 @@ RTP_PORT = 6000
 
 OTHER_SIP_PORT, OTHER_RTP_PORT = 5061, 6010
 """Of a second called party, for two calls at the same time (sipp has its video at RTP_PORT + 2)."""
+
+OTHER_LOOPBACK = "127.0.0.2"
+"""Where a second tunnel has its forwards, beside the one that the tests share."""
 
 SOCKS_HEADER = 10
 """Bytes before each datagram between a client under socksify and the relay (RFC 1928 section 7)."""
@@ -153,23 +157,27 @@ def one_reliable_channel(corporate: Corporate, folder: Path, rtp: int, http: int
 
 
 @pytest.mark.timeout(240)
-def test_one_percent_loss_beside_a_bulk_download(corporate: Corporate, folder: Path) -> None:
+def test_one_percent_loss_beside_a_bulk_download(
+    office_site: Site, folder: Path, report_logs: Callable[[Tunnel], None]
+) -> None:
     """Datagrams do not wait for retransmissions; on one reliable channel they do, and for the bulk.
 
-    Both calls are made at the same time, beside the same download and the same loss, so that
-    whatever else the machine does meets both.
+    Both calls are made at the same time, beside the same download and the same loss, through the
+    same two workers, so that whatever else the machine does meets both.
     """
     with (
+        corporate_tunnel(office_site, loopback=OTHER_LOOPBACK, workers=1) as corporate,
         corporate.loss(),
         one_reliable_channel(corporate, folder, 6001, 8000),
         bulk_download(corporate, "http://127.0.0.1:8000/bytes/4000000000"),
-        called_party(corporate, folder, "127.0.0.1", RTP_PORT),
+        called_party(corporate, folder, OTHER_LOOPBACK, RTP_PORT),
         called_party(corporate, folder, "127.0.0.1", 6001, ports=(OTHER_SIP_PORT, OTHER_RTP_PORT)),
         rtp_on(corporate.client, "lo") as client,
         ThreadPoolExecutor() as callers,
     ):
+        report_logs(corporate)
         calls = [
-            callers.submit(call, corporate, folder, f"127.0.0.1:{port}")
+            callers.submit(call, corporate, folder, f"{OTHER_LOOPBACK}:{port}")
             for port in (5060, OTHER_SIP_PORT)
         ]
         for made in calls:
