@@ -73,7 +73,8 @@ def diagnose(
         findings += [Finding("problem", "configuration", f"{p}.") for p in error.problems]
         _print(findings, as_json=as_json)
         ctx.exit(EXIT_CONFIG)
-    findings += _examine(config, file, running, timeout)
+    directory = path.parent if running and path is not None else Path(tempfile.gettempdir())
+    findings += _examine(config, file, running, directory, timeout)
     _print(findings, as_json=as_json)
     if bundle is not None:
         _pack(bundle, config, findings, running)
@@ -98,7 +99,11 @@ def _ask(path: Path | None) -> tuple[dict[str, Any] | None, list[Finding]]:
 
 
 def _examine(
-    config: Config, file: Path, running: Mapping[str, Any] | None, timeout: float
+    config: Config,
+    file: Path,
+    running: Mapping[str, Any] | None,
+    directory: Path,
+    timeout: float,
 ) -> Iterator[Finding]:
     from socks_tunnel.diagnosis import instance, network
     from socks_tunnel.ops.process import raise_descriptor_limit
@@ -110,7 +115,7 @@ def _examine(
     if proxies := network.environment_proxies():
         yield Finding("note", "proxy", f"the environment has {', '.join(proxies)}.")
     limit = raise_descriptor_limit() if running is None else int(running["descriptors"])
-    yield from host_findings(config, _directory(config, running), limit)
+    yield from host_findings(config, directory, limit)
     yield from asyncio.run(_collected(network.check(config)))
     if running is not None:
         yield from instance.of_running(running)
@@ -122,14 +127,6 @@ def _examine(
 
 async def _collected(findings: Any) -> list[Finding]:
     return [finding async for finding in findings]
-
-
-def _directory(config: Config, running: Mapping[str, Any] | None) -> Path:
-    from socks_tunnel.config import paths
-
-    if running is not None:
-        return paths.runtime_directory(config.instance, create=False)
-    return Path(tempfile.gettempdir())
 
 
 def _lines(findings: Iterable[Finding]) -> Iterator[str]:
