@@ -154,6 +154,10 @@ fmt: $(DEV_STAMP) ## format and apply the linter's safe fixes
 bench: $(DEV_STAMP) $(PROJECT_STAMP) ## the figures of docs/performance.md; needs root
 	@PYTHONPATH=tests $(BIN)/python -m bench.run $(ARGS)
 
+.PHONY: bench-scheduling
+bench-scheduling: $(DEV_STAMP) $(PROJECT_STAMP) ## keystrokes and speech beside bulk on full links; needs root
+	@PYTHONPATH=tests $(BIN)/python -m bench.scheduling $(ARGS)
+
 PYTHON312 ?= python3.12
 .tools/libdatachannel/.stamp:
 	$(PYTHON312) -m venv .tools/libdatachannel

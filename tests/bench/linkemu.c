@@ -6,6 +6,9 @@
  *
  *     random loss -> tail-drop queue -> bottleneck (RATE_MBIT, 0: none) -> DELAY + [0, JITTER) -> out
  *
+ * The queue holds as many bytes as QUEUE_PACKETS full packets have: one of 100 bytes is not dropped
+ * where one of 1,500 bytes finds room.
+ *
  * With jitter, packets leave in the order of their due times, so they overtake each other. The seed is
  * fixed. Prints "up" when both devices are there; the caller gives them addresses. At SIGTERM it
  * prints, for each way, a line "forwarded F lost L dropped D" and ends.
@@ -24,7 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PACKET_MAX = 1600, PACKETS_MAX = 1 << 15, BATCH = 64 };
+enum { FULL_PACKET = 1500, PACKET_MAX = 1600, PACKETS_MAX = 1 << 15, BATCH = 64 };
 
 typedef unsigned long long nanoseconds;
 
@@ -107,7 +110,7 @@ static void take_in(struct way *w) {
         if (rate > 0) {
             double one = (double)length * 8e3 / rate; /* ns on the wire */
             nanoseconds begins = w->bottleneck_free > t ? w->bottleneck_free : t;
-            if ((double)(begins - t) / one >= queue_max) {
+            if ((double)(begins - t) >= queue_max * (FULL_PACKET * 8e3 / rate)) {
                 w->dropped++;
                 continue;
             }

@@ -133,6 +133,39 @@ class Load:
             sock.close()
         return {"mbps": rate}
 
+    def mix(self, down: int, up: int, seconds: float, lead: float) -> dict[str, Any]:
+        """Downloads and uploads side by side: what each of them moves, in Mbit/s.
+
+        Begins to count after `lead` seconds. An upload is counted as it enters the socket.
+        """
+        flows = [("down", self.connect("source")) for _ in range(down)]
+        flows += [("up", self.connect("discard")) for _ in range(up)]
+        buffer, block = memoryview(bytearray(1 << 18)), memoryview(bytes(65_536))
+        moved = [0] * len(flows)
+        with selectors.EpollSelector() as selector:
+            for number, (direction, sock) in enumerate(flows):
+                sock.setblocking(False)
+                wanted = selectors.EVENT_READ if direction == "down" else selectors.EVENT_WRITE
+                selector.register(sock, wanted, number)
+            begun = time.perf_counter()
+            before: list[int] | None = None
+            while (now := time.perf_counter()) < begun + lead + seconds:
+                if before is None and now >= begun + lead:
+                    started, before = now, list(moved)
+                for key, _ in selector.select(0.1):
+                    direction, sock = flows[key.data]
+                    count = sock.recv_into(buffer) if direction == "down" else sock.send(block)
+                    if not count:
+                        raise ConnectionError("a transfer ended")
+                    moved[key.data] += count
+            took = time.perf_counter() - started
+        assert before is not None
+        rates = [(a - b) * 8 / took / 1e6 for a, b in zip(moved, before, strict=True)]
+        for _, sock in flows:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+        return {"down": rates[:down], "up": rates[down:]}
+
     def round_trip(self, count: int, size: int) -> dict[str, Any]:
         message = bytes(size)
         times = []
@@ -265,6 +298,7 @@ def main(proxy_port: str, target: str, ports: str) -> None:
     load = Load(int(proxy_port), target, json.loads(ports))
     actions: dict[str, Any] = {
         "throughput": load.throughput,
+        "mix": load.mix,
         "round-trip": load.round_trip,
         "open": load.opens,
         "datagrams": load.datagrams,

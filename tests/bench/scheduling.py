@@ -1,0 +1,287 @@
+"""What keystrokes and calls notice of bulk transfers on a link that is full both ways.
+
+    python -m bench.scheduling [--rates 1 10 100] [--shared-rates 10] [--rounds N] [--seconds S]
+
+A gateway, an endpoint and target servers in namespaces; linkemu.c is the path of the link (20 ms each
+way). 8 downloads and 4 uploads go as fast as they can. Beside them, 64 bytes go to an echo server
+every 100 ms, as an SSH client sends keystrokes, and datagrams of the size of G.711 speech every 20 ms.
+Then two gateways share one endpoint and one path, of which one has 20 downloads and one has 1.
+
+Each figure is the median of the rounds; each round has its own idle figure. Needs root, /dev/net/tun
+and a C compiler.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import select
+import socket
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from bench.run import Worker, machine
+from support.hosts import TARGET_ADDRESS, why_no_namespaces
+from support.rawsocks import Association, packet, unpack
+from support.slow_path import ENDPOINT_ICE, GATEWAY_ICE, SlowPath
+from support.tunnels import Site, Tunnel
+
+DELAY: Final = 20.0
+"""Milliseconds each way."""
+
+QUEUES: Final = {1.0: 20, 10.0: 33, 100.0: 333}
+"""Full packets that wait at the bottleneck, by Mbit/s: what the path holds in its 40 ms, but at least 20."""
+
+DOWNLOADS, UPLOADS = 8, 4
+
+LEAD: Final = 4.0
+"""Seconds of the transfers before anything counts."""
+
+KEYSTROKE_BYTES, KEYSTROKE_INTERVAL = 64, 0.1
+SPEECH_BYTES, SPEECH_INTERVAL = 172, 0.02
+
+PATIENCE: Final = 10.0
+"""Seconds after the last probe in which answers are waited for."""
+
+RATIO_MAX: Final = 3.0
+"""What the loaded 99th percentile may be of the idle one, from 10 Mbit/s on."""
+
+SLOW_RATE, SLOW_MAX = 1.0, 0.300
+"""On a path of that rate, the seconds that the loaded 99th percentile may take."""
+
+FAIR: Final = 0.2
+"""Part of their mean by which bulk flows may differ."""
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Returns what this share of the values does not exceed."""
+    return sorted(values)[max(math.ceil(share * len(values)) - 1, 0)]
+
+
+@dataclass
+class Seen:
+    """Seconds that answers took, and how much was sent."""
+
+    keystrokes: list[float] = field(default_factory=list)
+    speech: list[float] = field(default_factory=list)
+    spoken: int = 0
+
+
+def probe(echo: socket.socket, association: Association, port: int, seconds: float) -> Seen:
+    """Sends keystrokes and speech by the clock for that long, whether answers come or not."""
+    seen = Seen()
+    typed: list[float] = []
+    spoken: list[float] = []
+    answered = 0
+    begun = time.perf_counter()
+    voice = association.sock
+    while True:
+        now = time.perf_counter() - begun
+        if now < seconds:
+            while now >= len(typed) * KEYSTROKE_INTERVAL:
+                typed.append(time.perf_counter())
+                echo.sendall(bytes(KEYSTROKE_BYTES))
+            while now >= len(spoken) * SPEECH_INTERVAL:
+                spoken.append(time.perf_counter())
+                data = (len(spoken) - 1).to_bytes(4) + bytes(SPEECH_BYTES - 4)
+                voice.send(packet(TARGET_ADDRESS, port, data))
+            due = min(len(typed) * KEYSTROKE_INTERVAL, len(spoken) * SPEECH_INTERVAL)
+            wait = max(min(due, seconds) - (time.perf_counter() - begun), 0.0)
+        elif now > seconds + PATIENCE or (
+            len(seen.keystrokes) == len(typed) and len(seen.speech) == len(spoken)
+        ):
+            break
+        else:
+            wait = 0.2
+        ready, _, _ = select.select([echo, voice], [], [], wait)
+        arrived = time.perf_counter()
+        if echo in ready:
+            data = echo.recv(65_536)
+            if not data:
+                raise EOFError("the echo server closed the connection")
+            answered += len(data)
+            while (len(seen.keystrokes) + 1) * KEYSTROKE_BYTES <= answered:
+                seen.keystrokes.append(arrived - typed[len(seen.keystrokes)])
+        if voice in ready:
+            number = int.from_bytes(unpack(voice.recv(2000))[2][:4])
+            seen.speech.append(arrived - spoken[number])
+    # What never came took at least as long as it was waited for.
+    for sent in typed[len(seen.keystrokes) :]:
+        seen.keystrokes.append(time.perf_counter() - sent)
+    seen.spoken = len(spoken)
+    return seen
+
+
+@dataclass
+class Round:
+    """One round at one rate: 99th percentiles in seconds, datagrams lost, Mbit/s of each transfer."""
+
+    idle: float
+    loaded: float
+    median: float
+    lost: int
+    spoken: int
+    speech: float
+    down: list[float]
+    up: list[float]
+
+
+def load(tunnel: Tunnel) -> Worker:
+    """Returns a load client on the gateway's host, of this tunnel's SOCKS5 listener."""
+    return Worker(
+        *(tunnel.site.hosts.gateway, "load.py", str(tunnel.socks_port), TARGET_ADDRESS),
+        json.dumps(tunnel.site.ports),
+    )
+
+
+def measure(tunnel: Tunnel, seconds: float) -> Round:
+    """Takes one round: idle, then beside the transfers."""
+    port = tunnel.site.ports["udp_echo"]
+    with tunnel.connect("echo") as echo, tunnel.site.gateway.inside():
+        echo.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with Association(tunnel.proxy) as association:
+            idle = probe(echo, association, port, seconds)
+            client = load(tunnel)
+            client.tell(do="mix", down=DOWNLOADS, up=UPLOADS, seconds=seconds, lead=LEAD)
+            time.sleep(LEAD)
+            beside = probe(echo, association, port, seconds)
+            rates = client.hear()
+            client.quit()
+    return Round(
+        idle=percentile(idle.keystrokes, 0.99),
+        loaded=percentile(beside.keystrokes, 0.99),
+        median=percentile(beside.keystrokes, 0.5),
+        lost=beside.spoken - len(beside.speech),
+        spoken=beside.spoken,
+        speech=percentile(beside.speech, 0.99) if beside.speech else math.inf,
+        down=rates["down"],
+        up=rates["up"],
+    )
+
+
+def two_gateways(site: Site, rate: float, rounds: int, seconds: float) -> tuple[float, float]:
+    """Returns the shares of two gateways of one endpoint: of one with 20 downloads, of one with 1."""
+    first = site.tunnel(GATEWAY_ICE, ENDPOINT_ICE, foreground=True)
+    other_settings: dict[str, Any] = {**GATEWAY_ICE, "peers": first.gateway_settings["peers"]}
+    other = site.tunnel(other_settings, foreground=True)
+    (key,) = (peer["public_key"] for peer in other.endpoint_settings["peers"])
+    peers = [*first.endpoint_settings["peers"], {"name": "laptop-18", "public_key": key}]
+    first.write("endpoint", {"peers": peers})
+    shares = []
+    try:
+        first.start()
+        other.start_gateway()
+        other.wait_linked()
+        for _ in range(rounds):
+            clients = load(first), load(other)
+            for client, flows in zip(clients, (20, 1), strict=True):
+                client.tell(do="mix", down=flows, up=0, seconds=seconds, lead=LEAD)
+            many, one = (sum(client.hear()["down"]) for client in clients)
+            for client in clients:
+                client.quit()
+            shares.append(many / (many + one))
+            print(f"{rate:g} Mbit/s, two gateways: {many:.2f} and {one:.2f} Mbit/s", flush=True)
+    finally:
+        other.stop()
+        first.stop()
+    share = statistics.median(shares)
+    return share, 1 - share
+
+
+def spread(rates: list[float]) -> float:
+    """Returns by how much of their mean the flow differs that differs most."""
+    mean = statistics.fmean(rates)
+    return max(abs(rate - mean) for rate in rates) / mean
+
+
+def row(rate: float, rounds: list[Round]) -> list[str]:
+    """Returns the cells of one rate, with what misses its bar marked."""
+
+    def median(name: str) -> float:
+        value: float = statistics.median(getattr(r, name) for r in rounds)
+        return value
+
+    idle, loaded = median("idle"), median("loaded")
+    ratio = statistics.median(r.loaded / r.idle for r in rounds)
+    good = loaded < SLOW_MAX if rate <= SLOW_RATE else ratio < RATIO_MAX
+    lost = sum(r.lost for r in rounds)
+    down, up = (
+        statistics.median(spread(getattr(r, way)) for r in rounds) for way in ("down", "up")
+    )
+    total = [statistics.median(sum(getattr(r, way)) for r in rounds) for way in ("down", "up")]
+    return [
+        f"{rate:g} Mbit/s",
+        f"{idle * 1e3:.0f} ms",
+        f"{median('median') * 1e3:.0f} ms",
+        f"{loaded * 1e3:.0f} ms",
+        f"{ratio:.1f} ({'met' if good else 'missed'})",
+        f"{lost} of {sum(r.spoken for r in rounds)} ({'missed' if lost else 'met'})",
+        f"{down * 100:.0f} % ({'met' if down <= FAIR else 'missed'})",
+        f"{up * 100:.0f} %",
+        f"{total[0]:.1f} and {total[1]:.1f}",
+    ]
+
+
+HEADINGS: Final = [
+    "path",
+    "echo idle, p99",
+    "loaded, median",
+    "loaded, p99",
+    "p99 to idle",
+    "speech lost",
+    "downloads differ by",
+    "uploads differ by",
+    "Mbit/s down and up",
+]
+
+
+def main() -> int:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1.0, 10.0, 100.0], help="Mbit/s")
+    parser.add_argument("--shared-rates", type=float, nargs="*", default=[10.0], help="Mbit/s")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    arguments = parser.parse_args()
+    if reason := why_no_namespaces():
+        print(reason, file=sys.stderr)
+        return 1
+    print(machine())
+    rows = []
+    for rate in arguments.rates:
+        queue = QUEUES.get(rate, 20)
+        with (
+            contextlib.closing(Site()) as site,
+            SlowPath(site.hosts, rate=rate, delay=DELAY, queue=queue),
+        ):
+            tunnel = site.tunnel(GATEWAY_ICE, ENDPOINT_ICE, foreground=True)
+            try:
+                tunnel.start()
+                rounds = []
+                for _ in range(arguments.rounds):
+                    rounds.append(measure(tunnel, arguments.seconds))
+                    print(" | ".join(row(rate, rounds[-1:])), flush=True)
+                rows.append(row(rate, rounds))
+            finally:
+                tunnel.stop()
+    shared = []
+    for rate in arguments.shared_rates:
+        with (
+            contextlib.closing(Site()) as site,
+            SlowPath(site.hosts, rate=rate, delay=DELAY, queue=QUEUES.get(rate, 20)),
+        ):
+            shared.append((rate, *two_gateways(site, rate, arguments.rounds, arguments.seconds)))
+    for line in (HEADINGS, ["---"] * len(HEADINGS), *rows):
+        print("| " + " | ".join(line) + " |")
+    for rate, many, one in shared:
+        print(
+            f"{rate:g} Mbit/s, two gateways: {many * 100:.0f} % for 20 downloads, {one * 100:.0f} % for 1"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
