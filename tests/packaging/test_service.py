@@ -457,7 +457,7 @@ def test_flows_live_through_upgrades(
                     pool.map(lambda host: host.install(versions[host.machine.suite]), hosts)
                 )
             for host, text, cursor in zip(hosts, printed, since, strict=True):
-                assert "has taken the place of" in text
+                assert "has taken the place of" in text, text
                 assert "restarting" not in text
                 assert "flows go on with it" in host.journal(cursor)
                 assert host.state == "active"

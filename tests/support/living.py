@@ -172,8 +172,11 @@ class Living:
         wanted = b"%ddone" % (self._typed + 1000)
         shown = b""
         deadline = time.monotonic() + PATIENCE
+        # Not select(2): beside a thousand flows, the descriptor may be over 1,024.
+        poll = select.poll()
+        poll.register(self.shell.stdout, select.POLLIN)
         while wanted not in shown:
-            ready, _, _ = select.select([self.shell.stdout], [], [], deadline - time.monotonic())
+            ready = poll.poll(max(0.0, 1000 * (deadline - time.monotonic())))
             assert ready, f"the shell shows nothing more than {shown!r}"
             piece = os.read(self.shell.stdout.fileno(), 4096)
             assert piece, f"the ssh session ended: {shown!r}"
