@@ -15,7 +15,7 @@ import pytest
 
 from support.installed import SUITES, Host, limits_drop_in
 from support.machines import TOOLS, Machine
-from support.processes import SOCKS_TUNNEL
+from support.processes import SOCKS_TUNNEL, wait_until
 from support.workshop import Workshop
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(1500)]
@@ -170,6 +170,19 @@ def test_what_was_enabled_before_is_started(office: Office) -> None:
     assert office.states() == ["active", "active", "inactive"]
     assert office.rendezvous()[0] == "active"
     assert office.machine.sh("stat -c '%U:%G %a' /etc/socks-tunnel") == "root:socks-tunnel 750"
+
+
+def test_the_rendezvous_service_reads_its_configuration_again(office: Office) -> None:
+    machine = office.machine
+    _, pid = office.rendezvous()
+    machine.sh("sed -i '1i nonsense = 1' /etc/socks-tunnel/rendezvous.toml")
+    machine.sh(f"systemctl reload {RENDEZVOUS}")
+    wait_until(lambda: "reload refused: " in machine.journal(RENDEZVOUS), "the refusal")
+    assert "nonsense: unknown key" in machine.journal(RENDEZVOUS)
+    machine.sh("sed -i 1d /etc/socks-tunnel/rendezvous.toml")
+    machine.sh(f"systemctl reload {RENDEZVOUS}")
+    wait_until(lambda: "reloaded: 0 keys" in machine.journal(RENDEZVOUS), "the new configuration")
+    assert office.rendezvous() == ("active", pid)
 
 
 def test_an_upgrade_replaces_one_after_another(

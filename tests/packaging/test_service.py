@@ -395,6 +395,29 @@ def test_with_the_socket_unit_a_restart_refuses_nobody(scene: Scene) -> None:
     scene.wait_works()
 
 
+def test_the_socket_unit_serves_ipv4_where_ipv6_is_off(scene: Scene) -> None:
+    """`[::1]` cannot be bound there: FreeBind= lets the unit start all the same."""
+    host = scene.gateway
+    off = "net.ipv6.conf.all.disable_ipv6 net.ipv6.conf.lo.disable_ipv6"
+    before = host.machine.sh(f"sysctl -n {off}").split()
+    host.systemctl("stop")
+    host.machine.sh(f"for each in {off}; do sysctl -qw $each=1; done")
+    try:
+        assert "::1" not in host.machine.sh("ip -6 address show dev lo")
+        host.machine.sh("systemctl start socks-tunnel@gateway.socket")
+        host.systemctl("start")
+        scene.wait_works()
+        scene.on_gateway(lambda: greet(PROXY, timeout=60).close())
+    finally:
+        names = off.split()
+        for name, value in zip(names, before, strict=True):
+            host.machine.sh(f"sysctl -qw {name}={value}")
+        host.systemctl("stop")
+        host.machine.sh("systemctl stop socks-tunnel@gateway.socket")
+        host.systemctl("start")
+    scene.wait_works()
+
+
 # --- stop, upgrade, removal -------------------------------------------------------------------
 
 
