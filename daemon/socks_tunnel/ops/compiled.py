@@ -2,7 +2,7 @@
 
 They are ordinary Python, and run as such. `packaging/tools/compile.py`, which reads the list here,
 compiles copies of them with mypyc; an extension module that stands beside its source is what Python
-imports. docs/adr/0024 says why these, and what it gains.
+imports. docs/adr/0028 says why these, and what it gains.
 """
 
 import importlib.util
