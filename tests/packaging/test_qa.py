@@ -302,6 +302,12 @@ def removed(removal: Machine) -> Iterator[Machine]:
     assert "socks-tunnel" not in removal.sh("dpkg-query --show")
 
 
+def test_the_rule_for_logrotate_is_good_after_a_removal(removal: Machine) -> None:
+    """It is a configuration file, and stays until the purge."""
+    told = removal.sh("logrotate --state /var/tmp/status /etc/logrotate.d/socks-tunnel 2>&1")
+    assert told == ""
+
+
 def configuration(machine: Machine) -> list[str]:
     """The names in /etc/socks-tunnel; none if it is gone."""
     return machine.sh("ls -A /etc/socks-tunnel 2>/dev/null || true").split()
