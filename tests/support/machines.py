@@ -122,7 +122,7 @@ class Machine(Host):
         for child in tasks.read_text().split():
             try:
                 status = Path(f"/proc/{child}/status").read_text()
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
                 continue
             pids = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
             if pids[-1] == "1" and Path(f"/proc/{child}/root/run/systemd/private").exists():
