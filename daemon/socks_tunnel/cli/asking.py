@@ -1,6 +1,5 @@
 """How a command finds a running instance and asks it."""
 
-import contextlib
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -44,9 +43,23 @@ def complete_peer(
     rows = _answer_for_completion(ctx, "status").get("links", [])
     names = {row["peer"] for row in rows}
     if config := ctx.params.get("config_file"):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            names |= {row["name"] for row in tomllib.loads(config.read_text()).get("peers", [])}
+        names |= _peers_in(Path(config))
     return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
+
+
+def _peers_in(config: Path) -> set[str]:
+    """Returns the names of peers in a file; none for one that is half written or cannot be read.
+
+    Nothing may be printed into a command line that is being typed. check-config says what is wrong.
+    """
+    try:
+        rows = tomllib.loads(config.read_text("utf-8")).get("peers")
+    except (OSError, ValueError):
+        return set()
+    if not isinstance(rows, list):
+        return set()
+    names = [row.get("name") for row in rows if isinstance(row, dict)]
+    return {name for name in names if isinstance(name, str)}
 
 
 def complete_flow(

@@ -354,7 +354,7 @@ def _let_go(head: Head) -> None:
         with contextlib.suppress(OSError):  # it was closed before the state was written
             os.close(fd)
     for pid in head.pids:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
             os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + REAP_SECONDS
     left = list(head.pids)
