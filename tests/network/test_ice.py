@@ -109,6 +109,7 @@ def test_a_narrow_port_range_of_the_system(make_tunnel: MakeTunnel) -> None:
 def test_a_server_whose_name_is_unknown_is_named(make_tunnel: MakeTunnel) -> None:
     tunnel = make_tunnel({"ice": {"servers": [{"urls": ["stun:stun.invalid:3478"]}]}})
     warning = r"STUN server stun:stun\.invalid:3478: its name cannot be resolved: .*; links are made without it"
+    tunnel.gateway.wait_log(warning)
     assert len(re.findall(warning, tunnel.gateway.log_text())) == 1
 
 

@@ -245,8 +245,8 @@ def test_relay_by_choice_hides_the_addresses(fresh: NatSite, report_logs: Report
     link = up(tunnel, report_logs)
     assert link["path_kind"] == "relay"
     assert link["path"].startswith(f"{SERVICES} port ")
+    tunnel.endpoint.wait_log("a=candidate")
     offered = [line for line in tunnel.endpoint.log_text().splitlines() if "a=candidate" in line]
-    assert offered
     assert not [line for line in offered if GATEWAY_INSIDE in line]
 
 

@@ -130,7 +130,7 @@ def test_a_change_is_reloaded(fleet: Fleet) -> None:
     assert fleet.everywhere(f"grep -c drain_timeout {CONFIGURATION} || true") == {"0"}
     assert fleet.play(settings=settings).changed == same(2), "the file and the reload"
     for machine in fleet.machines.values():
-        assert f"reloaded {CONFIGURATION}" in machine.journal(UNIT)
+        machine.wait_journal(f"reloaded {CONFIGURATION}", UNIT)
     assert fleet.pids() == pids
 
 

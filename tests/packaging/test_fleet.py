@@ -213,8 +213,7 @@ def test_upgrade_and_way_back(
         assert host.property(UNIT, "ActiveState") == "active"
         assert host.main_pid(UNIT) == pid
         assert running_version(host, "gateway") == version.partition("-")[0]
-        journal = host.journal(UNIT, since)
-        assert "has taken the place of" in journal
+        journal = host.wait_journal("has taken the place of", UNIT, since)
         assert "draining" not in journal
         assert "Traceback" not in journal
         assert own_files(host) == files

@@ -189,7 +189,7 @@ def test_a_reload_with_mistakes_fails_and_changes_nothing(scene: Scene) -> None:
         since = host.machine.cursor()
         with changed(host, drain_timout=3), pytest.raises(AssertionError, match="exit status 1"):
             host.systemctl("reload")
-        assert "drain_timeout" in host.journal(since)  # the nearest key is named
+        host.wait_journal("drain_timeout", since)  # the nearest key is named
         assert host.state == "active"
     assert scene.works()
 
@@ -434,7 +434,7 @@ def test_stop_lets_a_download_end(scene: Scene) -> None:
         stopping.result()
     shown = gateway.show("Result", "ActiveState", "ExecMainStatus")
     assert shown == {"Result": "success", "ActiveState": "inactive", "ExecMainStatus": "0"}
-    assert "all flows have ended" in gateway.journal(since)
+    gateway.wait_journal("all flows have ended", since)
     gateway.systemctl("start")
     scene.wait_works()
 
@@ -482,7 +482,7 @@ def test_flows_live_through_upgrades(
             for host, text, cursor in zip(hosts, printed, since, strict=True):
                 assert "has taken the place of" in text, text
                 assert "restarting" not in text
-                assert "flows go on with it" in host.journal(cursor)
+                host.wait_journal("flows go on with it", cursor)
                 assert host.state == "active"
             living.goes_on()
 

@@ -131,6 +131,10 @@ class Host:
         """What the unit wrote, and what systemd wrote about it."""
         return self.machine.journal(self.unit, since)
 
+    def wait_journal(self, text: str, since: str = "") -> None:
+        """Waits until the unit's part of the journal has a text."""
+        self.machine.wait_journal(text, self.unit, since)
+
 
 class Scene:
     """The whole: `gateway` and `endpoint` with their machines, and the site with targets and DNS."""

@@ -215,6 +215,20 @@ class Machine(Host):
             f"journalctl --sync && journalctl --no-pager --output=cat {' '.join(options)}"
         )
 
+    def wait_journal(self, text: str, unit: str = "", since: str = "") -> str:
+        """Waits until the journal has a text, and returns what `journal` would.
+
+        A service writes its lines from a thread, so a line comes later than what it tells of.
+        """
+        journals: list[str] = []
+
+        def found() -> bool:
+            journals[:] = [self.journal(unit, since)]
+            return text in journals[0]
+
+        wait_until(found, f"{text!r} in the journal of {unit or 'the host'}", timeout=30)
+        return journals[0]
+
     def cursor(self) -> str:
         """Where the journal ends now."""
         last = self.sh("journalctl --sync && journalctl --lines=0 --show-cursor --quiet")

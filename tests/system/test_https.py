@@ -247,7 +247,7 @@ def test_a_key_that_is_not_copied(make_tunnel: MakeTunnel, authority: Authority,
     tunnel.start()
     assert served(tunnel) == issued.certificate
     tunnel.endpoint.reload()
-    assert "reloaded" in tunnel.endpoint.log_text()
+    tunnel.endpoint.wait_log("reloaded")
     assert served(tunnel) == issued.certificate
 
 
@@ -288,6 +288,6 @@ def test_who_may_read_the_key(make_tunnel: MakeTunnel, authority: Authority, mod
     endpoint = tunnel.homes["endpoint"].start(tunnel.endpoint_settings)
     try:
         assert endpoint.wait() == 78
-        assert "tls.pem has mode 0644: others may use the key" in endpoint.log_text()
+        endpoint.wait_log("tls.pem has mode 0644: others may use the key")
     finally:
         endpoint.kill()

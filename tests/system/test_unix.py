@@ -146,7 +146,7 @@ def test_a_killed_supervisor_leaves_a_socket_that_the_next_one_replaces(
     tunnel.start_gateway()
     tunnel.wait_linked()
     assert '"address"' in curl(tunnel, path)
-    assert "which an earlier process has left" in tunnel.gateway.log_text()
+    tunnel.gateway.wait_log("which an earlier process has left")
 
 
 def test_a_socket_of_systemd_for_a_group_of_its_own(make_tunnel: MakeTunnel) -> None:
