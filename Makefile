@@ -182,16 +182,20 @@ interop: .tools/libdatachannel/.stamp $(DEV_STAMP) $(PROJECT_STAMP) ## the tests
 
 # -- what takes long ------------------------------------------------------------------------------
 
-# How long make fuzz goes on, and which targets (all of tests/fuzz/targets.py if none is named).
+# How long make fuzz goes on, and which targets (all of tests/fuzz/targets.py if none is named); how many
+# walks through two sessions follow, and the seed of the first one.
 SECONDS_TO_FUZZ ?= 300
+WALKS ?= 100000
+SEED ?= 0
 
 .PHONY: fuzz
-fuzz: $(DEEP_STAMP) $(PROJECT_STAMP) ## coverage-guided fuzzing, then the property tests with many more examples
+fuzz: $(DEEP_STAMP) $(PROJECT_STAMP) ## coverage-guided fuzzing, walks through sessions, deep property tests
 	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then \
 	  PYTHONPATH=tests $(BIN)/python -m fuzz.run $(SECONDS_TO_FUZZ) $(ARGS); \
 	else \
 	  echo "there is no wheel of atheris for this Python or machine: only the property tests run"; \
 	fi
+	@PYTHONPATH=tests $(BIN)/python -m fuzz.sessions $(WALKS) $(SEED)
 	@HYPOTHESIS_PROFILE=deep $(PYTEST) tests/property --timeout=0
 
 .PHONY: coverage

@@ -43,6 +43,9 @@ from socks_tunnel.protocol.session import Opening, Row, Session, Terms
 
 BOUND = HostPort("10.77.0.2", 40_000)
 
+ROUNDS_WITHOUT_PROGRESS = 50
+"""Rounds at the end in which no byte arrives, after which what has not arrived never will."""
+
 
 class Socket:
     """The local end of a flow: what its application writes, and what it gets to read."""
@@ -122,8 +125,8 @@ class Flow:
 
     def write_local(self) -> None:
         """Gives the local socket what came, as far as it has room."""
-        receive = self.core.receive
-        if not self.core.opened:
+        receive, closing = self.core.receive, self.core.closing
+        if not (self.core.opened or closing):
             return
         while receive.pending.size and self.local.room:
             piece = bytes(receive.pending.peek(1)[0])[: self.local.room]
@@ -131,8 +134,13 @@ class Flow:
             self.local.room -= len(piece)
             receive.pending.drop(len(piece))
             due = receive.consume(len(piece))
-            if due or (receive.eof and receive.all_written):
+            if not closing and (due or (receive.eof and receive.all_written)):
                 self.announce()
+        if closing:  # it is over on the wire, and what came is still owed to the local socket
+            if not receive.pending.size:
+                self.core.abandon()
+                self.local.got_eof = True
+            return
         if self.core.shutdown_due:
             self.core.shut_down()
             self.local.got_eof = True
@@ -450,7 +458,9 @@ class TwoSessions(RuleBasedStateMachine):
             return
         if not self.linked:
             self.link()
-        for _ in range(2000):
+        idle_rounds = 0
+        before = -1
+        while idle_rounds < ROUNDS_WITHOUT_PROGRESS:  # a window of one byte takes a round for each
             for to in (0, 1):
                 self.deliver_resume(to)
                 self.deliver_resume(to)
@@ -463,6 +473,9 @@ class TwoSessions(RuleBasedStateMachine):
                     flow.pump_local()
             if not any(len(side.session.flows) or side.wire for side in self.sides):
                 break
+            got = sum(len(flow.local.got) for side in self.sides for flow in side.known.values())
+            idle_rounds = idle_rounds + 1 if got == before else 0
+            before = got
         for at, side in enumerate(self.sides):
             for conn_id, flow in side.known.items():
                 assert flow.ended == CloseReason.ORDERLY, (at, conn_id, flow.core.state)
