@@ -1,23 +1,25 @@
-"""What scrapes cost: throughput of a download with 200 scrapes and without, window by window.
+"""What scrapes cost: throughput of a download with 200 scrapes and without, round by round.
 
-    python -m bench.scrapes [--windows 10] [--seconds 2]
+    python -m bench.scrapes [--rounds 40] [--seconds 1]
 
-A gateway and an endpoint in namespaces carry a download as fast as they can. Windows with scrapes
-and without take turns, in one run, so that whatever else the machine does meets both alike. Both
-exporters are asked by turns; whoever asks runs on the same machine and costs it too. Prints the
-medians, their quotient, the processor time of both exporters for each scrape, and how many windows
-say that scrapes cost something. As root.
+A gateway and an endpoint in namespaces carry a download as fast as they can. A round is a window
+without scrapes and one with, in an order that alternates, so that whatever else the machine does
+meets both alike. Both exporters are asked by turns; whoever asks runs on the same machine and costs
+it too. Prints the medians, the median of the rounds' quotients with its quartiles and the interval
+that has the true median with 95 % (bootstrap), and the processor time that a scrape costs an
+exporter: what both use in windows with scrapes, less what they use in those without. As root.
 """
 
 import argparse
 import contextlib
-import http.client
 import math
+import random
 import socket
 import statistics
 import sys
 import threading
 import time
+from dataclasses import dataclass
 
 from bench.run import cpu_seconds
 from support.hosts import ENDPOINT_ADDRESS, why_no_namespaces
@@ -27,7 +29,11 @@ SCRAPES = 200
 BUDGET = 0.02
 """Share of the throughput that scrapes may cost."""
 
-OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
+REQUEST = (
+    "GET /metrics HTTP/1.1\r\nHost: {}\r\n"
+    "Accept: application/openmetrics-text; version=1.0.0\r\n\r\n"
+)
+BOOTSTRAPS = 2000
 
 
 class Download:
@@ -58,69 +64,111 @@ def scrape(tunnel: Tunnel, address: str) -> int:
     """Asks one exporter; returns the length of its answer."""
 
     def ask() -> int:
-        connection = http.client.HTTPConnection(address, tunnel.metrics_port, timeout=30)
-        with contextlib.closing(connection):
-            connection.request("GET", "/metrics", headers=OPENMETRICS)
-            answer = connection.getresponse()
-            body = answer.read()
-            if answer.status != 200 or not body.endswith(b"# EOF\n"):
-                sys.exit(f"a scrape failed with {answer.status}")
-            return len(body)
+        answer = bytearray()
+        with socket.create_connection((address, tunnel.metrics_port), timeout=30) as sock:
+            sock.sendall(REQUEST.format(address).encode())
+            while piece := sock.recv(65_536):
+                answer += piece
+        if not answer.startswith(b"HTTP/1.1 200 ") or not answer.endswith(b"# EOF\n"):
+            sys.exit(f"a scrape failed: {bytes(answer[:200])!r}")
+        return len(answer)
 
     return tunnel.site.gateway.call(ask)
 
 
-def window(tunnel: Tunnel, load: Download, seconds: float, scrapes: int) -> float:
-    """Returns bytes per second of a window with so many scrapes."""
-    before, began = load.received, time.monotonic()
-    for number in range(scrapes):
-        scrape(tunnel, ("127.0.0.1", ENDPOINT_ADDRESS)[number % 2])
-        time.sleep(max(0.0, began + (number + 1) * seconds / scrapes - time.monotonic()))
-    time.sleep(max(0.0, began + seconds - time.monotonic()))
-    return (load.received - before) / (time.monotonic() - began)
+@dataclass(frozen=True)
+class Window:
+    """Bytes per second of the download, seconds of both exporters' processor time, and its length."""
+
+    throughput: float
+    exporters: float
+    seconds: float
+
+
+class Scene:
+    """A tunnel under load whose exporters are asked."""
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        self._tunnel = tunnel
+        self._exporters = [daemon.children("exporter")[0] for daemon in tunnel.daemons]
+        self.load = Download(tunnel)
+
+    def window(self, seconds: float, scrapes: int) -> Window:
+        """Returns what a window with so many scrapes was like."""
+        spent = sum(map(cpu_seconds, self._exporters))
+        before, began = self.load.received, time.monotonic()
+        for number in range(scrapes):
+            scrape(self._tunnel, ("127.0.0.1", ENDPOINT_ADDRESS)[number % 2])
+            time.sleep(max(0.0, began + (number + 1) * seconds / scrapes - time.monotonic()))
+        time.sleep(max(0.0, began + seconds - time.monotonic()))
+        took = time.monotonic() - began
+        spent = sum(map(cpu_seconds, self._exporters)) - spent
+        return Window((self.load.received - before) / took, spent, took)
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Returns the interval that has the median of what the values are drawn from, with 95 %."""
+    draw = random.Random(1)
+    medians = sorted(
+        statistics.median(draw.choices(values, k=len(values))) for _ in range(BOOTSTRAPS)
+    )
+    return medians[BOOTSTRAPS // 40], medians[-BOOTSTRAPS // 40]
+
+
+def report(plain: list[Window], scraped: list[Window], each: int, size: int) -> None:
+    """Prints what was measured."""
+    count = each * len(scraped)
+    without, with_them = ([w.throughput for w in windows] for windows in (plain, scraped))
+    ratios = [b / a for a, b in zip(without, with_them, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    at_least, at_most = interval(ratios)
+    spent = sum(w.exporters for w in scraped) - sum(w.exporters for w in plain)
+    idle = sum(w.exporters for w in plain)
+    print(f"without scrapes   {statistics.median(without) / 1e6:8.1f} MB/s, median")
+    print(f"with {count} scrapes  {statistics.median(with_them) / 1e6:8.1f} MB/s, median")
+    print(
+        f"quotient          {middle:8.3f}, median of {len(ratios)} rounds; quartiles {low:.3f} and "
+        f"{high:.3f}; 95 % interval of the median {at_least:.3f} to {at_most:.3f}"
+    )
+    print(f"cost              {1 - middle:8.1%}  bar: under {BUDGET:.0%}")
+    print(
+        f"a scrape          {1000 * spent / count:8.2f} ms of processor time of the exporter, for "
+        f"{size / 1000:.0f} kB; both together use {1000 * idle / len(plain):.1f} ms in a window "
+        "without any"
+    )
+    share = spent / sum(window.seconds for window in scraped)
+    print(
+        f"                  {share:8.2%} of one core: what the scrapes take from the tunnel at most"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.scrapes")
-    parser.add_argument("--windows", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=1.0)
     arguments = parser.parse_args()
     if reason := why_no_namespaces():
         sys.exit(reason)
-    each = math.ceil(SCRAPES / arguments.windows)
+    each = math.ceil(SCRAPES / arguments.rounds)
     with contextlib.closing(Site()) as site:
         tunnel = site.tunnel(foreground=True)
         metrics = {"listen": f"{ENDPOINT_ADDRESS}:{tunnel.metrics_port}"}
         tunnel.endpoint_settings["metrics"] = metrics
         tunnel.start()
         try:
-            exporters = [d.children("exporter")[0] for d in tunnel.daemons]
-            load = Download(tunnel)
-            window(tunnel, load, 3 * arguments.seconds, 4)  # both get warm
-            before = sum(map(cpu_seconds, exporters))
-            plain: list[float] = []
-            scraped: list[float] = []
-            for number in range(arguments.windows):
+            scene = Scene(tunnel)
+            scene.window(5.0, 4)  # both get warm
+            plain: list[Window] = []
+            scraped: list[Window] = []
+            for number in range(arguments.rounds):
                 turns = [(plain, 0), (scraped, each)]
-                for values, scrapes in turns if number % 2 else reversed(turns):
-                    values.append(window(tunnel, load, arguments.seconds, scrapes))
-            spent = sum(map(cpu_seconds, exporters)) - before
-            load.stop()
+                for windows, scrapes in turns if number % 2 else reversed(turns):
+                    windows.append(scene.window(arguments.seconds, scrapes))
+            scene.load.stop()
             size = scrape(tunnel, "127.0.0.1")
         finally:
             tunnel.stop()
-    a, b = statistics.median(plain), statistics.median(scraped)
-    slower = sum(with_them < without for without, with_them in zip(plain, scraped, strict=True))
-    print(f"without scrapes   {a / 1e6:8.1f} MB/s   {[round(v / 1e6) for v in plain]}")
-    print(
-        f"with {each * arguments.windows} scrapes  {b / 1e6:8.1f} MB/s   {[round(v / 1e6) for v in scraped]}"
-    )
-    print(f"cost              {(1 - b / a):8.1%}        bar: under {BUDGET:.0%}")
-    print(f"slower in         {slower:8} of {arguments.windows} pairs of windows")
-    print(
-        f"exporters         {1000 * spent / (each * arguments.windows):8.2f} ms of processor time "
-        f"for each scrape of {size / 1000:.0f} kB, all that they do besides included"
-    )
+    report(plain, scraped, each, size)
 
 
 if __name__ == "__main__":

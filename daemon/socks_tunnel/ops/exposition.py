@@ -13,11 +13,11 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from socks_tunnel.ops.meters import Identity, identity_of
+from socks_tunnel.ops.meters import AnyFamily, Identity, identity_of
 from socks_tunnel.ops.metrics import Metrics, added_up, as_dict
-from socks_tunnel.ops.multiprocess import DamagedError, Labels, Sample, read, slot_of
+from socks_tunnel.ops.multiprocess import DamagedError, Sample, read, slot_of
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -30,6 +30,9 @@ CONTENT_TYPES: Final[dict[Format, str]] = {
     "text": "text/plain; version=0.0.4; charset=utf-8",
     "openmetrics": "application/openmetrics-text; version=1.0.0; charset=utf-8",
 }
+
+DAMAGED: Final = "socks_tunnel_metrics_files_damaged"
+"""The metric that the exporter adds to what the processes count."""
 
 ACCEPTED_MAX: Final = 32
 """Media ranges of an Accept header that are looked at."""
@@ -131,8 +134,9 @@ class Renderer:
 
     Reads files: called in the exporter process, never on the supervisor's event loop. Used by one
     thread at a time. A text that is younger than :data:`TEXT_MAX_AGE`, or older without any file
-    changed since, is given again: scrapes by a dozen collectors cost what those of one do. `now` is
-    a monotonic clock in seconds.
+    changed since, is returned again: scrapes by a dozen collectors cost what those of one do. Of
+    what has changed, only the metrics whose sums are others than before are written again: most of
+    a text are series of events that seldom come. `now` is a monotonic clock in seconds.
     """
 
     def __init__(self, directory: Path, now: Callable[[], float] = time.monotonic) -> None:
@@ -140,8 +144,7 @@ class Renderer:
         self._made: dict[Format, float] = {}
         self._reader = Reader(directory)
         # Made with the first text: who is never scraped does not pay for them.
-        self._template: Metrics | None = None
-        self._zeros: dict[str, list[tuple[str, Labels, float]]] = {}
+        self._parts: list[_Part] = []
         self._texts: dict[Format, bytes] = {}
         self._damaged = 0
 
@@ -163,37 +166,70 @@ class Renderer:
 
     def _render(self, files: list[Path], damaged: int, wanted: Format) -> bytes:
         # Only here: who is never scraped does not pay for it.
-        from prometheus_client.exposition import generate_latest  # noqa: PLC0415
+        from prometheus_client.samples import Sample as Written  # noqa: PLC0415
+
+        if not self._parts:
+            self._parts = [_Part(family) for family in Metrics().families()]
+        merged = _merged(files)
+        texts = []
+        for part in self._parts:
+            metric = merged.get(part.name)
+            samples = [] if metric is None else metric.samples
+            if part.name == DAMAGED:  # the processes count those that they set aside
+                samples = [Written(DAMAGED, {}, damaged)]
+            texts.append(part.text(samples, wanted))
+        if wanted == "openmetrics":
+            texts.append(_EOF)
+        return b"".join(texts)
+
+
+_EOF: Final = b"# EOF\n"
+
+
+class _Part:
+    """The text of one metric, in both formats, for as long as its sums stay the same."""
+
+    def __init__(self, family: AnyFamily) -> None:
+        self.name = family.name
+        self._help = family.help
+        self._kind = family.kind
+        self._zeros = [
+            (name, as_dict(labels), value)
+            for name, labels, value in added_up(family, family.zeros())
+        ]
+        self._samples: list[Any] | None = None
+        self._texts: dict[Format, bytes] = {}
+
+    def text(self, samples: list[Any], wanted: Format) -> bytes:
+        """Returns the text for these sums, known label values included; without any, nothing."""
+        if samples != self._samples:
+            self._samples = samples
+            self._texts = {}
+        if wanted not in self._texts:
+            self._texts[wanted] = self._write(samples, wanted)
+        return self._texts[wanted]
+
+    def _write(self, samples: list[Any], wanted: Format) -> bytes:
+        from prometheus_client.exposition import generate_latest  # noqa: PLC0415 - as above
+        from prometheus_client.metrics_core import Metric  # noqa: PLC0415
         from prometheus_client.openmetrics import exposition  # noqa: PLC0415
 
-        registry = _Collected(self._complete(_merged(files), damaged))
-        if wanted == "openmetrics":
-            text: bytes = exposition.generate_latest(registry)  # type: ignore[no-untyped-call]
-            return text
-        return generate_latest(registry)
-
-    def _complete(self, merged: "dict[str, Metric]", damaged: int) -> "Iterator[Metric]":
-        """Yields all metrics in their order, known label values included."""
-        from prometheus_client.metrics_core import Metric  # noqa: PLC0415 - as above
-
-        if self._template is None:
-            self._template = Metrics()
-            families = self._template.families()
-            self._zeros = {
-                family.name: list(added_up(family, family.zeros())) for family in families
-            }
-        for family in self._template.families():
-            metric = merged.get(family.name) or Metric(family.name, family.help, family.kind)
-            present = {(sample.name, *sorted(sample.labels.items())) for sample in metric.samples}
-            for name, texts, zero in self._zeros[family.name]:
-                labels = as_dict(texts)
-                if (name, *sorted(labels.items())) not in present:
-                    metric.add_sample(name, labels, zero)
-            if family is self._template.metrics_files_damaged:
-                metric.samples.clear()
-                metric.add_sample(family.name, {}, damaged)
-            if metric.samples:
-                yield metric
+        metric = Metric(self.name, self._help, self._kind)
+        metric.samples = list(samples)
+        present = {(sample.name, *sorted(sample.labels.items())) for sample in samples}
+        for name, labels, zero in self._zeros:
+            if (name, *sorted(labels.items())) not in present:
+                metric.add_sample(name, labels, zero)
+        if not metric.samples:
+            return b""
+        registry = _Collected([metric])
+        # All names are plain; the library looks at each of their characters unless it is told so.
+        if wanted == "text":
+            return generate_latest(registry, escaping=exposition.ALLOWUTF8)
+        text: bytes = exposition.generate_latest(  # type: ignore[no-untyped-call]
+            registry, escaping=exposition.ALLOWUTF8
+        )
+        return text.removesuffix(_EOF)
 
 
 class _Collected:

@@ -114,6 +114,15 @@ def decode(content: bytes) -> Iterator[Sample]:
 
 
 def _sample(key: bytes, value: float) -> Sample:
+    if not math.isfinite(value):
+        raise DamagedError("an entry has not the expected form")
+    metric, name, labels = _fields(key)
+    return Sample(metric, name, labels, value)
+
+
+@lru_cache(maxsize=8192)
+def _fields(key: bytes) -> tuple[str, str, Labels]:
+    """Returns what a key says; the same keys are in the next file. Raises :class:`DamagedError`."""
     try:
         fields = json.loads(key)
         metric, name, labels, help_text = fields
@@ -121,9 +130,9 @@ def _sample(key: bytes, value: float) -> Sample:
         good = all(isinstance(text, str) for text in (metric, name, help_text, *pairs))
     except (ValueError, TypeError, AttributeError, RecursionError):
         good = False
-    if not good or not math.isfinite(value):
+    if not good:
         raise DamagedError("an entry has not the expected form")
-    return Sample(metric, name, tuple(pairs), value)
+    return metric, name, tuple(pairs)
 
 
 def read(path: Path) -> list[Sample]:

@@ -4,6 +4,10 @@ import itertools
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest as generate_text
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
@@ -144,6 +148,58 @@ def test_what_has_not_changed_is_neither_read_nor_written_again(
     assert b'socks_tunnel_flows_total{kind="tcp"} 2.0' in renderer("openmetrics")
     (tmp_path / "worker-1.damaged").touch()
     assert b"socks_tunnel_metrics_files_damaged 1.0" in renderer("text")
+
+
+@pytest.mark.parametrize("wanted", ["text", "openmetrics"])
+def test_what_is_kept_of_the_text_before_changes_nothing(
+    tmp_path: Path, wanted: exposition.Format
+) -> None:
+    """Round by round, the text is what a renderer without a past writes."""
+    one, files = write(tmp_path)
+    two, others = write(tmp_path, "worker-1")
+    kept = Renderer(tmp_path, itertools.count(0.0, exposition.TEXT_MAX_AGE).__next__)
+    texts = set()
+    for change in (
+        lambda: one.flows_total.labels("tcp").inc(),
+        lambda: two.flows_total.labels("tcp").inc(),
+        lambda: one.connect_seconds.observe(0.2),
+        lambda: two.connect_seconds.observe(5.0),
+        lambda: one.worker_buffer_bytes.labels("worker-0").set(7),
+        lambda: one.worker_buffer_bytes.labels("worker-0").set(0),
+        lambda: two.route_flows_total.labels('a "route"\n', "o\\ffice").inc(),
+        lambda: (tmp_path / "gauge_livesum_worker-1.db").unlink(),
+        lambda: (tmp_path / "worker-1.damaged").touch(),
+        lambda: (tmp_path / "worker-1.damaged").unlink(),
+        lambda: (tmp_path / "counter_worker-1.db").write_bytes(b"damaged"),
+    ):
+        files.flush()
+        others.flush()
+        change()
+        files.flush()
+        text = kept(wanted)
+        assert text == render(tmp_path, wanted)
+        texts.add(text)
+    assert len(texts) > 5
+
+
+def test_the_text_is_what_the_library_writes_of_the_same_files(tmp_path: Path) -> None:
+    """All that its collector finds in the directory is in the text, line for line."""
+    metrics, files = write(tmp_path)
+    other, others = write(tmp_path, "worker-1")
+    for counted in (metrics, other):
+        counted.bytes_total.labels("up", "tcp").inc(1e15)
+        counted.connect_seconds.observe(0.2)
+        counted.route_flows_total.labels('a "route"\n', "o\\ffice").inc(0.5)
+        counted.up.set(1)
+    files.flush()
+    others.flush()
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(tmp_path))  # type: ignore[no-untyped-call]
+    for wanted, library in (("text", generate_text), ("openmetrics", generate_openmetrics)):
+        theirs = set(library(registry).splitlines())
+        ours = set(render(tmp_path, wanted).splitlines())
+        assert b'socks_tunnel_bytes_total{direction="up",kind="tcp"} 2e+15' in theirs
+        assert theirs <= ours
 
 
 def test_a_text_is_good_for_half_a_second(tmp_path: Path) -> None:
