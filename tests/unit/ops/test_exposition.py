@@ -1,6 +1,7 @@
 """The text of /metrics: both formats, as the parsers of prometheus-client read them."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -195,7 +196,11 @@ def test_the_text_is_what_the_library_writes_of_the_same_files(tmp_path: Path) -
     others.flush()
     registry = CollectorRegistry()
     MultiProcessCollector(registry, str(tmp_path))  # type: ignore[no-untyped-call]
-    for wanted, library in (("text", generate_text), ("openmetrics", generate_openmetrics)):
+    writers: dict[exposition.Format, Callable[[CollectorRegistry], bytes]] = {
+        "text": generate_text,
+        "openmetrics": generate_openmetrics,
+    }
+    for wanted, library in writers.items():
         theirs = set(library(registry).splitlines())
         ours = set(render(tmp_path, wanted).splitlines())
         assert b'socks_tunnel_bytes_total{direction="up",kind="tcp"} 2e+15' in theirs
