@@ -252,6 +252,26 @@ def test_fields_are_taken_within_their_range() -> None:
             take()
 
 
+def test_maps_and_rows_are_taken_by_their_shape() -> None:
+    fields = {"map": {"a": 1}, "maps": [{"a": 1}, {}], "rows": [[1, 2], [3, 4]]}
+    assert bounded.table(fields, "map") == {"a": 1}
+    assert bounded.tables(fields, "maps") == [{"a": 1}, {}]
+    assert bounded.rows(fields, "rows", 2) == [[1, 2], [3, 4]]
+    refused: list[Callable[[], object]] = [
+        lambda: bounded.table(fields, "maps"),
+        lambda: bounded.table({"map": {1: 1}}, "map"),
+        lambda: bounded.tables(fields, "map"),
+        lambda: bounded.tables(fields, "rows"),
+        lambda: bounded.rows(fields, "map", 2),
+        lambda: bounded.rows(fields, "rows", 3),
+        lambda: bounded.rows(fields, "maps", 2),
+        lambda: bounded.rows({"rows": [[1, True]]}, "rows", 2),
+    ]
+    for take in refused:
+        with pytest.raises(Malformed, match="is not usable"):
+            take()
+
+
 def test_an_unusable_field_is_shown_short() -> None:
     error = bounded.unusable({"n": "x\n" * 1000}, "n")
     assert len(str(error).encode()) <= bounded.CLIP

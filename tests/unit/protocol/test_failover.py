@@ -168,6 +168,15 @@ def test_a_host_that_nobody_reaches_counts_against_nobody() -> None:
     assert causes(health, 3 + DEAD_SECONDS + 102) == {"b": "dials"}, "it is forgotten after a while"
 
 
+def test_what_another_peer_did_not_reach_elsewhere_forgives_nothing() -> None:
+    health = route(failures=2)
+    health.dial_failed("b", "x", 0)
+    health.dial_failed("a", "y", 1)
+    health.dial_failed("a", "y", 2)
+    assert causes(health, 2) == {"a": "dials"}
+    assert health.peers["b"].recent(2) == 1
+
+
 def test_what_is_left_against_a_peer_stays_when_one_host_is_dead() -> None:
     health = route()
     for host in ("x", "y", "z", "dead"):

@@ -142,6 +142,16 @@ def test_a_further_welcome_replaces_the_first(identity: PrivateIdentity) -> None
         client.envelope(bytes(32), bytes(71))
 
 
+@pytest.mark.parametrize(
+    "frame",
+    [wire.Presence((bytes(32),), ()), wire.FromKey(bytes(32), b"x"), wire.Drain(5)],
+    ids=lambda frame: type(frame).__name__,
+)
+def test_what_an_open_client_is_told(identity: PrivateIdentity, frame: wire.FromService) -> None:
+    client, _ = opened(identity)
+    assert client.receive(wire.encode(frame), NOW) == frame
+
+
 def test_calls_out_of_turn_are_our_fault(identity: PrivateIdentity) -> None:
     client = ClientConnection("a")
     with pytest.raises(LocalProtocolError):
