@@ -235,7 +235,7 @@ async def site() -> AsyncIterator[Site]:
 
 
 async def describe(pc: RTCPeerConnection, kind: str) -> str:
-    """Give a raw peer connection's offer or answer."""
+    """Returns a raw peer connection's offer or answer."""
     with candidate_addresses(LOOPBACK):
         await pc.setLocalDescription(
             await (pc.createOffer() if kind == "offer" else pc.createAnswer())

@@ -422,7 +422,7 @@ async def test_a_silent_server_is_given_up_in_time() -> None:
 
 
 async def answered_with(response: bytes) -> str:
-    """Give what the client says of a server that sends `response` whatever it is asked."""
+    """Returns what the client says of a server that sends `response` whatever it is asked."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"offer")

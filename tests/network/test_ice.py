@@ -29,7 +29,7 @@ def add_addresses(host: Host, interface: str, addresses: list[str]) -> None:
 
 
 def bury_in_addresses(host: Host, interface: str, number: int) -> None:
-    """Give a host a hundred addresses on which nothing arrives, before and beside the one that works."""
+    """Gives a host a hundred addresses on which nothing arrives, before and beside the one that works."""
     add_addresses(host, "lo", [f"10.96.{number}.{i}/32" for i in range(1, 61)])
     add_addresses(host, interface, [f"10.96.{number + 100}.{i}/32" for i in range(1, 41)])
     host.run(

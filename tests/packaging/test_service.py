@@ -59,7 +59,7 @@ def hold_flows_on_all_workers(scene: Scene, host: Host) -> list[socket.socket]:
 
 
 def echoes(flow: socket.socket) -> bool:
-    """Tell whether a held flow still answers."""
+    """Returns whether a held flow still answers."""
     try:
         flow.sendall(b"ping")
         return flow.recv(4) == b"ping"

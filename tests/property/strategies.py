@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 def attempt(decoder: Callable[..., T], *arguments: object) -> T | RemoteProtocolError:
-    """Give what the decoder gives, or its error; any other exception is the test's failure."""
+    """Returns what the decoder returns, or its error; any other exception is the test's failure."""
     try:
         return decoder(*arguments)
     except RemoteProtocolError as error:
@@ -142,7 +142,7 @@ messages = link_messages | flow_messages
 
 
 def encoded(message: Message) -> bytes:
-    """Give the bytes of any message that can be sent."""
+    """Returns the bytes of any message that can be sent."""
     assert not isinstance(message, UnknownMessage)
     return message.encode()
 

@@ -177,7 +177,7 @@ def wire(items: Sequence[tuple[int, int, Any]]) -> bytes:
 
 
 def read(reader: FrameReader, chunks: Sequence[bytes]) -> tuple[list[tuple[int, int, Any]], str]:
-    """Give what comes out, message by message, and the kind of error that ended it or nothing.
+    """Returns what comes out, message by message, and the kind of error that ended it or nothing.
 
     A batch that an error follows is not delivered, however the stream is cut.
     """

@@ -71,7 +71,7 @@ class Host:
         self.run("sh", "-c", 'echo "$2" > "$1"', "sh", f"/proc/sys/{key}", value)
 
     def resolver(self, nameserver: str | None) -> None:
-        """Give the host's programs their own resolv.conf (`ip netns exec` mounts it) and hosts file."""
+        """Gives the host's programs their own resolv.conf (`ip netns exec` mounts it) and hosts file."""
         self._etc.mkdir(parents=True, exist_ok=True)
         # 192.0.2.1 (RFC 5737) is unreachable: without a name server of its own, a look-up fails at once.
         server = nameserver or "192.0.2.1"

@@ -108,7 +108,7 @@ class Pair:
 
 
 def counted(worker: Worker, metric: str, *labels: str) -> int:
-    """Give what a worker has counted, exported already or not."""
+    """Returns what a worker has counted, exported already or not."""
     exported = getattr(worker.metrics, metric).labels(*labels).value
     return int(exported) + worker.counters.pending(metric, *labels)
 

@@ -190,6 +190,6 @@ class ServerConnection(Connection):
 
 
 def _encode_reply(code: Code, bound: HostPort) -> bytes:
-    """Return `00 CD DSTPORT DSTIP`; `bound` is IPv4."""
+    """Returns `00 CD DSTPORT DSTIP`; `bound` is IPv4."""
     address = bytes(map(int, bound.host.split(".")))
     return bytes((0, code)) + bound.port.to_bytes(2) + address

@@ -211,7 +211,7 @@ class Connection:
 
 
 def encode_reply(reply: int, bound: HostPort) -> bytes:
-    """Return `05 REP RSV ATYP BND.ADDR BND.PORT` (RFC 1928 section 6)."""
+    """Returns `05 REP RSV ATYP BND.ADDR BND.PORT` (RFC 1928 section 6)."""
     return bytes((VERSION, reply, 0)) + encode_address(bound)
 
 

@@ -67,7 +67,7 @@ def wait_for(probe: Callable[[], bool]) -> None:
 
 
 def samples(directory: Path) -> dict[str, float]:
-    """Give what is exported, by the sample's name and labels."""
+    """Returns what is exported, by the sample's name and labels."""
     found = {}
     for family in text_string_to_metric_families(render(directory).decode()):
         for sample in family.samples:

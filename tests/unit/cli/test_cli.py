@@ -42,7 +42,7 @@ def commands() -> dict[str, click.Command | None]:
 
 
 def refusal(result: Result, exit_code: int) -> str:
-    """Give what a failed command said; it says that on standard error."""
+    """Returns what a failed command said; it says that on standard error."""
     assert result.exit_code == exit_code, result.output
     assert result.stdout == ""
     return result.stderr

@@ -100,7 +100,7 @@ EXPECTED: dict[KeyPath, int] = {
 
 
 def paths_in(value: Any, at: KeyPath = ()) -> set[KeyPath]:
-    """Give the path of every key and item below a parsed value."""
+    """Returns the path of every key and item below a parsed value."""
     items: list[tuple[str | int, Any]] = []
     if isinstance(value, dict):
         items = list(value.items())

@@ -16,7 +16,7 @@ from socks_tunnel.config.users import (
 
 
 def cheap_hash(password: str) -> str:
-    """Give a hash with parameters that cost nothing, made without the code that is tested."""
+    """Returns a hash with parameters that cost nothing, made without the code that is tested."""
     key = hashlib.scrypt(password.encode(), salt=b"0123456789abcdef", n=2, r=1, p=1, dklen=32)
     salt, text = (base64.b64encode(b).decode().rstrip("=") for b in (b"0123456789abcdef", key))
     return f"$scrypt$ln=1,r=1,p=1${salt}${text}"

@@ -26,7 +26,7 @@ class Pipe:
         setup(level, format_name, component=component, fd=self.writing_end)
 
     def read_all(self) -> str:
-        """Give all that was logged; ends the logging."""
+        """Returns all that was logged; ends the logging."""
         shutdown()
         os.close(self.writing_end)
         with os.fdopen(self.reading_end, "rb") as stream:
