@@ -1,17 +1,19 @@
-"""The HTTP server's connections at its end."""
+"""The HTTP server: its connections at its end, responses without an end, what it refuses."""
 
 import asyncio
 import contextlib
 import gc
 import socket
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import uvloop
 
 from socks_tunnel.ops import http_server
-from socks_tunnel.ops.http_server import Bounds, HttpServer, Request, Response
+from socks_tunnel.ops.http_messages import Bounds, Handler, Request, Response
+from socks_tunnel.ops.http_server import HttpServer
 
 BOUNDS = Bounds(
     connections=8, per_address=8, requests=8, body=100, read_timeout=10, handle_timeout=10
@@ -179,3 +181,74 @@ async def test_the_end_of_the_server_ends_its_streams() -> None:
         await streaming.server.stop()
         assert streaming.pieces.closed.is_set()
         writer.close()
+
+
+# --- what is refused --------------------------------------------------------------------------------
+
+
+async def refusals(
+    *requests: bytes, bounds: Bounds = BOUNDS, handler: Handler = nothing, held: int = 0
+) -> list[str]:
+    """Reasons that are counted when each of these is sent on a connection of its own."""
+    counted: list[str] = []
+    server = HttpServer(
+        "test",
+        socket.create_server(("127.0.0.1", 0)),
+        handler,
+        bounds,
+        methods=frozenset({"GET"}),
+        refused=counted.append,
+    )
+    port = server._listening.getsockname()[1]
+    async with asyncio.timeout(60):
+        server.start()
+        open_ones = [await asyncio.open_connection("127.0.0.1", port) for _ in range(held)]
+        while len(server.connections) < held:
+            await asyncio.sleep(0)
+        for request in requests:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request)
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+        for _, writer in open_ones:
+            writer.close()
+        await server.stop()
+    return counted
+
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+async def test_what_is_refused_is_counted_once() -> None:
+    assert await refusals(GET) == []
+    assert await refusals(b"nonsense\r\n\r\n", b"PUT / HTTP/1.1\r\nHost: a\r\n\r\n") == [
+        "malformed",
+        "malformed",
+    ]
+
+
+async def test_a_connection_too_many_is_counted() -> None:
+    bounds = replace(BOUNDS, connections=2)
+    assert await refusals(GET, bounds=bounds, held=2) == ["too-many"]
+    bounds = replace(BOUNDS, per_address=1)
+    assert await refusals(GET, bounds=bounds, held=1) == ["too-many"]
+
+
+async def test_a_request_that_does_not_come_is_counted() -> None:
+    bounds = replace(BOUNDS, read_timeout=0.05)
+    assert await refusals(b"GET / HT", bounds=bounds) == ["timeout"]
+
+
+async def test_a_request_that_takes_too_long_or_fails_is_counted() -> None:
+    async def slow(request: Request) -> Response:
+        await asyncio.Event().wait()
+        return Response(200)
+
+    async def broken(request: Request) -> Response:
+        raise LookupError(request.path)
+
+    bounds = replace(BOUNDS, handle_timeout=0.05)
+    assert await refusals(GET, bounds=bounds, handler=slow) == ["busy"]
+    assert await refusals(GET, bounds=replace(BOUNDS, requests=0)) == ["busy"]
+    assert await refusals(GET, handler=broken) == ["bug"]

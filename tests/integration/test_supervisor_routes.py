@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from integration.links_world import Side, World, until
+from socks_tunnel.ops.labels import ReconnectCause
 from socks_tunnel.protocol.ipc import DialFailed, NewFlows
-from socks_tunnel.supervisor.reconnects import Cause
 
-UNANSWERED: Cause = "unanswered"
+UNANSWERED: ReconnectCause = "unanswered"
 
 
 @pytest.fixture

@@ -30,10 +30,11 @@ FORBIDDEN: Final = 403
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The status of the answer, and a sentence for whoever asked."""
+    """The status of the answer, a sentence for whoever asked, and the reason that is counted."""
 
     status: int
     sentence: str
+    reason: str
 
 
 def judge(
@@ -51,6 +52,7 @@ def judge(
             return Refusal(
                 MISDIRECTED,
                 f"this is not {clip(name)}; ask by address, or add the name to metrics.hosts",
+                "foreign-name",
             )
     site = headers.get("sec-fetch-site", "none")
     followed = (
@@ -59,10 +61,10 @@ def judge(
         and headers.get("sec-fetch-dest") == "document"
     )
     if site not in {"none", "same-origin"} and not followed:
-        return Refusal(FORBIDDEN, "pages of other sites may not read this")
+        return Refusal(FORBIDDEN, "pages of other sites may not read this", "other-site")
     origin = headers.get("origin")
     if origin is not None and origin.lower() != f"http://{(host or '').lower()}":
-        return Refusal(FORBIDDEN, "pages of other sites may not read this")
+        return Refusal(FORBIDDEN, "pages of other sites may not read this", "other-site")
     return None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from socks_tunnel.exporter.site import text
-from socks_tunnel.ops.http_server import Request, Response
+from socks_tunnel.ops.http_messages import Request, Response
 from socks_tunnel.protocol import pac
 from socks_tunnel.protocol.addresses import HostPort, parse_host_port, parse_ip
 from socks_tunnel.protocol.routes import Route

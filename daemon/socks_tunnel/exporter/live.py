@@ -18,7 +18,7 @@ from socks_tunnel.exporter.history import PERIOD as POINT_PERIOD
 from socks_tunnel.exporter.history import History, add_up
 from socks_tunnel.exporter.site import text
 from socks_tunnel.ops.exposition import counted
-from socks_tunnel.ops.http_server import Request, Response
+from socks_tunnel.ops.http_messages import Request, Response
 from socks_tunnel.ops.tasks import spawn
 
 STREAMS_MAX: Final = 16
@@ -65,9 +65,18 @@ class Watch:
 
 
 class Live:
-    """What is shown, and who looks. `ask` asks the supervisor for the overview."""
+    """What is shown, and who looks. `ask` asks the supervisor for the overview.
 
-    def __init__(self, ask: Callable[[str], Awaitable[list[Any]]], directory: Path) -> None:
+    `refused` is called with the reason for each request that is refused.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[str], Awaitable[list[Any]]],
+        directory: Path,
+        refused: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._refused = refused
         self.history = History()
         self.state: dict[str, Any] = {"overview": None, "problem": "the supervisor is being asked"}
         self._ask = ask
@@ -100,6 +109,7 @@ class Live:
     async def events(self, request: Request) -> Response:
         """Returns a stream of events."""
         if len(self._watches) >= STREAMS_MAX:
+            self._refused("busy")
             return text(503, f"{STREAMS_MAX} status pages are open already")
         headers = {"Content-Type": "text/event-stream"}
         if request.method == "HEAD":

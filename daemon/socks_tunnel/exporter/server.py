@@ -25,7 +25,8 @@ from socks_tunnel.exporter.channel import State, SupervisorChannel
 from socks_tunnel.exporter.live import Live
 from socks_tunnel.exporter.site import Exporter, Page
 from socks_tunnel.ipc.stream import connect
-from socks_tunnel.ops.http_server import Bounds, HttpServer
+from socks_tunnel.ops.http_messages import Bounds
+from socks_tunnel.ops.http_server import HttpServer
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import measure_lag, spawn
 from socks_tunnel.protocol.ipc import ChildReady
@@ -52,8 +53,12 @@ async def serve(
     channel = await connect(
         socket.socket(fileno=ipc_fd), lambda: SupervisorChannel(state, done.set)
     )
-    live = Live(channel.ask, directory)
-    exporter = Exporter(state, directory, names=names)
+
+    def refused(reason: str) -> None:
+        metrics.http_refused_total.labels("metrics", reason).inc()
+
+    live = Live(channel.ask, directory, refused)
+    exporter = Exporter(state, directory, names=names, refused=refused)
     exporter.pages["/"] = Page(live.page, linkable=True)
     exporter.pages["/events"] = Page(live.events)
     exporter.pages["/proxy.pac"] = Page(AutoConfig(channel.ask).page)
@@ -63,6 +68,7 @@ async def serve(
         exporter.answer,
         BOUNDS,
         methods=frozenset({"GET", "HEAD"}),
+        refused=refused,
     )
     http.start()
     background = [

@@ -14,7 +14,7 @@ from typing import Final
 from socks_tunnel.exporter.admission import judge
 from socks_tunnel.exporter.channel import State
 from socks_tunnel.ops.exposition import CONTENT_TYPES, Format, Renderer, negotiate
-from socks_tunnel.ops.http_server import Request, Response
+from socks_tunnel.ops.http_messages import Request, Response
 from socks_tunnel.ops.tasks import spawn
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,10 @@ class Page:
 
 
 class Exporter:
-    """Answers requests. `names` are host names of ours, in lower case (`metrics.hosts`)."""
+    """Answers requests. `names` are host names of ours, in lower case (`metrics.hosts`).
+
+    `refused` is called with the reason for each request that is refused.
+    """
 
     def __init__(
         self,
@@ -53,7 +56,9 @@ class Exporter:
         *,
         names: Collection[str] = (),
         render: Callable[[Format], bytes] | None = None,
+        refused: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._refused = refused
         self._state = state
         self._names = names
         self._render = Renderer(directory) if render is None else render
@@ -70,8 +75,10 @@ class Exporter:
         page = self.pages.get(request.path.partition("?")[0])
         refusal = judge(request.headers, self._names, linkable=page is not None and page.linkable)
         if refusal is not None:
+            self._refused(refusal.reason)
             response = text(refusal.status, refusal.sentence)
         elif page is None:
+            self._refused("unknown-page")
             response = text(404, f"there are {', '.join(sorted(self.pages))}")
         else:
             response = await page.answer(request)
@@ -88,6 +95,7 @@ class Exporter:
     async def _metrics(self, request: Request) -> Response:
         wanted = negotiate(request.headers.get("accept", ""))
         if self._waiting >= RENDERS_WAITING_MAX:
+            self._refused("busy")
             return text(503, "too many scrapes")
         self._waiting += 1
         try:

@@ -14,13 +14,13 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from email.utils import formatdate
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import h11
 
+from socks_tunnel.ops.http_messages import Bounds, Handler, Request, Response, Stream
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.bounded import clip
 
@@ -55,68 +55,17 @@ FAILURE_KINDS_MAX: Final = 32
 """Kinds of exceptions out of a handler that are logged, each once; all are counted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What clients may spend. Times are in seconds.
-
-    `read_timeout` bounds the whole request, counted from the connection's start; a TLS handshake is
-    part of it. `handle_timeout` bounds the work on one request. `per_address` does not hold for
-    Unix sockets.
-    """
-
-    connections: int
-    per_address: int
-    requests: int
-    body: int
-    read_timeout: float = 10.0
-    handle_timeout: float = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request. `remote` is the IP address that it came from, or "" on a Unix socket.
-
-    The names of `headers` are in lower case; of a header that came twice, it has the last.
-    """
-
-    method: str
-    path: str
-    body: bytes
-    remote: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-class Stream(Protocol):
-    """The body of a response that has no end of its own: pieces, as they come to be."""
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        """Iterates over the pieces, once."""
-
-    def close(self) -> None:
-        """Ends it: called once for each stream that a handler has returned, whatever happened."""
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """What is answered. A body needs a content type among the headers.
-
-    With a `stream`, its pieces are the body in place of `body`.
-    """
-
-    status: int
-    body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    stream: Stream | None = None
-
-
-Handler = Callable[[Request], Awaitable[Response]]
-"""Answers a request, on the event loop. An exception that it raises costs that request alone."""
+def _uncounted(reason: str) -> None:
+    """Counts nothing."""
+    del reason
 
 
 class HttpServer:
     """Serves one listening socket, which it owns. `name` is for the log ("signalling").
 
-    `failures` counts the exceptions that left the handler.
+    `failures` counts the exceptions that left the handler. `refused` is called with the reason, one
+    of :data:`socks_tunnel.ops.labels.HTTP_REFUSALS`, for each connection or request that is
+    refused here; a handler counts what it refuses itself.
     """
 
     def __init__(
@@ -128,8 +77,10 @@ class HttpServer:
         *,
         methods: frozenset[str],
         tls: ssl.SSLContext | None = None,
+        refused: Callable[[str], None] | None = None,
     ) -> None:
         self.name = name
+        self.refused = _uncounted if refused is None else refused
         self.bounds = bounds
         self.methods = methods
         self.tls = tls
@@ -221,6 +172,7 @@ class HttpServer:
             address and self.per_address[address] >= self.bounds.per_address
         ):
             _log.debug("a %s connection of %s is one too many", self.name, address or "local")
+            self.refused("too-many")
             sock.close()
             return
         connection = Connection(self, address)
@@ -243,6 +195,7 @@ class HttpServer:
         except OSError as error:  # ssl.SSLError is one, and so is a timeout
             # Anybody can cause this, with anything that is no handshake.
             _log.debug("no TLS with %s: %s", connection.remote or "local", tls_reason(error))
+            self.refused("tls")
         finally:
             if not connection.opened:
                 self.release(connection)
@@ -262,6 +215,7 @@ class HttpServer:
     async def respond(self, request: Request) -> Response:
         """Returns the handler's answer, or 503 or 500 in its place."""
         if self._active >= self.bounds.requests:
+            self.refused("busy")
             return Response(503)
         self._active += 1
         try:
@@ -271,9 +225,11 @@ class HttpServer:
             _log.warning(
                 "a %s request took over %g s; given up", self.name, self.bounds.handle_timeout
             )
+            self.refused("busy")
             return Response(503)
         except Exception as error:  # noqa: BLE001 - a bug in one request must not end the others
             self._failed(error)
+            self.refused("bug")
             return Response(500)
         finally:
             self._active -= 1
@@ -322,7 +278,7 @@ class Connection(asyncio.Protocol):
         self.opened = True
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are no instances of it
         elapsed = asyncio.get_running_loop().time() - self._began
-        self._allow(self._server.bounds.read_timeout - elapsed)
+        self._allow(self._server.bounds.read_timeout - elapsed, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended; what works for it is of no use any more."""
@@ -366,11 +322,16 @@ class Connection(asyncio.Protocol):
             self.abort()
         return self._transport.get_extra_info("sslcontext") is None  # TLS knows no half-close here
 
-    def _allow(self, seconds: float) -> None:
-        """Lets the connection live for so long from now."""
+    def _allow(self, seconds: float, end: Callable[[], None] | None = None) -> None:
+        """Lets the connection live for so long from now; `end` is called then."""
         if self._deadline is not None:
             self._deadline.cancel()
-        self._deadline = asyncio.get_running_loop().call_later(seconds, self.abort)
+        self._deadline = asyncio.get_running_loop().call_later(seconds, end or self.abort)
+
+    def _too_slow(self) -> None:
+        """No request was complete in time."""
+        self._server.refused("timeout")
+        self.abort()
 
     def _advance(self) -> None:
         while True:
@@ -465,6 +426,7 @@ class Connection(asyncio.Protocol):
         """Refuses a request that was not read to its end."""
         if self._transport is None or self._to_drop:
             return
+        self._server.refused("malformed")
         self._to_drop = LINGER_MAX
         self._send(Response(status))
         self._allow(LINGER_TIMEOUT)

@@ -5,7 +5,7 @@ first denial after a start would raise no alert. The exporter therefore shows al
 A value that is missing here is counted all the same; tests compare the lists with the sources.
 """
 
-from typing import Final
+from typing import Final, Literal, TypeAlias, get_args
 
 LINK_STATES: Final = ("up", "connecting", "down")
 LINK_OUTCOMES: Final = ("up", "ended", "failed", "vain")
@@ -15,7 +15,7 @@ PATH_KINDS: Final = ("host", "srflx", "prflx", "relay")
 
 FAMILIES: Final = ("ipv4", "ipv6")
 
-RECONNECT_CAUSES: Final = (
+ReconnectCause: TypeAlias = Literal[
     "unanswered",
     "silence",
     "path-lost",
@@ -27,8 +27,11 @@ RECONNECT_CAUSES: Final = (
     "configuration",
     "protocol",
     "bug",
-)
-"""Why a link was replaced or ended before the one that has come up; each has one cause."""
+]
+"""Why a link was replaced or ended before the one that has come up; each has one cause, and
+:mod:`socks_tunnel.supervisor.reconnects` says what they mean."""
+
+RECONNECT_CAUSES: Final[tuple[ReconnectCause, ...]] = get_args(ReconnectCause)
 
 RESUME_RESULTS: Final = ("resumed", "given-up")
 GIVEN_UP: Final = ("memory",)
@@ -104,6 +107,19 @@ SIGNALING_REJECTIONS: Final = (
     "unexpected-reply",
     "replayed",
     "too-many",
+)
+
+HTTP_LISTENERS: Final = ("metrics", "signaling")
+HTTP_REFUSALS: Final = (
+    "too-many",
+    "tls",
+    "timeout",
+    "malformed",
+    "busy",
+    "foreign-name",
+    "other-site",
+    "unknown-page",
+    "bug",
 )
 
 CLIENT_REJECTIONS: Final = (

@@ -248,6 +248,12 @@ class Metrics:
             "Signalling envelopes rejected",
             reason=labels.SIGNALING_REJECTIONS,
         )
+        self.http_refused_total = counter(
+            "http_refused_total",
+            "Connections and requests that the HTTP listeners refused",
+            listener=labels.HTTP_LISTENERS,
+            reason=labels.HTTP_REFUSALS,
+        )
         self.socks_rejected_total = counter(
             "socks_rejected_total",
             "Clients of the proxy without a request that can be served",

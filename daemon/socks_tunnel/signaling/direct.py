@@ -17,11 +17,13 @@ import logging
 import re
 import socket
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 from urllib.parse import urljoin
 
-from socks_tunnel.ops.http_server import Bounds, HttpServer, Request, Response
+from socks_tunnel.ops.http_messages import Bounds, Request, Response
+from socks_tunnel.ops.http_server import HttpServer
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.urls import Url
@@ -75,8 +77,8 @@ class DirectServer:
 
     `handler` and `bye` run on the event loop, at most :data:`REQUESTS_MAX` at a time, each for at
     most :data:`HANDLE_TIMEOUT` seconds; they log why they reject something, with
-    :data:`remote_address`. Without `bye`, every DELETE is refused. If the client leaves, they are
-    cancelled.
+    :data:`remote_address`. `refused` counts what comes to neither, as in :class:`HttpServer`.
+    Without `bye`, every DELETE is refused. If the client leaves, they are cancelled.
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class DirectServer:
         tls: ssl.SSLContext | None = None,
         read_timeout: float = READ_TIMEOUT,
         handle_timeout: float = HANDLE_TIMEOUT,
+        refused: Callable[[str], None] | None = None,
     ) -> None:
+        self._refused = refused
         self._tls = tls
         self._listen = listen
         self._bounds = Bounds(
@@ -139,6 +143,7 @@ class DirectServer:
             self._bounds,
             methods=frozenset({"POST", "DELETE"}),
             tls=self._tls,
+            refused=self._refused,
         )
         self.http.start()
 

@@ -237,8 +237,14 @@ class DirectListener:
         certificate = self._certificate
         tls = None if certificate is None else certificate.context
         handlers = self._handlers
+        refusals = self._metrics.http_refused_total
         self._server = DirectServer(
-            signaling.listen, handlers.offer, bye=handlers.bye, join=handlers.join, tls=tls
+            signaling.listen,
+            handlers.offer,
+            bye=handlers.bye,
+            join=handlers.join,
+            tls=tls,
+            refused=lambda reason: refusals.labels("signaling", reason).inc(),
         )
         listening, self._inherited = self._inherited, None
         if listening is not None and listening[0] != str(signaling.listen):

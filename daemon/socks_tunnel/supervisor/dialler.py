@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from socks_tunnel.config.for_workers import route_settings
 from socks_tunnel.config.settings import Config, Peer
+from socks_tunnel.ops.labels import ReconnectCause
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.ice import IceSettings
 from socks_tunnel.peer.select import fast_path_active
@@ -40,7 +41,6 @@ from socks_tunnel.supervisor.links import Links, route_of
 from socks_tunnel.supervisor.netlink import PathWatcher
 from socks_tunnel.supervisor.pauses import PauseWatcher
 from socks_tunnel.supervisor.peerlink import PeerLink
-from socks_tunnel.supervisor.reconnects import Cause
 
 _log = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ class GatewayLinks(Links):
         sessions = bounded.table(fields, "sessions")
         self._inherited = {name: bounded.binary(sessions, name, 16) for name in sessions}
 
-    def path_changed(self, why: str, cause: Cause = "network-changed") -> None:
+    def path_changed(self, why: str, cause: ReconnectCause = "network-changed") -> None:
         """Tries another link beside each: addresses or routes have changed, or the host has slept.
 
         `why` ends the sentence "link office: …". Whoever waits to dial again does it now; an

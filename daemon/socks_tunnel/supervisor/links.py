@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import socks_tunnel
 from socks_tunnel.config.settings import Config, Ice, Peer
-from socks_tunnel.ops.labels import FAMILIES, PATH_KINDS
+from socks_tunnel.ops.labels import FAMILIES, PATH_KINDS, ReconnectCause
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.ice import IceSettings
@@ -33,7 +33,7 @@ from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor.attachment import RESUME, Attachments
 from socks_tunnel.supervisor.peerlink import REPLACED, PeerLink, absent_status, waiting_status
 from socks_tunnel.supervisor.peers import keys_of
-from socks_tunnel.supervisor.reconnects import Cause, Reconnects
+from socks_tunnel.supervisor.reconnects import Reconnects
 from socks_tunnel.supervisor.router import Router
 from socks_tunnel.supervisor.routing import AttachedLink
 from socks_tunnel.supervisor.transport_meter import TransportMeter
@@ -238,9 +238,9 @@ class Links:
 
     def on_up(self, link: PeerLink) -> None:
         """Closes what was before: the newer link of a peer has taken over (make before break)."""
-        replaced: Cause | None = None
+        replaced: ReconnectCause | None = None
         # A gateway that doubts nothing dials beside a link only to find a better path.
-        undoubted: Cause = "better-path" if self.role == "gateway" else "replaced"
+        undoubted: ReconnectCause = "better-path" if self.role == "gateway" else "replaced"
         for older in self.links[: self.links.index(link)]:
             if older.peer.name == link.peer.name:
                 if older.attached is not None:

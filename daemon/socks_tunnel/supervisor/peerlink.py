@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from socks_tunnel.config.settings import Peer
+from socks_tunnel.ops.labels import ReconnectCause
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.peer.link import EndedBy, Link
 from socks_tunnel.peer.transport import Transport
@@ -20,7 +21,6 @@ from socks_tunnel.protocol.keepalive import Timing
 from socks_tunnel.protocol.link import DEFAULT_TIMING
 from socks_tunnel.protocol.messages import Hello, Resume
 from socks_tunnel.supervisor.attachment import Attachments
-from socks_tunnel.supervisor.reconnects import Cause
 from socks_tunnel.supervisor.router import Waiting
 from socks_tunnel.supervisor.routing import AttachedLink
 
@@ -85,11 +85,11 @@ class PeerLink:
         """Whether there is reason to try another link beside this one."""
         self.change: asyncio.Future[None] = loop.create_future()
         """Done, and replaced by a new one, when `in_doubt` changes; done when the link ends."""
-        self.doubted: Cause | None = None
+        self.doubted: ReconnectCause | None = None
         """The reason for that, for the metrics; None while there is none."""
         self._owner = owner
         self._closing = False
-        self._closed_for: Cause | None = None
+        self._closed_for: ReconnectCause | None = None
         self._goaway = False
         self._expelled = False
         metrics = owner.metrics
@@ -190,13 +190,13 @@ class PeerLink:
 
     # --- for its owner --------------------------------------------------------------------------
 
-    def doubt(self, why: str, cause: Cause) -> None:
+    def doubt(self, why: str, cause: ReconnectCause) -> None:
         """Says that the link may be about to end. It goes on; who dials may dial another."""
         if not self.in_doubt and not self.ended.done():
             _log.info("link %s: %s", self.peer.name, why)
             self._set_doubt(cause)
 
-    def _set_doubt(self, cause: Cause | None) -> None:
+    def _set_doubt(self, cause: ReconnectCause | None) -> None:
         self.doubted = cause
         self.in_doubt = cause is not None
         if self.attached is not None:
@@ -204,7 +204,7 @@ class PeerLink:
         change, self.change = self.change, asyncio.get_running_loop().create_future()
         change.set_result(None)
 
-    async def close(self, reason: str, cause: Cause | None = None) -> None:
+    async def close(self, reason: str, cause: ReconnectCause | None = None) -> None:
         """Ends the link in order, because we want it to.
 
         `cause` is what a link that comes up in its place is counted under; None if that is counted
@@ -215,13 +215,13 @@ class PeerLink:
         self._closing = True
         await self.link.close(reason)
 
-    async def expel(self, reason: str, cause: Cause | None = None) -> None:
+    async def expel(self, reason: str, cause: ReconnectCause | None = None) -> None:
         """Ends the link because its peer is none any more; the other side keeps no flow for us."""
         self.link.goaway(CloseReason.NOT_ALLOWED)
         await self.close(reason, cause)
 
     @property
-    def lost_because(self) -> Cause | None:
+    def lost_because(self) -> ReconnectCause | None:
         """Why it has ended, as far as that concerns the link that comes up in its place."""
         if self._closing:
             return self._closed_for
@@ -250,7 +250,7 @@ class PeerLink:
         }
 
 
-_CAUSES: Final[dict[EndedBy, Cause]] = {
+_CAUSES: Final[dict[EndedBy, ReconnectCause]] = {
     "owner": "configuration",
     "transport": "path-lost",
     "silence": "silence",

@@ -1,6 +1,6 @@
 """Why links are replaced: what was wrong with the link before the one that has come up.
 
-No socket and no clock. A cause is one of :data:`socks_tunnel.ops.labels.RECONNECT_CAUSES`.
+No socket and no clock. The list of causes is :data:`socks_tunnel.ops.labels.RECONNECT_CAUSES`.
 
 =================== ==============================================================================
 `unanswered`        its peer did not answer for a moment, and another link was made beside it
@@ -17,26 +17,10 @@ No socket and no clock. A cause is one of :data:`socks_tunnel.ops.labels.RECONNE
 =================== ==============================================================================
 """
 
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final
 
-from socks_tunnel.ops.labels import RECONNECT_CAUSES
+from socks_tunnel.ops.labels import ReconnectCause
 from socks_tunnel.ops.metrics import Metrics
-
-Cause: TypeAlias = Literal[
-    "unanswered",
-    "silence",
-    "path-lost",
-    "network-changed",
-    "host-slept",
-    "peer-restarted",
-    "better-path",
-    "replaced",
-    "configuration",
-    "protocol",
-    "bug",
-]
-
-assert get_args(Cause) == RECONNECT_CAUSES
 
 REMEMBERED_MAX: Final = 10_000
 """Peers without a link whose cause is remembered; those that lost theirs first are forgotten."""
@@ -47,16 +31,16 @@ class Reconnects:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._lost: dict[str, Cause] = {}
+        self._lost: dict[str, ReconnectCause] = {}
 
-    def lost(self, peer: str, cause: Cause) -> None:
+    def lost(self, peer: str, cause: ReconnectCause) -> None:
         """Remembers why the last link of a peer has ended."""
         self._lost.pop(peer, None)
         self._lost[peer] = cause
         if len(self._lost) > REMEMBERED_MAX:
             del self._lost[next(iter(self._lost))]
 
-    def up(self, peer: str, replaced: Cause | None) -> None:
+    def up(self, peer: str, replaced: ReconnectCause | None) -> None:
         """Counts a link that is up; `replaced` says why, if it came up beside another one."""
         cause = self._lost.pop(peer, None)
         if replaced is not None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from socks_tunnel.exporter.auto_config import AutoConfig
-from socks_tunnel.ops.http_server import Request, Response
+from socks_tunnel.ops.http_messages import Request, Response
 
 
 async def fetch(rows: list[Any] | Exception, host: str = "127.0.0.1:9464") -> Response:

@@ -12,7 +12,7 @@ import pytest
 from socks_tunnel.exporter import live as module
 from socks_tunnel.exporter.history import add_up
 from socks_tunnel.exporter.live import Live, Watch, content_security_policy
-from socks_tunnel.ops.http_server import Request, Response
+from socks_tunnel.ops.http_messages import Request, Response
 
 
 def asking(path: str, method: str = "GET") -> Request:

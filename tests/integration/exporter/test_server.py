@@ -26,7 +26,7 @@ from socks_tunnel.exporter.channel import (
 from socks_tunnel.exporter.site import Exporter
 from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.ops.exposition import CONTENT_TYPES, Format
-from socks_tunnel.ops.http_server import Request, Response
+from socks_tunnel.ops.http_messages import Request, Response
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.ipc import (
     Answer,
@@ -83,7 +83,10 @@ class Setup:
         self.clock = Clock()
         self.state = State(self.clock)
         self.render: Callable[[Format], bytes] = lambda _: b"metric 1\n"
-        self.exporter = Exporter(self.state, directory, render=lambda d: self.render(d))
+        self.refused: list[str] = []
+        self.exporter = Exporter(
+            self.state, directory, render=lambda d: self.render(d), refused=self.refused.append
+        )
 
     async def ask(self, path: str) -> Response:
         return await self.exporter.answer(Request("GET", path, b"", "127.0.0.1"))
@@ -185,6 +188,7 @@ async def test_a_scraper_that_leaves_lets_no_second_rendering_begin(setup: Setup
 async def test_other_paths_are_refused(setup: Setup) -> None:
     assert (await setup.get("/x"))[0] == 404
     assert (await setup.get("/metrics/x"))[0] == 404
+    assert setup.refused == ["unknown-page"] * 2
 
 
 async def test_a_name_that_is_not_ours_gets_no_page(setup: Setup) -> None:
@@ -194,6 +198,8 @@ async def test_a_name_that_is_not_ours_gets_no_page(setup: Setup) -> None:
         assert (await setup.exporter.answer(rebound)).status == 421
         other = {"host": "127.0.0.1:9464", "sec-fetch-site": "cross-site"}
         assert (await setup.exporter.answer(Request("GET", path, b"", "", other))).status == 403
+        assert setup.refused[-2:] == ["foreign-name", "other-site"]
+    assert len(setup.refused) == 2 * len(setup.exporter.pages)
 
 
 async def test_every_answer_forbids_other_sites_and_caches(setup: Setup) -> None:

@@ -11,7 +11,6 @@ from socks_tunnel.ops import labels
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol.errors import Reply
 from socks_tunnel.protocol.messages import MessageType
-from socks_tunnel.supervisor.reconnects import Cause
 from socks_tunnel_workers.targets.failures import Failure
 
 ROOT = Path(socks_tunnel.__file__).parents[2]
@@ -72,6 +71,7 @@ def test_the_page_lists_the_values_of_labels() -> None:
         ("`cause` | the link before", labels.RECONNECT_CAUSES),
         ("`where` | meaning", labels.BUFFERS),
         ("`reason` | on | meaning", labels.UDP_DROPS),
+        ("`reason` | meaning | what to do", labels.HTTP_REFUSALS),
     ],
 )
 def test_each_value_is_explained(head: str, values: tuple[str, ...]) -> None:
@@ -107,7 +107,60 @@ def test_values_that_have_a_type_of_their_own() -> None:
     assert set(labels.DNS_FAILURES) == {failure.value for failure in Failure}
     assert set(labels.REPLIES) == {reply.name.lower() for reply in Reply}
     assert {f"malformed-{kind.name.lower()}" for kind in MessageType} <= set(labels.PROTOCOL_ERRORS)
-    assert set(labels.RECONNECT_CAUSES) == set(Cause.__args__)  # type: ignore[attr-defined]
+
+
+def label_values() -> dict[str, list[tuple[ast.expr, ...]]]:
+    """What the sources give as label values, by the metric's attribute.
+
+    They write `metrics.NAME.labels(VALUE, …)`, or `count("NAME", VALUE, …)` in workers.
+    """
+    names = {name for name in vars(Metrics()) if not name.startswith("_")}
+    found: dict[str, list[tuple[ast.expr, ...]]] = {}
+    for package in ("daemon/socks_tunnel", "workers/socks_tunnel_workers"):
+        for path in (ROOT / package).rglob("*.py"):
+            if path.name == "metrics.py":
+                continue  # where they are made
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if not isinstance(node, ast.Call) or not node.args:
+                    continue
+                name, values = None, node.args
+                if isinstance(node.func, ast.Attribute) and node.func.attr == "labels":
+                    name = getattr(node.func.value, "attr", getattr(node.func.value, "id", None))
+                elif isinstance(node.args[0], ast.Constant):
+                    name, values = node.args[0].value, node.args[1:]
+                if name in names and values:
+                    found.setdefault(name, []).append(tuple(values))
+    return found
+
+
+def test_each_value_in_the_sources_is_known() -> None:
+    """What is known is exported from 0, so that its first event is an increase."""
+    metrics = Metrics()
+    found = label_values()
+    assert {"links_total", "resumes_total", "buffered_bytes", "failovers_total"} <= set(found)
+    for name, uses in found.items():
+        family = getattr(metrics, name)
+        for values in uses:
+            for label, value in zip(family.label_names, values, strict=False):
+                if label in family.known and isinstance(value, ast.Constant):
+                    assert value.value in family.known[label], (name, label, value.value)
+
+
+def test_only_labels_without_a_list_of_values_are_of_an_instance_or_its_processes() -> None:
+    """A new label has a list of its values in ops/labels.py, or is added here with its reason."""
+    of_the_instance = {"role", "version", "python", "aiortc"}
+    of_the_configuration = {"route", "peer"}
+    of_processes = {"process"}
+    what_expires = {("tls_certificate_expires_seconds", "kind")} | {
+        ("ice_credential_expires_seconds", "kind")  # no such thing is no time of expiry
+    }
+    for family in Metrics().families():
+        name = exposed(family.name, family.kind)
+        for label in set(family.label_names) - set(family.known):
+            assert (
+                label in of_the_instance | of_the_configuration | of_processes
+                or (name, label) in what_expires
+            ), (name, label)
 
 
 def test_reasons_of_dropped_datagrams() -> None:
@@ -117,6 +170,12 @@ def test_reasons_of_dropped_datagrams() -> None:
 def test_reasons_of_rejected_envelopes_and_clients() -> None:
     assert set(literals("EnvelopeRejected")) == set(labels.SIGNALING_REJECTIONS)
     assert set(literals("_count_rejected")) <= set(labels.CLIENT_REJECTIONS)
+
+
+def test_reasons_of_refused_http_requests() -> None:
+    assert set(literals("refused", "_refused")) | {"foreign-name", "other-site"} == set(
+        labels.HTTP_REFUSALS
+    )
 
 
 def test_kinds_of_protocol_errors() -> None:
