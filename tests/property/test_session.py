@@ -38,7 +38,6 @@ from socks_tunnel.protocol.messages import (
     SendEof,
     WindowUpdate,
 )
-from socks_tunnel.protocol.scheduler import QUANTUM
 from socks_tunnel.protocol.session import Opening, Row, Session, Terms
 
 BOUND = HostPort("10.77.0.2", 40_000)
@@ -69,7 +68,7 @@ class Flow:
         self.conn_id = conn_id
         self.opening = opening
         self.repeated = False
-        self.deficit = QUANTUM
+        self.served = 0
         self.queued = False
         self.answered = False
         self.ended: int | None = None
@@ -91,7 +90,7 @@ class Flow:
             return
         session, send = self.side.session, self.core.send
         total = 0
-        while total < self.deficit and session.scheduler.credit > 0:
+        while total < session.scheduler.turn:
             if send.next == send.end:
                 taken = bytes(self.local.to_read[: max(0, min(self.core.readable, 700))])
                 del self.local.to_read[: len(taken)]
@@ -356,7 +355,7 @@ class TwoSessions(RuleBasedStateMachine):
             core = TcpFlow.restore(fields)
             flow = side.known[core.conn_id]
             flow.core = core
-            flow.deficit, flow.queued = QUANTUM, False
+            flow.served, flow.queued = 0, False
             side.session.flows.add(core.conn_id, flow)
         if linked:
             self.link()

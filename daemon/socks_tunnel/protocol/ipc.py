@@ -259,6 +259,18 @@ class Credit:
 
 
 @dataclass(frozen=True, slots=True)
+class Demand:
+    """Worker to supervisor: so many flows of the session have something to transmit.
+
+    Credit is shared by it. It is told after a :class:`Credit`, when it has changed or is some time
+    old.
+    """
+
+    OP: ClassVar[str] = "demand"
+    flows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Supervisor to worker: accept nothing new, and say when the last flow has ended."""
 
@@ -371,6 +383,7 @@ Control: TypeAlias = (
     | Probe
     | Probed
     | Credit
+    | Demand
     | Drain
     | Drained
     | Settle

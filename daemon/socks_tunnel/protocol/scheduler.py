@@ -1,17 +1,28 @@
 """What a worker transmits next in one session, within the credit that the supervisor grants.
 
 Order: control messages at once (they are small, each answers something, and may take the credit
-below zero), then datagrams, then flows that have been quiet, then bulk flows in turn.
+below zero), then datagrams, then flows.
 
-Flows are served by deficit round robin over two lists, as the fair queues of RFC 8290 section 4.1
-do it: a flow that begins to send stands in the list of new flows, and moves to the list of old ones
-once it has used a quantum of bytes. New flows come first. So a keystroke goes before every
-download, and a download that sends without pause never profits from it. Flows hold nothing here: a
-flow that has to wait leaves its bytes in its socket and is asked for them when its turn comes.
+Flows are served by start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996). Virtual time is
+counted in bytes that each busy flow was allowed to transmit::
+
+    start(flow)  = max(virtual, served(flow))       when the flow begins to wait
+    served(flow) = start(flow) + bytes sent         after its turn
+    virtual      = start of the flow that was served last; the smallest start is served next
+
+So flows that always have something share by bytes, with a difference of at most one message, and a
+flow that used less than its share goes before all of them, however many they are: a keystroke
+overtakes every download. A flow that comes and goes gains nothing by it, since what it has used
+stays in `served`. Flows hold nothing here: one that has to wait leaves its bytes in its socket and
+is asked for them when its turn comes.
+
+A flow that used less than its share need not wait for credit either. It may transmit a little
+beyond it (:data:`QUIET_OVERDRAFT`), for the credit is used up by those that always have more.
 
 The unit of credit is one byte of tunnel message.
 """
 
+import heapq
 from collections import deque
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -25,20 +36,26 @@ DATAGRAM_OVERDRAFT: Final = 8_192
 """Bytes of datagrams that may be sent after bulk has used up the credit: it must not keep them
 waiting until they are too old (RFC 8085 section 3.1: a fair share)."""
 
+QUIET_OVERDRAFT: Final = 4_096
+"""Bytes that quiet flows may transmit after bulk has used up the credit."""
+
+QUIET_TURN: Final = 1_100
+"""Bytes of payload that a quiet flow may transmit in a turn without credit: a packet's worth."""
+
 CHUNK_START: Final = 16_384
 """DATA payload in bytes that a link advises before its rate is known."""
 
-QUANTUM: Final = 16_384
-"""Bytes that a flow may transmit before others get their turn."""
+DEMAND_HOLD: Final = 0.5
+"""Seconds for which a number of flows counts after so many had something to transmit."""
 
 
 class Schedulable(Protocol):
-    """What the scheduler keeps at a flow: two attributes of its own."""
+    """What the scheduler keeps at a flow: two attributes of its own, 0 and False at first."""
 
-    deficit: int
-    """Bytes that the flow may still transmit in this turn."""
+    served: int
+    """Virtual time at which its last turn ended."""
     queued: bool
-    """Whether the flow is in one of the lists."""
+    """Whether the flow waits for its turn."""
 
 
 F = TypeVar("F", bound=Schedulable)
@@ -48,34 +65,60 @@ class Scheduler(Generic[F]):
     """The transmit queue of one session in one worker.
 
     `credit` is read and lowered on the data path: a sender may transmit while it is positive and
-    nobody waits (:attr:`idle`). `chunk` is the DATA payload in bytes that the link advises.
+    nobody waits (:attr:`idle`). `chunk` is the DATA payload in bytes that the link advises, `turn`
+    what the flow that was served last may transmit in its turn.
     """
 
-    __slots__ = ("_bytes", "_datagrams", "_new", "_old", "chunk", "credit", "expired", "overflowed")
+    __slots__ = (
+        "_bytes",
+        "_datagrams",
+        "_number",
+        "_queue",
+        "_virtual",
+        "chunk",
+        "credit",
+        "expired",
+        "overflowed",
+        "turn",
+    )
 
     def __init__(self, credit: int = 0) -> None:
         self.credit = credit
         self.chunk = CHUNK_START
+        self.turn = CHUNK_START
         self.expired = 0
         self.overflowed = 0
         self._datagrams: deque[tuple[float, bytes]] = deque()
         self._bytes = 0
-        self._new: deque[F] = deque()
-        self._old: deque[F] = deque()
+        # A heap of (start, bulk, number, flow). Of those that start at the same time, quiet ones go
+        # first, and then the one that came first.
+        self._queue: list[tuple[int, bool, int, F]] = []
+        self._number = 0
+        self._virtual = 0
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits."""
-        return not self._new and not self._old and not self._datagrams
+        return not self._queue and not self._datagrams
+
+    @property
+    def waiting(self) -> int:
+        """How many flows have something to transmit."""
+        return len(self._queue)
+
+    @property
+    def quiet_floor(self) -> int:
+        """The credit at which quiet flows have to wait too.
+
+        A flow that has one byte of credit sends a whole chunk, so bulk alone takes the credit that
+        far below zero. The overdraft of quiet flows lies below that, or they would have none.
+        """
+        return -(self.chunk + QUIET_OVERDRAFT)
 
     @property
     def floor(self) -> int:
-        """The credit at which datagrams have to wait too.
-
-        A flow that has one byte of credit sends a whole chunk, so bulk alone takes the credit that
-        far below zero. The overdraft of datagrams lies below that, or they would have none.
-        """
-        return -(self.chunk + DATAGRAM_OVERDRAFT)
+        """The credit at which datagrams have to wait too: their overdraft lies below the other."""
+        return -(self.chunk + QUIET_OVERDRAFT + DATAGRAM_OVERDRAFT)
 
     @property
     def takes_datagram(self) -> bool:
@@ -91,37 +134,45 @@ class Scheduler(Generic[F]):
         """Queues a flow that has something to transmit; harmless if it is queued already."""
         if not flow.queued:
             flow.queued = True
-            flow.deficit = QUANTUM
-            self._new.append(flow)
+            self._number += 1
+            virtual = self._virtual
+            bulk = flow.served > virtual
+            start = flow.served if bulk else virtual
+            heapq.heappush(self._queue, (start, bulk, self._number, flow))
 
     def requeue(self, flow: F, sent: int) -> None:
         """Queues a flow again that had its turn, transmitted `sent` bytes and has more."""
-        flow.deficit -= sent
-        flow.queued = True
-        if flow.deficit > 0:
-            self._old.appendleft(flow)
-        else:
-            flow.deficit += QUANTUM
-            self._old.append(flow)
+        self.rest(flow, sent)
+        self.wait(flow)
+
+    def rest(self, flow: F, sent: int) -> None:
+        """Counts what a flow transmitted in its turn that has nothing more for now."""
+        flow.served += sent
 
     def cancel(self, flow: F) -> None:
-        """Takes a flow out of the lists; harmless if it is not there."""
+        """Takes a flow out of the queue; harmless if it is not there."""
         if flow.queued:
             flow.queued = False
-            if flow in self._new:
-                self._new.remove(flow)
-            else:
-                self._old.remove(flow)
+            self._queue = [entry for entry in self._queue if entry[3] is not flow]
+            heapq.heapify(self._queue)
 
     def next_flow(self) -> F | None:
-        """Returns the flow whose turn it is, taken out of its list, or None without credit."""
-        if self.credit <= 0:
+        """Returns the flow whose turn it is, taken out of the queue, or None without credit.
+
+        It may transmit `turn` bytes of payload, and is then given to :meth:`requeue` or
+        :meth:`rest`.
+        """
+        if not self._queue:
             return None
-        queue = self._new or self._old
-        if not queue:
+        if self.credit > 0:
+            self.turn = self.chunk
+        elif not self._queue[0][1] and self.credit > self.quiet_floor:
+            self.turn = min(self.chunk, QUIET_TURN)
+        else:
             return None
-        flow = queue.popleft()
+        start, _, _, flow = heapq.heappop(self._queue)
         flow.queued = False
+        flow.served = self._virtual = start
         return flow
 
     def queue_datagram(self, message: bytes, now: float) -> None:
@@ -163,7 +214,31 @@ class Scheduler(Generic[F]):
         self.expired += len(self._datagrams)
         self._datagrams.clear()
         self._bytes = 0
-        for queue in (self._new, self._old):
-            for flow in queue:
-                flow.queued = False
-            queue.clear()
+        for *_, flow in self._queue:
+            flow.queued = False
+        self._queue.clear()
+
+
+class BusyFlows:
+    """How many flows of a worker have something to transmit, as the supervisor is told.
+
+    The number at a moment says little: a flow is between two reads of its socket, or between two
+    updates of its window. So the largest of :data:`DEMAND_HOLD` counts.
+    """
+
+    __slots__ = ("_largest", "_since", "told")
+
+    def __init__(self) -> None:
+        self.told = 0
+        self._largest = 0
+        self._since = 0.0
+
+    def due(self, waiting: int, now: float) -> bool:
+        """Counts `waiting` flows; returns whether `told` is to be told, again or anew."""
+        self._largest = max(self._largest, waiting)
+        over = now - self._since >= DEMAND_HOLD
+        if waiting <= self.told and not (over and (self.told or self._largest)):
+            return False
+        self.told = self._largest
+        self._largest, self._since = 0, now
+        return True

@@ -16,6 +16,7 @@ from socks_tunnel.protocol.ipc import (
     Attached,
     Configure,
     Control,
+    Demand,
     DialFailed,
     DialsDone,
     Drain,
@@ -154,6 +155,8 @@ class WorkerSlot(Slot):
         match message:
             case Attached():
                 self._routes.attached(session, message)
+            case Demand(flows=flows):
+                self._routes.demanded(session, flows)
             case DialFailed():
                 self._routes.dial_failed(session, message)
             case DialsDone():

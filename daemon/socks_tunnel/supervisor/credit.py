@@ -8,18 +8,24 @@ limit::
     worker --- held --->  supervisor --- outstanding --->  data channels  --->  network
                 (granted, not used yet)      (in the link's queue)
 
-    outstanding + held of the active workers  <=  limit
+    outstanding + held of the busy workers  <=  limit
 
-A worker is active while bytes of it wait in the link. An idle worker keeps credit up to the limit,
-so that it can begin at once; it costs the others nothing. What it holds beyond a limit that has
-shrunk is taken back, or it would fill a slow link for seconds when it begins. The worker that uses
-least gets credit first, so workers share the link evenly, and one that is alone has all of it.
+An idle worker keeps credit up to the limit, so that it can begin at once; it costs the others
+nothing. What it holds beyond a limit that has shrunk is taken back, or it would fill a slow link
+for seconds when it begins. A worker that is alone has the whole link.
+
+Workers that want more than there is share by flows: each tells how many of its flows have something
+to transmit (:class:`socks_tunnel.protocol.ipc.Demand`). Credit goes by start-time fair queueing, as
+within a worker, and a worker's virtual time passes the slower, the more flows it has. A number that
+is out of date costs little: what a worker does not use, others get, each grant is an occasion to
+tell another number, and one that was not told again for :data:`TOLD_FOR` counts no more.
 
 The limit follows the time that bytes wait in the link, as the queue limits of RFC 8290 do: it
 shrinks while they wait longer than :data:`SOJOURN_HIGH`, and grows while the link empties quickly
 and workers have used up what they were granted. So what waits is bounded in time as well.
 """
 
+import heapq
 from collections import deque
 from collections.abc import Iterable
 from typing import Final
@@ -34,10 +40,10 @@ LIMIT_MIN: Final = 8_192
 LIMIT_MAX: Final = 2_097_152
 """Bytes that may wait in the fastest link: 17 ms at 1 Gbit/s."""
 
-SOJOURN_HIGH: Final = 0.050
+SOJOURN_HIGH: Final = 0.020
 """Seconds that bytes may wait in a link before the limit shrinks."""
 
-SOJOURN_LOW: Final = 0.015
+SOJOURN_LOW: Final = 0.008
 """Seconds of waiting below which the limit may grow."""
 
 CHUNK_MIN: Final = 1_100
@@ -53,23 +59,45 @@ _BATCHES_PER_LIMIT: Final = 8
 """Credit is given in portions of about an eighth of the limit, so that few messages carry it."""
 
 
+UNUSED_AFTER: Final = 0.050
+"""Seconds after which a worker that holds credit and sends nothing gets no more, and what it holds
+is not reserved for it: a busy one uses what it is given within a turn of its event loop."""
+
+
+TOLD_FOR: Final = 2.0
+"""Seconds for which the number of flows counts that a worker has told. It tells it again each
+:data:`socks_tunnel.protocol.scheduler.DEMAND_HOLD` as long as it gets credit."""
+
+
 class Share:
     """One worker's part in a link, in bytes.
 
     `held` was granted and not used, `outstanding` waits in the link. `held` may be below zero:
-    control messages are sent without asking.
+    control messages are sent without asking. `flows` is how many of its flows have something to
+    transmit, as far as it has told.
     """
 
-    __slots__ = ("held", "outstanding")
+    __slots__ = ("finish", "flows", "granted_at", "held", "outstanding", "sent_at", "told_at")
 
     def __init__(self) -> None:
         self.held = 0
         self.outstanding = 0
+        self.flows = 0
+        self.finish = 0.0
+        """Virtual time, in bytes for each flow, up to which the worker was given credit."""
+        self.granted_at = 0.0
+        self.sent_at = 0.0
+        self.told_at = 0.0
 
     @property
     def used(self) -> int:
         """What the worker takes of the limit."""
         return self.outstanding + max(self.held, 0)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of it waits, neither in the link nor, as far as is known, for credit."""
+        return not self.outstanding and not self.flows
 
 
 class LinkCredit:
@@ -82,6 +110,8 @@ class LinkCredit:
         self._carry = 0
         self._adjusted_at = 0.0
         self._short = False
+        self._virtual = 0.0
+        self._now = 0.0
 
     @property
     def chunk(self) -> int:
@@ -93,12 +123,19 @@ class LinkCredit:
         share.held = self.limit
         return share.held
 
+    def told(self, share: Share, flows: int, now: float) -> None:
+        """Learns how many flows of a worker have something to transmit."""
+        share.flows = flows
+        share.told_at = self._now = now
+
     def sent(self, share: Share | None, size: int, now: float) -> None:
         """Counts bytes that were given to the link; None: messages of the supervisor's own."""
+        self._now = now
         if share is None:
             share = _UNSHARED
         share.held -= size
         share.outstanding += size
+        share.sent_at = now
         self.outstanding += size
         self._fifo.append((share, size, now))
         if share.held <= 0:
@@ -106,6 +143,7 @@ class LinkCredit:
 
     def drained(self, count: int, now: float) -> None:
         """Counts bytes that left the link's queue, and adjusts the limit."""
+        self._now = now
         count += self._carry
         fifo = self._fifo
         waited = 0.0
@@ -140,37 +178,55 @@ class LinkCredit:
         looked faster. The amount is below zero then, and so may be the worker's credit for a
         moment, if the bytes for it are on their way here already.
         """
-        candidates = sorted(shares, key=lambda share: share.used)
-        free = self.limit - self.outstanding
-        for share in candidates:
-            if share.outstanding > 0:
-                free -= max(share.held, 0)
+        given: dict[Share, int] = {}
         portion = max(self.limit // _BATCHES_PER_LIMIT, CHUNK_MIN)
-        given = []
-        for share in candidates:
+        free = self.limit - self.outstanding
+        busy: list[Share] = []
+        for share in shares:
+            if share.flows and self._now - share.told_at > TOLD_FOR:
+                share.flows = 0
             if share.held >= self.limit + portion:
-                amount = self.limit - share.held
+                given[share] = self.limit - share.held
                 share.held = self.limit
-                if share.outstanding > 0:
-                    free -= amount
-                given.append((share, amount))
-                continue
-            idle = share.outstanding == 0
-            # What an idle worker spent beyond its credit has left: it is forgiven. Nothing may
-            # ever leave again to give the rest for.
-            wanted = self.limit - (share.held if idle else share.used)
-            if wanted <= 0 or (wanted < portion and share.held > 0):
-                continue
-            if idle and share.held > self.limit >> 1:
-                continue  # it is able to begin at once
-            amount = wanted if idle else min(wanted, free)
-            if amount < min(portion, wanted):
-                continue
-            share.held += amount
-            if not idle:
-                free -= amount
-            given.append((share, amount))
-        return given
+            elif share.idle:
+                # What it spent beyond its credit has left: that is forgiven.
+                if share.held <= self.limit >> 1:
+                    self._give(share, self.limit - share.held, given)
+            else:
+                busy.append(share)
+            if not share.idle and self._now - share.granted_at < UNUSED_AFTER:
+                free -= max(share.held, 0)
+        wanting = [(share.finish, i) for i, share in enumerate(busy) if self._wants(share, portion)]
+        heapq.heapify(wanting)
+        while wanting and free >= portion:
+            _, i = heapq.heappop(wanting)
+            share = busy[i]
+            amount = min(self.limit - share.used, portion)
+            self._virtual = max(self._virtual, share.finish)
+            self._give(share, amount, given)
+            free -= amount
+            if self._wants(share, portion):
+                heapq.heappush(wanting, (share.finish, i))
+        if not self.outstanding:
+            # Nothing may ever leave again to give credit for.
+            for share in busy:
+                if share.held <= 0:
+                    self._give(share, portion - share.held, given)
+        return list(given.items())
+
+    def _wants(self, share: Share, portion: int) -> bool:
+        """Whether a busy worker may be given more."""
+        wanted = self.limit - share.used
+        if share.held <= 0:
+            return wanted > 0
+        return wanted >= portion and self._now - share.sent_at < UNUSED_AFTER
+
+    def _give(self, share: Share, amount: int, given: dict[Share, int]) -> None:
+        share.held += amount
+        share.granted_at = self._now
+        finish = max(self._virtual, share.finish) + amount / max(share.flows, 1)
+        share.finish = min(finish, self._virtual + self.limit)
+        given[share] = given.get(share, 0) + amount
 
     def lost(self, share: Share) -> None:
         """Forgets a worker that is gone; what it had sent still drains."""

@@ -64,6 +64,12 @@ class WorkerRoutes:
         if found is not None:
             found[0].attached(found[1], answer)
 
+    def demanded(self, session: int, flows: int) -> None:
+        """Takes how many flows of the worker have something to transmit."""
+        found = self._find(session)
+        if found is not None:
+            found[0].demanded(found[1], flows)
+
     def dial_failed(self, session: int, message: DialFailed) -> None:
         """Takes what the worker says of a dial that did not reach its target."""
         found = self._find(session)

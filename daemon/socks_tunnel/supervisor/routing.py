@@ -369,6 +369,12 @@ class RoutedSession:
         entry.round_trip = round_trip
         entry.port.send_control(self.number, Credit(amount, link.credit.chunk, round_trip))
 
+    def demanded(self, worker: WorkerEntry, flows: int) -> None:
+        """Shares credit from now on by so many flows of the worker."""
+        if self.link is not None and worker.ready:  # else: it was told of a link that is gone
+            flows = min(max(flows, 0), self.router.flows_per_session)
+            self.link.credit.told(worker.share, flows, time.monotonic())
+
     # --- links --------------------------------------------------------------------------------
 
     def attach(self, port: LinkPort, terms: LinkTerms) -> AttachedLink:

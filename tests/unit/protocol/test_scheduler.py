@@ -9,7 +9,10 @@ from socks_tunnel.protocol.scheduler import (
     DATAGRAM_AGE_MAX,
     DATAGRAM_BYTES_MAX,
     DATAGRAM_OVERDRAFT,
-    QUANTUM,
+    DEMAND_HOLD,
+    QUIET_OVERDRAFT,
+    QUIET_TURN,
+    BusyFlows,
     Scheduler,
 )
 
@@ -19,7 +22,7 @@ FLOOR = Scheduler[Any]().floor
 class Flow:
     def __init__(self, name: str) -> None:
         self.name = name
-        self.deficit = 0
+        self.served = 0
         self.queued = False
 
 
@@ -99,10 +102,11 @@ def test_datagrams_get_their_share_of_a_link_that_bulk_has_used_up() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1_100, 16_384])
-def test_what_one_chunk_of_bulk_takes_is_not_the_overdraft_of_datagrams(chunk: int) -> None:
+def test_what_flows_take_is_not_the_overdraft_of_datagrams(chunk: int) -> None:
     scheduler: Scheduler[Flow] = Scheduler(1)
     scheduler.chunk = chunk
     scheduler.credit -= chunk  # a flow may, because there is credit
+    scheduler.credit -= QUIET_OVERDRAFT
     sent = 0
     while takes(scheduler):
         scheduler.queue_datagram(bytes(200), 0.0)
@@ -161,9 +165,14 @@ def test_the_limit_counts_only_what_still_waits() -> None:
 # --- flows ------------------------------------------------------------------------------------
 
 
+def serve(scheduler: Scheduler[Flow], flow: Flow, sent: int) -> None:
+    assert scheduler.next_flow() is flow
+    scheduler.requeue(flow, sent)
+
+
 def test_bulk_flows_share_by_bytes_and_not_by_turns() -> None:
     scheduler: Scheduler[Flow] = Scheduler(1_000_000_000)
-    sizes = {A: QUANTUM, B: QUANTUM // 4, C: 100}
+    sizes = {A: 16_384, B: 4_096, C: 100}
     sent = dict.fromkeys(sizes, 0)
     for flow in flows():
         scheduler.wait(flow)
@@ -172,7 +181,25 @@ def test_bulk_flows_share_by_bytes_and_not_by_turns() -> None:
         assert turn is not None
         sent[turn.name] += sizes[turn.name]
         scheduler.requeue(turn, sizes[turn.name])
-    assert max(sent.values()) - min(sent.values()) <= 2 * QUANTUM
+        assert max(sent.values()) - min(sent.values()) <= 2 * 16_384
+
+
+def test_a_flow_that_comes_and_goes_gets_no_more_than_one_that_stays() -> None:
+    scheduler: Scheduler[Flow] = Scheduler(1_000_000_000)
+    stays, comes, _ = flows()
+    sent = dict.fromkeys((A, B), 0)
+    for flow in (stays, comes):
+        scheduler.wait(flow)
+    for _ in range(1_000):
+        turn = scheduler.next_flow()
+        assert turn is not None
+        sent[turn.name] += 1_000
+        if turn is comes:
+            scheduler.rest(turn, 1_000)
+            scheduler.wait(turn)
+        else:
+            scheduler.requeue(turn, 1_000)
+    assert abs(sent[A] - sent[B]) <= 1_000
 
 
 def test_a_flow_that_was_quiet_goes_before_bulk() -> None:
@@ -180,22 +207,70 @@ def test_a_flow_that_was_quiet_goes_before_bulk() -> None:
     bulk, other, quiet = flows()
     for flow in (bulk, other):
         scheduler.wait(flow)
-        assert scheduler.next_flow() is flow
-        scheduler.requeue(flow, QUANTUM)
+    serve(scheduler, bulk, 16_384)
+    serve(scheduler, other, 16_384)
+    serve(scheduler, bulk, 16_384)
     scheduler.wait(quiet)
-    assert names(scheduler, 3) == [C, A, B]
+    assert names(scheduler, 3) == [C, B, A]
 
 
-def test_a_flow_that_goes_on_after_its_quantum_is_bulk() -> None:
+def test_what_is_sent_while_nobody_waits_is_not_held_against_a_flow() -> None:
     scheduler: Scheduler[Flow] = Scheduler(1_000_000)
-    first, second, _ = flows()
-    scheduler.wait(first)
-    assert scheduler.next_flow() is first
-    scheduler.requeue(first, QUANTUM)
-    scheduler.wait(second)
-    assert scheduler.next_flow() is second
-    scheduler.requeue(second, QUANTUM // 2)
-    assert names(scheduler, 2) == [B, A], "it has half of its turn left"
+    alone, late, _ = flows()
+    scheduler.wait(alone)
+    for _ in range(100):
+        serve(scheduler, alone, 1_000)
+    scheduler.wait(late)
+    turns = []
+    for _ in range(10):
+        turn = scheduler.next_flow()
+        assert turn is not None
+        turns.append(turn.name)
+        scheduler.requeue(turn, 1_000)
+    assert abs(turns.count(A) - turns.count(B)) <= 2
+
+
+def test_a_keystroke_needs_no_credit_and_bulk_does() -> None:
+    scheduler: Scheduler[Flow] = Scheduler(1)
+    bulk, other, quiet = flows()
+    for flow in (bulk, other):
+        scheduler.wait(flow)
+    serve(scheduler, bulk, 16_384)
+    scheduler.credit = 1
+    serve(scheduler, other, 16_384)
+    scheduler.credit = 1
+    serve(scheduler, bulk, 16_384)
+    scheduler.credit = -16_383
+    assert scheduler.next_flow() is None
+    scheduler.wait(quiet)
+    assert scheduler.next_flow() is quiet
+    assert scheduler.turn == QUIET_TURN
+    scheduler.requeue(quiet, QUIET_TURN)
+    assert scheduler.next_flow() is None, "it goes on, so it is bulk"
+    scheduler.credit = 1
+    assert scheduler.next_flow() is not None
+    assert scheduler.turn == scheduler.chunk
+
+
+@pytest.mark.parametrize("chunk", [600, 1_100, 16_384])
+def test_the_overdraft_of_quiet_flows_ends_before_that_of_datagrams(chunk: int) -> None:
+    scheduler: Scheduler[Flow] = Scheduler(1)
+    scheduler.chunk = chunk
+    scheduler.credit -= chunk
+    sent = 0
+    while True:
+        scheduler.wait(Flow(A))
+        turn = scheduler.next_flow()
+        if turn is None:
+            break
+        assert scheduler.turn == min(QUIET_TURN, chunk)
+        scheduler.credit -= 100
+        sent += 100
+    assert QUIET_OVERDRAFT <= sent <= QUIET_OVERDRAFT + 100
+    while takes(scheduler):
+        scheduler.credit -= 100
+        sent += 100
+    assert sent >= QUIET_OVERDRAFT + DATAGRAM_OVERDRAFT
 
 
 def test_a_flow_waits_once() -> None:
@@ -235,19 +310,6 @@ def test_a_lost_link_leaves_nothing_waiting() -> None:
     assert not second.queued
 
 
-def test_a_flow_keeps_its_turn_to_the_last_byte_and_pays_back_what_it_took_beyond() -> None:
-    scheduler: Scheduler[Flow] = Scheduler(1_000_000)
-    first, second, _ = flows()
-    for flow in (first, second):
-        scheduler.wait(flow)
-        scheduler.next_flow()
-    scheduler.requeue(second, QUANTUM)
-    scheduler.requeue(first, QUANTUM - 1)
-    assert names(scheduler, 2) == [A, B], "one byte of its turn is left"
-    scheduler.requeue(first, 101)
-    assert first.deficit == QUANTUM - 100
-
-
 def test_what_a_lost_link_drops_is_counted_each_time_and_leaves_all_the_room() -> None:
     scheduler: Scheduler[Flow] = Scheduler()
     assert scheduler.credit == 0
@@ -267,3 +329,27 @@ def test_whether_a_flow_is_queued_is_a_truth_value() -> None:
         assert flow.queued is True
         leave()
         assert flow.queued is False
+
+
+# --- how many flows want to transmit --------------------------------------------------------------
+
+
+def test_more_busy_flows_are_told_at_once_and_fewer_after_a_while() -> None:
+    busy = BusyFlows()
+    assert not busy.due(0, 10.0), "nothing to tell"
+    assert busy.due(3, 10.0)
+    assert busy.told == 3
+    for at in range(1, 10):
+        assert not busy.due(at % 3, 10.0 + DEMAND_HOLD * at / 20)
+    assert busy.due(1, 10.0 + DEMAND_HOLD)
+    assert busy.told == 2, "so many there were meanwhile"
+    assert busy.due(0, 10.0 + 2 * DEMAND_HOLD)
+    assert busy.told == 0
+    assert not busy.due(0, 10.0 + 9 * DEMAND_HOLD)
+
+
+def test_a_number_that_comes_again_stays_and_is_told_again() -> None:
+    busy = BusyFlows()
+    told = [busy.due(3 if step % 4 == 0 else 1, step * DEMAND_HOLD / 8) for step in range(80)]
+    assert busy.told == 3
+    assert told.count(True) == 10

@@ -26,7 +26,6 @@ from socks_tunnel.protocol.messages import (
     decode,
     message_header,
 )
-from socks_tunnel.protocol.scheduler import QUANTUM
 from socks_tunnel.protocol.session import CLOSED_REMEMBERED_MAX, Opening, Row, Session, Terms
 
 TERMS = Terms(1000, 65_529, 300, frozenset({"resume"}))
@@ -37,7 +36,7 @@ class Flow:
         self.outlet = outlet
         self.conn_id = conn_id
         self.udp = udp
-        self.deficit = QUANTUM
+        self.served = 0
         self.queued = False
         self.events: list[object] = []
         self.fails: Exception | None = None
@@ -286,6 +285,7 @@ def test_control_messages_never_wait_and_datagrams_have_their_overdraft() -> Non
 def test_flows_get_their_turn_with_credit() -> None:
     outlet = attached(credit=0)
     flow = outlet.add(7)
+    flow.served = 1_000  # more than its share
     outlet.session.scheduler.wait(flow)
     outlet.session.grant(0, 0.0)
     assert flow.events == []

@@ -844,3 +844,41 @@ def test_a_peer_that_provokes_answers_and_reads_nothing_has_its_link_closed_once
 
 def test_routes_of_a_worker_without_links_drop_everything() -> None:
     WorkerRoutes().from_worker(1, [memoryview(open_message(1))])
+
+
+def test_credit_is_shared_by_the_flows_that_workers_tell() -> None:
+    setup = Setup(opens=True)
+    one, many = setup.workers
+    for index, flows in enumerate((1, 3)):
+        routes = setup.workers[index].routes
+        assert routes is not None
+        routes.demanded(setup.session.number, flows)
+    for worker in setup.workers:
+        worker.controls.clear()
+    held = setup.link.credit.limit
+    for index in (0, 1):
+        setup.say(index, Data(index + 1, bytes(held)).encode())
+    for _ in range(400):
+        before = [sum(credit.count for credit in worker.told(Credit)) for worker in setup.workers]
+        setup.link.drained(1_000)
+        for index, worker in enumerate(setup.workers):
+            new = sum(credit.count for credit in worker.told(Credit)) - before[index]
+            if new:
+                setup.say(index, Data(index + 1, bytes(new - 7)).encode())
+    given = [sum(credit.count for credit in worker.told(Credit)) for worker in (one, many)]
+    assert given[1] == pytest.approx(3 * given[0], rel=0.1)
+
+
+def test_a_number_of_flows_is_bounded_and_one_of_an_earlier_link_is_ignored() -> None:
+    setup = Setup(opens=True, count=1, flows_per_worker=10, resume=True)
+    worker = setup.workers[0]
+    assert worker.routes is not None
+    worker.routes.demanded(setup.session.number, 1_000)
+    share = setup.session.workers[0].share
+    assert share.flows == 10
+    worker.routes.demanded(setup.session.number, -1)
+    assert share.flows == 0
+    worker.routes.demanded(999, 5)
+    setup.router.detach(setup.link, "gone")
+    worker.routes.demanded(setup.session.number, 5)
+    assert share.flows == 0

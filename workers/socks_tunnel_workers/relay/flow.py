@@ -9,7 +9,6 @@ from socks_tunnel.ops import audit
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
 from socks_tunnel.protocol.messages import Message, WindowUpdate
-from socks_tunnel.protocol.scheduler import QUANTUM
 from socks_tunnel_workers.services import Counters
 
 
@@ -44,11 +43,11 @@ class Flow:
         "client",
         "command",
         "conn_id",
-        "deficit",
         "destination",
         "ended",
         "queued",
         "ranked",
+        "served",
         "session",
         "started",
     )
@@ -65,7 +64,7 @@ class Flow:
         self.started: float = session.loop.time()
         self.active = self.started
         self.ended = False
-        self.deficit = QUANTUM
+        self.served = 0
         self.queued = False
         self.ranked = 0
         """Bytes that it had carried when flows were last compared by that."""

@@ -17,13 +17,14 @@ from socks_tunnel.ipc.stream import Channel
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.flow import ConnIdAllocator
-from socks_tunnel.protocol.ipc import Attach, Attached, Credit
+from socks_tunnel.protocol.ipc import Attach, Attached, Credit, Demand
 from socks_tunnel.protocol.messages import (
     HEADER,
     INITIAL_WINDOW,
     MessageType,
 )
 from socks_tunnel.protocol.policy import Policy
+from socks_tunnel.protocol.scheduler import BusyFlows
 from socks_tunnel.protocol.session import Opening, Row, Session, Terms
 from socks_tunnel.protocol.streams import WINDOW_MAX
 from socks_tunnel_workers.relay.flow import Flow
@@ -105,6 +106,7 @@ class WorkerSession:
         # A restarted worker does not know what the one before it handed out: start anywhere.
         self._allocator = ConnIdAllocator(index, count, start=secrets.randbits(32))
         self._reported: set[str] = set()
+        self._busy = BusyFlows()
 
     # --- what flows and their openers ask for ---------------------------------------------------
 
@@ -198,6 +200,7 @@ class WorkerSession:
         terms = Terms(fields.window, fields.max_data, fields.idle_udp, frozenset(fields.features))
         rows = self.core.attach(terms, fields.credit, resume=fields.resume)
         self._reported.clear()
+        self._busy = BusyFlows()
         channel = self.services.channel
         for start in range(0, max(len(rows), 1), ROWS_PER_FRAME):
             part = [list(row) for row in rows[start : start + ROWS_PER_FRAME]]
@@ -227,10 +230,14 @@ class WorkerSession:
             receive(message)
 
     def grant(self, credit: Credit) -> None:
-        """Takes credit from the supervisor, and transmits what waits."""
-        self.core.scheduler.chunk = credit.chunk
+        """Takes credit from the supervisor, transmits what waits, and says how many flows wait."""
+        now = self.loop.time()
+        self.scheduler.chunk = credit.chunk
         self.round_trip = credit.round_trip / 1e6
-        self.core.grant(credit.count, self.loop.time())
+        waiting = self.scheduler.waiting
+        self.core.grant(credit.count, now)
+        if self._busy.due(waiting, now):
+            self.services.channel.send_control(self.number, Demand(self._busy.told))
 
     # --- Outlet ---------------------------------------------------------------------------------
 

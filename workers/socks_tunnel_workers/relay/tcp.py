@@ -46,7 +46,7 @@ Long enough that the cost of a message is small against its bytes, short enough 
 another flow never waits long behind one.
 """
 
-_READS_PER_TURN: Final = 4
+_READS_PER_EVENT: Final = 4
 _IOV_MAX: Final = 64
 
 HALF_CLOSED_IDLE_MAX = 3600.0
@@ -227,34 +227,37 @@ class TcpRelay(Flow):
             and self.core.send.next == self.core.send.end
             and session.open_to_send
         ):
-            self._read(_READS_PER_TURN)
+            if self._read(_READS_PER_EVENT, session.chunk) and scheduler.credit <= 0:
+                self._stop_reading()
+                scheduler.wait(self)
             return
         self._stop_reading()
-        if session.open_to_send:
-            scheduler.wait(self)
-        # Else on_resumed goes on. A reset is found by the sweep meanwhile.
+        self._wait_for_turn()
+        # Without a link on_resumed goes on. A reset is found by the sweep meanwhile.
 
     def on_turn(self) -> None:
         """Transmits what is kept, else one chunk of the socket: this flow's turn has come."""
         if self.ended:
             return
+        session, send = self.session, self.core.send
         sent = self._send_kept()
-        send = self.core.send
-        if send.next < send.end:
-            if send.next < send.limit:  # only credit or the turn's bytes were short
-                self.session.scheduler.requeue(self, sent)
-            return  # else on_window goes on
-        if sent or self.sock is None or self.core.send.eof:
-            if not sent:
-                return
-            self.resume_reading()
-            return
-        before = send.end
-        if self._read(1) and not self.ended:
-            self.session.scheduler.requeue(self, send.end - before)
+        more = send.next < send.end
+        if more:
+            more = send.next < send.limit  # else on_window goes on
+        elif self.sock is not None and not send.eof:
+            if sent:
+                self.resume_reading()
+            else:
+                before = send.end
+                more = self._read(1, min(session.chunk, session.scheduler.turn))
+                sent = send.end - before
+        if more and not self.ended:
+            session.scheduler.requeue(self, sent)
+        else:
+            session.scheduler.rest(self, sent)
 
     def _send_kept(self) -> int:
-        """Transmits kept bytes within window, credit and the turn; returns how many.
+        """Transmits kept bytes within the window and the turn; returns how many.
 
         The end of file follows when it is due.
         """
@@ -264,8 +267,8 @@ class TcpRelay(Flow):
         scheduler, core, header = session.scheduler, session.core, self.header
         longest = min(CHUNK, session.chunk)
         total = 0
-        while scheduler.credit > 0 and total < self.deficit:
-            data = send.take(longest)
+        while total < scheduler.turn:
+            data = send.take(min(longest, scheduler.turn - total))
             if not data:
                 break
             core.send_data(header, data)
@@ -291,18 +294,21 @@ class TcpRelay(Flow):
             room = min(room, held - (send.end - send.acked))
         return room
 
-    def _read(self, turns: int) -> bool:
-        """Reads up to `turns` chunks and sends them. True if the socket may have more at once."""
+    def _read(self, reads: int, longest: int) -> bool:
+        """Reads up to `reads` times and sends what came; the first time needs no credit.
+
+        Returns whether the socket may have more at once.
+        """
         sock, send, session = self.sock, self.core.send, self.session
         assert sock is not None
         scheduler, core, header = session.scheduler, session.core, self.header
-        longest = min(CHUNK, session.chunk)
-        for _ in range(turns):
+        longest = min(CHUNK, longest)
+        for read in range(reads):
             room = min(longest, self._room())
             if room <= 0:
                 self._stop_reading()  # on_window goes on
                 return False
-            if scheduler.credit <= 0:
+            if read and scheduler.credit <= 0:
                 break
             try:
                 data = sock.recv(room)
@@ -323,9 +329,6 @@ class TcpRelay(Flow):
                 self.resume_reading()
                 return False
         self._moved()
-        if scheduler.credit <= 0 and turns > 1:
-            self._stop_reading()
-            scheduler.wait(self)
         return True
 
     def _moved(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
-from socks_tunnel.protocol.ipc import Attach, Attached, Credit
+from socks_tunnel.protocol.ipc import Attach, Attached, Credit, Demand
 from socks_tunnel.protocol.messages import Data, UdpPacket, message_header
 from socks_tunnel.protocol.session import CLOSED_REMEMBERED_MAX
 from socks_tunnel.protocol.streams import WINDOW_MAX
@@ -77,6 +77,19 @@ def test_the_chunk_suits_the_link_and_the_peer(session: WorkerSession) -> None:
     assert (session.chunk, session.round_trip) == (400, 0.02)
     session.grant(Credit(10, 600, 20_000))
     assert session.chunk == 500, "the peer allows no more"
+
+
+def test_how_many_flows_waited_for_credit_is_told(
+    session: WorkerSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.attach(ATTACH)
+    sent = controls(session, monkeypatch)
+    session.grant(Credit(1, 400, 20_000))
+    assert sent == [], "none wait"
+    monkeypatch.setattr(type(session.scheduler), "waiting", 2)
+    session.grant(Credit(1, 400, 20_000))
+    session.grant(Credit(1, 400, 20_000))
+    assert sent == [(7, Demand(2))], "once, as long as it is new"
 
 
 def test_a_window_grows_only_while_memory_is_plenty(session: WorkerSession) -> None:
