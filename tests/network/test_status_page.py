@@ -45,6 +45,9 @@ def scene(make_site: Callable[[], Site]) -> Iterator[Tunnel]:
             "listen": f"{ENDPOINT_ADDRESS}:{tunnel.metrics_port}",
             "show_destinations": True,
         }
+        tunnel.gateway_settings["routes"] = [
+            {"name": "inside", "hosts": "*", "ports": "*", "peers": ["office"]}
+        ]
         stack.callback(tunnel.stop)
         tunnel.start()
         stack.callback(lambda: print(tunnel.logs()))
@@ -94,6 +97,8 @@ async def test_the_page_shows_traffic(scene: Tunnel, tmp_path: Path) -> None:
             links = await page.call(rows)
             assert links[:2] == ["office", "up"]
             assert any(re.fullmatch(r"host, ipv[46]", cell) for cell in links)
+            rows = "[...document.querySelectorAll('#routes td')].map(cell => cell.textContent)"
+            assert (await page.call(rows))[:4] == ["inside", "office", "first", "preferred"]
             workers = await page.call("document.querySelectorAll('#workers tr').length")
             assert workers == 3
             await nothing_comes_from_elsewhere(page, gateway)

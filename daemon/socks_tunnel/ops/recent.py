@@ -1,4 +1,8 @@
-"""The last warnings and errors of this process, for who looks at its status page."""
+"""The last warnings and errors of this process, for who looks at its status page.
+
+Whoever logs a sentence with a destination in it gives another one without it, for pages that show
+none: `extra=without_destinations("route office: b is passed over")`.
+"""
 
 import logging
 from collections import deque
@@ -13,12 +17,20 @@ SENTENCE_MAX: Final = 600
 """Characters of each."""
 
 
+_ATTRIBUTE: Final = "without_destinations"
+
+
+def without_destinations(sentence: str) -> dict[str, str]:
+    """Returns the `extra` of a log record whose own sentence names a destination."""
+    return {_ATTRIBUTE: sentence}
+
+
 class RecentProblems(logging.Handler):
     """Remembers the last records of level warning and above, as they are in the log."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._records: deque[tuple[float, str, str]] = deque(maxlen=REMEMBERED)
+        self._records: deque[tuple[float, str, str, str]] = deque(maxlen=REMEMBERED)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Remembers a record."""
@@ -26,12 +38,19 @@ class RecentProblems(logging.Handler):
             sentence = record.getMessage()
         except (TypeError, ValueError):  # a bad logging call: the log itself reports it
             return
+        without = str(getattr(record, _ATTRIBUTE, sentence))
         level = record.levelname.lower()
-        self._records.append((record.created, level, clip(sentence, SENTENCE_MAX)))
+        self._records.append(
+            (record.created, level, clip(sentence, SENTENCE_MAX), clip(without, SENTENCE_MAX))
+        )
 
-    def rows(self) -> list[dict[str, object]]:
-        """Returns what is remembered, the newest first."""
+    def rows(self, *, destinations: bool = True) -> list[dict[str, object]]:
+        """Returns what is remembered, the newest first, with or without destinations."""
         return [
-            {"time": round(created, 3), "level": level, "message": sentence}
-            for created, level, sentence in reversed(self._records)
+            {
+                "time": round(created, 3),
+                "level": level,
+                "message": sentence if destinations else without,
+            }
+            for created, level, sentence, without in reversed(self._records)
         ]

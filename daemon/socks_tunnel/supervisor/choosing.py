@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 from socks_tunnel.ops import audit
 from socks_tunnel.ops.metrics import Metrics
+from socks_tunnel.ops.recent import without_destinations
 from socks_tunnel.protocol.failover import Against, RouteHealth
 from socks_tunnel.protocol.ipc import NewFlows
 from socks_tunnel.protocol.settings import RouteSettings
@@ -264,6 +265,7 @@ class Chooser:
                 found.sentence,
                 ", ".join((preferred or rest)[:_PEERS_NAMED]),
                 peer,
+                extra=without_destinations(f"route {route}: {peer} is passed over ({found.cause})"),
             )
             audit.failover(route=route, peer=peer, instead=instead, cause=found.cause)
         for peer in choice.passed_over.intersection(preferred):
@@ -278,7 +280,8 @@ class Chooser:
                 "peer": peer,
                 "policy": choice.settings.policy,
                 "state": "preferred" if peer in choice.preferred else "passed over",
-                "why": found.sentence if (found := choice.against.get(peer)) else None,
+                "cause": found.cause if (found := choice.against.get(peer)) else None,
+                "why": None if found is None else found.sentence,
                 "seconds_left": None
                 if found is None or found.left is None
                 else round(found.left, 1),

@@ -18,6 +18,17 @@ LINKS_SHOWN: Final = 100
 FLOWS_SHOWN: Final = 10
 """Flows of each worker with a row of their own, the fastest."""
 
+ROUTES_SHOWN: Final = 100
+"""Peers of routes with a row of their own."""
+
+REASONS: Final = {
+    "link": "its link is down or in doubt",
+    "resume": "its flows are being resumed",
+    "dials": "it does not reach some targets",
+    "probe": "it does not reach the target of the probe",
+}
+"""What speaks against a peer, by its cause, without any destination."""
+
 RULES_SHOWN: Final = 50
 """Rules of one list that are shown."""
 
@@ -41,10 +52,19 @@ async def overview(instance: Summarized, problems: RecentProblems) -> dict[str, 
         "peers": len(instance.links.peers),
         "sessions": len(router.sessions),
         "sessions_detached": len(router.detached),
-        "problems": problems.rows(),
+        "problems": problems.rows(destinations=shown),
+        "routes": _routes(whole.get("routes", []), shown=shown),
         "policies": _policies(config, shown=shown),
         "flows": await _flows(instance) if shown else None,
     }
+
+
+def _routes(rows: list[dict[str, Any]], *, shown: bool) -> list[dict[str, Any]]:
+    """Returns a row for each peer of each route; why one is passed over may name destinations."""
+    rows = rows[:ROUTES_SHOWN]
+    if shown:
+        return rows
+    return [row | {"why": row["cause"] and REASONS[row["cause"]]} for row in rows]
 
 
 async def _flows(instance: Summarized) -> list[dict[str, Any]]:

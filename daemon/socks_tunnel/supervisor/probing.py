@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from socks_tunnel.ops.recent import without_destinations
 from socks_tunnel.protocol.errors import CloseReason
 from socks_tunnel.protocol.failover import UNREACHED
 from socks_tunnel.protocol.ipc import Probe
@@ -90,5 +91,8 @@ class Prober:
                 asked.route,
                 asked.peer,
                 asked.target,
+                extra=without_destinations(
+                    f"route {asked.route}: the policy of {asked.peer} does not allow the probe"
+                ),
             )
         # Else the link or the endpoint had no room for it: that says nothing of the target.

@@ -57,6 +57,16 @@ class LinkRow:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteRow:
+    """A peer of a route; `why` it is passed over, "" if new flows of the route may go to it."""
+
+    route: str
+    peer: str
+    state: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerRow:
     """A worker. Rates are bytes per second."""
 
@@ -119,6 +129,7 @@ class Model:
         self.order: Order = order
         self.summary: Summary | None = None
         self.links: list[LinkRow] = []
+        self.routes: list[RouteRow] = []
         self.workers: list[WorkerRow] = []
         self.lost_because: str | None = None
         """Why the instance does not answer; None while it does."""
@@ -140,6 +151,10 @@ class Model:
         since = None if self._sampled is None else now - self._sampled
         self.lost_because = None
         self.links = [_link(row) for row in status["links"]]
+        self.routes = [
+            RouteRow(row["route"], row["peer"], row["state"], row["why"] or "")
+            for row in status.get("routes", ())
+        ]
         self._take_workers(now, status["workers"])
         self._summarize(status)
         self._flows = [self._flow(row, since) for row in flows]

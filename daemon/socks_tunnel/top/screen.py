@@ -16,6 +16,8 @@ _STYLES: Final = {
     "up": "green",
     "running": "green",
     "ready": "green",
+    "preferred": "green",
+    "passed over": "yellow",
     "connecting": "yellow",
     "starting": "yellow",
     "waiting": "yellow",
@@ -39,7 +41,7 @@ def picture(model: Model, width: int, height: int) -> RenderableType:
         return _line(model.lost_because or "")
     spare = height - _TITLE_LINES
     parts: list[RenderableType] = [_title(model, summary), _totals(summary)]
-    for table in (_links, _workers):
+    for table in (_links, _routes, _workers) if model.routes else (_links, _workers):
         lines = min(max(spare // 3, 2), spare - _FLOWS_MIN - 1)
         if lines >= 2:
             drawn, used = table(model, lines)
@@ -173,6 +175,15 @@ def _links(model: Model, lines: int) -> tuple[RenderableType, int]:
         for link in sorted(model.links, key=lambda link: link.state != "down")
     ]
     return _fill(table, rows, lines, lambda hidden: f"… {hidden:,} more links")
+
+
+def _routes(model: Model, lines: int) -> tuple[RenderableType, int]:
+    table = _table(("route:", 18), ("peer:", 18), ("new flows:", 11), (":", None))
+    rows = [
+        (route.route, route.peer, _state(route.state), route.why)
+        for route in sorted(model.routes, key=lambda route: route.state == "preferred")
+    ]
+    return _fill(table, rows, lines, lambda hidden: f"… {hidden:,} more peers of routes")
 
 
 def _workers(model: Model, lines: int) -> tuple[RenderableType, int]:

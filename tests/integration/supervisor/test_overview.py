@@ -10,6 +10,7 @@ from integration.links_world import World
 from socks_tunnel.ops.recent import RecentProblems
 from socks_tunnel.protocol.ipc import Answer as IpcAnswer
 from socks_tunnel.protocol.ipc import encode_control
+from socks_tunnel.protocol.settings import RouteSettings
 from socks_tunnel.supervisor import overview as module
 from socks_tunnel.supervisor.listeners import Address
 from socks_tunnel.supervisor.overview import overview
@@ -51,6 +52,23 @@ class Instance:
         return "no link is up"
 
 
+class Link:
+    accepts = resumed = True
+    doubted = False
+    rtt = None
+
+
+class View:
+    """A session of the peers of a route, whose link works."""
+
+    link = Link()
+    transmits = True
+
+    def __init__(self, peer: str, number: int) -> None:
+        self.peer = peer
+        self.number = self.rank = number
+
+
 async def test_counts_are_shown_and_rules_are_not(tmp_path: Path) -> None:
     told = await overview(Instance(tmp_path), RecentProblems())  # type: ignore[arg-type]
     assert told["role"] == "endpoint"
@@ -90,6 +108,33 @@ async def test_rules_and_flows_are_shown_if_it_is_allowed(tmp_path: Path) -> Non
     assert told["flows"] == []
     assert told["policies"][0]["shown"]["allowed_hosts"] == ["10.77.0.0/16", "*.secret.corp"]
     assert told["policies"][0]["shown"]["allowed_ports"] == ["443"]
+
+
+@pytest.mark.parametrize("shown", [False, True])
+async def test_why_a_peer_is_passed_over_names_destinations_only_if_it_is_allowed(
+    tmp_path: Path, shown: bool
+) -> None:
+    instance = Instance(tmp_path, shown=shown)
+    problems = RecentProblems()
+    logger = logging.getLogger("socks_tunnel.supervisor.choosing")
+    logger.addHandler(problems)
+    chooser = instance.links.router.chooser
+    chooser.configure([RouteSettings("branch", peers=("a", "b"), failures=3, recover_after=10)])
+    try:
+        views = [View("a", 0), View("b", 1)]
+        chooser.choose(views, 0.0)
+        for host in ("one.secret.corp", "two.secret.corp", "three.secret.corp"):
+            chooser.dial_failed("branch", "a", host, 1.0)
+        chooser.choose(views, 1.1)
+        told = await overview(instance, problems)  # type: ignore[arg-type]
+    finally:
+        logger.removeHandler(problems)
+    assert [row["state"] for row in told["routes"]] == ["passed over", "preferred"]
+    assert told["routes"][0]["cause"] == "dials"
+    assert [row["level"] for row in told["problems"]] == ["warning"]
+    assert ("one.secret.corp" in told["routes"][0]["why"]) == shown
+    assert ("one.secret.corp" in told["problems"][0]["message"]) == shown
+    assert shown or "secret.corp" not in str(told)
 
 
 @pytest.mark.parametrize("shown", [False, True])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from socks_tunnel.top.model import Model
+from socks_tunnel.top.model import Model, RouteRow
 from socks_tunnel.top.screen import age, count, picture
 
 LINK = {"peer": "office", "state": "up", "rtt_ms": 12.41, "flows": 9, "path": "192.0.2.20 port 1"}
@@ -74,6 +74,23 @@ def test_everything_is_on_a_small_screen() -> None:
     assert "host-00008" in lines[16]
     assert lines[-1].startswith("q quit   s sort, now by bytes/s")
     assert len(lines) == 24
+
+
+def test_routes_are_there_if_there_are_any_and_those_that_are_passed_over_come_first() -> None:
+    model = full()
+    assert not any(line.startswith("route ") for line in drawn(model))
+    model.routes = [
+        RouteRow("branch", "office", "preferred", ""),
+        RouteRow("branch", "office-b", "passed over", "its link is down"),
+        *(RouteRow("more", f"peer-{number}", "preferred", "") for number in range(50)),
+    ]
+    lines = drawn(model)
+    at = next(index for index, line in enumerate(lines) if line.startswith("route "))
+    assert re.match(r"branch +office-b +passed over +its link is down", lines[at + 1])
+    assert re.match(r"branch +office +preferred", lines[at + 2])
+    assert any("more peers of routes" in line for line in lines)
+    assert len(lines) == 24
+    assert any(line.startswith("tcp ") for line in lines)
 
 
 def test_a_wide_screen_has_the_peer_and_the_state_too() -> None:
