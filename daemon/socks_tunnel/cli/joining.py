@@ -5,7 +5,7 @@ import socket
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -24,12 +24,18 @@ DAY = 86_400
 @click.option("--uses", default=1, show_default=True, help="So many hosts may join with it.")
 @click.option("--expires", default=DAY, show_default=True, help="Seconds until it ends.")
 @click.option("--lifetime", default=0, help="Seconds that a host may stay; 0: without an end.")
+@click.option("--jwt", is_flag=True, help="Print the address for hosts that join with a JWT.")
 def invite(instance: str | None, socket_path: Path | None, **fields: Any) -> None:
     """Print a token with which hosts may join this endpoint.
 
-    Whoever has the token can join: hand it on as you would a password.
+    Whoever has the token can join: hand it on as you would a password. An address is no secret:
+    whoever has it needs a JWT of the identity provider as well.
     """
     result = ask(instance, socket_path, {"op": "invite", **fields})
+    if fields["jwt"]:
+        click.echo(result["address"])
+        click.echo(f"for hosts with a JWT of {result['issuer']}", err=True)
+        return
     click.echo(result["token"])
     click.echo(f"invitation {result['invitation']}", err=True)
 
@@ -68,6 +74,8 @@ def withdraw(of: tuple[str | None, Path | None], invitation: str) -> None:
 @click.command()
 @click.argument("url")
 @click.option("--token", help="What `socks-tunnel invite` printed at the endpoint.")
+@click.option("--jwt", type=click.File("rb"), help="JWT of the company's provider; - is stdin.")
+@click.option("--address", help="With --jwt: what `socks-tunnel invite --jwt` printed there.")
 @click.option("--renew", is_flag=True, help="Make another key for a host that has joined.")
 @click.option(
     "--config",
@@ -85,6 +93,8 @@ def join(
     url: str,
     *,
     token: str | None,
+    jwt: IO[bytes] | None,
+    address: str | None,
     renew: bool,
     config: Path,
     name: str | None,
@@ -97,14 +107,19 @@ def join(
     URL is where the endpoint listens (http://HOST:PORT/), or a rendezvous service
     (wss://HOST:PORT/).
     """
-    if (token is None) == (not renew):
-        raise click.UsageError("give either --token or --renew")
+    if [token is not None, jwt is not None, renew].count(True) != 1:
+        raise click.UsageError("give one of --token, --jwt and --renew")
+    if (jwt is None) != (address is None):
+        raise click.UsageError("--jwt and --address go together")
     joiner = _Joiner(url, config, tls_ca and tls_ca.absolute(), proxy, timeout)
     if renew:
         joiner.renew()
-    else:
-        assert token is not None
+    elif token is not None:
         joiner.join(token, name or socket.gethostname())
+    else:
+        assert jwt is not None
+        assert address is not None
+        joiner.join_by_jwt(jwt, address, name or socket.gethostname())
 
 
 class _Joiner:
@@ -123,7 +138,6 @@ class _Joiner:
 
     def join(self, text: str, name: str) -> None:
         """Joins with a token."""
-        from socks_tunnel.config import pairing
         from socks_tunnel.signaling.identity import public_key_text
         from socks_tunnel.signaling.joining import Token, new_request
 
@@ -133,10 +147,46 @@ class _Joiner:
             raise click.BadParameter(str(error), param_hint="--token") from None
         if self._config.exists():
             raise CannotCreate(f"{self._config} is there already; another --config?")
+        written = self._configuration(public_key_text(token.endpoint))
+        identity = self._own_key()
+        sent, request = new_request(identity, token, name, time.time())
+        self._finish(written, self._ask(sent, request, identity))
+
+    def join_by_jwt(self, file: IO[bytes], address_text: str, name: str) -> None:
+        """Joins with a token of an identity provider, for the first time or again."""
+        from socks_tunnel.signaling.identity import public_key_text
+        from socks_tunnel.signaling.joining import JWT_MAX
+        from socks_tunnel.signaling.joining_jwt import JoinAddress, new_jwt_request
+
         try:
-            written = pairing.joined(
+            address = JoinAddress.parse(address_text)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--address") from None
+        endpoint = public_key_text(address.endpoint)
+        again = self._config.exists()
+        if again:
+            self._check_same_endpoint(endpoint)
+        written = self._configuration(endpoint)
+        text = file.read(2 * JWT_MAX).decode("latin-1").strip()
+        identity = self._own_key()
+        try:
+            sent, request = new_jwt_request(identity, address, name, text, time.time())
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--jwt") from None
+        decided = self._ask(sent, request, identity)
+        if again:
+            self._replace_enrolment(decided.enrolment)
+            self._tell(decided)
+        else:
+            self._finish(written, decided)
+
+    def _configuration(self, endpoint_key: str) -> str:
+        from socks_tunnel.config import pairing
+
+        try:
+            return pairing.joined(
                 self._url,
-                endpoint_key=public_key_text(token.endpoint),
+                endpoint_key=endpoint_key,
                 key_file=self._key_file.name,
                 enrolment_file=self._enrolment_file.name,
                 tls_ca=self._tls_ca,
@@ -144,13 +194,25 @@ class _Joiner:
             )
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="URL") from None
-        identity = self._own_key()
-        sent, request = new_request(identity, token, name, time.time())
-        decided = self._ask(sent, request, identity)
+
+    def _check_same_endpoint(self, endpoint_key: str) -> None:
+        """Sees to it that a configuration that stays is one of a host that has joined."""
+        from socks_tunnel.config.loader import load
+
+        if not any(peer.public_key == endpoint_key for peer in load(self._config).peers):
+            raise CannotCreate(f"{self._config} is there already; another --config?")
+
+    def _finish(self, written: str, decided: Any) -> None:
         create({self._config: written.encode(), self._enrolment_file: decided.enrolment})
         self._tell(decided)
         click.echo(f"wrote {self._config}")
         click.echo(f"start it: {self._how_to_start()}")
+
+    def _replace_enrolment(self, enrolment: bytes) -> None:
+        replacement = self._enrolment_file.with_suffix(".enrolment.new")
+        replacement.unlink(missing_ok=True)
+        create({replacement: enrolment})
+        replacement.replace(self._enrolment_file)
 
     def renew(self) -> None:
         """Takes another key in the place of the one that has joined."""
@@ -171,10 +233,7 @@ class _Joiner:
             create({fresh_file: fresh.to_pem()})
         sent, request = new_renewal(old, fresh, parse_public_key(peer.public_key), time.time())
         decided = self._ask(sent, request, old)
-        replacement = self._enrolment_file.with_suffix(".enrolment.new")
-        replacement.unlink(missing_ok=True)
-        create({replacement: decided.enrolment})
-        replacement.replace(self._enrolment_file)
+        self._replace_enrolment(decided.enrolment)
         fresh_file.replace(self._key_file)
         self._tell(decided)
         click.echo(f"{self._key_file} is another key; the old one is good for a day")

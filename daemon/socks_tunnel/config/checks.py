@@ -56,7 +56,7 @@ def check_role(found: Findings, file: ConfigFile, peers: Peers) -> None:
     senseless = f"has no meaning in the configuration of {a(file.role)}"
     is_gateway = file.role == "gateway"
     gateways = ("socks", "forwards", "routes")
-    endpoints = ("signaling", "udp_filtering", "policies", "targets")
+    endpoints = ("signaling", "udp_filtering", "policies", "targets", "join")
     for key in endpoints if is_gateway else gateways:
         if key in found.raw:
             found.add((key,), senseless)
@@ -119,6 +119,28 @@ def check_policy_names(found: Findings, peers: Peers) -> None:
             ("peers", index, "policy"),
             f"there is no [policies.{peer.policy}]; those that there are: {listing}",
         )
+
+
+def check_joining(found: Findings, file: ConfigFile) -> None:
+    """Complains of tags without a policy, and of authorities that cannot be used."""
+    jwt = file.join.jwt
+    if jwt is None or file.role == "gateway":
+        return
+    at = ("join", "jwt")
+    tables = found.raw.get("policies", {})
+    known = list(tables) if isinstance(tables, dict) else []
+    for role, tag in jwt.tags.items():
+        if tag and tag not in known:
+            listing = ", ".join(map(json.dumps, known)) or "none"
+            found.add(
+                (*at, "tags", role),
+                f"there is no [policies.{tag}]; those that there are: {listing}",
+            )
+    if jwt.tls_ca is not None:
+        if not str(jwt.jwks).startswith("https:"):
+            found.add((*at, "tls_ca"), "has no meaning for keys that are not at https://")
+        elif complaint := check_authorities(jwt.tls_ca):
+            found.add((*at, "tls_ca"), complaint)
 
 
 def check_listeners(found: Findings, file: ConfigFile) -> None:

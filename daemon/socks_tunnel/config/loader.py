@@ -98,6 +98,7 @@ class _Loader:
         checks.check_peers_differ(self._found, peers)
         if file.role == "endpoint":
             checks.check_policy_names(self._found, peers)
+            checks.check_joining(self._found, file)
         users = self._read_users(file)
         checks.check_listeners(self._found, file)
         checks.check_tls(self._found, file, peers)

@@ -34,6 +34,7 @@ from socks_tunnel.config.basics import (
     Table,
     text_of,
 )
+from socks_tunnel.config.joining import Join, JoinJwt  # noqa: F401 - each table has its name here
 from socks_tunnel.config.routes import Route
 from socks_tunnel.config.settings import listener_text
 from socks_tunnel.config.urls import checked_url
@@ -464,6 +465,7 @@ class ConfigFile(Table):
     metrics: Metrics = Metrics()
     log: Log = Log()
     audit: Audit = Audit()
+    join: Join = Join()
 
 
 class Config(ConfigFile):

@@ -172,6 +172,29 @@ class Audit:
 
 
 @dataclass(frozen=True, slots=True)
+class JoinJwt:
+    """`[join.jwt]`."""
+
+    issuer: str
+    audience: str
+    jwks: str | Path
+    tls_ca: Path | None
+    tag_claim: str
+    tags: Mapping[str, str]
+    lifetime: int
+    max_age: int
+    leeway: float
+    one_time: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """`[join]`."""
+
+    jwt: JoinJwt | None
+
+
+@dataclass(frozen=True, slots=True)
 class Signaling:
     """`[signaling]`."""
 
@@ -212,6 +235,7 @@ class Config:
     metrics: Metrics
     log: Log
     audit: Audit
+    join: Join
     source: Path
     users: Mapping[str, str] = field(repr=False)
 

@@ -122,6 +122,31 @@ HTTP_REFUSALS: Final = (
     "bug",
 )
 
+JOIN_RESULTS: Final = (
+    "joined",
+    "renewed",
+    "rejected",
+    "unproved",
+    "refused",
+    "disk",
+    "jwt-off",
+    "jwt-keys",
+    "jwt-malformed",
+    "jwt-algorithm",
+    "jwt-unknown-key",
+    "jwt-signature",
+    "jwt-issuer",
+    "jwt-audience",
+    "jwt-claims",
+    "jwt-expired",
+    "jwt-not-yet",
+    "jwt-too-old",
+    "jwt-bound",
+    "jwt-no-tag",
+)
+"""What became of a request to join; the last ones are those of a JWT
+(:data:`socks_tunnel.signaling.jwt_tokens.REFUSALS`)."""
+
 CLIENT_REJECTIONS: Final = (
     "unknown-protocol",
     "not-socks5",

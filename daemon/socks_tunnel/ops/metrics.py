@@ -254,6 +254,9 @@ class Metrics:
             listener=labels.HTTP_LISTENERS,
             reason=labels.HTTP_REFUSALS,
         )
+        self.joins_total = counter(
+            "joins_total", "Requests to join (endpoint)", result=labels.JOIN_RESULTS
+        )
         self.socks_rejected_total = counter(
             "socks_rejected_total",
             "Clients of the proxy without a request that can be served",

@@ -6,19 +6,23 @@ before anything else is done, and from which :meth:`Enrolments.replay` builds th
     {"entry": "invited", "id", "secret", "tag", "uses", "until", "lifetime"}
     {"entry": "withdrawn", "id"}
     {"entry": "joined", "name", "key", "tag", "until", "invitation", "at"}
+    {"entry": "joined", …, "invitation": "", "subject", "token", "token_until"}     by a JWT
+    {"entry": "spent", "token", "until"}                      a JWT that may not come again
     {"entry": "renewed", "name", "key", "old_until"}          another key, the old one for a while
     {"entry": "seen", "name", "at"}
     {"entry": "revoked", "name"}
 
 Keys are base64, other bytes are hexadecimal, and an `until` of 0 is none. An invitation or an
 enrolment whose time is over is forgotten without an entry: its time is in the one that made it.
+A token of an identity provider that is good for one host is remembered until it would be refused
+for its age anyway.
 """
 
 import re
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key, public_key_text
 from socks_tunnel.signaling.joining import (
@@ -26,10 +30,14 @@ from socks_tunnel.signaling.joining import (
     SECRET_SIZE,
     Joined,
     JoinRequest,
+    JwtRequest,
     NotJoined,
     Token,
     enrolment_for,
 )
+
+if TYPE_CHECKING:  # it brings PyJWT, which only those load who take such tokens
+    from socks_tunnel.signaling.jwt_tokens import Accepted
 
 MEMBERS_MAX: Final = 16_384
 """Hosts that may have joined one endpoint."""
@@ -39,6 +47,9 @@ INVITATIONS_MAX: Final = 1024
 
 USES_MAX: Final = 100_000
 """Hosts that one invitation may be for."""
+
+SPENT_MAX: Final = 65_536
+"""Tokens of an identity provider that are remembered, so that none is used twice."""
 
 SEEN_PERIOD: Final = 3600.0
 """Seconds in which the last time that a member was seen is written down at most once."""
@@ -69,7 +80,11 @@ class Invitation:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A host that has joined. `old_key` is good besides `key` until `old_until`."""
+    """A host that has joined. `old_key` is good besides `key` until `old_until`.
+
+    Where a token of an identity provider was shown, `subject` is whom that named, `token` is the id
+    of the token if it may not come again, and `invitation` is empty.
+    """
 
     name: str
     key: bytes
@@ -80,6 +95,8 @@ class Member:
     seen_at: int = 0
     old_key: bytes = b""
     old_until: int = 0
+    subject: str = ""
+    token: str = ""
 
     def keys(self, now: float) -> list[bytes]:
         """Returns the keys that are good now, the newest first."""
@@ -95,6 +112,7 @@ class Enrolments:
         self.members: dict[str, Member] = {}
         self._identity = identity
         self._by_key: dict[bytes, str] = {}
+        self._spent: dict[bytes, int] = {}
 
     # --- what an administrator does -------------------------------------------------------------
 
@@ -153,28 +171,76 @@ class Enrolments:
         if invitation is None or not request.proves(invitation.secret):
             return None
         if request.sender in listed:
-            name = listed[request.sender]
-            return NotJoined(f"this key is that of the configured peer {name} already")
+            return _listed_as(listed[request.sender])
         known = self._by_key.get(request.sender)
         if known is not None and self.members[known].invitation == invitation.id.hex():
             return self._answer(self.members[known])  # its answer was lost
         if not invitation.uses:
             return NotJoined("the invitation has been used up")
+        return self._admit(
+            request,
+            listed,
+            now,
+            tag=invitation.tag,
+            lifetime=invitation.lifetime,
+            more={"invitation": invitation.id.hex()},
+        )
+
+    def join_by_jwt(
+        self,
+        request: JwtRequest,
+        token: "Accepted",
+        listed: Mapping[bytes, str],
+        now: float,
+        *,
+        lifetime: int,
+        one_time: bool,
+    ) -> Joined | NotJoined:
+        """Decides about a request whose token of an identity provider is good.
+
+        `lifetime` is for how many seconds the host stays; 0: without an end.
+        """
+        self.expire(now)
+        if request.sender in listed:
+            return _listed_as(listed[request.sender])
+        if one_time and token.id in self._spent:
+            known = self._by_key.get(request.sender)
+            if known is not None and self.members[known].token == token.id.hex():
+                return self._answer(self.members[known])  # its answer was lost
+            return NotJoined("the JWT was used already; get a fresh one")
+        if one_time and len(self._spent) >= SPENT_MAX:
+            return NotJoined(f"{SPENT_MAX} JWTs were used lately; try later")
+        more: dict[str, Any] = {"invitation": "", "subject": token.subject}
+        if one_time:
+            more |= {"token": token.id.hex(), "token_until": token.until}
+        return self._admit(request, listed, now, tag=token.tag, lifetime=lifetime, more=more)
+
+    def _admit(
+        self,
+        request: JoinRequest | JwtRequest,
+        listed: Mapping[bytes, str],
+        now: float,
+        *,
+        tag: str,
+        lifetime: int,
+        more: Entry,
+    ) -> Joined | NotJoined:
+        """Makes a host a member that may be one, or says why it is none."""
+        known = self._by_key.get(request.sender)
         if known is None and len(self.members) >= MEMBERS_MAX:
             return NotJoined(f"{MEMBERS_MAX} hosts have joined already")
         if not _NAME.fullmatch(request.name):
             return NotJoined("a name is 1 to 64 letters, digits, dots, dashes or underscores")
         name = known or self._free_name(request.name, set(listed.values()))
-        until = int(now) + invitation.lifetime if invitation.lifetime else 0
         self._happen(
             {
                 "entry": "joined",
                 "name": name,
                 "key": public_key_text(request.sender),
-                "tag": invitation.tag,
-                "until": until,
-                "invitation": invitation.id.hex(),
+                "tag": tag,
+                "until": int(now) + lifetime if lifetime else 0,
                 "at": int(now),
+                **more,
             }
         )
         return self._answer(self.members[name])
@@ -214,6 +280,9 @@ class Enrolments:
         for each in list(self.invitations.values()):
             if each.until <= now:
                 del self.invitations[each.id]
+        for token, until in list(self._spent.items()):
+            if until <= now:
+                del self._spent[token]
         changed = False
         for member in list(self.members.values()):
             if member.until and member.until <= now:
@@ -277,6 +346,8 @@ class Enrolments:
                 )
                 self._enter(newer)
                 self._by_key[newer.old_key] = newer.name
+            case "spent":
+                self._spent[bytes.fromhex(entry["token"])] = int(entry["until"])
             case "seen":
                 member = self.members[entry["name"]]
                 self.members[member.name] = replace(member, seen_at=int(entry["at"]))
@@ -293,7 +364,11 @@ class Enrolments:
             until=int(entry["until"]),
             invitation=entry["invitation"],
             joined_at=int(entry["at"]),
+            subject=entry.get("subject", ""),
+            token=entry.get("token", ""),
         )
+        if member.token and "token_until" in entry:
+            self._spent[bytes.fromhex(member.token)] = int(entry["token_until"])
         invitation = self.invitations.get(bytes.fromhex(member.invitation))
         if invitation is not None:
             used = replace(invitation, uses=max(0, invitation.uses - 1))
@@ -318,6 +393,8 @@ class Enrolments:
         """Yields entries that make the present state, for a file that is written anew."""
         for member in self.members.values():
             yield from _entries_of(member)
+        for token, until in self._spent.items():
+            yield {"entry": "spent", "token": token.hex(), "until": until}
         # After the members: each entry of a member would take a use away.
         for each in self.invitations.values():
             yield {
@@ -331,6 +408,10 @@ class Enrolments:
             }
 
 
+def _listed_as(name: str) -> NotJoined:
+    return NotJoined(f"this key is that of the configured peer {name} already")
+
+
 def _entries_of(member: Member) -> Iterator[Entry]:
     yield {
         "entry": "joined",
@@ -340,6 +421,9 @@ def _entries_of(member: Member) -> Iterator[Entry]:
         "until": member.until,
         "invitation": member.invitation,
         "at": member.joined_at,
+        # When a token may come again is in an entry of its own: its host may be gone by then.
+        **({"subject": member.subject} if member.subject else {}),
+        **({"token": member.token} if member.token else {}),
     }
     if member.old_key:
         yield {

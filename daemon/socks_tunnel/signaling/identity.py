@@ -11,6 +11,8 @@ from typing import Self
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -76,6 +78,13 @@ class PrivateIdentity:
     def sign(self, data: bytes) -> bytes:
         """Returns the 64-byte signature over exactly `data`."""
         return self._key.sign(data)
+
+    def derive(self, purpose: bytes) -> bytes:
+        """Returns 32 secret bytes for another use of this identity (HKDF, RFC 5869).
+
+        The same purpose gives the same bytes, and tells nothing about those of another one.
+        """
+        return HKDF(SHA256(), 32, salt=None, info=purpose).derive(self._key.private_bytes_raw())
 
 
 def public_key_text(public: bytes) -> str:

@@ -24,6 +24,9 @@ So whoever carries the request sees neither the secret nor anything to join with
 whoever repeats it changes nothing: the same key is a peer already. Times are Unix seconds; `until`
 is 0 for an enrolment without an end. A request without a right proof gets no answer at all.
 
+With a token of the company's identity provider in place of an invitation, the request is that of
+:mod:`socks_tunnel.signaling.joining_jwt`.
+
 A host that has joined gets another key by a request with the new one, which the old one signs too::
 
     body      { "kind": "renew", "from": bin 32, "to": bin 32, "nonce": bin 16, "expires": int,
@@ -44,7 +47,7 @@ import hmac
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 import msgpack
 
@@ -65,6 +68,12 @@ PROOF_SIZE: Final = 32
 REQUEST_MAX: Final = 1024
 """Longest request or answer in bytes."""
 
+JWT_MAX: Final = 16_384
+"""Longest token of an identity provider in bytes. With many roles, Keycloak makes some of 8 KiB."""
+
+SEALED_MAX: Final = JWT_MAX + 48
+"""Longest such token in bytes once it is encrypted: with a key of 32 and a tag of 16 bytes."""
+
 ENROLMENT_MAX: Final = 256
 """Longest enrolment in bytes."""
 
@@ -81,6 +90,15 @@ _U64_MAX: Final = (1 << 64) - 1
 _BOUNDS: Final = bounded.Bounds(
     size=REQUEST_MAX, text=TEXT_MAX, binary=REQUEST_MAX, entries=16, items=64, depth=1
 )
+_JWT_BOUNDS: Final = bounded.Bounds(
+    size=SEALED_MAX + REQUEST_MAX,
+    text=TEXT_MAX,
+    binary=SEALED_MAX + REQUEST_MAX,
+    entries=16,
+    items=64,
+    depth=1,
+)
+"""Those of a request that may have a token in it."""
 
 
 class JoinRejected(Exception):  # noqa: N818 - a verdict on what came in, not a fault of ours
@@ -134,6 +152,21 @@ class JoinRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class JwtRequest:
+    """A host wants to be a peer, and presents a token of an identity provider, encrypted.
+
+    `sender` is its key; it has signed this. See :mod:`socks_tunnel.signaling.joining_jwt`.
+    """
+
+    sender: bytes
+    to: bytes
+    nonce: bytes
+    expires: int
+    name: str
+    sealed: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class RenewRequest:
     """A host that has joined wants the key `sender` in place of `old`; both have signed this."""
 
@@ -142,6 +175,9 @@ class RenewRequest:
     nonce: bytes
     expires: int
     old: bytes
+
+
+Request: TypeAlias = JoinRequest | JwtRequest | RenewRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +226,7 @@ def new_request(
         "invitation": bare.invitation,
         "proof": proof,
     }
-    return _seal(identity, body), bare
+    return seal(identity, body), bare
 
 
 def new_renewal(
@@ -213,17 +249,18 @@ def new_renewal(
         "old": request.old,
         "old_signature": old.sign(_renewal_text(request)),
     }
-    return _seal(new, body), request
+    return seal(new, body), request
 
 
-def open_request(data: bytes, own: bytes, now: float) -> JoinRequest | RenewRequest:
+def open_request(data: bytes, own: bytes, now: float) -> Request:
     """Returns a request that is addressed to our key `own`, signed and not expired.
 
     Raises :class:`JoinRejected`. The caller has to see whether the proof of a
-    :class:`JoinRequest` is right, and whether the old key of a :class:`RenewRequest` is a member's.
+    :class:`JoinRequest` is right, whether the token of a :class:`JwtRequest` is good, and whether
+    the old key of a :class:`RenewRequest` is a member's.
     """
-    fields = _open(data, sender_wanted=None)
-    request: JoinRequest | RenewRequest
+    fields = _open(data, sender_wanted=None, bounds=_JWT_BOUNDS)
+    request: Request
     try:
         common = {
             "sender": bounded.binary(fields, "from", PUBLIC_KEY_SIZE),
@@ -239,6 +276,13 @@ def open_request(data: bytes, own: bytes, now: float) -> JoinRequest | RenewRequ
                     name=bounded.text(fields, "name"),
                     invitation=bounded.binary(fields, "invitation", ID_SIZE),
                     proof=bounded.binary(fields, "proof", PROOF_SIZE),
+                )
+            case "join-jwt":
+                request = JwtRequest(
+                    **common,
+                    expires=expires,
+                    name=bounded.text(fields, "name"),
+                    sealed=bounded.binary(fields, "sealed"),
                 )
             case "renew":
                 old = bounded.binary(fields, "old", PUBLIC_KEY_SIZE)
@@ -263,9 +307,7 @@ def open_request(data: bytes, own: bytes, now: float) -> JoinRequest | RenewRequ
     return request
 
 
-def answer_to(
-    identity: PrivateIdentity, request: JoinRequest | RenewRequest, decided: Joined | NotJoined
-) -> bytes:
+def answer_to(identity: PrivateIdentity, request: Request, decided: Joined | NotJoined) -> bytes:
     """Returns the answer to a request, signed."""
     body: dict[str, Any] = {
         "from": identity.public,
@@ -278,10 +320,10 @@ def answer_to(
             body["enrolment"] = enrolment
         case NotJoined(reason):
             body |= {"kind": "not-joined", "reason": bounded.clip(reason, TEXT_MAX)}
-    return _seal(identity, body)
+    return seal(identity, body)
 
 
-def open_answer(data: bytes, request: JoinRequest | RenewRequest) -> Joined | NotJoined:
+def open_answer(data: bytes, request: Request) -> Joined | NotJoined:
     """Returns what the endpoint has decided about `request`. Raises :class:`JoinRejected`."""
     fields = _open(data, sender_wanted=request.to)
     try:
@@ -306,19 +348,22 @@ def open_answer(data: bytes, request: JoinRequest | RenewRequest) -> Joined | No
         raise JoinRejected(f"the answer: {error}") from None
 
 
-def _seal(identity: PrivateIdentity, body: Mapping[str, Any]) -> bytes:
+def seal(identity: PrivateIdentity, body: Mapping[str, Any]) -> bytes:
+    """Returns a body with the signature of the owner of `identity`."""
     packed: bytes = msgpack.packb(body)
     sealed: bytes = msgpack.packb({"body": packed, "signature": identity.sign(packed)})
     return sealed
 
 
-def _open(data: bytes, sender_wanted: bytes | None) -> dict[str, Any]:
+def _open(
+    data: bytes, sender_wanted: bytes | None, bounds: bounded.Bounds = _BOUNDS
+) -> dict[str, Any]:
     """Returns a body that its sender has signed: `sender_wanted`, if that is given."""
     try:
-        outer = bounded.unpack_map(data, _BOUNDS)
+        outer = bounded.unpack_map(data, bounds)
         packed = bounded.binary(outer, "body")
         signature = bounded.binary(outer, "signature", SIGNATURE_SIZE)
-        fields = bounded.unpack_map(packed, _BOUNDS)
+        fields = bounded.unpack_map(packed, bounds)
         sender = bounded.binary(fields, "from", PUBLIC_KEY_SIZE)
     except bounded.Malformed as error:
         raise JoinRejected(f"not understood: {error}") from None

@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from socks_tunnel.config.settings import Config, Peer
+from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.signaling.carrier import remote_address
@@ -25,12 +26,15 @@ from socks_tunnel.signaling.joining import (
     Joined,
     JoinRejected,
     JoinRequest,
+    JwtRequest,
     NotJoined,
     RenewRequest,
+    Request,
     answer_to,
     open_request,
 )
 from socks_tunnel.supervisor.control import ControlError
+from socks_tunnel.supervisor.jwt_joins import JwtJoins, Refusal
 from socks_tunnel.supervisor.peers import keys_of
 
 _log = logging.getLogger(__name__)
@@ -64,6 +68,7 @@ class Enroller:
         identity: PrivateIdentity,
         config: Config,
         apply: Callable[[], Awaitable[None]],
+        metrics: Metrics,
     ) -> None:
         self._identity = identity
         self._file = EnrolmentFile(directory / FILE, identity)
@@ -74,6 +79,8 @@ class Enroller:
         self._refused = 0
         self._refused_since = 0.0
         self._told: set[str] = set()
+        self._jwt = JwtJoins(identity)
+        self._results = metrics.joins_total
 
     @property
     def _enrolments(self) -> Enrolments:
@@ -82,6 +89,7 @@ class Enroller:
     def extend(self, config: Config) -> Config:
         """Returns a configuration as it was read, with the members as further peers."""
         self._config = config
+        self._jwt.apply(config)
         self._listed = {key: peer.name for peer in config.peers for key in keys_of(peer)}
         self._enrolments.expire(time.time())
         names = {peer.name for peer in config.peers}
@@ -144,21 +152,48 @@ class Enroller:
         now = time.time()
         try:
             request = open_request(data, self._identity.public, now)
-            decided = self._decide(request, now)
+            if isinstance(request, JwtRequest):
+                decided: _Decided = await self._decide_jwt(request, now)
+            else:
+                decided = self._decide(request, now)
         except JoinRejected as rejection:
-            self._refuse(str(rejection))
+            self._refuse("rejected", str(rejection))
             return None
         except OSError as error:
-            _log.error("a host cannot join: %s", error)
-            decided = NotJoined("the endpoint cannot write down who joins; its log says why")
+            decided = _not_written(error)
         if decided is None:
-            self._refuse("there is no such invitation, or the proof is wrong")
+            self._refuse("unproved", "there is no such invitation, or the proof is wrong")
             return None
         if isinstance(decided, Joined):
             decided = await self._hold(decided)
+        if isinstance(decided, Refusal):
+            self._refuse(decided.code, decided.sentence)
+            decided = NotJoined(decided.sentence)
+        elif isinstance(decided, NotJoined):
+            self._refuse("refused", decided.reason)
         else:
-            self._refuse(decided.reason)
+            what = "renewed" if isinstance(request, RenewRequest) else "joined"
+            self._results.labels(what).inc()
         return answer_to(self._identity, request, decided)
+
+    async def _decide_jwt(self, request: JwtRequest, now: float) -> Joined | NotJoined | Refusal:
+        judged = await self._jwt.judge(request, now)
+        settings = self._jwt.settings
+        if isinstance(judged, Refusal):
+            return judged
+        if settings is None:  # a reload has taken it away meanwhile
+            return NotJoined("this endpoint takes no JWT any more")
+        decided = self._enrolments.join_by_jwt(
+            request,
+            judged,
+            self._listed,
+            now,
+            lifetime=settings.lifetime,
+            one_time=settings.one_time,
+        )
+        if isinstance(decided, Joined):
+            self._log_joined(decided, f"has joined as {judged.subject}", request)
+        return decided
 
     def _decide(self, request: JoinRequest | RenewRequest, now: float) -> Joined | NotJoined | None:
         enrolments = self._enrolments
@@ -172,28 +207,32 @@ class Enroller:
             decided = enrolments.renew(name, request.sender, self._listed, now)
             what = "has another key now"
         if isinstance(decided, Joined):
-            _log.info(
-                "the host %s %s: key %s, tag %s, from %s",
-                decided.name,
-                what,
-                public_key_text(request.sender),
-                decided.tag or "-",
-                remote_address.get(),
-            )
+            self._log_joined(decided, what, request)
         return decided
 
-    async def _hold(self, decided: Joined) -> Joined | NotJoined:
+    @staticmethod
+    def _log_joined(decided: Joined, what: str, request: Request) -> None:
+        _log.info(
+            "the host %s %s: key %s, tag %s, from %s",
+            decided.name,
+            what,
+            public_key_text(request.sender),
+            decided.tag or "-",
+            remote_address.get(),
+        )
+
+    async def _hold(self, decided: Joined) -> Joined | Refusal:
         """Waits until a decision is on the disk and in force."""
         applied = self._changed()
         try:
             await asyncio.to_thread(self._file.sync)
         except OSError as error:
-            _log.error("a host cannot join: %s", error)
-            return NotJoined("the endpoint cannot write down who joins; its log says why")
+            return _not_written(error)
         await asyncio.wait([applied])
         return decided
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, result: str, why: str) -> None:
+        self._results.labels(result).inc()
         now = time.monotonic()
         if now - self._refused_since >= REQUESTS_PERIOD:
             self._refused, self._refused_since = 0, now
@@ -221,6 +260,10 @@ class Enroller:
             raise ControlError(f"nothing has changed: {error}") from None
 
     def _invite(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if request.get("jwt"):
+            if self._jwt.settings is None:
+                raise ControlError("no JWT is taken: the configuration has no [join.jwt]")
+            return {"address": self._jwt.address, "issuer": self._jwt.settings.issuer}
         tag = _text(request, "tag", "")
         if tag and tag not in self._config.policies:
             known = ", ".join(self._config.policies) or "none"
@@ -270,6 +313,7 @@ class Enroller:
                 "seen": _iso(member.seen_at),
                 "until": _iso(member.until),
                 "invitation": member.invitation,
+                "subject": member.subject,
             }
             for member in self._enrolments.members.values()
         ]
@@ -284,6 +328,14 @@ class Enroller:
             for each in self._enrolments.invitations.values()
         ]
         return {"peers": members, "invitations": invitations}
+
+
+_Decided: TypeAlias = Joined | NotJoined | Refusal | None
+
+
+def _not_written(error: OSError) -> Refusal:
+    _log.error("a host cannot join: %s", error)
+    return Refusal("disk", "the endpoint cannot write down who joins; its log says why")
 
 
 def _peer(member: Member) -> Peer:

@@ -146,9 +146,12 @@ class Instance:
         exporter_command: Sequence[str] = EXPORTER_COMMAND,
     ) -> None:
         identity = _load_identity(config)
+        self.metrics = ops_metrics.Metrics()
         self.enroller: Enroller | None = None
         if config.role == "endpoint":
-            self.enroller = _load_enroller(config, directory, identity, self._apply_members)
+            self.enroller = _load_enroller(
+                config, directory, identity, self._apply_members, self.metrics
+            )
             config = self.enroller.extend(config)
         self.config = config
         self.directory = directory
@@ -158,7 +161,6 @@ class Instance:
         """How often its program was replaced."""
         self.upgrade: dict[str, Any] | None = None
         """What the last replacement was like, for `status`."""
-        self.metrics = ops_metrics.Metrics()
         self.notifier = Notifier(os.environ)
         self.router = Router(
             opens=config.role == "gateway",
@@ -860,10 +862,14 @@ def _load_identity_again(config: Config) -> PrivateIdentity:
 
 
 def _load_enroller(
-    config: Config, directory: Path, identity: PrivateIdentity, apply: Callable[[], Awaitable[None]]
+    config: Config,
+    directory: Path,
+    identity: PrivateIdentity,
+    apply: Callable[[], Awaitable[None]],
+    metrics: ops_metrics.Metrics,
 ) -> Enroller:
     try:
-        return Enroller(paths.state_directory(directory), identity, config, apply)
+        return Enroller(paths.state_directory(directory), identity, config, apply, metrics)
     except OSError as error:
         raise StartError(f"who has joined cannot be read: {error}", EXIT_CANNOT_CREATE) from None
 

@@ -12,6 +12,7 @@ RELOADED: Final = frozenset(
         "drain_timeout",
         "ice",
         "include",
+        "join",
         "limits",
         "log",
         "peers",

@@ -11,7 +11,8 @@ from socks_tunnel.signaling import enrolments as module
 from socks_tunnel.signaling import joining
 from socks_tunnel.signaling.enrolments import Enrolments
 from socks_tunnel.signaling.identity import PrivateIdentity
-from socks_tunnel.signaling.joining import Joined, JoinRequest, NotJoined, Token
+from socks_tunnel.signaling.joining import Joined, JoinRequest, JwtRequest, NotJoined, Token
+from socks_tunnel.signaling.jwt_tokens import Accepted
 
 ENDPOINT = PrivateIdentity.generate()
 HOSTS = [PrivateIdentity.generate() for _ in range(4)]
@@ -265,3 +266,125 @@ class Lives(RuleBasedStateMachine):
 
 TestLives = Lives.TestCase
 TestLives.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+# --- tokens of an identity provider -------------------------------------------------------------
+
+
+def jwt_request(host: PrivateIdentity, name: str = "laptop") -> JwtRequest:
+    return JwtRequest(host.public, ENDPOINT.public, bytes(16), int(NOW) + 60, name, b"")
+
+
+def accepted(name: bytes = b"token", tag: str = "staff", seconds: int = 330) -> Accepted:
+    return Accepted("alice", tag, name.ljust(16, b"."), int(NOW) + seconds)
+
+
+def join_by_jwt(
+    office: Office,
+    token: Accepted,
+    host: PrivateIdentity = HOSTS[0],
+    *,
+    name: str = "laptop",
+    lifetime: int = 0,
+    one_time: bool = True,
+    listed: dict[bytes, str] | None = None,
+) -> Joined | NotJoined:
+    return office.enrolments.join_by_jwt(
+        jwt_request(host, name),
+        token,
+        listed or {},
+        office.now,
+        lifetime=lifetime,
+        one_time=one_time,
+    )
+
+
+def test_a_jwt_is_good_for_one_key() -> None:
+    office = Office()
+    first = join_by_jwt(office, accepted())
+    assert isinstance(first, Joined)
+    assert (first.name, first.tag) == ("laptop", "staff")
+    assert join_by_jwt(office, accepted()) == first, "its answer was lost"
+    other = join_by_jwt(office, accepted(), HOSTS[1])
+    assert other == NotJoined("the JWT was used already; get a fresh one")
+    member = office.enrolments.members["laptop"]
+    assert (member.subject, member.invitation) == ("alice", "")
+    assert len(office.entries) == 1
+
+
+def test_a_used_jwt_is_remembered_after_its_host_is_gone_and_after_a_restart() -> None:
+    office = Office()
+    join_by_jwt(office, accepted())
+    office.enrolments.revoke("laptop")
+    assert isinstance(join_by_jwt(office, accepted()), NotJoined)
+    again = office.again()
+    decided = again.join_by_jwt(
+        jwt_request(HOSTS[0]), accepted(), {}, NOW, lifetime=0, one_time=True
+    )
+    assert isinstance(decided, NotJoined)
+    # And after the file was written anew.
+    rewritten = Enrolments(ENDPOINT, lambda _: None)
+    for entry in again.entries():
+        rewritten.replay(entry)
+    decided = rewritten.join_by_jwt(
+        jwt_request(HOSTS[0]), accepted(), {}, NOW, lifetime=0, one_time=True
+    )
+    assert isinstance(decided, NotJoined)
+    office.now += 331
+    office.enrolments.expire(office.now)
+    assert not list(office.enrolments.entries()), "too old to come again"
+
+
+def test_members_by_jwt_are_the_same_after_the_file_was_written_anew() -> None:
+    office = Office()
+    join_by_jwt(office, accepted(b"one"), HOSTS[0])
+    join_by_jwt(office, accepted(b"two"), HOSTS[1], lifetime=1000)
+    rewritten = Enrolments(ENDPOINT, lambda _: None)
+    for entry in office.enrolments.entries():
+        rewritten.replay(entry)
+    assert rewritten.members == office.enrolments.members == office.again().members
+    assert list(rewritten.entries()) == list(office.enrolments.entries())
+
+
+def test_a_fresh_jwt_prolongs_and_changes_the_tag_under_the_same_name() -> None:
+    office = Office()
+    join_by_jwt(office, accepted(b"one"), lifetime=100)
+    decided = join_by_jwt(office, accepted(b"two", "admins"), name="another", lifetime=500)
+    assert isinstance(decided, Joined)
+    assert (decided.name, decided.tag, decided.until) == ("laptop", "admins", int(NOW) + 500)
+    office.now += 501
+    office.enrolments.expire(office.now)
+    assert not office.enrolments.members
+
+
+def test_a_jwt_for_many_hosts() -> None:
+    office = Office()
+    names = []
+    for host in HOSTS:
+        decided = join_by_jwt(office, accepted(), host, one_time=False)
+        assert isinstance(decided, Joined)
+        names.append(decided.name)
+    assert names == ["laptop", "laptop-2", "laptop-3", "laptop-4"]
+
+
+def test_so_many_tokens_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SPENT_MAX", 2)
+    office = Office()
+    for number in range(2):
+        assert isinstance(join_by_jwt(office, accepted(b"%d" % number)), Joined)
+    assert join_by_jwt(office, accepted(b"2")) == NotJoined("2 JWTs were used lately; try later")
+    office.now += 331
+    assert isinstance(join_by_jwt(office, accepted(b"2", seconds=1000)), Joined)
+
+
+def test_what_holds_for_tokens_of_invitations_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    office = Office()
+    listed = {HOSTS[0].public: "office"}
+    decided = join_by_jwt(office, accepted(), listed=listed)
+    assert decided == NotJoined("this key is that of the configured peer office already")
+    decided = join_by_jwt(office, accepted(), name="a b")
+    assert isinstance(decided, NotJoined)
+    assert isinstance(join_by_jwt(office, accepted()), Joined), "a refused one is not used up"
+    monkeypatch.setattr(module, "MEMBERS_MAX", 1)
+    decided = join_by_jwt(office, accepted(b"other"), HOSTS[1])
+    assert decided == NotJoined("1 hosts have joined already")

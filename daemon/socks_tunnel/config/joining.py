@@ -1,0 +1,90 @@
+"""`[join.jwt]` of an endpoint: hosts that join with a token of the company's identity provider."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+
+from pydantic import Field, PlainValidator, StringConstraints, ValidationInfo, model_validator
+
+from socks_tunnel.config.basics import Positive, Seconds, Table, text_of
+from socks_tunnel.config.urls import checked_url
+from socks_tunnel.protocol.addresses import parse_ip
+
+TAGS_MAX: Final = 1024
+"""Entries of `tags`."""
+
+_NOT_PRIVATE: Final = (
+    "is plain http to another host: whoever is on the way could put in keys of his own; use https"
+)
+
+
+def _jwks(value: Any, info: ValidationInfo) -> str | Path:
+    """Returns a URL, or the absolute path of a file. Raises :class:`ValueError`."""
+    if isinstance(value, Path):
+        return value
+    text = text_of(value)
+    if not text:
+        raise ValueError("is empty: where are the issuer's keys?")
+    if "://" not in text:
+        directory: Path = (info.context or {}).get("directory", Path("/"))
+        return directory / text
+    checked_url(text, {"http", "https"}, "is neither https://HOST/… nor the path of a file")
+    parts = urlsplit(text)
+    if parts.scheme == "http":
+        host = parts.hostname or ""
+        address = parse_ip("127.0.0.1" if host == "localhost" else host)
+        if address is None or not address.is_loopback:
+            raise ValueError(_NOT_PRIVATE)
+    return text
+
+
+def _optional_path(value: Any, info: ValidationInfo) -> Path | None:
+    if value is None or value == "" or isinstance(value, Path):
+        return value or None
+    directory: Path = (info.context or {}).get("directory", Path("/"))
+    return directory / text_of(value)
+
+
+_Text = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+
+
+class JoinJwt(Table):
+    """`[join.jwt]`: which tokens are accepted, and what they give."""
+
+    issuer: _Text
+    """`iss`, to the letter."""
+    audience: _Text
+    """What `aud` has to be, or to hold."""
+    jwks: Annotated[str | Path, PlainValidator(_jwks)]
+    """Where the issuer's public keys are: `https://…`, or a file."""
+    tls_ca: Annotated[Path | None, PlainValidator(_optional_path)] = None
+    """PEM of the authorities that the server's certificate may be from. None: the system's."""
+    tag_claim: str = ""
+    """The claim with the roles of who joins, such as `groups` or `realm_access.roles`."""
+    tags: Mapping[_Text, str] = Field(default={}, max_length=TAGS_MAX)
+    """The tag for each role that may join. The first that a token has counts."""
+    lifetime: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Seconds that a host may stay; 0: without an end."""
+    max_age: Positive = 3600
+    """Seconds from the issuing of a token until it is too old to join with."""
+    leeway: Seconds = 30
+    """Seconds by which the provider's clock may differ from the endpoint's."""
+    one_time: bool = True
+    """Whether one token is good for one host only."""
+
+    @model_validator(mode="after")
+    def _roles_lead_to_tags(self) -> "JoinJwt":
+        if self.tag_claim and not self.tags:
+            raise ValueError(
+                "tag_claim without tags: no role leads to a tag, and nobody could join"
+            )
+        if self.tags and not self.tag_claim:
+            raise ValueError("tags without tag_claim: which claim has the roles?")
+        return self
+
+
+class Join(Table):
+    """`[join]` of an endpoint."""
+
+    jwt: JoinJwt | None = None

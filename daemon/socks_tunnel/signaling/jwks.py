@@ -1,0 +1,157 @@
+"""The keys of an identity provider: from a file, or by HTTPS, kept for a while and asked for again.
+
+Whoever can send requests to join can name keys that are not there. So the number of questions to
+the provider is bounded, and those that come together share one.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol.urls import Url
+from socks_tunnel.signaling.http_client import HttpFailure, request
+from socks_tunnel.signaling.jwt_tokens import JWKS_MAX, Header, JwtRefused, KeySet
+from socks_tunnel.signaling.tls import client_context
+
+_log = logging.getLogger(__name__)
+
+FETCH_TIMEOUT: Final = 10.0
+"""Seconds that one question may take."""
+
+FRESH: Final = 3600.0
+"""Seconds after which the keys are asked for again, so that a withdrawn one ends."""
+
+STALE: Final = 24 * 3600.0
+"""Seconds for which keys are used while the provider does not answer."""
+
+FETCHES_BURST: Final = 5
+FETCHES_PERIOD: Final = 30.0
+"""So many questions at once, and one in so many seconds for long."""
+
+
+class KeysUnavailable(Exception):  # noqa: N818 - a state, not a fault of ours
+    """The provider's keys are not known; the text is a sentence for the log."""
+
+
+class Jwks:
+    """The keys at `where`: a URL, or a file, which is read again like a URL is asked again.
+
+    `ca` is a PEM file of the authorities that the server's certificate may be from; None: those
+    that the system trusts. `proxy` is as in :func:`socks_tunnel.protocol.urls.proxy_for`.
+    """
+
+    def __init__(
+        self,
+        where: str | Path,
+        *,
+        ca: Path | None = None,
+        proxy: str | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._where = where
+        self._ca = ca
+        self._proxy = proxy
+        self._keys: KeySet | None = None
+        self._fetched_at = 0.0
+        self._allowed = float(FETCHES_BURST)
+        self._counted_at = clock()
+        self._fetching: asyncio.Task[None] | None = None
+        self._failure = ""
+
+    async def find(self, header: Header) -> Any:
+        """Returns the key that a token names.
+
+        Raises :class:`KeysUnavailable` if no keys are known, and
+        :class:`~socks_tunnel.signaling.jwt_tokens.JwtRefused` if they have no such key.
+        """
+        if self._keys is None or self._age() > FRESH:
+            await self._fetch()
+        key = self._usable().find(header)
+        if key is None:  # it may be newer than what is known
+            await self._fetch()
+            key = self._usable().find(header)
+        if key is None:
+            named = "" if header.key_id is None else f" (kid {header.key_id!r})"
+            raise JwtRefused("unknown-key", named)
+        return key
+
+    def _usable(self) -> KeySet:
+        if self._keys is None or self._age() > STALE:
+            why = self._failure or f"{self._where} was asked too often"
+            raise KeysUnavailable(f"the issuer's keys are not known: {why}")
+        return self._keys
+
+    def _age(self) -> float:
+        return self._clock() - self._fetched_at
+
+    async def _fetch(self) -> None:
+        """Asks for the keys, if that may be done now. The keys stay as they are if it fails."""
+        if self._fetching is None:
+            if not self._may_fetch():
+                return
+            self._fetching = spawn("fetch the issuer's keys", self._fetch_once())
+        await asyncio.wait([self._fetching])
+
+    def _may_fetch(self) -> bool:
+        now = self._clock()
+        more = (now - self._counted_at) / FETCHES_PERIOD
+        self._allowed, self._counted_at = min(FETCHES_BURST, self._allowed + more), now
+        if self._allowed < 1:
+            return False
+        self._allowed -= 1
+        return True
+
+    async def _fetch_once(self) -> None:
+        try:
+            async with asyncio.timeout(FETCH_TIMEOUT):
+                self._keys = KeySet(await self._read())
+        except TimeoutError:
+            self._failed(f"{self._where} did not answer within {FETCH_TIMEOUT:g} s")
+        except HttpFailure as failure:
+            self._failed(f"{self._where} {failure}")
+        except (OSError, ValueError) as error:
+            self._failed(f"{self._where}: {error}")
+        else:
+            self._fetched_at = self._clock()
+            if self._failure:
+                _log.info("the issuer's keys can be had again from %s", self._where)
+            self._failure = ""
+        finally:
+            self._fetching = None
+
+    def _failed(self, why: str) -> None:
+        if not self._failure:  # once, and not for each request to join
+            _log.warning("the issuer's keys cannot be had: %s", why)
+        self._failure = why
+
+    async def _read(self) -> bytes:
+        """Returns the document. Raises OSError, HttpFailure or ValueError."""
+        if isinstance(self._where, Path):
+            return await asyncio.to_thread(_read_file, self._where)
+        url = Url.parse(self._where)
+        tls = await asyncio.to_thread(client_context, self._ca) if url.scheme == "https" else None
+        headers = {"Accept": "application/jwk-set+json, application/json"}
+        answer = await request(
+            "GET",
+            url,
+            b"",
+            {**headers, "User-Agent": "socks-tunnel"},
+            tls=tls,
+            configured_proxy=self._proxy,
+            answer_max=JWKS_MAX,
+        )
+        if answer.status != 200:
+            raise ValueError(f"it answered with HTTP status {answer.status}")
+        if answer.body is None:
+            raise ValueError(f"its answer is over {JWKS_MAX} bytes")
+        return answer.body
+
+
+def _read_file(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(JWKS_MAX + 1)
