@@ -42,16 +42,17 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def tunnel(
-    directory: Path, workers: int, *, more_policy: str = ""
+    directory: Path, workers: int, *, more_policy: str = "", command: Path = COMMAND
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
     """A gateway with a link to an endpoint; yields both supervisors, the gateway's last.
 
-    `more_policy` are lines for the endpoint's `[policy]`. One that is killed meanwhile stays so.
+    `more_policy` are lines for the endpoint's `[policy]`, `command` the program that is run. One
+    that is killed meanwhile stays so.
     """
     signaling, socks, metrics = free_port(), free_port(), free_port()
     subprocess.run(
         [
-            *(COMMAND, "pair", "--gateway", directory / "g", "--endpoint", directory / "e"),
+            *(command, "pair", "--gateway", directory / "g", "--endpoint", directory / "e"),
             *("--url", f"http://127.0.0.1:{signaling}/"),
         ],
         check=True,
@@ -73,7 +74,7 @@ def tunnel(
             runtime = directory / f"run-{role}"
             running.append(
                 subprocess.Popen(
-                    [COMMAND, "run", "--config", path],
+                    [command, "run", "--config", path],
                     env=os.environ | {"RUNTIME_DIRECTORY": str(runtime)},
                     stderr=(directory / f"{role}.log").open("wb"),
                 )
@@ -86,9 +87,9 @@ def tunnel(
             process.wait(60)
 
 
-def status(directory: Path) -> dict[str, object]:
+def status(directory: Path, command: Path = COMMAND) -> dict[str, object]:
     done = subprocess.run(
-        [COMMAND, "status", "--json", "--socket", directory / "run-gateway" / "control.sock"],
+        [command, "status", "--json", "--socket", directory / "run-gateway" / "control.sock"],
         capture_output=True,
         check=False,
     )
@@ -96,9 +97,11 @@ def status(directory: Path) -> dict[str, object]:
     return found
 
 
-def wait_until_up(directory: Path, gateway: subprocess.Popen[bytes]) -> None:
+def wait_until_up(
+    directory: Path, gateway: subprocess.Popen[bytes], command: Path = COMMAND
+) -> None:
     end = time.monotonic() + 60
-    while '"up"' not in json.dumps(status(directory).get("links", "")):
+    while '"up"' not in json.dumps(status(directory, command).get("links", "")):
         if gateway.poll() is not None or time.monotonic() > end:
             sys.exit((directory / "gateway.log").read_text())
         time.sleep(0.2)
