@@ -18,7 +18,7 @@ import itertools
 import logging
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Generic, Self, TypeAlias, TypeVar
 
@@ -28,15 +28,19 @@ from socks_tunnel.ops.multiprocess import (
     Kind,
     Labels,
     Sample,
-    encode,
+    entries,
     file_of,
     read,
+    whole,
 )
 
 _log = logging.getLogger(__name__)
 
 FLUSH_PERIOD: Final = 0.5
 """Seconds between two writes of what has changed."""
+
+MEASURE_EVERY: Final = 4
+"""Writes for one measurement of what the process uses: it is another each time, also when idle."""
 
 SERIES_MAX: Final = 1000
 """Combinations of label values that one metric may have; further ones are counted together under
@@ -81,6 +85,9 @@ class Distribution:
 
 
 _S = TypeVar("_S", Value, Distribution)
+
+Snapshot: TypeAlias = list[tuple[tuple[str, ...], tuple[float, ...]]]
+"""The label values of each series of a metric, and its numbers."""
 
 
 class Family(Generic[_S]):
@@ -128,7 +135,7 @@ class Family(Generic[_S]):
         for values in self.expected():
             pairs = zip(self.label_names, values, strict=True)
             labels = tuple(text for pair in pairs for text in pair)
-            for name, more, value in self._numbers(self._new()):
+            for (name, more), value in self._named(self._figures(self._new())):
                 yield Sample(self.name, name, labels + more, value)
 
     def _new(self) -> _S:
@@ -141,19 +148,31 @@ class Family(Generic[_S]):
             raise ValueError(f"{self.name} needs values for {self.label_names}")
         return self._default
 
-    def samples(self) -> Iterator[Sample]:
+    def snapshot(self) -> Snapshot:
+        """Returns all numbers of the moment. As long as they stay, so do the samples."""
+        # The list first: the thread that counts may add a series meanwhile.
+        return [(values, self._figures(series)) for values, series in list(self.series.items())]
+
+    def samples(self, snapshot: Snapshot | None = None) -> Iterator[Sample]:
         """Yields what this process counted, together with what its predecessors did."""
         left = dict(self.carried)
-        for values, series in list(self.series.items()):
+        for values, figures in self.snapshot() if snapshot is None else snapshot:
             pairs = zip(self.label_names, values, strict=True)
             labels = tuple(text for pair in pairs for text in pair)
-            for name, more, value in self._numbers(series):
+            for (name, more), value in self._named(figures):
                 all_labels = labels + more
                 yield Sample(self.name, name, all_labels, value + left.pop((name, all_labels), 0.0))
         for (name, labels), value in left.items():
             yield Sample(self.name, name, labels, value)
 
-    def _numbers(self, series: _S) -> Iterator[tuple[str, Labels, float]]:
+    def _named(self, figures: tuple[float, ...]) -> Iterable[tuple[tuple[str, Labels], float]]:
+        """Returns the numbers of a series, each with the name and the labels of its sample."""
+        return zip(self._sample_names(), figures, strict=True)
+
+    def _figures(self, series: _S) -> tuple[float, ...]:
+        raise NotImplementedError
+
+    def _sample_names(self) -> Sequence[tuple[str, Labels]]:
         raise NotImplementedError
 
 
@@ -174,8 +193,11 @@ class Counter(Family[Value]):
     def _new(self) -> Value:
         return Value()
 
-    def _numbers(self, series: Value) -> Iterator[tuple[str, Labels, float]]:
-        yield f"{self.name}_total", (), series.value
+    def _figures(self, series: Value) -> tuple[float, ...]:
+        return (series.value,)
+
+    def _sample_names(self) -> Sequence[tuple[str, Labels]]:
+        return ((f"{self.name}_total", ()),)
 
     def inc(self, amount: float = 1.0) -> None:
         """Adds to the series without labels."""
@@ -195,8 +217,11 @@ class Gauge(Family[Value]):
     def _new(self) -> Value:
         return Value()
 
-    def _numbers(self, series: Value) -> Iterator[tuple[str, Labels, float]]:
-        yield self.name, (), series.value
+    def _figures(self, series: Value) -> tuple[float, ...]:
+        return (series.value,)
+
+    def _sample_names(self) -> Sequence[tuple[str, Labels]]:
+        return ((self.name, ()),)
 
     def set(self, value: float) -> None:
         """Sets the series without labels."""
@@ -226,16 +251,21 @@ class Histogram(Family[Distribution]):
     ) -> None:
         self._buckets = tuple(buckets)
         # As OpenMetrics has them, "1.0": a scraper that changes formats sees the same series.
-        self._names = [*(repr(float(bound)) for bound in buckets), "+Inf"]
+        bounds = [*(repr(float(bound)) for bound in buckets), "+Inf"]
+        self._names: Sequence[tuple[str, Labels]] = (
+            *((f"{name}_bucket", ("le", bound)) for bound in bounds),
+            (f"{name}_sum", ()),
+        )
         super().__init__(name, help_text, labels)
 
     def _new(self) -> Distribution:
         return Distribution(self._buckets)
 
-    def _numbers(self, series: Distribution) -> Iterator[tuple[str, Labels, float]]:
-        for bound, count in zip(self._names, series.counts, strict=True):
-            yield f"{self.name}_bucket", ("le", bound), count
-        yield f"{self.name}_sum", (), series.sum
+    def _figures(self, series: Distribution) -> tuple[float, ...]:
+        return (*series.counts, series.sum)
+
+    def _sample_names(self) -> Sequence[tuple[str, Labels]]:
+        return self._names
 
     def observe(self, value: float) -> None:
         """Counts one observation in the series without labels."""
@@ -256,7 +286,7 @@ class Files:
 
     `problem` is why the last write failed, or None. `damaged` counts the files that were found
     damaged and set aside. Made before the families count; :meth:`add` each of them. `measure`, if
-    it is set, is called before each write, in the thread that writes.
+    it is set, is called before every fourth write, in the thread that writes.
     """
 
     def __init__(self, directory: Path, slot: str) -> None:
@@ -267,7 +297,10 @@ class Files:
         self.problem: str | None = None
         self.damaged = 0
         self.measure: Callable[[], None] | None = None
-        self._families: list[AnyFamily] = []
+        self._flushes = 0
+        self._families: dict[Kind, list[AnyFamily]] = {kind: [] for kind in KINDS}
+        self._parts: dict[str, tuple[Snapshot, bytes]] = {}
+        """The numbers that a family had, and its part of the file while they stay."""
         self._written: dict[Path, tuple[bytes, Identity]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -302,7 +335,7 @@ class Files:
         """Has a family written, and lets it go on where an earlier process ended."""
         if not isinstance(family, Gauge):
             family.carried = self._carried.get(family.name, {})
-        self._families.append(family)
+        self._families[family.kind].append(family)
 
     def start(self) -> Self:
         """Begins to write now and then, in a thread that no end of the process waits for.
@@ -329,18 +362,18 @@ class Files:
         """Writes what has changed. A failure is logged when it begins and when it is over."""
         with self._lock:
             problem = None
-            if self.measure is not None:
+            if self.measure is not None and self._flushes % MEASURE_EVERY == 0:
                 self.measure()
+            self._flushes += 1
             for kind in KINDS:
                 path = file_of(self.directory, kind, self.slot)
-                samples = [
-                    (family.help, sample)
-                    for family in self._families
-                    if family.kind == kind
-                    for sample in family.samples()
+                parts = [
+                    self._part(family)
+                    for family in self._families[kind]
+                    if family.series or family.carried
                 ]
                 try:
-                    self._replace(path, encode(samples))
+                    self._replace(path, whole(parts))
                 except OSError as error:
                     problem = error.strerror or str(error)
             if problem != self.problem:
@@ -353,6 +386,16 @@ class Files:
                         self.directory,
                         problem,
                     )
+
+    def _part(self, family: AnyFamily) -> bytes:
+        """Returns a family's part of its file: most count nothing from one write to the next."""
+        snapshot = family.snapshot()
+        known = self._parts.get(family.name)
+        if known is not None and known[0] == snapshot:
+            return known[1]
+        part = entries((family.help, sample) for sample in family.samples(snapshot))
+        self._parts[family.name] = snapshot, part
+        return part
 
     def _replace(self, path: Path, content: bytes) -> None:
         before = self._written.get(path)

@@ -15,7 +15,7 @@ histogram stand there by themselves; the collector makes the running sums.
 import json
 import math
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
@@ -71,15 +71,22 @@ def slot_of(path: Path) -> str | None:
 
 def encode(samples: Iterable[tuple[str, Sample]]) -> bytes:
     """Returns the content of a file. Each sample comes with the help of its family."""
-    parts = [b""]
-    size = _HEAD.size
+    return whole([entries(samples)])
+
+
+def entries(samples: Iterable[tuple[str, Sample]]) -> bytes:
+    """Returns a part of a file's content, which :func:`whole` puts together."""
+    parts = []
     for help_text, (metric, name, labels, value) in samples:
-        entry = _key(metric, name, labels, help_text)
-        parts.append(entry)
+        parts.append(_key(metric, name, labels, help_text))
         parts.append(_NUMBERS.pack(value, 0.0))
-        size += len(entry) + _NUMBERS.size
-    parts[0] = _HEAD.pack(size, 0)
     return b"".join(parts)
+
+
+def whole(parts: Sequence[bytes]) -> bytes:
+    """Returns the content of a file that has these entries."""
+    size = _HEAD.size + sum(map(len, parts))
+    return b"".join((_HEAD.pack(size, 0), *parts))
 
 
 @lru_cache(maxsize=8192)

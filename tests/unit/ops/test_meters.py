@@ -189,3 +189,23 @@ def test_no_thread_is_no_failure(
     assert "metrics are not written: can't start new thread" in caplog.text
     files.stop()
     assert file_of(tmp_path, "counter", "worker-0").exists()
+
+
+def test_other_series_with_the_same_numbers_are_written(tmp_path: Path) -> None:
+    files = Files(tmp_path, "worker-0")
+    gauge = Gauge("g", "A g", ("a",))
+    files.add(gauge)
+    gauge.labels("x").set(5)
+    files.flush()
+    gauge.series.clear()
+    gauge.labels("y").set(5)
+    files.flush()
+    assert [s.labels for s in read(file_of(tmp_path, "gauge", "worker-0"))] == [("a", "y")]
+
+
+def test_what_a_process_uses_is_measured_at_every_fourth_write(tmp_path: Path) -> None:
+    files, counter, _ = counting(tmp_path)
+    files.measure = counter.labels("measured").inc
+    for _ in range(2 * meters.MEASURE_EVERY):
+        files.flush()
+    assert counter.labels("measured").value == 2
