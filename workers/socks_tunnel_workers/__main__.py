@@ -20,7 +20,7 @@ from socks_tunnel.ipc.stream import connect
 from socks_tunnel.ops import audit_file, metrics
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops.process import come_up_within, die_before_parent, die_with_parent, has_come_up
-from socks_tunnel.ops.tasks import measure_lag, spawn
+from socks_tunnel.ops.tasks import LagMeter
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel_workers.handover import OPTION, Inheritance
 from socks_tunnel_workers.sockets import adopt
@@ -49,11 +49,14 @@ async def _run(
         stream,
         lambda: Worker(index, listening, on_exit, replace=replace, inheritance=inheritance),
     )
-    spawn("measure lag", measure_lag(worker.metrics.observe_lag))
+    lag = LagMeter(worker.metrics.observe_lag)
     # What was imported until here lives as long as the process: the collector need not look at it.
     gc.collect()
     gc.freeze()
-    return await done
+    try:
+        return await done
+    finally:
+        lag.cancel()
 
 
 def _replace(index: int, state: int, stream: int) -> None:

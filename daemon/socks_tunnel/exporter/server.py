@@ -28,7 +28,7 @@ from socks_tunnel.ipc.stream import connect
 from socks_tunnel.ops.http_messages import Bounds
 from socks_tunnel.ops.http_server import HttpServer
 from socks_tunnel.ops.metrics import Metrics
-from socks_tunnel.ops.tasks import measure_lag, spawn
+from socks_tunnel.ops.tasks import LagMeter, spawn
 from socks_tunnel.protocol.ipc import ChildReady
 
 BOUNDS: Final = Bounds(
@@ -71,14 +71,12 @@ async def serve(
         refused=refused,
     )
     http.start()
-    background = [
-        spawn("measure lag", measure_lag(observe)),
-        spawn("keep the history", live.record()),
-    ]
+    lag = LagMeter(observe)
+    background = spawn("keep the history", live.record())
     try:
         channel.send_control(0, ChildReady())
         await done.wait()
     finally:
-        for task in background:
-            task.cancel()
+        lag.cancel()
+        background.cancel()
         await http.stop()

@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, TypeVar
 
 _log = logging.getLogger(__name__)
 
@@ -50,16 +50,29 @@ LAG_PERIOD: Final = 0.2
 """Seconds between two looks at how late the event loop is."""
 
 
-async def measure_lag(observe: Callable[[float], None]) -> NoReturn:
-    """Calls `observe` again and again with the seconds that the event loop was late.
+class LagMeter:
+    """Calls `observe` again and again with the seconds that the running event loop was late.
 
-    That is how long a packet would have waited for whatever held the loop.
+    That is how long a packet would have waited for whatever held the loop. It is no task, whose
+    sleep would be most of what an idle process does.
     """
-    loop = asyncio.get_running_loop()
-    while True:
-        due = loop.time() + LAG_PERIOD
-        await asyncio.sleep(LAG_PERIOD)
-        observe(max(0.0, loop.time() - due))
+
+    def __init__(self, observe: Callable[[float], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._observe = observe
+        self._begin()
+
+    def _begin(self) -> None:
+        self._due = self._loop.time() + LAG_PERIOD
+        self._timer = self._loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        self._observe(max(0.0, self._loop.time() - self._due))
+        self._begin()
+
+    def cancel(self) -> None:
+        """Ends it."""
+        self._timer.cancel()
 
 
 SHORT_TURN: Final = 0.0005

@@ -38,7 +38,7 @@ from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.ops.notify import Notifier
 from socks_tunnel.ops.process import has_come_up
 from socks_tunnel.ops.recent import RecentProblems
-from socks_tunnel.ops.tasks import measure_lag, short_turns, spawn
+from socks_tunnel.ops.tasks import LagMeter, short_turns, spawn
 from socks_tunnel.peer.quiet import quiet_loop_exceptions, set_library_log_level
 from socks_tunnel.peer.select import aiortc_version
 from socks_tunnel.protocol.bounded import Malformed, clip
@@ -193,6 +193,7 @@ class Instance:
         self._events: asyncio.Queue[Any] = asyncio.Queue()
         self._unbootable: asyncio.Future[tuple[str, int | None]] = asyncio.Future()
         self._background: list[asyncio.Task[None]] = []
+        self._lag: LagMeter | None = None
         self._starting: asyncio.Task[StartError | None] | None = None
         self._draining: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
@@ -409,8 +410,8 @@ class Instance:
         self._background = [
             spawn("look after children", self._look_after_children()),
             spawn("each second", self._each_second()),
-            spawn("measure lag", measure_lag(self.metrics.observe_lag)),
         ]
+        self._lag = LagMeter(self.metrics.observe_lag)
         if self.notifier.watchdog_interval is not None:
             self._watchdog = spawn("watchdog", self._feed_watchdog(self.notifier.watchdog_interval))
 
@@ -755,8 +756,7 @@ class Instance:
             self.state = "leaving"
             handover.hold_signals()
             self.notifier.reloading()
-            for task in self._background:
-                task.cancel()
+            self._stop_background()
             try:
                 legacy = await depart(
                     workers=self.workers,
@@ -774,6 +774,12 @@ class Instance:
                 handover.replace_program(legacy)
             except (OSError, ValueError) as error:
                 raise StartError(f"the program cannot be replaced: {error}", EXIT_BUG) from error
+
+    def _stop_background(self) -> None:
+        for task in self._background:
+            task.cancel()
+        if self._lag is not None:
+            self._lag.cancel()
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -817,8 +823,9 @@ class Instance:
             await asyncio.wait([self._starting])
         if self._draining is not None:
             self._draining.cancel()
-        for task in [*self._background, *([self._watchdog] if self._watchdog else [])]:
-            task.cancel()
+        self._stop_background()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
         if self._forced:
             for slot in self._slots():
                 slot.kill()

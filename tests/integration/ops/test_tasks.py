@@ -9,7 +9,7 @@ import pytest
 
 from socks_tunnel.ops import tasks
 from socks_tunnel.ops.meters import Histogram
-from socks_tunnel.ops.tasks import LAG_PERIOD, measure_lag, spawn
+from socks_tunnel.ops.tasks import LAG_PERIOD, LagMeter, spawn
 
 
 async def test_it_gives_the_named_task() -> None:
@@ -76,7 +76,7 @@ async def test_being_cancelled_is_no_failure(caplog: pytest.LogCaptureFixture) -
 
 async def test_the_lag_of_the_loop_is_what_holds_it() -> None:
     lag = Histogram("lag", "Lag", (0.05, 0.1))
-    measuring = asyncio.create_task(measure_lag(lag.observe))
+    measuring = LagMeter(lag.observe)
     async with asyncio.timeout(60):
         while not lag.labels().counts[-1]:
             end = time.monotonic() + LAG_PERIOD + 0.15
