@@ -57,7 +57,7 @@ _ESCAPES: Final = {
 }
 
 # Printable ASCII without space, quote, equals sign and backslash needs no quotes as a value.
-_PLAIN: Final = re.compile(r"[!#-<>-\[\]-~]+")
+_is_plain: Final = re.compile(r"[!#-<>-\[\]-~]+").fullmatch
 
 _handler: "QueueHandler | None" = None
 
@@ -128,10 +128,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _value(value: object) -> str:
-    text = str(value)
-    if _PLAIN.fullmatch(text):
-        return text
+def _quoted(text: str) -> str:
     quoted = text.replace("\\", "\\\\").replace('"', '\\"').translate(_ESCAPES)
     return f'"{quoted}"'
 
@@ -151,7 +148,13 @@ class _Formatter(logging.Formatter):
         sentence = record.getMessage()
         if not sentence.isprintable():
             sentence = sentence.translate(_ESCAPES)
-        return " ".join((sentence, *(f"{k}={_value(v)}" for k, v in _fields(record).items())))
+        # One function for all of it: each flow has two such lines.
+        for key, value in _fields(record).items():
+            text = str(value)
+            if not _is_plain(text):
+                text = _quoted(text)
+            sentence += f" {key}={text}"
+        return sentence
 
     def _traceback(self, record: logging.LogRecord) -> list[str]:
         if not record.exc_info or record.exc_info[0] is None:
@@ -166,7 +169,7 @@ class _TextFormatter(_Formatter):
             f"{_second(int(record.created))}.{int(record.msecs):03}Z {record.levelname:<7} "
             f"{self._component} {record.name}: {self._sentence(record)}"
         )
-        return "\n".join((first, *self._traceback(record)))
+        return "\n".join((first, *self._traceback(record))) if record.exc_info else first
 
 
 class _JournalFormatter(_Formatter):
@@ -181,6 +184,8 @@ class _JournalFormatter(_Formatter):
         else:
             prefix = "<7>"
         first = f"{self._component} {record.name}: {self._sentence(record)}"
+        if not record.exc_info:
+            return prefix + first
         return "\n".join(prefix + line for line in (first, *self._traceback(record)))
 
 
@@ -230,6 +235,13 @@ class QueueHandler(logging.Handler):
         self._thread = threading.Thread(target=self._write_all, name="log-writer", daemon=True)
         self._thread.start()
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Hands a record that no filter holds back to :meth:`emit`; the queue has its own lock."""
+        if not self.filter(record):
+            return False
+        self.emit(record)
+        return True
+
     def emit(self, record: logging.LogRecord) -> None:
         """Formats a record and puts it into the queue, or counts it where that is full."""
         try:
@@ -243,8 +255,9 @@ class QueueHandler(logging.Handler):
                 return
             if self._dropped:
                 self._tell_dropped()
+            if not self._lines:  # else the thread knows already
+                self._changed.notify()
             self._enqueue(line)
-            self._changed.notify()
 
     def close(self) -> None:
         """Waits until what was put into the queue is written, for a moment at most."""
