@@ -221,8 +221,15 @@ def _within_special_block(network: IPNetwork) -> bool:
 # --- the policy -------------------------------------------------------------------------------
 
 
+DECISIONS_MAX: Final = 256
+"""Destinations whose decision a policy remembers: clients ask for few, again and again."""
+
+
 class Policy:
-    """Rules, ready to decide. Immutable; a decision takes microseconds with thousands of rules."""
+    """Rules, ready to decide. A decision takes microseconds with thousands of rules.
+
+    Immutable, but for the decisions that it remembers, which depend on nothing else.
+    """
 
     __slots__ = (
         "_allowed",
@@ -231,6 +238,7 @@ class Policy:
         "_denied",
         "_denied_names",
         "_denied_ports",
+        "_known",
         "_lifting",
         "allows_nothing",
     )
@@ -254,6 +262,7 @@ class Policy:
         self._denied_ports = Ranges(denied_ports.ranges)
         self._denied_names = Names(denied_hosts.names, denied_hosts.below)
         self._denied = Networks(denied_hosts.networks)
+        self._known: dict[HostPort, Decision] = {}
 
     @classmethod
     def parse(
@@ -298,6 +307,14 @@ class Policy:
         Final for an IP literal. For a name see :class:`Verdict`: an ALLOWED name may be looked up,
         and each of its addresses still needs :meth:`check_address`.
         """
+        decision = self._known.get(destination)
+        if decision is None:
+            if len(self._known) >= DECISIONS_MAX:
+                self._known.clear()
+            decision = self._known[destination] = self._check(destination)
+        return decision
+
+    def _check(self, destination: HostPort) -> Decision:
         try:
             host = canonical_host(destination.host)
         except ValueError:

@@ -51,6 +51,9 @@ ANY: Final = "*"
 DEFAULT: Final = "default"
 """What the one route is called that holds where none is configured."""
 
+MATCHES_MAX: Final = 256
+"""Destinations whose route a table remembers: clients ask for few, again and again."""
+
 _S = TypeVar("_S")
 
 
@@ -160,12 +163,13 @@ class Route:
 
 
 class RouteTable:
-    """All routes of a gateway, in order. Immutable."""
+    """All routes of a gateway, in order. Immutable, but for what it remembers of its answers."""
 
-    __slots__ = ("routes",)
+    __slots__ = ("_known", "routes")
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self.routes: Final = tuple(routes)
+        self._known: dict[tuple[str, int | None], Match | None] = {}
 
     @classmethod
     def parse(cls, rules: Iterable[RouteRules]) -> Self:
@@ -183,6 +187,14 @@ class RouteTable:
         Without a port, only the host is compared: a question for a name has none. A host that is
         neither a name nor an address matches nothing.
         """
+        key = host, port
+        if key not in self._known:
+            if len(self._known) >= MATCHES_MAX:
+                self._known.clear()
+            self._known[key] = self._match(host, port)
+        return self._known[key]
+
+    def _match(self, host: str, port: int | None) -> Match | None:
         try:
             host = canonical_host(host)
         except ValueError:

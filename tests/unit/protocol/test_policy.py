@@ -8,6 +8,7 @@ import pytest
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.policy import (
     ADDRESSES_DECIDE,
+    DECISIONS_MAX,
     NO_HOST_RULE,
     NO_PORT_RULE,
     NOT_A_HOST,
@@ -295,3 +296,17 @@ def test_some_port_is_allowed_if_any_is(allowed: list[str], denied: list[str], p
     assert policy.some_port == port
     verdict = policy.check(HostPort("192.0.2.1", policy.some_port)).verdict
     assert (verdict is Verdict.ALLOWED) is bool(port)
+
+
+# --- what is remembered -----------------------------------------------------------------------
+
+
+def test_decisions_are_remembered_within_a_bound() -> None:
+    policy = Policy.parse(allowed_hosts=["0.0.0.0"], allowed_ports=["*"], denied_ports=[25])
+    first = policy.check(HostPort("192.0.2.1", 80))
+    assert policy.check(HostPort("192.0.2.1", 80)) is first
+    assert policy.check(HostPort("192.0.2.1", 25)).verdict is Verdict.DENIED
+    for port in range(1000, 1000 + 3 * DECISIONS_MAX):
+        policy.check(HostPort("192.0.2.1", port))
+        assert len(policy._known) <= DECISIONS_MAX
+    assert policy.check(HostPort("192.0.2.1", 80)) == first

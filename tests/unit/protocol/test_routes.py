@@ -2,7 +2,14 @@
 
 import pytest
 
-from socks_tunnel.protocol.routes import DEFAULT, Candidates, RouteTable, pick, shadowed
+from socks_tunnel.protocol.routes import (
+    DEFAULT,
+    MATCHES_MAX,
+    Candidates,
+    RouteTable,
+    pick,
+    shadowed,
+)
 from socks_tunnel.protocol.rules import RuleError, RuleProblem, Rules
 from socks_tunnel.protocol.settings import RouteSettings
 
@@ -83,3 +90,17 @@ def test_pick(policy: str, usable: set[int], loads: dict[int, int], taken: int |
 )
 def test_shadowed(routes: list[tuple[str, str]], never: dict[int, list[int]]) -> None:
     assert shadowed(table(*routes)) == never
+
+
+def test_matches_are_remembered_within_a_bound() -> None:
+    rules = [RouteSettings("web", hosts=("*.example",), ports=("80",), peers=("office",))]
+    table = RouteTable.parse(rules)
+    first = table.match("www.example", 80)
+    assert first is not None
+    assert table.match("www.example", 80) is first
+    assert table.match("www.example", 81) is None
+    assert table.match("www.example", 81) is None
+    for port in range(1000, 1000 + 3 * MATCHES_MAX):
+        table.match("www.example", port)
+        assert len(table._known) <= MATCHES_MAX
+    assert table.match("www.example", 80) == first

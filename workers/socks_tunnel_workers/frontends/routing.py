@@ -75,12 +75,18 @@ class Routing:
         if route >= len(self._candidates):
             return None
 
+        candidates = self._candidates[route]
+        if len(candidates.preferred) == 1:  # whatever the policy is
+            session = self._sessions.get(candidates.preferred[0])
+            if session is not None and self._open(session, avoid):
+                return session
+
         def usable(number: int) -> WorkerSession | None:
             session = self._sessions.get(number)
             return session if session is not None and self._open(session, avoid) else None
 
         policy = self._settings.routes.routes[route].policy
-        return pick(policy, self._candidates[route], usable, lambda session: len(session.flows))
+        return pick(policy, candidates, usable, lambda session: len(session.flows))
 
     @staticmethod
     def _open(session: WorkerSession, avoid: Collection[int]) -> bool:
