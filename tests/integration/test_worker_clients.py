@@ -14,6 +14,8 @@ from socks_tunnel.config.users import hash_password
 from socks_tunnel.protocol.addresses import HostPort, encode_address
 from socks_tunnel.protocol.ipc import NewFlows, SessionEnded, SessionOpened
 from socks_tunnel.protocol.messages import OpenConnection
+from socks_tunnel_workers.relay.tcp import TcpRelay
+from socks_tunnel_workers.sockets import KEEPALIVE_INTERVAL, KEEPALIVE_PROBES
 from support.worker_pair import LINK, Pair, attach, counted, link_up, worker_pair
 
 RESET = b"\1\0\0\0\0\0\0\0"
@@ -205,3 +207,24 @@ async def test_names_are_resolved_at_the_endpoint_as_torsocks_asks_for_it(tmp_pa
         assert (await ask(pair, address))[1] == 2
         assert counted(pair.gateway_worker, "requests_total", "resolve", "succeeded") == 1
         assert not list(pair.gateway_worker.flows())
+
+
+async def test_the_connection_of_a_client_has_the_options_of_a_relay(
+    tmp_path: Path, echo: int
+) -> None:
+    async with worker_pair(tmp_path) as pair:
+        reader, writer = await asyncio.open_connection("127.0.0.1", pair.port)
+        writer.write(connect("127.0.0.1", echo))
+        await reader.readexactly(12)
+        (flow,) = pair.gateway_worker.flows()
+        assert isinstance(flow, TcpRelay)
+        sock = flow.sock
+        assert sock is not None
+        assert not sock.getblocking()
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == KEEPALIVE_INTERVAL
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == KEEPALIVE_PROBES
+        writer.close()

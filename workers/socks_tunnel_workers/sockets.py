@@ -53,13 +53,27 @@ def unix_peer(sock: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def prepare_stream(sock: socket.socket, liveness: Liveness = DEFAULT_LIVENESS) -> None:
+def prepare_stream(sock: socket.socket, liveness: Liveness) -> None:
     """Makes a connected socket ready for relaying, and non-blocking.
 
     On TCP, Nagle's algorithm is off, a peer that vanished is noticed, and the urgent byte stays in
     the stream.
     """
     sock.setblocking(False)
+    _set_options(sock, liveness)
+
+
+def prepare_listening(sock: socket.socket) -> None:
+    """Makes a listening socket non-blocking, and what it accepts ready for relaying but for that.
+
+    On Linux an accepted connection has the options of its listening socket, so that they cost no
+    system call for each.
+    """
+    sock.setblocking(False)
+    _set_options(sock, DEFAULT_LIVENESS)
+
+
+def _set_options(sock: socket.socket, liveness: Liveness) -> None:
     if sock.family == socket.AF_UNIX:
         return
     # A keystroke must not wait for the acknowledgement of the one before it.

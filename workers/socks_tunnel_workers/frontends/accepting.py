@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from socks_tunnel_workers.sockets import prepare_stream
+from socks_tunnel_workers.sockets import prepare_listening
 
 if TYPE_CHECKING:
     from socks_tunnel_workers.frontends.clients import Clients
@@ -37,7 +37,7 @@ class Listener:
         self._sock = sock
         self._watching = False
         self._pause: asyncio.TimerHandle | None = None
-        sock.setblocking(False)
+        prepare_listening(sock)
 
     def start(self) -> None:
         """Accepts from now on."""
@@ -79,7 +79,7 @@ class Listener:
 
     def _take(self, sock: socket.socket, address: Any) -> None:
         try:
-            prepare_stream(sock)
+            sock.setblocking(False)
             self._serve(sock, address)
         except OSError:  # it was reset since it was accepted
             sock.close()

@@ -83,14 +83,21 @@ async def _attempt(address: IPAddress, port: int, liveness: Liveness) -> socket.
         await connect_to(sock, (str(address), port), where=where)
     except OSError as error:
         sock.close()
-        # connect(2) has one error for "no port is left" and "no address of ours can reach it".
-        if error.errno == errno.EADDRNOTAVAIL and source_address(address) is not None:
-            raise PortsUsedUpError(error.errno, f"no local port is left toward {address}") from None
-        raise
+        raise explained(error, address) from None
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def explained(error: OSError, address: IPAddress) -> OSError:
+    """Returns what an error of connect(2) toward an address means.
+
+    It has one error for "no port is left" and "no address of ours can reach it".
+    """
+    if error.errno == errno.EADDRNOTAVAIL and source_address(address) is not None:
+        return PortsUsedUpError(error.errno, f"no local port is left toward {address}")
+    return error
 
 
 def failure(errors: Sequence[BaseException]) -> DialError:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from socks_tunnel.ops.accepting import accept
@@ -27,6 +28,7 @@ from socks_tunnel_workers.targets.access import (
     Asker,
     UnresolvedError,
 )
+from socks_tunnel_workers.targets.attempt import Attempt
 from socks_tunnel_workers.targets.dialer import DialError, dial
 from socks_tunnel_workers.targets.services import TargetServices
 
@@ -47,9 +49,9 @@ def socket_name(sock: socket.socket) -> HostPort:
 
 
 class TargetRelay(TcpRelay):
-    """A TCP flow on the endpoint, from the request on; `task` brings its socket."""
+    """A TCP flow on the endpoint, from the request on; `attempt` or `task` brings its socket."""
 
-    __slots__ = ("allowed", "listener", "targets", "task")
+    __slots__ = ("allowed", "attempt", "listener", "targets", "task")
 
     def __init__(
         self, targets: TargetServices, session: WorkerSession, request: OpenConnection | Bind
@@ -70,10 +72,13 @@ class TargetRelay(TcpRelay):
         """What was decided: of a flow that is open, the one address that it goes to."""
         self.listener: socket.socket | None = None
         """Where the caller of a BIND is awaited."""
+        self.attempt: Attempt | None = None
         self.task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begins to decide and to dial, or to listen."""
+        if self.command == "connect" and self._connect_to_literal():
+            return
         work = self._connect() if self.command == "connect" else self._bind()
         self.task = spawn(f"{self.command} flow {self.conn_id}", work, on_failure=self._failed)
 
@@ -126,6 +131,52 @@ class TargetRelay(TcpRelay):
         targets = self.session.settings.config.targets
         return Liveness(targets.keepalive, targets.user_timeout)
 
+    def _connect_to_literal(self) -> bool:
+        """Decides about an IP literal and connects to it. False if it is a name; begins nothing."""
+        assert self.destination is not None
+        try:
+            allowed = self.targets.access.literal(self._asker(), self._policy(), self.destination)
+        except AccessDeniedError as error:
+            self._refuse(error.reply, str(error))
+            return True
+        if allowed is None:
+            return False
+        self.allowed = allowed
+        session = self.session
+        self.attempt = Attempt(
+            session.loop,
+            self,
+            partial(session.core.guard, self),
+            allowed.addresses[0],
+            self.destination.port,
+            seconds=session.settings.config.targets.connect_timeout,
+        )
+        self.attempt.start(self._liveness())
+        return True
+
+    def take(self, sock: socket.socket) -> None:
+        """Watches the connected socket, and keeps it."""
+        self.sock = sock
+        self.resume_reading()
+
+    def connected(self) -> None:
+        """Answers, and relays."""
+        self.attempt = None
+        assert self.sock is not None
+        self._opened(self.sock)
+
+    def not_connected(self, error: DialError) -> None:
+        """Answers with the reason."""
+        if error.shortage:
+            self.targets.warn("resource", "cannot connect to %s: %s", self.destination, error)
+        self._refuse(error.reply, str(error))
+
+    def _opened(self, sock: socket.socket) -> None:
+        session = self.session
+        session.metrics.connect_seconds.observe(session.loop.time() - self.started)
+        self.reply(ConnectionOpened(self.conn_id, socket_name(sock)).encode())
+        self.attach(sock)
+
     async def _connect(self) -> None:
         loop = self.session.loop
         seconds = self.session.settings.config.targets.connect_timeout
@@ -140,14 +191,10 @@ class TargetRelay(TcpRelay):
                 allowed.addresses, self.destination.port, seconds=left, liveness=self._liveness()
             )
         except DialError as error:
-            if error.shortage:
-                self.targets.warn("resource", "cannot connect to %s: %s", self.destination, error)
-            self._refuse(error.reply, str(error))
+            self.not_connected(error)
             return
         self.allowed = Allowed((_peer_address(sock),), allowed.ttl, allowed.name)
-        self.session.metrics.connect_seconds.observe(loop.time() - self.started)
-        self.reply(ConnectionOpened(self.conn_id, socket_name(sock)).encode())
-        self.attach(sock)
+        self._opened(sock)
 
     async def _bind(self) -> None:
         """Listens for one connection from the expected caller (RFC 1928 section 4, BIND).
@@ -213,13 +260,16 @@ class TargetRelay(TcpRelay):
     def abort(self, reason: int, *, tell_peer: bool = True) -> None:
         """Ends the flow, and the dialling if it is still under way."""
         super().abort(reason, tell_peer=tell_peer)
-        self._stop_task()
+        self._stop_work()
 
     def _closed_by_peer(self, reason: int) -> None:
         super()._closed_by_peer(reason)
-        self._stop_task()
+        self._stop_work()
 
-    def _stop_task(self) -> None:
+    def _stop_work(self) -> None:
+        if self.attempt is not None:
+            self.attempt.cancel()
+            self.attempt = None
         task, self.task = self.task, None
         if task is not None and task is not asyncio.current_task():
             task.cancel()

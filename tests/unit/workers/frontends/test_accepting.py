@@ -15,7 +15,8 @@ from unit.workers.frontends.fakes import Gateway, Sock
 class Accepted(Sock):
     """A socket that was accepted."""
 
-    def setsockopt(self, level: int, option: int, value: object) -> None:
+    def setblocking(self, flag: bool) -> None:
+        assert not flag
         if self.error:
             raise OSError(self.error, "reset")
 
@@ -23,16 +24,23 @@ class Accepted(Sock):
 class Listening:
     """A listening socket with clients, or errors, in its queue."""
 
+    family = socket.AF_INET
+
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self.queue: list[Accepted | OSError] = []
         self.served: list[Accepted] = []
         self.fails: Exception | None = None
+        self.options: list[tuple[int, int]] = []
         self.listener = Listener(gateway.clients, cast("socket.socket", self), self.serve)
         self.listener.start()
 
     def setblocking(self, flag: bool) -> None:
         assert not flag
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        assert value
+        self.options.append((level, option))
 
     def accept(self) -> tuple[Accepted, tuple[str, int]]:
         if not self.queue:
@@ -75,6 +83,11 @@ def test_a_burst_is_taken_in_turns(listening: Listening) -> None:
     assert listening.served == clients[:ACCEPTS_PER_TURN]
     listening.turn()
     assert listening.served == clients
+
+
+def test_clients_get_their_options_from_the_listening_socket(listening: Listening) -> None:
+    assert (socket.IPPROTO_TCP, socket.TCP_NODELAY) in listening.options
+    assert (socket.SOL_SOCKET, socket.SO_KEEPALIVE) in listening.options
 
 
 def test_no_descriptor_is_a_pause_and_not_a_loop(

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from ipaddress import ip_address
-from typing import Any, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import pytest
 
@@ -24,6 +25,7 @@ from socks_tunnel.protocol.messages import (
     Message,
     OpenConnection,
 )
+from socks_tunnel_workers.sockets import Liveness
 from socks_tunnel_workers.targets import tcp
 from socks_tunnel_workers.targets.access import AccessDeniedError, Allowed, UnresolvedError
 from socks_tunnel_workers.targets.dialer import DialError
@@ -34,6 +36,8 @@ from unit.workers.frontends.fakes import Gateway, Loop, Sock
 ADDRESS = ip_address("10.0.0.1")
 LOCAL = ("192.0.2.9", 4000)
 OPEN = OpenConnection(7, "target.example", 80)
+LITERAL = HostPort("10.0.0.1", 80)
+OPEN_LITERAL = OpenConnection(7, *LITERAL)
 BIND = Bind(7, HostPort("10.0.0.1", 20))
 
 
@@ -62,13 +66,33 @@ class Listening(Sock):
         self.close()
 
 
+class Attempted:
+    """An attempt whose outcome the test tells its owner."""
+
+    def __init__(self, *arguments: Any) -> None:
+        _, self.owner, self.guard, *self.where = arguments
+        self.liveness: Liveness | None = None
+        self.cancelled = False
+
+    def start(self, liveness: Liveness) -> None:
+        self.liveness = liveness
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
 class Site:
     """An endpoint's worker with one flow; what the world answers is the test's."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, request: OpenConnection | Bind) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        request: OpenConnection | Bind,
+        decision: Exception | None = None,
+    ) -> None:
         self.gateway = Gateway()
         self.session = self.gateway.session()
-        self.decision: Allowed | Exception = Allowed((ADDRESS,), None)
+        self.decision: Allowed | Exception = decision or Allowed((ADDRESS,), None)
         self.dialled: list[tuple[Sequence[object], int]] = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -80,6 +104,8 @@ class Site:
         monkeypatch.setattr(asyncio, "timeout", lambda _seconds: contextlib.nullcontext())
         monkeypatch.setattr(tcp, "dial", self._dial)
         monkeypatch.setattr(tcp, "accept", self._accept)
+        monkeypatch.setattr(tcp, "Attempt", self._attempt)
+        self.attempts: list[Attempted] = []
         monkeypatch.setattr(tcp, "_listen_toward", self._listen)
         targets = TargetServices(cast("Any", self.gateway.settings), cast("Any", self), self._warn)
         monkeypatch.setattr(TargetRelay, "_policy", lambda _: None)
@@ -95,6 +121,11 @@ class Site:
             raise self.decision
         return self.decision
 
+    def literal(self, _asker: object, _policy: object, destination: HostPort) -> Allowed | None:
+        if destination == LITERAL and isinstance(self.decision, Exception):
+            raise self.decision
+        return Allowed((ADDRESS,), None) if destination == LITERAL else None
+
     def recheck(self, *_: object) -> list[object]:
         return self.permitted
 
@@ -104,6 +135,10 @@ class Site:
         if isinstance(self.result, Exception):
             raise self.result
         return self.result
+
+    def _attempt(self, *arguments: Any, seconds: float) -> Attempted:
+        self.attempts.append(Attempted(*arguments, seconds))
+        return self.attempts[-1]
 
     def _listen(self, address: object) -> Listening:
         if isinstance(self.listening, OSError):
@@ -124,12 +159,15 @@ class Site:
         return self.gateway.sent(self.session)
 
 
-Make = Callable[[OpenConnection | Bind], Site]
+class Make(Protocol):
+    def __call__(
+        self, request: OpenConnection | Bind, decision: Exception | None = None
+    ) -> Site: ...
 
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
-    return lambda request: Site(monkeypatch, request)
+    return partial(Site, monkeypatch)
 
 
 async def test_a_connect_dials_what_was_decided_and_answers_with_our_address(make: Make) -> None:
@@ -140,6 +178,55 @@ async def test_a_connect_dials_what_was_decided_and_answers_with_our_address(mak
     assert isinstance(site.result, Peer)
     site.result.arrives(b"hello")
     assert site.gateway.sent(site.session) == [Data(7, b"hello")]
+
+
+def test_a_literal_is_connected_to_without_a_task(make: Make) -> None:
+    site = make(OPEN_LITERAL)
+    (attempt,) = site.attempts
+    assert attempt.where == [ADDRESS, 80, site.gateway.settings.config.targets.connect_timeout]
+    assert attempt.liveness == site.flow._liveness()
+    assert site.flow.task is None
+    sock = Peer(site.gateway.loop)
+    attempt.owner.take(sock)
+    assert site.gateway.loop.readers.keys() == {sock}
+    attempt.owner.connected()
+    assert site.gateway.sent(site.session) == [ConnectionOpened(7, HostPort(*LOCAL))]
+    assert site.flow.allowed == Allowed((ADDRESS,), None)
+    sock.arrives(b"hello")
+    assert site.gateway.sent(site.session) == [Data(7, b"hello")]
+
+
+def test_a_literal_that_is_denied_is_not_connected_to(make: Make) -> None:
+    site = make(OPEN_LITERAL, AccessDeniedError("no rule"))
+    assert site.attempts == []
+    assert site.gateway.sent(site.session) == [CloseConnection(7, Reply.NOT_ALLOWED)]
+
+
+@pytest.mark.parametrize("shortage", [False, True])
+def test_a_literal_that_cannot_be_connected_to_is_said(make: Make, *, shortage: bool) -> None:
+    site = make(OPEN_LITERAL)
+    reply = Reply.GENERAL_FAILURE if shortage else Reply.CONNECTION_REFUSED
+    site.attempts[0].owner.not_connected(DialError("refused", reply, shortage=shortage))
+    assert site.gateway.sent(site.session) == [CloseConnection(7, reply)]
+    assert bool(site.warnings) is shortage
+
+
+def test_a_bug_in_an_attempt_costs_its_flow_alone(make: Make) -> None:
+    site = make(OPEN_LITERAL)
+    site.attempts[0].guard(lambda: 1 / 0)
+    assert site.gateway.sent(site.session) == [CloseConnection(7, CloseReason.GENERAL_FAILURE)]
+    assert site.flow.ended
+
+
+@pytest.mark.parametrize("by_peer", [False, True])
+def test_a_client_that_leaves_ends_the_attempt(make: Make, *, by_peer: bool) -> None:
+    site = make(OPEN_LITERAL)
+    if by_peer:
+        site.gateway.answer(site.session, CloseConnection(7, CloseReason.RESET))
+    else:
+        site.flow.abort(CloseReason.SHUTTING_DOWN)
+    assert site.attempts[0].cancelled
+    assert site.flow.attempt is None
 
 
 @pytest.mark.parametrize(
