@@ -232,7 +232,7 @@ def test_names_and_labels(metrics: Metrics) -> None:
     """
     harmless = {"direction", "kind", "reason", "command", "reply", "verdict", "state", "outcome"}
     harmless |= {"where", "version", "python", "aiortc", "result", "why"}
-    harmless |= {"cause", "family", "process", "role"}
+    harmless |= {"cause", "family", "listener", "process", "role"}
     for name, metric in vars(metrics).items():
         if name in {"files", "process"}:
             continue
