@@ -4,9 +4,11 @@ import json
 import re
 import socket
 import subprocess
+from typing import Any
 
 import pytest
 
+from socks_tunnel.ops.audit_reading import parse
 from support.hosts import ENDPOINT_ADDRESS, TARGET_ADDRESS
 from support.processes import SOCKS_TUNNEL, Daemon, wait_until
 from support.rawsocks import Association, request
@@ -156,14 +158,29 @@ def test_policy_decisions_are_counted_and_audited(tunnel: Tunnel) -> None:
         ),
         "the decisions counted",
     )
-    for pattern in (
-        rf"policy decision.*peer=laptop-17.*{TARGET_ADDRESS}:{port}.*verdict=allowed.*10\.77\.1\.0",
-        rf"policy decision.*peer=laptop-17.*{TARGET_ADDRESS}:25\b.*verdict=denied.*rule=.*25",
-        rf"policy decision.*peer=laptop-17.*command=udp.*{TARGET_ADDRESS}:{udp}.*verdict=allowed",
-        rf"flow ended.*peer=laptop-17.*command=connect.*{TARGET_ADDRESS}:{port}.*up=5.*down=5",
-        r"flow ended.*peer=laptop-17.*command=udp.*up=3.*down=3",
-    ):
-        tunnel.endpoint.wait_log(pattern, after=log, timeout=10)
+    rules: list[tuple[str, dict[str, Any]]] = [
+        ("10.77.1.0", {"destination": f"{TARGET_ADDRESS}:{port}", "command": "connect"}),
+        ("25", {"destination": f"{TARGET_ADDRESS}:25", "verdict": "denied"}),
+        ("10.77.1.0", {"destination": f"{TARGET_ADDRESS}:{udp}", "command": "udp-associate"}),
+    ]
+    ends: list[dict[str, Any]] = [
+        {"destination": f"{TARGET_ADDRESS}:{port}", "command": "connect", "up": 5, "down": 5},
+        {"command": "udp-associate", "up": 3, "down": 3},
+    ]
+
+    def are_there() -> bool:
+        lines = tunnel.endpoint.log_text()[log:].splitlines()
+        records = [record for line in lines if (record := parse(line)) is not None]
+        usual = {"peer": "laptop-17", "verdict": "allowed", "message": "policy decision"}
+        return all(
+            any((usual | fields).items() <= r.items() and rule in r["rule"] for r in records)
+            for rule, fields in rules
+        ) and all(
+            any((fields | {"message": "flow ended"}).items() <= r.items() for r in records)
+            for fields in ends
+        )
+
+    wait_until(are_there, "the audit records", timeout=30)
 
 
 def test_killed_workers_leave_neither_gauges_nor_files(make_tunnel: MakeTunnel) -> None:

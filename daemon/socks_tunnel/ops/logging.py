@@ -1,7 +1,8 @@
 """Log lines for an operator: one per record, on standard error, in one of three formats.
 
 * `text`: time, level, component, logger, sentence, then the fields as `key=value`;
-* `journal`: the same without the time, behind the `<priority>` that sd-daemon(3) describes;
+* `journal`: the same without the time, behind the `<priority>` that sd-daemon(3) describes; audit
+  records are JSON there too;
 * `json`: one object per line, the fields as keys of their own.
 
 Fields are given as `logger.info("sentence", extra={"fields": {"peer": name}})`. Text that came from
@@ -133,6 +134,10 @@ def _quoted(text: str) -> str:
     return f'"{quoted}"'
 
 
+# json.dumps makes an encoder for each call that asks for anything unusual.
+_encoded: Final = json.JSONEncoder(default=str).encode
+
+
 @lru_cache(2)
 def _second(seconds: int) -> str:
     """Returns a moment as text; most lines of a busy process are of the same second."""
@@ -172,30 +177,13 @@ class _TextFormatter(_Formatter):
         return "\n".join((first, *self._traceback(record))) if record.exc_info else first
 
 
-class _JournalFormatter(_Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        # Each line is a record of its own to the journal, so each needs its priority (syslog(3)).
-        if record.levelno >= logging.ERROR:
-            prefix = "<3>"
-        elif record.levelno >= logging.WARNING:
-            prefix = "<4>"
-        elif record.levelno >= logging.INFO:
-            prefix = "<6>"
-        else:
-            prefix = "<7>"
-        first = f"{self._component} {record.name}: {self._sentence(record)}"
-        if not record.exc_info:
-            return prefix + first
-        return "\n".join(prefix + line for line in (first, *self._traceback(record)))
-
-
 class JsonFormatter(_Formatter):
     """One object in a line; the fields are keys of their own."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line of a record."""
         line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": f"{_second(int(record.created))}.{int(record.msecs):03}+00:00",
             "level": record.levelname.lower(),
             "component": self._component,
             "pid": os.getpid(),
@@ -206,7 +194,33 @@ class JsonFormatter(_Formatter):
             line["exception"] = self.formatException(record.exc_info)
         for key, value in _fields(record).items():
             line[f"field_{key}" if key in line else key] = value
-        return json.dumps(line, default=str, ensure_ascii=True)
+        return _encoded(line)
+
+
+class _JournalFormatter(_Formatter):
+    """Sentences for people, and audit records in JSON: those are for programs."""
+
+    def __init__(self, component: str) -> None:
+        super().__init__(component)
+        self._records = JsonFormatter(component)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the lines of a record."""
+        # Each line is a record of its own to the journal, so each needs its priority (syslog(3)).
+        if record.levelno >= logging.ERROR:
+            prefix = "<3>"
+        elif record.levelno >= logging.WARNING:
+            prefix = "<4>"
+        elif record.levelno >= logging.INFO:
+            prefix = "<6>"
+        else:
+            prefix = "<7>"
+        if record.name == audit.LOGGER_NAME:
+            return prefix + self._records.format(record)
+        first = f"{self._component} {record.name}: {self._sentence(record)}"
+        if not record.exc_info:
+            return prefix + first
+        return "\n".join(prefix + line for line in (first, *self._traceback(record)))
 
 
 _FORMATTERS: Final[dict[str, type[_Formatter]]] = {

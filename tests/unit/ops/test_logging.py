@@ -14,6 +14,7 @@ from socks_tunnel.ops import audit
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops.logging import FLUSH_TIMEOUT, QUEUE_LIMIT, set_level, setup, shutdown
 from socks_tunnel.protocol.addresses import HostPort
+from support.audit_records import validator
 
 
 class Pipe:
@@ -199,7 +200,7 @@ def test_levels(stderr: Pipe) -> None:
 
 
 def test_the_audit_trail_is_on_at_every_level(stderr: Pipe) -> None:
-    stderr.setup("error", "journal")
+    stderr.setup("error", "journal", component="worker-0")
     audit.decision(
         peer="office",
         conn_id=7,
@@ -209,10 +210,13 @@ def test_the_audit_trail_is_on_at_every_level(stderr: Pipe) -> None:
         rule="loopback address",
     )
     log.warning("too quiet")
-    assert stderr.read_all() == (
-        "<6>c socks_tunnel.audit: policy decision peer=office flow=7 command=connect "
-        'destination=[::1]:80 verdict=denied rule="loopback address"\n'
-    )
+    (line,) = stderr.read_all().splitlines()
+    # JSON, as in a file: programs read it out of the journal.
+    assert line.startswith("<6>{")
+    record = json.loads(line.removeprefix("<6>"))
+    validator()(record)
+    assert record["component"] == "worker-0"
+    assert (record["message"], record["destination"]) == ("policy decision", "[::1]:80")
 
 
 def test_setup_again_replaces(stderr: Pipe) -> None:
