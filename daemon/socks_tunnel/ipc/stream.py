@@ -97,7 +97,14 @@ class Channel(asyncio.BufferedProtocol):
 
         It is not copied before that: a view must stay unchanged until the turn is over.
         """
-        self.send_messages(session, (message,))
+        out = self._writable()
+        if out is None:
+            return
+        size = len(message)
+        if size > BODY_MAX:
+            raise ValueError(f"a message of {size} bytes is over the IPC limit of {BODY_MAX}")
+        out.append(_pack_header(size + _OVERHEAD, _MESSAGE, session))
+        out.append(message)
 
     def send_messages(self, session: int, messages: Sequence[bytes | memoryview]) -> None:
         """Sends tunnel messages; otherwise as :meth:`send_message`."""

@@ -208,14 +208,14 @@ class Opening:
                 return True
             case ResolveRequest(host=host):
                 found = routing.match(host, None)
-                what = host
+                what: object = host
             case request:
+                what = request.destination
                 found = routing.match(*request.destination)
-                what = str(request.destination)
         if found is not None:
             self._route = found.number
             return True
-        routing.report_unrouted(what, self.client, self.command)
+        routing.report_unrouted(str(what), self.client, self.command)
         self._finish(CloseReason.NOT_ALLOWED, f"no route of this gateway leads to {what}")
         return False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 from socks_tunnel.ops import audit
 from socks_tunnel.protocol.addresses import HostPort
@@ -11,13 +11,12 @@ from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
 from socks_tunnel.protocol.messages import Message, WindowUpdate
 from socks_tunnel_workers.services import Counters
 
+_REASONS: Final = {int(each): each.name.lower().replace("_", "-") for each in CloseReason}
+
 
 def reason_name(reason: int) -> str:
     """Returns the name of a close reason for logs, also of one that this version does not know."""
-    try:
-        return CloseReason(reason).name.lower().replace("_", "-")
-    except ValueError:
-        return f"0x{reason:02x}"
+    return _REASONS.get(reason) or f"0x{reason:02x}"
 
 
 class FlowSession(Protocol):

@@ -86,7 +86,7 @@ class Opener(Protocol):
 
 
 class TcpRelay(Flow):
-    """A TCP flow. The socket may come later (:meth:`attach`), when the far side is connected.
+    """A TCP flow. The socket comes by :meth:`attach`, when the far side is connected.
 
     `opening` is the whole message that asked for the flow: on the side of the opener it is sent
     again if a resume shows that it was lost.
@@ -121,11 +121,10 @@ class TcpRelay(Flow):
         destination: HostPort,
         opener: Opener | None = None,
         opening: bytes = b"",
-        sock: socket.socket | None = None,
     ) -> None:
         super().__init__(session, conn_id, command=command, client=client)
         self.destination = destination
-        self.sock = sock
+        self.sock: socket.socket | None = None
         self.opener = opener
         self.opening = opening
         self.answer: list[bytes] = []
@@ -509,7 +508,8 @@ class TcpRelay(Flow):
             core.shut_down()
             assert self.sock is not None
             try:
-                self.sock.shutdown(socket.SHUT_WR)
+                if not core.delivered:  # else it is closed at once, which says the same
+                    self.sock.shutdown(socket.SHUT_WR)
             except OSError as error:
                 self._local_error(error)
                 return
@@ -558,10 +558,11 @@ class TcpRelay(Flow):
     def _eof_from_peer(self) -> None:
         core = self.core
         core.receive_eof()
-        if self.session.resumes and core.receive.all_written:
-            self._announce(self.session.loop.time())
         if core.opened and self.sock is not None and not core.receive.pending.size:
             self._after_write()
+        # A CLOSE says as much: after it the peer keeps nothing for us either.
+        if not self.ended and self.session.resumes and core.receive.all_written:
+            self._announce(self.session.loop.time())
 
     def _awaits(self, state: str) -> bool:
         """Whether this is a BIND that waits for its first reply, or for its second one."""
@@ -571,14 +572,7 @@ class TcpRelay(Flow):
         self.core.open()
         self.opener = None
         self.active = self.session.loop.time()
-        opener.opened(bound)
-        if self.ended or self.sock is None:
-            return  # the opener hands the socket over with `attach`, or has let go of it
-        self.resume_reading()
-        if self.core.receive.pending.size:
-            self._flush()
-        else:
-            self._after_write()
+        opener.opened(bound)  # which hands the socket over with `attach`, or lets go of it
 
     def _closed_by_peer(self, reason: int) -> None:
         opener, self.opener = self.opener, None

@@ -41,11 +41,14 @@ WINDOW = 262_144
 class Client:
     """The client's side of a flow that waits for its answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, sock: Sock) -> None:
+        self.sock = sock
         self.told: list[tuple[str, object]] = []
+        self.flow: TcpRelay
 
     def opened(self, bound: HostPort) -> None:
         self.told.append(("opened", bound))
+        self.flow.attach(cast("Any", self.sock))
 
     def listening(self, bound: HostPort) -> None:
         self.told.append(("listening", bound))
@@ -63,7 +66,7 @@ class Site:
         self.gateway = Gateway(**tables)
         self.session = self.gateway.session(window=window)
         self.sock = Sock(self.gateway.loop)
-        self.client = Client()
+        self.client = Client(self.sock)
         self.conn_id = self.session.allocate()
         opening: OpenConnection | Bind = OpenConnection(self.conn_id, "10.0.0.1", 80)
         if command == "bind":
@@ -76,8 +79,8 @@ class Site:
             destination=HostPort("10.0.0.1", 80),
             opener=self.client,
             opening=opening.encode(),
-            sock=cast("Any", self.sock),
         )
+        self.client.flow = self.flow
         self.session.admit(self.flow)
         self.flow.ask()
         assert self.sent() == [opening]
@@ -342,6 +345,17 @@ def test_a_peer_that_never_says_so_is_not_waited_for_for_ever() -> None:
     assert site.sent() == [], "with resume, an hour"
     site.advance(HALF_CLOSED_IDLE_MAX + 1)
     assert site.sent() == [CloseConnection(site.conn_id, CloseReason.ORDERLY)]
+
+
+def test_a_close_says_what_a_window_update_would() -> None:
+    site = Site().open()
+    site.sock.arrives(b"")
+    assert site.sent() == [SendEof(site.conn_id)]
+    site.answer(Data(site.conn_id, b"answer"), SendEof(site.conn_id))
+    assert site.sent() == [CloseConnection(site.conn_id, CloseReason.ORDERLY)]
+    assert site.sock.sent == b"answer"
+    assert site.is_closed()
+    assert not site.sock.ended, "the end of the connection is its end of file too"
 
 
 def test_a_socket_that_is_lost_while_bytes_are_written_is_a_reset() -> None:
