@@ -107,6 +107,9 @@ class Path:
     """Bytes a second; 0: no limit."""
     queue: int = 1_000
     """Packets that may wait for the rate."""
+    harsh: bool = False
+    """Whether what waits is counted in packets of the size of the one that comes: a small packet
+    finds the queue full where a large one still finds room."""
     jitter: float = 0.0
     """Each packet takes up to this much longer, so that packets overtake each other."""
     loss: float = 0.0
@@ -154,7 +157,10 @@ class Path:
                 waiting = self._departures
                 while waiting and waiting[0] <= now:
                     heapq.heappop(waiting)
-                if len(waiting) >= self.queue:
+                ahead: float = len(waiting)
+                if self.harsh and waiting:
+                    ahead = (self._free - now) * self.rate / (len(packet) + self.overhead)
+                if ahead >= self.queue:
                     self.dropped += 1
                     continue
                 self._free = max(self._free, now) + (len(packet) + self.overhead) / self.rate

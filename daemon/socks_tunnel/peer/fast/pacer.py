@@ -33,7 +33,14 @@ class Pacer:
             self.until = self._at
             return 0.0
         late = min(max(now - self._at, 0.0), PACE_LATE_MAX)
-        return max(rate * PACE_QUANTUM, PACE_PACKETS * packet) + late * rate
+        return self._at_once(rate, packet) + late * rate
+
+    def ahead(self, now: float, rate: float, packet: int) -> float:
+        """Returns how many bytes more were sent than may be sent at a time."""
+        return (self._at - now) * rate - self._at_once(rate, packet)
+
+    def _at_once(self, rate: float, packet: int) -> float:
+        return max(rate * PACE_QUANTUM, PACE_PACKETS * packet)
 
     def sent(self, now: float, rate: float, count: int) -> None:
         """Counts what was sent."""

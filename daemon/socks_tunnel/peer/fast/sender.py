@@ -1,73 +1,40 @@
-"""The sending half of an association's data path: packets out of messages. No I/O, no clock.
+"""The sending half of an association's data path: what is sent, and when. No I/O, no clock.
 
 What may be sent now is the smallest of the congestion window, what recovery allows (proportional
 rate reduction, RFC 9937), what the peer's receive window allows, and the pacer. What is sent is
 decided in this order: chunks that the receiving half wants to send (SACK), FORWARD-TSN, control
-messages and datagrams, what was lost, then new fragments as the scheduler picks them. TSNs are
-given when a packet is made, so a fragment always has the size of the packet that takes it.
+messages and datagrams, what was lost, then new fragments as the scheduler picks them. How they are
+put into packets is in :mod:`socks_tunnel.peer.fast.packing`.
 
 Control messages and datagrams wait neither for the pacer nor for the congestion window; see
 :mod:`socks_tunnel.peer.fast.urgent`.
 """
 
-from collections.abc import Callable
 from typing import Final
-
-from google_crc32c import extend as crc32c
 
 from socks_tunnel.peer.fast.congestion import Acked, Controller
 from socks_tunnel.peer.fast.limits import message_limit, queue_limit
-from socks_tunnel.peer.fast.outstanding import ABANDONED, Chunk
 from socks_tunnel.peer.fast.pacer import Pacer
+from socks_tunnel.peer.fast.packing import Packing
 from socks_tunnel.peer.fast.rate import Burst
-from socks_tunnel.peer.fast.recovery import OUTSTANDING_MAX, Recovery
+from socks_tunnel.peer.fast.recovery import OUTSTANDING_MAX
 from socks_tunnel.peer.fast.reduction import Reduction
-from socks_tunnel.peer.fast.streams import Message, Scheduler
 from socks_tunnel.peer.fast.urgent import URGENT_PACKETS, UrgentWindow
-from socks_tunnel.peer.fast.wire import (
-    CHECKSUM,
-    DATA,
-    DATA_CHUNK,
-    DATA_HEADER,
-    FIRST,
-    I_DATA,
-    I_DATA_CHUNK,
-    I_DATA_HEADER,
-    IMMEDIATE,
-    LAST,
-    PACKET_HEADER,
-    PADDING,
-    TSN_MASK,
-    UNORDERED,
-    checksum_of_header,
-    forward_tsn,
-)
+from socks_tunnel.peer.fast.wire import PACKET_HEADER, forward_tsn
 
 BURST_PACKETS: Final = 64
 """Packets that are sent in one turn: what one UDP GSO call takes."""
 
-FRAGMENT_MIN: Final = 256
-"""Bytes of a packet's rest below which no fragment of a longer message is put there."""
-
-IMMEDIATE_PACKETS: Final = 8
-"""Packets of the window below which the last chunk of a message asks for a SACK at once (RFC 7053),
-if more waits than the window lets go. A lone small message does not: its SACK comes with the
-answer, or a few milliseconds later, and saves a packet and two wake-ups."""
+TOP_UP_PACKETS: Final = 2
+"""Packets beyond what window and pacer let go from which on urgent messages travel without bulk:
+one that may be beyond it anyway, and one for a message that follows another at once."""
 
 
-class Sender:
-    """One association as sender.
-
-    `packet_size` is the size in bytes of the largest SCTP packet. Packets come out complete, with
-    addressing and checksum, once :meth:`set_addressing` was called.
-    """
+class Sender(Packing):
+    """One association as sender: what may be sent, and when."""
 
     def __init__(self, initial_tsn: int, controller: Controller, packet_size: int) -> None:
-        self.recovery = Recovery(initial_tsn)
-        self.scheduler = Scheduler()
-        self.controller = controller
-        self.packet_size = packet_size
-        self.interleaved = False
+        super().__init__(initial_tsn, controller, packet_size)
         self.partial_reliability = False
         self.peer_window = 0
         """a_rwnd of the last SACK, or of the peer's INIT."""
@@ -79,20 +46,7 @@ class Sender:
         self._reduction = Reduction()
         self._urgent = UrgentWindow()
         self._acked = Acked()
-        self._header = b""
-        self._crc_start = 0
-        self.packets_sent = 0
-        self.bytes_sent = 0
         self.sacks_received = 0
-
-    def set_addressing(self, header: bytes) -> None:
-        """Sets source port, destination port and verification tag, 8 bytes as on the wire."""
-        self._header = header
-        self._crc_start = checksum_of_header(header)
-
-    def packet(self, chunks: bytes) -> bytes:
-        """Returns a packet with the given chunks, the last of which is padded."""
-        return b"".join((self._header, CHECKSUM.pack(crc32c(self._crc_start, chunks)), chunks))
 
     # --- limits for whoever fills the queue -------------------------------------------------------
 
@@ -217,12 +171,7 @@ class Sender:
             return []
         recovery.resent(chunk, recovery.burst(now))
         recovery.probed(now)
-        return [self._count(self.packet(chunk.body))]
-
-    def _count(self, packet: bytes) -> bytes:
-        self.packets_sent += 1
-        self.bytes_sent += len(packet)
-        return packet
+        return [self.count(self.packet(chunk.body))]
 
     # --- packets ----------------------------------------------------------------------------------
 
@@ -236,31 +185,34 @@ class Sender:
         packets: list[bytes] = []
         parts: list[bytes] = [first] if first else []
         room = self.packet_size - PACKET_HEADER - len(first)
-        if 0.0 < recovery.forwarding.at <= now:
+        forward = 0.0 < recovery.forwarding.at <= now
+        if forward:
             entries = recovery.forward(now)
             chunk = forward_tsn(recovery.forwarding.point, entries, interleaved=self.interleaved)
             if len(chunk) > room:
-                packets.append(self._count(self.packet(first)))
+                packets.append(self.count(self.packet(first)))
                 parts = []
                 room = self.packet_size - PACKET_HEADER
             parts.append(chunk)
             room -= len(chunk)
         allowance = self._allowance(now)
-        flight = recovery.flight
+        flight, quota = recovery.flight, self._quota()
         urgent = self.scheduler.urgent
-        if urgent or (allowance > 0 and (self.scheduler.queued or recovery.lost)):
+        if urgent or forward or (allowance > 0 and (self.scheduler.queued or recovery.lost)):
             burst = recovery.burst(now)
             if urgent:
                 room = self._send_urgent(now, burst, allowance, packets, parts, room)
+            if (forward or recovery.flight > flight) and self._may_top_up(now, quota):
+                room = self.fill_rest(now, burst, packets, parts, room)
             allowance -= recovery.flight - flight
             if allowance > 0 and recovery.lost:
                 before = recovery.flight
-                room = self._retransmit(burst, allowance, packets, parts, room)
+                room = self.retransmit(burst, allowance, packets, parts, room)
                 allowance -= recovery.flight - before
             if allowance > 0 and self.scheduler.queued and not recovery.lost:
-                self._fill(now, burst, allowance, packets, parts, room, self.scheduler.pick)
+                self.fill(now, burst, allowance, packets, parts, room, self.scheduler.pick)
         if parts:
-            packets.append(self._count(self.packet(b"".join(parts))))
+            packets.append(self.count(self.packet(b"".join(parts))))
         sent = recovery.flight - flight
         if sent > 0:
             self._reduction.sent(sent)
@@ -288,10 +240,31 @@ class Sender:
         limit = max(allowance, own if len(recovery) < OUTSTANDING_MAX else 0)
         if limit > 0:
             pick = self.scheduler.pick_urgent
-            room = self._fill(now, burst, limit, packets, parts, room, pick)
+            room = self.fill(now, burst, limit, packets, parts, room, pick)
             if recovery.flight - flight > allowance:
                 self._urgent.sent(recovery.since(first))
         return room
+
+    def _may_top_up(self, now: float, quota: int) -> bool:
+        """Returns whether bulk may fill a packet that waits for no window.
+
+        That is one of an urgent message or of a FORWARD-TSN; `quota` is from before it. A full
+        queue may have room for the large packets of the bulk and none for small ones, for instance
+        if it counts what waits in packets of the size of the one that comes. In a full packet, the
+        message goes where the bulk goes.
+        """
+        recovery, packet = self.recovery, self.packet_size
+        beyond = TOP_UP_PACKETS * packet
+        rate = self.controller.pacing_rate
+        return (
+            self.interleaved
+            and self.scheduler.queued > 0
+            and not recovery.lost
+            and quota > -beyond
+            and (not rate or self.pacer.ahead(now, rate, packet) < beyond)
+            and recovery.flight + packet <= self.peer_window
+            and len(recovery) < OUTSTANDING_MAX
+        )
 
     def settle(self) -> None:
         """Ends a turn, after the owner had its chance to queue more.
@@ -307,6 +280,12 @@ class Sender:
                     recovery.flight, 1
                 )
 
+    def _quota(self) -> int:
+        """Returns how many bytes congestion control lets go now; below 0 if too many have gone."""
+        if self._reduction.active and self.recovery.episode and self.controller.conserves:
+            return self._reduction.quota
+        return self.controller.window - self.recovery.flight
+
     def _allowance(self, now: float) -> int:
         """Returns how many bytes may be added to what is in flight now."""
         recovery = self.recovery
@@ -315,10 +294,7 @@ class Sender:
         self.pacer.until = 0.0
         if not self.scheduler.queued and not recovery.lost:
             return 0
-        if self._reduction.active and recovery.episode and self.controller.conserves:
-            allowance = self._reduction.quota
-        else:
-            allowance = self.controller.window - flight
+        allowance = self._quota()
         # What is sent may be a packet more than is allowed here, but never more than fits the peer.
         fits = self.peer_window - flight - self.packet_size + 1
         if fits < allowance:
@@ -341,158 +317,3 @@ class Sender:
             self.more = True
             return burst
         return allowance
-
-    def _retransmit(
-        self, burst: Burst, allowance: int, packets: list[bytes], parts: list[bytes], room: int
-    ) -> int:
-        """Puts lost chunks into packets; returns the room left in the one that is begun."""
-        recovery = self.recovery
-        full = self.packet_size - PACKET_HEADER
-        while allowance > 0:
-            chunk = recovery.next_lost()
-            if chunk is None:
-                break
-            if chunk.size > room and parts:
-                packets.append(self._count(self.packet(b"".join(parts))))
-                parts.clear()
-                room = full
-            recovery.resent(chunk, burst)
-            parts.append(chunk.body)
-            room -= chunk.size
-            allowance -= chunk.size
-        return room
-
-    def _fill(
-        self,
-        now: float,
-        burst: Burst,
-        allowance: int,
-        packets: list[bytes],
-        parts: list[bytes],
-        room: int,
-        pick: Callable[[], Message | None],
-    ) -> int:
-        """Puts fragments of the messages that `pick` returns into packets.
-
-        The packet begun in `parts` is filled first, and the last one is left there. Returns the
-        room that is left in it.
-        """
-        recovery = self.recovery
-        scheduler = self.scheduler
-        interleaved = self.interleaved
-        header = I_DATA_HEADER if interleaved else DATA_HEADER
-        full = self.packet_size - PACKET_HEADER
-        whole = (full - header) & ~3
-        head, crc_start = self._header, self._crc_start
-        join, crc, checksum = b"".join, crc32c, CHECKSUM.pack
-        moved, sent = scheduler.sent, recovery.sent
-        last_flags = LAST
-        window = self.controller.window
-        if (
-            window <= IMMEDIATE_PACKETS * self.packet_size
-            and recovery.flight + scheduler.queued + self.packet_size > window
-        ):
-            last_flags |= IMMEDIATE
-        tsn, order = recovery.next_tsn, recovery.next_order
-        end_of_bytes = self.bytes_sent
-        before = len(packets)
-        while allowance > 0:
-            message = pick()
-            if message is None:
-                break
-            if message.abandoned or 0.0 < message.expiry < now:
-                self._expire(message, now, burst)
-                tsn, order = recovery.next_tsn, recovery.next_order
-                continue
-            position = message.position
-            size = message.size - position
-            space = (room - header) & ~3
-            if size > space:
-                if space < FRAGMENT_MIN or size <= whole:
-                    # Not split for the rest of a packet: it fits the next one, or nearly nothing
-                    # would go here.
-                    if parts:
-                        body = parts[0] if len(parts) == 1 else join(parts)
-                        packets.append(join((head, checksum(crc(crc_start, body)), body)))
-                        end_of_bytes += PACKET_HEADER + len(body)
-                        parts.clear()
-                    room = full
-                    size = min(size, whole)
-                else:
-                    size = space
-            end = position + size
-            flags = last_flags if end == message.size else 0
-            if message.unordered:
-                flags |= UNORDERED
-            if not position:
-                flags |= FIRST
-                message.first_tsn = tsn
-                self._number(message)
-            message.last_tsn = tsn
-            stream_id = message.stream.stream_id
-            if interleaved:
-                chunk_head = I_DATA_CHUNK.pack(
-                    I_DATA,
-                    flags,
-                    I_DATA_HEADER + size,
-                    tsn & TSN_MASK,
-                    stream_id,
-                    0,
-                    message.number & TSN_MASK,
-                    message.fragments if position else message.ppid,
-                )
-            else:
-                chunk_head = DATA_CHUNK.pack(
-                    DATA,
-                    flags,
-                    DATA_HEADER + size,
-                    tsn & TSN_MASK,
-                    stream_id,
-                    message.number & 0xFFFF,
-                    message.ppid,
-                )
-            body = chunk_head + message.data[position:end]
-            if size & 3:
-                body += PADDING[size & 3]
-            sent(Chunk(tsn, body, message, order, burst))
-            moved(message, size)
-            tsn += 1
-            order += 1
-            parts.append(body)
-            size = len(body)
-            allowance -= size
-            room -= size
-        self.packets_sent += len(packets) - before
-        self.bytes_sent = end_of_bytes
-        return room
-
-    def _number(self, message: Message) -> None:
-        stream = message.stream
-        if not self.interleaved:
-            if message.unordered:
-                message.number = 0
-            else:
-                message.number = stream.next_ssn
-                stream.next_ssn += 1
-        elif message.unordered:
-            message.number = stream.next_unordered
-            stream.next_unordered += 1
-        else:
-            message.number = stream.next_mid
-            stream.next_mid += 1
-
-    def _expire(self, message: Message, now: float, burst: Burst) -> None:
-        """Gives a message up whose time is over before it was sent wholly (RFC 3758 3.5 A3).
-
-        If some of it was sent, a TSN is used up for what was not, so that a FORWARD-TSN tells the
-        peer, which could not know otherwise that the rest will never come.
-        """
-        recovery = self.recovery
-        self.scheduler.drop(message)
-        if message.first_tsn < 0:
-            return
-        chunk = Chunk(recovery.next_tsn, b"", message, recovery.next_order, burst)
-        chunk.state = ABANDONED
-        message.last_tsn = chunk.tsn
-        recovery.sent(chunk)
-        recovery.abandon(message, now)

@@ -40,3 +40,14 @@ def test_what_a_timer_was_late_by_is_caught_up_within_a_bound(late: float) -> No
     assert not pacer.quantum(1.0, RATE, PACKET, idle=False)
     count = pacer.quantum(pacer.until + late, RATE, PACKET, idle=False)
     assert count == pytest.approx(RATE * (PACE_QUANTUM + min(late, PACE_LATE_MAX)))
+
+
+def test_what_was_sent_too_early_is_known() -> None:
+    pacer = Pacer()
+    pacer.sent(1.0, RATE, 0)
+    at_once = int(pacer.quantum(1.0, RATE, PACKET, idle=False))
+    pacer.sent(1.0, RATE, at_once)
+    before = pacer.ahead(1.0, RATE, PACKET)
+    pacer.sent(1.0, RATE, 5_000)
+    assert pacer.ahead(1.0, RATE, PACKET) == pytest.approx(before + 5_000)
+    assert pacer.ahead(1.01, RATE, PACKET) < 0

@@ -13,7 +13,7 @@ from socks_tunnel.peer.fast.limits import (
     MESSAGE_LIMIT_MAX,
     QUEUE_BYTES_MIN,
 )
-from socks_tunnel.peer.fast.sender import BURST_PACKETS, Sender
+from socks_tunnel.peer.fast.sender import BURST_PACKETS, TOP_UP_PACKETS, Sender
 from socks_tunnel.peer.fast.streams import CONTROL, DATAGRAM, NORMAL, Message, OutboundStream
 from socks_tunnel.peer.fast.urgent import URGENT_PACKETS
 
@@ -242,9 +242,57 @@ def payloads(packets: list[bytes]) -> list[bytes]:
 def test_what_is_urgent_does_not_wait_for_the_congestion_window(rank: int) -> None:
     made = full_window()
     queue(made, 160, stream=OutboundStream(3, rank), retransmits=0)
-    packets = made.transmit(1.001)
-    assert payloads(packets) == [bytes(160)]
+    (packet,) = made.transmit(1.001)
+    assert payloads([packet])[0] == bytes(160)
     assert made.transmit(1.001) == []
+
+
+def test_bulk_fills_the_packet_of_a_datagram_within_bounds() -> None:
+    """A queue that is full of our own full packets may drop smaller ones."""
+    made = full_window()
+    voice = OutboundStream(3, DATAGRAM)
+    sizes = []
+    for _ in range(6):
+        queue(made, 160, stream=voice, retransmits=0)
+        sizes += [len(packet) for packet in made.transmit(1.001)]
+    alone = [size for size in sizes if size < SIZE]
+    assert sizes == [SIZE] * TOP_UP_PACKETS + alone
+    assert all(size < 200 for size in alone)
+    assert made.recovery.flight < made.controller.window + (TOP_UP_PACKETS + 1) * SIZE + 6 * 180
+
+
+def test_bulk_fills_the_packet_of_a_forward_tsn() -> None:
+    """If the queue drops it for its size, the peer waits for what was given up until a time-out."""
+    made = full_window()
+    oldest = made.recovery.since(made.recovery.cumulative + 1)[0]
+    made.recovery.abandon(oldest.message, 1.001)
+    assert made.recovery.forwarding.at == 1.001
+    packet = made.transmit(1.001)[0]
+    assert packet[12] == 194  # I-FORWARD-TSN
+    assert len(packet) == SIZE
+
+
+def test_a_message_that_would_fit_a_packet_is_cut_to_fill_that_of_a_datagram() -> None:
+    made = sender()
+    queue(made, *[1_400] * 20)
+    while made.transmit(1.0):
+        pass
+    queue(made, 160, stream=OutboundStream(3, DATAGRAM), retransmits=0)
+    (packet,) = made.transmit(1.001)
+    assert len(packet) == SIZE
+    assert [len(one) for one in payloads([packet])] == [160, SIZE - 12 - 180 - 20]
+
+
+def test_no_bulk_fills_the_packet_of_a_datagram_where_it_would_do_harm() -> None:
+    plain = full_window(interleaved=False)
+    plain.scheduler.drop(plain.scheduler.pick() or pytest.fail("the rest of a message"))
+    losing = full_window()
+    losing.receive_sack(FIRST - 1, 1 << 24, (2, 8), (), 1.1)
+    closed = full_window()
+    closed.peer_window = closed.recovery.flight + SIZE
+    for made in (plain, losing, closed):
+        queue(made, 160, stream=OutboundStream(3, DATAGRAM), retransmits=0)
+        assert payloads(made.transmit(1.1)[:1]) == [bytes(160)]
 
 
 def test_what_is_urgent_does_not_wait_for_the_pacer() -> None:
@@ -256,7 +304,24 @@ def test_what_is_urgent_does_not_wait_for_the_pacer() -> None:
         pass
     assert made.pacer.until > 1.001
     queue(made, 160, stream=OutboundStream(3, DATAGRAM), retransmits=0)
-    assert payloads(made.transmit(1.001)) == [bytes(160)]
+    (packet,) = made.transmit(1.001)
+    assert payloads([packet])[0] == bytes(160)
+
+
+def test_bulk_with_datagrams_keeps_the_pace() -> None:
+    made = sender("bbr")
+    made.controller.pacing_rate = 125_000.0
+    made.controller.window = 1 << 24
+    queue(made, *[50_000] * 100)
+    voice = OutboundStream(3, DATAGRAM)
+    now = 1.0
+    while now < 2.0:
+        queue(made, 40, stream=voice, retransmits=0)
+        while made.transmit(now):
+            pass
+        now += 0.005
+    # A packet for each datagram would be 286,400.
+    assert made.bytes_sent <= 1.25 * 125_000
 
 
 def test_a_datagram_goes_before_what_is_sent_again() -> None:
