@@ -46,7 +46,11 @@ MODULES: Final = (
     "socks_tunnel.supervisor.routing",
 )
 """What each message passes, without the classes that have a base class of aiortc's: those cannot be
-compiled."""
+compiled.
+
+A name in the body of a class must not be given to another one (`abort = close`): mypyc looks it up
+among the module's globals whenever an instance is made, and leaves the KeyError pending. Which call
+then fails with a SystemError, or whether any does, depends on the hash seed of the process."""
 
 
 def is_compiled(name: str) -> bool:

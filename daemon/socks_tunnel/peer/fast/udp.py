@@ -192,7 +192,9 @@ class BatchedUdpTransport(asyncio.DatagramTransport):
             self._waiting_bytes = 0
         self._loop.call_soon(self._closed)
 
-    abort = close
+    def abort(self) -> None:
+        """Closes the socket, as :meth:`close` does: what waits is dropped in either case."""
+        self.close()
 
     def _closed(self) -> None:
         self._socket.close()
