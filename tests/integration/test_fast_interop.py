@@ -1,9 +1,9 @@
 """The fast path towards others, each way at once and in both roles: every byte is compared.
 
 Peers: the fast path itself, unmodified aiortc, and libdatachannel (C++, the stack behind many
-programs). libdatachannel's Python package needs Python 3.12 or later: the environment variable
-LIBDATACHANNEL_PYTHON names an interpreter that can import aiolibdatachannel; without it the tests
-look for .tools/libdatachannel, which `make interop` makes.
+programs). libdatachannel comes from npm, as node-datachannel. Its Python package, aiolibdatachannel, needs
+Python 3.12 or later: where `make interop` has made .tools/libdatachannel, or the environment variable
+LIBDATACHANNEL_PYTHON names an interpreter that can import it, the tests run with that one too.
 """
 
 import asyncio
@@ -21,9 +21,11 @@ import uvloop
 from integration.fast_pair import Kind, Peer, pair
 from integration.link_pair import PATIENCE
 from socks_tunnel.peer.ice import IceSettings, candidate_addresses
+from support.corporate import need
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("libdatachannel_peer.py")
+NODE_SCRIPT = ROOT / "tests/support/npm/libdatachannel.js"
+PYTHON_SCRIPT = Path(__file__).with_name("libdatachannel_peer.py")
 SIZES = [1, 2, 1171, 1172, 1173, 16_384, 65_535, 65_536, 100, 5_000]
 MESSAGES = 300
 
@@ -80,16 +82,22 @@ def test_every_pair_of_paths(loop: Any, offerer: Kind, answerer: Kind) -> None:
 
 
 def libdatachannel_python() -> str:
-    """An interpreter with aiolibdatachannel; skips the test where there is none."""
-    for python in (
-        os.environ.get("LIBDATACHANNEL_PYTHON", ""),
-        str(ROOT / ".tools" / "libdatachannel" / "bin" / "python"),
-    ):
-        if python and Path(python).exists():
-            probe = [python, "-c", "import aiolibdatachannel"]
-            if subprocess.run(probe, capture_output=True, timeout=60).returncode == 0:
-                return python
-    pytest.skip("no Python with aiolibdatachannel: set LIBDATACHANNEL_PYTHON, or make interop")
+    """Returns an interpreter that is said to have aiolibdatachannel, or an empty string."""
+    made = ROOT / ".tools" / "libdatachannel" / "bin" / "python"
+    named = os.environ.get("LIBDATACHANNEL_PYTHON", "")
+    return named or (str(made) if made.exists() else "")
+
+
+PYTHON = libdatachannel_python()
+
+
+def libdatachannel(driver: str) -> list[str]:
+    """Returns the command that runs a peer of libdatachannel; skips the test where there is none."""
+    if driver == "python":
+        return [PYTHON, str(PYTHON_SCRIPT)]
+    if not (NODE_SCRIPT.parent / "node_modules/node-datachannel").exists():
+        pytest.skip("the npm package node-datachannel is missing: make test installs it")
+    return [need("node"), str(NODE_SCRIPT)]
 
 
 class Other:
@@ -113,12 +121,14 @@ class Other:
 
 @pytest.mark.parametrize("kind", ["fast", "fenced"])
 @pytest.mark.parametrize("role", ["offer", "answer"])
-async def test_libdatachannel(kind: Kind, role: str) -> None:
+@pytest.mark.parametrize("driver", ["node", "python"] if PYTHON else ["node"])
+async def test_libdatachannel(kind: Kind, role: str, driver: str) -> None:
     """`role` is libdatachannel's."""
     from aiortc import RTCSessionDescription
 
     process = await asyncio.create_subprocess_exec(
-        *(libdatachannel_python(), str(SCRIPT), role),
+        *libdatachannel(driver),
+        role,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         limit=1 << 20,
