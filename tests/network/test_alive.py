@@ -17,7 +17,7 @@ from typing import Literal
 
 import pytest
 
-from network.conftest import Told
+from support.figures import Told
 from support.hosts import GATEWAY_ADDRESS
 from support.load import Load, Pace
 from support.paths import one_way_blocked, path

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from network.conftest import Told
 from support.certificates import Authority
+from support.figures import Told
 from support.hosts import why_no_namespaces
 from support.load import Load
 from support.nat import (

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from network.conftest import Told
 from network.test_nat import SERVERS, Report, ask_target, bring_up, up, wait_kind
+from support.figures import Told
 from support.hosts import why_no_namespaces
 from support.nat import (
     ENDPOINT_INSIDE6,

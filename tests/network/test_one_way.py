@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from network.conftest import Told
+from support.figures import Told
 from support.hosts import ThreeHosts, why_no_namespaces
 from support.load import Load
 from support.paths import one_way_blocked, path

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import socks
 
-from network.conftest import Told
+from support.figures import Told
 from support.hosts import TARGET_ADDRESS, Host, join, why_no_namespaces
 from support.processes import Daemon, toml, wait_until
 from support.tunnels import write_key

@@ -178,15 +178,19 @@ class ThreeHosts:
         self._made.append(host)
         return host
 
-    def cut(self) -> None:
-        """Drop every packet between gateway and endpoint, silently, both ways."""
+    def cut(self, *devices: str) -> None:
+        """Drop every packet between gateway and endpoint, silently, both ways.
+
+        `devices` are those of the endpoint that lead to the gateway, if there are more than one.
+        """
+        names = ", ".join(["ep0", *devices])
         self.endpoint.run(
             "nft",
             "add table inet cut; "
             "add chain inet cut in { type filter hook input priority 0; }; "
-            "add rule inet cut in iifname ep0 drop; "
+            f"add rule inet cut in iifname {{ {names} }} drop; "
             "add chain inet cut out { type filter hook output priority 0; }; "
-            "add rule inet cut out oifname ep0 drop",
+            f"add rule inet cut out oifname {{ {names} }} drop",
         )
 
     def mend(self) -> None:

@@ -20,7 +20,7 @@ from support.units import InstalledSite
 
 _TESTS = Path(__file__).parent.parent
 
-FOLDERS = {_TESTS / "system", _TESTS / "network"}
+FOLDERS = {_TESTS / "system", _TESTS / "network", _TESTS / "long"}
 """The folders whose tests use these fixtures."""
 
 NEED_NAMESPACES = {"make_site", "site", "make_tunnel", "lonely_host"}

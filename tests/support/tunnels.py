@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import copy
+import functools
 import http.client
 import itertools
 import json
@@ -31,6 +32,7 @@ from support.hosts import (
     ThreeHosts,
 )
 from support.processes import Daemon, Instance, Targets, toml, wait_until
+from support.remote_shell import SshServer
 
 Settings = dict[str, Any]
 
@@ -123,6 +125,13 @@ class Site:
     def gateway(self) -> Host:
         """Where the SOCKS clients and the gateway run."""
         return self.hosts.gateway
+
+    @functools.cached_property
+    def ssh_server(self) -> SshServer:
+        """An sshd on the target's host; started when it is first used."""
+        server = SshServer(self.hosts.target, self.directory / "sshd")
+        self._exit.callback(server.close)
+        return server
 
     def _start_dns(self) -> None:
         command = [

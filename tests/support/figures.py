@@ -1,4 +1,7 @@
-"""Figures of the network tests: printed at the end of a run, from whichever process measured them."""
+"""Figures that tests measure: printed at the end of a run, from whichever process measured them.
+
+tests/conftest.py loads this file as a plugin.
+"""
 
 from collections.abc import Callable
 
