@@ -1,5 +1,8 @@
 """What happens to a link, and what becomes of the flows on it: nothing, or what has to.
 
+In each scene, flows of all kinds are open: transfers both ways, a real ssh session with a shell, an echo,
+one that is idle, and a call of datagrams. What they carry is compared. tests/long has the long scenes.
+
 The scenes share one tunnel, whose network is their own: each leaves it working for the next.
 """
 
@@ -7,21 +10,21 @@ import contextlib
 import hashlib
 import os
 import random
-import select
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from support.figures import Told
 from support.hosts import GATEWAY_ADDRESS
-from support.load import Load, Pace
+from support.load import Flow, Load, Pace, ended
 from support.paths import one_way_blocked, path
 from support.processes import wait_until
+from support.remote_shell import PORT as SSH_PORT
 from support.targets import body_hash
 from support.tunnels import Site, Tunnel
 
@@ -29,6 +32,17 @@ PAUSE = 20.0
 """Seconds that all processes of the gateway are stopped."""
 
 CUTS = 10
+
+CLOSING = Path(__file__).parents[1] / "support" / "closing"
+CLOSE = signal.SIGRTMIN + 3
+"""A folder for PYTHONPATH, and the signal that closes all peer connections of a daemon with it."""
+
+REBOOT = 3.0
+"""Seconds that a host which boots is silent."""
+
+FLOWS: frozenset[Flow] = frozenset({"download", "upload", "echo", "shell", "idle", "call"})
+
+ROLES = ("gateway", "endpoint")
 
 RECOVERED_MAX = 10.0
 """Seconds; a loose bound on a loaded machine. What it really took is printed."""
@@ -44,7 +58,9 @@ def scene(make_site: Callable[[], Site]) -> Iterator[Tunnel]:
         hosts.endpoint.run("ip", "-6", "address", "flush", "dev", "ep0", "scope", "global")
         tunnel = site.tunnel(foreground=True)
         try:
-            tunnel.start()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("PYTHONPATH", str(CLOSING))
+                tunnel.start()
             yield tunnel
         finally:
             print(tunnel.logs())
@@ -73,11 +89,11 @@ def resumed(tunnel: Tunnel, role: str = "gateway") -> float:
 
 def test_a_path_that_swallows_everything_for_half_a_minute(alive: Tunnel, told: Told) -> None:
     before = resumed(alive)
-    with Load(alive) as load:
+    with Load(alive, ssh=True) as load:
         alive.site.hosts.cut()
         cut = time.monotonic()
         wait_until(
-            lambda: alive.gateway.control("status")["links"][0]["waiting_flows"] == 5,
+            lambda: alive.gateway.control("status")["links"][0]["waiting_flows"] == len(FLOWS),
             "the end of the link",
         )
         load.stop.wait(30 - (time.monotonic() - cut))
@@ -93,7 +109,7 @@ def test_a_path_that_swallows_everything_for_half_a_minute(alive: Tunnel, told: 
 
 def test_short_cuts_at_any_moment(alive: Tunnel, told: Told) -> None:
     took = []
-    with Load(alive) as load:
+    with Load(alive, ssh=True) as load:
         moments = random.Random(11)
         for _ in range(CUTS):
             load.stop.wait(moments.uniform(0, 0.5))
@@ -111,7 +127,7 @@ def test_short_cuts_at_any_moment(alive: Tunnel, told: Told) -> None:
 
 
 def test_the_gateway_s_address_changes(alive: Tunnel, told: Told) -> None:
-    with Load(alive) as load:
+    with Load(alive, ssh=True) as load:
         changed = time.monotonic()
         address(alive, GATEWAY_ADDRESS, "10.77.0.7")
         took = load.recovered_after(time.monotonic() + 0.05)
@@ -120,6 +136,17 @@ def test_the_gateway_s_address_changes(alive: Tunnel, told: Told) -> None:
     assert took < RECOVERED_MAX
     address(alive, "10.77.0.7", GATEWAY_ADDRESS)
     wait_until(lambda: path(alive)[0] == GATEWAY_ADDRESS, "the first address in use again")
+
+
+def test_the_endpoint_s_peer_connection_is_closed_under_it(alive: Tunnel, told: Told) -> None:
+    seen = len(alive.endpoint.log_text())
+    with Load(alive, ssh=True) as load:
+        os.kill(alive.endpoint.pid, CLOSE)
+        alive.endpoint.wait_log("link laptop-17 is down: ", after=seen)
+        took = load.recovered_after(time.monotonic())
+        load.ended_as_wanted()
+    told(f"after the peer connection was closed, flows went on within {took:.2f} s")
+    assert took < RECOVERED_MAX
 
 
 @pytest.mark.parametrize("sender", ["gateway", "endpoint"])
@@ -131,7 +158,7 @@ def test_one_way_is_blocked(
     What the other side sends arrives all the time. A new link has other ports.
     """
     _, ours, theirs = path(alive)
-    with Load(alive) as load:
+    with Load(alive, ssh=True) as load:
         blocked = time.monotonic()
         with one_way_blocked(alive.site.hosts, sender, ours, theirs):
             took = load.recovered_after(blocked + 0.2) + 0.2
@@ -143,22 +170,14 @@ def test_one_way_is_blocked(
 
 def test_the_far_side_loses_a_worker_while_the_path_is_gone(alive: Tunnel) -> None:
     """Exactly the flows of that worker end, on both sides."""
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held, Load(alive, ssh=True) as load:
         socks = [held.enter_context(alive.connect("echo")) for _ in range(16)]
-        by_port = {sock.getsockname()[1]: sock for sock in socks}
         victim = alive.endpoint.workers()[0]
-        rows = {row["conn_id"]: row for row in alive.endpoint.control("connections")}
-        numbers = {w["pid"]: w["index"] for w in alive.endpoint.control("status")["workers"]}
-        doomed: list[socket.socket] = []
-        others: list[socket.socket] = []
-        for row in alive.gateway.control("connections"):
-            sock = by_port.get(int(row["client"].rpartition(":")[2]))
-            if sock is not None:
-                lost = rows[row["conn_id"]]["worker"] == numbers[victim]
-                (doomed if lost else others).append(sock)
+        ports, flows = those_of(alive, load, victim)
+        doomed = [sock for sock in socks if sock.getsockname()[1] in ports]
+        others = [sock for sock in socks if sock not in doomed]
         assert doomed
         assert others
-        assert len(doomed) + len(others) == len(socks)
         alive.site.hosts.cut()
         os.kill(victim, signal.SIGKILL)
         wait_until(lambda: not alive.linked(), "the end of the link", timeout=40)
@@ -168,25 +187,36 @@ def test_the_far_side_loses_a_worker_while_the_path_is_gone(alive: Tunnel) -> No
             sock.sendall(b"still here")
             assert sock.recv(100) == b"still here"
         for sock in doomed:
-            assert ended(sock, 10)
+            assert ended(sock, 30)
+        if "idle" in flows:
+            assert ended(load.idle, 30)
+        wait_until(lambda: load.ends.keys() == flows - {"idle"}, f"the end of {flows}: {load.ends}")
+        load.ended_as_wanted(*flows)
     alive.endpoint.wait_log("was killed by SIGKILL")
 
 
-def ended(sock: socket.socket, timeout: float) -> bool:
-    """Whether the connection has ended within so many seconds, in order or by a reset."""
-    if not select.select([sock], [], [], timeout)[0]:
-        return False
-    try:
-        return sock.recv(1) == b""
-    except ConnectionResetError:
-        return True
+def those_of(tunnel: Tunnel, load: Load, worker: int) -> tuple[set[int], set[Flow]]:
+    """Returns which flows one worker of the endpoint has: clients' ports, and the load's by name."""
+    numbers = {row["pid"]: row["index"] for row in tunnel.endpoint.control("status")["workers"]}
+    at = {row["conn_id"]: row["worker"] for row in tunnel.endpoint.control("connections")}
+    ports = set()
+    flows: set[Flow] = set()
+    for row in tunnel.gateway.control("connections"):
+        if at[row["conn_id"]] == numbers[worker]:
+            ports.add(int(row["client"].rpartition(":")[2]))
+            if row["kind"] == "udp":
+                flows.add("call")
+            elif row["destination"].endswith(f":{SSH_PORT}"):
+                flows.add("shell")
+    flows |= {name for name, sock in load.sockets.items() if sock.getsockname()[1] in ports}
+    return ports, flows
 
 
 def test_a_gateway_that_sleeps_and_wakes(alive: Tunnel, told: Told) -> None:
     """A closed lid: nobody is blamed for the time in which nothing ran."""
     workers = alive.gateway.workers()
     processes = [alive.gateway.pid, *alive.gateway.children()]
-    with Load(alive) as load:
+    with Load(alive, ssh=True) as load:
         for pid in processes:
             os.kill(pid, signal.SIGSTOP)
         load.stop.wait(PAUSE)
@@ -208,11 +238,11 @@ def test_a_gateway_that_sleeps_and_wakes(alive: Tunnel, told: Told) -> None:
 
 def test_a_download_in_a_train(alive: Tunnel, told: Told) -> None:
     """10 MB at 1 MB/s, 3 s without a path, another address: done within 16 s."""
-    begun = time.monotonic()
-    cut = threading.Thread(target=lambda: _into_a_tunnel(alive, begun))
     digest = hashlib.sha256()
     size = 10_000_000
-    with alive.connect("http", timeout=60) as sock:
+    with Load(alive, pace=200_000, ssh=True) as load, alive.connect("http", timeout=60) as sock:
+        begun = time.monotonic()
+        cut = threading.Thread(target=lambda: _into_a_tunnel(alive, begun))
         sock.sendall(f"GET /bytes/{size} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         head = b""
         while not head.endswith(b"\r\n\r\n"):
@@ -225,8 +255,9 @@ def test_a_download_in_a_train(alive: Tunnel, told: Told) -> None:
             digest.update(data)
             size -= len(data)
             pace.passed(len(data))
-    took = time.monotonic() - begun
-    cut.join()
+        took = time.monotonic() - begun
+        cut.join()
+        load.ended_as_wanted()
     told(f"10 MB at 1 MB/s, 3 s without a path, another address: {took:.2f} s")
     assert digest.hexdigest() == body_hash(10_000_000)
     assert took < 16
@@ -247,21 +278,28 @@ def test_a_session_that_is_given_up_ends_by_reset_and_keeps_nothing(alive: Tunne
     for role, daemon in (("gateway", alive.gateway), ("endpoint", alive.endpoint)):
         alive.write(role, {"resume_timeout": 3})
         daemon.reload()
-    resets = alive.site.state()["resets"].get("echo", 0)
+    wait_until(lambda: not alive.gateway.control("connections"), "no flow of the scene before")
+    before = {role: held_bytes(alive, role) for role in ROLES}
+    resets = alive.site.state()["resets"]
     given_up = alive.metric("resumes_total", result="given-up")
-    with Load(alive) as load:
+    with Load(alive, ssh=True) as load:
         alive.site.hosts.cut()
-        for sock in (load.idle, load.shell, load.down):
-            assert select.select([sock], [], [], 60)[0]
-        wait_until(
-            lambda: load.errors and alive.site.state()["resets"].get("echo", 0) >= resets + 2,
-            "resets",
-        )
+        wait_until(lambda: load.ends.keys() == FLOWS - {"idle"}, f"{load.ends}", timeout=60)
+        for flow in ("download", "upload", "echo"):
+            assert "ConnectionResetError" in load.ends[flow], load.ends
+        assert load.shell.ended
         with pytest.raises(ConnectionResetError):
             load.idle.recv(1)
-        for role in ("gateway", "endpoint"):
-            wait_until(lambda: alive.metric("flows_active", role) == 0, "no flow", timeout=30)  # noqa: B023
-            wait_until(lambda: buffered(alive, role) == 0, "nothing kept")  # noqa: B023
+        wait_until(
+            lambda: targets_saw_resets(alive, resets, {"source": 1, "hash": 1, "echo": 2}),
+            "resets of all targets",
+        )
+        for role in ROLES:
+            wait_until(lambda: alive.metric("flows_active", role) == 0, "no flow")  # noqa: B023
+            wait_until(
+                lambda: held_bytes(alive, role) <= before[role],  # noqa: B023
+                f"nothing kept: {before[role]} {held_bytes(alive, role)}",
+            )
         alive.site.hosts.mend()
     wait_until(
         lambda: (
@@ -276,30 +314,44 @@ def test_a_session_that_is_given_up_ends_by_reset_and_keeps_nothing(alive: Tunne
     alive.wait_linked(60)
 
 
-def buffered(tunnel: Tunnel, role: str) -> int:
-    """Bytes that the flows of one side hold."""
+def held_bytes(tunnel: Tunnel, role: str) -> float:
+    """Returns the bytes that the flows of one side hold, by its status and by its metrics."""
     daemon = tunnel.gateway if role == "gateway" else tunnel.endpoint
-    held: int = daemon.control("status")["counters"]["buffered"]
-    return held
+    counted: int = daemon.control("status")["counters"]["buffered"]
+    # What waits in links is not the flows': the next link says HELLO at any moment.
+    places = ("worker", "ipc-worker", "ipc")
+    return counted + sum(tunnel.metric("buffered_bytes", role, where=where) for where in places)
 
 
-def test_the_endpoint_begins_anew(alive: Tunnel, told: Told) -> None:
-    """Its flows end, and new ones work without a hand."""
-    with Load(alive) as load:
+def targets_saw_resets(tunnel: Tunnel, before: dict[str, int], wanted: dict[str, int]) -> bool:
+    now = tunnel.site.state()["resets"]
+    return all(now.get(name, 0) >= before.get(name, 0) + count for name, count in wanted.items())
+
+
+def test_the_endpoint_s_host_reboots(alive: Tunnel, told: Told) -> None:
+    """Its flows end, and new ones work without a hand.
+
+    A host that boots is silent for a while, and does not know what it said before.
+    """
+    with Load(alive, ssh=True) as load:
         endpoint = alive.endpoint
+        alive.site.hosts.cut()
         endpoint.killed = True
         for pid in [*endpoint.children(), endpoint.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         endpoint.kill()
+        load.stop.wait(REBOOT)
+        alive.site.hosts.mend()
         alive.start_endpoint()
         begun = time.monotonic()
         assert ended(load.idle, 60)
         told(
-            f"after the endpoint's restart, old flows ended within {time.monotonic() - begun:.2f} s"
+            f"after the endpoint's reboot, old flows ended within {time.monotonic() - begun:.2f} s"
         )
-    with Load(alive) as load:
+        wait_until(lambda: load.ends.keys() == FLOWS - {"idle"}, f"the end of all: {load.ends}")
+    with Load(alive, ssh=True) as load:
         told(
-            f"after the endpoint's restart, new flows worked within {time.monotonic() - begun:.2f} s"
+            f"after the endpoint's reboot, new flows worked within {time.monotonic() - begun:.2f} s"
         )
         load.ended_as_wanted()

@@ -128,7 +128,7 @@ def test_flows_of_every_kind_go_on(alive: Tunnel, installed: Installed, who: str
     those = daemons(alive, who)
     before = [pids(daemon) for daemon in those]
     down = alive.metric("bytes_total", "gateway", direction="down", kind="tcp")
-    with contextlib.ExitStack() as held, Load(alive) as load:
+    with contextlib.ExitStack() as held, Load(alive, ssh=True) as load:
         idle = [held.enter_context(alive.connect("echo", timeout=PATIENCE)) for _ in range(IDLE)]
         began = time.monotonic()
         upgrade(*those)
@@ -229,6 +229,60 @@ def test_a_reload_adds_a_forward_and_keeps_the_flows(alive: Tunnel) -> None:
         )
     assert daemon.control("status")["upgrades"] == upgrades + 1
     alive.write("gateway")
+
+
+def test_a_reload_changes_how_many_workers_there_are(alive: Tunnel) -> None:
+    """Flows stay with their workers; one that is beyond the count ends with its last flow."""
+    gateway, endpoint = daemons(alive, "gateway+endpoint")
+    before = gateway.workers()
+    with contextlib.ExitStack() as held, Load(alive) as load:
+
+        def connect(count: int) -> list[socket.socket]:
+            return [
+                held.enter_context(alive.connect("echo", timeout=PATIENCE)) for _ in range(count)
+            ]
+
+        idle = connect(24)
+        assert workers_of_flows(gateway) == workers_of_flows(endpoint) == {0, 1}
+        reload_workers(alive, gateway, "gateway", 3)
+        assert set(before) < set(gateway.workers()), "the workers of before are still there"
+        idle += connect(60)
+        assert workers_of_flows(gateway) == {0, 1, 2}
+        reload_workers(alive, gateway, "gateway", 1)
+        reload_workers(alive, endpoint, "endpoint", 1)
+        assert retiring(gateway) == [False, True, True]
+        assert retiring(endpoint) == [False, True]
+        assert workers_of_flows(gateway) == {0, 1, 2}
+        for number, sock in enumerate(idle):
+            sock.sendall(b"%d" % number)
+        for number, sock in enumerate(idle):
+            assert sock.recv(100) == b"%d" % number
+        load.ended_as_wanted()
+    for daemon in (gateway, endpoint):
+        wait_until(
+            lambda: retiring(daemon) == [False],  # noqa: B023
+            "the end of workers without flows",
+            timeout=60,
+        )
+        daemon.assert_clean()
+    with alive.connect("echo") as sock:
+        sock.sendall(b"on")
+        assert sock.recv(10) == b"on"
+
+
+def workers_of_flows(daemon: Daemon) -> set[int]:
+    return {row["worker"] for row in daemon.control("connections")}
+
+
+def retiring(daemon: Daemon) -> list[bool]:
+    return [row["retiring"] for row in daemon.control("status")["workers"]]
+
+
+def reload_workers(tunnel: Tunnel, daemon: Daemon, role: str, count: int) -> None:
+    upgrades = daemon.control("status")["upgrades"]
+    tunnel.write(role, {"workers": {"count": count}})
+    daemon.signal(signal.SIGHUP)
+    wait_until(partial(replaced, daemon, upgrades + 1), "the next program", timeout=PATIENCE)
 
 
 def test_a_state_of_another_version_ends_flows_and_not_the_service(

@@ -169,17 +169,25 @@ def test_http_to_an_https_listener(make_tunnel: MakeTunnel, authority: Authority
     tunnel.wait_linked()
 
 
-def test_switching_https_on_waits_for_a_restart(
+def test_https_is_switched_on_by_a_reload_and_flows_go_on(
     make_tunnel: MakeTunnel, authority: Authority
 ) -> None:
     tunnel = make_tunnel()
-    tunnel.homes["endpoint"].put("tls.pem", authority.issue(ENDPOINT_ADDRESS).both)
-    tunnel.write("endpoint", {"signaling": {"tls_certificate": "tls.pem"}})
-    answer = tunnel.endpoint.control("reload")
-    assert answer["needs_restart"] == ["signaling.tls_certificate"]
-    tunnel.gateway.stop()
-    tunnel.start_gateway()
-    tunnel.wait_linked()  # by HTTP, as before
+    with tunnel.connect("echo", timeout=120) as sock:
+        tunnel.homes["endpoint"].put("tls.pem", authority.issue(ENDPOINT_ADDRESS).both)
+        tunnel.write("endpoint", {"signaling": {"tls_certificate": "tls.pem"}})
+        answer = tunnel.endpoint.control("reload", timeout=60)
+        assert answer["replacing"] == ["signaling.tls_certificate"]
+        assert answer["needs_restart"] == []
+        tunnel.endpoint.wait_log(r"listening for offers on .* by HTTPS", timeout=60)
+        (peer,) = tunnel.gateway_settings["peers"]
+        secure = {"url": peer["url"].replace("http:", "https:"), "tls_ca": "ca.pem"}
+        tunnel.homes["gateway"].put("ca.pem", authority.certificate)
+        tunnel.write("gateway", {"peers": [{**peer, **secure}]})
+        tunnel.gateway.reload()
+        sock.sendall(b"still here")
+        assert sock.recv(100) == b"still here"
+        tunnel.wait_linked(60)
 
 
 @pytest.fixture

@@ -392,7 +392,6 @@ class Worker(Channel):
             peer,
             open_from_peer=self.targets.open if endpoint else None,
             index=self.index,
-            count=self._count,
         )
         session.draining = self.draining
         self.sessions[number] = session

@@ -39,6 +39,7 @@ from socks_tunnel.config.routes import Route
 from socks_tunnel.config.settings import listener_text
 from socks_tunnel.config.urls import checked_url
 from socks_tunnel.protocol.addresses import HostPort, canonical_host, parse_host_port, parse_ip
+from socks_tunnel.protocol.flow import WORKERS_MAX
 from socks_tunnel.protocol.ice_urls import parse_ice_url, parse_udp_ports
 from socks_tunnel.protocol.routes import ROUTES_MAX
 from socks_tunnel.protocol.urls import NO_PROXY, Proxy
@@ -374,7 +375,7 @@ class Transport(Table):
 class Workers(Table):
     """`[workers]`: the processes that carry the flows."""
 
-    count: Annotated[int, Field(ge=0, le=64, strict=True)] = 0
+    count: Annotated[int, Field(ge=0, le=WORKERS_MAX, strict=True)] = 0
     """0: one for each core that this process may use, at most 8."""
 
 

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import socket
 import threading
+from collections import deque
 from typing import Final, TypeAlias
 
 from socks_tunnel.ops.connecting import connect_to
@@ -23,12 +24,13 @@ ATTEMPT_DELAY: Final = 0.25
 ADDRESSES_MAX: Final = 8
 """Addresses of one name that are tried."""
 
-ANEW_DELAY: Final = 1.0
-"""Seconds until an address that has not answered is tried by another connection: as long as TCP
-waits for the first time before it repeats a SYN (RFC 6298 section 2.1)."""
+ANEW_DELAY: Final = 0.4
+"""Seconds until an address that has not answered is tried by another connection. TCP waits 1 s for
+the first time before it repeats a SYN (RFC 6298 section 2.1), and flows may wait for this one."""
 
-WAITING_MAX: Final = 24
-"""Connections that wait for an answer at a time; there is no further attempt beside so many."""
+WAITING_MAX: Final = 16
+"""Connections that wait for an answer at a time. Beyond that, a further one takes the place of the
+oldest but for the first ones to each address, which leave slow paths the time that they need."""
 
 AddressInfo: TypeAlias = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
 
@@ -97,6 +99,8 @@ async def connect(host: str, port: int) -> socket.socket:
     """
     addresses = _interleaved(await lookup(host, port))[:ADDRESSES_MAX]
     again = itertools.cycle(list(addresses))
+    anew: deque[asyncio.Task[socket.socket]] = deque()
+    first_left = len(addresses)
     loop = asyncio.get_running_loop()
     waiting: dict[asyncio.Task[socket.socket], None] = {}
     first_error: OSError | None = None
@@ -105,15 +109,24 @@ async def connect(host: str, port: int) -> socket.socket:
             if addresses:
                 attempt = loop.create_task(_attempt(*addresses.pop(0)), name="connect")
                 waiting[attempt] = None
+                first_left -= 1
+                if first_left < 0:
+                    anew.append(attempt)
             done, _ = await asyncio.wait(
                 waiting,
                 timeout=ATTEMPT_DELAY if addresses else ANEW_DELAY,
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            if not done and not addresses and len(waiting) < WAITING_MAX:
+            if not done and not addresses:
                 addresses.append(next(again))
+                if len(waiting) >= WAITING_MAX:
+                    oldest = anew.popleft()
+                    oldest.cancel()
+                    del waiting[oldest]
             for task in done:
                 del waiting[task]
+                if task in anew:
+                    anew.remove(task)
                 error = task.exception()
                 if error is None:
                     return task.result()

@@ -43,6 +43,9 @@ ROW_CLOSED: Final = 4
 CONN_ID_MAX: Final = (1 << 32) - 1
 """Highest name of a flow."""
 
+WORKERS_MAX: Final = 64
+"""Workers that an instance may have."""
+
 
 class FlowState(Enum):
     """State of a TCP flow; see the table at the top of this file."""
@@ -253,12 +256,13 @@ class TcpFlow:
 class ConnIdAllocator:
     """CONN_IDs of one gateway worker: `index` modulo `count`, never 0, upwards and around.
 
-    So that the supervisor finds the worker of a flow from the id alone.
+    No two workers of a gateway have an id in common. `count` is :data:`WORKERS_MAX` and not how
+    many there are: that may change while flows are open.
     """
 
     __slots__ = ("_count", "_index", "_next")
 
-    def __init__(self, index: int, count: int, *, start: int = 0) -> None:
+    def __init__(self, index: int, count: int = WORKERS_MAX, *, start: int = 0) -> None:
         if not 0 <= index < count:
             raise ValueError(f"worker {index} of {count} cannot be")
         self._index = index

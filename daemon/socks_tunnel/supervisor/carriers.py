@@ -231,7 +231,10 @@ class DirectListener:
     async def start(self, config: Config) -> None:
         """Listens. Raises :class:`OSError`."""
         signaling = config.signaling
+        listening, self._inherited = self._inherited, None
         if signaling is None or signaling.listen is None:
+            if listening is not None:
+                listening[1].close()
             return  # the loader has seen to it that there is another way in
         self._listen = str(signaling.listen)
         certificate = self._certificate
@@ -246,7 +249,6 @@ class DirectListener:
             tls=tls,
             refused=lambda reason: refusals.labels("signaling", reason).inc(),
         )
-        listening, self._inherited = self._inherited, None
         if listening is not None and listening[0] != str(signaling.listen):
             listening[1].close()  # another address is configured now
             listening = None

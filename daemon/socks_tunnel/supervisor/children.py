@@ -173,6 +173,11 @@ class WorkerSlot(Slot):
             case _:
                 super().on_control(session, message)
 
+    @property
+    def retiring(self) -> bool:
+        """Whether it takes no new flows, and is not started again once it has ended."""
+        return self._retired
+
     def drain(self) -> None:
         """Tells the worker to accept nothing new and to say when its last flow has ended.
 

@@ -41,6 +41,7 @@ from socks_tunnel.supervisor.links import Links, route_of
 from socks_tunnel.supervisor.netlink import PathWatcher
 from socks_tunnel.supervisor.pauses import PauseWatcher
 from socks_tunnel.supervisor.peerlink import PeerLink
+from socks_tunnel.supervisor.peers import keys_of
 
 _log = logging.getLogger(__name__)
 
@@ -111,19 +112,22 @@ class GatewayLinks(Links):
         self._pauses.start()
 
     def apply(self, config: Config) -> None:
-        """Ends what leads to peers that are gone or changed, and dials the new ones."""
+        """Ends what leads to peers that are gone, dials new ones, and those that moved anew."""
         super().apply(config)
         self._outgoing.apply(config)
         for name, dialler in list(self._diallers.items()):
             peer = self.peers.get(name)
-            if peer is None or route_of(peer) != route_of(dialler.peer):
+            if peer is None or not set(keys_of(peer)) & set(keys_of(dialler.peer)):
                 del self._diallers[name]
                 reason = "the peer was removed from the configuration"
                 if peer is not None:
-                    reason = "the peer's key, url or rendezvous has changed in the configuration"
+                    reason = "the peer's key has changed in the configuration"
                 spawn(f"stop dialling {name}", dialler.stop(reason))
-            else:
-                dialler.update(peer)
+                continue
+            moved = route_of(peer) != route_of(dialler.peer)
+            dialler.update(peer)
+            if moved:
+                self._dial_anew(dialler, "its key, url or rendezvous has changed")
         for peer in config.peers:
             if peer.name not in self._diallers:
                 self._dial(peer)
@@ -190,6 +194,13 @@ class GatewayLinks(Links):
         for dialler in self._diallers.values():
             dialler.hurry()
 
+    def _dial_anew(self, dialler: "Dialler", why: str) -> None:
+        """Has a link made the way that is configured now; its flows go on with it."""
+        for link in self.up():
+            if link.peer.name == dialler.peer.name:
+                link.doubt(why, "configuration")
+        dialler.hurry()
+
     def _dial(self, peer: Peer) -> None:
         if not self.draining:
             session = self._inherited.pop(peer.name, None) or secrets.token_bytes(16)
@@ -210,7 +221,6 @@ class Dialler:
         """Why there is no link, as a sentence; of the latest attempt or of the latest link."""
         self._links = links
         self.session = session
-        self._key = parse_public_key(peer.public_key)
         self._backoff = Backoff(FIRST_DELAY, LONGEST_DELAY, jitter=True)
         self._direct_backoff = Backoff(DIRECT_FIRST, DIRECT_LONGEST, jitter=True)
         self.update(peer)
@@ -220,8 +230,9 @@ class Dialler:
         """Links that have not ended, with what their goodbye needs once they were answered."""
 
     def update(self, peer: Peer) -> None:
-        """Takes changes of the peer that its link does not depend on; the next attempt has them."""
+        """Takes changes of the peer: the next attempt has them."""
         self.peer = peer
+        self._key = parse_public_key(peer.public_key)
         self._carrier = self._links.carrier_for(peer)
 
     def start(self) -> None:

@@ -78,6 +78,7 @@ from socks_tunnel.supervisor.problems import (
 from socks_tunnel.supervisor.processes import TICK, Slot
 from socks_tunnel.supervisor.reload import BY_REPLACING, merge
 from socks_tunnel.supervisor.requests import drain_timeout, flow_name, selection
+from socks_tunnel.supervisor.retiring import retire, worker_indices
 from socks_tunnel.supervisor.router import Router
 from socks_tunnel.supervisor.routing import AttachedLink, RoutedSession
 
@@ -164,10 +165,7 @@ class Instance:
         self.notifier = Notifier(os.environ)
         self.router = Router(
             opens=config.role == "gateway",
-            # Flows belong to their workers, so there are as many as before.
-            worker_count=(
-                config.workers.effective_count if legacy is None else legacy.worker_count
-            ),
+            worker_count=config.workers.effective_count,
             flows_per_worker=config.limits.flows_per_worker,
             metrics=self.metrics,
             on_abuse=self._abuse,
@@ -282,6 +280,10 @@ class Instance:
             f", SOCKS5 on {where}" if where else "",
         )
         self.notifier.ready(self._status_line)
+        count = self.router.worker_count
+        self._background += [
+            spawn(f"retire {slot.name}", retire(self.workers, count, slot)) for slot in self.workers
+        ]
         if self._legacy is not None:
             self._background.append(spawn("flows go on", self._flows_go_on(self._legacy)))
             self._legacy = None
@@ -302,13 +304,6 @@ class Instance:
         for session in list(self.router.sessions.values()):
             if session.peer not in self.links.peers:
                 self.router.forget_peer(session.peer, "the peer is not configured any more")
-        wanted = self.config.workers.effective_count
-        if wanted != legacy.worker_count:
-            _log.warning(
-                "workers.count: %d workers go on; %d takes effect with a restart",
-                legacy.worker_count,
-                wanted,
-            )
 
     async def _flows_go_on(self, legacy: handover.Legacy) -> None:
         """Says how the replacement went, once the flows go on or should have."""
@@ -376,6 +371,7 @@ class Instance:
         metrics_directory = paths.metrics_directory(self.directory)
         self.metrics.set_build_info(config.role, aiortc_version())
         self._figures.started(config_hash(config), time.time(), config.ice.servers)
+        handed = {} if self._legacy is None else self._legacy.workers
         self.workers = [
             WorkerSlot(
                 index,
@@ -389,7 +385,7 @@ class Instance:
                 command=self._worker_command,
                 launcher=self._launcher(self._worker_command, WORKER_COMMAND),
             )
-            for index in range(self.router.worker_count)
+            for index in worker_indices(self.router.worker_count, handed)
         ]
         if self._metrics_listener is not None:
             self.exporter = ExporterSlot(
@@ -402,7 +398,6 @@ class Instance:
                 command=self._exporter_command,
                 launcher=self._launcher(self._exporter_command, EXPORTER_COMMAND),
             )
-        handed = {} if self._legacy is None else self._legacy.workers
         for slot in self.workers:
             slot.start(handed.get(slot.index))
         if self.exporter is not None:

@@ -115,8 +115,8 @@ class Links:
         self.verifier.update_peers(_by_key(config.peers))
         for name, peer in before.items():
             now = self.peers.get(name)
-            if now is None or now.url != peer.url or not set(keys_of(peer)) & set(keys_of(now)):
-                reason = "the peer was removed from the configuration, or has another key or url"
+            if now is None or not set(keys_of(peer)) & set(keys_of(now)):
+                reason = "the peer was removed from the configuration, or has another key"
                 self.attachments.forget(name, reason)
 
     def renew(self, identity: PrivateIdentity) -> bool:
@@ -343,7 +343,7 @@ def signaling_host(url: str | None) -> str:
 
 
 def route_of(peer: Peer) -> tuple[str, str | None, str | None]:
-    """Returns what a link of the peer depends on: if it changes, the link has to end."""
+    """Returns what leads to the peer: if it changes, another link is to be made that way."""
     return peer.public_key, peer.url, peer.rendezvous
 
 

@@ -35,11 +35,18 @@ _BOUND_AT_START: Final = frozenset({"listen", "allow_remote_clients"})
 BY_REPLACING: Final = frozenset(
     {
         "forwards",
+        "identity",
         "log.format",
         "metrics",
+        "signaling",
         "signaling.listen",
+        "signaling.rendezvous",
+        "signaling.tls_ca",
+        "signaling.tls_certificate",
+        "signaling.tls_key",
         "socks.allow_remote_clients",
         "socks.listen",
+        "workers",
     }
 )
 """What takes effect when the program is replaced in place, which keeps all flows."""

@@ -81,15 +81,17 @@ async def status(instance: Reported) -> dict[str, Any]:
 
 async def brief(instance: Reported) -> dict[str, Any]:
     """Returns the answer to `status` but for the links, of which there may be thousands."""
-    answers = await asyncio.gather(*(_ask(slot, "status") for slot in instance.workers))
+    slots = list(instance.workers)  # one that retires may end meanwhile
+    answers = await asyncio.gather(*(_ask(slot, "status") for slot in slots))
     workers = []
-    for slot, answer in zip(instance.workers, answers, strict=True):
+    for slot, answer in zip(slots, answers, strict=True):
         known = answer[0] if answer and isinstance(answer[0], dict) else {}
         workers.append(
             {
                 "index": slot.index,
                 "pid": slot.pid,
                 "state": slot.state if slot.responsive else "hanging",
+                "retiring": slot.retiring,
                 "restarts": slot.restarts,
                 **{key: known.get(key, 0) for key in _OF_WORKER},
             }
@@ -202,13 +204,12 @@ async def connections(instance: Reported, **options: Any) -> list[dict[str, Any]
     With `limit` and `by`: for so many of each worker, those that have the most of it. `linked` is
     false for a flow that waits for a link.
     """
-    answers = await asyncio.gather(
-        *(_ask(slot, "connections", **options) for slot in instance.workers)
-    )
+    slots = list(instance.workers)  # as above
+    answers = await asyncio.gather(*(_ask(slot, "connections", **options) for slot in slots))
     waiting = {session.peer for session in instance.links.router.detached}
     rows = (
         {**row, "worker": slot.index, "linked": row.get("peer") not in waiting}
-        for slot, answer in zip(instance.workers, answers, strict=True)
+        for slot, answer in zip(slots, answers, strict=True)
         for row in answer
         if isinstance(row, dict)
     )

@@ -457,7 +457,9 @@ class RoutedSession:
             self._protocol_error("second-resume", "sent RESUME after its last one")
             return
         link.peer_rows += len(resume.rows)
-        if link.peer_rows > 2 * self.router.flows_per_session + PEER_ROWS_SPARE:
+        # There may be more flows than are allowed now: from before there were fewer workers.
+        flows_max = max(self.router.flows_per_session, len(self._owners))
+        if link.peer_rows > 2 * flows_max + PEER_ROWS_SPARE:
             self._protocol_error("resume-rows", "sent more rows in RESUME than it can have flows")
             self.abuse(f"{link.peer_rows} rows came in RESUME, more than the peer can have flows")
             return

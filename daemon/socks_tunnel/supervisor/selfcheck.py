@@ -23,6 +23,8 @@ from socks_tunnel.ops.process import leave
 from socks_tunnel.peer.select import fast_path_active
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.handover import READABLE
+from socks_tunnel.signaling.identity import PrivateIdentity
+from socks_tunnel.signaling.tls import TlsFileError, read_server_certificate
 from socks_tunnel.supervisor import main as supervisor
 from socks_tunnel.supervisor.children import EXPORTER_COMMAND, WORKER_COMMAND
 from socks_tunnel.supervisor.handover import answer, served_as
@@ -57,6 +59,21 @@ def check_listeners(config: Config, served: Collection[str]) -> None:
                 raise
 
 
+def check_keys(config: Config) -> None:
+    """Reads the private key, and the certificate that offers are taken with.
+
+    Raises :class:`OSError` and :class:`ValueError` for what cannot be used.
+    """
+    path, signaling = config.identity.private_key_file, config.signaling
+    assert path is not None, "the loader finds one"
+    PrivateIdentity.load(path)
+    if signaling is not None and signaling.tls_certificate is not None:
+        try:
+            read_server_certificate(signaling.tls_certificate, signaling.tls_key)
+        except TlsFileError as error:
+            raise ValueError(f"signaling.{error.key}: {error}") from None
+
+
 def main() -> int:
     """Checks, and returns the exit status."""
     assert callable(supervisor.run), "it was imported, with all that it needs"
@@ -66,6 +83,11 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return EXIT_CONFIG
     fast_path_active(config.transport.fast_path)
+    try:
+        check_keys(config)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"{config.source}: {error}\n")
+        return EXIT_CONFIG
     try:
         check_listeners(config, sys.argv[2:])
     except ListenError as error:

@@ -65,7 +65,7 @@ class WorkerSession:
     This class has many methods because it is what flows, the core and the supervisor meet in.
 
     `open_from_peer` takes the opening messages of the peer (endpoint), and is None where our side
-    opens the flows (gateway). `index` and `count` say which CONN_IDs are this worker's.
+    opens the flows (gateway). `index` says which CONN_IDs are this worker's.
     """
 
     def __init__(
@@ -76,7 +76,6 @@ class WorkerSession:
         *,
         open_from_peer: Opener | None,
         index: int,
-        count: int,
     ) -> None:
         self.number = number
         self.peer = peer
@@ -104,7 +103,7 @@ class WorkerSession:
         self.scheduler = self.core.scheduler
         self._open_from_peer = open_from_peer
         # A restarted worker does not know what the one before it handed out: start anywhere.
-        self._allocator = ConnIdAllocator(index, count, start=secrets.randbits(32))
+        self._allocator = ConnIdAllocator(index, start=secrets.randbits(32))
         self._reported: set[str] = set()
         self._busy = BusyFlows()
 

@@ -296,7 +296,7 @@ class Gateway:
             relieve=lambda: None,
         )
         number = 7 + len(self.wires)
-        session = WorkerSession(services, number, peer, open_from_peer=None, index=0, count=1)
+        session = WorkerSession(services, number, peer, open_from_peer=None, index=0)
         session.attach(
             Attach(
                 window=window, max_data=65_529, idle_udp=300, features=list(features),
