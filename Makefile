@@ -107,6 +107,10 @@ test: $(TEST_STAMPS) ## unit, property, integration and system tests, the latter
 test-network: $(TEST_STAMPS) ## networks that fail, change, lose packets or translate addresses; needs root
 	@$(PYTEST) tests/network $(ARGS)
 
+.PHONY: test-long
+test-long: $(TEST_STAMPS) ## many recoveries, cuts and a long sleep, with their figures: half an hour; needs root
+	@$(BIN)/python -m pytest tests/long $(ARGS)
+
 # Of the network tests, those whose hosts can be booted ones.
 ON_BOOTED_HOSTS := tests/packaging tests/system tests/network/test_alive.py tests/network/test_ice.py
 

@@ -6,7 +6,9 @@ way, and for another address, it is the time from the failure.
 """
 
 import contextlib
+import os
 import random
+import signal
 import statistics
 import time
 from collections.abc import Iterator
@@ -29,6 +31,9 @@ PACE = 500_000
 
 CUTS = 50
 TIMES = 20
+
+SLEEP = 60.0
+"""Seconds that all processes of the gateway are stopped."""
 
 RECOVERED_MAX = 15.0
 """Seconds; a loose bound on a loaded machine. What it took is printed."""
@@ -118,3 +123,29 @@ def test_one_way_fails(alive: Tunnel, sender: Literal["gateway", "endpoint"], to
                 load.goes_on()
         load.ended_as_wanted()
     tell(told, f"after what the {sender} sends was lost", took)
+
+
+@pytest.mark.netns
+@pytest.mark.timeout(600)
+def test_all_processes_of_the_gateway_stop_for_a_minute(alive: Tunnel, told: Told) -> None:
+    """A closed lid: nobody is blamed for the time in which nothing ran."""
+    workers = alive.gateway.workers()
+    processes = [alive.gateway.pid, *alive.gateway.children()]
+    with Load(alive, pace=PACE, ssh=True) as load:
+        for pid in processes:
+            os.kill(pid, signal.SIGSTOP)
+        load.stop.wait(SLEEP)
+        for pid in processes:
+            os.kill(pid, signal.SIGCONT)
+        woke = time.monotonic()
+        with alive.connect("echo") as sock:
+            sock.sendall(b"first")
+            assert sock.recv(100) == b"first"
+        first = time.monotonic() - woke
+        took = load.recovered_after(woke)
+        load.ended_as_wanted()
+    told(f"after a sleep of {SLEEP:.0f} s, the first request was answered within {first:.2f} s")
+    told(f"and flows went on within {took:.2f} s")
+    assert max(first, took) < RECOVERED_MAX
+    assert alive.gateway.workers() == workers
+    assert "SIGABRT" not in alive.gateway.log_text()

@@ -231,6 +231,7 @@ def test_a_reload_adds_a_forward_and_keeps_the_flows(alive: Tunnel) -> None:
     alive.write("gateway")
 
 
+@pytest.mark.timeout(480)  # three replacements, each with the patience of one
 def test_a_reload_changes_how_many_workers_there_are(alive: Tunnel) -> None:
     """Flows stay with their workers; one that is beyond the count ends with its last flow."""
     gateway, endpoint = daemons(alive, "gateway+endpoint")
