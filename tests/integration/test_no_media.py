@@ -1,4 +1,4 @@
-"""PyAV is not loaded, and whoever used it would be told."""
+"""PyAV and libsrtp are not loaded, and whoever used PyAV would be told."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ assert sys.modules["av"].__file__ is None if hasattr(av, "__file__") else True
 assert not [m for m in sys.modules if m.startswith("av.") and m not in {{
     "av.frame", "av.packet", "av.video", "av.video.codeccontext"}}]
 maps = open("/proc/self/maps").read()
-assert "libavcodec" not in maps and "/av/" not in maps
+assert "libavcodec" not in maps and "/av/" not in maps and "/pylibsrtp/" not in maps
 try:
     av.AudioFrame(format="s16")
 except NotImplementedError as error:

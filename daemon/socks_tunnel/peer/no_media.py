@@ -1,9 +1,14 @@
-"""Stands in for PyAV, which aiortc imports at start for its audio and video tracks.
+"""Stands in for PyAV and libsrtp, which aiortc imports at start for its audio and video tracks.
 
 socks-tunnel has data channels only: it never makes a track, so nothing in PyAV is ever called. PyAV
 costs a process 20 MB and 50 ms, and a Debian package more than everything else in it together. Here
 are the names that aiortc needs to be imported; using one of them raises
-:class:`NotImplementedError`. See docs/adr/0010-no-media-libraries.md.
+:class:`NotImplementedError`.
+
+libsrtp costs 5 MB. aiortc gives it the keys of each DTLS association, data channels only or not,
+and hands it each packet that looks like RTP. Here it takes the keys and forgets them, and a packet
+is what it would be without a track: an error that aiortc logs for debugging. See
+docs/adr/0010-no-media-libraries.md.
 """
 
 import sys
@@ -37,8 +42,48 @@ _CLASSES: Final = {
 """The modules of PyAV that aiortc imports, and what it takes from each."""
 
 
+class SrtpError(Exception):
+    """The error of pylibsrtp, which aiortc catches for each packet."""
+
+
+class SrtpPolicy:
+    """The keys of a session, which are not kept; what aiortc sets on it has no effect."""
+
+    SSRC_ANY_INBOUND = 2
+    SSRC_ANY_OUTBOUND = 3
+    SRTP_PROFILE_AES128_CM_SHA1_80 = 1
+    SRTP_PROFILE_AEAD_AES_128_GCM = 7
+    SRTP_PROFILE_AEAD_AES_256_GCM = 8
+
+    def __init__(self, **_settings: object) -> None:
+        self.allow_repeat_tx = False
+        self.window_size = 0
+
+
+class SrtpSession:
+    """A session that no packet belongs to."""
+
+    def __init__(self, policy: SrtpPolicy) -> None:
+        del policy
+
+    def unprotect(self, packet: bytes) -> bytes:
+        """Raises :class:`SrtpError`, as for a packet that nobody has sent."""
+        raise SrtpError(f"a packet of {len(packet)} bytes: there is no media here")
+
+    unprotect_rtcp = protect = protect_rtcp = unprotect
+
+
+def srtp() -> ModuleType:
+    """Returns what stands in for pylibsrtp."""
+    module = ModuleType("pylibsrtp", "A stand-in; see socks_tunnel.peer.no_media.")
+    module.Error = SrtpError  # type: ignore[attr-defined]  # as pylibsrtp has it
+    module.Policy = SrtpPolicy  # type: ignore[attr-defined]  # likewise
+    module.Session = SrtpSession  # type: ignore[attr-defined]  # likewise
+    return module
+
+
 def modules() -> dict[str, ModuleType]:
-    """Returns the stand-in: a module for each name."""
+    """Returns the stand-in for PyAV: a module for each name."""
     made: dict[str, ModuleType] = {}
     for name, classes in _CLASSES.items():
         module = ModuleType(name, "A stand-in; see socks_tunnel.peer.no_media.")
@@ -54,9 +99,11 @@ def modules() -> dict[str, ModuleType]:
 
 
 def install() -> None:
-    """Puts the stand-in where `import av` finds it, unless PyAV was imported before."""
+    """Puts the stand-ins where imports find them, unless the real ones were imported before."""
     if "av" not in sys.modules:
         sys.modules.update(modules())
+    if "pylibsrtp" not in sys.modules:
+        sys.modules["pylibsrtp"] = srtp()
 
 
 def _absent(name: str) -> NoReturn:

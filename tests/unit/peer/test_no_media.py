@@ -1,4 +1,4 @@
-"""The stand-in for PyAV: the names are there, and whoever uses one is told."""
+"""The stand-ins for PyAV and libsrtp: the names are there, and whoever uses one is told."""
 
 import sys
 from typing import Any
@@ -25,8 +25,19 @@ def test_using_one_says_where_to_read_on() -> None:
         av.CodecContext.create("opus", "r")
 
 
-def test_pyav_that_was_imported_before_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["av", "pylibsrtp"])
+def test_what_was_imported_before_stays(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     there = object()
-    monkeypatch.setitem(sys.modules, "av", there)
+    monkeypatch.setitem(sys.modules, name, there)
     no_media.install()
-    assert sys.modules["av"] is there
+    assert sys.modules[name] is there
+
+
+def test_what_looks_like_media_is_an_error_that_aiortc_expects() -> None:
+    srtp: Any = no_media.srtp()
+    policy = srtp.Policy(key=b"secret", ssrc_type=srtp.Policy.SSRC_ANY_INBOUND, srtp_profile=1)
+    session = srtp.Session(policy)
+    for call in (session.unprotect, session.unprotect_rtcp, session.protect, session.protect_rtcp):
+        with pytest.raises(srtp.Error, match="a packet of 3 bytes"):
+            call(b"abc")
+    assert b"secret" not in vars(policy).values()

@@ -12,12 +12,12 @@ prints the table anew.
 
 import contextlib
 import hashlib
-import inspect
 import logging
 import operator
 import sys
 from collections import deque
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, Final
 
 import aioice.ice
@@ -32,6 +32,7 @@ from OpenSSL import SSL
 
 from socks_tunnel.peer.fast.dtls import PinnedCertificate
 from socks_tunnel.peer.fast.records import DTLS_1_2, Records, count_single_records
+from socks_tunnel.peer.fast.source import Lines, lines_of, source_of
 
 _log = logging.getLogger(__name__)
 
@@ -115,24 +116,25 @@ _BINDING: Final[dict[str, str]] = {
 """C functions of pyOpenSSL's binding, and their types."""
 
 
-def fingerprint(name: str) -> str:
+def fingerprint(name: str, lines: Lines = lines_of) -> str:
     """Returns the hash of the source that `name` stands for, as in :data:`SOURCES`.
 
     Raises :class:`AttributeError` if it is not there, :class:`OSError` if it has no source.
     """
     root, _, path = name.partition(".")
     found = operator.attrgetter(path)(_ROOTS[root])
-    return hashlib.sha256(inspect.getsource(found).encode()).hexdigest()[:16]
+    return hashlib.sha256(source_of(found, lines).encode()).hexdigest()[:16]
 
 
 def differences(names: Iterable[str] = SOURCES) -> list[str]:
     """Returns a sentence for each function of `names` that is not as it was read."""
     wrong = []
+    lines = lru_cache(lines_of)  # for this once
     for name in names:
         root, _, path = name.partition(".")
         label = f"{_ROOTS[root].__name__}.{path}"
         try:
-            found = fingerprint(name)
+            found = fingerprint(name, lines)
         except (AttributeError, OSError, TypeError):
             wrong.append(f"{label} is not there")
             continue
