@@ -1,12 +1,17 @@
 """Debian's Prometheus scrapes a gateway and an endpoint under load; alerts fire and clear.
 
-The rules are those that are shipped, with durations 60 times shorter.
+The rules are those that are shipped, with durations 60 times shorter. The dashboard is drawn from the
+answers to its queries.
 """
 
+import asyncio
+import base64
 import contextlib
 import json
+import os
 import shutil
 import subprocess
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -15,10 +20,13 @@ from typing import Any
 
 import pytest
 
-from support.hosts import ENDPOINT_ADDRESS, Host
+from support.browser import browser
+from support.dashboard import Line, drawn
+from support.hosts import DOMAIN, ENDPOINT_ADDRESS, Host
 from support.load import Load
 from support.processes import wait_until
-from support.prometheus_files import FOLDER, panels, recorded, scaled
+from support.prometheus_files import FOLDER, recorded, scaled
+from support.rawsocks import request
 from support.tunnels import Site, Tunnel
 
 FACTOR = 60
@@ -102,6 +110,15 @@ class Prometheus:
         rows = self.get("query", query=expression)["result"]
         return {row["metric"].get("site", ""): float(row["value"][1]) for row in rows}
 
+    def range(self, expression: str) -> list[dict[str, Any]]:
+        """The series of a query over the last minute."""
+        now = time.time()
+        found = self.get(
+            "query_range", query=expression, start=str(now - 60), end=str(now), step="1"
+        )
+        series: list[dict[str, Any]] = found["result"]
+        return series
+
     def firing(self) -> set[tuple[str, str]]:
         """Alerts that fire, each with its site."""
         return {
@@ -144,7 +161,9 @@ def scene(
         yield tunnel, prometheus
 
 
-def test_prometheus_scrapes_both_sides_under_load(scene: tuple[Tunnel, Prometheus]) -> None:
+def test_prometheus_scrapes_both_sides_under_load(
+    scene: tuple[Tunnel, Prometheus], tmp_path: Path
+) -> None:
     tunnel, prometheus = scene
     with Load(tunnel) as load:
         rate = 'sum by (site) (rate(socks_tunnel_bytes_total{direction="down"}[10s]))'
@@ -178,7 +197,7 @@ def test_prometheus_scrapes_both_sides_under_load(scene: tuple[Tunnel, Prometheu
             "what the recording rules make",
             timeout=60,
         )
-        every_panel_has_data(prometheus)
+        the_dashboard_is_drawn(tunnel, prometheus, tmp_path)
         load.ended_as_wanted()
     assert not [alert for alert in prometheus.firing() if alert[0] not in MAY_FIRE]
 
@@ -190,12 +209,65 @@ MAY_FIRE = {"SocksTunnelSlowLoop"}
 """A busy machine is late; that is no fault of what is tested."""
 
 
-def every_panel_has_data(prometheus: Prometheus) -> None:
-    for title, expression in panels():
-        asked = expression.replace("$__rate_interval", "10s").replace("$job", ".*")
-        asked = asked.replace("$instance", ".*")
-        found = prometheus.get("query", query=asked)["result"]
-        assert found or title in NOTHING_TO_SHOW, f"{title}: {asked}"
+def the_dashboard_is_drawn(tunnel: Tunnel, prometheus: Prometheus, folder: Path) -> None:
+    """Each query has an answer, and each answer is a line or a figure on the page."""
+    found: dict[str, list[Line]] = {}
+
+    def has_data() -> bool:
+        nonlocal page, found
+        look_up(tunnel)
+        page, found = drawn(prometheus.range)
+        return not missing()
+
+    def missing() -> set[str]:
+        drawable = {t for t, shown in found.items() if any(len(line.points) > 2 for line in shown)}
+        return set(found) - drawable - NOTHING_TO_SHOW
+
+    page = ""
+    try:
+        wait_until(has_data, "data for each panel", timeout=60, interval=1)
+    finally:
+        print("panels without data:", missing())
+    for title in ("Payload", "Windows", "Processor"):
+        names = " ".join(line.name for line in found[title])
+        assert "127.0.0.1" in names, (title, names)
+        assert ENDPOINT_ADDRESS in names, (title, names)
+    assert max(value for line in found["Payload"] for _, value in line.points) > 1000
+    content = asyncio.run(picture(page, folder))
+    assert content.startswith(b"\x89PNG")
+
+
+def look_up(tunnel: Tunnel) -> None:
+    """A connection by name, so that the endpoint looks it up."""
+    with tunnel.site.gateway.inside():
+        request(tunnel.proxy, f"v4.{DOMAIN}", tunnel.site.ports["echo"])[0].close()
+
+
+LINES = """
+Object.fromEntries([...document.querySelectorAll('section')].map(section => [
+  section.dataset.title,
+  [...section.querySelectorAll('path')].filter(path => path.getBBox().width > 1).length
+    + section.querySelectorAll('b').length]))
+"""
+
+
+async def picture(page: str, folder: Path) -> bytes:
+    """The page in a browser: a screenshot, kept where CI collects artifacts."""
+    folder = Path(os.environ.get("SOCKS_TUNNEL_ARTIFACTS", folder))
+    file = folder / "dashboard.html"
+    file.write_text(page, "utf-8")
+    async with browser("--window-size=1600,2900") as window:
+        await window.ask("Page.navigate", url=file.as_uri())
+        async with asyncio.timeout(60):
+            while not await window.call("document.querySelectorAll('section').length"):
+                await asyncio.sleep(0.1)
+        seen = await window.call(LINES)
+        assert {title for title, count in seen.items() if not count} <= NOTHING_TO_SHOW, seen
+        assert await window.call("document.documentElement.scrollWidth <= innerWidth")
+        shot = await window.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+    content = base64.b64decode(shot["data"])
+    (folder / "dashboard.png").write_bytes(content)
+    return content
 
 
 def test_alerts_fire_when_the_link_is_cut_and_clear_when_it_is_mended(
