@@ -231,6 +231,23 @@ image: $(IMAGE_SITE)/.stamp ## an OCI image of this machine's architecture, into
 	@$(BIN)/python packaging/tools/image --site $(IMAGE_SITE) --version $(VERSION) \
 	  --output dist/socks-tunnel-$(VERSION)-oci.tar
 
+# Another architecture: wheels for it, and Debian's Python for it, of which nothing is run here.
+ARM64_SITE := build/image-site-arm64-$(TAG)
+ARM64_SUITE := $(if $(filter py311,$(TAG)),bookworm,$(if $(filter py313,$(TAG)),trixie))
+ARM64_WHEELS := --platform manylinux2014_aarch64 \
+  $(foreach glibc,17 24 26 27 28 31 34,--platform manylinux_2_$(glibc)_aarch64)
+$(ARM64_SITE)/.stamp: requirements/runtime-$(TAG).lock $(BUILD_STAMP)
+	@rm -rf $(ARM64_SITE)
+	$(INSTALL) --no-compile $(ARM64_WHEELS) --target $(ARM64_SITE) -r $<
+	@touch $@
+
+.PHONY: image-arm64
+image-arm64: $(ARM64_SITE)/.stamp $(PACKAGES_STAMP) ## an OCI image for arm64, into dist/; needs root
+	@test -n "$(ARM64_SUITE)" || { echo "no Debian has the Python of $(TAG)" >&2; exit 1; }
+	@$(BIN)/python packaging/tools/image --site $(ARM64_SITE) --version $(VERSION) \
+	  --root "$$(packaging/tools/foreign-root $(ARM64_SUITE) arm64)" \
+	  --output dist/socks-tunnel-$(VERSION)-oci-arm64.tar
+
 # -- lock files -----------------------------------------------------------------------------------
 
 UV := .tools/lock/bin/uv

@@ -1,12 +1,16 @@
 """The OCI image: what is in it, and that it serves as a sidecar without rights and on a read-only root."""
 
+import contextlib
 import gzip
 import hashlib
 import io
 import json
 import os
+import platform
+import runpy
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +27,9 @@ from support.tunnels import Site, Tunnel
 
 ROOT = Path(__file__).parents[2]
 
+elf_of = runpy.run_path(str(ROOT / "packaging/tools/elf.py"))["read"]
+"""Reads an ELF file: a tool of packaging, which is in no package."""
+
 
 @dataclass(frozen=True)
 class Image:
@@ -34,11 +41,11 @@ class Image:
     manifest: dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def image() -> Iterator[Image]:
-    """Builds it as people do, and unpacks it as a runtime does."""
+@contextlib.contextmanager
+def built(target: str) -> Iterator[Image]:
+    """Builds an image as people do, and unpacks it as a runtime does."""
     done = subprocess.run(
-        ["make", "--no-print-directory", "image"],
+        ["make", "--no-print-directory", target],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -63,6 +70,8 @@ def image() -> Iterator[Image]:
     assert json.loads(blobs["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
     [entry] = json.loads(blobs["index.json"])["manifests"]
     manifest = json.loads(blob(entry))
+    config = json.loads(blob(manifest["config"]))
+    assert entry["platform"] == {"architecture": config["architecture"], "os": "linux"}
     layers = [gzip.decompress(blob(layer)) for layer in manifest["layers"]]
     with tempfile.TemporaryDirectory(prefix="socks-tunnel-image-") as name:
         root = Path(name)
@@ -72,7 +81,14 @@ def image() -> Iterator[Image]:
                 # Python 3.11.2 has no argument for that; where there is one, this is its default.
                 archive.extraction_filter = lambda member, _path: member
                 archive.extractall(root)
-        yield Image(root, json.loads(blob(manifest["config"])), layers, manifest)
+        yield Image(root, config, layers, manifest)
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[Image]:
+    """The image for this machine."""
+    with built("image") as found:
+        yield found
 
 
 class Sidecar:
@@ -139,6 +155,46 @@ def test_what_is_in_it(image: Image) -> None:
         with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
             assert {member.mtime for member in archive} == {0}
             assert not [member.name for member in archive if member.mode & 0o6000]
+
+
+def of_one_architecture(image: Image, architecture: str) -> int:
+    """How many programs and libraries there are; each finds all that it needs within the image."""
+    assert image.config["architecture"] == architecture
+    files = [path for path in image.root.rglob("*") if path.is_file() and not path.is_symlink()]
+    names = {path.name for path in files}
+    count = 0
+    for path in files:
+        content = elf_of(path)
+        if content is None:
+            continue
+        count += 1
+        assert content.architecture == architecture, path
+        loaders = {name for name in names if name.startswith("ld-linux")}
+        missing = set(content.needed) - names - loaders
+        assert not missing, f"{path} needs {missing}"
+        if content.interpreter is not None and path.parent.name == "bin":
+            assert (image.root / content.interpreter.lstrip("/")).is_file()
+    return count
+
+
+def test_each_library_that_is_needed_is_in_it(image: Image) -> None:
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+    assert of_one_architecture(image, machine) > 50
+
+
+def test_the_one_for_arm64_has_nothing_of_this_machine() -> None:
+    """It is built from wheels and packages of that architecture; nothing of it is run here."""
+    if f"py3{sys.version_info.minor}" not in {"py311", "py313"}:
+        pytest.skip("no Debian has this Python")
+    with built("image-arm64") as image:
+        assert of_one_architecture(image, "arm64") > 50
+        assert image.config["config"]["User"] == "65532:65532"
+        python = image.config["config"]["Entrypoint"][0]
+        assert os.access(image.root / python.lstrip("/"), os.X_OK)
+        packages = image.root / "usr/lib/socks-tunnel/lib" / Path(python).name / "site-packages"
+        for name in ("socks_tunnel", "socks_tunnel_workers", "sdnotify", "uvloop", "cryptography"):
+            assert (packages / name / "__init__.py").is_file()
+            assert list((packages / name / "__pycache__").glob("__init__.*.pyc"))
 
 
 def test_as_a_sidecar(image: Image, tunnel: Tunnel) -> None:
