@@ -211,6 +211,7 @@ MAY_FIRE = {"SocksTunnelSlowLoop"}
 
 def the_dashboard_is_drawn(tunnel: Tunnel, prometheus: Prometheus, folder: Path) -> None:
     """Each query has an answer, and each answer is a line or a figure on the page."""
+    page = ""
     found: dict[str, list[Line]] = {}
 
     def has_data() -> bool:
@@ -223,7 +224,6 @@ def the_dashboard_is_drawn(tunnel: Tunnel, prometheus: Prometheus, folder: Path)
         drawable = {t for t, shown in found.items() if any(len(line.points) > 2 for line in shown)}
         return set(found) - drawable - NOTHING_TO_SHOW
 
-    page = ""
     try:
         wait_until(has_data, "data for each panel", timeout=60, interval=1)
     finally:
