@@ -12,7 +12,7 @@ from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol.ipc import Attach, Attached, Control
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor.answerer import EndpointLinks
-from socks_tunnel.supervisor.dialler import GatewayLinks
+from socks_tunnel.supervisor.gateway_links import GatewayLinks
 from socks_tunnel.supervisor.peerlink import PeerLink
 from socks_tunnel.supervisor.router import Router, WorkerRoutes
 from socks_tunnel.supervisor.routing import AttachedLink

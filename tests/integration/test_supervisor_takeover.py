@@ -16,7 +16,7 @@ from socks_tunnel.peer.transport import TransportError
 from socks_tunnel.protocol.messages import Data
 from socks_tunnel.signaling.carrier import IceServers, OutgoingCarrier, SignalingError
 from socks_tunnel.supervisor import carriers, dialler, links
-from socks_tunnel.supervisor.dialler import GatewayLinks
+from socks_tunnel.supervisor.gateway_links import GatewayLinks
 from socks_tunnel.supervisor.peerlink import REPLACED
 
 

@@ -57,9 +57,9 @@ from socks_tunnel.supervisor.children import (
 from socks_tunnel.supervisor.config_figures import ConfigFigures, config_hash
 from socks_tunnel.supervisor.control import ControlError, ControlServer, caller
 from socks_tunnel.supervisor.departure import depart
-from socks_tunnel.supervisor.dialler import GatewayLinks
 from socks_tunnel.supervisor.enroller import OPERATIONS as ENROLMENT
 from socks_tunnel.supervisor.enroller import Enroller
+from socks_tunnel.supervisor.gateway_links import GatewayLinks
 from socks_tunnel.supervisor.launching import Exec, Launcher, Nursery
 from socks_tunnel.supervisor.links import Links, software
 from socks_tunnel.supervisor.listeners import (

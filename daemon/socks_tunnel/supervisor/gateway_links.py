@@ -1,0 +1,168 @@
+"""The links of a gateway: a :class:`Dialler` for each configured peer, and what hurries them all.
+
+What becomes of one peer: supervisor/dialler.py.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from socks_tunnel.config.for_workers import route_settings
+from socks_tunnel.config.settings import Config, Peer
+from socks_tunnel.ops.labels import ReconnectCause
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.peer.select import fast_path_active
+from socks_tunnel.protocol import bounded
+from socks_tunnel.protocol.keepalive import FAILOVER_TIMING, FAST_FAILOVER_TIMING, Timing
+from socks_tunnel.protocol.link import DEFAULT_TIMING
+from socks_tunnel.signaling.identity import PrivateIdentity
+from socks_tunnel.supervisor import carriers
+from socks_tunnel.supervisor.dialler import CarrierFactory, Dialler
+from socks_tunnel.supervisor.links import Links, route_of
+from socks_tunnel.supervisor.netlink import PathWatcher
+from socks_tunnel.supervisor.pauses import PauseWatcher
+from socks_tunnel.supervisor.peers import keys_of
+
+_log = logging.getLogger(__name__)
+
+
+class GatewayLinks(Links):
+    """Keeps a link to each configured peer. `carrier_for` returns the way to one."""
+
+    role = "gateway"
+
+    def __init__(
+        self, *args: Any, carrier_for: CarrierFactory | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._outgoing = carriers.Outgoing(self.identity)
+        self.carrier_for = carrier_for or self._outgoing.carrier_for
+        self._diallers: dict[str, Dialler] = {}
+        self._inherited: dict[str, bytes] = {}
+        self._paths = PathWatcher(self.path_changed)
+        self._pauses = PauseWatcher(lambda why: self.path_changed(why, "host-slept"))
+
+    def _take(self, config: Config) -> None:
+        super()._take(config)
+        routes = route_settings(config)
+        self._shared = {peer for route in routes if len(route.peers) > 1 for peer in route.peers}
+        self.router.route(routes)
+
+    def timing_of(self, peer: str) -> Timing:
+        """Watches peers closely that share a route: new flows have somewhere else to go."""
+        if peer not in self._shared:
+            return DEFAULT_TIMING
+        fast = fast_path_active(self.config.transport.fast_path)
+        return FAST_FAILOVER_TIMING if fast else FAILOVER_TIMING
+
+    async def start(self) -> None:
+        """Dials all peers."""
+        self._outgoing.apply(self.config)
+        for peer in self.config.peers:
+            self._dial(peer)
+        self._count_links()
+        self._paths.start()
+        self._pauses.start()
+
+    def apply(self, config: Config) -> None:
+        """Ends what leads to peers that are gone, dials new ones, and those that moved anew."""
+        super().apply(config)
+        self._outgoing.apply(config)
+        for name, dialler in list(self._diallers.items()):
+            peer = self.peers.get(name)
+            if peer is None or not set(keys_of(peer)) & set(keys_of(dialler.peer)):
+                del self._diallers[name]
+                reason = "the peer was removed from the configuration"
+                if peer is not None:
+                    reason = "the peer's key has changed in the configuration"
+                spawn(f"stop dialling {name}", dialler.stop(reason))
+                continue
+            moved = route_of(peer) != route_of(dialler.peer)
+            dialler.update(peer)
+            if moved:
+                self._dial_anew(dialler, "its key, url or rendezvous has changed")
+        for peer in config.peers:
+            if peer.name not in self._diallers:
+                self._dial(peer)
+        for link in self.links:
+            link.link.protocol.keepalive.retime(self.timing_of(link.peer.name))
+        self._count_links()
+
+    def renew(self, identity: PrivateIdentity) -> bool:
+        """Takes another key for the next links. Those that are up go on with the old one.
+
+        When the endpoint does not accept that any more, it ends them, and flows go on with others.
+        """
+        if identity.public != self.identity.public:
+            _log.info("this host has another key for its next links: %s", identity.public_text)
+            self.identity = identity
+            self.verifier.renew(identity.public)
+            self._outgoing.renew(identity, self.config)
+            for dialler in self._diallers.values():
+                dialler.update(dialler.peer)
+        return True
+
+    def goaway(self) -> None:
+        """Also dials no more."""
+        super().goaway()
+        for dialler in self._diallers.values():
+            dialler.hold()
+
+    async def stop(self, reason: str) -> None:
+        """Says goodbye to all peers."""
+        self.draining = True
+        self._paths.stop()
+        self._pauses.stop()
+        await asyncio.gather(*(dialler.stop(reason) for dialler in self._diallers.values()))
+        await self._outgoing.stop()
+
+    async def suspend(self, reason: str) -> None:
+        """Says no goodbye: the next program dials with the same sessions."""
+        self.draining = True
+        self._paths.stop()
+        self._pauses.stop()
+        for dialler in self._diallers.values():
+            dialler.hold()
+        await super().suspend(reason)
+
+    def export(self) -> dict[str, Any]:
+        """Returns the sessions, which are named by this side."""
+        return {"sessions": {name: d.session for name, d in self._diallers.items()}}
+
+    def inherit(self, fields: Mapping[str, Any]) -> None:
+        """Takes the sessions."""
+        sessions = bounded.table(fields, "sessions")
+        self._inherited = {name: bounded.binary(sessions, name, 16) for name in sessions}
+
+    def path_changed(self, why: str, cause: ReconnectCause = "network-changed") -> None:
+        """Tries another link beside each: addresses or routes have changed, or the host has slept.
+
+        `why` ends the sentence "link office: …". Whoever waits to dial again does it now; an
+        attempt that has begun is made anew, for it knows other addresses.
+        """
+        if self.draining:
+            return
+        for link in self.up():
+            link.doubt(why, cause)
+        for dialler in self._diallers.values():
+            dialler.hurry()
+
+    def _dial_anew(self, dialler: Dialler, why: str) -> None:
+        """Has a link made the way that is configured now; its flows go on with it."""
+        for link in self.up():
+            if link.peer.name == dialler.peer.name:
+                link.doubt(why, "configuration")
+        dialler.hurry()
+
+    def _dial(self, peer: Peer) -> None:
+        if not self.draining:
+            session = self._inherited.pop(peer.name, None) or secrets.token_bytes(16)
+            self._diallers[peer.name] = dialler = Dialler(self, self.carrier_for, peer, session)
+            dialler.start()
+
+    def _absent(self, peer: Peer) -> dict[str, Any]:
+        dialler = self._diallers.get(peer.name)
+        detail = dialler.last_failure if dialler is not None else None
+        return {**super()._absent(peer), "detail": detail}
