@@ -4,8 +4,6 @@ A worker owns a slice of the flows wholly and talks to the supervisor alone. Thi
 root::
 
     frontends (gateway) --> relay <-- targets (endpoint)        services: counters, accounts, …
-
-This file is long because everything that a supervisor says ends here, in one class.
 """
 
 from __future__ import annotations
@@ -67,24 +65,12 @@ from socks_tunnel_workers.services import Account, Counters, Notices, Settings
 from socks_tunnel_workers.targets.access import Access
 from socks_tunnel_workers.targets.resolver import Resolver
 from socks_tunnel_workers.targets.room import Targets
+from socks_tunnel_workers.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
-SWEEP_SECONDS: Final = 2.0
-"""How often timers of flows are looked at: idle times are kept to within this."""
-
-SWEEP_FLOWS: Final = 500
-"""Flows looked at in one go."""
-
-FORGET_SECONDS: Final = 30.0
-"""How often closed flows are forgotten of which the peer must have heard: a dead link is noticed
-within half of this."""
-
 SETTLE_STEP: Final = 0.02
 """Seconds between two looks at whether all clients are served, before the program is replaced."""
-
-METRICS_SECONDS: Final = 1.0
-"""How often counters of the data path are added to the metrics."""
 
 EXIT_CONFIG: Final = 78
 """Exit status that tells the supervisor not to try again (sysexits.h, EX_CONFIG)."""
@@ -129,10 +115,14 @@ class Worker(Channel):
         self.clients: Clients
         self._services: RelayServices
         self.targets: Targets
+        self.upkeep: Upkeep
         self._listening = dict(listening)
         self._listeners: list[Listener | UdpForward] = []
         self._answers = Answers(
-            self.loop, partial(self.send_control, 0), self.flows, self._status_row
+            self.loop,
+            partial(self.send_control, 0),
+            self.flows,
+            lambda: self.upkeep.status_row(),  # noqa: PLW0108 - there is none yet
         )
         self._count = 1
         self._configured = False
@@ -249,9 +239,7 @@ class Worker(Channel):
             self._inheritance = None
         for accepting in self._listeners:
             accepting.start()
-        self.loop.call_later(SWEEP_SECONDS, self._sweep)
-        self.loop.call_later(METRICS_SECONDS, self._flush_metrics)
-        self.loop.call_later(FORGET_SECONDS, self._forget_closed)
+        self.upkeep.start()
         self.send_control(0, ChildReady())
 
     def _build(self) -> None:
@@ -291,6 +279,17 @@ class Worker(Channel):
             self.memory,
             Routing(self.settings, self.sessions, self.counters, self.notices, self.send_control),
             self._holds_enough,
+        )
+        self.upkeep = Upkeep(
+            self.loop,
+            self.settings,
+            self.sessions,
+            self.clients,
+            self.counters,
+            self.notices,
+            self.metrics,
+            self.memory,
+            lambda: self.buffered,
         )
 
     def _apply_limits(self) -> None:
@@ -342,7 +341,7 @@ class Worker(Channel):
         self.clients.give_up()
         for session in self.sessions.values():
             session.detach()
-        self._flush_metrics()
+        self.upkeep.flush_metrics()
         self.metrics.flush()
         try:
             fd, flows = write_state(self.sessions, self.counters, self.clients.relays)
@@ -446,67 +445,6 @@ class Worker(Channel):
         for session in self.sessions.values():
             yield from session.flows
 
-    def _flush_metrics(self) -> None:
-        gateway = self.settings.config.role == "gateway"
-        for session in self.sessions.values():
-            scheduler = session.scheduler
-            self.counters.drop("expired", scheduler.expired)
-            self.counters.drop("queue-full", scheduler.overflowed)
-            scheduler.expired = scheduler.overflowed = 0
-        self.clients.routing.flush()
-        self.counters.export(self.metrics, gateway=gateway)
-        self.notices.flush()
-        metrics = self.metrics
-        metrics.buffered_bytes.labels("worker").set(self.memory.used)
-        metrics.buffered_bytes.labels("ipc-worker").set(self.buffered)
-        metrics.worker_buffer_bytes.labels(metrics.process).set(self.memory.used)
-        metrics.worker_buffer_limit_bytes.labels(metrics.process).set(self.memory.limit)
-        if not self._exited:
-            self.loop.call_later(METRICS_SECONDS, self._flush_metrics)
-
-    def _status_row(self) -> dict[str, object]:
-        totals = self.counters.totals(gateway=self.settings.config.role == "gateway")
-        return {
-            "flows_tcp": self.counters.active["tcp"],
-            "flows_udp": self.counters.active["udp"],
-            "sessions": len(self.clients.opening),
-            "bytes_up": totals["up", "tcp"] + totals["up", "udp"],
-            "bytes_down": totals["down", "tcp"] + totals["down", "udp"],
-            "buffered": self.memory.used,
-        }
-
-    # --- timers ---------------------------------------------------------------------------------
-
-    def _sweep(self) -> None:
-        for relay in list(self.clients.relays):
-            relay.sweep(self.loop.time())
-        self._sweep_some(
-            [
-                (session, flow)
-                for session in self.sessions.values()
-                for flow in (*session.flows, *session.lingering)
-            ]
-        )
-
-    def _sweep_some(self, left: list[tuple[WorkerSession, Flow]]) -> None:
-        """Looks at some flows, then lets the others' bytes move before the next ones."""
-        now = self.loop.time()
-        for session, flow in left[-SWEEP_FLOWS:]:
-            session.core.guard(flow, flow.sweep, now)
-        del left[-SWEEP_FLOWS:]
-        if self._exited:
-            return
-        if left:
-            self.loop.call_soon(self._sweep_some, left)
-        else:
-            self.loop.call_later(SWEEP_SECONDS, self._sweep)
-
-    def _forget_closed(self) -> None:
-        for session in self.sessions.values():
-            session.core.forget_closed()
-        if not self._exited:
-            self.loop.call_later(FORGET_SECONDS, self._forget_closed)
-
     # --- the end --------------------------------------------------------------------------------
 
     def drain(self) -> None:
@@ -533,7 +471,7 @@ class Worker(Channel):
         """Closes everything now and exits with status 0."""
         self._release()
         if self._configured:
-            self._flush_metrics()
+            self.upkeep.flush_metrics()
         self.close()  # what was sent leaves first; on_closed ends the process
 
     def _release(self) -> None:
@@ -554,5 +492,6 @@ class Worker(Channel):
         self._exited = True
         self.resolver.close()
         if self._configured:
+            self.upkeep.stop()
             self.clients.shutdown()
         self._on_exit(status)

@@ -38,7 +38,7 @@ from socks_tunnel_workers import worker
 from socks_tunnel_workers.frontends.accepting import Listener
 from socks_tunnel_workers.frontends.forward import UdpForward
 from socks_tunnel_workers.relay.tcp import TcpRelay
-from socks_tunnel_workers.worker import EXIT_CONFIG, SWEEP_FLOWS, SWEEP_SECONDS, Worker
+from socks_tunnel_workers.worker import EXIT_CONFIG, Worker
 from unit.workers.frontends.fakes import Gateway, Loop, Sock
 
 SESSION = 3
@@ -273,23 +273,6 @@ def test_a_supervisor_that_is_lost_is_no_orderly_end(
     assert "worker 0 lost the supervisor: gone" in caplog.text
     site.worker.on_closed(None)
     assert site.exits == [1], "told once"
-
-
-def test_the_sweep_looks_at_all_flows_some_at_a_time(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    site.configure(limits={"flows_per_worker": SWEEP_FLOWS + 10})
-    site.link()
-    flows = [site.flow() for _ in range(SWEEP_FLOWS + 1)]
-    swept: list[TcpRelay] = []
-    monkeypatch.setattr(TcpRelay, "sweep", lambda flow, _now: swept.append(flow))
-    sweep = next(timer for timer in site.loop.timers if timer.callback == site.worker._sweep)
-    sweep.callback()
-    assert len(swept) == SWEEP_FLOWS
-    site.loop.timers.remove(sweep)
-    site.loop.advance(0)
-    assert sorted(f.conn_id for f in swept) == sorted(f.conn_id for f in flows)
-    assert any(timer.when == site.loop.now + SWEEP_SECONDS for timer in site.loop.timers)
 
 
 def test_settings_come_as_they_were_sent(site: Site) -> None:

@@ -1,0 +1,129 @@
+"""What a worker does again and again: timers of flows, metrics, and what may be forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from socks_tunnel.ops.metrics import Metrics
+from socks_tunnel_workers.frontends.clients import Clients
+from socks_tunnel_workers.relay.flow import Flow
+from socks_tunnel_workers.relay.session import WorkerSession
+from socks_tunnel_workers.services import Account, Counters, Notices, Settings
+
+SWEEP_SECONDS: Final = 2.0
+"""How often timers of flows are looked at: idle times are kept to within this."""
+
+SWEEP_FLOWS: Final = 500
+"""Flows looked at in one go."""
+
+FORGET_SECONDS: Final = 30.0
+"""How often closed flows are forgotten of which the peer must have heard: a dead link is noticed
+within half of this."""
+
+METRICS_SECONDS: Final = 1.0
+"""How often counters of the data path are added to the metrics."""
+
+
+class Upkeep:
+    """Looks after the flows and the figures of one worker until :meth:`stop`.
+
+    `buffered` returns how many bytes wait for the supervisor.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        settings: Settings,
+        sessions: Mapping[int, WorkerSession],
+        clients: Clients,
+        counters: Counters,
+        notices: Notices,
+        metrics: Metrics,
+        memory: Account,
+        buffered: Callable[[], int],
+    ) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._sessions = sessions
+        self._clients = clients
+        self._counters = counters
+        self._notices = notices
+        self._metrics = metrics
+        self._memory = memory
+        self._buffered = buffered
+        self._stopped = False
+
+    def start(self) -> None:
+        """Begins."""
+        self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        self._loop.call_later(METRICS_SECONDS, self._each_second)
+        self._loop.call_later(FORGET_SECONDS, self._forget_closed)
+
+    def stop(self) -> None:
+        """Does nothing more."""
+        self._stopped = True
+
+    def flush_metrics(self) -> None:
+        """Adds what was counted to the metrics."""
+        for session in self._sessions.values():
+            scheduler = session.scheduler
+            self._counters.drop("expired", scheduler.expired)
+            self._counters.drop("queue-full", scheduler.overflowed)
+            scheduler.expired = scheduler.overflowed = 0
+        self._clients.routing.flush()
+        metrics, memory = self._metrics, self._memory
+        self._counters.export(metrics, gateway=self._settings.config.role == "gateway")
+        self._notices.flush()
+        metrics.buffered_bytes.labels("worker").set(memory.used)
+        metrics.buffered_bytes.labels("ipc-worker").set(self._buffered())
+        metrics.worker_buffer_bytes.labels(metrics.process).set(memory.used)
+        metrics.worker_buffer_limit_bytes.labels(metrics.process).set(memory.limit)
+
+    def status_row(self) -> dict[str, object]:
+        """Returns what `socks-tunnel status` shows of this worker."""
+        totals = self._counters.totals(gateway=self._settings.config.role == "gateway")
+        return {
+            "flows_tcp": self._counters.active["tcp"],
+            "flows_udp": self._counters.active["udp"],
+            "sessions": len(self._clients.opening),
+            "bytes_up": totals["up", "tcp"] + totals["up", "udp"],
+            "bytes_down": totals["down", "tcp"] + totals["down", "udp"],
+            "buffered": self._memory.used,
+        }
+
+    def _each_second(self) -> None:
+        self.flush_metrics()
+        if not self._stopped:
+            self._loop.call_later(METRICS_SECONDS, self._each_second)
+
+    def _sweep(self) -> None:
+        for relay in list(self._clients.relays):
+            relay.sweep(self._loop.time())
+        self._sweep_some(
+            [
+                (session, flow)
+                for session in self._sessions.values()
+                for flow in (*session.flows, *session.lingering)
+            ]
+        )
+
+    def _sweep_some(self, left: list[tuple[WorkerSession, Flow]]) -> None:
+        """Looks at some flows, then lets the others' bytes move before the next ones."""
+        now = self._loop.time()
+        for session, flow in left[-SWEEP_FLOWS:]:
+            session.core.guard(flow, flow.sweep, now)
+        del left[-SWEEP_FLOWS:]
+        if self._stopped:
+            return
+        if left:
+            self._loop.call_soon(self._sweep_some, left)
+        else:
+            self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def _forget_closed(self) -> None:
+        for session in self._sessions.values():
+            session.core.forget_closed()
+        if not self._stopped:
+            self._loop.call_later(FORGET_SECONDS, self._forget_closed)
