@@ -27,7 +27,7 @@ DATAGRAM: Final = "datagram"
 LANES_MAX: Final = 64
 """Most lanes of one connection."""
 
-LANES: Final = 8
+LANES: Final = 32
 """Lanes that a gateway opens."""
 
 LANE_LABELS: Final = frozenset(f"lane-{number}" for number in range(LANES_MAX))

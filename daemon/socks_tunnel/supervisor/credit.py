@@ -34,8 +34,8 @@ LIMIT_START: Final = 32_768
 """Bytes that may wait in a link before its rate is known: 0.26 s at 1 Mbit/s. On a fast link the
 limit has grown to its maximum within half a second."""
 
-LIMIT_MIN: Final = 8_192
-"""Bytes that may wait in the slowest link: 65 ms at 1 Mbit/s."""
+LIMIT_MIN: Final = 4_096
+"""Bytes that may wait in the slowest link: 33 ms at 1 Mbit/s."""
 
 LIMIT_MAX: Final = 2_097_152
 """Bytes that may wait in the fastest link: 17 ms at 1 Gbit/s."""

@@ -9,6 +9,7 @@ from socks_tunnel.peer.fast.congestion import (
     WINDOW_PACKETS_MIN,
     Acked,
 )
+from socks_tunnel.peer.fast.standing import StandingQueue
 
 CUBIC_C: Final = 0.4
 CUBIC_BETA: Final = 0.7
@@ -27,7 +28,10 @@ CSS_ROUNDS: Final = 5
 
 
 class Cubic:
-    """CUBIC (RFC 9438) with HyStart++ (RFC 9406), paced where the round trip is long enough."""
+    """CUBIC (RFC 9438) with HyStart++ (RFC 9406), paced where the round trip is long enough.
+
+    It grows only as long as its own queue in the path is short (:class:`StandingQueue`).
+    """
 
     __slots__ = (
         "_css_baseline",
@@ -41,6 +45,8 @@ class Cubic:
         "_round_min",
         "_round_min_last",
         "_round_samples",
+        "_ssthresh_before",
+        "_standing",
         "_w_max",
         "conserves",
         "pacing_rate",
@@ -65,6 +71,8 @@ class Cubic:
         self._round_samples = 0
         self._css_rounds = 0
         self._css_baseline = 0.0
+        self._standing = StandingQueue()
+        self._ssthresh_before = 0
 
     def set_packet_size(self, size: int) -> None:
         """Learns the size of a full packet. The window stays what it is in bytes."""
@@ -82,7 +90,13 @@ class Cubic:
         since, self._last_ack = now - self._last_ack, now
         if self.window < self.ssthresh:
             self._hystart(event)
-        if not event.in_recovery:
+        factor = self._standing.judge(event, self.window, slow_start=self.slow_start)
+        if factor != 1.0:
+            self._correct(factor)
+        elif self._standing.settling:
+            if self._epoch:
+                self._epoch += since
+        elif not event.in_recovery:
             slow = self.window < self.ssthresh
             full = 2 * event.flight if slow else event.flight + 3 * self._mss
             if full < self.window and not event.paced:
@@ -97,6 +111,20 @@ class Cubic:
             else:
                 self._avoid(event)
         self._pace(event)
+
+    def _correct(self, factor: float) -> None:
+        """Changes the window by what is known of our own queue in the path."""
+        before = self.window
+        self.window = max(int(before * factor), WINDOW_PACKETS_MIN * self._mss)
+        self._epoch = 0.0
+        if factor < 1:
+            self._w_max = before / self._mss
+            self._ssthresh_before = self.ssthresh
+            self.ssthresh = self.window
+        else:  # what was cut is given back
+            self._w_max = max(self._w_max, self.window / self._mss)
+            self.ssthresh = max(self._ssthresh_before, self.window)
+            self._ssthresh_before = 0
 
     def _avoid(self, event: Acked) -> None:
         """Grows the window in congestion avoidance (RFC 9438 section 4)."""
@@ -172,6 +200,7 @@ class Cubic:
             self._prior = (self.window, self.ssthresh, self._w_max)
             self._reduce()
         self.window = self._mss
+        self._standing.forget()
         self._css_rounds = 0
         self._round_min = self._round_min_last = 0.0
 

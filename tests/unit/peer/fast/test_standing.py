@@ -1,0 +1,148 @@
+"""What round trips say of the sender's own queue, and what the window does then."""
+
+import pytest
+
+from socks_tunnel.peer.fast.standing import (
+    OWN_QUEUE_MAX,
+    SETTLE_ROUNDS,
+    TEST_CUT_MAX,
+    TEST_INTERVAL,
+    StandingQueue,
+)
+from unit.peer.fast.test_congestion import MSS, event
+
+BASE = 0.040
+
+
+class Bottleneck:
+    """A path that carries `rate` bytes a second, in whose queue others have `others` seconds."""
+
+    def __init__(self, rate: float = 1e6, others: float = 0.0) -> None:
+        self.rate = rate
+        self.base = BASE
+        self.others = others
+        self.window = int(rate * BASE)
+        self.now = 1.0
+        self.standing = StandingQueue()
+        self.cuts = 0
+
+    @property
+    def rtt(self) -> float:
+        return self.others + max(self.base, self.window / self.rate)
+
+    def round(self, *, app_limited: bool = False) -> float:
+        """A round trip of ten SACKs; returns the factor that came of it."""
+        rtt, changed = self.rtt, 1.0
+        for sample in range(10):
+            self.now += rtt / 10
+            sack = event(self.now, MSS, flight=self.window, rtt=rtt, round_start=not sample)
+            sack.app_limited = app_limited
+            sack.rate = self.window / rtt
+            factor = self.standing.judge(sack, self.window, slow_start=False)
+            self.cuts += factor < 1
+            changed *= factor
+            self.window = int(self.window * factor)
+        return changed
+
+
+def test_a_queue_that_is_short_is_left_alone() -> None:
+    path = Bottleneck()
+    path.window = int(path.rate * (BASE + 0.9 * OWN_QUEUE_MAX))
+    path.standing.judge(
+        event(path.now, MSS, rtt=BASE, round_start=True), path.window, slow_start=False
+    )
+    while path.now < 0.9 * TEST_INTERVAL:
+        assert path.round() == 1.0
+
+
+def test_a_queue_of_our_own_is_cut_to_half_of_what_is_allowed() -> None:
+    path = Bottleneck()
+    path.round()
+    path.round()
+    path.window = int(path.rate * (BASE + 2 * OWN_QUEUE_MAX))
+    factors = [path.round() for _ in range(3 + SETTLE_ROUNDS)]
+    assert path.cuts == 1
+    assert min(factors) < 1.0
+    assert max(factors) == 1.0, "it was ours, so nothing is taken back"
+    assert path.rtt == pytest.approx(BASE + OWN_QUEUE_MAX / 2, rel=0.01)
+    assert not path.standing.settling
+
+
+def test_the_queue_of_others_costs_nothing_for_long() -> None:
+    path = Bottleneck()
+    path.round()
+    path.round()
+    before = path.window
+    path.others = 3 * OWN_QUEUE_MAX
+    for _ in range(3 + SETTLE_ROUNDS):
+        path.round()
+    assert path.cuts == 1
+    assert path.window == pytest.approx(before, rel=0.001)
+    for _ in range(20):
+        path.round()
+    assert path.cuts == 1, "it belongs to the path now"
+
+
+def test_a_path_that_became_longer_is_not_taken_for_a_queue() -> None:
+    path = Bottleneck()
+    path.round()
+    path.round()
+    path.base = 4 * BASE
+    for _ in range(10):
+        path.round()
+    assert path.cuts == 1
+    assert path.window == pytest.approx(path.rate * BASE, rel=0.001)
+
+
+def test_a_base_that_was_a_queue_of_ours_is_found_out() -> None:
+    path = Bottleneck()
+    path.window = int(path.rate * 5 * BASE)  # its first round trip has the queue in it already
+    while path.now < 6 * TEST_INTERVAL:
+        path.round()
+        path.window += MSS
+    assert path.rtt < BASE + 1.2 * OWN_QUEUE_MAX
+
+
+def test_whoever_fills_the_queue_again_gets_no_more_by_it() -> None:
+    path = Bottleneck()
+    path.round()
+    path.round()
+    before = path.window = int(path.rate * (BASE + 1.5 * OWN_QUEUE_MAX))
+    while not path.cuts or path.standing.settling:
+        path.round()
+    path.others = 1.1 * OWN_QUEUE_MAX  # a rival takes the room that was made
+    for _ in range(4 + SETTLE_ROUNDS):
+        path.round()
+    assert path.cuts == 1
+    assert path.window == pytest.approx(before, rel=0.01)
+
+
+def test_who_has_too_little_to_send_is_not_tested() -> None:
+    path = Bottleneck()
+    path.round()
+    path.others = OWN_QUEUE_MAX / 2
+    while path.now < 3 * TEST_INTERVAL:
+        assert path.round(app_limited=True) == 1.0
+
+
+def test_a_test_of_the_base_that_finds_nothing_is_taken_back() -> None:
+    path = Bottleneck()
+    path.round()
+    path.others = OWN_QUEUE_MAX / 2
+    before = path.window
+    factors = []
+    while path.now < 1.5 * TEST_INTERVAL:
+        factors.append(path.round())
+    assert min(factors) == TEST_CUT_MAX
+    assert path.cuts == 1
+    assert path.window == pytest.approx(before, rel=0.001)
+
+
+def test_what_follows_a_time_out_may_be_another_path() -> None:
+    path = Bottleneck()
+    path.round()
+    path.round()
+    path.standing.forget()
+    path.others = 3 * OWN_QUEUE_MAX
+    for _ in range(5):
+        assert path.round() == 1.0
