@@ -244,6 +244,14 @@ async def test_a_service_that_lies_gets_nothing_but_denial(
     assert not [record for record in caplog.records if record.exc_info]
     links = [*gateway.up, *endpoint.up]
     assert {link.peer.name for link in links} <= {"office", "laptop"}
+    # What the gateway drops is counted: garbage, answers to nothing, and what gateways do not take.
+
+    def dropped(reason: str) -> float:
+        return gateway.metric("parcels_dropped_total", reason=reason)
+
+    expected = ("malformed", "unasked", "not-for-gateways")
+    await until(lambda: all(map(dropped, expected)))
+    await until(lambda: endpoint.metric("parcels_dropped_total", reason="malformed") > 0)
     # With an honest one in its place they find each other at once.
     await place.stop()
     await place.start()

@@ -122,6 +122,17 @@ HTTP_REFUSALS: Final = (
     "bug",
 )
 
+PARCEL_DROPS: Final = (
+    "malformed",
+    "unasked",
+    "not-for-gateways",
+    "too-many",
+    "timeout",
+    "answer-not-sent",
+)
+"""Why what came through a rendezvous service was dropped
+(:mod:`socks_tunnel.signaling.rendezvous`)."""
+
 JOIN_RESULTS: Final = (
     "joined",
     "renewed",

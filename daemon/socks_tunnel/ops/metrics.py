@@ -254,6 +254,11 @@ class Metrics:
             listener=labels.HTTP_LISTENERS,
             reason=labels.HTTP_REFUSALS,
         )
+        self.parcels_dropped_total = counter(
+            "parcels_dropped_total",
+            "Offers, answers and requests of a rendezvous service that were dropped",
+            reason=labels.PARCEL_DROPS,
+        )
         self.joins_total = counter(
             "joins_total", "Requests to join (endpoint)", result=labels.JOIN_RESULTS
         )

@@ -56,8 +56,8 @@ class Bus(Protocol):
     def find(self, keys: Collection[bytes], then: Callable[[Found], None]) -> None:
         """Looks up where keys are."""
 
-    def send(self, node: str, message: bytes) -> None:
-        """Sends to one node."""
+    def send(self, node: str, message: bytes, then: Callable[[bool], None] | None = None) -> None:
+        """Sends to one node. `then` gets whether a node took it."""
 
 
 class Federation:
@@ -112,7 +112,11 @@ class Federation:
                 self._registry.not_passed(client.key, to, "absent")
             else:
                 fields = {"kind": "envelope", "client": client.key, "to": to, "body": body}
-                self._send(node, fields)
+                self._send(node, fields, taken)
+
+        def taken(by_a_node: bool) -> None:
+            if not by_a_node:  # it has died, or the bus is away
+                self._registry.not_passed(client.key, to, "absent")
 
         self._bus.find([to], found)
 
@@ -133,9 +137,14 @@ class Federation:
         if elsewhere:
             self._bus.find(elsewhere, found)
 
-    def _send(self, node: str, fields: Mapping[str, Any]) -> None:
+    def _send(
+        self,
+        node: str,
+        fields: Mapping[str, Any],
+        then: Callable[[bool], None] | None = None,
+    ) -> None:
         packed: bytes = msgpack.packb({**fields, "node": self.node})
-        self._bus.send(node, packed)
+        self._bus.send(node, packed, then)
 
     # --- what other nodes say -------------------------------------------------------------------
 

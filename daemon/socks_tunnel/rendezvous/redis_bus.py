@@ -228,9 +228,18 @@ class RedisBus:
 
             self._put(("MGET", *map(_at, piece)), answered)
 
-    def send(self, node: str, message: bytes) -> None:
-        """Sends to one node."""
-        self._put(("PUBLISH", f"{PREFIX}node:{node}", message), None)
+    def send(self, node: str, message: bytes, then: Callable[[bool], None] | None = None) -> None:
+        """Sends to one node. `then` gets whether a node took it.
+
+        Redis answers PUBLISH with how many listen to the channel: to that of a node, it alone does.
+        """
+
+        def answered(listening: Any) -> None:
+            if then is not None:
+                then(bool(listening))
+
+        words = ("PUBLISH", f"{PREFIX}node:{node}", message)
+        self._put(words, answered if then is not None else None)
 
     def _put(self, words: tuple[Any, ...], answered: _Answer | None) -> None:
         if not self.is_up:

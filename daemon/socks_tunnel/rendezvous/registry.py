@@ -21,6 +21,7 @@ from socks_tunnel.protocol.rendezvous import (
     CLOSE_FORBIDDEN,
     CLOSE_REPLACED,
     CLOSE_TOO_MUCH,
+    KEY_SIZE,
     PARCEL_MAX,
     Absent,
     Drain,
@@ -72,6 +73,14 @@ CLIENTS_MAX: Final = 20_000
 """Clients at a time."""
 
 
+_PARCEL: Final = encode(FromKey(bytes(KEY_SIZE), b""))[: len(b"\x83\xa4kind\xa8envelope")]
+
+
+def is_parcel(frame: bytes) -> bool:
+    """Returns whether a frame from the service carries what one client sends to another."""
+    return frame.startswith(_PARCEL)
+
+
 class Refused(Exception):  # noqa: N818 - a verdict on a client, not a fault of ours
     """A client may not join, or has to go, for what the text says. `code` closes its WebSocket."""
 
@@ -93,6 +102,7 @@ class Client:
         "_outbox_size",
         "_wake",
         "bucket",
+        "counts",
         "ended",
         "enrolled_by",
         "excess",
@@ -112,6 +122,7 @@ class Client:
         *,
         listed: bool,
         bucket: Bucket,
+        counts: Counter[str],
         wake: Callable[[], None],
         end: Callable[[int, str], None],
     ) -> None:
@@ -119,6 +130,8 @@ class Client:
         self.name = name
         self.listed = listed
         self.bucket = bucket
+        self.counts = counts
+        """Those of the registry."""
         self.excess = 0
         """Envelopes beyond the rate so far."""
         self.watched: set[bytes] = set()
@@ -158,10 +171,16 @@ class Client:
         self._outbox_size -= len(frame)
         return frame
 
+    def lost(self, frame: bytes | None) -> None:
+        """Counts a frame that was taken from the outbox, and could not be sent."""
+        if frame is not None and is_parcel(frame):
+            self.counts["dropped: not sent"] += 1
+
     def finish(self, code: int, reason: str) -> None:
-        """Has the connection closed; what waits for it is dropped."""
+        """Has the connection closed; what waits for it is dropped, and counted."""
         if not self.ended:
             self.ended = True
+            self.counts["dropped: client gone"] += sum(map(is_parcel, self._outbox))
             self._outbox.clear()
             self._outbox_size = 0
             self._end(code, reason)
@@ -265,6 +284,7 @@ class Registry:
             name or key.hex()[:16],
             listed=listed,
             bucket=Bucket(rate, burst, now),
+            counts=self.counts,
             wake=wake,
             end=end,
         )
@@ -405,11 +425,13 @@ class Registry:
     def not_passed(self, sender: bytes, to: bytes, reason: str) -> None:
         """Tells a client of ours that its envelope was not passed on; it may have gone."""
         client = self._clients.get(sender)
-        if client is not None:
-            try:
-                self._not_passed(client, to, reason)
-            except Refused as refusal:
-                client.finish(refusal.code, str(refusal))
+        if client is None:
+            self.counts["dropped: sender gone too"] += 1
+            return
+        try:
+            self._not_passed(client, to, reason)
+        except Refused as refusal:
+            client.finish(refusal.code, str(refusal))
 
     def elsewhere_online(self, key: bytes, watched: Iterable[bytes]) -> list[bytes]:
         """Takes note of another node's client; returns which of ours were told of it.

@@ -422,15 +422,18 @@ class _Session:
         client = self._client
         if client is None:  # join() has not returned yet; the welcome comes next
             return
+        frame: bytes | None = None
         try:
             while (frame := client.pop()) is not None:
                 async with asyncio.timeout(SEND_TIMEOUT):
                     await self._ws.send_bytes(frame)
         except TimeoutError:
+            client.lost(frame)
             self._service.registry.counts["ended: slow"] += 1
             _log.info("closing the connection of %s: it does not read", client.name)
             self._abort()
         except (ConnectionError, RuntimeError) as error:  # RuntimeError: it is closing
+            client.lost(frame)
             _log.debug("cannot send to %s: %s", client.name, clip(error))
             self._abort()
 

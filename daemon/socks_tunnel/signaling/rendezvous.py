@@ -16,7 +16,7 @@ import random
 import secrets
 import ssl
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
@@ -54,6 +54,7 @@ from socks_tunnel.signaling.carrier import (
 )
 from socks_tunnel.signaling.identity import PrivateIdentity, public_key_text
 from socks_tunnel.signaling.presence import PresenceBoard
+from socks_tunnel.signaling.rendezvous_asking import ANSWERS, Waiting
 from socks_tunnel.signaling.rendezvous_words import (
     CONNECT_TIMEOUT,
     end_sentence,
@@ -83,10 +84,6 @@ LIVED_LONG: Final = 10.0
 """Seconds after which a connection that ends does not count as a failure in a row."""
 
 
-ANSWERS: Final = {"offer": "answer", "join": "joined"}
-"""What a parcel that asks is answered by, unless that is `refused`."""
-
-
 class Delays(Protocol):
     """How long to wait between attempts."""
 
@@ -101,26 +98,13 @@ class _Ended(Exception):  # noqa: N818 - not always an error
     """The connection is over, for what the text says."""
 
 
-class _Waiting:
-    """A parcel of ours that waits for its answer. `kind` is one of :data:`ANSWERS`."""
-
-    def __init__(self, to: bytes, kind: str) -> None:
-        self.to = to
-        self.kind = kind
-        self.answer: asyncio.Future[tuple[bytes, str]] = asyncio.get_running_loop().create_future()
-
-    def fail(self, sentence: str, kind: type[SignalingError] = SignalingError) -> None:
-        """Ends the wait with a reason."""
-        if not self.answer.done():
-            self.answer.set_exception(kind(sentence))
-
-
 class Rendezvous:
     """One service, with one WebSocket to it as long as it is started.
 
     `url` is `wss://HOST[:PORT][/PATH]`, or `ws://`; `ca`, `proxy` are as for
     :class:`socks_tunnel.signaling.direct.DirectClient`. `handlers` are for what others send;
-    without them it is ignored. `enrolment` is shown to the service unless empty.
+    without them it is dropped. `enrolment` is shown to the service unless empty. `dropped` is told
+    why a parcel was dropped, one of :data:`socks_tunnel.ops.labels.PARCEL_DROPS`.
     """
 
     def __init__(
@@ -133,6 +117,7 @@ class Rendezvous:
         proxy: str | None = None,
         handlers: Handlers | None = None,
         enrolment: bytes = b"",
+        dropped: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.url = url
         self.problem: str | None = "not connected yet"
@@ -144,12 +129,13 @@ class Rendezvous:
         self._proxy = proxy
         self._handlers = handlers
         self._enrolment = enrolment
+        self._dropped = dropped
         self._watched: frozenset[bytes] = frozenset()
         self._task: asyncio.Task[None] | None = None
         self._ws: aiohttp.ClientWebSocketResponse | None = None
         self._protocol: ClientConnection | None = None
         self._open = asyncio.Event()
-        self._waiting: dict[bytes, _Waiting] = {}
+        self._waiting: dict[bytes, Waiting] = {}
         self._presence = PresenceBoard()
         self._handling: set[asyncio.Task[None]] = set()
         self._told_skew: int | None = None
@@ -378,7 +364,7 @@ class Rendezvous:
         if len(self._waiting) >= OFFERS_MAX:
             raise SignalingError(f"{OFFERS_MAX} offers wait for answers through {self.url}")
         ref = secrets.token_bytes(REF_SIZE)
-        self._waiting[ref] = waiting = _Waiting(to, kind)
+        self._waiting[ref] = waiting = Waiting(to, kind)
         try:
             async with asyncio.timeout(timeout):
                 await self._open.wait()
@@ -425,25 +411,30 @@ class Rendezvous:
             parcel = decode_parcel(event.body)
         except RemoteProtocolError as error:
             _log.debug("a parcel of %s: %s", public_key_text(event.sender), error)
+            self._dropped("malformed")
             return
         if parcel.kind in ANSWERS or parcel.kind == "bye":
             self._handle(event.sender, parcel)
             return
         waiting = self._waiting.get(parcel.ref)
         if waiting is None or waiting.to != event.sender or waiting.answer.done():
-            return  # too late, or never asked for
+            self._dropped("unasked")  # or too late
+            return
         if parcel.kind == "refused":
             sentence = f"the peer refused the {waiting.kind} through {self.url}"
             waiting.fail(f"{sentence}; its log says why", SignalingRefused)
         elif parcel.kind == ANSWERS[waiting.kind]:
             waiting.answer.set_result((parcel.envelope, parcel.session))
+        else:
+            self._dropped("unasked")
 
     def _handle(self, sender: bytes, parcel: Parcel) -> None:
-        if self._handlers is None:
-            return  # a gateway takes none of this, and nobody who means it sends it
-        if len(self._handling) >= HANDLED_MAX:
-            _log.debug("a parcel is one too many")
-            return  # the sender's time runs out, as on a busy host
+        if self._handlers is None:  # a gateway takes none of this, and nobody who means it sends it
+            self._dropped("not-for-gateways")
+            return
+        if len(self._handling) >= HANDLED_MAX:  # the sender's time runs out, as on a busy host
+            self._dropped("too-many")
+            return
         task = spawn("handle an envelope", self._handled(sender, parcel))
         self._handling.add(task)
         task.add_done_callback(self._handling.discard)
@@ -456,6 +447,7 @@ class Rendezvous:
                 answer = await self._answer_to(parcel)
         except TimeoutError:
             _log.warning("an envelope took over %g s; given up", HANDLE_TIMEOUT)
+            self._dropped("timeout")
             return
         if answer is None:
             return
@@ -463,6 +455,7 @@ class Rendezvous:
             await self._pass(sender, answer)
         except SignalingError as error:
             _log.info("an answer could not be sent: %s", error)
+            self._dropped("answer-not-sent")
 
     async def _answer_to(self, parcel: Parcel) -> Parcel | None:
         """Has a parcel handled; returns what answers it, None for a goodbye."""

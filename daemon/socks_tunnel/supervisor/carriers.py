@@ -63,8 +63,9 @@ class ConfiguredCarrier(Protocol):
 class Outgoing:
     """The ways to all peers of a gateway. Peers behind one service share one connection to it."""
 
-    def __init__(self, identity: PrivateIdentity) -> None:
+    def __init__(self, identity: PrivateIdentity, metrics: Metrics) -> None:
         self._identity = identity
+        self._metrics = metrics
         self._proxy: str | None = None
         self._services: dict[_Way, Rendezvous] = {}
 
@@ -85,7 +86,7 @@ class Outgoing:
             service = self._services.get(way)
             if service is None:
                 service = self._services[way] = _rendezvous(
-                    way, self._identity, enrolment=enrolments.get(way, b"")
+                    way, self._identity, self._metrics, enrolment=enrolments.get(way, b"")
                 )
                 service.watch(keys)
                 service.start()
@@ -142,12 +143,13 @@ def incoming(
     handlers: Handlers, metrics: Metrics, identity: PrivateIdentity
 ) -> list[ConfiguredCarrier]:
     """Returns the ways on which an endpoint takes offers and requests to join."""
-    return [DirectListener(handlers, metrics), RendezvousListener(handlers, identity)]
+    return [DirectListener(handlers, metrics), RendezvousListener(handlers, metrics, identity)]
 
 
 def _rendezvous(
     way: _Way,
     identity: PrivateIdentity,
+    metrics: Metrics,
     handlers: Handlers | None = None,
     enrolment: bytes = b"",
 ) -> "Rendezvous":
@@ -155,16 +157,28 @@ def _rendezvous(
 
     url, ca, proxy = way
     delays = Backoff(FIRST_DELAY, LONGEST_DELAY, jitter=True)
+
+    def dropped(reason: str) -> None:
+        metrics.parcels_dropped_total.labels(reason).inc()
+
     return Rendezvous(
-        url, identity, delays, ca=ca, proxy=proxy, handlers=handlers, enrolment=enrolment
+        url,
+        identity,
+        delays,
+        ca=ca,
+        proxy=proxy,
+        handlers=handlers,
+        enrolment=enrolment,
+        dropped=dropped,
     )
 
 
 class RendezvousListener:
     """Offers that come through a service; does nothing where none is configured."""
 
-    def __init__(self, handlers: Handlers, identity: PrivateIdentity) -> None:
+    def __init__(self, handlers: Handlers, metrics: Metrics, identity: PrivateIdentity) -> None:
         self._handlers = handlers
+        self._metrics = metrics
         self._identity = identity
         self._keys: list[bytes] = []
         self._service: Rendezvous | None = None
@@ -179,7 +193,7 @@ class RendezvousListener:
         if signaling is None or signaling.rendezvous is None:
             return
         way = signaling.rendezvous, signaling.tls_ca, config.ice.proxy
-        self._service = _rendezvous(way, self._identity, self._handlers)
+        self._service = _rendezvous(way, self._identity, self._metrics, self._handlers)
         self._service.watch(self._keys)
         self._service.start()
         _log.info("taking offers through %s", signaling.rendezvous)

@@ -64,11 +64,14 @@ class Node:
             lambda: then({key: self.store.at[key] for key in wanted if key in self.store.at})
         )
 
-    def send(self, node: str, message: bytes) -> None:
+    def send(self, node: str, message: bytes, then: Callable[[bool], None] | None = None) -> None:
         def do() -> None:
             other = self.store.nodes.get(node)
-            if other is not None and other.alive:
+            taken = other is not None and other.alive
+            if taken and other is not None:
                 other.federation.receive(message, 0)
+            if then is not None:
+                then(taken)
 
         self.store.waiting.append(do)
 
@@ -211,6 +214,31 @@ def test_messages_that_make_no_sense(nodes: tuple[Node, Node], fields: dict[str,
 
 
 KEYS = [bytes([number]) * 32 for number in range(4)]
+
+
+def test_a_parcel_to_a_node_that_has_died_comes_back_at_once(nodes: tuple[Node, Node]) -> None:
+    """The store still says that the client is there."""
+    one, two = nodes
+    a = one.join(A, B)
+    two.join(B, A)
+    one.store.settle()
+    got(a)
+    two.alive = False
+    one.registry.envelope(a, B, b"parcel", 0)
+    one.store.settle()
+    assert got(a) == [wire.Absent(B, "absent")]
+    assert one.registry.counts["not passed: absent"] == 1
+
+
+def test_what_nobody_can_be_told_is_counted(nodes: tuple[Node, Node]) -> None:
+    one, two = nodes
+    a = one.join(A, B)
+    two.join(B)  # it does not watch the sender
+    one.store.settle()
+    one.registry.envelope(a, B, b"parcel", 0)
+    one.registry.leave(a)
+    one.store.settle()
+    assert one.registry.counts["dropped: sender gone too"] == 1
 
 
 class Cluster(RuleBasedStateMachine):

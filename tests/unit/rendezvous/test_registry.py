@@ -316,3 +316,30 @@ def test_guests_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     hall.registry.update({bytes([102]) * 32: "c"})
     hall.join(bytes([103]) * 32)
     assert len(hall.registry) == 3
+
+
+# --- what is dropped ------------------------------------------------------------------------------
+
+
+def test_parcels_that_wait_for_a_client_that_goes_are_counted() -> None:
+    hall = Hall()
+    a, b = hall.join(A, B), hall.join(B, A)
+    for _ in range(3):
+        hall.registry.envelope(a, B, b"parcel", 0)
+    hall.registry.leave(b)
+    b.finish(wire.CLOSE_LATE, "gone")
+    assert hall.registry.counts["passed"] == 3
+    assert hall.registry.counts["dropped: client gone"] == 3, "presence is no parcel"
+    b.finish(wire.CLOSE_LATE, "gone")
+    assert hall.registry.counts["dropped: client gone"] == 3
+
+
+def test_a_parcel_that_could_not_be_sent_is_counted() -> None:
+    hall = Hall()
+    a, b = hall.join(A, B), hall.join(B, A)
+    hall.got(b)
+    hall.registry.envelope(a, B, b"parcel", 0)
+    b.lost(b.pop())
+    b.lost(wire.encode(wire.Drain(5)))
+    b.lost(None)
+    assert hall.registry.counts["dropped: not sent"] == 1
