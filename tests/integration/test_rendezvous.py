@@ -244,6 +244,30 @@ async def test_a_wrong_clock_is_told(
     assert len(node.registry) == 1
 
 
+@pytest.mark.parametrize("trusting", [True, False])
+async def test_the_service_time_counts_where_it_is_trusted_for_that(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trusting: bool
+) -> None:
+    """It is ten minutes ahead. An endpoint that goes by it understands only who does so too."""
+    await place.start()
+    monkeypatch.setattr(
+        registry.Registry,
+        "welcome",
+        lambda self, client, session, now: wire.Welcome(session, int(now) + 600, 65_536, 64, 99),
+    )
+    endpoint, gateway = place.endpoint(), place.gateway()
+    endpoint.manager.clock.trusts_service = True
+    gateway.manager.clock.trusts_service = trusting
+    await prepared(endpoint)
+    await prepared(gateway)
+    if trusting:
+        await until(lambda: gateway.up and endpoint.up)
+        assert "offers and answers go by the service's (rendezvous_clock)" in caplog.text
+    else:
+        await until(lambda: endpoint.metric("signaling_rejected_total", reason="expired") > 0)
+        assert "one of them is wrong" in caplog.text
+
+
 async def test_drain_asks_clients_to_leave_and_refuses_new_ones(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

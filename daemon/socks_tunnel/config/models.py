@@ -446,6 +446,8 @@ class ConfigFile(Table):
     udp_filtering: Literal[
         "address-dependent", "endpoint-independent", "address-and-port-dependent"
     ] = "address-dependent"
+    rendezvous_clock: StrictBool = False
+    """Whether offers and answers go by the time of the rendezvous service, not by this host's."""
     policy_file: OptionalFilePath = None
     """The same as `policy_file` in `[policy]`."""
     include: tuple[str, ...] = ()

@@ -217,6 +217,7 @@ class Config:
     drain_timeout: float
     resume_timeout: float
     udp_filtering: UdpFiltering
+    rendezvous_clock: bool
     policy_file: Path | None
     include: tuple[str, ...]
     identity: Identity

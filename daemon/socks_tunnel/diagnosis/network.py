@@ -46,11 +46,19 @@ async def check(config: Config) -> AsyncIterator[Finding]:
     for peer in config.peers:
         for url in (peer.url, peer.rendezvous):
             if url is not None:
-                yield await _ask(f"signalling of {peer.name}", url, peer.tls_ca, peer.proxy)
+                trusted = config.rendezvous_clock and url == peer.rendezvous
+                about = f"signalling of {peer.name}"
+                yield await _ask(about, url, peer.tls_ca, peer.proxy, trusted=trusted)
     if config.signaling is not None and config.signaling.rendezvous is not None:
         signaling = config.signaling
         assert signaling.rendezvous is not None
-        yield await _ask("rendezvous", signaling.rendezvous, signaling.tls_ca, config.ice.proxy)
+        yield await _ask(
+            "rendezvous",
+            signaling.rendezvous,
+            signaling.tls_ca,
+            config.ice.proxy,
+            trusted=config.rendezvous_clock,
+        )
     async for finding in _candidates(ice_settings(config.ice)):
         yield finding
     async for finding in name_servers(Path("/etc/resolv.conf"), needed=_names_needed(config)):
@@ -65,8 +73,13 @@ def _names_needed(config: Config) -> bool:
     return config.role == "endpoint" or any(host and parse_ip(host) is None for host in hosts)
 
 
-async def _ask(about: str, text: str, ca: Path | None, proxy: str | None) -> Finding:
-    """Asks a server for nothing in particular, and compares its clock with ours."""
+async def _ask(
+    about: str, text: str, ca: Path | None, proxy: str | None, *, trusted: bool
+) -> Finding:
+    """Asks a server for nothing in particular, and compares its clock with ours.
+
+    If it is `trusted`, signalling goes by its clock.
+    """
     shown = text
     if text.startswith("ws"):
         text = f"http{text.removeprefix('ws')}"
@@ -81,7 +94,7 @@ async def _ask(about: str, text: str, ca: Path | None, proxy: str | None) -> Fin
         return explain(f"{shown} cannot be reached: HTTP status 407", about)
     skew = clock_skew(answer, time.time())
     if skew is not None and abs(skew) >= SKEW_NOTED:
-        fatal = abs(skew) >= SKEW_FATAL
+        fatal = abs(skew) >= SKEW_FATAL and not trusted
         way = "behind" if skew > 0 else "ahead of"
         return Finding(
             "problem" if fatal else "warning",

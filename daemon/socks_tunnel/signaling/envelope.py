@@ -148,12 +148,18 @@ class Verifier:
         self._peers = dict(peers)
         self._seen: dict[bytes, dict[bytes, int]] = {}
         self._file: NonceFile | None = None
+        self._forgotten = 0
+        """Latest expiry of a nonce that was forgotten. The clock may have gone back behind it."""
 
-    def keep_in(self, file: NonceFile, now: float) -> None:
-        """Remembers what an earlier process accepted, and writes down what this one accepts."""
+    def keep_in(self, file: NonceFile, now: float | None) -> None:
+        """Remembers what an earlier process accepted, and writes down what this one accepts.
+
+        `now` is as in :meth:`NonceFile.load`.
+        """
         for sender, nonce, expires in file.load(now):
             self._seen.setdefault(sender, {})[nonce] = expires
         self._file = file
+        self._forgotten = file.forgotten
 
     def renew(self, own_public: bytes) -> None:
         """Takes another key of our own: envelopes to the old one are refused from now on."""
@@ -201,6 +207,13 @@ class Verifier:
                 "expired",
                 f"the envelope of the peer {name} expired {now - body.expires:.0f} s ago; "
                 "if that is not a delayed one, a clock is wrong",
+                name,
+            )
+        if body.expires <= self._forgotten:
+            raise EnvelopeRejected(
+                "expired",
+                f"the envelope of the peer {name} had expired before the clock here went back, "
+                "and is as old as others that are not remembered any more",
                 name,
             )
         if body.expires > now + LIFETIME_MAX:
@@ -251,6 +264,9 @@ class Verifier:
 
     def _prune(self, now: float) -> None:
         """Forgets what has expired: its own expiry keeps it out from now on."""
+        expiries = (expires for seen in self._seen.values() for expires in seen.values())
+        gone = max((expires for expires in expiries if expires <= now), default=0)
+        self._forgotten = max(self._forgotten, gone)
         pruned = {
             sender: {nonce: expires for nonce, expires in seen.items() if expires > now}
             for sender, seen in self._seen.items()

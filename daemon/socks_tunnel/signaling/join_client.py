@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
+from socks_tunnel.protocol.rendezvous_states import SKEW_TOLD
 from socks_tunnel.signaling.carrier import SignalingError, SignalingRefused
 from socks_tunnel.signaling.direct import DirectClient
 from socks_tunnel.signaling.identity import PrivateIdentity
@@ -56,6 +57,14 @@ async def _through_service(
     service.start()
     try:
         return await _ask_again(lambda timeout: service.join(to, request, timeout), seconds)
+    except SignalingRefused as refused:
+        if abs(service.skew) <= SKEW_TOLD:
+            raise
+        way = "behind" if service.skew > 0 else "ahead of"
+        raise SignalingRefused(
+            f"{refused}; this host's clock is {abs(service.skew)} s {way} that of {url}, and a "
+            "request is good for a minute: run a time service (systemd-timesyncd, chrony)"
+        ) from None
     finally:
         await service.stop()
 

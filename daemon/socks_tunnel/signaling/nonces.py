@@ -43,9 +43,14 @@ class NonceFile:
         self._size = 0
         self._limit = REWRITE_MIN
         self._failed = False
+        self.forgotten = 0
+        """Latest expiry of what :meth:`load` has dropped because it had expired."""
 
-    def load(self, now: float) -> Iterator[tuple[bytes, bytes, int]]:
-        """Yields (sender, nonce, expires) of what has not expired, and drops the rest."""
+    def load(self, now: float | None) -> Iterator[tuple[bytes, bytes, int]]:
+        """Yields (sender, nonce, expires) of what has not expired, and drops the rest.
+
+        `now` is None where the time is not known yet: nothing is dropped then.
+        """
         try:
             with self._path.open("rb") as file:
                 content = file.read(FILE_MAX)
@@ -55,7 +60,10 @@ class NonceFile:
             self._complain(error)
             content = b""
         whole = len(content) - len(content) % _RECORD.size
-        live = [r for r in _RECORD.iter_unpack(content[:whole]) if now < r[2] <= now + EXPIRY_MAX]
+        records = list(_RECORD.iter_unpack(content[:whole]))
+        live = [r for r in records if now is None or now < r[2] <= now + EXPIRY_MAX]
+        if now is not None:
+            self.forgotten = max((r[2] for r in records if r[2] <= now), default=0)
         self._rewrite(live)
         yield from live
 

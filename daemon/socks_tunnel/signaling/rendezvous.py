@@ -52,11 +52,13 @@ from socks_tunnel.signaling.carrier import (
     offered_servers,
     remote_address,
 )
+from socks_tunnel.signaling.clock import SignalingClock
 from socks_tunnel.signaling.identity import PrivateIdentity, public_key_text
 from socks_tunnel.signaling.presence import PresenceBoard
 from socks_tunnel.signaling.rendezvous_asking import ANSWERS, Waiting
 from socks_tunnel.signaling.rendezvous_words import (
     CONNECT_TIMEOUT,
+    clock_advice,
     end_sentence,
     failure_sentence,
     usable_servers,
@@ -104,7 +106,8 @@ class Rendezvous:
     `url` is `wss://HOST[:PORT][/PATH]`, or `ws://`; `ca`, `proxy` are as for
     :class:`socks_tunnel.signaling.direct.DirectClient`. `handlers` are for what others send;
     without them it is dropped. `enrolment` is shown to the service unless empty. `dropped` is told
-    why a parcel was dropped, one of :data:`socks_tunnel.ops.labels.PARCEL_DROPS`.
+    why a parcel was dropped, one of :data:`socks_tunnel.ops.labels.PARCEL_DROPS`; `clock` is told
+    the service's time.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class Rendezvous:
         handlers: Handlers | None = None,
         enrolment: bytes = b"",
         dropped: Callable[[str], None] = lambda _: None,
+        clock: SignalingClock | None = None,
     ) -> None:
         self.url = url
         self.problem: str | None = "not connected yet"
@@ -130,6 +134,9 @@ class Rendezvous:
         self._handlers = handlers
         self._enrolment = enrolment
         self._dropped = dropped
+        self._clock = clock
+        self.skew = 0
+        """Seconds that the service's clock was ahead of ours when it last said its time."""
         self._watched: frozenset[bytes] = frozenset()
         self._task: asyncio.Task[None] | None = None
         self._ws: aiohttp.ClientWebSocketResponse | None = None
@@ -271,16 +278,19 @@ class Rendezvous:
         self._open.set()
 
     def _tell_skew(self, skew: int) -> None:
+        self.skew = skew
+        if self._clock is not None:
+            self._clock.service_said(skew)
         if abs(skew) <= SKEW_TOLD:
             self._told_skew = None
         elif self._told_skew is None or abs(skew - self._told_skew) > SKEW_TOLD:
             self._told_skew = skew
             _log.warning(
-                "this host's clock is %d s %s that of the rendezvous service %s; one of them is "
-                "wrong, and peers reject what comes from a host whose clock is",
+                "this host's clock is %d s %s that of the rendezvous service %s; %s",
                 abs(skew),
                 "behind" if skew > 0 else "ahead of",
                 self.url,
+                clock_advice(self._clock),
             )
 
     async def _receive(

@@ -10,6 +10,7 @@ from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.ice_urls import parse_ice_url
 from socks_tunnel.protocol.rendezvous import CLOSE_MEANINGS, TurnServer
 from socks_tunnel.signaling.carrier import IceServers
+from socks_tunnel.signaling.clock import SignalingClock
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,18 @@ def usable_servers(offered: Sequence[TurnServer], url: str) -> IceServers:
                 {"urls": urls, "username": server.username, "credential": server.credential}
             )
     return servers
+
+
+def clock_advice(clock: SignalingClock | None) -> str:
+    """Returns what follows from clocks that differ, and what to do, as the end of a sentence."""
+    if clock is not None and clock.trusts_service:
+        return (
+            "offers and answers go by the service's (rendezvous_clock); set this one all the same"
+        )
+    return (
+        "one of them is wrong, and peers reject what comes from a host whose clock is: run a time "
+        "service (systemd-timesyncd, chrony)"
+    )
 
 
 def failure_sentence(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -44,7 +43,7 @@ class EndpointLinks(Links):
         self.enroller: Enroller | None = None
         """Answers requests to join; None: nobody can join."""
         self._carriers = carriers.incoming(
-            Handlers(self._offer, self._bye, self._join), self.metrics, self.identity
+            Handlers(self._offer, self._bye, self._join), self.metrics, self.identity, self.clock
         )
 
     async def start(self) -> None:
@@ -108,7 +107,7 @@ class EndpointLinks(Links):
     async def _offer(self, envelope: bytes) -> Answered | None:
         origin = remote_address.get()
         try:
-            offer, name = self.verifier.open(envelope, time.time(), kinds={"offer"})
+            offer, name = self.verifier.open(envelope, self.clock.now(), kinds={"offer"})
         except EnvelopeRejected as rejection:
             self.rejected(f"an offer from {origin}", rejection)
             return None
@@ -130,7 +129,7 @@ class EndpointLinks(Links):
             self.identity,
             offer.sender,
             session=offer.session,
-            now=time.time(),
+            now=self.clock.now(),
             sdp=sdp,
             in_reply_to=offer.nonce,
         )
@@ -163,7 +162,7 @@ class EndpointLinks(Links):
 
     async def _bye(self, session_id: str, envelope: bytes) -> bool:
         try:
-            bye, name = self.verifier.open(envelope, time.time(), kinds={"bye"})
+            bye, name = self.verifier.open(envelope, self.clock.now(), kinds={"bye"})
         except EnvelopeRejected as rejection:
             self.rejected(f"a goodbye from {remote_address.get()}", rejection)
             return False

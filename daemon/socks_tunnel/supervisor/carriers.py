@@ -17,6 +17,7 @@ from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol import bounded
 from socks_tunnel.signaling.carrier import Handlers, OutgoingCarrier
+from socks_tunnel.signaling.clock import SignalingClock
 from socks_tunnel.signaling.direct import DirectClient, DirectServer
 from socks_tunnel.signaling.either import DirectFirst
 from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
@@ -63,9 +64,10 @@ class ConfiguredCarrier(Protocol):
 class Outgoing:
     """The ways to all peers of a gateway. Peers behind one service share one connection to it."""
 
-    def __init__(self, identity: PrivateIdentity, metrics: Metrics) -> None:
+    def __init__(self, identity: PrivateIdentity, metrics: Metrics, clock: SignalingClock) -> None:
         self._identity = identity
         self._metrics = metrics
+        self._clock = clock
         self._proxy: str | None = None
         self._services: dict[_Way, Rendezvous] = {}
 
@@ -86,7 +88,11 @@ class Outgoing:
             service = self._services.get(way)
             if service is None:
                 service = self._services[way] = _rendezvous(
-                    way, self._identity, self._metrics, enrolment=enrolments.get(way, b"")
+                    way,
+                    self._identity,
+                    self._metrics,
+                    self._clock,
+                    enrolment=enrolments.get(way, b""),
                 )
                 service.watch(keys)
                 service.start()
@@ -140,16 +146,20 @@ def direct(peer: Peer) -> OutgoingCarrier:
 
 
 def incoming(
-    handlers: Handlers, metrics: Metrics, identity: PrivateIdentity
+    handlers: Handlers, metrics: Metrics, identity: PrivateIdentity, clock: SignalingClock
 ) -> list[ConfiguredCarrier]:
     """Returns the ways on which an endpoint takes offers and requests to join."""
-    return [DirectListener(handlers, metrics), RendezvousListener(handlers, metrics, identity)]
+    return [
+        DirectListener(handlers, metrics),
+        RendezvousListener(handlers, metrics, identity, clock),
+    ]
 
 
 def _rendezvous(
     way: _Way,
     identity: PrivateIdentity,
     metrics: Metrics,
+    clock: SignalingClock,
     handlers: Handlers | None = None,
     enrolment: bytes = b"",
 ) -> "Rendezvous":
@@ -170,15 +180,23 @@ def _rendezvous(
         handlers=handlers,
         enrolment=enrolment,
         dropped=dropped,
+        clock=clock,
     )
 
 
 class RendezvousListener:
     """Offers that come through a service; does nothing where none is configured."""
 
-    def __init__(self, handlers: Handlers, metrics: Metrics, identity: PrivateIdentity) -> None:
+    def __init__(
+        self,
+        handlers: Handlers,
+        metrics: Metrics,
+        identity: PrivateIdentity,
+        clock: SignalingClock,
+    ) -> None:
         self._handlers = handlers
         self._metrics = metrics
+        self._clock = clock
         self._identity = identity
         self._keys: list[bytes] = []
         self._service: Rendezvous | None = None
@@ -193,7 +211,7 @@ class RendezvousListener:
         if signaling is None or signaling.rendezvous is None:
             return
         way = signaling.rendezvous, signaling.tls_ca, config.ice.proxy
-        self._service = _rendezvous(way, self._identity, self._metrics, self._handlers)
+        self._service = _rendezvous(way, self._identity, self._metrics, self._clock, self._handlers)
         self._service.watch(self._keys)
         self._service.start()
         _log.info("taking offers through %s", signaling.rendezvous)

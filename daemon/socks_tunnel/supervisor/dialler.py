@@ -116,7 +116,11 @@ class Dialler:
             return
         carrier, handle = answered
         body = new_body(
-            "bye", self._links.identity, self._key, session=self.session, now=time.time()
+            "bye",
+            self._links.identity,
+            self._key,
+            session=self.session,
+            now=self._links.clock.now(),
         )
         try:
             await carrier.bye(handle, seal(self._links.identity, body))
@@ -359,12 +363,12 @@ class Dialler:
         links, carrier = self._links, self._carrier
         sdp = await link.link.create_offer()
         offer = new_body(
-            "offer", links.identity, self._key, session=self.session, now=time.time(), sdp=sdp
+            "offer", links.identity, self._key, session=self.session, now=links.clock.now(), sdp=sdp
         )
         envelope, handle = await carrier.offer(seal(links.identity, offer), OFFER_TIMEOUT)
         self._begun[link] = carrier, handle
         answer, name = links.verifier.open(
-            envelope, time.time(), kinds={"answer"}, in_reply_to=offer.nonce
+            envelope, links.clock.now(), kinds={"answer"}, in_reply_to=offer.nonce
         )
         if name != self.peer.name or answer.session != self.session:
             raise EnvelopeRejected(

@@ -37,7 +37,7 @@ class GatewayLinks(Links):
         self, *args: Any, carrier_for: CarrierFactory | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._outgoing = carriers.Outgoing(self.identity, self.metrics)
+        self._outgoing = carriers.Outgoing(self.identity, self.metrics, self.clock)
         self.carrier_for = carrier_for or self._outgoing.carrier_for
         self._diallers: dict[str, Dialler] = {}
         self._inherited: dict[str, bytes] = {}

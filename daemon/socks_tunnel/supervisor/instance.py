@@ -176,7 +176,7 @@ class Instance:
         if isinstance(self.links, EndpointLinks):
             self.links.enroller = self.enroller
         nonces = NonceFile(paths.state_directory(directory) / "nonces")
-        self.links.verifier.keep_in(nonces, time.time())
+        self.links.verifier.keep_in(nonces, self.links.clock.at_start())
         self.workers: list[WorkerSlot] = []
         self.exporter: ExporterSlot | None = None
         self._lock = lock

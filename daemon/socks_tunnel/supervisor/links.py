@@ -28,6 +28,7 @@ from socks_tunnel.protocol.keepalive import Timing
 from socks_tunnel.protocol.link import DEFAULT_TIMING
 from socks_tunnel.protocol.messages import DATA_MAX, INITIAL_WINDOW, PROTOCOL_VERSION, Hello
 from socks_tunnel.signaling.carrier import IceServers
+from socks_tunnel.signaling.clock import SignalingClock
 from socks_tunnel.signaling.envelope import EnvelopeRejected, Verifier
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor.attachment import RESUME, Attachments
@@ -86,6 +87,8 @@ class Links:
         self.metrics = metrics
         self.attachments = Attachments(router, self._rank)
         self.verifier = Verifier(identity.public, _by_key(config.peers))
+        self.clock = SignalingClock(trusts_service=config.rendezvous_clock)
+        """The time of envelopes."""
         self.draining = False
         self.links: list[PeerLink] = []
         """Those that are up or coming up, the oldest first."""

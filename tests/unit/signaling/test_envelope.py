@@ -172,6 +172,24 @@ def test_a_rejected_envelope_leaves_no_nonce_behind() -> None:
     assert receiver.remembered == 0
 
 
+def test_what_was_forgotten_stays_refused_when_the_clock_goes_back() -> None:
+    receiver = verifier()
+    old = seal(GATEWAY, offer())
+    receiver.open(old, NOW)
+    for number in range(NONCES_PER_PEER):  # so that nonces have to be forgotten
+        receiver.open(
+            seal(GATEWAY, offer(nonce=number.to_bytes(16), expires=int(NOW) + 200)), NOW + 100
+        )
+    with pytest.raises(EnvelopeRejected) as caught:
+        receiver.open(old, NOW)
+    assert caught.value.reason_code == "expired"
+    assert "clock here went back" in caught.value.sentence
+    fresh = seal(GATEWAY, offer(nonce=b"n" * 16, expires=int(NOW) + LIFETIME + 1))
+    with pytest.raises(EnvelopeRejected) as caught:
+        receiver.open(fresh, NOW)
+    assert caught.value.reason_code == "too-many", "it is not older than what was forgotten"
+
+
 def test_a_peer_can_fill_only_its_own_memory() -> None:
     other = PrivateIdentity(Ed25519PrivateKey.from_private_bytes(b"o" * 32))
     receiver = Verifier(ENDPOINT.public, {GATEWAY.public: "laptop", other.public: "other"})

@@ -18,7 +18,7 @@ def offer(now: float = NOW) -> bytes:
     return seal(GATEWAY, body)
 
 
-def started(path: Path, now: float = NOW) -> Verifier:
+def started(path: Path, now: float | None = NOW) -> Verifier:
     """A process that has just started."""
     verifier = Verifier(ENDPOINT.public, {GATEWAY.public: "laptop"})
     verifier.keep_in(NonceFile(path), now)
@@ -79,3 +79,24 @@ def test_a_file_that_cannot_be_used_is_a_warning(
     verifier.open(offer(), NOW)
     verifier.open(offer(), NOW)
     assert caplog.text.count("cannot be used: No such file or directory") == 1
+
+
+def test_while_the_time_is_not_known_nothing_is_forgotten(tmp_path: Path) -> None:
+    path, envelope = tmp_path / "nonces", offer()
+    started(path).open(envelope, NOW)
+    with pytest.raises(EnvelopeRejected) as caught:
+        started(path, None).open(envelope, NOW)
+    assert caught.value.reason_code == "replayed"
+
+
+def test_what_a_restart_has_forgotten_stays_refused_when_the_clock_goes_back(
+    tmp_path: Path,
+) -> None:
+    path, envelope = tmp_path / "nonces", offer()
+    started(path).open(envelope, NOW)
+    again = started(path, NOW + 3600)  # the clock is wrong, and the nonce is dropped
+    assert again.remembered == 0
+    with pytest.raises(EnvelopeRejected) as caught:
+        again.open(envelope, NOW)
+    assert caught.value.reason_code == "expired"
+    again.open(offer(NOW + 2), NOW + 2)  # what is newer is not refused for it
