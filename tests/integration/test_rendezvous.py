@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -227,7 +228,7 @@ async def test_a_proxy_that_wants_a_password_is_named(
     client = Rendezvous(f"wss://{NAME}/", identity, Delays(), proxy=f"http://{where}")
     place.clients.append(client)
     client.start()
-    await until(lambda: client.problem == "the HTTP proxy answered with status 407")
+    await until(lambda: str(client.problem).startswith("the HTTP proxy answered with status 407"))
 
 
 async def test_a_wrong_clock_is_told(
@@ -242,6 +243,28 @@ async def test_a_wrong_clock_is_told(
     place.client(PrivateIdentity.generate())
     await until(lambda: "s behind that of the rendezvous" in caplog.text)
     assert len(node.registry) == 1
+
+
+async def test_the_same_problem_is_told_once_with_what_to_do(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    await place.start()
+    await place.stop()
+    client = place.client(PrivateIdentity.generate())
+    caplog.set_level(logging.DEBUG, "socks_tunnel.signaling.rendezvous")
+
+    def told(level: int) -> list[str]:
+        return [
+            r.getMessage() for r in caplog.records if r.levelno == level and "again in" in r.msg
+        ]
+
+    await until(lambda: len(told(logging.DEBUG)) >= 3)
+    (line,) = told(logging.WARNING)
+    assert "Is the other side running" in line
+    await place.start()
+    await until(lambda: client.problem is None)
+    await place.stop()
+    await until(lambda: len(told(logging.WARNING)) >= 3)  # that it has ended, and the refusal anew
 
 
 @pytest.mark.parametrize("trusting", [True, False])

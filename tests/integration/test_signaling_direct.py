@@ -441,7 +441,7 @@ async def answered_with(response: bytes) -> str:
 @pytest.mark.parametrize(
     ("response", "sentence"),
     [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "is it an endpoint?"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "a captive portal"),
         (b"HTTP/1.1 302 Found\r\nLocation: http://192.0.2.1/\r\n\r\n", "status 302"),
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "status 404"),
         (b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\nhi", "gave no answer"),

@@ -9,7 +9,7 @@ from typing import Any, Final
 from socks_tunnel.client import instances
 from socks_tunnel.client.own import OwnInstance
 from socks_tunnel.config.settings import Config
-from socks_tunnel.diagnosis.advice import explain, known, why_chosen
+from socks_tunnel.ops.advice import explain, known, why_chosen
 from socks_tunnel.ops.findings import Finding
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.supervisor import control_client

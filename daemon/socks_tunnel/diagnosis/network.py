@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from socks_tunnel.config.settings import Config, Peer
-from socks_tunnel.diagnosis.advice import explain
+from socks_tunnel.ops.advice import explain
 from socks_tunnel.ops.findings import Finding, Level
 from socks_tunnel.peer.ice import IceConnection, IceSettings, candidate_addresses
 from socks_tunnel.peer.ice.servers import ALIVE_PATIENCE, MEMORY

@@ -38,6 +38,7 @@ from socks_tunnel.signaling.carrier import (
 )
 from socks_tunnel.signaling.envelope import ENVELOPE_MAX
 from socks_tunnel.signaling.http_client import Answer, HttpFailure, request
+from socks_tunnel.signaling.portal import PORTAL_WORDS, is_portal
 from socks_tunnel.signaling.tls import client_context
 
 _log = logging.getLogger(__name__)
@@ -244,8 +245,10 @@ class DirectClient:
             return f"{self._name} refused {what}; its log says why"
         if status == 503:
             return f"{self._name} is too busy for {what}"
-        if status >= 500:
+        if status >= 500 and not is_portal(status):
             return f"{self._name} failed on {what} (HTTP status {status})"
+        if is_portal(status):
+            return f"{self._name}: {PORTAL_WORDS} (HTTP status {status} to {what})"
         return f"{self._name} answered {what} with HTTP status {status}: is it an endpoint?"
 
     async def _request(

@@ -18,11 +18,12 @@ import ssl
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 from urllib.parse import urlsplit
 
 import aiohttp
 
+from socks_tunnel.ops.advice import advice_for
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError
@@ -55,7 +56,7 @@ from socks_tunnel.signaling.carrier import (
 from socks_tunnel.signaling.clock import SignalingClock
 from socks_tunnel.signaling.identity import PrivateIdentity, public_key_text
 from socks_tunnel.signaling.presence import PresenceBoard
-from socks_tunnel.signaling.rendezvous_asking import ANSWERS, Waiting
+from socks_tunnel.signaling.rendezvous_asking import ANSWERS, Delays, Waiting
 from socks_tunnel.signaling.rendezvous_words import (
     CONNECT_TIMEOUT,
     clock_advice,
@@ -84,16 +85,6 @@ HANDLE_TIMEOUT: Final = 30.0
 
 LIVED_LONG: Final = 10.0
 """Seconds after which a connection that ends does not count as a failure in a row."""
-
-
-class Delays(Protocol):
-    """How long to wait between attempts."""
-
-    def next(self) -> float:
-        """Returns the seconds before the next attempt."""
-
-    def reset(self) -> None:
-        """The last attempt was a success."""
 
 
 class _Ended(Exception):  # noqa: N818 - not always an error
@@ -126,6 +117,7 @@ class Rendezvous:
         self.url = url
         self.problem: str | None = "not connected yet"
         """Why there is no connection, as a sentence; None while there is one."""
+        self._told_problem: str | None = None
         self._host = urlsplit(url).netloc.lower()
         self._identity = identity
         self._delays = delays
@@ -209,7 +201,10 @@ class Rendezvous:
             if loop.time() - began >= LIVED_LONG:
                 self._delays.reset()
             delay = self._delays.next()
-            _log.warning("rendezvous %s: %s; trying again in %.1f s", self.url, problem, delay)
+            level = logging.DEBUG if problem == self._told_problem else logging.WARNING
+            self._told_problem = problem  # the same is said once
+            text, advice = "rendezvous %s: %s; trying again in %.1f s.%s", advice_for(problem)
+            _log.log(level, text, self.url, problem, delay, advice)
             await asyncio.sleep(delay)
 
     def _closed(self) -> None:
@@ -266,7 +261,7 @@ class Rendezvous:
         welcome = protocol.welcome
         assert welcome is not None
         _log.info("rendezvous %s: connected", self.url)
-        self.problem = None
+        self.problem = self._told_problem = None
         self._tell_skew(protocol.skew)
         if len(self._watched) > welcome.watch:
             raise _Ended(

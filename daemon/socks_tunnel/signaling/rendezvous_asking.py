@@ -1,12 +1,22 @@
-"""Parcels that ask for something through a rendezvous service, while they wait for an answer."""
+"""Parcels that ask for something through a rendezvous service, and pauses between attempts."""
 
 import asyncio
-from typing import Final
+from typing import Final, Protocol
 
 from socks_tunnel.signaling.carrier import SignalingError
 
 ANSWERS: Final = {"offer": "answer", "join": "joined"}
 """What a parcel that asks is answered by, unless that is `refused`."""
+
+
+class Delays(Protocol):
+    """How long to wait between attempts."""
+
+    def next(self) -> float:
+        """Returns the seconds before the next attempt."""
+
+    def reset(self) -> None:
+        """The last attempt was a success."""
 
 
 class Waiting:

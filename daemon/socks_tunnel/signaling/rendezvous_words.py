@@ -1,6 +1,8 @@
 """What a rendezvous service offers, and how the connection to it ended, in words."""
 
 import logging
+import os
+import socket
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -11,6 +13,7 @@ from socks_tunnel.protocol.ice_urls import parse_ice_url
 from socks_tunnel.protocol.rendezvous import CLOSE_MEANINGS, TurnServer
 from socks_tunnel.signaling.carrier import IceServers
 from socks_tunnel.signaling.clock import SignalingClock
+from socks_tunnel.signaling.portal import PORTAL_WORDS, is_portal
 
 _log = logging.getLogger(__name__)
 
@@ -61,14 +64,29 @@ def failure_sentence(error: Exception) -> str:
     match error:
         case aiohttp.ClientConnectorCertificateError():
             return f"its certificate is not trusted here: {clip(error.certificate_error)}"
+        case aiohttp.WSServerHandshakeError(status=status) if is_portal(status):
+            return f"{PORTAL_WORDS} (HTTP status {status})"
         case aiohttp.WSServerHandshakeError():
             return f"it answered with HTTP status {error.status}"
+        case aiohttp.ClientHttpProxyError(status=407):
+            return "the HTTP proxy answered with status 407; it wants a user and a password"
         case aiohttp.ClientHttpProxyError():
             return f"the HTTP proxy answered with status {error.status}"
+        case aiohttp.ClientConnectorDNSError():
+            return f"its name cannot be resolved: {_words(error.os_error)}"
+        case aiohttp.ClientConnectorError():
+            return f"it cannot be reached: {_words(error.os_error)}"
         case TimeoutError():
             return f"no answer within {CONNECT_TIMEOUT:g} s"
         case _:
             return clip(error)
+
+
+def _words(error: OSError) -> str:
+    """Returns the system's words: asyncio has its own for a connection that is refused."""
+    if isinstance(error, socket.gaierror) or not error.errno or error.errno < 0:
+        return clip(error.strerror or error)
+    return os.strerror(error.errno)
 
 
 def end_sentence(ws: aiohttp.ClientWebSocketResponse, message: Any) -> str:

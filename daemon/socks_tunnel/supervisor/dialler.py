@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from socks_tunnel.config.settings import Peer
+from socks_tunnel.ops.advice import advice_for
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.ice import IceSettings
 from socks_tunnel.peer.transport import TransportError
@@ -136,11 +137,11 @@ class Dialler:
             try:
                 link = await self._dial()
             except _EXPECTED as error:
-                # While flows wait there is an attempt each second: the same is not said each time.
-                again = str(error) == self.last_failure and self._waited() is not None
-                delay = self._failed(str(error))
-                level = logging.DEBUG if again else logging.WARNING
-                _log.log(level, "cannot reach %s: %s; trying again in %.1f s", name, error, delay)
+                reason = str(error)
+                level = logging.DEBUG if reason == self.last_failure else logging.WARNING
+                delay = self._failed(reason)
+                text = "cannot reach %s: %s; trying again in %.1f s.%s"  # the same is said once
+                _log.log(level, text, name, reason, delay, advice_for(reason))
             except Exception as error:  # noqa: BLE001 - reported, and no reason to give the peer up
                 delay = self._failed(repr(error))
                 _log.exception("dialling %s failed; trying again in %.1f s", name, delay)

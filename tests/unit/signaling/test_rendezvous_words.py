@@ -1,8 +1,17 @@
 """What a rendezvous service offers, and how the connection to it ended, in words."""
 
+import errno
+import os
+import socket
+
+import aiohttp
 import pytest
+from aiohttp.client_reqrep import ConnectionKey
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL as URL_
 
 from socks_tunnel.protocol.rendezvous import TurnServer
+from socks_tunnel.signaling.portal import PORTAL_WORDS
 from socks_tunnel.signaling.rendezvous_words import failure_sentence, usable_servers
 
 URL = "wss://r.example/"
@@ -24,3 +33,32 @@ def test_what_is_no_turn_server_is_left_out(caplog: pytest.LogCaptureFixture) ->
 
 def test_an_error_without_words_still_says_something() -> None:
     assert failure_sentence(TimeoutError()) == "no answer within 15 s"
+
+
+@pytest.mark.parametrize("status", [200, 302, 511])
+def test_a_portal_that_answers_in_place_of_the_service(status: int) -> None:
+    error = aiohttp.WSServerHandshakeError(info(), (), status=status)
+    assert failure_sentence(error) == f"{PORTAL_WORDS} (HTTP status {status})"
+
+
+def test_other_answers_of_a_server() -> None:
+    gone = aiohttp.WSServerHandshakeError(info(), (), status=404)
+    assert failure_sentence(gone) == "it answered with HTTP status 404"
+    for status, words in ((407, "; it wants a user and a password"), (502, "")):
+        error = aiohttp.ClientHttpProxyError(info(), (), status=status)
+        assert failure_sentence(error) == f"the HTTP proxy answered with status {status}{words}"
+
+
+def test_what_the_host_itself_lacks() -> None:
+    key = ConnectionKey("r.example", 443, True, True, None, None, None)
+    offline = OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+    sentence = failure_sentence(aiohttp.ClientConnectorError(key, offline))
+    assert sentence == "it cannot be reached: Network is unreachable"
+    nameless = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    sentence = failure_sentence(aiohttp.ClientConnectorDNSError(key, nameless))
+    assert sentence == "its name cannot be resolved: Temporary failure in name resolution"
+
+
+def info() -> aiohttp.RequestInfo:
+    url = URL_(URL)
+    return aiohttp.RequestInfo(url, "GET", CIMultiDictProxy(CIMultiDict()), url)

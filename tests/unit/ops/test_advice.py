@@ -2,11 +2,12 @@
 
 import pytest
 
-from socks_tunnel.diagnosis.advice import explain, known, why_chosen
+from socks_tunnel.ops.advice import advice_for, explain, known, why_chosen
 from socks_tunnel.ops.labels import PATH_KINDS
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.signaling.envelope import EnvelopeRejected, Verifier, new_body, seal
 from socks_tunnel.signaling.identity import PrivateIdentity
+from socks_tunnel.signaling.portal import PORTAL_WORDS
 
 
 def rejection(*, now: float = 0.0, stranger: bool = False, other: bool = False) -> str:
@@ -51,6 +52,10 @@ def rejection(*, now: float = 0.0, stranger: bool = False, other: bool = False) 
         ("STUN server stun:a:3478: its name cannot be resolved: Temporary failure", "DNS"),
         ("http://a/ cannot be reached: Connection refused", "signalling refused"),
         ("http://a/ did not answer within 15 s", "no answer"),
+        ("https://a/ cannot be reached: Network is unreachable", "offline"),
+        (f"https://a/: {PORTAL_WORDS} (HTTP status 302 to the offer)", "captive portal"),
+        ("rendezvous wss://a/: the HTTP proxy answered with status 407", "proxy authentication"),
+        ("rendezvous wss://a/: its name cannot be resolved: Try again", "DNS"),
         (
             "socks.listen: cannot listen on 127.0.0.1:1080: another program listens there",
             "port taken",
@@ -66,12 +71,23 @@ def test_a_fault_has_a_name_and_advice(sentence: str, about: str) -> None:
     assert found.advice
     assert explain(sentence, "link office").about == f"link office: {about}"
     assert known(sentence)
+    assert advice_for(sentence) == f" {found.advice}"
+
+
+def test_the_advice_in_a_log_line_is_not_said_twice() -> None:
+    said = "cannot reach office: http://a/ cannot be reached: Network is unreachable"
+    found = explain(f"{said}; trying again in 0.5 s.{advice_for(said)}")
+    assert found.sentence == (
+        f"{said}; trying again in 0.5 s. This host has no route to that address."
+    )
+    assert found.advice == advice_for(said).strip()
 
 
 def test_what_nobody_has_seen_before_is_repeated() -> None:
     found = explain("the moon is in the way", "link")
     assert (found.about, found.sentence) == ("link", "the moon is in the way.")
     assert not known("the moon is in the way")
+    assert advice_for("the moon is in the way") == ""
     assert clip(found.advice)
 
 

@@ -48,7 +48,7 @@ _CASES: Final = (
         "keys in both configurations, the clocks, and ice.addresses.",
     ),
     _case(
-        r"HTTP status 407|wants a user and a password",
+        r"HTTP status 407|answered with status 407|wants a user and a password",
         "proxy authentication",
         "The proxy asks for a user name and a password, or does not accept them.",
         "Write them into the proxy's URL: http://USER:PASSWORD@HOST:PORT.",
@@ -79,6 +79,13 @@ _CASES: Final = (
         "a TURN server in [ice], on port 443 by TCP or TLS if nothing else is let out.",
     ),
     _case(
+        r"captive portal",
+        "captive portal",
+        "Something on the way answers in place of the server.",
+        "Open any web page in a browser on this network and log in, or have the network let the "
+        "server through.",
+    ),
+    _case(
         r"certificate of .* does not verify|no TLS with|TLS fails",
         "TLS",
         "The encrypted connection cannot be set up.",
@@ -97,6 +104,12 @@ _CASES: Final = (
         "Nothing listens on that port.",
         "Is the other side running, and is this the address and port of its listener? A firewall "
         "that rejects looks the same.",
+    ),
+    _case(
+        r"Network is unreachable",
+        "offline",
+        "This host has no route to that address.",
+        "Connect it to a network; `ip route` shows whether there is a default route.",
     ),
     _case(
         r"did not answer within|timed out|No route to host|unreachable",
@@ -130,8 +143,16 @@ def explain(sentence: str, about: str = "") -> Finding:
     for case in _CASES:
         if case.pattern.search(sentence):
             name = f"{about}: {case.about}" if about else case.about
-            return Finding("problem", name, f"{sentence}. {case.meaning}", case.advice)
+            # A log line has the advice at its end already.
+            plain = sentence.removesuffix(f" {case.advice}").rstrip(".")
+            return Finding("problem", name, f"{plain}. {case.meaning}", case.advice)
     return Finding("problem", about or "failure", f"{sentence}.", "The log has more.")
+
+
+def advice_for(sentence: str) -> str:
+    """Returns what to do about a failure, for the end of a log line; empty if nobody knows."""
+    case = next((case for case in _CASES if case.pattern.search(sentence)), None)
+    return "" if case is None else f" {case.advice}"
 
 
 def known(sentence: str) -> bool:
