@@ -31,10 +31,9 @@ async def test_delays_are_short_while_flows_wait_and_grow_with_the_time_that_the
 ) -> None:
     gateway, _, carrier = await with_slow_carrier(world)
     (dialling,) = manager(gateway)._diallers.values()
-    for _ in range(20):
-        delay = dialling._delay()
+    delays = [dialling._delay() for _ in range(100)]
     assert dialling._waited() is None
-    assert delay > 2 * dialler.WAITING_DELAY
+    assert max(delays) > 2 * dialler.WAITING_DELAY, "each of them is drawn by lot"
     await until(lambda: gateway.router.target)
     number = gateway.router.target
     gateway.routes.from_worker(number, [memoryview(OpenConnection(2, "x.example", 80).encode())])
