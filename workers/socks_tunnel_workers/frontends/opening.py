@@ -1,7 +1,5 @@
 """A client's request, from the moment that it is understood until it is a flow or is refused.
 
-This file is long because every event of client, session and flow meets in one request.
-
 All front ends end here: SOCKS5, SOCKS4, HTTP and the TCP forwards. Each of them says what its
 client wants and how to answer it (:class:`Asker`); the rest is the same for all, and happens here
 alone::
@@ -30,15 +28,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from socks_tunnel.protocol.addresses import HostPort, parse_ip
+from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
-from socks_tunnel.protocol.messages import (
-    Answer,
-    Bind,
-    OpenConnection,
-    ResolveKind,
-)
-from socks_tunnel.protocol.policy import Verdict
+from socks_tunnel.protocol.messages import Answer, ResolveKind
 from socks_tunnel.protocol.socks5 import (
     BindRequest,
     ConnectRequest,
@@ -49,9 +41,15 @@ from socks_tunnel.protocol.socks5 import (
 from socks_tunnel_workers.frontends.asking import COMMANDS, Asker, sentence_of
 from socks_tunnel_workers.frontends.associating import Associating
 from socks_tunnel_workers.frontends.identity import Client
+from socks_tunnel_workers.frontends.requests import (
+    asks_for_literal,
+    named_by,
+    opening_of,
+    refused_here,
+    route_of,
+)
 from socks_tunnel_workers.frontends.resolving import Question
 from socks_tunnel_workers.frontends.watching import ClientWatch
-from socks_tunnel_workers.relay.local_policy import allowed_here
 from socks_tunnel_workers.relay.routed_udp import RoutedAssociation
 from socks_tunnel_workers.relay.tcp import TcpRelay
 from socks_tunnel_workers.relay.udp import GatewayAssociation, Relayed
@@ -169,7 +167,7 @@ class Opening:
         clients = self._clients
         seconds = clients.settings.config.socks.connect_timeout
         self._timer = clients.loop.call_later(seconds, clients.guard, self.asker, self._timed_out)
-        if isinstance(self._request, ResolveRequest) and self._is_literal(self._request):
+        if isinstance(self._request, ResolveRequest) and asks_for_literal(self._request):
             self._stop()
             self.asker.resolved((Answer(0, self._request.host),))
             return
@@ -201,21 +199,16 @@ class Opening:
 
     def _find_route(self) -> bool:
         """Finds the route of what is asked for; refuses the request if there is none."""
-        routing = self._clients.routing
-        match self._request:
-            case UdpAssociateRequest():
-                self._route = 0
-                return True
-            case ResolveRequest(host=host):
-                found = routing.match(host, None)
-                what: object = host
-            case request:
-                what = request.destination
-                found = routing.match(*request.destination)
+        request, routing = self._request, self._clients.routing
+        if isinstance(request, UdpAssociateRequest):
+            self._route = 0
+            return True
+        found = route_of(request, routing)
         if found is not None:
             self._route = found.number
             return True
-        routing.report_unrouted(str(what), self.client, self.command)
+        what = str(named_by(request))
+        routing.report_unrouted(what, self.client, self.command)
         self._finish(CloseReason.NOT_ALLOWED, f"no route of this gateway leads to {what}")
         return False
 
@@ -239,65 +232,38 @@ class Opening:
         assert session is not None
         self._asked = True
         match self._request:
-            case ConnectRequest(destination=destination):
-                opening = OpenConnection(0, destination.host, destination.port)
-                self._open_stream(session, destination, opening)
-            case BindRequest(destination=destination):
-                self._open_stream(session, destination, Bind(0, destination))
+            case ConnectRequest() | BindRequest():
+                self._open_stream(session, self._request)
             case UdpAssociateRequest():
                 self._open_association(session)
             case ResolveRequest():
                 self._open_question(session, self._request)
 
     def _allowed(self, peer: str, conn_id: int) -> bool:
-        """Asks the gateway's own policy, and refuses the request if it says no.
-
-        Without a peer only a refusal is recorded: the request is asked about again when there is a
-        session, by the policy of that time.
-        """
-        request = self._request
-        policy = self._clients.settings.policies.default
-        if policy is None or isinstance(request, UdpAssociateRequest):
-            return True
-        if isinstance(request, ResolveRequest):
-            destination = HostPort(request.host, policy.some_port)
-        else:
-            destination = request.destination
-        if not peer and policy.check(destination).verdict is not Verdict.DENIED:
-            return True
-        if allowed_here(
-            self._clients.counters,
-            policy,
-            destination,
-            peer=peer,
-            conn_id=conn_id,
-            command=self.command,
-        ):
+        """Asks the gateway's own policy, and refuses the request if it says no."""
+        clients = self._clients
+        refused = refused_here(
+            clients.settings, clients.counters, self._request, peer=peer, conn_id=conn_id
+        )
+        if refused is None:
             return True
         self._finish(
-            CloseReason.NOT_ALLOWED,
-            f"the policy of this gateway does not allow {destination}",
+            CloseReason.NOT_ALLOWED, f"the policy of this gateway does not allow {refused}"
         )
         return False
 
-    def _open_stream(
-        self, session: WorkerSession, destination: HostPort, opening: OpenConnection | Bind
-    ) -> None:
+    def _open_stream(self, session: WorkerSession, request: ConnectRequest | BindRequest) -> None:
         conn_id = session.allocate()
         if not self._allowed(session.peer, conn_id):
             return
-        if isinstance(opening, Bind):
-            message = Bind(conn_id, opening.caller).encode()
-        else:
-            message = OpenConnection(conn_id, opening.host, opening.port).encode()
         relay = TcpRelay(
             session,
             conn_id,
             command=self.command,
             client=self.client,
-            destination=destination,
+            destination=request.destination,
             opener=self,
-            opening=message,
+            opening=opening_of(request, conn_id),
         )
         self._admit(session, relay)
         self._clients.routing.unanswered[self] = None
@@ -353,11 +319,6 @@ class Opening:
         self._admit(session, question)
         self._clients.routing.unanswered[self] = None
         question.ask()
-
-    @staticmethod
-    def _is_literal(request: ResolveRequest) -> bool:
-        """Whether it asks for the address of an address, which takes no tunnel to tell."""
-        return not request.reverse and parse_ip(request.host) is not None
 
     # --- answers of the flow --------------------------------------------------------------------
 
