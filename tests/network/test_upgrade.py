@@ -6,6 +6,7 @@ Process ids stay, so the test's handles of the daemons stay true.
 
 import contextlib
 import itertools
+import os
 import shutil
 import signal
 import socket
@@ -160,7 +161,28 @@ def test_the_command_says_how_it_went(alive: Tunnel, installed: Installed) -> No
         assert sock.recv(10) == b"on"
 
 
-def command(daemon: Daemon) -> subprocess.CompletedProcess[str]:
+def test_a_terminal_shows_how_far_it_is(alive: Tunnel, installed: Installed) -> None:
+    installed.put(version("9.101"))
+    (daemon,) = daemons(alive, "gateway")
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        try:
+            done = command(daemon, stderr=theirs)
+        finally:
+            os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+            while piece := terminal.read(65_536):
+                shown += piece
+    assert done.returncode == 0, shown
+    lines = shown.decode().split("\r\x1b[K")
+    assert lines[1] == "the installed program is asked whether it can take over"
+    assert any(line.startswith("version 9.101 takes the place of ") for line in lines)
+    assert lines[-1] == "", "the line is taken away"
+    assert "version 9.101 has taken the place of" in done.stdout
+
+
+def command(daemon: Daemon, stderr: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             sys.executable,
@@ -170,7 +192,8 @@ def command(daemon: Daemon) -> subprocess.CompletedProcess[str]:
             "--socket",
             str(daemon.runtime_directory / "control.sock"),
         ],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         timeout=PATIENCE,
         check=False,

@@ -1,6 +1,8 @@
 """`socks-tunnel upgrade`: the running program is replaced by the installed one, no flow is lost."""
 
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,6 +10,7 @@ import click
 
 from socks_tunnel.cli.asking import no_answer, of_instance, path_of
 from socks_tunnel.cli.frame import Failure, Unavailable
+from socks_tunnel.client.progress import Progress
 from socks_tunnel.supervisor import control_client
 
 CHECK_TIMEOUT: Final = 90.0
@@ -28,10 +31,31 @@ POLL: Final = 0.1
 def upgrade(instance: str | None, socket_path: Path | None) -> None:
     """Replace the running program by the installed one; its flows go on.
 
+    In a terminal, a line says how far it is.
+
     Exit code 1: the installed program cannot take over, and the running one goes on. Exit code 69:
     the running version cannot do this, or the new one does not answer; restart the service.
     """
     path = path_of(instance, socket_path)
+    # A script gets one sentence; the line is for whoever watches.
+    progress = Progress(sys.stderr) if sys.stderr.isatty() else None
+    show = _unseen if progress is None else progress.show
+    show("the installed program is asked whether it can take over")
+    try:
+        sentence = _replace(path, show)
+    finally:
+        if progress is not None:
+            progress.clear()
+    click.echo(sentence)
+
+
+def _unseen(line: str) -> None:
+    """Shows a line to nobody."""
+    del line
+
+
+def _replace(path: Path, show: Callable[[str], None]) -> str:
+    """Has the program replaced; returns a sentence. `show` is told how far it is."""
     begun = _ask(path, {"op": "upgrade"}, CHECK_TIMEOUT)
     if not begun.get("ok"):
         complaint = str(begun.get("error", "no reason given"))
@@ -39,15 +63,26 @@ def upgrade(instance: str | None, socket_path: Path | None) -> None:
             raise Unavailable(f"it cannot be replaced in place, restart it: {complaint}")
         raise Failure(f"refused: {complaint}")
     before = begun["result"]
-    deadline = time.monotonic() + COME_UP_TIMEOUT
-    found = _wait(path, before["upgrades"] + 1, deadline)
+    began = time.monotonic()
+
+    def waiting() -> None:
+        seconds = time.monotonic() - began
+        show(f"version {before['to']} takes the place of {before['from']}, since {seconds:.0f} s")
+
+    found = _wait(path, before["upgrades"] + 1, began + COME_UP_TIMEOUT, waiting)
     if found is None:
         raise Unavailable(f"version {before['to']} does not answer: the journal says why")
     deadline = time.monotonic() + RESUMED_TIMEOUT
+
+    def resuming() -> None:
+        left = max(deadline - time.monotonic(), 0)
+        show(f"version {before['to']} runs; its flows are being resumed, for another {left:.0f} s")
+
     while found["resumed_after"] is None and time.monotonic() < deadline:
+        resuming()
         time.sleep(POLL)
-        found = _wait(path, before["upgrades"] + 1, deadline) or found
-    click.echo(_sentence(found))
+        found = _wait(path, before["upgrades"] + 1, deadline, resuming) or found
+    return _sentence(found)
 
 
 def _sentence(found: dict[str, Any]) -> str:
@@ -58,9 +93,15 @@ def _sentence(found: dict[str, Any]) -> str:
     return f"{replaced}; {found['flows']} flows went on after {after:.1f} s"
 
 
-def _wait(path: Path, upgrades: int, deadline: float) -> dict[str, Any] | None:
-    """Returns what the next program says of the replacement; None if it has not come in time."""
+def _wait(
+    path: Path, upgrades: int, deadline: float, waiting: Callable[[], None]
+) -> dict[str, Any] | None:
+    """Returns what the next program says of the replacement; None if it has not come in time.
+
+    `waiting` is called before each question.
+    """
     while True:
+        waiting()
         left = deadline - time.monotonic()
         try:
             answer = control_client.request(path, {"op": "status"}, timeout=max(left, 1.0))

@@ -41,6 +41,12 @@ class Progress:
         self._stream.write(f"{_CLEAR}{line}\n" if self._terminal else f"{line}\n")
         self._stream.flush()
 
+    def clear(self) -> None:
+        """Takes the line away, in a terminal."""
+        if self._terminal:
+            self._stream.write(_CLEAR)
+            self._stream.flush()
+
 
 def follow(
     path: Path,

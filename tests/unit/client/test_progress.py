@@ -19,6 +19,14 @@ def test_in_a_terminal_the_line_is_written_over() -> None:
     assert stream.getvalue() == "\r\x1b[K2 left\r\x1b[K1 left\r\x1b[Kended\n"
 
 
+def test_the_line_can_be_taken_away() -> None:
+    for stream, shown in ((Terminal(), "\r\x1b[K2 left\r\x1b[K"), (io.StringIO(), "2 left\n")):
+        progress = Progress(stream, lambda: 0.0)
+        progress.show("2 left")
+        progress.clear()
+        assert stream.getvalue() == shown
+
+
 def test_elsewhere_a_line_is_written_now_and_then() -> None:
     stream, now = io.StringIO(), 0.0
     progress = Progress(stream, lambda: now)
