@@ -190,7 +190,7 @@ def test_prometheus_scrapes_both_sides_under_load(
         assert processes == {
             (site, process)
             for site in ("home", "office")
-            for process in ("supervisor", "exporter", "worker-0", "worker-1")
+            for process in ("supervisor", "nursery", "exporter", "worker-0", "worker-1")
         }
         wait_until(
             lambda: all(prometheus.query(f"count({name})") for name in sorted(recorded() - RATIOS)),

@@ -9,7 +9,7 @@ gateway, where the configuration bounds both.
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from socks_tunnel.ops.meters import (
     Histogram,
 )
 from socks_tunnel.ops.multiprocess import Labels, Sample, file_of
-from socks_tunnel.ops.process_figures import process_figures
+from socks_tunnel.ops.process_figures import ProcessFigures, figures_of, process_figures
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -316,6 +316,8 @@ class Metrics:
             registry.register(self)
         global _files
         self.files, _files = _files, None
+        self.others: dict[str, Callable[[], int | None]] = {}
+        """Children that count nothing themselves: their process ids, if they run, by label."""
         self.process = "alone" if self.files is None else self.files.slot
         """The label of this process where a metric has one for each process."""
         if self.files is not None:
@@ -334,17 +336,24 @@ class Metrics:
         self.build_info.labels(role, socks_tunnel.__version__, python, aiortc).set(1)
 
     def measure(self) -> None:
-        """Takes the figures of this process; nothing where there is no /proc."""
+        """Takes the figures of this process and of :attr:`others`; none where there is no /proc."""
         try:
-            figures = process_figures()
+            self._take(self.process, process_figures())
         except OSError as error:
             _log.debug("no figures of this process: %s", error)
-            return
-        own = self.process
-        self.process_cpu_seconds_total.labels(own).set(figures.cpu_seconds)
-        self.process_resident_bytes.labels(own).set(figures.resident_bytes)
-        self.process_open_fds.labels(own).set(figures.open_descriptors)
-        self.process_max_fds.labels(own).set(figures.descriptor_limit)
+        for name, pid_of in self.others.items():
+            pid = pid_of()
+            try:
+                if pid is not None:
+                    self._take(name, figures_of(pid))
+            except OSError as error:  # it has just ended
+                _log.debug("no figures of %s: %s", name, error)
+
+    def _take(self, name: str, figures: ProcessFigures) -> None:
+        self.process_cpu_seconds_total.labels(name).set(figures.cpu_seconds)
+        self.process_resident_bytes.labels(name).set(figures.resident_bytes)
+        self.process_open_fds.labels(name).set(figures.open_descriptors)
+        self.process_max_fds.labels(name).set(figures.descriptor_limit)
 
     def observe_lag(self, seconds: float) -> None:
         """Counts how late the event loop of this process was."""

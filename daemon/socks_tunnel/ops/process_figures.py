@@ -1,7 +1,8 @@
-"""What the kernel says of this process: processor time, memory, file descriptors.
+"""What the kernel says of a process: processor time, memory, file descriptors.
 
-Each process asks for itself, so that nobody needs a right to look into another one. It is asked for
-as often as metrics are written, in the thread that writes them.
+Each process asks for itself, so that nobody needs a right to look into another one; but a nursery
+has no metrics of its own, and the supervisor asks for it. It is asked for as often as metrics are
+written, in the thread that writes them.
 """
 
 import os
@@ -14,6 +15,7 @@ from typing import Final
 _STATM: Final = Path("/proc/self/statm")
 _DESCRIPTORS: Final = Path("/proc/self/fd")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,21 @@ class ProcessFigures:
     resident_bytes: int
     open_descriptors: int
     descriptor_limit: int
+
+
+def figures_of(pid: int) -> ProcessFigures:
+    """Returns the figures of a child. Raises :class:`OSError`, also if it has ended."""
+    directory = Path(f"/proc/{pid}")
+    # The name of the program, in parentheses, may hold anything (proc_pid_stat(5)).
+    fields = (directory / "stat").read_text().rpartition(")")[2].split()
+    user, system = int(fields[11]), int(fields[12])
+    limit, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    return ProcessFigures(
+        cpu_seconds=(user + system) / _TICKS,
+        resident_bytes=int((directory / "statm").read_text().split()[1]) * _PAGE,
+        open_descriptors=len(os.listdir(directory / "fd")),  # noqa: PTH208 - names alone
+        descriptor_limit=limit,
+    )
 
 
 def process_figures() -> ProcessFigures:

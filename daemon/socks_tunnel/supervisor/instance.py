@@ -185,6 +185,7 @@ class Instance:
         self._worker_command = worker_command
         self._exporter_command = exporter_command
         self._nursery = Nursery()
+        self.metrics.others["nursery"] = lambda: self._nursery.pid
         self._listeners: list[Listener] = []
         self._metrics_listener: Listener | None = None
         self._control = ControlServer(paths.control_socket(directory), self._answer)

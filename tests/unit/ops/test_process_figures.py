@@ -8,7 +8,7 @@ import pytest
 
 from socks_tunnel.ops import process_figures as module
 from socks_tunnel.ops.metrics import Metrics
-from socks_tunnel.ops.process_figures import process_figures
+from socks_tunnel.ops.process_figures import figures_of, process_figures
 
 
 def test_figures_are_those_of_the_process() -> None:
@@ -34,6 +34,29 @@ def test_an_older_kernel_has_its_descriptors_counted(
     monkeypatch.setattr(module, "_DESCRIPTORS", Old("/proc/self/fd"))
     assert process_figures().open_descriptors == new
     del tmp_path
+
+
+NOBODY = 0x7FFF_FFFF
+"""More than any pid (proc_sys_kernel(5), pid_max)."""
+
+
+def test_figures_of_another_process_are_what_it_says_itself() -> None:
+    own, seen = process_figures(), figures_of(os.getpid())
+    assert seen.descriptor_limit == own.descriptor_limit
+    assert abs(seen.open_descriptors - own.open_descriptors) <= 1  # the one that lists
+    assert abs(seen.cpu_seconds - own.cpu_seconds) < 1
+    assert 0.5 < seen.resident_bytes / own.resident_bytes < 2
+
+
+def test_children_that_count_nothing_are_asked_for() -> None:
+    metrics = Metrics()
+    metrics.others["nursery"] = os.getpid
+    metrics.others["none"] = lambda: None
+    metrics.others["ended"] = lambda: NOBODY
+    metrics.measure()
+    assert metrics.process_open_fds.labels("nursery").value > 2
+    assert metrics.process_cpu_seconds_total.labels("nursery").value > 0
+    assert set(metrics.process_open_fds.series) == {(metrics.process,), ("nursery",)}
 
 
 def test_they_are_labelled_with_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
