@@ -1,11 +1,12 @@
 """What the way of a byte costs between the sockets and the transports: Python calls and wake-ups.
 
-    python -m bench.walk [--messages 400] [--size 16384]
+    python -m bench.walk [--messages 400] [--size 16384] [--connections 50]
 
 A gateway worker and an endpoint worker, their IPC streams and both supervisors' routing run on one
 event loop of asyncio (whose steps can be counted, unlike uvloop's), with a direct connection in
 place of the transports. Each room's Python functions are counted per message: first a download of
-bulk, then an echo of one byte. `docs/architecture.md` has the way in words.
+bulk, then an echo of one byte. Then they are counted per connection: handshake, request, an echo of
+one byte, close. `docs/architecture.md` has the way in words.
 """
 
 import argparse
@@ -148,18 +149,35 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     SERVED.set()
 
 
-def show(what: str, counter: Counter, messages: int) -> None:
+def show(what: str, counter: Counter, messages: int, each: str = "message") -> None:
     total = sum(counter.calls.values())
     rooms = ", ".join(
         f"{room} {counter.calls[room] / messages:.1f}" for room in ROOMS if counter.calls[room]
     )
     print(
         f"{what}: {total / messages:.1f} Python calls and {counter.turns / messages:.2f} turns of "
-        f"the loop a message ({rooms})"
+        f"the loop a {each} ({rooms})"
     )
 
 
-async def walk(messages: int, size: int) -> None:
+def request(port: int) -> bytes:
+    """Returns a SOCKS5 greeting and a CONNECT to that port of loopback."""
+    return b"\x05\x01\x00\x05\x01\x00\x01\x7f\x00\x00\x01" + port.to_bytes(2)
+
+
+async def connection(proxy: int, target: int, routers: Sequence[Router]) -> None:
+    """Opens a connection, has one byte echoed, and waits until nobody knows of it any more."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy)
+    writer.write(request(target))
+    await reader.readexactly(12)
+    writer.write(b"\n")
+    await reader.readexactly(1)
+    writer.close()
+    while any(router.flows for router in routers):
+        await asyncio.sleep(0)
+
+
+async def walk(messages: int, size: int, connections: int) -> None:
     """Drives both ways and prints what they cost."""
     with tempfile.TemporaryDirectory() as name:
         files = write_configs(Path(name))
@@ -174,7 +192,7 @@ async def walk(messages: int, size: int) -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         reader, writer = await asyncio.open_connection("127.0.0.1", listening.getsockname()[1])
-        writer.write(b"\x05\x01\x00\x05\x01\x00\x01\x7f\x00\x00\x01" + port.to_bytes(2))
+        writer.write(request(port))
         await reader.readexactly(12)
         count: Callable[[], Counter] = Counter
         writer.write(b"b%d\n" % (64 * size))
@@ -190,6 +208,12 @@ async def walk(messages: int, size: int) -> None:
         show(f"echo of one byte, {messages} there and back", echo, messages)
         writer.close()
         await SERVED.wait()
+        where = listening.getsockname()[1], port, (gateway, endpoint)
+        await connection(*where)  # warm
+        with count() as opened:
+            for _ in range(connections):
+                await connection(*where)
+        show(f"{connections} connections one by one", opened, connections, "connection")
         server.close()
 
 
@@ -197,8 +221,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.walk")
     parser.add_argument("--messages", type=int, default=400)
     parser.add_argument("--size", type=int, default=16_384)
+    parser.add_argument("--connections", type=int, default=50)
     arguments = parser.parse_args()
-    asyncio.run(walk(arguments.messages, arguments.size))
+    asyncio.run(walk(arguments.messages, arguments.size, arguments.connections))
 
 
 if __name__ == "__main__":
