@@ -243,13 +243,25 @@ def check_ice(found: Findings, file: ConfigFile) -> None:
     urls = [parse_ice_url(url) for server in file.ice.servers for url in server.urls]
     if len(urls) > ICE_URLS_MAX:
         found.add(("ice", "servers"), f"has {len(urls)} URLs; at most {ICE_URLS_MAX} are asked")
-    if file.ice.policy == "relay" and not any(url.scheme != "stun" for url in urls):
-        found.add(("ice", "policy"), '"relay" needs a turn: or turns: server in ice.servers')
+    has_turn = any(url.scheme != "stun" for url in urls)
+    if file.ice.policy == "relay" and not has_turn and not _uses_rendezvous(file):
+        found.add(
+            ("ice", "policy"),
+            '"relay" needs a turn: or turns: server in ice.servers, or a rendezvous service',
+        )
     if file.ice.tls_ca is not None:
         if not any(url.scheme == "turns" for url in urls):
             found.add(("ice", "tls_ca"), "has no meaning without a turns: server")
         elif complaint := check_authorities(file.ice.tls_ca):
             found.add(("ice", "tls_ca"), complaint)
+
+
+def _uses_rendezvous(file: ConfigFile) -> bool:
+    """Returns whether a rendezvous service, which may offer relays, is named anywhere."""
+    signaling = file.signaling
+    return (signaling is not None and signaling.rendezvous is not None) or any(
+        peer.rendezvous is not None for peer in file.peers
+    )
 
 
 def _address(listener: HostPort) -> IPAddress:

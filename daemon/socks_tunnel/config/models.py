@@ -44,8 +44,6 @@ from socks_tunnel.protocol.ice_urls import parse_ice_url, parse_udp_ports
 from socks_tunnel.protocol.routes import ROUTES_MAX
 from socks_tunnel.protocol.urls import NO_PROXY, Proxy
 
-NOT_YET: Final = "is not supported yet"
-
 _INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")  # IFNAMSIZ is 16 with the final NUL
 _LOOKS_NUMERIC = re.compile(r"[0-9./]+|.*[:/].*")
 

@@ -18,7 +18,6 @@ from pydantic import (
 from socks_tunnel.config.basics import PeerName, Positive, Seconds, Table
 from socks_tunnel.config.errors import ConfigError, Problem, unknown_key
 from socks_tunnel.config.models import (
-    NOT_YET,
     FilePath,
     Listener,
     Log,
@@ -81,6 +80,11 @@ class Relay(Table):
 
     enabled: StrictBool = False
     bytes_per_second: Positive = 2_000_000
+    """Bytes that each key may send."""
+    sessions: Positive = 1024
+    """Connections between two hosts that are relayed at a time."""
+    idle_timeout: Seconds = 60
+    """Seconds without a datagram after which one of them is forgotten."""
 
 
 class TurnServer(Table):
@@ -195,8 +199,10 @@ def read_turn_secret(path: Path) -> bytes:
 
 def _complaints(file: RendezvousFile) -> list[tuple[KeyPath, str]]:
     found: list[tuple[KeyPath, str]] = []
-    if file.relay.enabled:
-        found.append((("relay", "enabled"), NOT_YET))
+    if file.relay.enabled and not file.keys:
+        # With clients = "any", it would be open to everybody.
+        message = "needs [[keys]]: one of the two hosts that it connects has to be listed"
+        found.append((("relay", "enabled"), message))
     if file.turn is not None:
         try:
             read_turn_secret(file.turn.secret_file)

@@ -8,20 +8,25 @@ Gateways and endpoints each hold one outbound WebSocket (RFC 6455) to the servic
     proof       client   "key": bin 32, "host": str, "time": int, "signature": bin 64,
                          "enrolment": bin
     welcome     service  "session": bin 8, "time": int,
-                         "limits": {"body": int, "watch": int, "rate": int},
+                         "limits": {"body": int, "watch": int, "rate": int,
+                                    "relay": int},
                          "turn": [{"urls": [str], "username": str, "credential": str}]
     watch       client   "keys": bin 32*n, "reset": bool,      whom the client may talk to
                          "guests": bool                        envelopes of others are welcome too
     presence    service  "online": bin 32*n, "offline": bin 32*n
     envelope    client   "to": bin 32, "body": bin
                 service  "from": bin 32, "body": bin
-    absent      service  "to": bin 32, "reason": str           an envelope was not passed on
+    relay       client   "to": bin 32, "channel": bin 8, "datagram": bin, "segment": int
+                service  "from": bin 32, "channel": bin 8, "datagram": bin, "segment": int
+    absent      service  "to": bin 32, "reason": str,          an envelope was not passed on,
+                         "channel": bin                        or datagrams of this channel
     drain       service  "within": int                         seconds in which to leave
 
 Unknown keys are ignored; an unknown kind is a protocol error. Times are Unix seconds. `turn` may be
 absent, `enrolment` (socks_tunnel.signaling.joining) is empty or absent where there is none, and
-`guests` is false where it is absent. A further `welcome` replaces what the first one said: it
-renews logins before they expire.
+`guests` is false where it is absent. Where the limit `relay` is absent or 0, no datagrams are
+relayed (socks_tunnel.protocol.rendezvous_relay). A further `welcome` replaces what the first one
+said: it renews logins before they expire.
 
 ::
 
@@ -58,6 +63,11 @@ import msgpack
 
 from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.rendezvous_relay import (
+    CHANNEL_SIZE,
+    Relayed,
+    decode_relayed,
+)
 
 PATH: Final = "/v1"
 """Path of the WebSocket, after the path of the URL that a configuration names."""
@@ -160,6 +170,7 @@ class Welcome:
 
     `body` is the longest parcel in bytes, `watch` the most keys that may be watched, `rate` the
     envelopes a second that are passed on for long. `turn` are servers that the client may use.
+    `relay` is how many bytes a second are relayed for it; 0: none are.
     """
 
     session: bytes
@@ -168,6 +179,7 @@ class Welcome:
     watch: int
     rate: int
     turn: tuple[TurnServer, ...] = ()
+    relay: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +220,14 @@ class FromKey:
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """An envelope was not passed on. `reason` is one of :data:`REASONS`."""
+    """An envelope was not passed on, or datagrams of a channel were not relayed.
+
+    `reason` is one of :data:`REASONS`; `channel` is empty for an envelope.
+    """
 
     to: bytes
     reason: str
+    channel: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,12 +241,18 @@ REASONS: Final[Mapping[str, str]] = {
     "absent": "the peer is not there, or does not name this host's key",
     "busy": "the peer takes no envelopes at the moment",
     "rate": "too many envelopes were sent",
+    "elsewhere": "the peer is at another node of the service, and each node relays only between "
+    "hosts that are connected to it",
+    "unrelayed": "the service relays nothing for this host",
+    "channels": "the service relays for as many hosts as it may already",
 }
-"""Why an envelope was not passed on, in the frame and in words."""
+"""Why something was not passed on, in the frame and in words. The last three are those of
+datagrams alone."""
 
-FromService: TypeAlias = Challenge | Welcome | Presence | FromKey | Absent | Drain
-FromClient: TypeAlias = Proof | Watch | ToKey
-Frame: TypeAlias = FromService | FromClient
+FromService: TypeAlias = Challenge | Welcome | Presence | FromKey | Absent | Drain | Relayed
+FromClient: TypeAlias = Proof | Watch | ToKey | Relayed
+Frame: TypeAlias = Challenge | Welcome | Presence | FromKey | Absent | Drain | Proof | Watch | ToKey
+"""All but datagrams, whose encoder has to know in which direction they go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,12 +300,12 @@ def _fields(frame: Frame) -> dict[str, Any]:
                 "signature": signature,
                 "enrolment": enrolment,
             }
-        case Welcome(session, time, body, watch, rate, turn):
+        case Welcome(session, time, body, watch, rate, turn, relay):
             return {
                 "kind": "welcome",
                 "session": session,
                 "time": time,
-                "limits": {"body": body, "watch": watch, "rate": rate},
+                "limits": {"body": body, "watch": watch, "rate": rate, "relay": relay},
                 "turn": [
                     {"urls": s.urls, "username": s.username, "credential": s.credential}
                     for s in turn
@@ -301,8 +323,8 @@ def _fields(frame: Frame) -> dict[str, Any]:
             return {"kind": "envelope", "to": to, "body": body}
         case FromKey(sender, body):
             return {"kind": "envelope", "from": sender, "body": body}
-        case Absent(to, reason):
-            return {"kind": "absent", "to": to, "reason": reason}
+        case Absent(to, reason, channel):
+            return {"kind": "absent", "to": to, "reason": reason, "channel": channel}
         case _:  # a Drain: there are no others
             return {"kind": "drain", "within": frame.within}
 
@@ -362,6 +384,8 @@ def decode_from_client(data: bytes) -> FromClient:
                 return Watch(_keys(fields, "keys"), reset, guests)
             case "envelope":
                 return ToKey(bounded.binary(fields, "to", KEY_SIZE), bounded.binary(fields, "body"))
+            case "relay":
+                return decode_relayed(bounded.binary(fields, "to", KEY_SIZE), fields)
             case _:
                 raise bounded.unusable(fields, "kind")
     except bounded.Malformed as error:
@@ -382,11 +406,16 @@ def decode_from_service(data: bytes) -> FromService:
             case "envelope":
                 sender = bounded.binary(fields, "from", KEY_SIZE)
                 return FromKey(sender, bounded.binary(fields, "body"))
+            case "relay":
+                return decode_relayed(bounded.binary(fields, "from", KEY_SIZE), fields)
             case "absent":
                 reason = bounded.text(fields, "reason", "absent")
                 if reason not in REASONS:
                     raise bounded.unusable(fields, "reason")
-                return Absent(bounded.binary(fields, "to", KEY_SIZE), reason)
+                channel = _optional_binary(fields, "channel")
+                if len(channel) not in {0, CHANNEL_SIZE}:
+                    raise bounded.unusable(fields, "channel")
+                return Absent(bounded.binary(fields, "to", KEY_SIZE), reason, channel)
             case "drain":
                 return Drain(bounded.integer(fields, "within", 0, _DRAIN_MAX))
             case _:
@@ -406,6 +435,7 @@ def _welcome(fields: Mapping[str, Any]) -> Welcome:
         watch=bounded.integer(limits, "watch", 1, _U64_MAX),
         rate=bounded.integer(limits, "rate", 1, _U64_MAX),
         turn=_turn_servers(fields),
+        relay=bounded.integer(limits, "relay", 0, _U64_MAX, default=0),
     )
 
 

@@ -3,10 +3,10 @@
 Frames and their meaning are in :mod:`socks_tunnel.protocol.rendezvous`. All transitions::
 
     client    start --challenge--> challenged --send proof--> proving --welcome--> open
-              open --presence, envelope, absent, drain, welcome--> open
+              open --presence, envelope, relay, absent, drain, welcome--> open
 
     service   start --send challenge--> challenged --proof--> open
-              open --watch, envelope--> open
+              open --watch, envelope, relay--> open
 
 Any other frame in a state is a :class:`RemoteProtocolError`, and the connection has to be closed.
 """
@@ -21,7 +21,9 @@ from socks_tunnel.protocol.rendezvous import (
     Absent,
     Challenge,
     Drain,
+    FromClient,
     FromKey,
+    FromService,
     Presence,
     Proof,
     ToKey,
@@ -32,6 +34,7 @@ from socks_tunnel.protocol.rendezvous import (
     encode,
     proof_text,
 )
+from socks_tunnel.protocol.rendezvous_relay import Relayed
 
 SKEW_TOLD: Final = 30
 """Seconds by which a client's clock may differ from the service's before the log has it."""
@@ -61,9 +64,7 @@ class ClientConnection:
         """Whether the key is proved, so that envelopes are passed on."""
         return self._state == "open"
 
-    def receive(
-        self, data: bytes, now: float
-    ) -> Challenge | Welcome | Presence | FromKey | Absent | Drain:
+    def receive(self, data: bytes, now: float) -> FromService:
         """Returns the event that a frame is. `now` is Unix time.
 
         A :class:`Challenge` wants :meth:`proof` called. Raises :class:`RemoteProtocolError`.
@@ -77,7 +78,7 @@ class ClientConnection:
                 self.skew = round(event.time - now)
             case "open", Welcome():
                 self.welcome = event
-            case "open", Presence() | FromKey() | Absent() | Drain():
+            case "open", Presence() | FromKey() | Relayed() | Absent() | Drain():
                 pass
             case _:
                 raise _out_of_turn(type(event).__name__, self._state)
@@ -125,7 +126,7 @@ class ServiceConnection:
         """Returns the first frame."""
         return encode(Challenge(self._nonce))
 
-    def receive(self, data: bytes) -> Proof | Watch | ToKey:
+    def receive(self, data: bytes) -> FromClient:
         """Returns the event that a frame is. Raises :class:`RemoteProtocolError`.
 
         The kind of the error is `proof` if the key was not proved.
@@ -137,7 +138,7 @@ class ServiceConnection:
             case Proof() if self.key is None:
                 self._check(event)
                 self.key = event.key
-            case Watch() | ToKey() if self.key is not None:
+            case Watch() | ToKey() | Relayed() if self.key is not None:
                 pass
             case _:
                 state = "challenged" if self.key is None else "open"

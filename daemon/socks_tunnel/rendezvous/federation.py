@@ -120,6 +120,11 @@ class Federation:
 
         self._bus.find([to], found)
 
+    def told(self, client: Client, key: bytes) -> bool:
+        """Returns whether a client was told that this key is at another node."""
+        entry = self._told.get(key)
+        return entry is not None and client.key in entry[1]
+
     def _spread(self, kind: str, client: bytes, keys: Collection[bytes], **more: Any) -> None:
         """Tells the nodes of these keys, each of its own."""
         elsewhere = [key for key in keys if self._registry.get(key) is None]

@@ -22,12 +22,12 @@ class Bucket:
         self._tokens = burst
         self._at = now
 
-    def take(self, now: float) -> bool:
-        """Takes one; returns whether there was one."""
+    def take(self, now: float, amount: int = 1) -> bool:
+        """Takes so many; returns whether there were so many."""
         self._fill(now)
-        if self._tokens < 1:
+        if self._tokens < amount:
             return False
-        self._tokens -= 1
+        self._tokens -= amount
         return True
 
     def is_full(self, now: float) -> bool:

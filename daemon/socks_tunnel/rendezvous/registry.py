@@ -31,6 +31,7 @@ from socks_tunnel.protocol.rendezvous import (
     encode,
     presences,
 )
+from socks_tunnel.protocol.rendezvous_relay import RelayQueue
 from socks_tunnel.rendezvous.limits import Bucket, Buckets
 from socks_tunnel.rendezvous.turn import TurnLogins
 
@@ -92,7 +93,7 @@ class Refused(Exception):  # noqa: N818 - a verdict on a client, not a fault of 
 class Client:
     """One connection whose key is proved.
 
-    `wake` is called when frames are waiting in an outbox that was empty; `end` when the connection
+    `wake` is called when frames are waiting where none were, or more do; `end` when the connection
     has to be closed, with the code and a reason.
     """
 
@@ -100,7 +101,6 @@ class Client:
         "_end",
         "_outbox",
         "_outbox_size",
-        "_wake",
         "bucket",
         "counts",
         "ended",
@@ -112,6 +112,8 @@ class Client:
         "key",
         "listed",
         "name",
+        "relayed",
+        "wake",
         "watched",
     )
 
@@ -142,8 +144,10 @@ class Client:
         self.guests = False
         """Whether it takes envelopes of keys that it does not watch."""
         self.guest_bucket: Bucket | None = None
+        self.relayed: RelayQueue | None = None
+        """Datagrams for it, which wait behind the outbox; None until there are some."""
         self.ended = False
-        self._wake = wake
+        self.wake = wake
         self._end = end
         self._outbox: deque[bytes] = deque()
         self._outbox_size = 0
@@ -160,13 +164,13 @@ class Client:
         self._outbox.append(frame)
         self._outbox_size += len(frame)
         if len(self._outbox) == 1:
-            self._wake()
+            self.wake()
         return True
 
     def pop(self) -> bytes | None:
-        """Takes the next frame from the outbox; None if there is none."""
+        """Takes the next frame from the outbox, or else relayed datagrams; None if none wait."""
         if not self._outbox:
-            return None
+            return None if self.relayed is None else self.relayed.pop()
         frame = self._outbox.popleft()
         self._outbox_size -= len(frame)
         return frame
@@ -183,6 +187,7 @@ class Client:
             self.counts["dropped: client gone"] += sum(map(is_parcel, self._outbox))
             self._outbox.clear()
             self._outbox_size = 0
+            self.relayed = None
             self._end(code, reason)
 
 
@@ -204,6 +209,9 @@ class Elsewhere(Protocol):
     def envelope(self, client: Client, to: bytes, body: bytes) -> None:
         """A client sends to a key that is not here."""
 
+    def told(self, client: Client, key: bytes) -> bool:
+        """Returns whether a client was told that this key is at another node."""
+
 
 class Registry:
     """All clients of one node. `names` are the listed keys.
@@ -223,6 +231,8 @@ class Registry:
         """Makes logins for TURN servers; None where there are none."""
         self.elsewhere: Elsewhere | None = None
         """The other nodes; None where there are none."""
+        self.relay_rate = 0
+        """Bytes a second that are relayed for each client; 0: none are."""
         self.counts: Counter[str] = Counter()
         """What was passed on, and what was not and why, since the start."""
         self._names = names
@@ -302,7 +312,8 @@ class Registry:
         watch = WATCH_MAX if client.listed else WATCH_MAX_ANY
         rate = ENVELOPES_PER_SECOND if client.listed else ENVELOPES_PER_SECOND_ANY
         turn = () if self.turn is None else self.turn.for_key(client.key, unix_time)
-        return Welcome(session, int(unix_time), PARCEL_MAX, watch, rate, turn)
+        relay = 0 if client.guest else self.relay_rate
+        return Welcome(session, int(unix_time), PARCEL_MAX, watch, rate, turn, relay)
 
     def leave(self, client: Client) -> None:
         """Forgets a client, and tells those that may know. Does nothing if it was replaced."""

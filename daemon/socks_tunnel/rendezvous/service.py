@@ -16,6 +16,7 @@ from socks_tunnel.config.rendezvous import RendezvousConfig, read_turn_secret
 from socks_tunnel.ops.accepting import accept
 from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.ops.write_queue import WRITE_BUFFER, keep_queue_short
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError
@@ -34,9 +35,11 @@ from socks_tunnel.protocol.rendezvous import (
     Watch,
     encode,
 )
+from socks_tunnel.protocol.rendezvous_relay import BLOCKED_TIME, Relayed
 from socks_tunnel.protocol.rendezvous_states import ServiceConnection
 from socks_tunnel.rendezvous.limits import Door, Ticket
 from socks_tunnel.rendezvous.registry import GUEST_SECONDS, Client, Refused, Registry
+from socks_tunnel.rendezvous.relay import RelayHall
 from socks_tunnel.rendezvous.turn import RENEWAL, TurnLogins
 from socks_tunnel.signaling.direct import listen_tcp, listen_unix
 from socks_tunnel.signaling.identity import parse_public_key, verify
@@ -112,6 +115,7 @@ class Service:
             clients=config.clients,
             clients_max=config.clients_max,
         )
+        self.relay = RelayHall(self.registry, config.relay)
         self._bugs = BugLog()
         self._bus: RedisBus | None = None
         if config.redis_url:
@@ -142,6 +146,7 @@ class Service:
         self._proxies = frozenset(config.trusted_proxies)
         self.registry.update(listed_keys(config))
         self.registry.turn = turn_logins(config)
+        self.relay.apply(config.relay)
 
     async def start(self) -> None:
         """Listens. Raises :class:`OSError`."""
@@ -290,11 +295,16 @@ class Service:
         if self._draining:
             return _closing(503)
         ws = web.WebSocketResponse(
-            heartbeat=HEARTBEAT, max_msg_size=FRAME_MAX, compress=False, timeout=CLOSE_TIMEOUT
+            heartbeat=HEARTBEAT,
+            max_msg_size=FRAME_MAX,
+            compress=False,
+            timeout=CLOSE_TIMEOUT,
+            writer_limit=WRITE_BUFFER,
         )
         if not ws.can_prepare(request):
             return _closing(426)
         await ws.prepare(request)
+        keep_queue_short(request.transport)
         try:
             await _Session(self, ws, waiting).run()
         except (ConnectionError, asyncio.IncompleteReadError) as error:
@@ -332,6 +342,7 @@ class Service:
     def left(self, client: Client) -> None:
         """A client's connection has ended."""
         self.registry.leave(client)
+        self.relay.left(client)
         self._empty.set()
 
 
@@ -399,6 +410,8 @@ class _Session:
                 registry.watch(self._client, asked)
             case ToKey(to=to, body=body) if self._client is not None:
                 registry.envelope(self._client, to, body, now)
+            case Relayed() as frame if self._client is not None:
+                self._service.relay.relay(self._client, frame, now)
 
     def _welcome(self, client: Client, session: bytes) -> None:
         """Tells a client of itself, and again before its TURN logins expire."""
@@ -423,10 +436,14 @@ class _Session:
         if client is None:  # join() has not returned yet; the welcome comes next
             return
         frame: bytes | None = None
+        clock = asyncio.get_running_loop().time
         try:
             while (frame := client.pop()) is not None:
+                began = clock()
                 async with asyncio.timeout(SEND_TIMEOUT):
                     await self._ws.send_bytes(frame)
+                if client.relayed is not None and (now := clock()) - began > BLOCKED_TIME:
+                    client.relayed.expire(now)
         except TimeoutError:
             client.lost(frame)
             self._service.registry.counts["ended: slow"] += 1

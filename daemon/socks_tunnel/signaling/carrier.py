@@ -19,6 +19,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
+from socks_tunnel.protocol.datagram_relay import DatagramRelay
+
 remote_address: ContextVar[str] = ContextVar("remote_address", default="")
 """Where the envelope that is being handled came from, for log lines: an IP address, `local`, or
 the name of a service."""
@@ -29,6 +31,13 @@ IceServers = Sequence[Mapping[str, object]]
 
 offered_servers: ContextVar[IceServers] = ContextVar("offered_servers", default=())
 """Servers that the carrier of the envelope that is being handled offers for the connection."""
+
+
+RelayTo = Callable[[bytes], DatagramRelay | None]
+"""Returns the carrier's relay to the peer with this public key; None where it has none."""
+
+offered_relay: ContextVar[RelayTo] = ContextVar("offered_relay", default=lambda _: None)
+"""What the carrier of the envelope that is being handled can relay for the connection."""
 
 
 class SignalingError(Exception):
@@ -81,6 +90,12 @@ class OutgoingCarrier(Protocol):
 
         Raises :class:`SignalingError` if it does not know within `timeout` seconds: an offer would
         not get through either.
+        """
+
+    def relay(self) -> DatagramRelay | None:
+        """Returns the carrier's own way for datagrams to the endpoint; None where it has none.
+
+        To be asked for after :meth:`ice_servers`.
         """
 
     async def offer(self, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109

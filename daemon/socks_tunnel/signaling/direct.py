@@ -26,6 +26,7 @@ from socks_tunnel.ops.http_messages import Bounds, Request, Response
 from socks_tunnel.ops.http_server import HttpServer
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.bounded import clip
+from socks_tunnel.protocol.datagram_relay import DatagramRelay
 from socks_tunnel.protocol.urls import Url
 from socks_tunnel.signaling.carrier import (
     ByeHandler,
@@ -201,6 +202,10 @@ class DirectClient:
     async def ice_servers(self, timeout: float) -> IceServers:  # noqa: ARG002, ASYNC109
         """Returns none: the endpoint's configuration and ours name them."""
         return ()
+
+    def relay(self) -> DatagramRelay | None:
+        """Returns none: nobody is between us and the endpoint."""
+        return None
 
     async def offer(self, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
         """Brings an offer; returns the envelope of the answer and what :meth:`bye` needs.

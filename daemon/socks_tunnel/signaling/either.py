@@ -3,6 +3,7 @@
 import logging
 from typing import Final
 
+from socks_tunnel.protocol.datagram_relay import DatagramRelay
 from socks_tunnel.signaling.carrier import IceServers, OutgoingCarrier, SignalingError
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,10 @@ class DirectFirst:
             return await self._ways["other"].ice_servers(min(timeout, SERVERS_TIMEOUT))
         except SignalingError:
             return ()
+
+    def relay(self) -> DatagramRelay | None:
+        """Returns the service's relay, which the endpoint uses if the offer comes through it."""
+        return self._ways["other"].relay()
 
     async def offer(self, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
         """As :meth:`socks_tunnel.signaling.carrier.OutgoingCarrier.offer`."""

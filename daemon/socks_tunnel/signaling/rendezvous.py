@@ -43,6 +43,7 @@ from socks_tunnel.protocol.rendezvous import (
     encode_parcel,
     watches,
 )
+from socks_tunnel.protocol.rendezvous_relay import Relayed
 from socks_tunnel.protocol.rendezvous_states import SKEW_TOLD, ClientConnection
 from socks_tunnel.protocol.urls import Url, proxy_for
 from socks_tunnel.signaling.carrier import (
@@ -50,6 +51,7 @@ from socks_tunnel.signaling.carrier import (
     IceServers,
     SignalingError,
     SignalingRefused,
+    offered_relay,
     offered_servers,
     remote_address,
 )
@@ -57,6 +59,7 @@ from socks_tunnel.signaling.clock import SignalingClock
 from socks_tunnel.signaling.identity import PrivateIdentity, public_key_text
 from socks_tunnel.signaling.presence import PresenceBoard
 from socks_tunnel.signaling.rendezvous_asking import ANSWERS, Delays, Waiting
+from socks_tunnel.signaling.rendezvous_relay import RelaySocket, ServiceRelay
 from socks_tunnel.signaling.rendezvous_words import (
     CONNECT_TIMEOUT,
     clock_advice,
@@ -140,6 +143,7 @@ class Rendezvous:
         self._told_skew: int | None = None
         self._leaving: asyncio.TimerHandle | None = None
         self._offered: IceServers = ()
+        self.relay = ServiceRelay(url)
 
     # --- its life -------------------------------------------------------------------------------
 
@@ -213,6 +217,7 @@ class Rendezvous:
         self._ws = None
         self._protocol = None
         self._presence.clear()
+        self.relay.closed()
         if self._leaving is not None:
             self._leaving.cancel()
             self._leaving = None
@@ -235,7 +240,9 @@ class Rendezvous:
         through = {"Proxy-Authorization": proxy.credentials} if proxy and proxy.credentials else {}
         async with contextlib.AsyncExitStack() as stack:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                session = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
+                session = await stack.enter_async_context(
+                    aiohttp.ClientSession(trust_env=False, ws_response_class=RelaySocket)
+                )
                 ws = await stack.enter_async_context(
                     session.ws_connect(
                         str(http).rstrip("/") + PATH,
@@ -308,6 +315,10 @@ class Rendezvous:
                 self._presence.see(event)
             case FromKey():
                 self._take(event)
+            case Relayed():
+                self.relay.receive(event)
+            case Absent(channel=channel) if channel:
+                self.relay.refused(event)
             case Absent(to=to, reason=reason):
                 for waiting in list(self._waiting.values()):
                     if waiting.to == to:
@@ -320,6 +331,7 @@ class Rendezvous:
                     self._leaving = loop.call_later(delay, self._leave, ws)
             case Welcome(turn=turn):
                 self._offered = usable_servers(turn, self.url)
+                self.relay.opened(ws, event.relay)
 
     def _leave(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         spawn("leave the rendezvous", ws.close())
@@ -447,6 +459,7 @@ class Rendezvous:
     async def _handled(self, sender: bytes, parcel: Parcel) -> None:
         remote_address.set(self._host)
         offered_servers.set(self._offered)
+        offered_relay.set(self.relay.to)
         try:
             async with asyncio.timeout(HANDLE_TIMEOUT):
                 answer = await self._answer_to(parcel)

@@ -1,5 +1,6 @@
 """One peer that is reached through a rendezvous service."""
 
+from socks_tunnel.protocol.datagram_relay import DatagramRelay
 from socks_tunnel.signaling.carrier import IceServers
 from socks_tunnel.signaling.rendezvous import Rendezvous
 
@@ -19,6 +20,10 @@ class RendezvousCarrier:
     async def ice_servers(self, timeout: float) -> IceServers:  # noqa: ASYNC109
         """Returns the TURN servers of the service, with our logins for them."""
         return await self._rendezvous.ice_servers(timeout)
+
+    def relay(self) -> DatagramRelay | None:
+        """Returns the service's relay to the peer; None while it relays nothing."""
+        return self._rendezvous.relay.to(self._key)
 
     async def offer(self, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
         """As :meth:`socks_tunnel.signaling.carrier.OutgoingCarrier.offer`."""

@@ -12,6 +12,7 @@ from socks_tunnel.protocol import bounded
 from socks_tunnel.signaling.carrier import (
     Answered,
     Handlers,
+    offered_relay,
     offered_servers,
     remote_address,
 )
@@ -116,7 +117,13 @@ class EndpointLinks(Links):
             return None
         if not self._make_room(name):
             return None
-        link = self.new_link(self.peers[name], offer.session, offered_servers.get(), offer.sender)
+        link = self.new_link(
+            self.peers[name],
+            offer.session,
+            offered_servers.get(),
+            offer.sender,
+            relay=offered_relay.get()(offer.sender),
+        )
         try:
             sdp = await link.link.accept_offer(offer.sdp)
         except TransportError:

@@ -344,7 +344,8 @@ class Dialler:
     async def _try(self, *, direct: bool = False) -> PeerLink:
         # Before candidates are gathered: what the carrier offers is among those to be asked.
         offered = await self._carrier.ice_servers(OFFER_TIMEOUT)
-        link = self._links.new_link(self.peer, self.session, offered, direct=direct)
+        relay = self._carrier.relay()
+        link = self._links.new_link(self.peer, self.session, offered, direct=direct, relay=relay)
         self._begun[link] = None
         link.ended.add_done_callback(lambda _: self._begun.pop(link, None))
         try:
@@ -387,6 +388,6 @@ def may_be_better(link: PeerLink, ice: IceSettings) -> bool:
 
 
 def _relayed(link: PeerLink) -> bool:
-    """Returns whether a TURN server is part of the link's path."""
+    """Returns whether a TURN server or the rendezvous service is part of the link's path."""
     path = link.link.transport.path
     return path is not None and path.kind == "relay"

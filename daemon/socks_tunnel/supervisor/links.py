@@ -22,6 +22,7 @@ from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.ice import IceSettings
 from socks_tunnel.peer.select import fast_path_active, new_transport
 from socks_tunnel.peer.transport import Role, Transport
+from socks_tunnel.protocol.datagram_relay import DatagramRelay
 from socks_tunnel.protocol.errors import CloseReason
 from socks_tunnel.protocol.ice_urls import parse_udp_ports
 from socks_tunnel.protocol.keepalive import Timing
@@ -208,10 +209,12 @@ class Links:
         key: bytes | None = None,
         *,
         direct: bool = False,
+        relay: DatagramRelay | None = None,
     ) -> PeerLink:
         """Begins a link, over direct paths alone if it is to be `direct`.
 
-        `offered` are ICE servers besides those of the configuration. `key` is the peer's public key
+        `offered` are ICE servers besides those of the configuration, and `relay` is a way through
+        signalling for where nothing else works. `key` is the peer's public key
         on this link; None: the only one, or the newest.
 
         Raises :class:`ValueError` for ICE servers that cannot be used.
@@ -220,6 +223,7 @@ class Links:
             self.ice,
             servers=[*self.ice.servers, *offered],
             towards=signaling_host(peer.url or peer.rendezvous),
+            relay=relay,
         )
         if direct:
             ice = replace(ice, policy="direct")

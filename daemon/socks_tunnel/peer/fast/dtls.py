@@ -159,6 +159,8 @@ class FastDtlsTransport(RTCDtlsTransport):
         version = 6 if pair is not None and ":" in pair.remote_addr[0] else 4
         turn = TURN_OVERHEAD if pair is not None and pair.local_candidate.type == "relay" else 0
         records = self._openssl().overhead if self.encrypted else RECORD_OVERHEAD_MAX
+        if pair is not None and pair.protocol.transport.get_extra_info("relay") is not None:
+            return records  # TCP cuts what goes through it as the path wants
         return IP_OVERHEAD[version] + turn + records
 
     def _openssl(self) -> Records:

@@ -27,6 +27,7 @@ from aioice import stun
 from aioice.ice import CandidatePair, StunProtocol, TransportPolicy
 
 from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.peer.ice.datagram_relay import is_channel_address
 from socks_tunnel.peer.ice.gathering import Gathering
 from socks_tunnel.peer.ice.pairs import (
     LOCAL_PREFERENCE_MAX,
@@ -236,6 +237,12 @@ class IceConnection(aioice.Connection):
         waited_for = (CandidatePair.State.WAITING, CandidatePair.State.IN_PROGRESS)
         return [p for p in self._check_list if p.state in waited_for and not is_relayed(p)]
 
+    def _better_unanswered(self, pair: CandidatePair) -> bool:
+        """Returns whether a pair that is less relayed than this one may still turn out to work."""
+        waited_for = (CandidatePair.State.WAITING, CandidatePair.State.IN_PROGRESS)
+        rank = relay_rank(pair)
+        return any(p.state in waited_for and relay_rank(p) < rank for p in self._check_list)
+
     # --- nomination ---------------------------------------------------------------------------
 
     def _nominate_best(self) -> None:
@@ -246,7 +253,7 @@ class IceConnection(aioice.Connection):
         if not succeeded:
             return
         best = max(succeeded, key=self._priority)
-        if is_relayed(best) and not self._patience_over and self._direct_unanswered():
+        if is_relayed(best) and not self._patience_over and self._better_unanswered(best):
             return
         self._nominating.add(best.component)
         best.task = spawn(f"nominate {best}", self._nominate(best))
@@ -331,11 +338,25 @@ class IceConnection(aioice.Connection):
 
 
 def is_relayed(pair: CandidatePair) -> bool:
-    """Returns whether a TURN server is part of the path."""
+    """Returns whether a TURN server, or a relay of signalling, is part of the path."""
     return "relay" in {pair.local_candidate.type, pair.remote_candidate.type}
 
 
+def relay_rank(pair: CandidatePair) -> int:
+    """Returns 0 for a direct pair, 1 for one with a TURN server, 2 for a relay of signalling."""
+    if is_channel_address(parse_ip(pair.local_candidate.host)):
+        return 2
+    return int(is_relayed(pair))
+
+
 def _kind(candidate: aioice.Candidate) -> tuple[int, str, int]:
-    """Returns what two candidates of a pair have in common (RFC 8445 section 6.1.2.2)."""
+    """Returns what two candidates of a pair have in common (RFC 8445 section 6.1.2.2).
+
+    A channel of a relay has only itself.
+    """
     address = parse_ip(candidate.host)
-    return candidate.component, candidate.transport.lower(), address.version if address else 0
+    if address is None:
+        family = 0
+    else:
+        family = int(address) if is_channel_address(address) else address.version
+    return candidate.component, candidate.transport.lower(), family

@@ -29,6 +29,11 @@ from socks_tunnel.peer.ice.addresses import (
     order_addresses,
     preferred_sources,
 )
+from socks_tunnel.peer.ice.datagram_relay import (
+    ChannelTransport,
+    choose_channel,
+    is_channel_address,
+)
 from socks_tunnel.peer.ice.names import resolve
 from socks_tunnel.peer.ice.pairs import (
     COMPONENT,
@@ -144,6 +149,8 @@ class Gathering:
             await self._open_hosts()
         if self._settings.policy == "direct":
             servers = [server for server in servers if server.url.scheme == "stun"]
+        else:
+            self._open_channel()
         if not self._over:  # else the connection was closed meanwhile
             self._ask(servers)
             await self._wait(Inquiry.until)
@@ -165,7 +172,7 @@ class Gathering:
                 inquiry.task.cancel()
 
     async def _open_hosts(self) -> None:
-        towards = [*self._remote]
+        towards = [address for address in self._remote if not is_channel_address(address)]
         if self._settings.towards:
             try:
                 towards += await asyncio.wait_for(resolve(self._settings.towards), DEAD_AFTER)
@@ -189,6 +196,20 @@ class Gathering:
                 "host", host, port, preference=LOCAL_PREFERENCE_MAX - len(self._hosts)
             )
             self._hosts.append(protocol)
+
+    def _open_channel(self) -> None:
+        """Makes a candidate of the relay that signalling offers."""
+        relay, chosen = self._settings.relay, choose_channel(self._remote)
+        if relay is None or chosen is None or self._over:
+            return
+        protocol = self._factory()
+        transport = ChannelTransport(relay, *chosen, protocol, self.problems.append)
+        host, port = transport.get_extra_info("sockname")
+        protocol.local_candidate = _candidate(
+            "relay", host, port, preference=0, base=relay.server, related=("::", 9)
+        )
+        self._protocols.append(protocol)
+        self._relayed.append(protocol.local_candidate)
 
     # --- servers ------------------------------------------------------------------------------
 
@@ -360,7 +381,7 @@ class Gathering:
         protocol = self._factory()
         transport = RelayTransport(client, protocol)
         self._answered(inquiry)
-        if self._over or len(self._relayed) >= RELAYED_MAX:
+        if self._over or len(self._relayed) >= RELAYED_MAX + (self._settings.relay is not None):
             transport.close()
             return
         host, port = transport.get_extra_info("sockname")

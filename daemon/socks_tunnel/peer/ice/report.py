@@ -9,7 +9,9 @@ from aiortc import RTCPeerConnection
 from socks_tunnel.ops.labels import PATH_KINDS
 from socks_tunnel.peer import aiortc_private
 from socks_tunnel.peer.ice.connection import IceConnection
+from socks_tunnel.peer.ice.datagram_relay import is_channel_address
 from socks_tunnel.peer.ice.settings import IceSettings
+from socks_tunnel.protocol.addresses import parse_ip
 
 LISTED_MAX: Final = 6
 """Candidates and problems that one sentence names; of the rest it says how many there are."""
@@ -21,15 +23,19 @@ class SelectedPath:
 
     `kind`, one of :data:`PATH_KINDS`, says what is between the hosts. `host`: nothing that changes
     addresses; `srflx`: a NAT, through addresses that a STUN server told; `prflx`: a NAT with
-    addresses that only the checks showed; `relay`: a TURN server.
+    addresses that only the checks showed; `relay`: a TURN server, or the rendezvous service that is
+    named by `server`.
     """
 
     kind: str
     family: Literal["ipv4", "ipv6"]
     local: tuple[str, int]
     remote: tuple[str, int]
+    server: str | None = None
 
     def __str__(self) -> str:
+        if self.server is not None:
+            return f"through {self.server}, relayed"
         (local, local_port), (remote, remote_port) = self.local, self.remote
         relayed = ", relayed" if self.kind == "relay" else ""
         return f"{local} port {local_port} -> {remote} port {remote_port}{relayed}"
@@ -41,6 +47,9 @@ def selected_path(pc: RTCPeerConnection) -> SelectedPath | None:
     pair = None if connection is None else aiortc_private.selected_pair(connection)
     if pair is None:
         return None
+    relay = pair.protocol.transport.get_extra_info("relay")
+    if relay is not None:
+        return SelectedPath("relay", relay.family, pair.local_addr, pair.remote_addr, relay.server)
     own = pair.local_candidate.type
     if isinstance(connection, IceConnection) and own == "host":
         mapped = connection.mapped.get(pair)
@@ -99,6 +108,8 @@ def _candidates(some: list[aioice.Candidate]) -> str:
 
 
 def _candidate(candidate: aioice.Candidate) -> str:
+    if is_channel_address(parse_ip(candidate.host)):
+        return "relay of the rendezvous service"
     return f"{candidate.type} {candidate.host} port {candidate.port}"
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from aiortc import RTCIceServer
 
+from socks_tunnel.protocol.datagram_relay import DatagramRelay
 from socks_tunnel.protocol.ice_urls import IceUrl, parse_ice_url
 
 
@@ -37,6 +38,8 @@ class IceSettings:
     towards: str = ""
     """Name or address of a host in the peer's direction: the local address that leads there comes
     first. Empty where none is known."""
+    relay: DatagramRelay | None = field(default=None, repr=False)
+    """A relay that signalling has with the peer in common; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,205 @@
+"""Which datagrams are relayed between clients, and how much of it. No socket and no clock.
+
+Datagrams go from A to B only if both watch each other and the operator knows them: neither is a
+guest, and at least one of the two keys is listed or enrolled. A channel is what one connection
+between them uses; it begins with its first datagram and ends when none has come for a while. Until
+its receiver has used it too, it carries little, so nobody can be flooded by a peer that he does not
+answer.
+
+What a client sends counts against its own rate. What a client gets waits in a queue of its own,
+with a part for each channel, so that a slow client, or a busy channel, holds up nobody else.
+"""
+
+from typing import Final, Protocol, TypeAlias
+
+from socks_tunnel.protocol.rendezvous import Absent, encode
+from socks_tunnel.protocol.rendezvous_relay import Relayed, RelayQueue, encode_relayed
+from socks_tunnel.rendezvous.limits import Bucket, Buckets
+from socks_tunnel.rendezvous.registry import Client, Registry
+
+CHANNELS_PER_PAIR: Final = 4
+"""Channels of two clients: of their link, of one beside it, and of two attempts that have ended. A
+further one takes the place of the one that was idle longest."""
+
+UNANSWERED_MAX: Final = 65_536
+"""Bytes that one side may send on a channel before the other side has used it."""
+
+BURST_SECONDS: Final = 0.25
+BURST_MIN: Final = 131_072
+"""What a client may send at once: so many seconds of its rate, but at least so many bytes."""
+
+REFUSALS_PER_SECOND: Final = 1.0
+REFUSALS_BURST: Final = 8
+"""Refusals that one client is told of; the datagrams beyond are dropped without a word."""
+
+SWEEP_INTERVAL: Final = 1.0
+"""Seconds between two looks for channels that are idle, when there is no room for another."""
+
+_Pair: TypeAlias = tuple[bytes, bytes]
+
+
+class Settings(Protocol):
+    """`[relay]` of the configuration."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is relayed."""
+
+    @property
+    def bytes_per_second(self) -> int:
+        """Bytes that each key may send."""
+
+    @property
+    def sessions(self) -> int:
+        """Channels at a time."""
+
+    @property
+    def idle_timeout(self) -> float:
+        """Seconds after which a channel without datagrams ends."""
+
+
+class _Channel:
+    """One channel: who has used it, how much without an answer, and when last."""
+
+    __slots__ = ("last", "unanswered", "used_by")
+
+    def __init__(self, sender: bytes, now: float) -> None:
+        self.used_by: bytes | None = sender
+        """Who alone has used it; None once both have."""
+        self.unanswered = UNANSWERED_MAX
+        self.last = now
+
+
+class RelayHall:
+    """The relay of one node, between the clients of `registry`."""
+
+    def __init__(self, registry: Registry, settings: Settings) -> None:
+        self._registry = registry
+        self._counts = registry.counts
+        self._pairs: dict[_Pair, dict[bytes, _Channel]] = {}
+        self._channels = 0
+        self._buckets: dict[bytes, Bucket] = {}
+        self._refusals = Buckets(REFUSALS_PER_SECOND, REFUSALS_BURST)
+        self._swept_at = float("-inf")
+        self.apply(settings)
+
+    def __len__(self) -> int:
+        """Returns how many channels there are."""
+        return self._channels
+
+    def apply(self, settings: Settings) -> None:
+        """Takes changed settings; channels beyond a smaller number end when they are idle."""
+        self._enabled = settings.enabled
+        self._rate = settings.bytes_per_second
+        self._channels_max = settings.sessions
+        self._idle_timeout = settings.idle_timeout
+        self._buckets.clear()
+        self._registry.relay_rate = self._rate if self._enabled else 0
+
+    def relay(self, sender: Client, frame: Relayed, now: float) -> None:
+        """Passes datagrams on to a client of this node, or drops and counts them."""
+        reason = self._refusal(sender, frame, now)
+        if reason is not None:
+            self._counts[f"relay dropped: {reason}"] += frame.count
+            if reason in _TOLD and self._refusals.take(sender.key, now):
+                sender.push(encode(Absent(frame.peer, reason, frame.channel)))
+            return
+        receiver = self._registry.get(frame.peer)
+        assert receiver is not None, "to a client that is not here, nothing is relayed"
+        if receiver.relayed is None:
+            receiver.relayed = RelayQueue(self._counts, prefix="relay dropped: ")
+        passed = encode_relayed(
+            Relayed(sender.key, frame.channel, frame.joined, frame.segment), "from"
+        )
+        receiver.relayed.push((sender.key, frame.channel), passed, frame.count, now)
+        self._counts["relayed datagrams"] += frame.count
+        self._counts["relayed bytes"] += len(frame.joined)
+        receiver.wake()
+
+    def left(self, client: Client) -> None:
+        """Forgets the rate of a client that has gone. Its channels go on if it comes back soon."""
+        if self._registry.get(client.key) is None:
+            self._buckets.pop(client.key, None)
+
+    # --- who may ----------------------------------------------------------------------------------
+
+    def _refusal(self, sender: Client, frame: Relayed, now: float) -> str | None:
+        """Returns why datagrams are not passed on."""
+        if not self._enabled or sender.guest:
+            return "unrelayed"
+        receiver = self._registry.get(frame.peer)
+        if receiver is None or receiver is sender:
+            return "elsewhere" if self._is_elsewhere(sender, frame.peer) else "absent"
+        if frame.peer not in sender.watched or sender.key not in receiver.watched:
+            return "absent"
+        if receiver.guest or not (_is_known(sender) or _is_known(receiver)):
+            return "unrelayed"
+        if not self._bucket(sender, now).take(now, len(frame.joined)):
+            return "rate"
+        return self._use_channel(sender.key, frame, now)
+
+    def _is_elsewhere(self, sender: Client, key: bytes) -> bool:
+        elsewhere = self._registry.elsewhere
+        return elsewhere is not None and elsewhere.told(sender, key)
+
+    def _bucket(self, sender: Client, now: float) -> Bucket:
+        bucket = self._buckets.get(sender.key)
+        if bucket is None:
+            burst = max(self._rate * BURST_SECONDS, BURST_MIN)
+            bucket = self._buckets[sender.key] = Bucket(self._rate, burst, now)
+        return bucket
+
+    # --- channels ---------------------------------------------------------------------------------
+
+    def _use_channel(self, sender: bytes, frame: Relayed, now: float) -> str | None:
+        """Notes that a channel is used, and opens it if need be; returns why it may not be."""
+        pair = (sender, frame.peer) if sender < frame.peer else (frame.peer, sender)
+        channels = self._pairs.get(pair)
+        channel = None if channels is None else channels.get(frame.channel)
+        if channel is None:
+            if channels is not None and len(channels) >= CHANNELS_PER_PAIR:
+                idlest = min(channels, key=lambda name: channels[name].last)
+                self._end(pair, idlest)
+            elif not self._has_room(now):
+                return "channels"
+            channel = _Channel(sender, now)
+            self._pairs.setdefault(pair, {})[frame.channel] = channel
+            self._channels += 1
+        channel.last = now
+        if channel.used_by is None:
+            return None
+        if channel.used_by != sender:
+            channel.used_by = None
+            return None
+        channel.unanswered -= len(frame.joined)
+        return "unanswered" if channel.unanswered < 0 else None
+
+    def _has_room(self, now: float) -> bool:
+        """Returns whether there may be one more channel; ends those that are idle if need be."""
+        if self._channels >= self._channels_max and now - self._swept_at >= SWEEP_INTERVAL:
+            self.sweep(now)
+        return self._channels < self._channels_max
+
+    def sweep(self, now: float) -> None:
+        """Ends the channels that are idle."""
+        self._swept_at = now
+        idle_since = now - self._idle_timeout
+        for pair, channels in list(self._pairs.items()):
+            for name in [n for n, channel in channels.items() if channel.last < idle_since]:
+                self._end(pair, name)
+
+    def _end(self, pair: _Pair, channel: bytes) -> None:
+        del self._pairs[pair][channel]
+        self._channels -= 1
+        if not self._pairs[pair]:
+            del self._pairs[pair]
+
+
+_TOLD: Final = frozenset({"elsewhere", "unrelayed", "channels"})
+"""Reasons that the sender cannot know otherwise. Of a peer's absence it learns by presence, and
+loss is what SCTP goes by."""
+
+
+def _is_known(client: Client) -> bool:
+    """Returns whether the operator has let this key in by name, or who was let in has."""
+    return client.listed or client.enrolled_by is not None

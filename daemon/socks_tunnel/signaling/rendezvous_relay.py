@@ -1,0 +1,203 @@
+"""Datagrams through a rendezvous service, for peers that no UDP path reaches: the client's part.
+
+One :class:`ServiceRelay` goes with one connection to a service, and outlives it: while there is no
+connection, datagrams are lost, as on any path, and go on when it is there again. Datagrams wait for
+the connection in a short queue, of each channel in turn, and leave at the rate that the service
+grants, so that it drops none of them.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import aiohttp
+
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.ops.write_queue import WRITE_BUFFER, keep_queue_short
+from socks_tunnel.protocol.bounded import clip
+from socks_tunnel.protocol.datagram_relay import RelayedReceiver
+from socks_tunnel.protocol.rendezvous import REASONS, Absent
+from socks_tunnel.protocol.rendezvous_relay import (
+    BLOCKED_TIME,
+    Relayed,
+    RelayQueue,
+    encode_relayed,
+    join,
+)
+
+_log = logging.getLogger(__name__)
+
+RATE_SHARE: Final = 0.95
+"""Part of the granted rate that is used: the service counts by a clock of its own."""
+
+BURST_SECONDS: Final = 0.02
+"""Seconds of the rate that may leave at once after a pause."""
+
+
+class RelaySocket(aiohttp.ClientWebSocketResponse):
+    """A WebSocket that lets little wait behind it."""
+
+    def __init__(self, reader: Any, writer: Any, *more: Any, **named: Any) -> None:
+        super().__init__(reader, writer, *more, **named)
+        # The service's side has an argument for this, the client's side has not.
+        writer._limit = WRITE_BUFFER  # noqa: SLF001
+        keep_queue_short(writer.transport)
+
+
+class ServiceRelay:
+    """The relay of one service. `url` is the service's."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.counts: Counter[str] = Counter()
+        """Datagrams that were sent, received, and dropped and why."""
+        self.rate = 0
+        """Bytes a second that the service relays for us; 0: it relays nothing, or is not there."""
+        self.family: Literal["ipv4", "ipv6"] = "ipv4"
+        self._ws: aiohttp.ClientWebSocketResponse | None = None
+        self._queue = RelayQueue(self.counts, prefix="dropped: ")
+        self._channels: dict[tuple[bytes, bytes], Channel] = {}
+        self._pump: asyncio.Task[None] | None = None
+        self._credit = 0.0
+        self._credit_at = 0.0
+
+    # --- the connection -----------------------------------------------------------------------
+
+    def opened(self, ws: aiohttp.ClientWebSocketResponse, rate: int) -> None:
+        """Uses a connection, or takes another rate for it."""
+        self._ws, self.rate = ws, rate
+        address = ws.get_extra_info("peername")
+        self.family = "ipv6" if isinstance(address, tuple) and ":" in address[0] else "ipv4"
+
+    def closed(self) -> None:
+        """Has no connection any more."""
+        self._ws, self.rate = None, 0
+        self._queue.clear()
+        if self._pump is not None:
+            self._pump.cancel()
+            self._pump = None
+
+    def receive(self, frame: Relayed) -> None:
+        """Hands datagrams to the channel that they are for."""
+        channel = self._channels.get((frame.peer, frame.channel))
+        if channel is None:
+            self.counts["dropped: no channel"] += frame.count
+            return
+        self.counts["received"] += frame.count
+        channel.receiver.relayed(frame.datagrams())
+
+    def refused(self, absent: Absent) -> None:
+        """Tells who has sent datagrams that they were not relayed."""
+        channel = self._channels.get((absent.to, absent.channel))
+        if channel is not None:
+            channel.receiver.refused(REASONS[absent.reason])
+
+    # --- channels -----------------------------------------------------------------------------
+
+    def to(self, key: bytes) -> "PeerRelay | None":
+        """Returns the way to a peer; None while the service relays nothing."""
+        return PeerRelay(self, key) if self.rate else None
+
+    def open(self, key: bytes, name: bytes, receiver: RelayedReceiver) -> "Channel":
+        """Returns a channel to a peer; a newer one takes the place of one with the same name."""
+        channel = self._channels[key, name] = Channel(self, key, name, receiver)
+        return channel
+
+    def forget(self, channel: "Channel") -> None:
+        """Takes no more datagrams for a channel."""
+        place = channel.key, channel.name
+        if self._channels.get(place) is channel:
+            del self._channels[place]
+
+    def send(self, key: bytes, name: bytes, datagrams: Sequence[bytes]) -> None:
+        """Sends datagrams to a peer; as with UDP, they may be lost."""
+        if self._ws is None or not self.rate:
+            self.counts["dropped: not connected"] += len(datagrams)
+            return
+        now = asyncio.get_running_loop().time()
+        for joined, segment in join(datagrams):
+            frame = Relayed(key, name, joined, segment)
+            self._queue.push((key, name), encode_relayed(frame, "to"), frame.count, now)
+            self.counts["sent"] += frame.count
+        if self._pump is None:
+            self._pump = spawn("relay datagrams", self._send_waiting(self._ws))
+            self._pump.add_done_callback(self._ended)
+
+    def _ended(self, pump: "asyncio.Task[None]") -> None:
+        if self._pump is pump:
+            self._pump = None
+
+    async def _send_waiting(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+        """Sends what waits, at the rate that is granted, and ends when nothing does."""
+        clock = asyncio.get_running_loop().time
+        queue = self._queue
+        try:
+            while size := queue.peek():
+                began = clock()
+                if delay := self._delay(size, began):
+                    await asyncio.sleep(delay)
+                    queue.expire(clock())
+                    continue
+                frame = queue.pop()
+                assert frame is not None, "its length was known"
+                await ws.send_bytes(frame)
+                if (now := clock()) - began > BLOCKED_TIME:
+                    queue.expire(now)
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            # The reader of the connection learns of its end too, and says so.
+            _log.debug("cannot relay datagrams through %s: %s", self.url, clip(error))
+            queue.clear()
+
+    def _delay(self, size: int, now: float) -> float:
+        """Returns for how long a frame has to wait for its credit; takes the credit for 0."""
+        rate = RATE_SHARE * self.rate
+        earned = self._credit + rate * (now - self._credit_at)
+        self._credit, self._credit_at = min(earned, rate * BURST_SECONDS), now
+        if self._credit < 0:
+            return -self._credit / rate
+        self._credit -= size  # a debt, so that no frame is too long for the credit
+        return 0.0
+
+
+class PeerRelay:
+    """The way to one peer through a service."""
+
+    def __init__(self, service: ServiceRelay, key: bytes) -> None:
+        self._service = service
+        self._key = key
+
+    @property
+    def server(self) -> str:
+        """The service, for log and status."""
+        return self._service.url
+
+    @property
+    def family(self) -> Literal["ipv4", "ipv6"]:
+        """Of the addresses on the way to the service."""
+        return self._service.family
+
+    def open(self, channel: bytes, receiver: RelayedReceiver) -> "Channel":
+        """Returns a channel of that name, whose datagrams go to `receiver`."""
+        return self._service.open(self._key, channel, receiver)
+
+
+class Channel:
+    """One connection's datagrams to one peer."""
+
+    def __init__(
+        self, service: ServiceRelay, key: bytes, name: bytes, receiver: RelayedReceiver
+    ) -> None:
+        self._service = service
+        self.key = key
+        self.name = name
+        self.receiver = receiver
+
+    def send(self, datagrams: Sequence[bytes]) -> None:
+        """Sends datagrams; as with UDP, they may be lost."""
+        self._service.send(self.key, self.name, datagrams)
+
+    def close(self) -> None:
+        """Takes no more datagrams."""
+        self._service.forget(self)
