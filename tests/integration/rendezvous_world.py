@@ -93,9 +93,11 @@ class Place:
         self.clients.append(made)
         return made
 
-    def gateway(self, **more: Any) -> Side:
+    def gateway(self, *, ice: dict[str, Any] | None = None, **more: Any) -> Side:
         side = self.world.gateway()
-        return self._with(side, "gateway", peers=[{**_peer(side), "rendezvous": self.url, **more}])
+        peers = [{**_peer(side), "rendezvous": self.url, **more}]
+        tables = {} if ice is None else {"ice": ice}
+        return self._with(side, "gateway", peers=peers, **tables)
 
     def endpoint(self, **more: Any) -> Side:
         side = self.world.endpoint()

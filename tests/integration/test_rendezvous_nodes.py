@@ -2,7 +2,7 @@
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,8 @@ from socks_tunnel.signaling.carrier import Answered, Handlers, SignalingError
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.signaling.rendezvous import Rendezvous
 from support.corporate import need
+
+A, B = PrivateIdentity.generate(), PrivateIdentity.generate()
 
 
 class RedisServer:
@@ -116,6 +118,8 @@ class Nodes:
         settings = {
             "listen": "127.0.0.1:0",
             "clients": "any",
+            "keys": [{"name": "a", "public_key": A.public_text}],
+            "relay": {"enabled": True},
             "redis_url": self.redis.url,
             "source": Path("/rendezvous.toml"),
         }
@@ -174,9 +178,6 @@ async def nodes(
             await made.stop()
 
 
-A, B = PrivateIdentity.generate(), PrivateIdentity.generate()
-
-
 async def test_a_client_reaches_a_peer_at_another_node(nodes: Nodes) -> None:
     one, two = await nodes.node(), await nodes.node()
     a = nodes.client(one, A, B)
@@ -186,6 +187,43 @@ async def test_a_client_reaches_a_peer_at_another_node(nodes: Nodes) -> None:
         await appeared
         assert await a.offer(B.public, b"offer", 30) == (b"answer to offer", "1")
         assert await b.offer(A.public, b"back", 30) == (b"answer to back", "1")
+
+
+class Refusals:
+    """Keeps why datagrams were refused."""
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+        self.why: list[str] = []
+
+    def relayed(self, datagrams: Sequence[bytes]) -> None:
+        self.got += datagrams
+
+    def refused(self, why: str) -> None:
+        self.why.append(why)
+
+
+async def test_datagrams_are_relayed_within_a_node_and_refused_beyond_it(nodes: Nodes) -> None:
+    one, two = await nodes.node(), await nodes.node()
+    third = PrivateIdentity.generate()
+    a, b, c = nodes.client(one, A, B, third), nodes.client(two, B, A), nodes.client(one, third, A)
+    async with asyncio.timeout(30):
+        await a.offer(B.public, b"offer", 30)
+        await a.offer(third.public, b"offer", 30)
+    elsewhere, here, there = Refusals(), Refusals(), Refusals()
+    to_b, to_c, at_c = a.relay.to(B.public), a.relay.to(third.public), c.relay.to(A.public)
+    assert to_b is not None
+    assert to_c is not None
+    assert at_c is not None
+    at_c.open(b"channel1", there)
+    beyond, within = to_b.open(b"channel1", elsewhere), to_c.open(b"channel1", here)
+    beyond.send([b"x"])
+    within.send([b"y"])
+    await until(lambda: elsewhere.why and there.got)
+    assert "the peer is at another node of the service" in elsewhere.why[0]
+    assert (here.why, there.got) == ([], [b"y"])
+    assert one.registry.counts["relay dropped: elsewhere"] == 1
+    assert b.relay.counts["received"] == 0
 
 
 async def test_redis_may_be_restarted_and_forget_everything(nodes: Nodes) -> None:

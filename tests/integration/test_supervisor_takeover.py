@@ -38,6 +38,7 @@ class SlowCarrier:
         self.name = inner.name
         self.appeared = inner.appeared
         self.bye = inner.bye
+        self.relay = inner.relay
         self.free = asyncio.Event()
         self.free.set()
         self.asked = 0

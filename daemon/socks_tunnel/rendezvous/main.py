@@ -165,7 +165,13 @@ def _report(service: Service) -> None:
     counts = service.registry.counts
     parts = [f"{what} {count}" for what, count in sorted(counts.items())]
     parts += [f"closed ({why}) {count}" for why, count in sorted(service.door.counts.items())]
-    _log.info("%d clients; since the start: %s", len(service.registry), ", ".join(parts) or "-")
+    service.relay.sweep(asyncio.get_running_loop().time())
+    _log.info(
+        "%d clients, %d relayed connections; since the start: %s",
+        len(service.registry),
+        len(service.relay),
+        ", ".join(parts) or "-",
+    )
 
 
 async def _feed(notifier: Notifier, interval: float) -> None:

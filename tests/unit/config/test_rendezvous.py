@@ -82,7 +82,7 @@ def test_a_good_one_with_tls(tmp_path: Path) -> None:
             'listen = "0.0.0.0:1"\nclients = "enrolled"\n[relay]\nenabled = true\n',
             [
                 'keys: is missing: nobody could connect while clients = "enrolled"',
-                "4: relay.enabled: is not supported yet",
+                "4: relay.enabled: needs [[keys]]: one of the two hosts",
             ],
         ),
         (

@@ -75,7 +75,7 @@ def test_unknown_keys_are_ignored() -> None:
     ("fields", "complaint"),
     [
         ({}, "'kind' is absent"),
-        ({"kind": "relay"}, "'kind' is not usable: relay"),
+        ({"kind": "rely"}, "'kind' is not usable: rely"),
         ({"kind": 3}, "'kind' is not usable: 3"),
         ({"kind": "proof", "key": b"short"}, "'key' is not usable"),
         ({"kind": "watch", "keys": bytes(33), "reset": True}, "'keys' is not usable"),

@@ -2,6 +2,7 @@
 
 import pytest
 
+from socks_tunnel.protocol.datagram_relay import DatagramRelay
 from socks_tunnel.signaling.carrier import IceServers, SignalingError
 from socks_tunnel.signaling.either import DirectFirst
 
@@ -25,6 +26,10 @@ class Way:
             raise SignalingError(f"{self.name} failed")
         return [{"urls": f"turn:{self.name}:{timeout:g}"}]
 
+    def relay(self) -> DatagramRelay | None:
+        self.calls.append(("relay",))
+        return None
+
     async def bye(self, handle: str, envelope: bytes) -> None:
         self.calls.append(("bye", handle, envelope))
 
@@ -46,6 +51,12 @@ async def test_direct_comes_first_and_gets_the_goodbye(ways: tuple[Way, Way, Dir
     assert direct.calls == [("offer", b"offer", 5), ("bye", "/direct 1", b"bye")]
     assert other.calls == []
     assert both.name == "direct or service"
+
+
+def test_the_relay_is_that_of_the_service(ways: tuple[Way, Way, DirectFirst]) -> None:
+    direct, other, both = ways
+    assert both.relay() is None
+    assert (direct.calls, other.calls) == ([], [("relay",)])
 
 
 async def test_the_service_has_the_rest_of_the_time(ways: tuple[Way, Way, DirectFirst]) -> None:

@@ -30,6 +30,8 @@ from socks_tunnel.peer.fast.records import (
     run_length,
 )
 from socks_tunnel.peer.fast.udp import Address, BatchedUdpTransport, take_over
+from socks_tunnel.peer.ice.datagram_relay import is_channel_address
+from socks_tunnel.protocol.addresses import parse_ip
 
 _log = logging.getLogger(__name__)
 
@@ -159,7 +161,7 @@ class FastDtlsTransport(RTCDtlsTransport):
         version = 6 if pair is not None and ":" in pair.remote_addr[0] else 4
         turn = TURN_OVERHEAD if pair is not None and pair.local_candidate.type == "relay" else 0
         records = self._openssl().overhead if self.encrypted else RECORD_OVERHEAD_MAX
-        if pair is not None and pair.protocol.transport.get_extra_info("relay") is not None:
+        if pair is not None and is_channel_address(parse_ip(pair.remote_addr[0])):
             return records  # TCP cuts what goes through it as the path wants
         return IP_OVERHEAD[version] + turn + records
 

@@ -47,8 +47,8 @@ def selected_path(pc: RTCPeerConnection) -> SelectedPath | None:
     pair = None if connection is None else aiortc_private.selected_pair(connection)
     if pair is None:
         return None
-    relay = pair.protocol.transport.get_extra_info("relay")
-    if relay is not None:
+    if is_channel_address(parse_ip(pair.local_addr[0])):
+        relay = pair.protocol.transport.get_extra_info("relay")
         return SelectedPath("relay", relay.family, pair.local_addr, pair.remote_addr, relay.server)
     own = pair.local_candidate.type
     if isinstance(connection, IceConnection) and own == "host":
@@ -82,6 +82,11 @@ def why_no_candidates(pc: RTCPeerConnection, settings: IceSettings) -> str:
     problems = connection.problems if isinstance(connection, IceConnection) else []
     if problems:
         return f"no ICE candidate can be made: {_listed(problems)}"
+    if settings.policy == "relay":
+        return (
+            "there is no relay: ice.servers names no TURN server, and no rendezvous service that is "
+            "in use offers one or relays itself"
+        )
     if settings.addresses:
         which = ", ".join(settings.addresses)
         return f"there is no local address that ice.addresses allows ({which})"

@@ -9,6 +9,7 @@ from aioice.ice import CandidatePair
 
 from socks_tunnel.peer import aiortc_private
 from socks_tunnel.peer.ice.connection import IceConnection
+from socks_tunnel.peer.ice.datagram_relay import channel_address
 from socks_tunnel.peer.ice.report import (
     LISTED_MAX,
     path_lost,
@@ -72,6 +73,7 @@ async def test_no_path_yet(connection: Any) -> None:
 async def test_why_there_are_no_candidates(connection: Any) -> None:
     assert why_no_candidates(PC, IceSettings()).startswith("there is no local address but loopback")
     assert "(eth7)" in why_no_candidates(PC, IceSettings(addresses=["eth7"]))
+    assert why_no_candidates(PC, IceSettings(policy="relay")).startswith("there is no relay: ")
     connection.problems = ["192.0.2.1: no UDP port is free"]
     assert why_no_candidates(PC, IceSettings(addresses=["eth7"])) == (
         "no ICE candidate can be made: 192.0.2.1: no UDP port is free"
@@ -100,3 +102,19 @@ async def test_a_sentence_stays_short(connection: Any) -> None:
     text = why_no_path(PC)
     assert text.count("192.0.2.9") == LISTED_MAX
     assert text.endswith(f"and {64 - LISTED_MAX} more")
+
+
+async def test_a_path_through_signalling_names_the_service(connection: Any) -> None:
+    relay = SimpleNamespace(server="wss://meet.example/", family="ipv6")
+    local = candidate("relay", channel_address(bytes(8)))
+    base: Any = SimpleNamespace(
+        local_candidate=local,
+        transport=SimpleNamespace(get_extra_info={"relay": relay}.get),
+    )
+    connection._nominated[1] = CandidatePair(base, candidate("relay", local.host, 2))
+    path = selected_path(PC)
+    assert path is not None
+    assert (path.kind, path.family) == ("relay", "ipv6")
+    assert str(path) == "through wss://meet.example/, relayed"
+    connection._local_candidates.append(local)
+    assert "ours: relay of the rendezvous service;" in why_no_path(PC)

@@ -1,0 +1,128 @@
+"""Only an HTTP proxy leads out, on both sides, and there is no TURN server: the service relays."""
+
+import hashlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from network.conftest import Told
+from support.certificates import Authority
+from support.hosts import TARGET_ADDRESS, why_no_namespaces
+from support.nat import SERVICES, NatSite
+from support.processes import wait_until
+from support.rawsocks import Association
+from support.targets import body_hash
+from support.tunnels import Tunnel
+
+TARGETS = Path(__file__).parents[1] / "support" / "targets.py"
+
+TRANSFER = 20_000_000
+"""Bytes each way."""
+
+RENDEZVOUS = f"wss://{SERVICES}:8443/"
+ONLY_THE_PROXY = f"iifname lan ip daddr {SERVICES} tcp dport 3128 accept; iifname lan drop"
+
+Report = Callable[[Tunnel], None]
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[NatSite]:
+    if reason := why_no_namespaces():
+        pytest.skip(reason)
+    site = NatSite()
+    try:
+        yield site
+    finally:
+        site.close()
+
+
+def through_the_proxies(world: NatSite, proxy: str) -> Tunnel:
+    """A tunnel whose sides know of the service and of the proxy, and of nothing else."""
+    tunnel = world.nat_tunnel({"proxy": proxy})
+    authority = Authority("Meeting")
+    issued = authority.issue(SERVICES)
+    certificate = world.directory / "meeting.pem"
+    certificate.touch(0o600)
+    certificate.write_text(issued.both)
+    for home in tunnel.homes.values():
+        home.put("ca.pem", authority.certificate)
+    peer = tunnel.gateway_settings["peers"][0]
+    del peer["url"]
+    peer |= {"rendezvous": RENDEZVOUS, "tls_ca": "ca.pem"}
+    tunnel.endpoint_settings["signaling"] = {"rendezvous": RENDEZVOUS, "tls_ca": "ca.pem"}
+    return tunnel
+
+
+def service_of(world: NatSite, tunnel: Tunnel) -> tuple[str | Path, ...]:
+    keys = {
+        "office": tunnel.gateway_settings["peers"][0]["public_key"],
+        "laptop-17": tunnel.endpoint_settings["peers"][0]["public_key"],
+    }
+    path = world.directory / "rendezvous.toml"
+    path.write_text(
+        'listen = "0.0.0.0:8443"\ntls_certificate = "meeting.pem"\n'
+        + "".join(f'[[keys]]\nname = "{n}"\npublic_key = "{k}"\n' for n, k in keys.items())
+        + "[relay]\nenabled = true\nbytes_per_second = 20_000_000\n"
+    )
+    return sys.executable, "-m", "socks_tunnel", "rendezvous", "--config", path
+
+
+def curl(tunnel: Tunnel, *arguments: str, **more: object) -> "subprocess.Popen[bytes]":
+    return tunnel.site.gateway.start(
+        *("curl", "-sS", "--fail", "--max-time", "120"),
+        *("--socks5", f"127.0.0.1:{tunnel.socks_port}", *arguments),
+        stdout=subprocess.PIPE,
+        **more,
+    )
+
+
+@pytest.mark.netns
+def test_where_only_a_proxy_leads_out_and_there_is_no_turn_server(
+    world: NatSite, report_logs: Report, told: Told
+) -> None:
+    for router in (world.world.near, world.world.far):
+        router.become("port-restricted", ONLY_THE_PROXY)
+    with world.proxy() as proxy:
+        tunnel = through_the_proxies(world, proxy)
+        report_logs(tunnel)
+        with world.serving(*service_of(world, tunnel), tcp=[8443]):
+            try:
+                tunnel.start_endpoint()
+                tunnel.start_gateway()
+                tunnel.wait_linked()
+                link = tunnel.gateway.control("status")["links"][0]
+                assert link["path_kind"] == "relay", link
+                assert link["path"] == f"through {RENDEZVOUS}, relayed"
+                url = f"http://{TARGET_ADDRESS}:{tunnel.site.ports['http']}"
+
+                began = time.monotonic()
+                down = curl(tunnel, f"{url}/bytes/{TRANSFER}")
+                body, _ = down.communicate(timeout=150)
+                assert down.returncode == 0
+                assert hashlib.sha256(body).hexdigest() == body_hash(TRANSFER)
+                told(f"download at {TRANSFER * 8e-6 / (time.monotonic() - began):.0f} Mbit/s")
+
+                generate = subprocess.Popen(
+                    [sys.executable, TARGETS, "generate", str(TRANSFER)], stdout=subprocess.PIPE
+                )
+                began = time.monotonic()
+                up = curl(tunnel, "-T", "-", f"{url}/upload", stdin=generate.stdout)
+                answer, _ = up.communicate(timeout=150)
+                generate.communicate()
+                assert f'"sha256": "{body_hash(TRANSFER)}"' in answer.decode()
+                told(f"upload at {TRANSFER * 8e-6 / (time.monotonic() - began):.0f} Mbit/s")
+
+                with tunnel.site.gateway.inside(), Association(tunnel.proxy) as association:
+                    port = tunnel.site.ports["udp_echo"]
+                    wait_until(
+                        lambda: association.ask(TARGET_ADDRESS, port, b"over HTTPS")[-1],
+                        "an echo of UDP",
+                    )
+            finally:
+                tunnel.stop()
+    for daemon in tunnel.daemons:
+        assert "p@ss" not in daemon.log_text()

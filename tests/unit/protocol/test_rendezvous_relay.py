@@ -1,0 +1,143 @@
+"""Frames with datagrams, and the queue in which they wait."""
+
+from collections import Counter
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from socks_tunnel.protocol import rendezvous as wire
+from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.rendezvous_relay import (
+    JOINED_MAX,
+    QUEUE_TIME,
+    SEGMENTS_MAX,
+    Relayed,
+    RelayQueue,
+    encode_relayed,
+    join,
+)
+
+KEY, CHANNEL = bytes(range(32)), b"channel1"
+
+
+@given(st.lists(st.binary(max_size=40) | st.just(b"x" * 20) | st.just(b"y" * JOINED_MAX)))
+def test_what_is_joined_comes_apart_again(datagrams: list[bytes]) -> None:
+    received: list[bytes] = []
+    for joined, segment in join(datagrams):
+        data = encode_relayed(Relayed(KEY, CHANNEL, joined, segment), "from")
+        frame = wire.decode_from_service(data)
+        assert isinstance(frame, Relayed)
+        assert frame == Relayed(KEY, CHANNEL, joined, segment)
+        assert frame.count == len(frame.datagrams()) <= SEGMENTS_MAX
+        assert len(frame.joined) <= JOINED_MAX
+        received += frame.datagrams()
+    assert received == [datagram for datagram in datagrams if datagram]
+
+
+def test_datagrams_of_one_size_share_a_frame_and_the_last_may_be_shorter() -> None:
+    sizes = [1200, 1200, 700, 1200, 1200, 1300]
+    joined = [(len(data), segment) for data, segment in join(map(bytes, sizes))]
+    assert joined == [(3100, 1200), (2400, 1200), (1300, 1300)]
+
+
+def test_a_datagram_that_no_frame_holds_is_left_out() -> None:
+    assert list(join([b"", bytes(JOINED_MAX + 1), b"x"])) == [(b"x", 1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "about"),
+    [
+        ({"channel": b"short"}, "channel"),
+        ({"datagram": b""}, "datagram"),
+        ({"datagram": bytes(JOINED_MAX + 1)}, "datagram"),
+        ({"datagram": None}, "datagram"),
+        ({"segment": 0}, "segment"),
+        ({"segment": -1}, "segment"),
+        ({"segment": True}, "segment"),
+        ({"datagram": bytes(SEGMENTS_MAX + 1), "segment": 1}, "segment"),
+        ({"to": b"short"}, "to"),
+    ],
+)
+def test_frames_out_of_bounds_are_refused(changes: dict[str, Any], about: str) -> None:
+    fields: dict[str, Any] = {
+        "kind": "relay",
+        "to": KEY,
+        "channel": CHANNEL,
+        "datagram": b"abc",
+        **changes,
+    }
+    with pytest.raises(RemoteProtocolError, match=about):
+        wire.decode_from_client(msgpack.packb(fields))
+
+
+def test_a_segment_longer_than_the_datagram_is_the_datagram() -> None:
+    fields = {"kind": "relay", "to": KEY, "channel": CHANNEL, "datagram": b"abc", "segment": 9}
+    frame = wire.decode_from_client(msgpack.packb(fields))
+    assert frame == Relayed(KEY, CHANNEL, b"abc", 3)
+
+
+# --- the queue ------------------------------------------------------------------------------------
+
+
+def drained(queue: RelayQueue) -> list[bytes]:
+    frames = []
+    while (frame := queue.pop()) is not None:
+        frames.append(frame)
+    assert (queue.size, queue.peek()) == (0, 0)
+    return frames
+
+
+def test_channels_have_their_turns() -> None:
+    queue = RelayQueue(Counter())
+    for number in range(3):
+        queue.push("busy", b"b%d" % number, 1, 0)
+    queue.push("quiet", b"q", 1, 0)
+    assert queue.peek() == 2
+    assert drained(queue) == [b"b0", b"q", b"b1", b"b2"]
+
+
+def test_the_oldest_of_the_fullest_channel_gives_way() -> None:
+    counts: Counter[str] = Counter()
+    queue = RelayQueue(counts, limit=100, prefix="dropped: ")
+    queue.push("quiet", bytes(10), 1, 0)
+    queue.push("busy", b"1" * 45, 3, 0)
+    queue.push("busy", b"2" * 45, 4, 0)
+    queue.push("quiet", b"late comer", 1, 0)
+    assert queue.size == 65
+    assert drained(queue) == [bytes(10), b"2" * 45, b"late comer"]
+    assert counts == {"dropped: full": 3}
+
+
+def test_what_was_held_up_for_too_long_is_dropped() -> None:
+    counts: Counter[str] = Counter()
+    queue = RelayQueue(counts)
+    queue.push("a", b"old", 2, 0)
+    queue.push("b", b"older", 1, 0)
+    queue.push("a", b"new", 1, QUEUE_TIME)
+    queue.expire(QUEUE_TIME)
+    assert not counts
+    queue.expire(QUEUE_TIME + 0.01)
+    assert counts == {"late": 3}
+    assert drained(queue) == [b"new"]
+
+
+def test_nothing_waits_without_a_connection() -> None:
+    counts: Counter[str] = Counter()
+    queue = RelayQueue(counts)
+    queue.push("a", b"frame", 1, 0)
+    queue.clear()
+    assert drained(queue) == []
+    assert not counts
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 60)), max_size=60))
+def test_the_queue_never_holds_more_than_its_limit(pushed: list[tuple[str, int]]) -> None:
+    counts: Counter[str] = Counter()
+    queue = RelayQueue(counts, limit=100)
+    for channel, size in pushed:
+        queue.push(channel, bytes(size), 1, 0)
+        assert queue.size <= 100
+    assert len(drained(queue)) + counts["full"] == len(pushed)
