@@ -92,6 +92,16 @@ async def test_a_restart_of_the_service_costs_no_relayed_link(place: Place) -> N
     assert len(endpoint.up) == 1
 
 
+async def test_an_endpoint_that_stops_says_so_through_the_relay(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    await relaying(place)
+    gateway, endpoint = await linked(place)
+    await endpoint.manager.stop("it is switched off")
+    await until(lambda: "link office is down: the peer closed the connection" in caplog.text)
+
+
 async def test_direct_is_better_where_it_works(place: Place) -> None:
     node = await relaying(place)
     endpoint, gateway = place.endpoint(), place.gateway()
@@ -109,6 +119,12 @@ async def test_without_a_relay_there_is_no_candidate_of_it(place: Place) -> None
     await prepared(gateway)
     await until(lambda: "there is no relay: " in gateway.detail("office"))
     assert not endpoint.up
+
+
+HANDSHAKE = (20, 22)
+"""First bytes of records that are not authenticated yet (RFC 6347): ChangeCipherSpec, Handshake.
+
+Whoever is on the way can keep two hosts from a handshake, so a test of that would prove nothing."""
 
 
 # --- a service that is no friend ------------------------------------------------------------------
@@ -130,19 +146,19 @@ def mangle(
     return seen
 
 
-async def test_repeated_reordered_lost_and_invented_datagrams_cost_no_link(
+async def test_repeated_reordered_and_invented_datagrams_cost_no_link(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chance = random.Random(7)
     late: list[Relayed] = []
 
     def how(frame: Relayed) -> list[Relayed]:
+        if frame.joined[0] in HANDSHAKE:
+            return [frame]
         length = len(frame.joined)
-        made = [frame, frame]
-        if chance.random() < 0.1:
-            made = []
         forged = bytearray(frame.joined)
         forged[chance.randrange(length)] ^= 1 << chance.randrange(8)
+        made = [frame, frame]
         made.append(replace(frame, joined=bytes(forged)))
         made.append(replace(frame, joined=chance.randbytes(length)))
         made += late
@@ -172,7 +188,7 @@ async def test_a_service_that_relays_garbage_costs_the_link_and_nothing_else(
     gateway, endpoint = hosts(place)
     await prepared(endpoint)
     await prepared(gateway)
-    await until(lambda: len(seen) > 20)
+    await until(lambda: len(seen) >= 6)
     assert not gateway.up
     assert not endpoint.up
     assert "bug" not in caplog.text
@@ -229,6 +245,20 @@ async def test_datagrams_arrive_in_their_order_and_sizes(place: Place) -> None:
     assert a.relay.counts["sent"] == b.relay.counts["received"] == 60
 
 
+async def test_what_comes_as_the_last_datagram_leaves_is_sent_too(place: Place) -> None:
+    _, a, b = await two_clients(place)
+    sent, _ = channel(a, place.world.key("laptop"))
+    back, sink = channel(b, place.world.key("office"))
+    back.send([b"hello"])
+    for turns in range(8):  # in one of which the task that sends comes to its end
+        sent.send([b"one"])
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        sent.send([b"two"])
+        await until(lambda: len(sink.got) == 2)
+        sink.got.clear()
+
+
 async def test_a_channel_that_is_not_open_gets_nothing(place: Place) -> None:
     _, a, b = await two_clients(place)
     other, _ = channel(a, place.world.key("laptop"), b"another1")
@@ -273,7 +303,7 @@ async def test_a_client_keeps_to_its_rate_so_that_the_service_drops_nothing(plac
     await until(lambda: b.relay.counts["sent"] and node.registry.counts["relayed datagrams"])
     for _ in range(20):
         sent.send([bytes(1200)] * 100)
-    await until(lambda: a.relay._pump is None)
+    await until(lambda: a.relay._pump is not None and a.relay._pump.done())
     dropped = a.relay.counts["dropped: late"] + a.relay.counts["dropped: full"]
     await until(lambda: len(sink.got) + dropped == 2000)
     assert dropped > 1000

@@ -121,13 +121,8 @@ class ServiceRelay:
             frame = Relayed(key, name, joined, segment)
             self._queue.push((key, name), encode_relayed(frame, "to"), frame.count, now)
             self.counts["sent"] += frame.count
-        if self._pump is None:
+        if self._pump is None or self._pump.done():
             self._pump = spawn("relay datagrams", self._send_waiting(self._ws))
-            self._pump.add_done_callback(self._ended)
-
-    def _ended(self, pump: "asyncio.Task[None]") -> None:
-        if self._pump is pump:
-            self._pump = None
 
     async def _send_waiting(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         """Sends what waits, at the rate that is granted, and ends when nothing does."""

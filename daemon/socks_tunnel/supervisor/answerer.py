@@ -76,6 +76,8 @@ class EndpointLinks(Links):
     async def stop(self, reason: str) -> None:
         """Takes no more offers, ends all links."""
         self.draining = True
+        # Before the carriers, one of which may relay what the links say to their peers.
+        await asyncio.gather(*(link.close(reason) for link in list(self.links)))
         for carrier in self._carriers:
             await carrier.stop()
         await asyncio.gather(*(link.close(reason) for link in list(self.links)))

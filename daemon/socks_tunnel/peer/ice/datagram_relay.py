@@ -101,7 +101,7 @@ class ChannelTransport(asyncio.DatagramTransport):
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
-        if waiting and not self._closing:
+        if waiting:
             self._channel.send(waiting)
 
     def relayed(self, datagrams: Sequence[bytes]) -> None:
@@ -118,11 +118,11 @@ class ChannelTransport(asyncio.DatagramTransport):
             self._problem(f"{self._relay.server}: {why}")
 
     def close(self) -> None:
-        """Leaves the channel; the receiver learns it soon."""
+        """Leaves the channel; what was sent before still leaves, and the receiver learns it soon."""
         if not self._closing:
+            self._flush()  # the peer learns of the end from what is among it
             self._closing = True
             self._channel.close()
-            self._waiting.clear()
             self._loop.call_soon(self._receiver.connection_lost, None)
 
     abort = close

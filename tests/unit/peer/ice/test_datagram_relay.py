@@ -133,7 +133,7 @@ async def test_each_refusal_is_told_once() -> None:
 async def test_after_its_end_nothing_goes_in_or_out() -> None:
     made, relay, protocol, _ = transport()
     peer = channel_address(b"channel1"), ANSWERED_PORT
-    made.sendto(b"waits", peer)
+    made.sendto(b"goodbye", peer)
     made.close()
     made.abort()
     made.sendto(b"late", peer)
@@ -142,5 +142,5 @@ async def test_after_its_end_nothing_goes_in_or_out() -> None:
     await asyncio.sleep(0)
     assert protocol.ends == [None]
     assert protocol.got == []
-    assert relay.sent == []
+    assert relay.sent == [[b"goodbye"]]
     assert relay.closed == 1
