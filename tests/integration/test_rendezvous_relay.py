@@ -97,7 +97,7 @@ async def test_an_endpoint_that_stops_says_so_through_the_relay(
 ) -> None:
     caplog.set_level("INFO")
     await relaying(place)
-    gateway, endpoint = await linked(place)
+    _, endpoint = await linked(place)
     await endpoint.manager.stop("it is switched off")
     await until(lambda: "link office is down: the peer closed the connection" in caplog.text)
 

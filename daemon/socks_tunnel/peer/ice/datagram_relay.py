@@ -118,7 +118,7 @@ class ChannelTransport(asyncio.DatagramTransport):
             self._problem(f"{self._relay.server}: {why}")
 
     def close(self) -> None:
-        """Leaves the channel; what was sent before still leaves, and the receiver learns it soon."""
+        """Leaves the channel after what was sent before; the receiver learns it soon."""
         if not self._closing:
             self._flush()  # the peer learns of the end from what is among it
             self._closing = True

@@ -84,8 +84,8 @@ def why_no_candidates(pc: RTCPeerConnection, settings: IceSettings) -> str:
         return f"no ICE candidate can be made: {_listed(problems)}"
     if settings.policy == "relay":
         return (
-            "there is no relay: ice.servers names no TURN server, and no rendezvous service that is "
-            "in use offers one or relays itself"
+            "there is no relay: ice.servers names no TURN server, and no rendezvous service in use "
+            "offers one or relays itself"
         )
     if settings.addresses:
         which = ", ".join(settings.addresses)
