@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +81,15 @@ def curl(tunnel: Tunnel, *arguments: str, **more: object) -> "subprocess.Popen[b
     )
 
 
+def started(tunnel: Tunnel) -> dict[str, Any]:
+    """Start both sides; the gateway's link once it is up."""
+    tunnel.start_endpoint()
+    tunnel.start_gateway()
+    tunnel.wait_linked()
+    link: dict[str, Any] = tunnel.gateway.control("status")["links"][0]
+    return link
+
+
 @pytest.mark.netns
 def test_where_only_a_proxy_leads_out_and_there_is_no_turn_server(
     world: NatSite, report_logs: Report, told: Told
@@ -91,10 +101,7 @@ def test_where_only_a_proxy_leads_out_and_there_is_no_turn_server(
         report_logs(tunnel)
         with world.serving(*service_of(world, tunnel), tcp=[8443]):
             try:
-                tunnel.start_endpoint()
-                tunnel.start_gateway()
-                tunnel.wait_linked()
-                link = tunnel.gateway.control("status")["links"][0]
+                link = started(tunnel)
                 assert link["path_kind"] == "relay", link
                 assert link["path"] == f"through {RENDEZVOUS}, relayed"
                 url = f"http://{TARGET_ADDRESS}:{tunnel.site.ports['http']}"
@@ -126,3 +133,35 @@ def test_where_only_a_proxy_leads_out_and_there_is_no_turn_server(
                 tunnel.stop()
     for daemon in tunnel.daemons:
         assert "p@ss" not in daemon.log_text()
+
+
+@pytest.mark.netns
+def test_a_direct_path_that_appears_later_is_moved_to(
+    world: NatSite, report_logs: Report, told: Told
+) -> None:
+    for router in (world.world.near, world.world.far):
+        router.become("port-restricted", ONLY_THE_PROXY)
+    with world.proxy() as proxy:
+        tunnel = through_the_proxies(world, proxy)
+        report_logs(tunnel)
+        with world.serving(*service_of(world, tunnel), tcp=[8443]):
+            try:
+                assert started(tunnel)["path_kind"] == "relay"
+                with tunnel.connect("echo") as sock:
+                    sock.sendall(b"through the service")
+                    assert sock.recv(100) == b"through the service"
+                    for router in (world.world.near, world.world.far):
+                        router.become("none")
+                    world.world.route_insides(near=True, far=True)
+                    opened = time.monotonic()
+
+                    def kinds() -> set[str]:
+                        rows = tunnel.gateway.control("status")["links"]
+                        return {row["path_kind"] for row in rows if row["state"] == "up"}
+
+                    wait_until(lambda: kinds() == {"host"}, "a direct path", timeout=60)
+                    told(f"moved {time.monotonic() - opened:.1f} s after the path was open")
+                    sock.sendall(b"directly")
+                    assert sock.recv(100) == b"directly"
+            finally:
+                tunnel.stop()

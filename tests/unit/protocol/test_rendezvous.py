@@ -10,7 +10,7 @@ from socks_tunnel.protocol.errors import RemoteProtocolError
 
 KEY, OTHER = bytes(range(32)), bytes(32)
 
-FROM_SERVICE: list[wire.FromService] = [
+FROM_SERVICE: list[wire.Frame] = [
     wire.Challenge(bytes(32)),
     wire.Welcome(bytes(8), 1_700_000_000, 66_048, 64, 10),
     wire.Welcome(
@@ -29,9 +29,11 @@ FROM_SERVICE: list[wire.FromService] = [
     wire.Presence((), (KEY,)),
     wire.FromKey(KEY, b"parcel"),
     wire.Absent(KEY, "busy"),
+    wire.Absent(KEY, "elsewhere", bytes(8)),
+    wire.Welcome(bytes(8), 0, 1, 1, 1, relay=2_000_000),
     wire.Drain(10),
 ]
-FROM_CLIENT: list[wire.FromClient] = [
+FROM_CLIENT: list[wire.Frame] = [
     wire.Proof(KEY, "example.com:8443", 1_700_000_000, bytes(64)),
     wire.Watch((), reset=True),
     wire.Watch((KEY, OTHER), reset=False),
@@ -41,12 +43,12 @@ FROM_CLIENT: list[wire.FromClient] = [
 
 
 @pytest.mark.parametrize("frame", FROM_SERVICE)
-def test_frames_of_the_service(frame: wire.FromService) -> None:
+def test_frames_of_the_service(frame: wire.Frame) -> None:
     assert wire.decode_from_service(wire.encode(frame)) == frame
 
 
 @pytest.mark.parametrize("frame", FROM_CLIENT)
-def test_frames_of_a_client(frame: wire.FromClient) -> None:
+def test_frames_of_a_client(frame: wire.Frame) -> None:
     data = wire.encode(frame)
     assert len(data) <= wire.FRAME_MAX
     assert wire.decode_from_client(data) == frame

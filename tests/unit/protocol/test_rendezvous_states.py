@@ -7,6 +7,7 @@ import pytest
 
 from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.protocol.errors import LocalProtocolError, RemoteProtocolError
+from socks_tunnel.protocol.rendezvous_relay import Relayed, encode_relayed
 from socks_tunnel.protocol.rendezvous_states import ClientConnection, ServiceConnection
 from socks_tunnel.signaling.identity import PrivateIdentity, verify
 
@@ -98,7 +99,7 @@ def test_a_long_frame_before_the_proof_is_not_decoded() -> None:
 
 
 @pytest.mark.parametrize("frame", [wire.Watch((), reset=True), wire.ToKey(bytes(32), b"")])
-def test_nothing_is_taken_before_the_proof(frame: wire.FromClient) -> None:
+def test_nothing_is_taken_before_the_proof(frame: wire.Frame) -> None:
     service = ServiceConnection(NONCE, frozenset(), verify)
     with pytest.raises(RemoteProtocolError, match="has no place in the state challenged"):
         service.receive(wire.encode(frame))
@@ -114,7 +115,7 @@ def test_a_second_proof_has_no_place(identity: PrivateIdentity) -> None:
     "frame",
     [WELCOME, wire.Presence((), ()), wire.FromKey(bytes(32), b""), wire.Drain(1)],
 )
-def test_a_client_takes_a_challenge_first(frame: wire.FromService) -> None:
+def test_a_client_takes_a_challenge_first(frame: wire.Frame) -> None:
     with pytest.raises(RemoteProtocolError, match="has no place in the state start"):
         ClientConnection("a").receive(wire.encode(frame), NOW)
 
@@ -147,7 +148,7 @@ def test_a_further_welcome_replaces_the_first(identity: PrivateIdentity) -> None
     [wire.Presence((bytes(32),), ()), wire.FromKey(bytes(32), b"x"), wire.Drain(5)],
     ids=lambda frame: type(frame).__name__,
 )
-def test_what_an_open_client_is_told(identity: PrivateIdentity, frame: wire.FromService) -> None:
+def test_what_an_open_client_is_told(identity: PrivateIdentity, frame: wire.Frame) -> None:
     client, _ = opened(identity)
     assert client.receive(wire.encode(frame), NOW) == frame
 
@@ -163,3 +164,14 @@ def test_calls_out_of_turn_are_our_fault(identity: PrivateIdentity) -> None:
         client.proof(bytes(32), bytes(64), NOW)
     with pytest.raises(ValueError, match="the service takes 66048"):
         client.envelope(bytes(32), bytes(66_049))
+
+
+def test_datagrams_have_a_place_once_the_key_is_proved(identity: PrivateIdentity) -> None:
+    client, service = opened(identity)
+    frame = Relayed(bytes(32), b"channel1", b"datagram", 8)
+    assert service.receive(encode_relayed(frame, "to")) == frame
+    assert client.receive(encode_relayed(frame, "from"), NOW) == frame
+    with pytest.raises(RemoteProtocolError, match="has no place in the state challenged"):
+        ServiceConnection(NONCE, frozenset(), verify).receive(encode_relayed(frame, "to"))
+    with pytest.raises(RemoteProtocolError, match="has no place in the state start"):
+        ClientConnection("a").receive(encode_relayed(frame, "from"), NOW)

@@ -6,8 +6,7 @@ from typing import Literal
 import pytest
 
 from socks_tunnel.protocol import rendezvous as wire
-from socks_tunnel.protocol.rendezvous_relay import JOINED_MAX, Relayed
-from socks_tunnel.rendezvous import relay as relaying
+from socks_tunnel.protocol.rendezvous_relay import JOINED_MAX, QUEUE_MAX, Relayed
 from socks_tunnel.rendezvous.registry import Client, Registry
 from socks_tunnel.rendezvous.relay import (
     BURST_MIN,
@@ -231,7 +230,12 @@ def test_idle_channels_are_looked_for_once_a_second_at_most(
     a, _ = hall.pair()
     swept: list[float] = []
     sweep = hall.relay.sweep
-    monkeypatch.setattr(hall.relay, "sweep", lambda now: (swept.append(now), sweep(now)))
+
+    def noted(now: float) -> None:
+        swept.append(now)
+        sweep(now)
+
+    monkeypatch.setattr(hall.relay, "sweep", noted)
     c = hall.join(C, A)
     hall.registry.watch(a, wire.Watch((C,), reset=False))
     hall.send(a, B)
@@ -255,15 +259,17 @@ def test_a_client_that_does_not_read_holds_up_nobody_else() -> None:
     a, b = hall.pair()
     c = hall.join(C, A)
     hall.registry.watch(a, wire.Watch((C,), reset=False))
-    hall.send(b, A), hall.send(c, A)
-    drain(a), drain(c)
+    hall.send(b, A)
+    hall.send(c, A)
+    drain(a)
+    drain(c)
     for _ in range(40):
         hall.send(a, B, bytes(JOINED_MAX))  # b reads none of it
     hall.send(a, C)
     assert drain(c) == [Relayed(A, CHANNEL, b"data", 4)]
     assert hall.dropped()["full"] > 0
     assert b.relayed is not None
-    assert b.relayed.size <= relaying.RelayQueue(hall.registry.counts)._limit
+    assert b.relayed.size <= QUEUE_MAX
 
 
 def test_signalling_goes_before_datagrams() -> None:
