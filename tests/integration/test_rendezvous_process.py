@@ -81,7 +81,8 @@ async def test_it_serves_reloads_and_drains(tmp_path: Path, started: list[Proces
         await until(lambda: "reload refused" in process.said())
         assert clients[0].problem is None
         process.popen.send_signal(signal.SIGUSR1)
-        await until(lambda: "2 clients; since the start: joined" in process.said())
+        report = "2 clients, 0 relayed connections; since the start: joined"
+        await until(lambda: report in process.said())
         process.popen.send_signal(signal.SIGTERM)
         assert await process.ends() == 0
         assert "SIGTERM: asking 2 clients to leave" in process.said()
