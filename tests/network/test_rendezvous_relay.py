@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from network.conftest import Told
 
 from support.certificates import Authority
+from support.figures import Told
 from support.hosts import TARGET_ADDRESS, why_no_namespaces
 from support.nat import SERVICES, NatSite
 from support.processes import wait_until
