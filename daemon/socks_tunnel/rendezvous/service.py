@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import WSMsgType, web
 
-from socks_tunnel.config.rendezvous import RendezvousConfig, read_turn_secret
+from socks_tunnel.config.rendezvous import RendezvousConfig
 from socks_tunnel.ops.accepting import accept
 from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.ops.tasks import spawn
@@ -37,12 +37,13 @@ from socks_tunnel.protocol.rendezvous import (
 )
 from socks_tunnel.protocol.rendezvous_relay import BLOCKED_TIME, Relayed
 from socks_tunnel.protocol.rendezvous_states import ServiceConnection
+from socks_tunnel.rendezvous.configured import listed_keys, turn_logins
 from socks_tunnel.rendezvous.limits import Door, Ticket
 from socks_tunnel.rendezvous.registry import GUEST_SECONDS, Client, Refused, Registry
 from socks_tunnel.rendezvous.relay import RelayHall
-from socks_tunnel.rendezvous.turn import RENEWAL, TurnLogins
+from socks_tunnel.rendezvous.turn import RENEWAL
 from socks_tunnel.signaling.direct import listen_tcp, listen_unix
-from socks_tunnel.signaling.identity import parse_public_key, verify
+from socks_tunnel.signaling.identity import verify
 from socks_tunnel.signaling.joining import JoinRejected, enrolled_by
 from socks_tunnel.signaling.tls import ServerCertificate
 
@@ -485,19 +486,3 @@ def _closing(status: int) -> web.Response:
     response = web.Response(status=status)
     response.force_close()
     return response
-
-
-def listed_keys(config: RendezvousConfig) -> dict[bytes, str]:
-    """Returns the names of the listed keys."""
-    return {parse_public_key(key.public_key): key.name for key in config.keys}
-
-
-def turn_logins(config: RendezvousConfig) -> TurnLogins | None:
-    """Returns what makes logins for the configured TURN servers; None if there are none.
-
-    Raises :class:`ValueError` with a sentence if the secret cannot be read.
-    """
-    turn = config.turn
-    if turn is None:
-        return None
-    return TurnLogins([server.urls for server in turn.servers], read_turn_secret(turn.secret_file))
