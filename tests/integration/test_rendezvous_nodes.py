@@ -189,6 +189,18 @@ async def test_a_client_reaches_a_peer_at_another_node(nodes: Nodes) -> None:
         assert await b.offer(A.public, b"back", 30) == (b"answer to back", "1")
 
 
+async def reached(client: Rendezvous, peer: PrivateIdentity) -> None:
+    """Waits until a client's offers get through to a peer."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await client.offer(peer.public, b"offer", 30)
+            except SignalingError:  # the peer is not there yet
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
 class Refusals:
     """Keeps why datagrams were refused."""
 
@@ -207,9 +219,8 @@ async def test_datagrams_are_relayed_within_a_node_and_refused_beyond_it(nodes: 
     one, two = await nodes.node(), await nodes.node()
     third = PrivateIdentity.generate()
     a, b, c = nodes.client(one, A, B, third), nodes.client(two, B, A), nodes.client(one, third, A)
-    async with asyncio.timeout(30):
-        await a.offer(B.public, b"offer", 30)
-        await a.offer(third.public, b"offer", 30)
+    await reached(a, B)
+    await reached(a, third)
     elsewhere, here, there = Refusals(), Refusals(), Refusals()
     to_b, to_c, at_c = a.relay.to(B.public), a.relay.to(third.public), c.relay.to(A.public)
     assert to_b is not None
