@@ -305,7 +305,11 @@ async def test_a_client_keeps_to_its_rate_so_that_the_service_drops_nothing(plac
         sent.send([bytes(1200)] * 100)
     await until(lambda: a.relay._pump is not None and a.relay._pump.done())
     dropped = a.relay.counts["dropped: late"] + a.relay.counts["dropped: full"]
-    await until(lambda: len(sink.got) + dropped == 2000)
+
+    def late() -> int:  # held up at the service, on a machine that is busy
+        return node.registry.counts["relay dropped: late"]
+
+    await until(lambda: len(sink.got) + dropped + late() == 2000)
     assert dropped > 1000
     assert not node.registry.counts["relay dropped: rate"]
 
@@ -333,7 +337,7 @@ async def test_before_the_proof_nothing_is_relayed(place: Place) -> None:
 
 
 async def test_who_floods_is_limited_and_who_does_not_read_holds_up_nobody(place: Place) -> None:
-    node = await relaying(place)
+    node = await relaying(place, bytes_per_second=200_000)
     office, laptop = place.world.key("office"), place.world.key("laptop")
     quiet = PrivateIdentity.generate()
     a, c = place.client(office, laptop, quiet), place.client(quiet, office)
@@ -344,14 +348,13 @@ async def test_who_floods_is_limited_and_who_does_not_read_holds_up_nobody(place
         back, _ = channel(a, laptop)
         back.send([b"an answer"])
         frame = encode_relayed(Relayed(office.public, NAME, bytes(JOINED_MAX), 1024), "to")
-        for _ in range(300):  # 5 MB of a rate of 2 MB a second
-            await raw.ws.send_bytes(frame)
-        await until(lambda: node.registry.counts["relay dropped: rate"] > 0)
+        async with asyncio.timeout(30):
+            while not node.registry.counts["relay dropped: rate"]:
+                await raw.ws.send_bytes(frame)
+                await asyncio.sleep(0)
         sent, _ = channel(c, office)
         _, sink = channel(a, quiet)
         async with asyncio.timeout(30):
             while not sink.got:  # what comes while the flood lasts may be lost
                 sent.send([b"served"])
                 await asyncio.sleep(0.05)
-        received = a.relay.counts["received"] + a.relay.counts["dropped: no channel"]
-        assert received < 300 * 16
