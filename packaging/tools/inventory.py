@@ -1,6 +1,8 @@
 """Writes what the Debian package has inside: a CycloneDX bill of materials, and the licence texts.
 
-inventory.py --lock LOCK --version VERSION --sbom FILE --licences FILE SITE_PACKAGES
+inventory.py --lock LOCK --version VERSION --compiler FOLDER --sbom FILE --licences FILE SITE_PACKAGES
+
+FOLDER has mypy in it, whose run-time library mypyc has put into the compiled data path.
 
 Standard library only: it runs in the build root. Its output depends on nothing but its input and
 SOURCE_DATE_EPOCH, so that the package can be built again byte for byte.
@@ -23,6 +25,7 @@ from typing import Any
 LICENCE_NAME = re.compile(r"(licen[cs]e|copying|notice|authors)", re.IGNORECASE)
 SHARED_OBJECT = re.compile(r".+\.so[.0-9]*")
 STAND_IN = "av"
+COMPILER = "mypy"
 
 
 def canonical(name: str) -> str:
@@ -103,10 +106,19 @@ def dependencies(site: Path, refs: dict[str, str]) -> list[dict[str, Any]]:
     return edges
 
 
-def bill(site: Path, version: str) -> dict[str, Any]:
+def compiler_of(folder: Path) -> tuple[Path, Message]:
+    """Returns the folder and metadata of the distribution whose run-time library is compiled in."""
+    (found,) = (d for d in distributions(folder) if canonical(d[1]["Name"]) == COMPILER)
+    return found
+
+
+def bill(site: Path, compiler: Path, version: str) -> dict[str, Any]:
     """The whole bill of materials, CycloneDX 1.5."""
     components = [component(site, *distribution) for distribution in distributions(site)]
     refs = {entry["name"]: entry["bom-ref"] for entry in components}
+    compiled_in = component(compiler, *compiler_of(compiler)) | {
+        "description": "The run-time library of mypyc, which is part of the compiled data path."
+    }
     moment = datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), UTC)
     itself = f"pkg:deb/debian/socks-tunnel@{version}?arch=amd64"
     stand_in = {
@@ -128,9 +140,14 @@ def bill(site: Path, version: str) -> dict[str, Any]:
                 "licenses": [{"expression": "Apache-2.0"}],
             },
         },
-        "components": [*components, stand_in],
+        "components": [*components, compiled_in, stand_in],
         "dependencies": [
-            {"ref": itself, "dependsOn": sorted([*refs.values(), stand_in["bom-ref"]])},
+            {
+                "ref": itself,
+                "dependsOn": sorted(
+                    [*refs.values(), compiled_in["bom-ref"], stand_in["bom-ref"]]
+                ),
+            },
             *dependencies(site, refs),
         ],
     }
@@ -144,9 +161,9 @@ def bill(site: Path, version: str) -> dict[str, Any]:
     }
 
 
-def licence_texts(site: Path) -> Iterator[str]:
+def licence_texts(site: Path, compiler: Path) -> Iterator[str]:
     """The licence texts and notices of every library, under headings."""
-    for folder, metadata in distributions(site):
+    for folder, metadata in (*distributions(site), compiler_of(compiler)):
         for file in sorted(folder.rglob("*")):
             if file.is_file() and LICENCE_NAME.search(file.name):
                 heading = f"{metadata['Name']} {metadata['Version']}: {file.name}"
@@ -159,6 +176,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--lock", type=Path, required=True)
     parser.add_argument("--version", required=True)
+    parser.add_argument("--compiler", type=Path, required=True)
     parser.add_argument("--sbom", type=Path, required=True)
     parser.add_argument("--licences", type=Path, required=True)
     parser.add_argument("site", type=Path)
@@ -168,9 +186,10 @@ def main(arguments: list[str]) -> None:
     installed = {canonical(m["Name"]): m["Version"] for _, m in distributions(options.site)}
     if installed != expected:
         sys.exit(f"installed is {installed}, but the lock file asks for {expected}")
-    sbom = json.dumps(bill(options.site, options.version), indent=1, ensure_ascii=False)
-    options.sbom.write_text(sbom + "\n", "utf-8")
-    options.licences.write_text("".join(licence_texts(options.site)), "utf-8")
+    listed = bill(options.site, options.compiler, options.version)
+    options.sbom.write_text(json.dumps(listed, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    texts = licence_texts(options.site, options.compiler)
+    options.licences.write_text("".join(texts), "utf-8")
 
 
 if __name__ == "__main__":

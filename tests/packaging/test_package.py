@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from socks_tunnel.ops.compiled import MODULES
 from support.installed import SUITES
 from support.machines import TOOLS, tool
 from support.prometheus_files import FOLDER
@@ -81,15 +82,32 @@ def test_no_media_library_is_inside(tree: Path) -> None:
     assert files < 80 << 20
 
 
+def test_the_data_path_is_compiled_and_its_source_is_beside_it(tree: Path, suite: str) -> None:
+    site = tree / f"usr/lib/socks-tunnel/lib/python{PYTHONS[suite]}/site-packages"
+    ending = f"cpython-{PYTHONS[suite].replace('.', '')}-x86_64-linux-gnu.so"
+    sources = [site / f"{name.replace('.', '/')}.py" for name in MODULES]
+    wanted = {source.with_suffix(f".{ending}") for source in sources}
+    assert all(source.exists() for source in sources)
+    assert set((site / "socks_tunnel").rglob("*.so")) == wanted
+    library = (site / f"socks_tunnel__mypyc.{ending}").read_bytes()
+    assert b"/work" not in library  # nor /tmp: where it was built is nobody's business
+    assert b"/tmp" not in library
+
+
 def test_the_bill_of_materials_is_that_of_the_lock_file(tree: Path, suite: str) -> None:
     packed = tree / "usr/share/doc/socks-tunnel/sbom.cdx.json.gz"
     bill = json.loads(gzip.decompress(packed.read_bytes()))
     assert bill["bomFormat"] == "CycloneDX"
     version = PYTHONS[suite].replace(".", "")
-    lock = (CHECKOUT / f"requirements/runtime-py{version}.lock").read_text()
-    locked = set(re.findall(r"^([a-z0-9-]+)==(\S+)", lock, re.MULTILINE))
+    runtime, dev = (
+        set(re.findall(r"^([a-z0-9-]+)==(\S+)", lock.read_text(), re.MULTILINE))
+        for kind in ("runtime", "dev")
+        for lock in [CHECKOUT / f"requirements/{kind}-py{version}.lock"]
+    )
     listed = {(c["name"], c["version"]) for c in bill["components"] if "version" in c}
-    assert listed == {(name, number) for name, number in locked if name != "av"}
+    # mypyc's run-time library is compiled into the data path.
+    expected = {(n, v) for n, v in runtime if n != "av"} | {(n, v) for n, v in dev if n == "mypy"}
+    assert listed == expected
     assert all(component["licenses"] for component in bill["components"])
     (stand_in,) = [c for c in bill["components"] if c["name"] == "av"]
     assert "stand-in" in stand_in["description"]

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from socks_tunnel.ops.compiled import MODULES
 from support.hosts import DOMAIN, TARGET_ADDRESS
 from support.installed import PROXY, QUERY, WATCHDOG, Host, Scene
 from support.living import Living
@@ -27,6 +28,7 @@ from support.machines import MEMORY_GROUPS
 from support.processes import toml, wait_until
 from support.rawsocks import greet, request
 from support.targets import body_hash
+from support.workshop import PURE_BEFORE
 
 # The first test of a run waits for roots to be made and packages to be built.
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(1500)]
@@ -119,6 +121,15 @@ def test_the_sandbox(scene: Scene) -> None:
             "systemd-analyze verify --man=no socks-tunnel@gateway.service socks-tunnel@gateway.socket 2>&1"
         )
         assert complaints == ""
+
+
+def test_which_data_path_runs_is_said_truthfully(scene: Scene) -> None:
+    """The earlier version of one release is pure Python, and both kinds understand each other."""
+    for host in scene.both:
+        compiled = host.machine.suite != PURE_BEFORE
+        said = f"compiled ({len(MODULES)} modules)" if compiled else "pure Python"
+        assert f"fast path:     {said};" in host.version()
+        assert host.runs_compiled() == {compiled}
 
 
 def test_the_key_stays_roots(scene: Scene) -> None:
@@ -484,6 +495,8 @@ def test_flows_live_through_upgrades(
                 assert "restarting" not in text
                 host.wait_journal("flows go on with it", cursor)
                 assert host.state == "active"
+                compiled = versions is packages or host.machine.suite != PURE_BEFORE
+                assert host.runs_compiled() == {compiled}
             living.goes_on()
 
         install((scene.gateway,), packages)

@@ -104,6 +104,15 @@ class Host:
         """The workers' process ids inside."""
         return self.machine.children(self.pid, "socks_tunnel_workers")
 
+    def runs_compiled(self) -> set[bool]:
+        """Returns, of the supervisor and the workers, whether they have mapped the compiled data path."""
+        maps = (self.machine.sh(f"cat /proc/{pid}/maps") for pid in (self.pid, *self.workers()))
+        return {"socks_tunnel__mypyc." in text for text in maps}
+
+    def version(self) -> str:
+        """Returns what `socks-tunnel version` prints."""
+        return self.machine.sh("socks-tunnel version")
+
     def wait_active(self, timeout: float = 40) -> None:
         """Wait until the unit has started."""
         wait_until(lambda: self.state == "active", f"{self.unit} is active", timeout=timeout)

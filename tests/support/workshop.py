@@ -10,11 +10,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from socks_tunnel.ops.compiled import MODULES
 from support.installed import SUITES
 from support.machines import tool
 
 PREVIOUS = "0.0.9"
 """A version before any that a checkout builds."""
+
+PURE_BEFORE = "bookworm"
+"""The release whose earlier version is pure Python."""
 
 Packages = dict[str, Path]
 """The package of each release."""
@@ -80,11 +84,14 @@ class Workshop:
         return built
 
     def _repack(self) -> Packages:
-        """Packs them anew under an earlier version, without compression: building takes a minute."""
+        """Packs them anew under an earlier version, without compression: building takes a minute.
+
+        That of one release has no compiled data path, so that hosts change between both kinds.
+        """
         folder = self._output / "previous"
         folder.mkdir()
         return {
-            suite: repack(package, folder / suite)
+            suite: repack(package, folder / suite, compiled=suite != PURE_BEFORE)
             for suite, package in self.packages.result().items()
         }
 
@@ -123,8 +130,11 @@ def build_packages(output: Path) -> dict[str, Path]:
         return dict(zip(SUITES, built, strict=True))
 
 
-def repack(package: Path, folder: Path) -> Path:
-    """A copy of a package with the version :data:`PREVIOUS`, which the program in it says too."""
+def repack(package: Path, folder: Path, *, compiled: bool) -> Path:
+    """Returns a copy of a package with the version :data:`PREVIOUS`, which the program in it says too.
+
+    If not `compiled`, it is without the extension modules of the data path.
+    """
     run("dpkg-deb", "--raw-extract", package, folder)
     control = folder / "DEBIAN" / "control"
     text, count = re.subn(r"(?m)^(Version: )[^-]+", rf"\g<1>{PREVIOUS}", control.read_text())
@@ -134,6 +144,14 @@ def repack(package: Path, folder: Path) -> Path:
     text, count = re.subn(r'(?m)^(__version__ = )".*"', rf'\g<1>"{PREVIOUS}"', module.read_text())
     assert count == 1
     module.write_text(text)
+    if not compiled:
+        extensions = [
+            *module.parent.rglob("*.so"),
+            *module.parents[1].glob("socks_tunnel__mypyc.*.so"),
+        ]
+        assert len(extensions) == len(MODULES) + 1
+        for path in extensions:
+            path.unlink()
     result = folder.parent / f"previous-{folder.name}.deb"
     run("dpkg-deb", "--root-owner-group", "-Znone", "--build", folder, result)
     shutil.rmtree(folder)
