@@ -128,7 +128,7 @@ $(COMPILED)/.stamp: $(DEV_STAMP) packaging/tools/compile.py pyproject.toml \
 compiled: $(COMPILED)/.stamp ## copies of the packages with a compiled data path, in build/compiled
 
 .PHONY: test-compiled
-test-compiled: $(COMPILED)/.stamp $(TEST_STAMPS) ## the tests of the data path, on the compiled one
+test-compiled: $(TEST_STAMPS) $(COMPILED)/.stamp ## the tests of the data path, on the compiled one
 	@SOCKS_TUNNEL_COMPILED=1 PYTHONPATH=$(COMPILED) $(PYTEST) tests/unit/ops/test_compiled.py \
 	  tests/unit/peer tests/unit/protocol tests/unit/supervisor tests/property \
 	  tests/integration/test_fast_dtls.py tests/integration/test_fast_interop.py $(ARGS)
