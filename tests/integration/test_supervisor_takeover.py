@@ -142,7 +142,7 @@ async def test_a_path_that_swallows_everything_is_left_long_before_the_link_is_d
     async with asyncio.timeout(12):  # it would be dead after 15 s
         await until(lambda: old.ended.done())
     assert old.ended.result() == REPLACED
-    assert re.search(r"link office: its peer has not answered for [12]\.", caplog.text)
+    assert re.search(r"link office: its peer has not answered for [0-2]\.", caplog.text)
     await until(lambda: len(gateway.up) == len(endpoint.up) == 1)
     assert reconnects(gateway) == {"unanswered": 1}
 

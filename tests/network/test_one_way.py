@@ -50,7 +50,7 @@ def test_flows_go_on_soon_after_one_way_has_failed(
     """The other way works all the time, and packets of the peer keep coming."""
     scene.wait_linked(60)
     took: list[float] = []
-    with Load(scene, pace=500_000) as load:
+    with Load(scene, pace=500_000, ssh=True) as load:
         for _ in range(TIMES):
             _, ours, theirs = path(scene)
             blocked = time.monotonic()
