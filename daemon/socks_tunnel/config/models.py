@@ -295,6 +295,8 @@ class Peer(Table):
     (`socks-tunnel join` writes it)."""
     policy: str | None = None
     """Of an endpoint's peer: the name of one of `[policies]`. None: the `[policy]` table."""
+    weight: Annotated[int, Field(ge=1, le=100, strict=True)] = 1
+    """Its share of this process, beside other peers, while they all have more to send."""
 
 
 class Forward(Table):

@@ -60,6 +60,7 @@ class Peer:
     rendezvous: str | None
     enrolment_file: Path | None
     policy: str | None
+    weight: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,17 @@ class Port(LinkPort, Protocol):
 
 
 class Attachments:
-    """The way to the router. `rank` says which peer of several is used first."""
+    """The way to the router.
 
-    def __init__(self, router: Router, rank: Callable[[str], int]) -> None:
+    `rank` says which peer of several is used first, `weight` what a peer's share is.
+    """
+
+    def __init__(
+        self, router: Router, rank: Callable[[str], int], weight: Callable[[str], int]
+    ) -> None:
         self._router = router
         self._rank = rank
+        self._weight = weight
 
     def attach(self, port: Port, peer: str, hello: Hello, local: Hello) -> AttachedLink:
         """Lets a link carry its session. `hello` is the peer's, `local` is ours."""
@@ -41,6 +47,7 @@ class Attachments:
             features=hello.features,
             resume=RESUME in hello.features and RESUME in local.features,
             rank=self._rank(peer),
+            weight=self._weight(peer),
         )
         return self._router.attach(port, peer, terms)
 

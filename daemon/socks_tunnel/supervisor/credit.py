@@ -171,15 +171,17 @@ class LinkCredit:
         self._adjusted_at = now
         self._short = False
 
-    def grants(self, shares: Iterable[Share]) -> list[tuple[Share, int]]:
+    def grants(self, shares: Iterable[Share], most: int = LIMIT_MAX) -> list[tuple[Share, int]]:
         """Returns whom to give how much now, and counts it as given.
+
+        Workers that are busy get up to `most` bytes together; those that are idle cost nothing.
 
         A worker that holds more than the limit loses the difference: it was given on a link that
         looked faster. The amount is below zero then, and so may be the worker's credit for a
         moment, if the bytes for it are on their way here already.
         """
         given: dict[Share, int] = {}
-        portion = max(self.limit // _BATCHES_PER_LIMIT, CHUNK_MIN)
+        portion = min(max(self.limit // _BATCHES_PER_LIMIT, CHUNK_MIN), most)
         free = self.limit - self.outstanding
         busy: list[Share] = []
         for share in shares:
@@ -196,6 +198,7 @@ class LinkCredit:
                 busy.append(share)
             if not share.idle and self._now - share.granted_at < UNUSED_AFTER:
                 free -= max(share.held, 0)
+        free = min(free, most)
         wanting = [(share.finish, i) for i, share in enumerate(busy) if self._wants(share, portion)]
         heapq.heapify(wanting)
         while wanting and free >= portion:

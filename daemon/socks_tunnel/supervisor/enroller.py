@@ -350,6 +350,7 @@ def _peer(member: Member) -> Peer:
         rendezvous=None,
         enrolment_file=None,
         policy=member.tag or None,
+        weight=1,
     )
 
 

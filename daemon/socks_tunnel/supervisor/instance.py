@@ -170,6 +170,7 @@ class Instance:
             metrics=self.metrics,
             on_abuse=self._abuse,
             resume_timeout=config.resume_timeout,
+            defer=lambda call: asyncio.get_running_loop().call_soon(call),
         )
         links = GatewayLinks if config.role == "gateway" else EndpointLinks
         self.links: Links = links(config, identity, self.router, self.metrics)

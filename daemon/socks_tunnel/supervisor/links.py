@@ -86,7 +86,7 @@ class Links:
         self.identity = identity
         self.router = router
         self.metrics = metrics
-        self.attachments = Attachments(router, self._rank)
+        self.attachments = Attachments(router, self._rank, self._weight)
         self.verifier = Verifier(identity.public, _by_key(config.peers))
         self.clock = SignalingClock(trusts_service=config.rendezvous_clock)
         """The time of envelopes."""
@@ -116,6 +116,9 @@ class Links:
         """Takes a changed configuration that was prepared: peers, ICE settings."""
         before = self.peers
         self._take(config)
+        for link in self.up():
+            if link.attached is not None:
+                link.attached.weight = self._weight(link.peer.name)
         self.verifier.update_peers(_by_key(config.peers))
         for name, peer in before.items():
             now = self.peers.get(name)
@@ -188,11 +191,16 @@ class Links:
                 yield {**row, **waiting}
 
     def _absent(self, peer: Peer) -> dict[str, Any]:
-        return absent_status(peer.name)
+        return absent_status(peer)
 
     def _rank(self, peer: str) -> int:
         """Returns the peer's place in the configuration: the first one that is up is used."""
         return self._ranks.get(peer, len(self._ranks))
+
+    def _weight(self, peer: str) -> int:
+        """Returns the peer's share of this process beside others."""
+        found = self.peers.get(peer)
+        return 1 if found is None else found.weight
 
     def timing_of(self, peer: str) -> Timing:
         """Returns how closely the links of a peer are watched."""

@@ -240,6 +240,7 @@ class PeerLink:
             "peer": self.peer.name,
             "state": "up" if attached is not None else "connecting",
             "since": None if self.up_at is None else _iso(self.up_at),
+            "weight": self.peer.weight if attached is None else attached.weight,
             "rtt_ms": None if rtt is None else round(rtt * 1000, 2),
             "remote_software": None if remote is None else remote.software,
             "flows": 0 if attached is None else attached.flows,
@@ -259,12 +260,13 @@ _CAUSES: Final[dict[EndedBy, ReconnectCause]] = {
 }
 
 
-def absent_status(peer: str) -> dict[str, Any]:
+def absent_status(peer: Peer) -> dict[str, Any]:
     """Returns how `status` shows a peer that has no link."""
     return {
-        "peer": peer,
+        "peer": peer.name,
         "state": "down",
         "since": None,
+        "weight": peer.weight,
         "rtt_ms": None,
         "remote_software": None,
         "flows": 0,

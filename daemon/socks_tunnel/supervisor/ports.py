@@ -53,7 +53,7 @@ class LinkTerms:
 
     `session` names the session (16 bytes), the rest is the peer's, as in protocol.md section 5.
     `resume` says whether both sides have that feature. `rank` is the peer's place in the
-    configuration.
+    configuration, `weight` its share of this process beside others.
     """
 
     session: bytes
@@ -63,3 +63,4 @@ class LinkTerms:
     features: tuple[str, ...]
     resume: bool
     rank: int = 0
+    weight: int = 1

@@ -27,6 +27,7 @@ from socks_tunnel.supervisor.choosing import Chooser
 from socks_tunnel.supervisor.ports import LinkPort, LinkTerms, WorkerPort
 from socks_tunnel.supervisor.probing import Prober
 from socks_tunnel.supervisor.routing import AttachedLink, RoutedSession, WorkerEntry
+from socks_tunnel.supervisor.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +102,8 @@ class Router:
 
     `opens` says whether our workers open the flows (gateway) or the peers do (endpoint).
     `on_abuse` is called once for a link that has to be closed, with a sentence that says why.
-    `resume_timeout` is in seconds; 0 ends a session with its link.
+    `resume_timeout` is in seconds; 0 ends a session with its link. `defer` makes a call in the next
+    turn of the event loop.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Router:
         metrics: Metrics,
         on_abuse: Callable[[AttachedLink, str], None],
         resume_timeout: float = 0.0,
+        defer: Callable[[Callable[[], None]], object] = lambda call: call(),
     ) -> None:
         self.opens = opens
         self.worker_count = worker_count
@@ -121,6 +124,7 @@ class Router:
         self.on_abuse = on_abuse
         self.resume_timeout = resume_timeout
         self.draining = False
+        self.turns = Turns(defer)
         self.sessions: dict[int, RoutedSession] = {}
         self.prober = Prober(self._probed)
         self.chooser = Chooser(metrics)

@@ -50,6 +50,7 @@ from socks_tunnel.protocol.session import CLOSED_REMEMBERED_MAX, ending
 from socks_tunnel.supervisor.credit import LinkCredit, Share
 from socks_tunnel.supervisor.ports import LinkPort, LinkTerms, WorkerPort
 from socks_tunnel.supervisor.round_trip import ShortestRoundTrip
+from socks_tunnel.supervisor.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class RoutingOwner(Protocol):
     flows_per_session: int
     metrics: Metrics
     draining: bool
+    turns: Turns
     on_abuse: Callable[["AttachedLink", str], None]
 
     def choose_target(self) -> None:
@@ -107,6 +109,9 @@ class AttachedLink:
         self.terms = terms
         self.credit = LinkCredit()
         self.round_trip = ShortestRoundTrip()
+        self.weight = terms.weight
+        self.finish = 0.0
+        self.waiting = False
         self.accepts = True
         """False once the peer has asked for no new flows (GOAWAY)."""
         self.replaced: AttachedLink | None = None
@@ -150,7 +155,11 @@ class AttachedLink:
         """Gives credit back for `count` bytes that left the link's queues."""
         self.credit.drained(count, time.monotonic())
         if self.session.link is self:
-            self.session.give_credit()
+            self.session.router.turns.want(self)
+
+    def serve(self, most: int) -> int:
+        """Gives the workers credit; returns how much."""
+        return self.session.give_credit(most) if self.session.link is self else 0
 
     def resume(self, resume: Resume) -> None:
         """Takes a RESUME of the peer."""
@@ -351,19 +360,25 @@ class RoutedSession:
         if worker.share.outstanding > LINK_BACKLOG_MAX:
             self.abuse(f"{worker.share.outstanding} bytes wait for the peer, which does not read")
 
-    def give_credit(self) -> None:
-        """Lets the workers transmit as far as the link allows now."""
+    def give_credit(self, most: int) -> int:
+        """Lets the workers transmit as far as the link allows now, up to `most` bytes.
+
+        Returns how many more that are.
+        """
         link = self.link
         if link is None:
-            return
+            return 0
+        given = 0
         entries = {entry.share: entry for entry in self.workers.values() if entry.ready}
         round_trip = int(link.round_trip.of(link.port.rtt, time.monotonic()) * 1e6)
-        for share, amount in link.credit.grants(entries):
+        for share, amount in link.credit.grants(entries, most):
+            given += max(amount, 0)
             self._grant(link, entries[share], amount, round_trip)
         for entry in entries.values():
             # A worker that only receives needs no credit for long, but its windows grow by this.
             if abs(entry.round_trip - round_trip) > round_trip >> 2:
                 self._grant(link, entry, 0, round_trip)
+        return given
 
     def _grant(self, link: AttachedLink, entry: WorkerEntry, amount: int, round_trip: int) -> None:
         entry.round_trip = round_trip
