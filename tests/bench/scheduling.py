@@ -1,11 +1,13 @@
 """What keystrokes and calls notice of bulk transfers on a link that is full both ways.
 
-    python -m bench.scheduling [--rates 1 10 100] [--shared-rates 10] [--rounds N] [--seconds S]
+    python -m bench.scheduling [--rates 1 10 100] [--shared-rates 10] [--weights 4 1] [--rounds N]
+        [--seconds S]
 
 A gateway, an endpoint and target servers in namespaces; linkemu.c is the path of the link (20 ms each
 way). 8 downloads and 4 uploads go as fast as they can. Beside them, 64 bytes go to an echo server
 every 100 ms, as an SSH client sends keystrokes, and datagrams of the size of G.711 speech every 20 ms.
-Then two gateways share one endpoint and one path, of which one has 20 downloads and one has 1.
+Then two gateways share one endpoint and one path, of which one has 20 downloads and one has 1. At last two
+gateways of different weights share one endpoint without a slow path: its process is what they share.
 
 Each figure is the median of the rounds; each round has its own idle figure. Needs root, /dev/net/tun
 and a C compiler.
@@ -20,6 +22,7 @@ import socket
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -162,13 +165,26 @@ def measure(tunnel: Tunnel, seconds: float) -> Round:
     )
 
 
-def two_gateways(site: Site, rate: float, rounds: int, seconds: float) -> tuple[float, float]:
-    """Returns the shares of two gateways of one endpoint: of one with 20 downloads, of one with 1."""
-    first = site.tunnel(GATEWAY_ICE, ENDPOINT_ICE, foreground=True)
-    other_settings: dict[str, Any] = {**GATEWAY_ICE, "peers": first.gateway_settings["peers"]}
+def two_gateways(
+    site: Site,
+    name: str,
+    rounds: int,
+    seconds: float,
+    *,
+    flows: tuple[int, int] = (20, 1),
+    weights: tuple[int, int] = (1, 1),
+    ice: tuple[Mapping[str, Any], Mapping[str, Any]] = (GATEWAY_ICE, ENDPOINT_ICE),
+) -> tuple[float, float]:
+    """Returns the shares of two gateways of one endpoint, which have so many downloads."""
+    first = site.tunnel(*ice, foreground=True)
+    other_settings: dict[str, Any] = {**ice[0], "peers": first.gateway_settings["peers"]}
     other = site.tunnel(other_settings, foreground=True)
     (key,) = (peer["public_key"] for peer in other.endpoint_settings["peers"])
-    peers = [*first.endpoint_settings["peers"], {"name": "laptop-18", "public_key": key}]
+    (peer,) = first.endpoint_settings["peers"]
+    peers = [
+        {**peer, "weight": weights[0]},
+        {"name": "laptop-18", "public_key": key, "weight": weights[1]},
+    ]
     first.write("endpoint", {"peers": peers})
     shares = []
     try:
@@ -177,13 +193,13 @@ def two_gateways(site: Site, rate: float, rounds: int, seconds: float) -> tuple[
         other.wait_linked()
         for _ in range(rounds):
             clients = load(first), load(other)
-            for client, flows in zip(clients, (20, 1), strict=True):
-                client.tell(do="mix", down=flows, up=0, seconds=seconds, lead=LEAD)
-            many, one = (sum(client.hear()["down"]) for client in clients)
+            for client, count in zip(clients, flows, strict=True):
+                client.tell(do="mix", down=count, up=0, seconds=seconds, lead=LEAD)
+            one, two = (sum(client.hear()["down"]) for client in clients)
             for client in clients:
                 client.quit()
-            shares.append(many / (many + one))
-            print(f"{rate:g} Mbit/s, two gateways: {many:.2f} and {one:.2f} Mbit/s", flush=True)
+            shares.append(one / (one + two))
+            print(f"{name}, two gateways: {one:.2f} and {two:.2f} Mbit/s", flush=True)
     finally:
         other.stop()
         first.stop()
@@ -191,9 +207,20 @@ def two_gateways(site: Site, rate: float, rounds: int, seconds: float) -> tuple[
     return share, 1 - share
 
 
+def as_text(shares: tuple[float, float]) -> str:
+    """Returns two shares in percent."""
+    return f"{shares[0] * 100:.0f} % and {shares[1] * 100:.0f} %"
+
+
 def spread(rates: list[float]) -> float:
-    """Returns by how much of their mean the flow differs that differs most."""
+    """Returns by how much of their mean the flow differs that differs most.
+
+    What an upload has sent is known only when its socket takes more, which on a slow path is seldom:
+    all of them may have moved nothing. Then there is nothing to compare.
+    """
     mean = statistics.fmean(rates)
+    if not mean:
+        return math.nan
     return max(abs(rate - mean) for rate in rates) / mean
 
 
@@ -241,8 +268,9 @@ HEADINGS: Final = [
 def main() -> int:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1.0, 10.0, 100.0], help="Mbit/s")
+    parser.add_argument("--rates", type=float, nargs="*", default=[1.0, 10.0, 100.0], help="Mbit/s")
     parser.add_argument("--shared-rates", type=float, nargs="*", default=[10.0], help="Mbit/s")
+    parser.add_argument("--weights", type=int, nargs="*", default=[4, 1], help="of two gateways")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
@@ -273,13 +301,25 @@ def main() -> int:
             contextlib.closing(Site()) as site,
             SlowPath(site.hosts, rate=rate, delay=DELAY, queue=QUEUES.get(rate, 20)),
         ):
-            shared.append((rate, *two_gateways(site, rate, arguments.rounds, arguments.seconds)))
+            name = f"{rate:g} Mbit/s"
+            shares = two_gateways(site, name, arguments.rounds, arguments.seconds)
+            shared.append(f"{name}, two gateways: {as_text(shares)} for 20 downloads and 1")
+    if len(arguments.weights) == 2:
+        with contextlib.closing(Site()) as site:
+            weights = (arguments.weights[0], arguments.weights[1])
+            shares = two_gateways(
+                *(site, "no slow path", arguments.rounds, arguments.seconds),
+                flows=(4, 4),
+                weights=weights,
+                ice=({}, {}),
+            )
+            shared.append(
+                f"no slow path, two gateways: {as_text(shares)} for weights {weights[0]} and {weights[1]}"
+            )
     for line in (HEADINGS, ["---"] * len(HEADINGS), *rows):
         print("| " + " | ".join(line) + " |")
-    for rate, many, one in shared:
-        print(
-            f"{rate:g} Mbit/s, two gateways: {many * 100:.0f} % for 20 downloads, {one * 100:.0f} % for 1"
-        )
+    for text in shared:
+        print(text)
     return 0
 
 
