@@ -182,6 +182,10 @@ def test_a_support_bundle_has_no_secret(make_tunnel: MakeTunnel) -> None:
     control = tunnel.gateway.runtime_directory / "control.sock"
     status, findings = diagnose(tunnel, "gateway", "--socket", control, "--bundle", bundle)
     assert status == 1, findings
+    [whole] = [found for found in findings if found["about"] == "instance"]
+    assert whole["level"] == "warning"
+    assert whole["sentence"].endswith("with 0 flows, and serves no new flow: no link is up.")
+    assert tunnel.gateway.control("status")["reason"] == "no link is up"
     # Its directories are those that it has, and not those that an instance of this name would get.
     assert not [found for found in about(findings, "disk") if found["level"] == "problem"]
     assert bundle.stat().st_mode & 0o777 == 0o600

@@ -30,11 +30,15 @@ def ask(path: Path) -> dict[str, Any]:
 
 def of_running(found: Mapping[str, Any]) -> Iterator[Finding]:
     """Yields what an instance's answer shows: its links, why they are as they are, its errors."""
+    reason = found.get("reason")
+    if reason == found["state"]:
+        reason = None
+    serves = f", and serves no new flow: {reason}." if reason else "."
     yield Finding(
-        "ok",
+        "warning" if reason else "ok",
         "instance",
         f"{found['instance']} ({found['role']}, version {found['version']}) is {found['state']}, "
-        f"up for {found['uptime']:.0f} s, with {found['flows']} flows.",
+        f"up for {found['uptime']:.0f} s, with {found['flows']} flows{serves}",
     )
     for link in found["links"]:
         yield from _of_link(link)

@@ -71,7 +71,7 @@ class Summarized(Reported, Protocol):
         """Returns why no new flow can be served."""
 
 
-async def status(instance: Reported) -> dict[str, Any]:
+async def status(instance: Summarized) -> dict[str, Any]:
     """Returns the answer to `status`."""
     return {
         **await brief(instance),
@@ -79,8 +79,12 @@ async def status(instance: Reported) -> dict[str, Any]:
     }
 
 
-async def brief(instance: Reported) -> dict[str, Any]:
-    """Returns the answer to `status` but for the links, of which there may be thousands."""
+async def brief(instance: Summarized) -> dict[str, Any]:
+    """Returns the answer to `status` but for the links, of which there may be thousands.
+
+    `reason` is in it only while an instance that is ready can serve no new flow.
+    """
+    reason = instance.why_not_ready()
     slots = list(instance.workers)  # one that retires may end meanwhile
     answers = await asyncio.gather(*(_ask(slot, "status") for slot in slots))
     workers = []
@@ -103,6 +107,7 @@ async def brief(instance: Reported) -> dict[str, Any]:
         "pid": os.getpid(),
         "uptime": round(time.monotonic() - instance.started_at, 1),
         "state": instance.state,
+        **({"reason": reason} if reason not in {None, instance.state} else {}),
         "upgrades": instance.upgrades,
         "upgrade": instance.upgrade,
         "listen": _listening(instance),
@@ -250,7 +255,7 @@ def status_line(role: str, links: Counted, flows: int, workers: int) -> str:
     return f"{role}: {', '.join(parts)}"
 
 
-async def log_report(instance: Reported) -> None:
+async def log_report(instance: Summarized) -> None:
     """Writes the whole state into the log, a line for each thing."""
     state = await status(instance)
     counters = state["counters"]
