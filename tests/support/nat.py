@@ -10,7 +10,7 @@ usual target's host, 10.77.1.2. Routers are nftables; what kind of NAT each is c
 import contextlib
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Literal
@@ -115,7 +115,15 @@ class Router(Host):
 class Internet:
     """The hosts of the module's picture, with the attributes that a :class:`Site` needs of them."""
 
-    def __init__(self, *, ipv4: bool = True, ipv6: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        ipv4: bool = True,
+        ipv6: bool = False,
+        gateway: Callable[[str], Any] = Host,
+        endpoint: Callable[[str], Any] = Host,
+    ) -> None:
+        """`gateway` and `endpoint` make these hosts, with their role: namespaces, or machines."""
         self.ipv4 = ipv4
         self._made: list[Host] = []
         try:
@@ -123,8 +131,8 @@ class Internet:
             self.services = self._make(Host("srv"))
             self.near = self._make(Router("near", GATEWAY_INSIDE))
             self.far = self._make(Router("far", ENDPOINT_INSIDE))
-            self.gateway = self._make(Host("gw"))
-            self.endpoint = self._make(Host("ep"))
+            self.gateway = self._make(gateway("gw"))
+            self.endpoint = self._make(endpoint("ep"))
             self.target = self._make(Host("tg"))
             self._join(
                 self.core, self.services, "srv0", "net0", "198.18.1", "2001:db8:1", ipv4, ipv6

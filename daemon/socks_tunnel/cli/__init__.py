@@ -35,6 +35,7 @@ COMMANDS: Final = {
         "rendezvous": "running:rendezvous",
         "route": "route:route",
         "run": "running:run",
+        "setup": "setting_up:setup",
         "status": "instance:status",
         "top": "instance:top",
         "upgrade": "upgrading:upgrade",

@@ -88,6 +88,7 @@ def withdraw(of: tuple[str | None, Path | None], invitation: str) -> None:
 @click.option("--name", default=None, help="What the host is called there; default: its host name.")
 @click.option("--tls-ca", type=FILE_PATH, help="Authorities of the URL's certificate (PEM).")
 @click.option("--proxy", help="HTTP proxy on the way: http://USER:PASSWORD@HOST:PORT, or none.")
+@click.option("--start", is_flag=True, help="Start it too, and wait until the link is up.")
 @click.option("--timeout", default=60.0, show_default=True, metavar="S", help="Seconds to try.")
 def join(
     url: str,
@@ -100,6 +101,7 @@ def join(
     name: str | None,
     tls_ca: Path | None,
     proxy: str | None,
+    start: bool,
     timeout: float,
 ) -> None:
     """Join the endpoint that invited this host, and write the gateway's configuration.
@@ -111,7 +113,14 @@ def join(
         raise click.UsageError("give one of --token, --jwt and --renew")
     if (jwt is None) != (address is None):
         raise click.UsageError("--jwt and --address go together")
-    joiner = _Joiner(url, config, tls_ca and tls_ca.absolute(), proxy, timeout)
+    if start:
+        from socks_tunnel.cli import starting
+
+        if renew:
+            raise click.UsageError("--renew and --start exclude each other")
+        if why := starting.why_not_started(config):
+            raise click.UsageError(f"--start: {why}")
+    joiner = _Joiner(url, config, tls_ca and tls_ca.absolute(), proxy, timeout, start=start)
     if renew:
         joiner.renew()
     elif token is not None:
@@ -126,8 +135,16 @@ class _Joiner:
     """What both ways to join have in common."""
 
     def __init__(
-        self, url: str, config: Path, tls_ca: Path | None, proxy: str | None, seconds: float
+        self,
+        url: str,
+        config: Path,
+        tls_ca: Path | None,
+        proxy: str | None,
+        seconds: float,
+        *,
+        start: bool,
     ) -> None:
+        self._start = start
         self._url = url
         self._config = config
         self._key_file = config.with_suffix(".key")
@@ -206,7 +223,25 @@ class _Joiner:
         create({self._config: written.encode(), self._enrolment_file: decided.enrolment})
         self._tell(decided)
         click.echo(f"wrote {self._config}")
-        click.echo(f"start it: {self._how_to_start()}")
+        if self._start:
+            self._start_now()
+        else:
+            click.echo(f"start it: {self._how_to_start()}")
+
+    def _start_now(self) -> None:
+        from socks_tunnel.cli import starting
+        from socks_tunnel.client import instances
+        from socks_tunnel.config import paths
+
+        starting.start(self._config)
+        runtime = paths.runtime_directory(self._config.stem, create=False)
+        try:
+            instances.wait_for_link(lambda: paths.control_socket(runtime), self._seconds)
+        except instances.InstanceError as error:
+            raise Unavailable(
+                f"it runs, but no link is up: {error}\nsocks-tunnel diagnose"
+            ) from None
+        click.echo("it runs, and the link is up: SOCKS5 and HTTP on 127.0.0.1:1080")
 
     def _replace_enrolment(self, enrolment: bytes) -> None:
         replacement = self._enrolment_file.with_suffix(".enrolment.new")

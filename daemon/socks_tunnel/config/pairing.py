@@ -1,14 +1,17 @@
 """Writes the two configurations of a new gateway and endpoint that name each other."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from socks_tunnel.config.models import Peer
+from socks_tunnel.config.models import Peer, PolicyRules, Signaling
 from socks_tunnel.protocol.addresses import parse_ip
+from socks_tunnel.protocol.policies import parse_policy
+from socks_tunnel.protocol.policy import PolicyError
 
 GATEWAY_KEY = "gateway.key"
 ENDPOINT_KEY = "endpoint.key"
@@ -71,6 +74,25 @@ public_key = "{public_key}"
 [policy]
 allowed_hosts = ["0.0.0.0", "::"]       # every address but loopback, link-local and multicast
 allowed_ports = [22, 53, 80, 443, "8000-8100"]
+
+[metrics]
+listen = "127.0.0.1:9465"               # not 9464, so that a gateway can run on the same host
+"""
+
+_MEETING = """\
+# An endpoint: it takes in hosts that join it, checks the policy, and connects to the targets.
+# The annotated endpoint.toml that comes with socks-tunnel has all settings and their defaults.
+role = "endpoint"
+
+[identity]
+private_key_file = {key_file}
+
+[signaling]
+{way}
+# What the hosts that join may reach.
+[policy]
+allowed_hosts = {hosts}
+allowed_ports = {ports}
 
 [metrics]
 listen = "127.0.0.1:9465"               # not 9464, so that a gateway can run on the same host
@@ -150,6 +172,38 @@ def pair(signaling: SignalingAddress, *, gateway_key: str, endpoint_key: str) ->
     )
 
 
+def meeting(
+    url: str,
+    *,
+    key_file: str,
+    tls_ca: Path | None,
+    hosts: Sequence[str],
+    ports: Sequence[str],
+) -> str:
+    """Returns the configuration of an endpoint that hosts join through a rendezvous service.
+
+    Raises :class:`ValueError` with a sentence if `url` is none, or a rule cannot be parsed.
+    """
+    settings = {"rendezvous": url}
+    if tls_ca is not None:
+        settings["tls_ca"] = str(tls_ca)
+    try:
+        Signaling.model_validate(settings, context={"directory": Path("/")})
+        parse_policy(PolicyRules(allowed_hosts=tuple(hosts), allowed_ports=tuple(ports)))
+    except ValidationError as error:
+        raise ValueError(f"URL {error.errors()[0]['ctx']['error']}") from None
+    except PolicyError as error:
+        problem = error.problems[0]
+        raise ValueError(f"{problem.text!r}: {problem.reason}") from None
+    text = _MEETING.format(
+        key_file=json.dumps(key_file),
+        way="".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()),
+        hosts=json.dumps(list(hosts)),
+        ports=json.dumps([int(port) if port.isdecimal() else port for port in ports]),
+    )
+    return text + _loopback_ice(url)
+
+
 def joined(
     url: str,
     *,
@@ -182,8 +236,13 @@ def joined(
         public_key=endpoint_key,
         way="".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()),
     )
+    return text + _loopback_ice(url)
+
+
+def _loopback_ice(url: str) -> str:
+    """Returns the `[ice]` table of a host whose other side is on the same host, or nothing."""
     host = urlsplit(url).hostname or ""
     address = parse_ip("127.0.0.1" if host == "localhost" or url.startswith("unix:") else host)
-    if address is not None and address.is_loopback:
-        text += _LOOPBACK_ICE.format(address=json.dumps(str(address)))
-    return text
+    if address is None or not address.is_loopback:
+        return ""
+    return _LOOPBACK_ICE.format(address=json.dumps(str(address)))

@@ -127,6 +127,7 @@ def test_the_commands_are_these() -> None:
         "peers",
         "policy",
         "route",
+        "setup",
         "version",
     }
     assert set(commands()) == running | scripts | preparing
