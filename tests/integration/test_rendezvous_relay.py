@@ -5,7 +5,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -78,6 +78,22 @@ async def test_a_link_comes_up_through_the_relay_over_tls(place: Place, tmp_path
     await relaying(place)
     gateway, _ = await linked(place, tls_ca="ca.pem")
     assert gateway.row("office")["path"] == f"through wss://localhost:{place.port}/, relayed"
+
+
+@pytest.mark.parametrize("paths", [("off", "auto"), ("auto", "off"), ("off", "off")])
+async def test_unmodified_aiortc_uses_the_relay_too(
+    paths: tuple[Literal["off", "auto"], Literal["off", "auto"]], place: Place
+) -> None:
+    await relaying(place)
+    gateway, endpoint = sides = hosts(place)
+    for side, path in zip(sides, paths, strict=True):
+        config = side.manager.config
+        transport = replace(config.transport, fast_path=path)
+        side.manager.config = replace(config, transport=transport)
+    await prepared(endpoint)
+    await prepared(gateway)
+    await until(lambda: gateway.up and endpoint.up)
+    assert gateway.row("office")["path_kind"] == "relay"
 
 
 async def test_a_restart_of_the_service_costs_no_relayed_link(place: Place) -> None:

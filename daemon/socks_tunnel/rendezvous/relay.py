@@ -28,6 +28,10 @@ BURST_SECONDS: Final = 0.25
 BURST_MIN: Final = 131_072
 """What a client may send at once: so many seconds of its rate, but at least so many bytes."""
 
+FRAME_COST: Final = 78
+"""Bytes that each frame counts besides its datagrams: what the rest of it has at least. So a rate
+also bounds how many frames of few bytes are passed on. A client counts whole frames."""
+
 REFUSALS_PER_SECOND: Final = 1.0
 REFUSALS_BURST: Final = 8
 """Refusals that one client is told of; the datagrams beyond are dropped without a word."""
@@ -134,7 +138,7 @@ class RelayHall:
             return "absent"
         if receiver.guest or not (_is_known(sender) or _is_known(receiver)):
             return "unrelayed"
-        if not self._bucket(sender, now).take(now, len(frame.joined)):
+        if not self._bucket(sender, now).take(now, len(frame.joined) + FRAME_COST):
             return "rate"
         return self._use_channel(sender.key, frame, now)
 

@@ -6,11 +6,12 @@ from typing import Literal
 import pytest
 
 from socks_tunnel.protocol import rendezvous as wire
-from socks_tunnel.protocol.rendezvous_relay import JOINED_MAX, QUEUE_MAX, Relayed
+from socks_tunnel.protocol.rendezvous_relay import JOINED_MAX, QUEUE_MAX, Relayed, encode_relayed
 from socks_tunnel.rendezvous.registry import Client, Registry
 from socks_tunnel.rendezvous.relay import (
     BURST_MIN,
     CHANNELS_PER_PAIR,
+    FRAME_COST,
     REFUSALS_BURST,
     UNANSWERED_MAX,
     RelayHall,
@@ -160,15 +161,21 @@ def test_each_key_has_a_rate() -> None:
     hall = Hall()
     a, b = hall.pair()
     hall.send(b, A)  # so that the channel is answered
-    piece = bytes(JOINED_MAX)
+    piece = bytes(JOINED_MAX - FRAME_COST)
     for _ in range(BURST_MIN // JOINED_MAX):
         hall.send(a, B, piece)
     hall.send(a, B, b"one too many")
     assert hall.dropped() == {"rate": 1}
     hall.send(b, A)  # whose rate is another
-    hall.send(a, B, bytes(1000), now=1)
+    hall.send(a, B, bytes(1000 - FRAME_COST), now=1)
     hall.send(a, B, b"x", now=1)
     assert hall.dropped() == {"rate": 2}
+
+
+@pytest.mark.parametrize("segment", [1, 2])
+def test_a_frame_costs_no_more_than_a_client_counts(segment: int) -> None:
+    frame = Relayed(B, CHANNEL, b"xx", segment)
+    assert len(frame.joined) + FRAME_COST <= len(encode_relayed(frame, "to"))
 
 
 def test_a_rate_is_not_new_with_each_connection_of_a_key() -> None:
@@ -176,7 +183,7 @@ def test_a_rate_is_not_new_with_each_connection_of_a_key() -> None:
     a, b = hall.pair()
     hall.send(b, A)
     for _ in range(BURST_MIN // JOINED_MAX):
-        hall.send(a, B, bytes(JOINED_MAX))
+        hall.send(a, B, bytes(JOINED_MAX - FRAME_COST))
     again = hall.join(A, B)
     hall.relay.left(a)  # the older one, which the newer one has replaced
     hall.send(again, B)
