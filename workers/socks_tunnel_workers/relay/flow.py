@@ -142,6 +142,11 @@ class Flow:
         raise NotImplementedError
 
     @property
+    def held(self) -> int:
+        """Bytes of it that wait in this process, or are kept until the peer has them."""
+        return 0
+
+    @property
     def state(self) -> str:
         """The state in a word or two, for `socks-tunnel connections`."""
         raise NotImplementedError
@@ -159,6 +164,7 @@ class Flow:
             "seconds": round(now - self.started, 3),
             "up": self.up,
             "down": self.down,
+            "held": self.held,
         }
 
     def end(self, reason: int) -> bool:

@@ -695,6 +695,11 @@ class TcpRelay(Flow):
         return self.core.receive.received if self.upstream else self.core.send.end
 
     @property
+    def held(self) -> int:
+        """Bytes that wait for the local socket, and those that the peer has not confirmed."""
+        return self.core.cost
+
+    @property
     def state(self) -> str:
         """The half-close state."""
         return self.core.state.value

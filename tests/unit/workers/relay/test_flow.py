@@ -71,6 +71,7 @@ def test_its_row_for_operators(gateway: Gateway) -> None:
         "seconds": 1.25,
         "up": 5,
         "down": 7,
+        "held": 0,
     }
     flow.destination = HostPort("::1", 443)
     assert flow.as_row(gateway.loop.now)["destination"] == "[::1]:443"

@@ -216,6 +216,7 @@ def test_bytes_are_kept_until_the_peer_has_consumed_them() -> None:
     site = Site().open()
     site.sock.arrives(bytes(5000))
     assert site.cost >= 5000
+    assert site.flow.held == site.cost
     site.answer(WindowUpdate(site.conn_id, 5000, WINDOW))
     assert site.cost == 0
 
