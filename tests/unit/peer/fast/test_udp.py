@@ -1,335 +1,237 @@
-"""The batched UDP transport, on sockets of loopback and in both event loops."""
+"""How datagrams are sent when a kernel says no. With real sockets: integration/test_fast_udp.py."""
+
+from __future__ import annotations
 
 import asyncio
 import errno
 import socket
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from types import SimpleNamespace
-from typing import Any
+import struct
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
-import uvloop
 
-from socks_tunnel.peer.fast import udp
 from socks_tunnel.peer.fast.udp import (
-    LONE_TURNS,
-    SEGMENTED_BYTES_MAX,
-    SEGMENTS_MAX,
     SEND_QUEUE_MAX,
+    SOL_UDP,
+    UDP_GRO,
+    UDP_SEGMENT,
     BatchedUdpTransport,
     take_over,
 )
-from support.compiled import pure_only
 
-LOOPBACK = "127.0.0.1"
+PEER = ("192.0.2.1", 4000)
 
 
-class Listener(asyncio.DatagramProtocol):
-    """Both the protocol and the receiver of a transport: writes all down."""
+class Sock:
+    """A UDP socket without a kernel: `refuses` says what a send of so many bytes fails with."""
+
+    family = socket.AF_INET
 
     def __init__(self) -> None:
-        self.datagrams: list[bytes] = []
-        self.calls: list[tuple[int, int]] = []
-        self.turns = 0
+        self.sent: list[tuple[bytes, int]] = []
+        """What was sent, each with the length of its segments."""
+        self.refuses: Callable[[int, int], int] = lambda _size, _segment: 0
+        self.options: dict[int, int] = {}
+        self.joins = True
+        self.closed = False
+
+    def setblocking(self, flag: bool) -> None:
+        assert not flag
+
+    def fileno(self) -> int:
+        return 9
+
+    def setsockopt(self, _level: int, option: int, value: int) -> None:
+        if option == UDP_GRO and not self.joins:
+            raise OSError(errno.ENOPROTOOPT, "scripted")
+        self.options[option] = value
+
+    def _take(self, data: bytes, segment: int) -> None:
+        error = self.refuses(len(data), segment)
+        if error:
+            raise OSError(error, "scripted")
+        self.sent.append((bytes(data), segment))
+
+    def send(self, data: bytes) -> None:
+        self._take(data, len(data))
+
+    def sendto(self, data: bytes, address: object) -> None:
+        assert address == PEER
+        self._take(data, len(data))
+
+    def sendmsg(self, parts: tuple[bytes], ancillary: Any, _flags: int, address: object) -> None:
+        assert address in (PEER, None)
+        ((level, kind, value),) = ancillary
+        assert (level, kind) == (SOL_UDP, UDP_SEGMENT)
+        self._take(parts[0], struct.unpack("=H", value)[0])
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Loop:
+    def __init__(self) -> None:
+        self.readers: dict[int, Callable[[], None]] = {}
+        self.writers: dict[int, Callable[[], None]] = {}
+        self.soon: list[Callable[[], None]] = []
+
+    def add_reader(self, fd: int, callback: Callable[[], None]) -> None:
+        self.readers[fd] = callback
+
+    def remove_reader(self, fd: int) -> None:
+        del self.readers[fd]
+
+    def add_writer(self, fd: int, callback: Callable[[], None]) -> None:
+        assert fd not in self.writers
+        self.writers[fd] = callback
+
+    def remove_writer(self, fd: int) -> None:
+        del self.writers[fd]
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self.soon.append(callback)
+
+
+class Owner(asyncio.DatagramProtocol):
+    """The protocol and the receiver."""
+
+    def __init__(self) -> None:
+        self.errors: list[int | None] = []
         self.too_big: list[int] = []
         self.resumed = 0
-        self.errors: list[Exception] = []
-        self.lost = asyncio.Event()
-        self.on_batch: Callable[[], None] = lambda: None
-        self._changed = asyncio.Event()
+        self.ended = 0
 
-    def datagrams_received(self, buffer: bytearray, size: int, segment: int, address: Any) -> None:
-        self.calls.append((size, segment))
-        self.datagrams += [
-            bytes(buffer[start : min(start + segment, size)]) for start in range(0, size, segment)
-        ]
-        self.on_batch()
-
-    def turn_ended(self) -> None:
-        self.turns += 1
-        self._changed.set()
+    def error_received(self, exc: Exception) -> None:
+        assert isinstance(exc, OSError)
+        self.errors.append(exc.errno)
 
     def packet_too_big(self, size: int) -> None:
         self.too_big.append(size)
 
     def send_resumed(self) -> None:
         self.resumed += 1
-        self._changed.set()
-
-    def error_received(self, exc: Exception) -> None:
-        self.errors.append(exc)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.lost.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
-            while not condition():
-                self._changed.clear()
-                await self._changed.wait()
+        assert exc is None
+        self.ended += 1
 
 
-class ScriptedSocket(socket.socket):
-    """A real socket whose next sends fail with the errors that are due."""
+class Scene:
+    def __init__(self, *, joins: bool = True) -> None:
+        self.loop, self.sock, self.owner = Loop(), Sock(), Owner()
+        self.sock.joins = joins
+        self.transport = BatchedUdpTransport(
+            cast("Any", self.loop), cast("Any", self.sock), self.owner, cast("Any", self.owner)
+        )
 
-    failures: list[int]
-    segmented_fails: int = 0
+    def writable(self) -> None:
+        self.loop.writers[9]()
 
-    def sendto(self, *args: Any) -> int:
-        if self.failures:
-            raise OSError(self.failures.pop(0), "scripted")
-        return super().sendto(*args)
-
-    def sendmsg(self, *args: Any) -> int:
-        if self.segmented_fails:
-            raise OSError(self.segmented_fails, "scripted")
-        if self.failures:
-            raise OSError(self.failures.pop(0), "scripted")
-        return super().sendmsg(*args)
-
-
-def bound() -> ScriptedSocket:
-    sock = ScriptedSocket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.failures = []
-    sock.bind((LOOPBACK, 0))
-    return sock
+    def blocked(self) -> bool:
+        return self.transport.blocked
 
 
 @pytest.fixture
-async def pair() -> AsyncIterator[Any]:
-    """A sender and a receiver with their listeners, and the receiver's address."""
-    loop = asyncio.get_running_loop()
-    here, there = Listener(), Listener()
-    sock = bound()
-    address = sock.getsockname()
-    receiver = BatchedUdpTransport(loop, sock, there, there)
-    sender = BatchedUdpTransport(loop, bound(), here, here)
-    yield sender, here, receiver, there, address
-    sender.close()
-    receiver.close()
-    await here.lost.wait()
-    await there.lost.wait()
+def scene() -> Scene:
+    return Scene()
 
 
-def scripted(transport: BatchedUdpTransport) -> ScriptedSocket:
-    sock = transport.get_extra_info("socket")
-    assert isinstance(sock, ScriptedSocket)
-    return sock
+def test_a_kernel_that_joins_nothing_is_no_error() -> None:
+    assert Scene().transport.joins
+    assert not Scene(joins=False).transport.joins
 
 
-async def test_segments_arrive_as_datagrams(pair: Any) -> None:
-    sender, _, receiver, there, address = pair
-    datagrams = [bytes([number]) * 1200 for number in range(20)] + [b"short"]
-    sender.send_segments(b"".join(datagrams), 1200, address)
-    await there.until(lambda: len(there.datagrams) == len(datagrams))
-    assert there.datagrams == datagrams
-    assert sender.counters.send_calls == 1
-    assert sender.counters.sent_datagrams == 21
-    assert receiver.counters.received_datagrams == 21
-    assert receiver.counters.received_bytes == sender.counters.sent_bytes == 20 * 1200 + 5
+def test_segments_are_one_call_and_a_lone_datagram_needs_no_segmentation(scene: Scene) -> None:
+    scene.transport.send_segments(b"a" * 25, 10, PEER)
+    scene.transport.sendto(b"lone", PEER)
+    scene.transport.sendto(b"connected")
+    assert scene.sock.sent == [(b"a" * 25, 10), (b"lone", 4), (b"connected", 9)]
+    counters = scene.transport.counters
+    assert (counters.send_calls, counters.sent_datagrams, counters.sent_bytes) == (3, 5, 38)
 
 
-async def test_the_most_that_one_send_takes(pair: Any) -> None:
-    sender, _, _, there, address = pair
-    size = SEGMENTED_BYTES_MAX // SEGMENTS_MAX
-    sender.send_segments(bytes(SEGMENTS_MAX * size), size, address)
-    await there.until(lambda: len(there.datagrams) == SEGMENTS_MAX)
-    assert sender.segments, "the kernel refused what the limits say that it takes"
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO])
+def test_a_kernel_without_segmentation_is_asked_once(scene: Scene, code: int) -> None:
+    scene.sock.refuses = lambda size, segment: code if size > segment else 0
+    scene.transport.send_segments(b"abcdef", 4, PEER)
+    assert scene.sock.sent == [(b"abcd", 4), (b"ef", 2)]
+    assert not scene.transport.segments
+    scene.transport.send_segments(b"ghi", 2, PEER)
+    assert scene.sock.sent[2:] == [(b"gh", 2), (b"i", 1)]
 
 
-async def test_an_empty_datagram_is_no_datagram(pair: Any) -> None:
-    sender, _, receiver, there, address = pair
-    sender.sendto(b"", address)
-    sender.sendto(b"after", address)
-    await there.until(lambda: there.datagrams == [b"after"])
-    assert receiver.counters.received_datagrams == 1
+def test_segments_over_the_mtu_go_as_fragments_and_are_told(scene: Scene) -> None:
+    probing = scene.sock.options[10]
+
+    def refuses(size: int, segment: int) -> int:
+        too_big = scene.sock.options[10] == probing and segment > 3
+        return errno.EMSGSIZE if too_big else 0
+
+    scene.sock.refuses = refuses
+    scene.transport.send_segments(b"abcdef", 4, PEER)
+    assert scene.sock.sent == [(b"abcd", 4), (b"ef", 2)]
+    assert scene.owner.too_big == [4]
+    assert scene.transport.segments, "the size was the fault"
+    assert scene.sock.options[10] == probing, "DF is set again"
 
 
-async def test_a_kernel_without_segmentation_gets_datagrams(pair: Any) -> None:
-    sender, _, _, there, address = pair
-    scripted(sender).segmented_fails = errno.EIO  # what an interface without checksum offload says
-    for _ in range(2):
-        sender.send_segments(b"a" * 100 + b"b" * 100 + b"c", 100, address)
-    await there.until(lambda: len(there.datagrams) == 6)
-    assert there.datagrams == [b"a" * 100, b"b" * 100, b"c"] * 2
-    assert not sender.segments
-    assert sender.counters.send_errors == 0
+def test_a_probe_says_whether_the_interface_takes_it(scene: Scene) -> None:
+    assert scene.transport.send_probe(b"abc", PEER)
+    scene.sock.refuses = lambda _size, _segment: errno.EMSGSIZE
+    assert not scene.transport.send_probe(b"abc", PEER)
+    assert scene.owner.too_big == []
+    scene.sock.refuses = lambda _size, _segment: errno.ENETUNREACH
+    assert scene.transport.send_probe(b"abc", PEER), "it counts as lost"
 
 
-async def test_too_big_for_the_interface_is_fragmented_and_reported(pair: Any) -> None:
-    sender, here, _, there, address = pair
-    scripted(sender).segmented_fails = errno.EMSGSIZE
-    scripted(sender).failures = [errno.EMSGSIZE]
-    sender.send_segments(b"a" * 100 + b"b" * 50, 100, address)
-    await there.until(lambda: len(there.datagrams) == 2)
-    assert here.too_big == [100]
-    assert sender.segments, "a packet that is too big says nothing about segmentation"
+def test_what_the_socket_does_not_take_waits_in_order_within_a_bound(scene: Scene) -> None:
+    scene.sock.refuses = lambda _size, _segment: errno.EAGAIN
+    half = SEND_QUEUE_MAX // 2
+    for number in range(3):
+        scene.transport.send_segments(bytes([number]) * half, half, PEER)
+    assert scene.blocked()
+    assert scene.transport.counters.dropped_datagrams == 1
+    scene.writable()
+    assert scene.blocked()
+    scene.sock.refuses = lambda _size, _segment: 0
+    scene.writable()
+    assert [data[0] for data, _ in scene.sock.sent] == [0, 1]
+    assert not scene.blocked()
+    assert scene.loop.writers == {}
+    assert scene.owner.resumed == 1
 
 
-async def test_a_probe_that_does_not_fit_says_so_and_is_not_sent(pair: Any) -> None:
-    sender, here, _, there, address = pair
-    scripted(sender).failures = [errno.EMSGSIZE]
-    assert not sender.send_probe(bytes(1500), address)
-    assert sender.send_probe(bytes(1400), address)
-    await there.until(lambda: len(there.datagrams) == 1)
-    assert len(there.datagrams[0]) == 1400
-    assert here.too_big == []
+def test_a_failure_in_the_queue_does_not_hold_it_up(scene: Scene) -> None:
+    scene.sock.refuses = lambda _size, _segment: errno.ENOBUFS
+    for data in (b"a", b"bb", b"ccc"):
+        scene.transport.sendto(data, PEER)
+    scene.sock.refuses = lambda size, _segment: errno.ENETUNREACH if size == 2 else 0
+    scene.writable()
+    assert [data for data, _ in scene.sock.sent] == [b"a", b"ccc"]
+    assert scene.owner.errors == [errno.ENETUNREACH]
+    assert scene.transport.counters.send_errors == 1
 
 
-async def test_a_probe_longer_than_any_datagram_does_not_fit(pair: Any) -> None:
-    sender, _, _, _, address = pair
-    assert not sender.send_probe(bytes(65_508), address)
+def test_after_the_end_nothing_is_sent_and_what_waited_is_counted(scene: Scene) -> None:
+    scene.sock.refuses = lambda _size, _segment: errno.EAGAIN
+    scene.transport.sendto(b"waits", PEER)
+    scene.transport.close()
+    scene.transport.abort()
+    scene.transport.sendto(b"late", PEER)
+    assert scene.transport.counters.dropped_datagrams == 1
+    assert scene.loop.readers == {}
+    assert scene.loop.writers == {}
+    (closed,) = scene.loop.soon
+    closed()
+    assert scene.sock.closed
+    assert scene.owner.ended == 1
 
 
-async def test_what_the_socket_does_not_take_waits_in_order(pair: Any) -> None:
-    sender, here, _, there, address = pair
-    scripted(sender).failures = [errno.EAGAIN]
-    sender.send_segments(b"11" + b"22", 2, address)
-    assert sender.blocked
-    sender.sendto(b"3", address)
-    await here.until(lambda: here.resumed == 1)
-    assert not sender.blocked
-    await there.until(lambda: len(there.datagrams) == 3)
-    assert there.datagrams == [b"11", b"22", b"3"]
-    assert sender.counters.waits == 1
-    assert sender.counters.dropped_datagrams == 0
-
-
-async def test_what_waits_is_bounded_and_drops_are_counted(pair: Any) -> None:
-    sender, here, _, _, address = pair
-    scripted(sender).failures = [errno.EAGAIN]
-    size = 1000
-    kept = SEND_QUEUE_MAX // size
-    for _ in range(kept + 10):
-        sender.sendto(bytes(size), address)
-    assert sender.counters.dropped_datagrams == 10
-    await here.until(lambda: here.resumed == 1)
-    assert sender.counters.sent_datagrams == kept
-
-
-async def test_a_failure_in_the_queue_does_not_hold_it_up(pair: Any) -> None:
-    sender, here, _, there, address = pair
-    scripted(sender).failures = [errno.EAGAIN, errno.ENETUNREACH]
-    sender.sendto(b"lost", address)
-    sender.sendto(b"kept", address)
-    await there.until(lambda: there.datagrams == [b"kept"])
-    await here.until(lambda: here.resumed == 1)
-    assert [getattr(error, "errno", None) for error in here.errors] == [errno.ENETUNREACH]
-    assert sender.counters.send_errors == 1
-
-
-async def test_a_paused_transport_reads_later(pair: Any) -> None:
-    sender, _, receiver, there, address = pair
-    there.on_batch = receiver.pause_reading
-    sender.sendto(b"1" * 10, address)
-    await there.until(lambda: len(there.datagrams) == 1)
-    sender.sendto(b"2" * 10, address)
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert len(there.datagrams) == 1
-    receiver.resume_reading()
-    await there.until(lambda: len(there.datagrams) == 2)
-
-
-async def test_a_lone_datagram_is_not_asked_for_another(
-    pair: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(time, "perf_counter", lambda: 0.0)  # a busy machine ends no turn early
-    sender, _, receiver, there, address = pair
-    asked: list[int] = []
-    receive = receiver._socket.recvmsg_into
-
-    def count(*arguments: Any) -> Any:
-        asked[-1] += 1
-        return receive(*arguments)
-
-    receiver._socket = SimpleNamespace(
-        recvmsg_into=count, fileno=receiver._socket.fileno, close=receiver._socket.close
-    )
-    for number in range(LONE_TURNS + 2):
-        asked.append(0)
-        sender.sendto(b"%d" % number, address)
-        await there.until(lambda number=number: len(there.datagrams) == number + 1)
-    assert asked == [2, *[1] * LONE_TURNS, 2]
-    # Datagrams of different sizes, which the kernel does not join: each gets its turn.
-    sizes = [10, 200, 30, 400, 50]
-    asked.append(0)
-    for size in sizes:
-        sender.sendto(bytes(size), address)
-    await there.until(lambda: len(there.datagrams) == LONE_TURNS + 2 + len(sizes))
-    assert [len(one) for one in there.datagrams[-len(sizes) :]] == sizes
-
-
-@pure_only("socks_tunnel.peer.fast.udp")
-async def test_a_turn_of_reading_is_bounded(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    sender, _, _, there, address = pair
-    monkeypatch.setattr(udp, "READ_SECONDS_MAX", -1.0)
-    for number in range(10):  # datagrams of growing sizes are not joined
-        sender.sendto(bytes(number + 1), address)
-    await there.until(lambda: len(there.datagrams) == 10)
-    assert there.turns >= len(there.calls) > 1, "the time is over after one call in each turn"
-
-
-async def test_after_the_end_nothing_happens(pair: Any) -> None:
-    sender, here, receiver, there, address = pair
-    scripted(sender).failures = [errno.EAGAIN]
-    sender.sendto(b"waits", address)
-    sender.close()
-    assert sender.is_closing()
-    sender.close()
-    sender.sendto(b"late", address)
-    sender.send_fragmentable(b"late", address)
-    assert sender.send_probe(b"late", address)
-    await here.lost.wait()
-    assert sender.counters.dropped_datagrams == 1
-    assert sender.counters.sent_datagrams == 0
-    receiver.close()
-    receiver.resume_reading()
-    await there.lost.wait()
-    assert there.datagrams == []
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
-    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as running:
-        yield running
-
-
-def test_a_socket_is_taken_over_without_losing_a_datagram(runner: asyncio.Runner) -> None:
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        protocol = Listener()
-        old, _ = await loop.create_datagram_endpoint(lambda: protocol, local_addr=(LOOPBACK, 0))
-        address = old.get_extra_info("sockname")
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-            other.sendto(b"before", address)
-            new = take_over(protocol, old, protocol, loop)
-            assert new is not None
-            assert new.get_extra_info("sockname") == address
-            other.sendto(b"after", address)
-            await protocol.until(lambda: len(protocol.datagrams) == 2)
-            assert protocol.datagrams == [b"before", b"after"]
-            for _ in range(10):  # the old transport ends meanwhile
-                await asyncio.sleep(0)
-            assert not protocol.lost.is_set(), "the protocol is not to learn of the old one's end"
-            assert old.is_closing()
-            other.sendto(b"and on", address)
-            await protocol.until(lambda: len(protocol.datagrams) == 3)
-        new.close()
-        await protocol.lost.wait()
-
-    runner.run(scenario())
-
-
-def test_a_transport_without_a_socket_is_left_alone(runner: asyncio.Runner) -> None:
+def test_a_transport_without_a_udp_socket_is_left_alone() -> None:
     class Relay(asyncio.DatagramTransport):
         def get_extra_info(self, name: str, default: Any = None) -> Any:
             return default
 
-    async def scenario() -> None:
-        protocol = Listener()
-        assert take_over(protocol, Relay(), protocol, asyncio.get_running_loop()) is None
-
-    runner.run(scenario())
+    owner = Owner()
+    assert take_over(owner, Relay(), cast("Any", owner), cast("Any", Loop())) is None

@@ -1,165 +1,88 @@
-"""Which attempt wins, and who is blamed for what is missing."""
+"""Ports and candidates of gathering. What takes time: tests/integration/test_ice_gathering.py."""
 
-import asyncio
-import logging
-import re
-from collections.abc import Sequence
-from typing import Any
+from __future__ import annotations
+
+import errno
+import random
+import socket
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from socks_tunnel.peer.ice import gathering, servers
-from socks_tunnel.peer.ice.gathering import Gathering, first_success
-from socks_tunnel.peer.ice.settings import IceServer, IceSettings
-
-# --- servers that are silent, late or dead ------------------------------------------------------
+from socks_tunnel.peer.ice.gathering import PORT_TRIES_MAX, _bind, _candidate, _version
 
 
-SERVER = "STUN server stun:192.0.2.1:3478"
+class Sock:
+    """A socket that can be bound to the free ports alone."""
+
+    def __init__(self, free: set[int], error: int = errno.EADDRINUSE) -> None:
+        self.free = free
+        self.error = error
+        self.tried: list[int] = []
+
+    def bind(self, address: tuple[str, int]) -> None:
+        self.tried.append(address[1])
+        if address[1] not in self.free:
+            raise OSError(self.error, "scripted")
 
 
-class Gatherer(Gathering):
-    """Asks a server that answers when the test says so, from a host candidate that has no socket."""
-
-    def __init__(self, patience: float = servers.DEAD_AFTER) -> None:
-        super().__init__(IceSettings(servers=[{"urls": "stun:192.0.2.1"}]), Any, [])
-        self.answers = asyncio.Event()
-        self.patience_of_all = patience
-
-    async def _open_hosts(self) -> None:
-        pass
-
-    def _ask(self, servers: Sequence[IceServer]) -> None:
-        super()._ask(servers)
-        for inquiry in self._inquiries:
-            inquiry.patience = self.patience_of_all
-
-    async def _query(self, inquiry: servers.Inquiry) -> None:
-        await self.answers.wait()
-        self._answered(inquiry)
+def bind(sock: Sock, ports: tuple[int, int] | None) -> None:
+    _bind(cast("socket.socket", sock), "192.0.2.1", ports)
 
 
-@pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> servers.ServerMemory:
-    made = servers.ServerMemory()
-    monkeypatch.setattr(gathering, "MEMORY", made)
-    return made
+def test_without_a_range_the_system_chooses() -> None:
+    sock = Sock({0})
+    bind(sock, None)
+    assert sock.tried == [0]
 
 
-async def until_over(made: Gatherer) -> None:
-    assert made._late is not None
-    async with asyncio.timeout(20):
-        await made._late
-
-
-async def test_a_late_server_is_not_called_dead_and_the_next_link_waits_longer(
-    memory: servers.ServerMemory, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("start", range(4))
+def test_all_ports_of_a_range_are_tried_from_a_random_one_on(
+    monkeypatch: pytest.MonkeyPatch, start: int
 ) -> None:
-    caplog.set_level(logging.INFO)
-    made = Gatherer(patience=0.0)
-    assert await made.run() == []
-    assert made.problems == [f"{SERVER}: no answer within 0.0 s"]
-    assert caplog.messages == []
-    made.answers.set()
-    await until_over(made)
-    (message,) = caplog.messages
-    assert re.fullmatch(rf"{SERVER} answers after 0\.\d\d s, too late for this link", message)
-    assert memory.patience(SERVER) >= servers.DEAD_AFTER
+    monkeypatch.setattr(random, "randrange", lambda _count: start)
+    sock = Sock(set())
+    with pytest.raises(OSError, match=r"no UDP port of 50000-50003 \(ice\.udp_ports\) is free"):
+        bind(sock, (50_000, 50_003))
+    ports = [50_000, 50_001, 50_002, 50_003]
+    assert sock.tried == ports[start:] + ports[:start]
+    sock = Sock({50_002})
+    bind(sock, (50_000, 50_003))
+    assert sock.tried[-1] == 50_002
 
 
-async def test_only_a_server_that_was_silent_for_all_of_its_time_is_called_dead(
-    memory: servers.ServerMemory,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(gathering, "LONGEST", 0.3)
-    made = Gatherer(patience=0.0)
-    await made.run()
-    assert caplog.messages == []
-    await until_over(made)
-    assert caplog.messages == [f"{SERVER}: no answer within 0.3 s; links are made without it"]
+def test_the_tries_are_bounded() -> None:
+    sock = Sock(set())
+    with pytest.raises(OSError, match="is free"):
+        bind(sock, (10_000, 60_000))
+    assert len(sock.tried) == PORT_TRIES_MAX
 
 
-async def test_a_pause_of_the_process_is_nobodys_silence(
-    memory: servers.ServerMemory,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The event loop is held up for a minute after the question: the answer waits in the socket."""
-    caplog.set_level(logging.INFO)
-    made = Gatherer()
-    running = asyncio.create_task(made.run())
-    await asyncio.sleep(0)
-    loop = asyncio.get_running_loop()
-    real = loop.time
-    monkeypatch.setattr(loop, "time", lambda: real() + 60)
-    await asyncio.sleep(0.05)
-    assert not running.done()
-    made.answers.set()
-    await running
-    assert made.problems == []
-    assert caplog.messages == []
-    made.close()
+def test_an_address_that_is_not_ours_is_told_at_once() -> None:
+    sock = Sock(set(), errno.EADDRNOTAVAIL)
+    with pytest.raises(OSError, match=r"192\.0\.2\.1: scripted") as caught:
+        bind(sock, (50_000, 50_003))
+    assert caught.value.errno == errno.EADDRNOTAVAIL
+    assert len(sock.tried) == 1
 
 
-async def test_a_connection_that_is_closed_meanwhile_accuses_nobody(
-    memory: servers.ServerMemory, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    made = Gatherer()
-    running = asyncio.create_task(made.run())
-    await asyncio.sleep(0)
-    made.close()
-    await running
-    assert made._late is None
-    assert caplog.messages == []
+def test_a_candidate_tells_its_base_and_its_kind() -> None:
+    host = _candidate("host", "192.0.2.1", 5, preference=7)
+    reflexive = _candidate(
+        "srflx", "198.51.100.1", 6, preference=7, base="192.0.2.1", related=("192.0.2.1", 5)
+    )
+    assert (reflexive.related_address, reflexive.related_port) == ("192.0.2.1", 5)
+    assert host.related_address is None
+    assert host.foundation != reflexive.foundation
+    assert host.priority > reflexive.priority
+    other = _candidate("srflx", "198.51.100.2", 6, preference=7, base="192.0.2.1")
+    assert other.foundation == reflexive.foundation, "RFC 8445 section 5.1.1.3: of the same base"
 
 
-async def test_who_may_only_be_direct_asks_no_relay(memory: servers.ServerMemory) -> None:
-    made = Gatherer()
-    relay = {"urls": "turn:192.0.2.1", "username": "u", "credential": "c"}
-    made._settings = IceSettings(servers=[relay, {"urls": "stun:192.0.2.1"}], policy="direct")
-    made.answers.set()
-    await made.run()
-    assert [str(inquiry.server) for inquiry in made._inquiries] == [SERVER]
-    made.close()
-
-
-# --- attempts side by side --------------------------------------------------------------------
-
-
-async def never() -> str:
-    await asyncio.Event().wait()
-    raise AssertionError
-
-
-async def works() -> str:
-    return "works"
-
-
-async def fails() -> str:
-    raise ConnectionRefusedError("refused")
-
-
-async def test_the_first_success_wins_and_the_rest_ends() -> None:
-    ended = asyncio.Event()
-
-    async def hangs() -> str:
-        try:
-            return await never()
-        finally:
-            ended.set()
-
-    assert await first_success([hangs, works, never], 0) == "works"
-    assert ended.is_set()
-
-
-async def test_a_failure_begins_the_next_attempt_at_once() -> None:
-    assert await first_success([fails, works], 3600) == "works"
-
-
-async def test_the_first_error_is_told() -> None:
-    with pytest.raises(ConnectionRefusedError, match="refused"):
-        await first_success([fails, fails], 0)
-    with pytest.raises(OSError, match="it has no address"):
-        await first_success([], 0)
+@pytest.mark.parametrize(
+    ("host", "version"), [("192.0.2.1", 4), ("2001:db8::1", 6), ("x.local", 0)]
+)
+def test_the_version_of_a_base_is_that_of_its_address(host: str, version: int) -> None:
+    protocol: Any = SimpleNamespace(local_candidate=SimpleNamespace(host=host))
+    assert _version(protocol) == version

@@ -1,0 +1,165 @@
+"""Which attempt wins, and who is blamed for what is missing."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from socks_tunnel.peer.ice import gathering, servers
+from socks_tunnel.peer.ice.gathering import Gathering, first_success
+from socks_tunnel.peer.ice.settings import IceServer, IceSettings
+
+# --- servers that are silent, late or dead ------------------------------------------------------
+
+
+SERVER = "STUN server stun:192.0.2.1:3478"
+
+
+class Gatherer(Gathering):
+    """Asks a server that answers when the test says so, from a host candidate that has no socket."""
+
+    def __init__(self, patience: float = servers.DEAD_AFTER) -> None:
+        super().__init__(IceSettings(servers=[{"urls": "stun:192.0.2.1"}]), Any, [])
+        self.answers = asyncio.Event()
+        self.patience_of_all = patience
+
+    async def _open_hosts(self) -> None:
+        pass
+
+    def _ask(self, servers: Sequence[IceServer]) -> None:
+        super()._ask(servers)
+        for inquiry in self._inquiries:
+            inquiry.patience = self.patience_of_all
+
+    async def _query(self, inquiry: servers.Inquiry) -> None:
+        await self.answers.wait()
+        self._answered(inquiry)
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> servers.ServerMemory:
+    made = servers.ServerMemory()
+    monkeypatch.setattr(gathering, "MEMORY", made)
+    return made
+
+
+async def until_over(made: Gatherer) -> None:
+    assert made._late is not None
+    async with asyncio.timeout(20):
+        await made._late
+
+
+async def test_a_late_server_is_not_called_dead_and_the_next_link_waits_longer(
+    memory: servers.ServerMemory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    made = Gatherer(patience=0.0)
+    assert await made.run() == []
+    assert made.problems == [f"{SERVER}: no answer within 0.0 s"]
+    assert caplog.messages == []
+    made.answers.set()
+    await until_over(made)
+    (message,) = caplog.messages
+    assert re.fullmatch(rf"{SERVER} answers after 0\.\d\d s, too late for this link", message)
+    assert memory.patience(SERVER) >= servers.DEAD_AFTER
+
+
+async def test_only_a_server_that_was_silent_for_all_of_its_time_is_called_dead(
+    memory: servers.ServerMemory,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gathering, "LONGEST", 0.3)
+    made = Gatherer(patience=0.0)
+    await made.run()
+    assert caplog.messages == []
+    await until_over(made)
+    assert caplog.messages == [f"{SERVER}: no answer within 0.3 s; links are made without it"]
+
+
+async def test_a_pause_of_the_process_is_nobodys_silence(
+    memory: servers.ServerMemory,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The event loop is held up for a minute after the question: the answer waits in the socket."""
+    caplog.set_level(logging.INFO)
+    made = Gatherer()
+    running = asyncio.create_task(made.run())
+    await asyncio.sleep(0)
+    loop = asyncio.get_running_loop()
+    real = loop.time
+    monkeypatch.setattr(loop, "time", lambda: real() + 60)
+    await asyncio.sleep(0.05)
+    assert not running.done()
+    made.answers.set()
+    await running
+    assert made.problems == []
+    assert caplog.messages == []
+    made.close()
+
+
+async def test_a_connection_that_is_closed_meanwhile_accuses_nobody(
+    memory: servers.ServerMemory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    made = Gatherer()
+    running = asyncio.create_task(made.run())
+    await asyncio.sleep(0)
+    made.close()
+    await running
+    assert made._late is None
+    assert caplog.messages == []
+
+
+async def test_who_may_only_be_direct_asks_no_relay(memory: servers.ServerMemory) -> None:
+    made = Gatherer()
+    relay = {"urls": "turn:192.0.2.1", "username": "u", "credential": "c"}
+    made._settings = IceSettings(servers=[relay, {"urls": "stun:192.0.2.1"}], policy="direct")
+    made.answers.set()
+    await made.run()
+    assert [str(inquiry.server) for inquiry in made._inquiries] == [SERVER]
+    made.close()
+
+
+# --- attempts side by side --------------------------------------------------------------------
+
+
+async def never() -> str:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def works() -> str:
+    return "works"
+
+
+async def fails() -> str:
+    raise ConnectionRefusedError("refused")
+
+
+async def test_the_first_success_wins_and_the_rest_ends() -> None:
+    ended = asyncio.Event()
+
+    async def hangs() -> str:
+        try:
+            return await never()
+        finally:
+            ended.set()
+
+    assert await first_success([hangs, works, never], 0) == "works"
+    assert ended.is_set()
+
+
+async def test_a_failure_begins_the_next_attempt_at_once() -> None:
+    assert await first_success([fails, works], 3600) == "works"
+
+
+async def test_the_first_error_is_told() -> None:
+    with pytest.raises(ConnectionRefusedError, match="refused"):
+        await first_success([fails, fails], 0)
+    with pytest.raises(OSError, match="it has no address"):
+        await first_success([], 0)
