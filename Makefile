@@ -176,6 +176,10 @@ PYTHON312 ?= python3.12
 .PHONY: rivals
 rivals: .tools/rivals/.stamp ## other tunnels for make bench
 
+.PHONY: bench-links
+bench-links: $(DEV_STAMP) $(PROJECT_STAMP) ## 200 links at one endpoint, idle and busy
+	@PYTHONPATH=tests $(BIN)/python -m bench.links $(ARGS)
+
 .PHONY: bench-paths
 bench-paths: $(DEV_STAMP) $(PROJECT_STAMP) ## bare channels over long, slow and lossy paths; needs root
 	@PYTHONPATH=tests $(BIN)/python -m bench.paths $(ARGS)
