@@ -94,6 +94,11 @@ def cpu_seconds(pid: int) -> float:
     return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
+def udp_drops(tunnel: Tunnel) -> float:
+    """How many datagrams both sides of the tunnel have dropped, for whatever reason."""
+    return sum(tunnel.metric("udp_dropped_total", role) for role in ("gateway", "endpoint"))
+
+
 def operations(measure: "Measure", value: float) -> float:
     """How many operations a figure stands for: Mbit, round trips, connections, datagrams."""
     if "count" in measure.command:
@@ -296,10 +301,15 @@ class Bench:
                 seconds = 2 * self.options.seconds + 2
                 bulk.tell(do="throughput", direction="down", flows=1, seconds=seconds)
                 call.ask(**command)
+                before = udp_drops(tunnel)
                 beside = call.ask(**command)
+                dropped = udp_drops(tunnel) - before
                 added.setdefault(who, []).append(beside["p99_ms"] - alone["p99_ms"])
                 lost.setdefault(who, []).append(beside["lost"])
-                self.console.print(f"{CALLS}: {who} alone {alone}, beside a download {beside}")
+                self.console.print(
+                    f"{CALLS}: {who} alone {alone}, beside a download {beside};"
+                    f" the tunnel dropped {dropped:.0f} meanwhile"
+                )
                 bulk.hear()
                 call.quit()
                 bulk.quit()

@@ -255,6 +255,10 @@ def unmapped(address: str) -> str:
     return address.removeprefix("::ffff:")
 
 
+DATAGRAM_BUFFER = 4_194_304
+"""Bytes that the sockets of the datagram services ask for: some thousands of datagrams of a call."""
+
+
 def bound(kind: socket.SocketKind) -> socket.socket:
     """A socket on a free port of every address of both families (of IPv4 where there is no IPv6)."""
     try:
@@ -350,6 +354,8 @@ async def serve() -> None:
         )
     for datagrams in DATAGRAMS:
         sock = bound(socket.SOCK_DGRAM)
+        # What the target itself is too slow to take must not count as lost.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, DATAGRAM_BUFFER)
         ports[datagrams.name] = sock.getsockname()[1]
         await loop.create_datagram_endpoint(functools.partial(datagrams, state, sock), sock=sock)
 
