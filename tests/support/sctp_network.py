@@ -41,26 +41,39 @@ class _NoWaiting(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock jumps to the next timer when nothing is left to do."""
+    """An event loop whose clock jumps to the next timer when nothing is left to do.
 
-    def __init__(self) -> None:
+    With `turn`, delays end only at multiples of so many seconds, as on a host where the process
+    gets a core only now and then. Packets keep their own times.
+    """
+
+    def __init__(self, turn: float = 0.0) -> None:
         self._now = START
+        self._turn = turn
         super().__init__(_NoWaiting(self))
         self._clock_resolution = CLOCK_RESOLUTION
 
     def time(self) -> float:
         return self._now
 
+    def call_later(
+        self, delay: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        when = self._now + delay
+        if self._turn:
+            when = math.ceil(when / self._turn - CLOCK_RESOLUTION) * self._turn
+        return self.call_at(when, callback, *args, context=context)
+
     def skip(self) -> None:
         self._now = max(self._now, self._scheduled[0].when())  # type: ignore[attr-defined]
 
 
-def run_virtual(main: Callable[[], Awaitable[T]]) -> T:
-    """Runs a coroutine function to its end in virtual time.
+def run_virtual(main: Callable[[], Awaitable[T]], turn: float = 0.0) -> T:
+    """Runs a coroutine function to its end in virtual time; `turn` as in :class:`VirtualLoop`.
 
     An exception in a callback or a task that nobody waits for ends the run, and is raised.
     """
-    loop = VirtualLoop()
+    loop = VirtualLoop(turn)
     failures: list[BaseException] = []
     running: asyncio.Task[T]
 

@@ -9,18 +9,23 @@ from typing import Final
 PACE_QUANTUM: Final = 0.001
 """Seconds of the pacing rate that may be sent at a time, and at least PACE_PACKETS."""
 PACE_PACKETS: Final = 10
-PACE_LATE_MAX: Final = 0.004
-"""Seconds by which a timer may be late without a loss of rate: so much is caught up."""
+PACE_LATE_MAX: Final = 0.025
+"""Seconds by which a timer, or a SACK, may be late without a loss of rate: so much is caught up. A
+process waits that long for its turn on a busy host, and the path's queue has emptied meanwhile."""
+PACE_RESTED_MAX: Final = 0.004
+"""The same after there was nothing to send: that is no lateness, only a timer that was not set."""
 
 
 class Pacer:
     """When the next packets may go. Rates in bytes a second."""
 
-    __slots__ = ("_at", "until")
+    __slots__ = ("_at", "rested", "until")
 
     def __init__(self) -> None:
         self.until = 0.0
         """When the next packets go; 0 if nothing is held back."""
+        self.rested = True
+        """Whether there was nothing to send since something was sent last."""
         self._at = 0.0
 
     def quantum(self, now: float, rate: float, packet: int, *, idle: bool) -> float:
@@ -32,8 +37,8 @@ class Pacer:
         if now < self._at and not idle:
             self.until = self._at
             return 0.0
-        late = min(max(now - self._at, 0.0), PACE_LATE_MAX)
-        return self._at_once(rate, packet) + late * rate
+        late = now - self._begins(now)
+        return self._at_once(rate, packet) + max(late, 0.0) * rate
 
     def ahead(self, now: float, rate: float, packet: int) -> float:
         """Returns how many bytes more were sent than may be sent at a time."""
@@ -44,4 +49,9 @@ class Pacer:
 
     def sent(self, now: float, rate: float, count: int) -> None:
         """Counts what was sent."""
-        self._at = max(self._at, now - PACE_LATE_MAX) + count / rate
+        self._at = self._begins(now) + count / rate
+        self.rested = False
+
+    def _begins(self, now: float) -> float:
+        """Returns the time from which on what may be sent by now is counted."""
+        return max(self._at, now - (PACE_RESTED_MAX if self.rested else PACE_LATE_MAX))

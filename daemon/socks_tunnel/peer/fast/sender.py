@@ -275,6 +275,7 @@ class Sender(Packing):
         recovery = self.recovery
         if not self.scheduler.queued and not recovery.lost:
             self.more = False
+            self.pacer.rested = True
             if recovery.flight < self.controller.window:
                 recovery.delivery.limited_until = recovery.delivery.delivered + max(
                     recovery.flight, 1

@@ -2,7 +2,13 @@
 
 import pytest
 
-from socks_tunnel.peer.fast.pacer import PACE_LATE_MAX, PACE_PACKETS, PACE_QUANTUM, Pacer
+from socks_tunnel.peer.fast.pacer import (
+    PACE_LATE_MAX,
+    PACE_PACKETS,
+    PACE_QUANTUM,
+    PACE_RESTED_MAX,
+    Pacer,
+)
 
 RATE = 1e8
 PACKET = 1_000
@@ -51,3 +57,14 @@ def test_what_was_sent_too_early_is_known() -> None:
     pacer.sent(1.0, RATE, 5_000)
     assert pacer.ahead(1.0, RATE, PACKET) == pytest.approx(before + 5_000)
     assert pacer.ahead(1.01, RATE, PACKET) < 0
+
+
+def test_after_a_rest_nothing_is_caught_up() -> None:
+    pacer = Pacer()
+    pacer.sent(1.0, RATE, 1_000_000)
+    pacer.rested = True
+    count = pacer.quantum(9.0, RATE, PACKET, idle=True)
+    assert count == pytest.approx(RATE * (PACE_QUANTUM + PACE_RESTED_MAX))
+    pacer.sent(9.0, RATE, int(count))
+    assert not pacer.rested
+    assert pacer.quantum(9.0, RATE, PACKET, idle=False) == 0

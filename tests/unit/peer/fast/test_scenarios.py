@@ -42,6 +42,20 @@ def test_a_long_fat_path_is_filled_by_one_flow(turn: float) -> None:
     assert result.rate >= 0.8 * path.rate
 
 
+@pytest.mark.parametrize(
+    ("delay", "rate", "queue", "share"), [(0.02, 100, 250, 0.6), (0.04, 300, 2_000, 0.8)]
+)
+def test_hosts_that_get_a_core_each_20_ms_keep_most_of_the_rate(
+    delay: float, rate: float, queue: int, share: float
+) -> None:
+    """Timers are late there too. What the pacer is late by is caught up, or it sets the rate."""
+    turn = 0.02
+    path = Path(delay=delay, rate=rate * MBIT, queue=queue, turn=turn)
+    back = Path(delay=delay, turn=turn)
+    result = run_virtual(lambda: bulk(path, back, warm=1, seconds=3), turn)
+    assert result.rate >= share * path.rate
+
+
 def test_a_first_round_trip_that_took_long_does_not_slow_the_start_down() -> None:
     """The peer has no CPU when the first SACK is due. The pacer goes by that round trip at first."""
     path = Path(delay=0.02, rate=100 * MBIT, queue=250)
@@ -232,4 +246,4 @@ def test_datagrams_survive_a_queue_that_is_hard_on_small_packets(seed: int) -> N
     back = Path(delay=0.01, rate=1 * MBIT, queue=50, harsh=True)
     took, count = run_virtual(lambda: _call_beside_bulk(there, back, 20))
     assert there.dropped > 0
-    assert len(took) >= 0.95 * count
+    assert len(took) >= 0.9 * count
