@@ -56,7 +56,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._now
 
-    def call_later(
+    def call_later(  # type: ignore[override] # typeshed ties the arguments to the callback
         self, delay: float, callback: Any, *args: Any, context: Any = None
     ) -> asyncio.TimerHandle:
         when = self._now + delay
