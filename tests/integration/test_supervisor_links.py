@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -387,6 +388,19 @@ async def test_an_endpoint_s_reload_ends_links_of_peers_that_are_gone(world: Wor
     await until(lambda: not endpoint.up)
     await until(lambda: "refused the offer" in gateway.detail("office"))
     assert endpoint.metric("signaling_rejected_total", reason="unknown-peer") >= 1
+
+
+async def test_a_peer_s_weight_is_shown_and_a_reload_changes_it(world: World) -> None:
+    _, endpoint = await linked(world)
+    (link,) = endpoint.up
+    assert link.attached is not None
+    assert endpoint.row("laptop")["weight"] == link.attached.weight == 1
+    config = world.config("endpoint", "laptop", "tablet")
+    peers = tuple(replace(peer, weight=7) for peer in config.peers)
+    endpoint.manager.apply(replace(config, peers=peers))
+    assert endpoint.up == [link]
+    assert endpoint.row("laptop")["weight"] == link.attached.weight == 7
+    assert endpoint.row("tablet")["weight"] == 7, "which has no link"
 
 
 # --- bugs ---------------------------------------------------------------------------------------
