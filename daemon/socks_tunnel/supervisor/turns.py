@@ -1,8 +1,9 @@
 """In which order, and how much at a time, one process gives credit to its links. No I/O, no clock.
 
 Each link has a congestion controller of its own, so the network decides how much of a bottleneck
-each of them gets. What they share here is this process. A link that is the only one to want credit
-gets what it wants. When several want some at once, they have turns::
+each of them gets. What they share here is this process. A link that has been the only one to want
+credit for a while gets what it wants at once, for a turn of the event loop would cost its workers
+another wake-up. When several want some, they have turns::
 
     link A (weight 3)  --wants--+
                                 +--> start-time fair queueing --> TURN_BYTES a turn of the loop
@@ -28,6 +29,10 @@ ALONE_BYTES: Final = 1 << 30
 """Bytes of credit that a link may be given while no other waits: its own limit decides."""
 
 
+ALONE_AFTER: Final = 4
+"""Services in a row after which a link counts as alone, until another one wants credit."""
+
+
 class Served(Protocol):
     """A link, as far as turns are concerned: `finish` is 0.0 and `waiting` False at first."""
 
@@ -50,10 +55,17 @@ class Turns:
         self._number = 0
         self._virtual = 0.0
         self._scheduled = False
+        self._last: Served | None = None
+        self._in_a_row = 0
+        """How often the link that was served last was served, and no other."""
 
     def want(self, link: Served) -> None:
-        """Gives a link credit when its turn comes; harmless if it waits already."""
+        """Gives a link credit, at once or when its turn comes; harmless if it waits already."""
         if link.waiting:
+            return
+        if link is self._last and self._in_a_row >= ALONE_AFTER and not self._scheduled:
+            self._virtual = max(link.finish, self._virtual)
+            link.finish = self._virtual + link.serve(ALONE_BYTES) / link.weight
             return
         self._push(link)
         if not self._scheduled:
@@ -73,6 +85,8 @@ class Turns:
         while queue and left > 0:
             self._virtual, _, link = heapq.heappop(queue)
             link.waiting = False
+            self._in_a_row = self._in_a_row + 1 if link is self._last else 1
+            self._last = link
             most = SERVICE_BYTES if queue else ALONE_BYTES
             given = link.serve(most)
             link.finish = self._virtual + given / link.weight

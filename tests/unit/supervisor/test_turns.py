@@ -5,7 +5,7 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from socks_tunnel.supervisor.turns import SERVICE_BYTES, TURN_BYTES, Turns
+from socks_tunnel.supervisor.turns import ALONE_AFTER, SERVICE_BYTES, TURN_BYTES, Turns
 
 
 class Link:
@@ -51,13 +51,27 @@ class Loop:
         return largest
 
 
-def test_a_link_that_is_alone_has_what_it_wants_at_once() -> None:
+def test_a_link_that_is_alone_has_what_it_wants() -> None:
     loop, link = Loop(), Link(wants=10 * TURN_BYTES)
+    for number in range(1, ALONE_AFTER + 1):
+        link.held = 0
+        loop.turns.want(link)
+        assert link.given == (number - 1) * link.wants, "another one may want some in this turn"
+        loop.turn()
+        assert link.given == number * link.wants
+    link.held = 0
     loop.turns.want(link)
-    assert link.given == 0, "it has its turn with the others"
-    loop.turn()
-    assert link.given == link.wants
+    assert link.given == (ALONE_AFTER + 1) * link.wants, "no other one did for so long"
     assert loop.calls == []
+
+
+def test_a_link_is_not_alone_once_another_wants_credit() -> None:
+    loop, links = Loop(), [Link() for _ in range(2)]
+    loop.run(links[:1], 10)
+    loop.run(links, 1)
+    alone = links[0].given
+    assert loop.run(links, 400) <= TURN_BYTES + SERVICE_BYTES
+    assert abs((links[0].given - alone) / links[1].given - 1) < 0.1
 
 
 def test_a_link_waits_once() -> None:
