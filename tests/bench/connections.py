@@ -120,7 +120,8 @@ TOGETHER = f"{CLIENTS} clients"
 
 
 def quotient(old: list[float], new: list[float]) -> float:
-    return statistics.median(b / a for a, b in zip(old, new, strict=True))
+    quotients = [b / a for a, b in zip(old, new, strict=True) if a]
+    return statistics.median(quotients) if quotients else float("nan")  # too little to measure
 
 
 def main() -> int:
