@@ -215,6 +215,26 @@ async def test_passwords(tmp_path: Path) -> None:
         old_writer.close()
 
 
+async def test_an_origin_that_keeps_no_connection_sees_an_orderly_end(pair: Pair) -> None:
+    seen: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+        try:
+            seen.set_result(await reader.read())
+        except ConnectionResetError as error:
+            seen.set_exception(error)
+        writer.close()
+
+    server = await asyncio.start_server(once, "127.0.0.1", 0)
+    async with server, client(pair) as (reader, writer):
+        writer.write(get(server.sockets[0].getsockname()[1]))
+        assert (await answer(reader)) == (200, b"ok")
+        async with asyncio.timeout(30):
+            assert await seen == b""
+
+
 async def test_a_client_that_resets_in_the_middle_resets_the_origin(pair: Pair) -> None:
     seen: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 

@@ -122,10 +122,15 @@ class RequestRejected:
 
 @dataclass(frozen=True, slots=True)
 class ExchangeEnded:
-    """A response is over. What cannot be kept is closed once its bytes have been sent."""
+    """A response is over. What cannot be kept is closed once its bytes have been sent.
+
+    `cut` says that the origin has not had the whole request, or we not the whole response: its
+    connection is to be reset, so that it takes nothing for whole.
+    """
 
     keep_client: bool
     keep_origin: bool
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +146,10 @@ Event: TypeAlias = (
     | ExchangeEnded
     | ResponseBroken
 )
+
+
+_WHOLE: Final = {h11.IDLE, h11.DONE, h11.MUST_CLOSE, h11.CLOSED}
+"""States of a side that is not in the middle of a message."""
 
 
 class _State(Enum):
@@ -456,6 +465,7 @@ class ProxyConnection:
         keep_client = client.our_state is h11.DONE and client.their_state is h11.DONE
         keep_origin = origin is not None and origin.our_state is h11.DONE
         keep_origin = keep_origin and origin is not None and origin.their_state is h11.DONE
+        cut = origin is not None and not {origin.our_state, origin.their_state} <= _WHOLE
         if keep_client:
             client.start_next_cycle()
             self._state = _State.HEAD
@@ -467,4 +477,4 @@ class ProxyConnection:
         else:
             self._origin = None
         self._to_origin.clear()
-        self._events.append(ExchangeEnded(keep_client, self._origin is not None))
+        self._events.append(ExchangeEnded(keep_client, self._origin is not None, cut))

@@ -23,6 +23,7 @@ ORIGIN = HostPort("a.b", 80)
 CONNECT = b"CONNECT a.b:443 HTTP/1.1\r\nHost: a.b:443\r\n\r\n"
 KEPT = ExchangeEnded(keep_client=True, keep_origin=True)
 ENDED = ExchangeEnded(keep_client=False, keep_origin=False)
+CUT = ExchangeEnded(keep_client=False, keep_origin=False, cut=True)
 
 
 def events_of(proxy: ProxyConnection) -> list[Event]:
@@ -271,11 +272,18 @@ def test_expect_100_continue() -> None:
     assert answered(proxy, b"HTTP/1.1 204 None\r\n\r\n") == [KEPT]
 
 
+@pytest.mark.parametrize("version", [b"HTTP/1.0", b"HTTP/1.1"])
+def test_an_origin_that_keeps_no_connection_is_not_cut(version: bytes) -> None:
+    proxy, _ = asked(GET)
+    answer = version + b" 200 K\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
+    assert answered(proxy, answer) == [ExchangeEnded(keep_client=True, keep_origin=False)]
+
+
 def test_an_answer_before_the_body_is_over_ends_both_connections() -> None:
     proxy, _ = asked(b"POST http://a.b/ HTTP/1.1\r\nHost: a.b\r\nContent-Length: 9\r\n\r\nx")
     proxy.data_to_origin()
 
-    assert answered(proxy, b"HTTP/1.1 413 Big\r\nContent-Length: 0\r\n\r\n") == [ENDED]
+    assert answered(proxy, b"HTTP/1.1 413 Big\r\nContent-Length: 0\r\n\r\n") == [CUT]
 
 
 def test_head_has_the_fields_of_a_body_and_none() -> None:
@@ -416,7 +424,7 @@ def test_two_framings_are_no_request_of_ours(field: bytes) -> None:
 def test_a_chunk_that_is_none_ends_the_exchange() -> None:
     proxy, _ = asked(b"POST http://a.b/ HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
     proxy.receive_data(b"-1\r\n")
-    assert proxy.next_event() == ENDED
+    assert proxy.next_event() == CUT
     with pytest.raises(RemoteProtocolError):
         proxy.next_event()
     assert head_of(proxy.data_to_send())[0] == b"HTTP/1.1 400 Bad Request"

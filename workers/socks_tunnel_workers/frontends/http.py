@@ -170,9 +170,9 @@ class HttpSession(Asker):
                     self._open_origin(destination)
             case RequestRejected(kind=kind):
                 self._count_rejected(kind)
-            case ExchangeEnded(keep_client=keep_client, keep_origin=keep_origin):
+            case ExchangeEnded(keep_client=keep_client, keep_origin=keep_origin, cut=cut):
                 if not keep_origin:
-                    self._drop_origin(abort=not self._core.request_whole)
+                    self._drop_origin(abort=cut)
                 self._ahead = 0
                 if keep_client:
                     self._set_timer(KEEP_SECONDS)
