@@ -100,6 +100,7 @@ def test_bad_frames_of_a_client(fields: dict[str, object], complaint: str) -> No
         {"kind": "welcome", "session": bytes(8), "time": 1},
         {"kind": "welcome", "session": bytes(8), "time": 1, "limits": {"body": 0}},
         {"kind": "absent", "to": KEY, "reason": "\x1b[31m"},
+        {"kind": "absent", "to": KEY, "reason": "busy", "channel": bytes(7)},
         {"kind": "drain", "within": -1},
         {"kind": "drain", "within": 3601},
         {"kind": "challenge", "nonce": bytes(31)},

@@ -308,6 +308,20 @@ def test_without_a_link_nothing_leaves() -> None:
 # --- resume ---------------------------------------------------------------------------------------
 
 
+def test_no_flow_has_its_turn_before_the_peer_s_rows_are_in() -> None:
+    outlet = attached()
+    flow = outlet.add(7)
+    session = outlet.session
+    session.detach()
+    session.attach(TERMS, 0, resume=True)
+    flow.events.clear()
+    session.scheduler.wait(flow)
+    session.grant(1_000, 0.0)
+    assert flow.events == []
+    session.resumed([(7, 1, 2, 1)], last=True)
+    assert flow.events[-1] == "turn"
+
+
 def test_a_link_without_resume_cannot_take_flows_over() -> None:
     outlet = attached()
     outlet.add(7)
