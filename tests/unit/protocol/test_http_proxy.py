@@ -1,4 +1,7 @@
-"""The HTTP proxy without a socket: what a client says, what the origin gets, and the way back."""
+"""The HTTP proxy without a socket: what a client says, what the origin gets, and the way back.
+
+This file is long because each way in which an exchange can end is a test of its own.
+"""
 
 import base64
 
