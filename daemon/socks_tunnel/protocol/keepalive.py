@@ -70,11 +70,6 @@ class Timing:
     """Seconds beyond three round trips that the PONG of a PING that was lost may take."""
 
 
-FAST_TIMING: Final = Timing(ask_after=0.4, pong_after=0.9, repeat_after=0.3)
-"""The times of a link on the fast path. What a gateway sends that does not arrive is noticed within
-1.3 s, or 0.7 s and three round trips. On a slow path that is full, the PONG waits behind the data,
-and so did the one before it: the round trip has that in it."""
-
 FAILOVER_TIMING: Final = Timing(ping_interval=0.5, ask_after=0.25)
 """The times of a link whose peer shares a route with others: a peer that is gone is suspected
 within :attr:`Timing.ping_interval` and :attr:`Timing.pong_after`, 1.7 s, also if nothing else is

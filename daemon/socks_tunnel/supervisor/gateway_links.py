@@ -15,12 +15,7 @@ from socks_tunnel.ops.labels import ReconnectCause
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.select import fast_path_active
 from socks_tunnel.protocol import bounded
-from socks_tunnel.protocol.keepalive import (
-    FAILOVER_TIMING,
-    FAST_FAILOVER_TIMING,
-    FAST_TIMING,
-    Timing,
-)
+from socks_tunnel.protocol.keepalive import FAILOVER_TIMING, FAST_FAILOVER_TIMING, Timing
 from socks_tunnel.protocol.link import DEFAULT_TIMING
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor import carriers
@@ -57,9 +52,9 @@ class GatewayLinks(Links):
 
     def timing_of(self, peer: str) -> Timing:
         """Watches peers closely that share a route: new flows have somewhere else to go."""
-        fast = fast_path_active(self.config.transport.fast_path)
         if peer not in self._shared:
-            return FAST_TIMING if fast else DEFAULT_TIMING
+            return DEFAULT_TIMING
+        fast = fast_path_active(self.config.transport.fast_path)
         return FAST_FAILOVER_TIMING if fast else FAILOVER_TIMING
 
     async def start(self) -> None:

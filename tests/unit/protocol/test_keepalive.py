@@ -7,7 +7,6 @@ import pytest
 from socks_tunnel.protocol.keepalive import (
     FAILOVER_TIMING,
     FAST_FAILOVER_TIMING,
-    FAST_TIMING,
     PINGS_REMEMBERED,
     PONGS_PER_SECOND,
     Keepalive,
@@ -364,23 +363,10 @@ def test_a_peer_that_shares_a_route_is_suspected_soon(
     assert least < now < most
 
 
-def test_what_does_not_arrive_is_noticed_soon_on_the_fast_path() -> None:
-    """The peer is heard all the time, and hears nothing."""
-    keepalive = Keepalive(0.0, FAST_TIMING, asks=True)
-    keepalive.answered(keepalive.ping(0.0), 0.05)
-    now = 10.0
-    while not keepalive.suspected:
-        keepalive.sent(now)
-        keepalive.heard(now)
-        keepalive.check(now)
-        now += 0.01
-    assert 1.25 < now - 10.0 < 1.4
-
-
-@pytest.mark.parametrize("queue", [0.3, 0.6, 0.85])
+@pytest.mark.parametrize("queue", [0.3, 0.7, 1.15])
 def test_a_queue_that_a_slow_path_fills_raises_no_doubt(queue: float) -> None:
     """The data that is sent fills the path, from nothing to `queue` seconds within one round trip."""
-    keepalive = Keepalive(0.0, FAST_TIMING, asks=True)
+    keepalive = Keepalive(0.0, Timing(), asks=True)
     keepalive.answered(keepalive.ping(0.0), 0.05)
     asked: dict[bytes, float] = {}
     now = 10.0
