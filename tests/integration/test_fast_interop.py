@@ -1,9 +1,10 @@
 """The fast path towards others, each way at once and in both roles: every byte is compared.
 
 Peers: the fast path itself, unmodified aiortc, and libdatachannel (C++, the stack behind many
-programs). libdatachannel comes from npm, as node-datachannel. Its Python package, aiolibdatachannel, needs
-Python 3.12 or later: where `make interop` has made .tools/libdatachannel, or the environment variable
-LIBDATACHANNEL_PYTHON names an interpreter that can import it, the tests run with that one too.
+programs). libdatachannel comes from npm, as node-datachannel, and is tested by `make interop` alone:
+CI does not. Its Python package, aiolibdatachannel, needs Python 3.12 or later: where `make interop`
+has made .tools/libdatachannel, or the environment variable LIBDATACHANNEL_PYTHON names an interpreter
+that can import it, the tests run with that one too.
 """
 
 import asyncio
