@@ -73,7 +73,7 @@ def echo() -> Iterator[int]:
 class Side:
     """One checkout's gateway and endpoint, and what they have cost."""
 
-    def __init__(self, checkout: Path, held: contextlib.ExitStack, target: int) -> None:
+    def __init__(self, checkout: Path, held: contextlib.ExitStack, targets: dict[str, int]) -> None:
         # In memory, as /run is: what files cost on a disk is not the question.
         directory = Path(held.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
         command = (checkout / ".venv/bin/socks-tunnel").absolute()
@@ -84,7 +84,7 @@ class Side:
         (configuration,) = (directory / "g").glob("*.toml")
         listen = configuration.read_text().partition("[socks]")[2].partition("127.0.0.1:")[2]
         port = int(listen.partition('"')[0])
-        self.load = Load(port, "127.0.0.1", {"echo": target})
+        self.load = Load(port, "127.0.0.1", targets)
         self.pids: dict[str, list[int]] = collections.defaultdict(list)
         for where, root in (("gateway", gateway.pid), ("endpoint", endpoint.pid)):
             for pid in processes(root):
@@ -133,8 +133,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0)
     arguments = parser.parse_args()
     with contextlib.ExitStack() as held:
-        target = held.enter_context(echo())
-        old, new = (Side(each, held, target) for each in (arguments.old, arguments.new))
+        targets = {"echo": held.enter_context(echo())}
+        old, new = (Side(each, held, targets) for each in (arguments.old, arguments.new))
         for side in (old, new):
             side.one_by_one(arguments.connections)  # warm
             side.costs.clear()
