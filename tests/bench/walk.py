@@ -15,6 +15,7 @@ import collections
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -101,6 +102,7 @@ async def host(
         flows_per_worker=1000,
         metrics=Metrics(CollectorRegistry()),
         on_abuse=lambda _link, reason: sys.exit(reason),
+        clock=time.monotonic,
         resume_timeout=60.0,
     )
     end.routes = router.worker_up(0, end)

@@ -1,6 +1,7 @@
 """Hosts with real links on loopback and fake workers, for the tests of the supervisor's links."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,6 +68,7 @@ class Side:
             flows_per_worker=100,
             metrics=metrics,
             on_abuse=self.abuse,
+            clock=time.monotonic,
             resume_timeout=60.0,
         )
         self.worker = FakeWorker()

@@ -169,6 +169,7 @@ class Instance:
             flows_per_worker=config.limits.flows_per_worker,
             metrics=self.metrics,
             on_abuse=self._abuse,
+            clock=time.monotonic,
             resume_timeout=config.resume_timeout,
             defer=lambda call: asyncio.get_running_loop().call_soon(call),
         )

@@ -1,4 +1,4 @@
-"""Which worker owns which flow, and which link carries which session. No sockets or processes.
+"""Which worker owns which flow, and which link carries which session. No I/O and no clock.
 
 Sessions. A session is the flows between this host and one peer. A link attaches to it and leaves it
 again; a newer link of the peer takes over (make before break). While it has no link, a session
@@ -13,7 +13,6 @@ How messages find their worker: supervisor/routing.py.
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -102,8 +101,8 @@ class Router:
 
     `opens` says whether our workers open the flows (gateway) or the peers do (endpoint).
     `on_abuse` is called once for a link that has to be closed, with a sentence that says why.
-    `resume_timeout` is in seconds; 0 ends a session with its link. `defer` makes a call in the next
-    turn of the event loop.
+    `clock` returns monotonic seconds. `resume_timeout` is in seconds; 0 ends a session with its
+    link. `defer` makes a call in the next turn of the event loop.
     """
 
     def __init__(
@@ -114,6 +113,7 @@ class Router:
         flows_per_worker: int,
         metrics: Metrics,
         on_abuse: Callable[[AttachedLink, str], None],
+        clock: Callable[[], float],
         resume_timeout: float = 0.0,
         defer: Callable[[Callable[[], None]], object] = lambda call: call(),
     ) -> None:
@@ -122,6 +122,7 @@ class Router:
         self.flows_per_session = flows_per_worker * worker_count
         self.metrics = metrics
         self.on_abuse = on_abuse
+        self.clock = clock
         self.resume_timeout = resume_timeout
         self.draining = False
         self.turns = Turns(defer)
@@ -244,7 +245,7 @@ class Router:
                 session.peer,
                 reason,
                 session.flows,
-                time.monotonic() - session.detached_at,
+                self.clock() - session.detached_at,
             )
         session.end(reason)
         self.metrics.sessions_detached.set(len(self.detached))
@@ -286,16 +287,16 @@ class Router:
         """Puts other routes in force. The workers have been sent the same ones before."""
         self.chooser.configure(routes)
         if self.opens:
-            self.chooser.choose(self.sessions.values(), time.monotonic())
+            self.chooser.choose(self.sessions.values(), self.clock())
             self._tell_workers()
 
     def dial_failed(self, peer: str, message: DialFailed) -> None:
         """A dial through a peer did not reach its target: the peer may be passed over."""
-        self.chooser.dial_failed(message.route, peer, message.host, time.monotonic())
+        self.chooser.dial_failed(message.route, peer, message.host, self.clock())
         self.choose_target()
 
     def _probed(self, route: str, peer: str, failure: str | None) -> None:
-        self.chooser.probed(route, peer, failure, time.monotonic())
+        self.chooser.probed(route, peer, failure, self.clock())
         self.choose_target()
 
     def choose_target(self) -> None:
@@ -303,7 +304,7 @@ class Router:
 
         Called whenever a link, a session or what is known of a peer has changed.
         """
-        if self.opens and self.chooser.choose(self.sessions.values(), time.monotonic()):
+        if self.opens and self.chooser.choose(self.sessions.values(), self.clock()):
             self._tell_workers()
 
     def _tell_workers(self) -> None:

@@ -1,4 +1,4 @@
-"""The flows with one peer, as a supervisor routes them. No sockets or processes.
+"""The flows with one peer, as a supervisor routes them. No I/O and no clock.
 
 This file is long because link, workers and table of a session change together.
 
@@ -17,7 +17,6 @@ the old link. It is dropped here: the rows of its answer say what the peer needs
 """
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol, Self
 
@@ -95,6 +94,8 @@ class RoutingOwner(Protocol):
     draining: bool
     turns: Turns
     on_abuse: Callable[["AttachedLink", str], None]
+    clock: Callable[[], float]
+    """Returns monotonic seconds."""
 
     def choose_target(self) -> None:
         """Decides anew which session new flows go to."""
@@ -120,7 +121,8 @@ class AttachedLink:
         self.abusive = False
         self.doubted = False
         """Whether its peer may be gone: new flows go elsewhere, if there is another way."""
-        self.since = time.monotonic()
+        self.clock = session.router.clock
+        self.since = self.clock()
         self.awaiting: set[int] = set()
         """Workers whose rows for our RESUME are still to come."""
         self.flows_before = session.flows
@@ -153,7 +155,7 @@ class AttachedLink:
 
     def drained(self, count: int) -> None:
         """Gives credit back for `count` bytes that left the link's queues."""
-        self.credit.drained(count, time.monotonic())
+        self.credit.drained(count, self.clock())
         if self.session.link is self:
             self.session.router.turns.want(self)
 
@@ -352,7 +354,7 @@ class RoutedSession:
         link = self.link
         if link is None or not worker.ready:
             return  # it was meant for a link that is gone; its next rows say what is needed
-        link.credit.sent(worker.share, size, time.monotonic())
+        link.credit.sent(worker.share, size, link.clock())
         try:
             link.port.send_many(messages)
         except LocalProtocolError as error:
@@ -370,7 +372,7 @@ class RoutedSession:
             return 0
         given = 0
         entries = {entry.share: entry for entry in self.workers.values() if entry.ready}
-        round_trip = int(link.round_trip.of(link.port.rtt, time.monotonic()) * 1e6)
+        round_trip = int(link.round_trip.of(link.port.rtt, link.clock()) * 1e6)
         for share, amount in link.credit.grants(entries, most):
             given += max(amount, 0)
             self._grant(link, entries[share], amount, round_trip)
@@ -388,7 +390,7 @@ class RoutedSession:
         """Shares credit from now on by so many flows of the worker."""
         if self.link is not None and worker.ready:  # else: it was told of a link that is gone
             flows = min(max(flows, 0), self.router.flows_per_session)
-            self.link.credit.told(worker.share, flows, time.monotonic())
+            self.link.credit.told(worker.share, flows, self.link.clock())
 
     # --- links --------------------------------------------------------------------------------
 
@@ -495,7 +497,7 @@ class RoutedSession:
 
     def _resumed_if_complete(self, link: AttachedLink) -> None:
         if link.resumed and self.link is link:
-            seconds = time.monotonic() - link.since
+            seconds = link.clock() - link.since
             if link.flows_before:
                 self.router.metrics.resumes_total.labels("resumed").inc()
                 self.router.metrics.resume_seconds.observe(seconds)
@@ -515,7 +517,7 @@ class RoutedSession:
     def detach(self) -> None:
         """The link is gone; the session waits for the next one."""
         self.link = None
-        self.detached_at = time.monotonic()
+        self.detached_at = self.router.clock()
         for worker in self.workers.values():
             worker.ready = False
             worker.port.send_control(self.number, Detach(""))
@@ -622,7 +624,7 @@ class RoutedSession:
     def _send(self, messages: list[bytes]) -> None:
         """Sends messages of the supervisor's own."""
         if self.link is not None and messages:
-            self.link.credit.sent(None, sum(map(len, messages)), time.monotonic())
+            self.link.credit.sent(None, sum(map(len, messages)), self.link.clock())
             self.link.port.send_many(messages)
 
     def _protocol_error(self, kind: str, what: str) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
@@ -72,6 +73,7 @@ class Setup:
             flows_per_worker=100,
             metrics=self.metrics,
             on_abuse=lambda _link, _reason: None,
+            clock=time.monotonic,
         )
         self.directory = directory
         self.slot = WorkerSlot(
