@@ -455,10 +455,10 @@ async def test_questions_under_way_are_bounded(net: Net, monkeypatch: pytest.Mon
     refused = await ask(net, ResolveKind.ADDRESSES, "127.0.0.1", 3)
     assert refused.reason == CloseReason.RESOURCE_LIMIT
     asked = worker.sessions[LINK].core.questions
-    assert list(asked) == [1, 2]
+    assert asked.ids() == [1, 2]
     # One ends with its asker, the other with the link, and so do the look-ups.
     net.pair.endpoint.send_message(LINK, CloseConnection(1).encode())
-    await until(lambda: list(asked) == [2])
+    await until(lambda: asked.ids() == [2])
     await until(lambda: len(worker.resolver._lookups) == 1)
     net.pair.endpoint.send_control(LINK, Detach("the test says so"))
     await until(lambda: not asked and not worker.resolver._lookups)

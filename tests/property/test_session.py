@@ -117,8 +117,7 @@ class Flow:
         send = self.core.send
         if self.local.eof_wanted and not self.local.to_read and not send.eof:
             send.finish()
-        if send.eof and not send.eof_sent and send.next == send.end:
-            send.eof_sent = True
+        if send.take_eof():
             self.side.session.send(SendEof(self.conn_id).encode())
         self.finish()
 

@@ -24,6 +24,12 @@ PACKAGES = {
 LINES_MAX = 500
 METHODS_MAX = 25
 
+CORE = ("session", "flow", "streams", "scheduler")
+"""The modules of `protocol` whose objects change by their own methods only."""
+
+NOT_OF_THE_CORE = ("memory", "associations", "counters", "relay")
+"""What workers call objects of their own that have fields of the same names."""
+
 LONG_FILE = re.compile(r"^This file is long because \S", re.MULTILINE)
 LARGE_CLASS = re.compile(r"^ *This class has many methods because \S", re.MULTILINE)
 
@@ -101,6 +107,32 @@ def large_classes(text: str) -> Iterator[str]:
                 yield node.name
 
 
+def own_fields(text: str) -> set[str]:
+    """Returns the names of the attributes that the classes of a file set on themselves."""
+    return {
+        node.attr
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    }
+
+
+def foreign_writes(text: str, fields: set[str]) -> Iterator[str]:
+    """Yields the statements' targets that set one of the fields, or a part of it, on another object."""
+    for node in ast.walk(ast.parse(text)):
+        target: ast.AST = node
+        if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+            target = node.value
+        elif not isinstance(node, ast.Attribute) or isinstance(node.ctx, ast.Load):
+            continue
+        if isinstance(target, ast.Attribute) and target.attr in fields:
+            owner = ast.unparse(target.value).rpartition(".")[2]
+            if owner not in {"self", *NOT_OF_THE_CORE}:
+                yield ast.unparse(node)
+
+
 # --- the lists --------------------------------------------------------------------------------
 
 
@@ -144,11 +176,23 @@ def crowded_classes() -> set[str]:
     }
 
 
+def core_fields_set_outside() -> set[str]:
+    """Returns where workers set a field of the core themselves, instead of calling its method."""
+    protocol = PACKAGES["socks_tunnel"] / "protocol"
+    fields = {field for name in CORE for field in own_fields((protocol / f"{name}.py").read_text())}
+    return {
+        f"{relative(path)} {target}"
+        for path in sorted(PACKAGES["socks_tunnel_workers"].rglob("*.py"))
+        for target in foreign_writes(path.read_text(), fields)
+    }
+
+
 FINDERS: dict[str, Callable[[], Iterable[str]]] = {
     "without_unit_test": without_unit_test,
     "in_circles": in_circles,
     "long_files": long_files,
     "large_classes": crowded_classes,
+    "core_fields": core_fields_set_outside,
 }
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from socks_tunnel.protocol.flow import Questions
 from socks_tunnel.protocol.messages import decode
 from socks_tunnel.protocol.policies import PolicySet
 from socks_tunnel.protocol.policy import Policy
@@ -25,7 +25,7 @@ class Settings:
 class Core:
     """The part of a session's core that knows the questions under way."""
 
-    questions: dict[int, Callable[[], object]] = field(default_factory=dict)
+    questions: Questions = field(default_factory=Questions)
 
 
 class Session:

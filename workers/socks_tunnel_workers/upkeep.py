@@ -68,10 +68,9 @@ class Upkeep:
     def flush_metrics(self) -> None:
         """Adds what was counted to the metrics."""
         for session in self._sessions.values():
-            scheduler = session.scheduler
-            self._counters.drop("expired", scheduler.expired)
-            self._counters.drop("queue-full", scheduler.overflowed)
-            scheduler.expired = scheduler.overflowed = 0
+            expired, overflowed = session.scheduler.take_dropped()
+            self._counters.drop("expired", expired)
+            self._counters.drop("queue-full", overflowed)
         self._clients.routing.flush()
         metrics, memory = self._metrics, self._memory
         self._counters.export(metrics, gateway=self._settings.config.role == "gateway")

@@ -297,7 +297,7 @@ class Worker(Channel):
         self.memory.limit = limits.memory_per_worker
         self.clients.associations.limit = limits.associations_per_client
         for session in self.sessions.values():
-            session.flows.limit = limits.flows_per_worker
+            session.flows.resize(limits.flows_per_worker)
         ops_logging.set_level(self.settings.config.log.level)
         try:
             audit_file.use(self.settings.config.audit.file, f"worker-{self.index}")

@@ -25,7 +25,7 @@ A lost link changes no state. What was transmitted and not acknowledged is kept 
 the peer's row in RESUME says from where to go on (docs/protocol.md section 6).
 """
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from enum import Enum
 from typing import Any, Final, Generic, Self, TypeVar
 
@@ -346,6 +346,50 @@ class FlowTable(Generic[F]):
         self.check(conn_id)
         self._flows[conn_id] = flow
 
+    def resize(self, limit: int) -> None:
+        """Lets there be at most `limit` flows from now on; more that are there already stay."""
+        self.limit = limit
+
     def remove(self, conn_id: int) -> F | None:
         """Takes a flow out and returns it, or None if it is not there."""
         return self._flows.pop(conn_id, None)
+
+
+class Questions:
+    """The RESOLVEs of the peer that are being answered, by CONN_ID.
+
+    A question is no flow, but its CONN_ID is in use.
+    """
+
+    __slots__ = ("_asked",)
+
+    def __init__(self) -> None:
+        self._asked: dict[int, Callable[[], object]] = {}
+
+    def __len__(self) -> int:
+        return len(self._asked)
+
+    def ids(self) -> list[int]:
+        """Returns the CONN_IDs in use."""
+        return list(self._asked)
+
+    def add(self, conn_id: int, give_up: Callable[[], object]) -> None:
+        """Adds a question; `give_up` is called if nobody waits for its answer any more."""
+        self._asked[conn_id] = give_up
+
+    def remove(self, conn_id: int) -> None:
+        """Takes out a question that is answered; harmless if it is not there."""
+        self._asked.pop(conn_id, None)
+
+    def give_up(self, conn_id: int) -> bool:
+        """Gives up the question of that id, and says whether there was one."""
+        found = self._asked.pop(conn_id, None)
+        if found is None:
+            return False
+        found()
+        return True
+
+    def give_up_all(self) -> None:
+        """Gives up every question."""
+        for conn_id in list(self._asked):
+            self.give_up(conn_id)

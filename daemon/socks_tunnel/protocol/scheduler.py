@@ -208,6 +208,16 @@ class Scheduler(Generic[F]):
             return message
         return None
 
+    def advise(self, chunk: int) -> None:
+        """Takes the DATA payload in bytes that the link advises from now on."""
+        self.chunk = chunk
+
+    def take_dropped(self) -> tuple[int, int]:
+        """Returns how many datagrams were dropped since the last call: too old ones, too many."""
+        dropped = self.expired, self.overflowed
+        self.expired = self.overflowed = 0
+        return dropped
+
     def clear(self) -> None:
         """Forgets everything that waits: the link is gone. Datagrams count as expired."""
         self.credit = 0

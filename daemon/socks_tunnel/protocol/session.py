@@ -27,7 +27,7 @@ from functools import partial
 from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 from socks_tunnel.protocol.errors import CloseReason, LocalProtocolError, RemoteProtocolError
-from socks_tunnel.protocol.flow import ROW_CLOSED, ROW_OPEN, FlowTable, InUse
+from socks_tunnel.protocol.flow import ROW_CLOSED, ROW_OPEN, FlowTable, InUse, Questions
 from socks_tunnel.protocol.messages import (
     FLOW_ENDERS,
     FLOW_OPENERS,
@@ -173,9 +173,7 @@ class Session(Generic[F]):
         self.attached = False
         self.resuming = False
         """Whether flows are held until the peer's RESUME has come."""
-        self.questions: dict[int, Callable[[], object]] = {}
-        """RESOLVEs of the peer that are being answered, and how each is given up. A question is no
-        flow, but its CONN_ID is in use."""
+        self.questions = Questions()
         self.closed: OrderedDict[int, int] = OrderedDict()  # and why; the peer may not know it yet
         self._outlet = outlet
         self._opens = opens
@@ -220,9 +218,7 @@ class Session(Generic[F]):
         self._reconcile.clear()
         self._repeatable.clear()
         self.scheduler.clear()
-        self._give_up_questions(
-            *self.questions
-        )  # what was not answered is asked again after a resume
+        self.questions.give_up_all()  # what was not answered is asked again after a resume
         for flow in self.flows:
             self._guarded(flow.conn_id, flow.on_detached)
 
@@ -319,7 +315,7 @@ class Session(Generic[F]):
             raise RemoteProtocolError(
                 f"{type(message).__name__} came from an endpoint", kind="unexpected-message"
             )
-        if self._give_up_questions(message.conn_id):
+        if self.questions.give_up(message.conn_id):
             raise RemoteProtocolError(
                 f"CONN_ID {message.conn_id} cannot be opened: it names a question",
                 kind="flow-exists",
@@ -336,13 +332,6 @@ class Session(Generic[F]):
         self._held.discard(message.conn_id)
         self._outlet.open(message)
 
-    def _give_up_questions(self, *conn_ids: int) -> bool:
-        """Gives up those of them that are questions; says whether there were any."""
-        found = [self.questions.pop(each) for each in conn_ids if each in self.questions]
-        for give_up in found:
-            give_up()
-        return bool(found)
-
     def _unowned(self, kind: int, conn_id: int) -> None:
         """A message for a flow that is not here: for a question, late, or the peer is confused."""
         # A CLOSE is never answered, nor is what may still be under way after one; the sender of
@@ -354,7 +343,7 @@ class Session(Generic[F]):
             self._outlet.unknown_flow(datagram=True)
         elif kind == CloseConnection.TYPE:
             # "A gateway that no longer wants the answer sends CLOSE_CONNECTION" (section 4.7).
-            self._give_up_questions(conn_id)
+            self.questions.give_up(conn_id)
 
     def _protocol_error(self, error: RemoteProtocolError, kind: int, conn_id: int) -> None:
         self._outlet.protocol_error(error, conn_id)
@@ -483,7 +472,7 @@ class Session(Generic[F]):
 
     def end(self, reason: int, *, tell_peer: bool) -> None:
         """Ends all flows and questions: the session is over."""
-        self._give_up_questions(*self.questions)
+        self.questions.give_up_all()
         for flow in self.flows:
             self._guarded(flow.conn_id, partial(flow.abort, reason, tell_peer=tell_peer))
         self.closed.clear()

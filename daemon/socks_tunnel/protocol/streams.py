@@ -237,6 +237,13 @@ class SendStream:
             raise LocalProtocolError("the local side ended its stream twice")
         self.eof = True
 
+    def take_eof(self) -> bool:
+        """Whether SEND_EOF is to be transmitted now; it counts as transmitted then."""
+        if not self.eof or self.eof_sent or self.next < self.end:
+            return False
+        self.eof_sent = True
+        return True
+
     def update(self, consumed: int, limit: int) -> bool:
         """Applies a WINDOW_UPDATE, and says whether the window opened.
 

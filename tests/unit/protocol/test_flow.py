@@ -1,5 +1,7 @@
 """The life of a TCP flow: every transition of the table in protocol/flow.py, ids and tables."""
 
+from functools import partial
+
 import pytest
 
 from socks_tunnel.protocol.errors import CloseReason, LocalProtocolError, RemoteProtocolError
@@ -9,6 +11,7 @@ from socks_tunnel.protocol.flow import (
     ConnIdAllocator,
     FlowState,
     FlowTable,
+    Questions,
     TcpFlow,
 )
 
@@ -33,7 +36,7 @@ def test_a_flow_from_its_opening_to_its_end() -> None:
     made.open()
     assert (made.state, made.opening, made.opened) == (FlowState.OPEN, False, True)
     made.send.finish()
-    made.send.eof_sent = True
+    assert made.send.take_eof()
     assert state(made) is FlowState.HALF_LOCAL
     made.receive_eof()
     assert state(made) is FlowState.FINISHED
@@ -50,7 +53,7 @@ def test_the_peer_may_end_its_stream_first() -> None:
     assert state(made) is FlowState.HALF_REMOTE
     made.send.finish()
     assert state(made) is FlowState.HALF_REMOTE, "SEND_EOF has not left yet"
-    made.send.eof_sent = True
+    assert made.send.take_eof()
     assert state(made) is FlowState.FINISHED
 
 
@@ -191,7 +194,32 @@ def test_a_table_keeps_its_limit_and_its_ids_apart() -> None:
         table.check(3)
     assert (caught.value.kind, caught.value.conn_id) == ("too-many-flows", 3)
     assert (len(table), 1 in table, 3 in table, table.ids()) == (2, True, False, [1, 2])
+    table.resize(1)
+    assert table.ids() == [1, 2], "a reload ends no flow"
+    with pytest.raises(RemoteProtocolError, match=r"^the limit of 1 flows is reached$"):
+        table.check(3)
+    table.resize(3)
+    table.check(3)
     for name in table:
         assert table.remove({"one": 1, "two": 2}[name]) == name
     assert table.remove(1) is None
     assert table.get(1) is None
+
+
+def test_a_question_is_given_up_once() -> None:
+    questions = Questions()
+    given_up: list[int] = []
+    for conn_id in (1, 2, 3):
+        questions.add(conn_id, partial(given_up.append, conn_id))
+    assert (len(questions), questions.ids()) == (3, [1, 2, 3])
+    questions.remove(2)
+    questions.remove(9)
+    assert (questions.give_up(1), questions.give_up(1), questions.give_up(2)) == (
+        True,
+        False,
+        False,
+    )
+    questions.give_up_all()
+    questions.give_up_all()
+    assert given_up == [1, 3]
+    assert not questions

@@ -104,7 +104,7 @@ def test_datagrams_get_their_share_of_a_link_that_bulk_has_used_up() -> None:
 @pytest.mark.parametrize("chunk", [1_100, 16_384])
 def test_what_flows_take_is_not_the_overdraft_of_datagrams(chunk: int) -> None:
     scheduler: Scheduler[Flow] = Scheduler(1)
-    scheduler.chunk = chunk
+    scheduler.advise(chunk)
     scheduler.credit -= chunk  # a flow may, because there is credit
     scheduler.credit -= QUIET_OVERDRAFT
     sent = 0
@@ -160,6 +160,15 @@ def test_the_limit_counts_only_what_still_waits() -> None:
             assert scheduler.next_datagram(turn + 0.9) is None  # both expired
     assert scheduler.overflowed == 0
     assert scheduler.expired == 10
+
+
+def test_what_was_dropped_is_told_once() -> None:
+    scheduler: Scheduler[Flow] = Scheduler(1)
+    for size in (DATAGRAM_BYTES_MAX, 1, 1):
+        scheduler.queue_datagram(bytes(size), 0.0)
+    scheduler.clear()
+    assert scheduler.take_dropped() == (2, 1)
+    assert scheduler.take_dropped() == (0, 0)
 
 
 # --- flows ------------------------------------------------------------------------------------
@@ -255,7 +264,7 @@ def test_a_keystroke_needs_no_credit_and_bulk_does() -> None:
 @pytest.mark.parametrize("chunk", [600, 1_100, 16_384])
 def test_the_overdraft_of_quiet_flows_ends_before_that_of_datagrams(chunk: int) -> None:
     scheduler: Scheduler[Flow] = Scheduler(1)
-    scheduler.chunk = chunk
+    scheduler.advise(chunk)
     scheduler.credit -= chunk
     sent = 0
     while True:

@@ -3,6 +3,8 @@
 This file is long because all of its tests share the flow and the outlet that remember everything.
 """
 
+from functools import partial
+
 import pytest
 
 from socks_tunnel.protocol.addresses import HostPort
@@ -554,7 +556,7 @@ def test_an_opening_with_the_id_of_a_question_ends_the_question(again: Opening) 
     # The supervisor forgets an id with its RESOLVED: a flow of the same id would have no owner.
     outlet = attached()
     given_up: list[int] = []
-    outlet.session.questions[7] = lambda: given_up.append(7)
+    outlet.session.questions.add(7, lambda: given_up.append(7))
     outlet.receive(again.encode())
     assert given_up == [7]
     assert outlet.opened == []
@@ -569,12 +571,15 @@ def test_a_question_is_given_up_with_its_asker_its_link_or_its_session() -> None
     outlet = attached()
     given_up: list[int] = []
     for number in (1, 2, 3):
-        outlet.session.questions[number] = lambda number=number: given_up.append(number)  # type: ignore[misc]
+        outlet.session.questions.add(number, partial(given_up.append, number))
     outlet.receive(CloseConnection(1).encode())
     assert given_up == [1]
     outlet.session.detach()
     assert given_up == [1, 2, 3], "they are asked again after a resume"
-    outlet.session.questions[4] = lambda: given_up.append(4)
+    outlet.session.questions.add(4, lambda: given_up.append(4))
+    outlet.session.questions.add(5, lambda: given_up.append(5))
+    outlet.session.questions.remove(5)
+    outlet.session.questions.remove(6)
     outlet.session.end(CloseReason.SHUTTING_DOWN, tell_peer=True)
     assert given_up == [1, 2, 3, 4]
 

@@ -147,18 +147,23 @@ def test_a_peer_that_lies_in_resume_is_refused(received: int, eof: bool) -> None
 def test_the_end_of_file_follows_the_last_byte_and_is_sent_again_if_it_was_lost() -> None:
     send = SendStream(3)
     send.write(b"abcd")
+    assert not send.take_eof(), "the local side goes on"
     send.finish()
     send.take(3)
     assert not ready(send)
+    assert not send.take_eof(), "a byte has to go first"
     send.update(3, 10)
     assert bytes(send.take(10)) == b"d"
     assert ready(send)
-    send.eof_sent = True
+    assert send.take_eof()
+    assert not send.take_eof()
     assert not ready(send)
     send.resume(4, 10, eof_received=False)
     assert ready(send)
+    assert send.take_eof()
     send.resume(4, 10, eof_received=True)
     assert not ready(send)
+    assert not send.take_eof()
     with pytest.raises(LocalProtocolError, match=r"^the local side ended its stream twice$"):
         send.finish()
     with pytest.raises(LocalProtocolError, match=r"^the local side wrote after its end of file$"):

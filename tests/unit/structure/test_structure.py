@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from support import structure
-from support.structure import FINDERS, circles, is_long, large_classes, untested
+from support.structure import (
+    FINDERS,
+    circles,
+    foreign_writes,
+    is_long,
+    large_classes,
+    own_fields,
+    untested,
+)
 
 ADVICE = {
     "without_unit_test": "write the unit test, under the same path as the source "
@@ -19,6 +27,7 @@ ADVICE = {
     "its own, 'This file is long because …'",
     "large_classes": f"over {structure.METHODS_MAX} methods: split it, or say in its docstring, on a "
     "line of its own, 'This class has many methods because …'",
+    "core_fields": "the core's fields change by its own methods: call one, or write one",
 }
 
 
@@ -74,3 +83,27 @@ def test_a_large_class_is_found(methods: int, reason: str, found: list[str]) -> 
         list(large_classes(f'class A:\n    """What it is.\n\n    {reason}\n    """\n{body}'))
         == found
     )
+
+
+@pytest.mark.parametrize(
+    ("statement", "found"),
+    [
+        ("session.core.limit = 1", ["session.core.limit"]),
+        ("send.eof, x = True, 2", ["send.eof"]),
+        ("scheduler.credit -= 1", ["scheduler.credit"]),
+        ("core.questions[7] = None", ["core.questions[7]"]),
+        ("del core.questions[7]", ["core.questions[7]"]),
+        ("self.limit = core.limit", []),
+        ("self.memory.limit = 1", []),
+        ("core.another = core.questions[7]", []),
+    ],
+)
+def test_a_field_of_the_core_that_is_set_elsewhere_is_found(
+    statement: str, found: list[str]
+) -> None:
+    core = (
+        "class A:\n    def f(self):\n        self.limit = self.eof = 0\n        self.credit += 1\n"
+    )
+    fields = own_fields(core) | {"questions"}
+    assert fields == {"limit", "eof", "credit", "questions"}
+    assert list(foreign_writes(statement, fields)) == found

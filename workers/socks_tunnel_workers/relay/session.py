@@ -231,7 +231,7 @@ class WorkerSession:
     def grant(self, credit: Credit) -> None:
         """Takes credit from the supervisor, transmits what waits, and says how many flows wait."""
         now = self.loop.time()
-        self.scheduler.chunk = credit.chunk
+        self.scheduler.advise(credit.chunk)
         self.round_trip = credit.round_trip / 1e6
         waiting = self.scheduler.waiting
         self.core.grant(credit.count, now)

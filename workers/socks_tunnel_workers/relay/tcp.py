@@ -277,8 +277,7 @@ class TcpRelay(Flow):
 
     def _send_eof_if_due(self) -> None:
         send = self.core.send
-        if send.eof and not send.eof_sent and send.next == send.end and self.session.open_to_send:
-            send.eof_sent = True
+        if send.eof and self.session.open_to_send and send.take_eof():
             self.session.send(SendEof(self.conn_id).encode())
             self._finish_if_delivered()
 

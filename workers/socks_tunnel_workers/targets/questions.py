@@ -29,13 +29,12 @@ class Questions:
 
     def ask(self, session: WorkerSession, question: Resolve) -> None:
         """Answers later. The session has seen that the CONN_ID is free."""
-        asked = session.core.questions
-        if len(asked) >= QUESTIONS_MAX:
+        if len(session.core.questions) >= QUESTIONS_MAX:
             answer = Resolved(question.conn_id, CloseReason.RESOURCE_LIMIT)
             session.send(answer.encode())
             return
         task = spawn(f"resolve {question.conn_id}", self._answer(session, question))
-        asked[question.conn_id] = task.cancel
+        session.core.questions.add(question.conn_id, task.cancel)
 
     async def _answer(self, session: WorkerSession, question: Resolve) -> None:
         answers: tuple[Answer, ...] = ()
@@ -53,7 +52,7 @@ class Questions:
     @staticmethod
     def _send(session: WorkerSession, answer: Resolved) -> None:
         # First: with RESOLVED the supervisor forgets the id, and it may name something else.
-        session.core.questions.pop(answer.conn_id, None)
+        session.core.questions.remove(answer.conn_id)
         session.send(answer.encode())
 
     async def _find(self, peer: str, question: Resolve) -> tuple[Answer, ...]:

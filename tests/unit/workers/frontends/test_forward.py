@@ -188,7 +188,7 @@ def test_no_more_associations_than_allowed(limit: str) -> None:
         gateway.full = True
     if limit == "table":
         gateway.clients.associations.limit = 9
-        session.flows.limit = 1
+        session.flows.resize(1)
     udp.sends(b"x", 2)
     assert udp.dropped("too-many") == 1
     assert gateway.sent(session) == []

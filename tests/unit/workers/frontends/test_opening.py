@@ -303,7 +303,7 @@ def test_a_client_that_does_not_get_its_answer_is_not_kept() -> None:
 def test_a_table_that_is_full_refuses() -> None:
     gateway = Gateway()
     session = gateway.session()
-    session.flows.limit = 0
+    session.flows.resize(0)
     asked = Asked(gateway)
     assert asked.answers == [("failed", CloseReason.RESOURCE_LIMIT)]
     assert gateway.sent(session) == []

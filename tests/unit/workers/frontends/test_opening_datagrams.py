@@ -149,7 +149,7 @@ def test_no_socket_for_an_association_that_is_not_admitted(bound: list[tuple[Any
     Asked(gateway, ASSOCIATE)
     refused = Asked(gateway, ASSOCIATE)
     assert refused.answers == [("failed", CloseReason.RESOURCE_LIMIT)]
-    session.flows.limit = 1
+    session.flows.resize(1)
     gateway.clients.associations.limit = 5
     refused = Asked(gateway, ASSOCIATE)
     assert refused.answers == [("failed", CloseReason.RESOURCE_LIMIT)]

@@ -258,7 +258,7 @@ def test_a_full_worker_opens_no_leg(site: Site, caplog: pytest.LogCaptureFixture
 
 
 def test_a_full_session_opens_no_leg(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    site.a.flows.limit = 0
+    site.a.flows.resize(0)
     site.sends(TO_A + b"1")
     assert site.dropped("too-many") == 1
     assert "no new flow to a" in caplog.text

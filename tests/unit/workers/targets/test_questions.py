@@ -87,8 +87,7 @@ async def test_questions_are_counted_for_each_session(resolver: Waiting, session
     other: Any = Session(number=4)
     asked.ask(other, Resolve(1, NAME, "192.0.2.1"))
     assert len(other.core.questions) == 1
-    for give_up in session.core.questions.values():
-        give_up()
+    session.core.questions.give_up_all()
     resolver.answer.set_result([])
     await turns()
     assert len(session.sent) == 1, "nobody waits for what was given up"

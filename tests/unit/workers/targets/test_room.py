@@ -81,7 +81,7 @@ async def test_a_worker_that_drains_or_is_full_opens_nothing(message: Opening) -
 async def test_a_question_is_no_flow() -> None:
     room, gateway = Room(), Gateway()
     room.open(gateway, OPENINGS[-1])
-    assert list(gateway.core.questions) == [1]
+    assert gateway.core.questions.ids() == [1]
     await asyncio.sleep(0)
     assert gateway.sent == [Resolved(1, CloseReason.ORDERLY, (Answer(60, "192.0.2.1"),))]
 
