@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, PlainValidator, StringConstraints, ValidationInfo, model_validator
 
 from socks_tunnel.config.basics import Positive, Seconds, Table, text_of
+from socks_tunnel.config.settings import LIFETIME_MAX
 from socks_tunnel.config.urls import checked_url
 from socks_tunnel.protocol.addresses import parse_ip
 
@@ -64,7 +65,7 @@ class JoinJwt(Table):
     """The claim with the roles of who joins, such as `groups` or `realm_access.roles`."""
     tags: Mapping[_Text, str] = Field(default={}, max_length=TAGS_MAX)
     """The tag for each role that may join. The first that a token has counts."""
-    lifetime: Annotated[int, Field(ge=0, strict=True)] = 0
+    lifetime: Annotated[int, Field(ge=0, le=LIFETIME_MAX, strict=True)] = 0
     """Seconds that a host may stay; 0: without an end."""
     max_age: Positive = 3600
     """Seconds from the issuing of a token until it is too old to join with."""

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from socks_tunnel.protocol.addresses import HostPort, parse_host_port
 from socks_tunnel.protocol.rules import Rules
@@ -18,6 +18,9 @@ from socks_tunnel.protocol.settings import LimitSettings, Role, TargetSettings, 
 
 Targets = TargetSettings
 Limits = LimitSettings
+
+LIFETIME_MAX: Final = 100 * 366 * 86_400
+"""Longest time in seconds that a host may stay: after it, dates have an end."""
 
 
 def listener_text(listener: HostPort | Path) -> str:

@@ -258,7 +258,8 @@ def _moment(claims: Mapping[str, Any], name: str) -> float:
     # RFC 7519 section 2: a NumericDate may have a fraction. A bool is an int in Python only.
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise JwtRefused("claims", f" that is a time: {name}")
-    if not math.isfinite(value) or not 0 <= value < 1 << 53:
+    # Not a number is in no range. An integer in JSON may be larger than any float.
+    if not 0 <= value < 1 << 53:
         raise JwtRefused("claims", f" that is a time: {name}")
     return float(value)
 
@@ -316,4 +317,5 @@ def _token_id(token: str, claims: Mapping[str, Any]) -> bytes:
     """
     jti = claims.get("jti")
     signed = f"jti {jti}" if isinstance(jti, str) and jti else token.rpartition(".")[0]
-    return hashlib.sha256(signed.encode()).digest()[:16]
+    # JSON can name surrogates, which UTF-8 has not.
+    return hashlib.sha256(signed.encode("utf-8", "surrogatepass")).digest()[:16]

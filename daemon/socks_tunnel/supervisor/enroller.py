@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from socks_tunnel.config.settings import Config, Peer
+from socks_tunnel.config.settings import LIFETIME_MAX, Config, Peer
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.bounded import clip
@@ -51,9 +51,6 @@ REQUESTS_PERIOD: Final = 10.0
 
 OPERATIONS: Final = frozenset({"invite", "peers", "revoke", "withdraw"})
 """Requests on the control socket that are answered here."""
-
-LIFETIME_MAX: Final = 100 * 366 * 86_400
-"""Longest time in seconds that may be asked for."""
 
 
 class Enroller:

@@ -246,6 +246,7 @@ def test_only_so_many_keys_are_looked_at() -> None:
         ({"exp": True}, "claims"),
         ({"exp": -1}, "claims"),
         ({"exp": 1 << 60}, "claims"),
+        ({"exp": 10**400}, "claims"),  # no float holds it
         ({"iat": [1]}, "claims"),
         ({"nbf": "now"}, "claims"),
         ({"exp": NOW - 31}, "expired"),
@@ -348,6 +349,12 @@ def test_a_token_is_named_by_its_jti_or_by_what_is_signed() -> None:
     ids = {accept(PROVIDER.token("ES256", **claims)).id for _ in range(2)}
     assert len(ids) == 1, "ES256 has another signature each time"
     assert accept(PROVIDER.token("ES256", jti=None, iat=NOW - 1)).id not in ids
+
+
+def test_a_jti_of_half_a_character_names_a_token_too() -> None:
+    """JSON can name surrogates that no encoding of text has."""
+    one, two = (accept(PROVIDER.token("EdDSA", jti=jti)).id for jti in ("\ud800", "\udfff"))
+    assert one != two
 
 
 def test_it_is_remembered_until_it_would_be_too_old() -> None:
