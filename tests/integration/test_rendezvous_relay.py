@@ -291,6 +291,20 @@ async def test_a_channel_that_is_not_open_gets_nothing(place: Place) -> None:
     assert sink.got == [b"z"]
 
 
+async def test_a_service_that_relays_no_more_ends_what_waits(place: Place) -> None:
+    """A welcome that renews logins also tells of a relay that a reload has switched off."""
+    _, a, _ = await two_clients(place)
+    sent, _ = channel(a, place.world.key("laptop"))
+    sent.send([bytes(1200)] * 100)
+    pump, ws = a.relay._pump, a._ws
+    assert pump is not None
+    assert ws is not None
+    a.relay.opened(ws, 0)
+    await asyncio.wait([pump])
+    assert pump.exception() is None
+    assert a.relay._queue.size == 0
+
+
 async def test_without_a_connection_datagrams_are_lost_and_counted(place: Place) -> None:
     _, a, b = await two_clients(place)
     sent, _ = channel(a, place.world.key("laptop"))

@@ -68,6 +68,8 @@ class ServiceRelay:
     def opened(self, ws: aiohttp.ClientWebSocketResponse, rate: int) -> None:
         """Uses a connection, or takes another rate for it."""
         self._ws, self.rate = ws, rate
+        if not rate:
+            self._queue.clear()  # there is no credit to wait for any more
         address = ws.get_extra_info("peername")
         self.family = "ipv6" if isinstance(address, tuple) and ":" in address[0] else "ipv4"
 
