@@ -344,11 +344,18 @@ class ProxyConnection:
 
     # --- the origin -----------------------------------------------------------------------------
 
-    def receive_from_origin(self, data: bytes) -> None:
-        """Stores what the origin sent, not empty."""
-        if self._origin is not None and self._state is _State.ASKED:
-            self._repeatable = None
-            self._origin.receive_data(data)
+    def receive_from_origin(self, data: bytes) -> bool:
+        """Stores what the origin sent, not empty.
+
+        Returns False if nothing was asked of it: its connection is to be closed, since nobody knows
+        what comes next on it (RFC 9112 section 9.2).
+        """
+        if self._origin is None or self._state is not _State.ASKED:
+            self._origin = None
+            return False
+        self._repeatable = None
+        self._origin.receive_data(data)
+        return True
 
     def origin_ended(self, *, clean: bool) -> bool:
         """Takes the end of the connection to the origin; `clean` if it was a FIN, not a reset.
@@ -465,6 +472,8 @@ class ProxyConnection:
         keep_client = client.our_state is h11.DONE and client.their_state is h11.DONE
         keep_origin = origin is not None and origin.our_state is h11.DONE
         keep_origin = keep_origin and origin is not None and origin.their_state is h11.DONE
+        # RFC 9112 section 9.2: what comes without a request is no response to a later one.
+        keep_origin = keep_origin and origin is not None and not origin.trailing_data[0]
         cut = origin is not None and not {origin.our_state, origin.their_state} <= _WHOLE
         if keep_client:
             client.start_next_cycle()

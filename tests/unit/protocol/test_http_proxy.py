@@ -262,6 +262,28 @@ def test_what_may_not_be_done_twice_is_not(raw: bytes) -> None:
     assert not second(raw).origin_ended(clean=True)
 
 
+def test_what_follows_an_answer_is_none_to_a_later_request() -> None:
+    """RFC 9112 section 9.2: the client MUST NOT take it for one."""
+    proxy, _ = asked(GET)
+    first = b"HTTP/1.1 200 Fine\r\nContent-Length: 2\r\n\r\nok"
+    unasked = b"HTTP/1.1 200 Evil\r\nContent-Length: 1\r\n\r\nX"
+    assert answered(proxy, first + unasked) == [ExchangeEnded(keep_client=True, keep_origin=False)]
+    assert proxy.data_to_send().endswith(b"ok")
+    proxy.receive_data(GET)
+    assert events_of(proxy) == [ForwardRequest(ORIGIN, "GET")]
+    assert proxy.data_to_send() == b""
+
+
+def test_what_nobody_asked_for_ends_the_connection_that_it_came_on() -> None:
+    proxy, _ = asked(GET)
+    assert answered(proxy, b"HTTP/1.1 204 None\r\n\r\n") == [KEPT]
+    proxy.data_to_send()
+    assert not proxy.receive_from_origin(b"HTTP/1.1 408 Too late\r\n\r\n")
+    proxy.receive_data(GET)
+    assert events_of(proxy) == [ForwardRequest(ORIGIN, "GET")]
+    assert proxy.data_to_send() == b""
+
+
 def test_expect_100_continue() -> None:
     proxy, _ = asked(
         b"PUT http://a.b/ HTTP/1.1\r\nHost: a.b\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"

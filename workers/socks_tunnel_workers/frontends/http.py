@@ -268,7 +268,8 @@ class HttpSession(Asker):
 
     def from_origin(self, data: bytes) -> None:
         """Takes bytes of the origin's answer."""
-        self._core.receive_from_origin(data)
+        if not self._core.receive_from_origin(data):
+            self._drop_origin(abort=True)
         self._advance()
 
     def origin_ended(self, origin: Origin, *, clean: bool) -> None:

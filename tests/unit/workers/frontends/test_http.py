@@ -254,6 +254,20 @@ def test_a_kept_flow_that_ended_is_replaced(site: Site) -> None:
     assert early == SENT
 
 
+def test_a_kept_flow_that_brings_what_nobody_asked_for_is_replaced(site: Site) -> None:
+    site.client(GET)
+    first, _ = site.opened()
+    site.answer(Data(first, ANSWER))
+    site.sent()
+    site.answer(Data(first, ANSWER.replace(b"ok", b"no")))
+    assert site.sent() == [CloseConnection(first, CloseReason.RESET)]
+    site.says(GET)
+    second, early = site.opened()
+    assert second != first
+    assert early == SENT
+    assert not site.sock.sent.endswith(b"no")
+
+
 def test_a_kept_flow_that_ends_under_a_request_is_replaced_once(site: Site) -> None:
     site.client(GET)
     first, _ = site.opened()
