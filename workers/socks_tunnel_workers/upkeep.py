@@ -93,13 +93,13 @@ class Upkeep:
         }
 
     def _each_second(self) -> None:
-        self.flush_metrics()
         if not self._stopped:
             self._loop.call_later(METRICS_SECONDS, self._each_second)
+        self.flush_metrics()
 
     def _sweep(self) -> None:
         for relay in list(self._clients.relays):
-            relay.sweep(self._loop.time())
+            self._clients.guard(relay, relay.sweep, self._loop.time())
         self._sweep_some(
             [
                 (session, flow)
@@ -122,7 +122,7 @@ class Upkeep:
             self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def _forget_closed(self) -> None:
-        for session in self._sessions.values():
-            session.core.forget_closed()
         if not self._stopped:
             self._loop.call_later(FORGET_SECONDS, self._forget_closed)
+        for session in self._sessions.values():
+            session.core.forget_closed()

@@ -80,6 +80,14 @@ class Turns:
 
     def run(self) -> None:
         """Serves the links that wait, for one turn of the event loop."""
+        try:
+            self._serve()
+        finally:  # a bug that one link meets must not leave all of them without credit
+            self._scheduled = bool(self._queue)
+            if self._scheduled:
+                self._defer(self.run)
+
+    def _serve(self) -> None:
         left = TURN_BYTES
         queue = self._queue
         while queue and left > 0:
@@ -93,6 +101,3 @@ class Turns:
             left -= given
             if given >= most:
                 self._push(link)
-        self._scheduled = bool(queue)
-        if queue:
-            self._defer(self.run)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,6 +73,29 @@ def test_a_link_is_not_alone_once_another_wants_credit() -> None:
     alone = links[0].given
     assert loop.run(links, 400) <= TURN_BYTES + SERVICE_BYTES
     assert abs((links[0].given - alone) / links[1].given - 1) < 0.1
+
+
+class Broken(Link):
+    """A link that meets a bug once."""
+
+    def serve(self, most: int) -> int:
+        if not self.given:
+            self.given = 1
+            raise ZeroDivisionError
+        return super().serve(most)
+
+
+def test_a_bug_of_one_link_does_not_leave_the_others_without_credit() -> None:
+    loop, broken, link = Loop(), Broken(), Link(wants=100)
+    loop.turns.want(broken)
+    loop.turns.want(link)
+    with pytest.raises(ZeroDivisionError):
+        loop.turn()
+    loop.turn()
+    assert link.given == 100
+    loop.turns.want(broken)
+    loop.turn()
+    assert broken.given > 1
 
 
 def test_a_link_waits_once() -> None:

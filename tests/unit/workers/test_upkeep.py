@@ -8,6 +8,7 @@ import pytest
 
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason
+from socks_tunnel.protocol.session import Session
 from socks_tunnel_workers.relay.tcp import TcpRelay
 from socks_tunnel_workers.upkeep import (
     FORGET_SECONDS,
@@ -88,6 +89,50 @@ def test_a_flow_that_fails_in_its_turn_costs_no_other(
     site.gateway.loop.advance(SWEEP_SECONDS)
     assert swept == [good]
     assert bad.ended
+
+
+def test_a_bug_of_one_association_does_not_end_the_sweeps(site: Site) -> None:
+    class Relay:
+        closed = False
+
+        def sweep(self, _now: float) -> None:
+            raise ZeroDivisionError
+
+        def close(self) -> None:
+            self.closed = True
+
+    relay = Relay()
+    site.gateway.clients.relays.add(cast("Any", relay))
+    site.gateway.loop.advance(SWEEP_SECONDS)
+    assert relay.closed
+    assert any(timer.callback == site.upkeep._sweep for timer in site.gateway.loop.timers)
+
+
+@pytest.mark.parametrize(
+    ("owner", "broken", "again", "seconds"),
+    [
+        (Upkeep, "flush_metrics", "_each_second", METRICS_SECONDS),
+        (Session, "forget_closed", "_forget_closed", FORGET_SECONDS),
+    ],
+)
+def test_what_fails_once_is_done_again(
+    site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type[Any],
+    broken: str,
+    again: str,
+    seconds: float,
+) -> None:
+    def fails(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    loop = site.gateway.loop
+    timer = next(each for each in loop.timers if each.callback == getattr(site.upkeep, again))
+    loop.timers.remove(timer)
+    monkeypatch.setattr(owner, broken, fails)
+    with pytest.raises(ZeroDivisionError):
+        timer.callback()
+    assert [t.when for t in loop.timers if t.callback == timer.callback] == [loop.now + seconds]
 
 
 def test_what_was_counted_is_in_the_metrics_a_second_later(site: Site) -> None:

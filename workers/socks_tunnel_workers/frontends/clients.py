@@ -17,7 +17,7 @@ from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol.errors import CloseReason, RemoteProtocolError
 from socks_tunnel_workers.frontends.logins import THREADS as LOGIN_THREADS
 from socks_tunnel_workers.frontends.logins import Logins
-from socks_tunnel_workers.frontends.routing import Routing
+from socks_tunnel_workers.frontends.routing import Closable, Routing
 from socks_tunnel_workers.relay.routed_udp import RoutedAssociation
 from socks_tunnel_workers.relay.session import WorkerSession
 from socks_tunnel_workers.services import Account, Counters, Notices, Quota, QuotaSlot, Settings
@@ -34,13 +34,6 @@ class Waiting(Protocol):
 
     def try_again(self) -> None:
         """Opens the flow, if there is a session for it now; else waits again."""
-
-
-class Closable(Protocol):
-    """A client's connection that is no flow."""
-
-    def close(self) -> None:
-        """Closes it without a word."""
 
 
 class Connected(Closable, Protocol):
@@ -98,7 +91,9 @@ class Clients:
         """Takes the supervisor's table: for each route, the sessions that new flows may go to."""
         self.routing.set_targets(targets)
         self.wake()
-        self.routing.reconsider()
+        # Requests that wait for the answer of a peer that is passed over may go elsewhere.
+        for request in list(self.routing.unanswered):
+            self.guard(request.asker, request.reconsider)
 
     def wake(self) -> None:
         """Opens the flows of those who wait, if there is a session for them."""

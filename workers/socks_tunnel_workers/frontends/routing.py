@@ -18,8 +18,19 @@ from socks_tunnel_workers.relay.session import WorkerSession
 from socks_tunnel_workers.services import Counters, Notices, Settings
 
 
+class Closable(Protocol):
+    """A client's connection that is no flow."""
+
+    def close(self) -> None:
+        """Closes it without a word."""
+
+
 class Unanswered(Protocol):
     """A request that an endpoint was asked for and has not answered."""
+
+    @property
+    def asker(self) -> Closable:
+        """Whose request it is."""
 
     def reconsider(self) -> None:
         """Asks another endpoint, if that is better now."""
@@ -118,11 +129,6 @@ class Routing:
         """Returns whether the route has a list of several peers, so that another may do better."""
         routes = self._settings.routes.routes
         return route < len(routes) and len(routes[route].peers) > 1
-
-    def reconsider(self) -> None:
-        """Lets requests go elsewhere that wait for the answer of a peer that is passed over."""
-        for each in list(self.unanswered):
-            each.reconsider()
 
     # --- what is told -------------------------------------------------------------------------
 

@@ -186,7 +186,7 @@ class RoutedAssociation:
         except Exception:  # noqa: BLE001 - the border: a datagram costs its own association
             _log.exception("the association of %s met a bug: closing it", self.client)
             self._counters.count("protocol_errors_total", "bug")
-            self.abort(CloseReason.GENERAL_FAILURE)
+            self.close()
 
     def _from_client(self, packet: bytes, sender: SockAddr) -> bool:
         """Sends a datagram on its way, or drops it; returns whether another one may be read."""
@@ -312,6 +312,10 @@ class RoutedAssociation:
         self.draining = True
         if not self.legs:
             self.abort(CloseReason.SHUTTING_DOWN)
+
+    def close(self) -> None:
+        """Ends it because of a bug of ours."""
+        self.abort(CloseReason.GENERAL_FAILURE)
 
     def abort(self, reason: int, *, tell_peer: bool = True) -> None:
         """Ends it at once, with all legs; its control connection ends with it."""

@@ -19,6 +19,7 @@ from socks_tunnel.protocol.messages import (
     ResolveKind,
 )
 from socks_tunnel.protocol.socks5 import BindRequest, ConnectRequest, Request, ResolveRequest
+from socks_tunnel_workers.frontends.opening import Opening
 from socks_tunnel_workers.relay.session import WorkerSession
 from unit.workers.frontends.fakes import Gateway
 from unit.workers.frontends.test_opening import Asked, conn_id
@@ -204,6 +205,25 @@ def test_who_waits_for_an_answer_goes_elsewhere_when_its_peer_is_passed_over() -
     assert question.answers == [("resolved",)]
     assert resolve == Resolve(resolve.conn_id, ResolveKind.ADDRESSES, "x.berlin.corp")
     assert gateway.clients.routing.unanswered == {}
+
+
+def test_a_bug_of_who_goes_elsewhere_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway, a, b = routed()
+    bad, good = (Asked(gateway, ConnectRequest(BERLIN)) for _ in range(2))
+    gateway.sent(a)
+    reconsider = Opening.reconsider
+
+    def fails(opening: Opening) -> None:
+        if opening is bad.opening:
+            raise ZeroDivisionError
+        reconsider(opening)
+
+    monkeypatch.setattr(Opening, "reconsider", fails)
+    gateway.prefers([b], [b], others=(a,))
+    assert opened_to(gateway, b) == ["files.berlin.corp"]
+    assert gateway.counted("protocol_errors_total", "bug") == 1
+    assert bad.answers == [("close",)]
+    assert good.answers == []
 
 
 def test_nobody_moves_without_somewhere_better() -> None:
