@@ -94,6 +94,9 @@ SHORT_FRAME_MAX: Final = 1024
 """Longest frame in bytes that is read from a client that has proved nothing yet."""
 
 _U64_MAX: Final = (1 << 64) - 1
+_TIME_MAX: Final = (1 << 53) - 1
+"""Latest Unix time of a service: sums with it still fit 64 bits, and a float."""
+
 _DRAIN_MAX: Final = 3600
 
 TURN_SERVERS_MAX: Final = 8
@@ -430,7 +433,7 @@ def _welcome(fields: Mapping[str, Any]) -> Welcome:
         raise bounded.unusable(fields, "limits")
     return Welcome(
         session=bounded.binary(fields, "session", SESSION_SIZE),
-        time=bounded.integer(fields, "time", 0, _U64_MAX),
+        time=bounded.integer(fields, "time", 0, _TIME_MAX),
         body=bounded.integer(limits, "body", 1, _U64_MAX),
         watch=bounded.integer(limits, "watch", 1, _U64_MAX),
         rate=bounded.integer(limits, "rate", 1, _U64_MAX),

@@ -136,7 +136,11 @@ class Service:
     # --- its life -------------------------------------------------------------------------------
 
     def apply(self, config: RendezvousConfig, certificate: ServerCertificate | None) -> None:
-        """Takes changed keys, names and certificate; the rest needs a restart."""
+        """Takes changed keys, names, certificate, TURN servers and limits of the relay.
+
+        The rest needs a restart. Clients learn of TURN servers and of the relay when their logins
+        are renewed, or when they connect again.
+        """
         self._tls: ssl.SSLContext | None = None if certificate is None else certificate.context
         names = set(config.names)
         if not names and certificate is not None:

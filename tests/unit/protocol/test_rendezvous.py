@@ -94,11 +94,20 @@ def test_bad_frames_of_a_client(fields: dict[str, object], complaint: str) -> No
     assert caught.value.kind == "malformed"
 
 
+WELCOME: dict[str, object] = {
+    "kind": "welcome",
+    "session": bytes(8),
+    "time": 1,
+    "limits": {"body": 1, "watch": 1, "rate": 1},
+}
+
+
 @pytest.mark.parametrize(
     "fields",
     [
         {"kind": "welcome", "session": bytes(8), "time": 1},
         {"kind": "welcome", "session": bytes(8), "time": 1, "limits": {"body": 0}},
+        {**WELCOME, "time": wire._TIME_MAX + 1},
         {"kind": "absent", "to": KEY, "reason": "\x1b[31m"},
         {"kind": "absent", "to": KEY, "reason": "busy", "channel": bytes(7)},
         {"kind": "drain", "within": -1},
@@ -109,6 +118,7 @@ def test_bad_frames_of_a_client(fields: dict[str, object], complaint: str) -> No
     ],
 )
 def test_bad_frames_of_the_service(fields: dict[str, object]) -> None:
+    assert isinstance(wire.decode_from_service(msgpack.packb(WELCOME)), wire.Welcome)
     with pytest.raises(RemoteProtocolError):
         wire.decode_from_service(msgpack.packb(fields))
 
