@@ -157,6 +157,8 @@ fmt: $(DEV_STAMP) ## format and apply the linter's safe fixes
 .PHONY: bench
 bench: $(DEV_STAMP) $(PROJECT_STAMP) ## the figures of docs/performance.md; needs root
 	@PYTHONPATH=tests $(BIN)/python -m bench.run $(ARGS)
+	@PYTHONPATH=tests $(BIN)/python -m bench.walk
+	@PYTHONPATH=tests $(BIN)/python -m bench.memory
 
 .PHONY: bench-scheduling
 bench-scheduling: $(DEV_STAMP) $(PROJECT_STAMP) ## keystrokes and speech beside bulk on full links; needs root

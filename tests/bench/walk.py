@@ -1,4 +1,4 @@
-"""What the way of a byte costs between the sockets and the transports: Python calls and wake-ups.
+"""What the way of a byte costs between sockets and transports: copies, Python calls and wake-ups.
 
     python -m bench.walk [--messages 400] [--size 16384] [--connections 50]
 
@@ -6,12 +6,16 @@ A gateway worker and an endpoint worker, their IPC streams and both supervisors'
 event loop of asyncio (whose steps can be counted, unlike uvloop's), with a direct connection in
 place of the transports. Each room's Python functions are counted per message: first a download of
 bulk, then an echo of one byte. Then they are counted per connection: handshake, request, an echo of
-one byte, close. `docs/architecture.md` has the way in words.
+one byte, close. Last, one message goes there and back, and the places in memory at which it stood are
+counted: those that the kernel read it to, and those that it was copied to. `docs/architecture.md` has
+the way in words.
 """
 
 import argparse
 import asyncio
 import collections
+import ctypes
+import os
 import socket
 import sys
 import tempfile
@@ -19,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 from prometheus_client import CollectorRegistry
 
@@ -135,6 +139,103 @@ class Counter:
             self.calls[room if room in ROOMS else "other"] += 1
 
 
+class Places:
+    """Where in memory a payload has stood, as our functions were given it.
+
+    Everything that has it is kept alive, so that no address is used twice. What the event loop and
+    the libraries copy for themselves is not seen: uvloop writes the pieces of a batch with one
+    system call, and the loop that is used here joins them.
+    """
+
+    def __init__(self, mark: bytes) -> None:
+        self.mark = mark
+        self.read = 0
+        """To how many places the kernel has read it, of those that our functions were given."""
+        self.copies: list[str] = []
+        """The functions that handed on a copy, in order."""
+        self._kept: list[object] = []
+        self._filled: set[int] = set()
+        self._seen: set[int] = set()
+        self._recv = socket.socket.recv
+        self._recv_into = socket.socket.recv_into
+
+    def __enter__(self) -> Self:
+        places = self
+
+        def recv(sock: socket.socket, *arguments: Any) -> bytes:
+            data = places._recv(sock, *arguments)
+            places._filled.update(places._find(data))
+            return data
+
+        def recv_into(sock: socket.socket, buffer: Any, *arguments: Any) -> int:
+            count = places._recv_into(sock, buffer, *arguments)
+            places._filled.update(places._find(memoryview(buffer)[:count]))
+            return count
+
+        socket.socket.recv = recv  # type: ignore[method-assign, assignment]
+        socket.socket.recv_into = recv_into  # type: ignore[method-assign, assignment]
+        sys.setprofile(self._event)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+        socket.socket.recv = self._recv  # type: ignore[method-assign]
+        socket.socket.recv_into = self._recv_into  # type: ignore[method-assign]
+
+    def _find(self, value: object) -> list[int]:
+        """Returns the address of the payload, if it is in the value."""
+        if not isinstance(value, bytes | bytearray | memoryview):
+            return []
+        offset = bytes(value).find(self.mark)
+        if offset < 0:
+            return []
+        self._kept.append(value)
+        view = PyBuffer()
+        get_buffer(ctypes.py_object(value), ctypes.byref(view), 0)
+        release_buffer(ctypes.byref(view))
+        return [view.buf + offset]
+
+    def _event(self, frame: FrameType, event: str, _argument: object) -> None:
+        code = frame.f_code
+        if event != "call" or not (
+            "socks_tunnel" in code.co_filename or code.co_qualname.startswith("Wire.")
+        ):
+            return
+        for value in list(frame.f_locals.values()):
+            for each in value if isinstance(value, list | tuple) else (value,):
+                for address in self._find(each):
+                    if address in self._seen:
+                        continue
+                    self._seen.add(address)
+                    if address in self._filled:
+                        self.read += 1
+                    else:
+                        assert frame.f_back is not None
+                        self.copies.append(frame.f_back.f_code.co_qualname)
+
+
+class PyBuffer(ctypes.Structure):
+    """Py_buffer of the C API."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.py_object),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+get_buffer = ctypes.pythonapi.PyObject_GetBuffer
+release_buffer = ctypes.pythonapi.PyBuffer_Release
+
+
 SERVED = asyncio.Event()
 """Set when the target's connection has ended."""
 
@@ -208,6 +309,14 @@ async def walk(messages: int, size: int, connections: int) -> None:
                 writer.write(b"\n")
                 await reader.readexactly(1)
         show(f"echo of one byte, {messages} there and back", echo, messages)
+        payload = (b"echo" + os.urandom(size // 2).hex().encode())[: size - 1] + b"\n"
+        with Places(payload[:64]) as places:
+            writer.write(payload)
+            await reader.readexactly(len(payload))
+        print(
+            f"one message of {size} bytes, there and back: {places.read} places that the kernel "
+            f"read it to, {len(places.copies)} copies, in {', '.join(places.copies)}"
+        )
         writer.close()
         await SERVED.wait()
         where = listening.getsockname()[1], port, (gateway, endpoint)
