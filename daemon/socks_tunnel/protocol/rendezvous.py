@@ -53,6 +53,8 @@ on is a parcel, which is between the clients and means nothing to the service::
 
 Neither frames nor parcels are signed: whoever runs the service can drop, delay, repeat, invent and
 exchange them. What counts is the envelope.
+
+This file is long because frames, bounds and both directions of the codec belong together.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
