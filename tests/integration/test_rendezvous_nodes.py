@@ -315,3 +315,18 @@ async def test_a_renewal_finds_out_that_a_key_is_elsewhere(
 
     await until(is_elsewhere)
     assert one._bus.node in claimed  # type: ignore[union-attr]
+
+
+async def test_a_bug_in_an_answer_does_not_cut_a_node_off(nodes: Nodes) -> None:
+    one, two = await nodes.node(), await nodes.node()
+    bus = one._bus
+    assert bus is not None
+
+    def fails(_: object) -> None:
+        raise ZeroDivisionError
+
+    bus._put(("PING",), fails)
+    await until(lambda: one.registry.counts["bugs"] == 1)
+    await until(lambda: bus.is_up)
+    nodes.client(one, A, B)
+    await reached(nodes.client(two, B, A), A)

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,9 +18,13 @@ from typing import Any, Final
 from socks_tunnel.exporter.history import PERIOD as POINT_PERIOD
 from socks_tunnel.exporter.history import History, add_up
 from socks_tunnel.exporter.site import text
+from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.ops.exposition import counted
 from socks_tunnel.ops.http_messages import Request, Response
 from socks_tunnel.ops.tasks import spawn
+
+_log = logging.getLogger(__name__)
+_bugs = BugLog()
 
 STREAMS_MAX: Final = 16
 """Streams at a time; further ones get 503."""
@@ -129,9 +134,10 @@ class Live:
     async def record(self) -> None:
         """Takes a point of the history now and then, for as long as the process lives."""
         while True:
-            # In a thread: files are read and parsed.
-            sums = await asyncio.to_thread(lambda: add_up(counted(self._directory)))
-            self.history.take(sums, time.monotonic(), time.time())
+            with _bugs.going_on(_log, "a point of the history is missing"):
+                # In a thread: files are read and parsed.
+                sums = await asyncio.to_thread(lambda: add_up(counted(self._directory)))
+                self.history.take(sums, time.monotonic(), time.time())
             await asyncio.sleep(POINT_PERIOD)
 
     async def _poll(self) -> None:

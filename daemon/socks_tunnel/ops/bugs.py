@@ -1,6 +1,8 @@
 """Bugs that somebody outside can provoke again and again are logged once for each kind."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 KINDS_MAX: Final = 64
@@ -33,3 +35,14 @@ class BugLog:
             log.error("%s; this is logged once for its kind", sentence, exc_info=error)
         else:
             log.error("%s (%s); there are too many kinds for tracebacks", sentence, kind)
+
+    @contextmanager
+    def going_on(self, log: logging.Logger, sentence: str) -> Iterator[None]:
+        """Logs an exception of its block, as :meth:`tell` does, and lets what follows it go on.
+
+        It is for what is done again and again: a bug that is met once must not be its end.
+        """
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - it is what this is for
+            self.tell(log, sentence, error)

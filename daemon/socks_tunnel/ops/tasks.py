@@ -67,8 +67,9 @@ class LagMeter:
         self._timer = self._loop.call_at(self._due, self._look)
 
     def _look(self) -> None:
-        self._observe(max(0.0, self._loop.time() - self._due))
+        late = max(0.0, self._loop.time() - self._due)
         self._begin()
+        self._observe(late)
 
     def cancel(self) -> None:
         """Ends it."""

@@ -15,6 +15,7 @@ from socks_tunnel.config.errors import ConfigError
 from socks_tunnel.config.rendezvous import RendezvousConfig, load_rendezvous
 from socks_tunnel.config.settings import listener_text
 from socks_tunnel.ops import logging as ops_logging
+from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.ops.notify import Notifier
 from socks_tunnel.ops.process import raise_descriptor_limit
 from socks_tunnel.ops.tasks import spawn
@@ -22,6 +23,7 @@ from socks_tunnel.rendezvous.service import Service
 from socks_tunnel.signaling.tls import ServerCertificate, TlsFileError, read_server_certificate
 
 _log = logging.getLogger(__name__)
+_bugs = BugLog()
 
 EXIT_BUG: Final = 70
 EXIT_CANNOT_CREATE: Final = 73
@@ -158,7 +160,8 @@ def _tell(certificate: ServerCertificate | None) -> None:
 async def _report_forever(service: Service) -> None:
     while True:
         await asyncio.sleep(REPORT_PERIOD)
-        _report(service)
+        with _bugs.going_on(_log, "a report met a bug"):
+            _report(service)
 
 
 def _report(service: Service) -> None:

@@ -24,12 +24,14 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.rendezvous import KEY_SIZE
 from socks_tunnel.rendezvous.federation import Found
 
 _log = logging.getLogger(__name__)
+_bugs = BugLog()
 
 PREFIX: Final = "socks-tunnel:"
 
@@ -142,6 +144,9 @@ class RedisBus:
                     clip(error),
                     pause,
                 )
+            except Exception as error:  # noqa: BLE001 - told, and no reason to give the others up
+                self.counts["bugs"] += 1
+                _bugs.tell(_log, "the connection to Redis ended because of a bug", error)
             finally:
                 self.is_up = False
                 self._drop_queue()

@@ -35,6 +35,7 @@ from socks_tunnel.config.settings import Config, listener_text
 from socks_tunnel.ops import audit, audit_file
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics as ops_metrics
+from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.ops.notify import Notifier
 from socks_tunnel.ops.process import has_come_up
 from socks_tunnel.ops.recent import RecentProblems
@@ -83,6 +84,7 @@ from socks_tunnel.supervisor.router import Router
 from socks_tunnel.supervisor.routing import AttachedLink, RoutedSession
 
 _log = logging.getLogger(__name__)
+_bugs = BugLog()
 
 START_TIMEOUT: Final = 90.0
 """Seconds that the workers have to become ready."""
@@ -471,30 +473,35 @@ class Instance:
         while True:
             await asyncio.sleep(TICK)
             for slot in self._slots():
-                slot.tick()
+                with _bugs.going_on(_log, f"a look at {slot.name} met a bug"):
+                    slot.tick()
 
     async def _each_second(self) -> None:
         seconds = 0
         while True:
-            if self.exporter is not None:
-                self.exporter.push_state(self.why_not_ready())
-            self.router.tick(time.monotonic())
-            self.links.measure()
-            if self.enroller is not None:
-                self.enroller.tick()
-            buffered = self.metrics.buffered_bytes
-            buffered.labels("link").set(self.links.buffered)
-            buffered.labels("ipc").set(
-                sum(slot.channel.buffered for slot in self.workers if slot.channel is not None)
-            )
-            if seconds % STATUS_PERIOD == 0:
-                self._tell_status()
-            if self.state == "draining":
-                # Again and again and never far ahead: one that hangs is ended in time. The watchdog
-                # does not do that any more once a unit is stopping.
-                self.notifier.extend(DRAIN_EXTENSION)
+            with _bugs.going_on(_log, "what is done each second met a bug"):
+                self._look(status=seconds % STATUS_PERIOD == 0)
             seconds += 1
             await asyncio.sleep(1.0)
+
+    def _look(self, *, status: bool) -> None:
+        if self.exporter is not None:
+            self.exporter.push_state(self.why_not_ready())
+        if self.state == "draining":
+            # Again and again and never far ahead: one that hangs is ended in time. The watchdog
+            # does not do that any more once a unit is stopping.
+            self.notifier.extend(DRAIN_EXTENSION)
+        self.router.tick(time.monotonic())
+        self.links.measure()
+        if self.enroller is not None:
+            self.enroller.tick()
+        buffered = self.metrics.buffered_bytes
+        buffered.labels("link").set(self.links.buffered)
+        buffered.labels("ipc").set(
+            sum(slot.channel.buffered for slot in self.workers if slot.channel is not None)
+        )
+        if status:
+            self._tell_status()
 
     async def _feed_watchdog(self, interval: float) -> None:
         """Feeds it only while all workers answer: a worker that hangs for good is our failure."""

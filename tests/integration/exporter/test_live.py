@@ -150,6 +150,24 @@ async def test_the_first_event_has_the_whole_history_and_later_ones_what_is_new(
     watch.close()
 
 
+async def test_a_bug_in_one_point_of_the_history_is_not_its_end(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def fails(_: Path) -> list[Any]:
+        calls.append(1)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(module, "POINT_PERIOD", 0.01)
+    monkeypatch.setattr(module, "counted", fails)
+    recording = asyncio.ensure_future(scene.live.record())
+    async with asyncio.timeout(30):
+        while len(calls) < 2:
+            await asyncio.sleep(0.01)
+    recording.cancel()
+
+
 async def test_the_head_of_the_events_takes_no_place(scene: Scene) -> None:
     response = await scene.live.events(asking("/events", "HEAD"))
     assert response.stream is None

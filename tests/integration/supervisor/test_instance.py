@@ -514,6 +514,27 @@ async def test_children_are_looked_after(
     await running.until(lambda: sum(slot.restarts for slot in running.instance.workers) >= 1)
 
 
+async def test_a_bug_ends_nothing_that_is_done_again_and_again(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(instance, "TICK", 0.01)
+    running.gateway()
+    running.start()
+    await running.ready()
+    looks: list[str] = []
+
+    def fails(what: str) -> None:
+        looks.append(what)
+        raise ZeroDivisionError
+
+    router, (first, second) = running.instance.router, running.instance.workers
+    monkeypatch.setattr(router, "tick", lambda _: fails("router"))
+    monkeypatch.setattr(first, "tick", lambda: fails("first"))
+    monkeypatch.setattr(second, "tick", lambda: looks.append("second"))
+    await running.until(lambda: min(map(looks.count, ("router", "first", "second"))) > 1)
+    assert f"a look at {first.name} met a bug; this is logged once for its kind" in caplog.messages
+
+
 @pytest.mark.parametrize("role", ["gateway", "endpoint"])
 async def test_why_it_is_not_ready(running: Running, role: str) -> None:
     getattr(running, role)()

@@ -35,6 +35,20 @@ def test_an_exception_that_was_never_raised_is_a_kind_too(
     assert len(caplog.messages) == 1
 
 
+def test_what_is_done_again_and_again_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    bugs = BugLog()
+    done = []
+    for number in range(3):
+        with bugs.going_on(_log, "the look at children met a bug"):
+            if number:
+                raise LookupError
+            done.append(number)
+    assert done == [0]
+    assert caplog.messages == ["the look at children met a bug; this is logged once for its kind"]
+    with pytest.raises(KeyboardInterrupt), bugs.going_on(_log, "no bug"):
+        raise KeyboardInterrupt
+
+
 def test_kinds_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     bugs = BugLog()
     for number in range(KINDS_MAX + 2):
