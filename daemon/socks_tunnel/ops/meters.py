@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Generic, Self, TypeAlias, TypeVar
 
+from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.ops.multiprocess import (
     KINDS,
     DamagedError,
@@ -35,6 +36,7 @@ from socks_tunnel.ops.multiprocess import (
 )
 
 _log = logging.getLogger(__name__)
+_bugs = BugLog()
 
 FLUSH_PERIOD: Final = 0.5
 """Seconds between two writes of what has changed."""
@@ -356,14 +358,16 @@ class Files:
 
     def _write_all(self) -> None:
         while not self._stop.wait(FLUSH_PERIOD):
-            self.flush()
+            with _bugs.going_on(_log, "metrics are not written"):
+                self.flush()
 
     def flush(self) -> None:
         """Writes what has changed. A failure is logged when it begins and when it is over."""
         with self._lock:
             problem = None
             if self.measure is not None and self._flushes % MEASURE_EVERY == 0:
-                self.measure()
+                with _bugs.going_on(_log, "what this process uses is not measured"):
+                    self.measure()
             self._flushes += 1
             for kind in KINDS:
                 path = file_of(self.directory, kind, self.slot)

@@ -209,3 +209,37 @@ def test_what_a_process_uses_is_measured_at_every_fourth_write(tmp_path: Path) -
     for _ in range(2 * meters.MEASURE_EVERY):
         files.flush()
     assert counter.labels("measured").value == 2
+
+
+class Stopping:
+    """Says that it is time to stop when it is asked for the third time."""
+
+    def __init__(self) -> None:
+        self._answers = [True, False, False]
+
+    def wait(self, _seconds: float) -> bool:
+        return self._answers.pop()
+
+
+def test_what_cannot_be_measured_costs_no_metric(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, counter, _ = counting(tmp_path)
+
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    files.measure = fails
+    counter.labels("x").inc()
+    files.flush()
+    assert read(file_of(tmp_path, "counter", "worker-0"))
+    flushes = []
+
+    def fails_too() -> None:
+        flushes.append(1)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(files, "_stop", Stopping())
+    monkeypatch.setattr(files, "flush", fails_too)
+    files._write_all()
+    assert len(flushes) == 2
