@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from socks_tunnel.signaling import presence
 from socks_tunnel.signaling.carrier import Handlers
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.signaling.rendezvous import Rendezvous
+from socks_tunnel.signaling.rendezvous_relay import ServiceRelay
 from socks_tunnel.supervisor import carriers, dialler
 from support.configs import checked
 
@@ -47,6 +49,23 @@ def handled(more: dict[str, Any]) -> dict[str, Any]:
         usual: dict[str, Any] = {"offer": nothing, "bye": nothing, "join": nothing}
         more["handlers"] = Handlers(**usual | given)
     return more
+
+
+class CountedRelay(ServiceRelay):
+    """A relay with its counts by their labels."""
+
+    def __init__(self, url: str) -> None:
+        self.counts: Counter[str] = Counter()
+        super().__init__(url, passed=self._count, dropped=self._count)
+
+    def _count(self, what: str, datagrams: int) -> None:
+        self.counts[what] += datagrams
+
+
+def counts(client: Rendezvous) -> Counter[str]:
+    """What the relay of a client of :meth:`Place.client` has counted."""
+    assert isinstance(client.relay, CountedRelay)
+    return client.relay.counts
 
 
 class Place:
@@ -87,7 +106,8 @@ class Place:
     def client(
         self, identity: PrivateIdentity, *watched: PrivateIdentity, **more: Any
     ) -> Rendezvous:
-        made = Rendezvous(self.url, identity, Delays(), **handled(more))
+        relay = CountedRelay(self.url)
+        made = Rendezvous(self.url, identity, Delays(), relay=relay, **handled(more))
         made.watch([other.public for other in watched])
         made.start()
         self.clients.append(made)

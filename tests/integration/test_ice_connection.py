@@ -224,7 +224,13 @@ async def test_sockets_beside_the_path_are_closed(monkeypatch: pytest.MonkeyPatc
     used, unused = Base(HOST), Base(RELAY)
     made = connection(used, unused, remote=[THEIR_HOST])
     made._nominated[1] = CandidatePair(used, THEIR_HOST)  # type: ignore[arg-type] # as much as is used
+    used.transport.drops["socket-full"] = 2
+    unused.transport.drops["socket-full"] = 3
+    assert made.drops() == {"socket-full": 5}
     await made._release_unused()
+    assert made.drops() == {"socket-full": 5}, "what a closed socket has dropped still counts"
+    used.transport.drops["socket-full"] += 1
+    assert made.drops() == {"socket-full": 6}
     assert unused.closed
     assert not used.closed
     assert made._protocols == [used]

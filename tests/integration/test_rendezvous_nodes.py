@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from integration.links_world import until
-from integration.rendezvous_world import Delays, a_place, nothing
+from integration.rendezvous_world import CountedRelay, Delays, a_place, counts, nothing
 from socks_tunnel.config.rendezvous import RendezvousConfig
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.rendezvous import redis_bus
@@ -138,7 +138,9 @@ class Nodes:
             return Answered(b"answer to " + envelope, "1")
 
         handlers = Handlers(offer=answer, bye=nothing, join=nothing)  # type: ignore[arg-type]
-        made = Rendezvous(f"ws://localhost:{port}/", identity, Delays(), handlers=handlers)
+        url = f"ws://localhost:{port}/"
+        relay = CountedRelay(url)
+        made = Rendezvous(url, identity, Delays(), handlers=handlers, relay=relay)
         made.watch([other.public for other in watched])
         made.start()
         self.clients.append(made)
@@ -234,7 +236,7 @@ async def test_datagrams_are_relayed_within_a_node_and_refused_beyond_it(nodes: 
     assert "the peer is at another node of the service" in elsewhere.why[0]
     assert (here.why, there.got) == ([], [b"y"])
     assert one.registry.counts["relay dropped: elsewhere"] == 1
-    assert b.relay.counts["received"] == 0
+    assert counts(b)["received"] == 0
 
 
 async def test_redis_may_be_restarted_and_forget_everything(nodes: Nodes) -> None:

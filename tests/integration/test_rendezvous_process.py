@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from integration.links_world import until
@@ -92,6 +93,72 @@ async def test_it_serves_reloads_and_drains(tmp_path: Path, started: list[Proces
         await asyncio.gather(*(client.stop() for client in clients))
 
 
+async def test_what_it_relays_and_drops_is_in_its_metrics(
+    tmp_path: Path, started: list[Process]
+) -> None:
+    office, laptop = PrivateIdentity.generate(), PrivateIdentity.generate()
+    process = Process(
+        tmp_path,
+        'listen = "127.0.0.1:0"\n[metrics]\nlisten = "127.0.0.1:0"\n[relay]\nenabled = true\n'
+        + key_table(office)
+        + key_table(laptop, "laptop"),
+    )
+    started.append(process)
+    url = f"ws://localhost:{await process.port()}/"
+    await until(lambda: "metrics on http://" in process.said())
+    found = re.search(r"metrics on (http://\S+)/metrics", process.said())
+    assert found
+    session = aiohttp.ClientSession(found[1])
+
+    async def sample(name: str) -> float:
+        """Of those of the service alone, which are there from the start."""
+        async with session.get("/metrics") as answer:
+            assert answer.status == 200
+            for line in (await answer.text()).splitlines():
+                if line.startswith(f"socks_tunnel_{name} "):
+                    return float(line.rpartition(" ")[2])
+        raise AssertionError(f"there is no {name}")
+
+    async def grows(name: str, above: float = 0) -> None:
+        async with asyncio.timeout(60):
+            while await sample(name) <= above:
+                await asyncio.sleep(0.05)
+
+    a, b = (Rendezvous(url, identity, Delays()) for identity in (office, laptop))
+    a.watch([laptop.public])
+    b.watch([office.public])
+    dropped = 'rendezvous_relay_dropped_total{reason="absent"}'
+    try:
+        async with session.get("/healthz") as answer:
+            assert answer.status == 200
+        accepted = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        async with session.get("/metrics", headers=accepted) as answer:
+            assert answer.content_type == "application/openmetrics-text"
+            assert (await answer.text()).endswith("# EOF\n")
+        assert await sample("up") == 1
+        assert await sample(dropped) == 0
+        a.start()
+        await until(lambda: a.relay.rate)
+        # Nobody has the other key yet, so this datagram goes nowhere.
+        a.relay.send(laptop.public, b"channel1", [b"lost"])
+        await grows(dropped)
+        b.start()
+        await until(lambda: b.relay.rate)
+        await grows("rendezvous_clients", 1)
+        relayed = "rendezvous_relay_datagrams_total"
+        async with asyncio.timeout(60):
+            while not await sample(relayed):  # the two may not watch each other yet
+                a.relay.send(laptop.public, b"channel1", [b"four", b"more"])
+                await asyncio.sleep(0.05)
+        await grows("rendezvous_relay_bytes_total", 7)
+        assert await sample('process_open_fds{process="rendezvous"}') > 0
+        process.popen.send_signal(signal.SIGTERM)
+        assert await process.ends() == 0
+    finally:
+        await asyncio.gather(a.stop(), b.stop(), session.close())
+    assert "Traceback" not in process.said()
+
+
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path, started: list[Process]) -> None:
     process = Process(tmp_path, 'listen = "127.0.0.1:0"\nclients = "any"\ndrain_timeout = 3600\n')
     started.append(process)
@@ -122,3 +189,11 @@ async def test_what_it_cannot_start_with(tmp_path: Path, started: list[Process])
     started.append(second)
     assert await second.ends() == 73
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in second.said()
+    (tmp_path / "third").mkdir()
+    third = Process(
+        tmp_path / "third",
+        f'listen = "127.0.0.1:0"\nclients = "any"\n[metrics]\nlisten = "127.0.0.1:{port}"\n',
+    )
+    started.append(third)
+    assert await third.ends() == 73
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in third.said()

@@ -10,15 +10,18 @@ from typing import Any, Literal
 import pytest
 
 from integration.links_world import Side, until
-from integration.rendezvous_world import Place, a_place, prepared, raw_connections
+from integration.rendezvous_world import Place, a_place, counts, prepared, raw_connections
+from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.protocol.rendezvous_relay import JOINED_MAX, Relayed, encode_relayed
 from socks_tunnel.rendezvous.registry import Client
 from socks_tunnel.rendezvous.service import Service
+from socks_tunnel.signaling.clock import SignalingClock
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.signaling.rendezvous import Rendezvous
 from socks_tunnel.signaling.rendezvous_relay import Channel
 from socks_tunnel.signaling.tls import read_server_certificate
+from socks_tunnel.supervisor.carriers import Outgoing
 from support.certificates import Authority
 
 
@@ -64,8 +67,28 @@ async def test_a_link_comes_up_through_the_relay(place: Place) -> None:
         assert row["path_kind"] == "relay"
         assert row["path"] == f"through {place.url}, relayed"
         assert row["path_family"] == "ipv4"
+        for direction in ("sent", "received"):
+            assert side.metric("relay_datagrams_total", direction=direction) > 0
     assert len(node.relay) >= 1
     assert not [name for name in node.registry.counts if name.startswith("relay dropped")]
+
+
+async def test_what_a_host_drops_of_its_relayed_links_is_in_its_metrics(place: Place) -> None:
+    await relaying(place)
+    office, metrics = place.world.key("office"), Metrics()
+    outgoing = Outgoing(office, metrics, SignalingClock(trusts_service=False))
+    try:
+        outgoing.apply(place.gateway().manager.config)
+        (service,) = outgoing._services.values()
+        service.relay.send(office.public, NAME, [b"no", b"connection"])
+        service.relay.receive(Relayed(office.public, NAME, b"no channel", 10))
+    finally:
+        await outgoing.stop()
+    dropped = metrics.relay_dropped_total
+    assert {reason: value.value for (reason,), value in dropped.series.items()} == {
+        "not-connected": 2,
+        "no-channel": 1,
+    }
 
 
 async def test_a_link_comes_up_through_the_relay_over_tls(place: Place, tmp_path: Path) -> None:
@@ -258,7 +281,7 @@ async def test_datagrams_arrive_in_their_order_and_sizes(place: Place) -> None:
     sent.send(datagrams[30:])
     await until(lambda: len(sink.got) == 60)
     assert sink.got == datagrams
-    assert a.relay.counts["sent"] == b.relay.counts["received"] == 60
+    assert counts(a)["sent"] == counts(b)["received"] == 60
 
 
 async def test_what_comes_as_the_last_datagram_leaves_is_sent_too(place: Place) -> None:
@@ -284,10 +307,10 @@ async def test_a_channel_that_is_not_open_gets_nothing(place: Place) -> None:
     sent.send([b"z"])
     await until(lambda: sink.got)
     assert sink.got == [b"z"]
-    assert b.relay.counts["dropped: no channel"] == 2
+    assert counts(b)["no-channel"] == 2
     back.close()
     sent.send([b"late"])
-    await until(lambda: b.relay.counts["dropped: no channel"] == 3)
+    await until(lambda: counts(b)["no-channel"] == 3)
     assert sink.got == [b"z"]
 
 
@@ -312,7 +335,7 @@ async def test_without_a_connection_datagrams_are_lost_and_counted(place: Place)
     await place.stop()
     await until(lambda: not a.relay.rate)
     sent.send([b"lost", b"too"])
-    assert a.relay.counts["dropped: not connected"] == 2
+    assert counts(a)["not-connected"] == 2
     assert a.relay.to(place.world.key("laptop").public) is None
     node = await place.start()
     await until(lambda: a.relay.rate and b.relay.rate)
@@ -330,11 +353,11 @@ async def test_a_client_keeps_to_its_rate_so_that_the_service_drops_nothing(plac
     sent, _ = channel(a, place.world.key("laptop"))
     back, sink = channel(b, place.world.key("office"))
     back.send([b"hello"])
-    await until(lambda: b.relay.counts["sent"] and node.registry.counts["relayed datagrams"])
+    await until(lambda: counts(b)["sent"] and node.registry.counts["relayed datagrams"])
     for _ in range(20):
         sent.send([bytes(1200)] * 100)
     await until(lambda: a.relay._pump is not None and a.relay._pump.done())
-    dropped = a.relay.counts["dropped: late"] + a.relay.counts["dropped: full"]
+    dropped = counts(a)["late"] + counts(a)["full"]
 
     def late() -> int:  # held up at the service, on a machine that is busy
         return node.registry.counts["relay dropped: late"]

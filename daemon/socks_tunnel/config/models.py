@@ -389,14 +389,23 @@ class Limits(Table):
     """UDP associations at once from one client address."""
 
 
-class Metrics(Table):
-    """`[metrics]`: where the exporter listens. None, written `""`: there is no exporter."""
+OptionalListener: TypeAlias = Annotated[
+    HostPort | None, PlainValidator(_optional_listener), _as_text
+]
 
-    listen: Annotated[HostPort | None, PlainValidator(_optional_listener), _as_text] = HostPort(
-        "127.0.0.1", 9464
-    )
+
+class MetricsListener(Table):
+    """`[metrics]` of the rendezvous service. None, written `""`: there is no listener."""
+
+    listen: OptionalListener = None
     hosts: tuple[Annotated[str, PlainValidator(_own_name)], ...] = Field(default=(), max_length=32)
     """Names by which the listener may be asked, besides every address and `localhost`."""
+
+
+class Metrics(MetricsListener):
+    """`[metrics]`: where the exporter listens. None, written `""`: there is no exporter."""
+
+    listen: OptionalListener = HostPort("127.0.0.1", 9464)
     show_destinations: StrictBool = False
     """Whether the status page names destinations, clients and rules of the policy."""
 

@@ -21,6 +21,7 @@ from socks_tunnel.config.models import (
     FilePath,
     Listener,
     Log,
+    MetricsListener,
     OptionalFilePath,
     public_key,
 )
@@ -129,6 +130,7 @@ class RendezvousFile(Table):
     keys: Annotated[tuple[Key, ...], Field(max_length=KEYS_MAX)] = ()
     relay: Relay = Relay()
     turn: Turn | None = None
+    metrics: MetricsListener = MetricsListener()
     log: Log = Log()
 
 
@@ -177,7 +179,13 @@ def load_rendezvous(path: Path) -> RendezvousConfig:
 
 def _known(at: KeyPath) -> list[str]:
     """Returns the keys that the table has in which `at` is unknown."""
-    tables: dict[Any, type[Table]] = {"keys": Key, "relay": Relay, "turn": Turn, "log": Log}
+    tables: dict[Any, type[Table]] = {
+        "keys": Key,
+        "relay": Relay,
+        "turn": Turn,
+        "metrics": MetricsListener,
+        "log": Log,
+    }
     if len(at) > 1 and "servers" in at[:-1]:
         return list(TurnServer.model_fields)
     return list((tables[at[0]] if len(at) > 1 else RendezvousFile).model_fields)

@@ -25,6 +25,7 @@ from socks_tunnel.exporter.channel import State, SupervisorChannel
 from socks_tunnel.exporter.live import Live
 from socks_tunnel.exporter.site import Exporter, Page
 from socks_tunnel.ipc.stream import connect
+from socks_tunnel.ops.exposition import Renderer
 from socks_tunnel.ops.http_messages import Bounds
 from socks_tunnel.ops.http_server import HttpServer
 from socks_tunnel.ops.metrics import Metrics
@@ -58,7 +59,7 @@ async def serve(
         metrics.http_refused_total.labels("metrics", reason).inc()
 
     live = Live(channel.ask, directory, refused)
-    exporter = Exporter(state, directory, names=names, refused=refused)
+    exporter = Exporter(state, Renderer(directory), names=names, refused=refused)
     exporter.pages["/"] = Page(live.page, linkable=True)
     exporter.pages["/events"] = Page(live.events)
     exporter.pages["/proxy.pac"] = Page(AutoConfig(channel.ask).page)

@@ -8,12 +8,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from socks_tunnel.exporter.admission import judge
 from socks_tunnel.exporter.channel import State
-from socks_tunnel.ops.exposition import CONTENT_TYPES, Format, Renderer, negotiate
+from socks_tunnel.ops.exposition import CONTENT_TYPES, Format, negotiate
 from socks_tunnel.ops.http_messages import Request, Response
 from socks_tunnel.ops.tasks import spawn
 
@@ -44,24 +43,24 @@ class Page:
 
 
 class Exporter:
-    """Answers requests. `names` are host names of ours, in lower case (`metrics.hosts`).
+    """Answers requests. `render` returns the text of the metrics, and is called in a thread.
 
-    `refused` is called with the reason for each request that is refused.
+    `names` are host names of ours, in lower case (`metrics.hosts`). `refused` is called with the
+    reason for each request that is refused.
     """
 
     def __init__(
         self,
         state: State,
-        directory: Path,
+        render: Callable[[Format], bytes],
         *,
         names: Collection[str] = (),
-        render: Callable[[Format], bytes] | None = None,
         refused: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._refused = refused
         self._state = state
         self._names = names
-        self._render = Renderer(directory) if render is None else render
+        self._render = render
         self._rendering: asyncio.Task[Response] | None = None
         self._waiting = 0
         self.pages: dict[str, Page] = {

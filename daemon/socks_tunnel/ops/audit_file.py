@@ -14,7 +14,7 @@ import os
 from typing import Final
 
 from socks_tunnel.ops import audit
-from socks_tunnel.ops.logging import JsonFormatter, QueueHandler
+from socks_tunnel.ops.logging import JsonFormatter, QueueHandler, dropped_lines
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +52,8 @@ def close() -> None:
 class _AuditFile(QueueHandler):
     """Formats in the calling thread, and lets a thread of its own look after the file."""
 
+    to = "audit-file"
+
     def __init__(self, path: str, component: str) -> None:
         self.path = path
         fd = os.open(path, _FLAGS, MODE)
@@ -82,6 +84,7 @@ class _AuditFile(QueueHandler):
                     error.strerror,
                 )
             self._missing += lines
+            dropped_lines[self.to] += lines
         else:
             if self._missing:
                 _log.warning(

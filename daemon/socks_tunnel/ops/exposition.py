@@ -257,6 +257,20 @@ def _merged(files: list[Path]) -> "dict[str, Metric]":
             return {metric.name: metric for metric in merged}
 
 
+def written(families: Iterable[AnyFamily], wanted: Format) -> bytes:
+    """Returns the text of what this process has counted, for one that writes no files."""
+    from prometheus_client.samples import Sample as Written  # noqa: PLC0415 - as above
+
+    texts = []
+    for family in families:
+        sums = added_up(family, family.samples())
+        samples = [Written(name, as_dict(labels), value) for name, labels, value in sums]
+        texts.append(_Part(family).text(samples, wanted))
+    if wanted == "openmetrics":
+        texts.append(_EOF)
+    return b"".join(texts)
+
+
 def render(directory: Path, wanted: Format = "text") -> bytes:
     """Returns the text once; see :class:`Renderer`."""
     return Renderer(directory)(wanted)

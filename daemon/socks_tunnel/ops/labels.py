@@ -96,6 +96,17 @@ DNS_FAILURES: Final = (
 
 BUFFERS: Final = ("worker", "link", "ipc", "ipc-worker")
 
+TRANSPORT_DROPS: Final = (
+    "too-long",
+    "socket-full",
+    "unreachable",
+    "relay-full",
+    "unauthentic",
+    "backlog",
+    "window",
+)
+"""Why the transport of a link has dropped something (:mod:`socks_tunnel.peer.transport`)."""
+
 SIGNALING_REJECTIONS: Final = (
     "malformed",
     "unknown-peer",
@@ -108,6 +119,9 @@ SIGNALING_REJECTIONS: Final = (
     "replayed",
     "too-many",
 )
+
+LOGS: Final = ("log", "audit-file")
+"""Where lines of the log go (:mod:`socks_tunnel.ops.logging`)."""
 
 HTTP_LISTENERS: Final = ("metrics", "signaling")
 HTTP_REFUSALS: Final = (
@@ -132,6 +146,44 @@ PARCEL_DROPS: Final = (
 )
 """Why what came through a rendezvous service was dropped
 (:mod:`socks_tunnel.signaling.rendezvous`)."""
+
+RELAY_DROPS: Final = ("not-connected", "full", "late", "gone", "no-channel", "length")
+"""Why datagrams that a rendezvous service relays were dropped on a host
+(:mod:`socks_tunnel.signaling.rendezvous_relay`)."""
+
+RENDEZVOUS_JOINS: Final = ("client", "guest")
+RENDEZVOUS_REFUSALS: Final = (
+    "not-listed",
+    "guests",
+    "joins",
+    "clients",
+    "watch",
+    "rate",
+    "outbox",
+    "slow",
+)
+RENDEZVOUS_DOOR: Final = ("unproved", "rate", "full", "flood")
+RENDEZVOUS_ERRORS: Final = ("proof", "out-of-turn", "malformed", "text", "nodes")
+RENDEZVOUS_PARCEL_DROPS: Final = (
+    "absent",
+    "busy",
+    "rate",
+    "not-sent",
+    "client-gone",
+    "sender-gone-too",
+)
+RENDEZVOUS_RELAY_DROPS: Final = (
+    "unrelayed",
+    "elsewhere",
+    "absent",
+    "rate",
+    "channels",
+    "unanswered",
+    "full",
+    "late",
+    "gone",
+)
+"""What a rendezvous service counts (:mod:`socks_tunnel.rendezvous.figures`)."""
 
 JOIN_RESULTS: Final = (
     "joined",

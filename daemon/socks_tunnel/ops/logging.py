@@ -27,6 +27,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from socks_tunnel.ops import audit
+from socks_tunnel.ops.labels import LOGS
 
 STDERR: Final = 2
 
@@ -230,12 +231,19 @@ _FORMATTERS: Final[dict[str, type[_Formatter]]] = {
 }
 
 
+dropped_lines: Final = dict.fromkeys(LOGS, 0)
+"""Lines that this process could not write, by where they should have gone."""
+
+
 class QueueHandler(logging.Handler):
     """Formats in the calling thread, and lets a thread of its own write.
 
     Lines are written in groups of at most PIPE_BUF bytes, which a pipe takes as one (pipe(7)):
     the processes of an instance share one standard error, and their lines must not mix.
     """
+
+    to = "log"
+    """The key in :data:`dropped_lines`."""
 
     def __init__(self, fd: int) -> None:
         super().__init__()
@@ -266,6 +274,7 @@ class QueueHandler(logging.Handler):
         with self._changed:
             if self._closing or self._waiting + len(line) > QUEUE_LIMIT:
                 self._dropped += 1
+                dropped_lines[self.to] += 1
                 return
             if self._dropped:
                 self._tell_dropped()
@@ -290,6 +299,7 @@ class QueueHandler(logging.Handler):
             except OSError:
                 # Standard error is gone (EPIPE, EBADF): nobody is left to tell, and the tunnel,
                 # which is what people use, goes on.
+                dropped_lines[self.to] += batch.count(b"\n")
                 continue
             if not self._lines:
                 # A line after silence is written at once. In a stream of them each would wake this

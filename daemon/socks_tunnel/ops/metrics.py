@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import socks_tunnel
 from socks_tunnel.ops import labels
+from socks_tunnel.ops.logging import dropped_lines
 from socks_tunnel.ops.meters import (
     AnyFamily,
     Counter,
@@ -158,6 +159,11 @@ class Metrics:
             "Bytes of those packets, without UDP and IP headers",
             direction=labels.LINK_DIRECTIONS,
         )
+        self.transport_dropped_total = counter(
+            "transport_dropped_total",
+            "What the transports of links dropped",
+            reason=labels.TRANSPORT_DROPS,
+        )
         self.transport_rtt_seconds = histogram(
             "transport_rtt_seconds", "Smoothed round trip of each link, sampled", _RTT_BUCKETS
         )
@@ -259,6 +265,16 @@ class Metrics:
             "Offers, answers and requests of a rendezvous service that were dropped",
             reason=labels.PARCEL_DROPS,
         )
+        self.relay_datagrams_total = counter(
+            "relay_datagrams_total",
+            "Datagrams of links that a rendezvous service relays",
+            direction=labels.LINK_DIRECTIONS,
+        )
+        self.relay_dropped_total = counter(
+            "relay_dropped_total",
+            "Datagrams of such links that were dropped on this host",
+            reason=labels.RELAY_DROPS,
+        )
         self.joins_total = counter(
             "joins_total", "Requests to join (endpoint)", result=labels.JOIN_RESULTS
         )
@@ -298,6 +314,9 @@ class Metrics:
             "process_start_time_seconds", "Unix time at which a process started", process=()
         )
         self.fast_path = gauge("fast_path", "1 if new links use the fast path, 0 if plain aiortc")
+        self.log_dropped_total = counter(
+            "log_dropped_total", "Lines that could not be written", where=labels.LOGS
+        )
         # --- what expires
         self.tls_certificate_expires_seconds = gauge(
             "tls_certificate_expires_seconds",
@@ -348,6 +367,8 @@ class Metrics:
                     self._take(name, figures_of(pid))
             except OSError as error:  # it has just ended
                 _log.debug("no figures of %s: %s", name, error)
+        for to, lines in dropped_lines.items():
+            self.log_dropped_total.labels(to).set(lines)
 
     def _take(self, name: str, figures: ProcessFigures) -> None:
         self.process_cpu_seconds_total.labels(name).set(figures.cpu_seconds)

@@ -33,6 +33,7 @@ Rules that hold for every implementation:
   except that the owner may keep the list of a callback, which the transport never uses again.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
@@ -97,6 +98,9 @@ class TransportStats:
     datagrams_dropped: int | None = None
     """UDP_PACKETs that :meth:`Transport.send_many` took and that were not sent: they were longer
     than the peer takes or, on transports with a queue of their own, too old."""
+    dropped: Mapping[str, int] | None = None
+    """What else was dropped, by its reason among :data:`socks_tunnel.ops.labels.TRANSPORT_DROPS`;
+    without those that this transport cannot tell."""
     mtu: int | None = None
     """Largest UDP payload in bytes that is known to reach the peer."""
 

@@ -17,8 +17,8 @@ So the datagrams that leave in one turn of the event loop are one message of the
 other fields would otherwise cost each of them a tenth of its size.
 """
 
-from collections import Counter, deque
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -87,6 +87,12 @@ def encode_relayed(frame: Relayed, direction: str) -> bytes:
     return packed
 
 
+def count_relayed(frame: bytes, direction: str) -> int:
+    """Returns how many datagrams are in what :func:`encode_relayed` has returned."""
+    fields = msgpack.unpackb(frame)
+    return decode_relayed(fields[direction], fields).count
+
+
 def decode_relayed(peer: bytes, fields: Mapping[str, Any]) -> Relayed:
     """Returns the frame with these fields. Raises :class:`bounded.Malformed`."""
     channel = bounded.binary(fields, "channel", CHANNEL_SIZE)
@@ -137,17 +143,17 @@ class _Lane:
 class RelayQueue:
     """Frames that wait for one connection, of each channel in turn.
 
-    `counts` gets the datagrams that are dropped: `full` because :data:`QUEUE_MAX` bytes waited,
-    `late` because the connection took nothing for :data:`QUEUE_TIME`.
+    `dropped` is told why datagrams are dropped, and how many: `full` because :data:`QUEUE_MAX`
+    bytes waited, `late` because the connection took nothing for :data:`QUEUE_TIME`, `gone` because
+    there is no connection any more.
     """
 
-    __slots__ = ("_counts", "_lanes", "_limit", "_prefix", "size")
+    __slots__ = ("_dropped", "_lanes", "_limit", "size")
 
-    def __init__(self, counts: Counter[str], *, prefix: str = "", limit: int = QUEUE_MAX) -> None:
+    def __init__(self, dropped: Callable[[str, int], None], *, limit: int = QUEUE_MAX) -> None:
         self.size = 0
         """Bytes that wait."""
-        self._counts = counts
-        self._prefix = prefix
+        self._dropped = dropped
         self._limit = limit
         self._lanes: dict[Hashable, _Lane] = {}
 
@@ -186,13 +192,14 @@ class RelayQueue:
                 self._drop(channel, "late")
 
     def clear(self) -> None:
-        """Drops all, without counting: there is no connection any more."""
-        self._lanes.clear()
-        self.size = 0
+        """Drops all: there is no connection any more."""
+        for channel, lane in list(self._lanes.items()):
+            for _ in range(len(lane.frames)):
+                self._drop(channel, "gone")
 
     def _drop(self, channel: Hashable, why: str) -> None:
         _, _, datagrams = self._take(channel, self._lanes[channel])
-        self._counts[self._prefix + why] += datagrams
+        self._dropped(why, datagrams)
 
     def _take(self, channel: Hashable, lane: _Lane) -> tuple[float, bytes, int]:
         entry = lane.frames.popleft()

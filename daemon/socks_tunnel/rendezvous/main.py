@@ -19,6 +19,8 @@ from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.ops.notify import Notifier
 from socks_tunnel.ops.process import raise_descriptor_limit
 from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.rendezvous.metrics_listener import MetricsPages
 from socks_tunnel.rendezvous.service import Service
 from socks_tunnel.signaling.tls import ServerCertificate, TlsFileError, read_server_certificate
 
@@ -32,7 +34,7 @@ EXIT_CONFIG: Final = 78
 REPORT_PERIOD: Final = 600.0
 """Seconds between two lines of the log with what was passed on and refused."""
 
-NEEDS_RESTART: Final = ("listen", "clients", "clients_max", "redis_url")
+NEEDS_RESTART: Final = ("listen", "clients", "clients_max", "redis_url", "metrics")
 """Settings that a reload does not change."""
 
 
@@ -56,9 +58,8 @@ def run(config_path: Path) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(config, certificate))
-    except OSError as error:
-        where = listener_text(config.listen)
-        _log.error("cannot listen on %s: %s", where, error.strerror or error)
+    except _CannotListenError as error:
+        _log.error("cannot listen on %s", error)
         return EXIT_CANNOT_CREATE
     except Exception:  # noqa: BLE001 - the last resort, which reports it and ends the process
         _log.exception("a bug ended the rendezvous service")
@@ -76,6 +77,14 @@ def read_certificate(config: RendezvousConfig) -> ServerCertificate | None:
     return read_server_certificate(config.tls_certificate, config.tls_key)
 
 
+class _CannotListenError(Exception):
+    """A listener cannot be bound. The text is its address and the reason."""
+
+    def __init__(self, where: HostPort | Path | None, error: OSError) -> None:
+        address = "" if where is None else listener_text(where)
+        super().__init__(f"{address}: {error.strerror or error}")
+
+
 async def _serve(config: RendezvousConfig, certificate: ServerCertificate | None) -> None:
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
@@ -83,7 +92,16 @@ async def _serve(config: RendezvousConfig, certificate: ServerCertificate | None
         loop.add_signal_handler(number, signals.put_nowait, number)
     notifier = Notifier(os.environ)
     service = Service(config, certificate)
-    await service.start()
+    pages = MetricsPages(service, config.metrics)
+    try:
+        await service.start()
+    except OSError as error:
+        raise _CannotListenError(config.listen, error) from None
+    try:
+        pages.start()
+    except OSError as error:
+        await service.stop()
+        raise _CannotListenError(config.metrics.listen, error) from None
     how = "WebSocket without TLS" if certificate is None else "WebSocket over TLS"
     _log.info(
         "rendezvous service listening on %s, %s; clients: %s, %d keys",
@@ -92,7 +110,9 @@ async def _serve(config: RendezvousConfig, certificate: ServerCertificate | None
         config.clients,
         len(config.keys),
     )
-    _tell(certificate)
+    if pages.address is not None:
+        _log.info("metrics on http://%s/metrics", pages.address)
+    _tell(certificate, pages)
     notifier.ready("serving")
     background = [spawn("report", _report_forever(service))]
     if notifier.watchdog_interval is not None:
@@ -103,7 +123,7 @@ async def _serve(config: RendezvousConfig, certificate: ServerCertificate | None
                 _report(service)
             else:
                 notifier.reloading()
-                config = await _reload(service, config)
+                config = await _reload(service, pages, config)
                 notifier.ready("serving")
         notifier.stopping()
         _log.info("%s: asking %d clients to leave", number.name, len(service.registry))
@@ -115,6 +135,7 @@ async def _serve(config: RendezvousConfig, certificate: ServerCertificate | None
         await asyncio.wait([again, draining])
     finally:
         await service.stop()
+        await pages.stop()
         for task in background:
             task.cancel()
         notifier.close()
@@ -127,7 +148,9 @@ async def _ended_again(signals: "asyncio.Queue[signal.Signals]") -> None:
     _log.warning("told again to end: ending at once")
 
 
-async def _reload(service: Service, config: RendezvousConfig) -> RendezvousConfig:
+async def _reload(
+    service: Service, pages: MetricsPages, config: RendezvousConfig
+) -> RendezvousConfig:
     """Reads the configuration again; returns what holds now."""
     try:
         read = await asyncio.to_thread(load_rendezvous, config.source)
@@ -142,14 +165,15 @@ async def _reload(service: Service, config: RendezvousConfig) -> RendezvousConfi
     if waiting:
         _log.warning("these changes need a restart: %s", ", ".join(waiting))
     service.apply(read, certificate)
-    _tell(certificate)
+    _tell(certificate, pages)
     _log.info("reloaded: %d keys", len(read.keys))
     return read.model_copy(update={name: getattr(config, name) for name in NEEDS_RESTART})
 
 
-def _tell(certificate: ServerCertificate | None) -> None:
+def _tell(certificate: ServerCertificate | None, pages: MetricsPages) -> None:
     if certificate is None:
         return
+    pages.certificate(certificate.not_after)
     complaint = certificate.complaint(datetime.now(UTC))
     if complaint is None:
         _log.info("TLS certificate %s", certificate)

@@ -31,7 +31,7 @@ from socks_tunnel.protocol.rendezvous import (
     encode,
     presences,
 )
-from socks_tunnel.protocol.rendezvous_relay import RelayQueue
+from socks_tunnel.protocol.rendezvous_relay import RelayQueue, count_relayed
 from socks_tunnel.rendezvous.limits import Bucket, Buckets
 from socks_tunnel.rendezvous.turn import TurnLogins
 
@@ -75,6 +75,7 @@ CLIENTS_MAX: Final = 20_000
 
 
 _PARCEL: Final = encode(FromKey(bytes(KEY_SIZE), b""))[: len(b"\x83\xa4kind\xa8envelope")]
+_RELAYED: Final = b"\xa4kind\xa5relay"
 
 
 def is_parcel(frame: bytes) -> bool:
@@ -176,9 +177,13 @@ class Client:
         return frame
 
     def lost(self, frame: bytes | None) -> None:
-        """Counts a frame that was taken from the outbox, and could not be sent."""
-        if frame is not None and is_parcel(frame):
+        """Counts what :meth:`pop` returned and could not be sent."""
+        if frame is None:
+            return
+        if is_parcel(frame):
             self.counts["dropped: not sent"] += 1
+        elif frame.startswith(_RELAYED, 1):  # behind the number of fields
+            self.counts["relay dropped: gone"] += count_relayed(frame, "from")
 
     def finish(self, code: int, reason: str) -> None:
         """Has the connection closed; what waits for it is dropped, and counted."""
@@ -187,7 +192,9 @@ class Client:
             self.counts["dropped: client gone"] += sum(map(is_parcel, self._outbox))
             self._outbox.clear()
             self._outbox_size = 0
-            self.relayed = None
+            if self.relayed is not None:
+                self.relayed.clear()
+                self.relayed = None
             self._end(code, reason)
 
 

@@ -104,14 +104,14 @@ class RelayHall:
         """Passes datagrams on to a client of this node, or drops and counts them."""
         reason = self._refusal(sender, frame, now)
         if reason is not None:
-            self._counts[f"relay dropped: {reason}"] += frame.count
+            self._drop(reason, frame.count)
             if reason in _TOLD and self._refusals.take(sender.key, now):
                 sender.push(encode(Absent(frame.peer, reason, frame.channel)))
             return
         receiver = self._registry.get(frame.peer)
         assert receiver is not None, "to a client that is not here, nothing is relayed"
         if receiver.relayed is None:
-            receiver.relayed = RelayQueue(self._counts, prefix="relay dropped: ")
+            receiver.relayed = RelayQueue(self._drop)
         passed = encode_relayed(
             Relayed(sender.key, frame.channel, frame.joined, frame.segment), "from"
         )
@@ -119,6 +119,9 @@ class RelayHall:
         self._counts["relayed datagrams"] += frame.count
         self._counts["relayed bytes"] += len(frame.joined)
         receiver.wake()
+
+    def _drop(self, why: str, datagrams: int) -> None:
+        self._counts[f"relay dropped: {why}"] += datagrams
 
     def left(self, client: Client) -> None:
         """Forgets the rate of a client that has gone. Its channels go on if it comes back soon."""

@@ -333,7 +333,17 @@ class Service:
         address = forwarded[-1].rpartition(",")[2].strip()
         return self.door.move(waiting.ticket, address, asyncio.get_running_loop().time())
 
-    # --- for sessions ---------------------------------------------------------------------------
+    # --- for sessions and metrics ---------------------------------------------------------------
+
+    @property
+    def redis_is_up(self) -> bool | None:
+        """Whether the other nodes are reached; None if there are none."""
+        return None if self._bus is None else self._bus.is_up
+
+    @property
+    def draining(self) -> bool:
+        """Whether no more clients are taken."""
+        return self._draining
 
     @property
     def hosts(self) -> frozenset[str]:

@@ -101,7 +101,7 @@ class Rendezvous:
     :class:`socks_tunnel.signaling.direct.DirectClient`. `handlers` are for what others send;
     without them it is dropped. `enrolment` is shown to the service unless empty. `dropped` is told
     why a parcel was dropped, one of :data:`socks_tunnel.ops.labels.PARCEL_DROPS`; `clock` is told
-    the service's time.
+    the service's time; `relay` carries datagrams, and is made here if there is none to count them.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class Rendezvous:
         enrolment: bytes = b"",
         dropped: Callable[[str], None] = lambda _: None,
         clock: SignalingClock | None = None,
+        relay: ServiceRelay | None = None,
     ) -> None:
         self.url = url
         self.problem: str | None = "not connected yet"
@@ -143,7 +144,7 @@ class Rendezvous:
         self._told_skew: int | None = None
         self._leaving: asyncio.TimerHandle | None = None
         self._offered: IceServers = ()
-        self.relay = ServiceRelay(url)
+        self.relay = ServiceRelay(url) if relay is None else relay
 
     # --- its life -------------------------------------------------------------------------------
 

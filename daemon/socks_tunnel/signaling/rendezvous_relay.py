@@ -8,8 +8,7 @@ grants, so that it drops none of them.
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
 import aiohttp
@@ -23,6 +22,7 @@ from socks_tunnel.protocol.rendezvous_relay import (
     BLOCKED_TIME,
     Relayed,
     RelayQueue,
+    count_relayed,
     encode_relayed,
     join,
 )
@@ -36,6 +36,11 @@ BURST_SECONDS: Final = 0.02
 """Seconds of the rate that may leave at once after a pause."""
 
 
+def _uncounted(what: str, datagrams: int) -> None:
+    """Counts nothing."""
+    del what, datagrams
+
+
 class RelaySocket(aiohttp.ClientWebSocketResponse):
     """A WebSocket that lets little wait behind it."""
 
@@ -47,17 +52,28 @@ class RelaySocket(aiohttp.ClientWebSocketResponse):
 
 
 class ServiceRelay:
-    """The relay of one service. `url` is the service's."""
+    """The relay of one service. `url` is the service's.
 
-    def __init__(self, url: str) -> None:
+    `passed` is told how many datagrams were `sent`, which is to say given to the queue, and how
+    many were `received`. `dropped` is told how many were dropped, and why: one of
+    :data:`socks_tunnel.ops.labels.RELAY_DROPS`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        passed: Callable[[str, int], None] = _uncounted,
+        dropped: Callable[[str, int], None] = _uncounted,
+    ) -> None:
         self.url = url
-        self.counts: Counter[str] = Counter()
-        """Datagrams that were sent, received, and dropped and why."""
+        self._passed = passed
+        self._dropped = dropped
         self.rate = 0
         """Bytes a second that the service relays for us; 0: it relays nothing, or is not there."""
         self.family: Literal["ipv4", "ipv6"] = "ipv4"
         self._ws: aiohttp.ClientWebSocketResponse | None = None
-        self._queue = RelayQueue(self.counts, prefix="dropped: ")
+        self._queue = RelayQueue(dropped)
         self._channels: dict[tuple[bytes, bytes], Channel] = {}
         self._pump: asyncio.Task[None] | None = None
         self._credit = 0.0
@@ -85,9 +101,9 @@ class ServiceRelay:
         """Hands datagrams to the channel that they are for."""
         channel = self._channels.get((frame.peer, frame.channel))
         if channel is None:
-            self.counts["dropped: no channel"] += frame.count
+            self._dropped("no-channel", frame.count)
             return
-        self.counts["received"] += frame.count
+        self._passed("received", frame.count)
         channel.receiver.relayed(frame.datagrams())
 
     def refused(self, absent: Absent) -> None:
@@ -116,13 +132,17 @@ class ServiceRelay:
     def send(self, key: bytes, name: bytes, datagrams: Sequence[bytes]) -> None:
         """Sends datagrams to a peer; as with UDP, they may be lost."""
         if self._ws is None or not self.rate:
-            self.counts["dropped: not connected"] += len(datagrams)
+            self._dropped("not-connected", len(datagrams))
             return
         now = asyncio.get_running_loop().time()
+        taken = 0
         for joined, segment in join(datagrams):
             frame = Relayed(key, name, joined, segment)
             self._queue.push((key, name), encode_relayed(frame, "to"), frame.count, now)
-            self.counts["sent"] += frame.count
+            taken += frame.count
+        self._passed("sent", taken)
+        if taken != len(datagrams):
+            self._dropped("length", len(datagrams) - taken)
         if self._pump is None or self._pump.done():
             self._pump = spawn("relay datagrams", self._send_waiting(self._ws))
 
@@ -130,6 +150,7 @@ class ServiceRelay:
         """Sends what waits, at the rate that is granted, and ends when nothing does."""
         clock = asyncio.get_running_loop().time
         queue = self._queue
+        frame: bytes | None = None
         try:
             while size := queue.peek():
                 began = clock()
@@ -140,12 +161,16 @@ class ServiceRelay:
                 frame = queue.pop()
                 assert frame is not None, "its length was known"
                 await ws.send_bytes(frame)
+                frame = None
                 if (now := clock()) - began > BLOCKED_TIME:
                     queue.expire(now)
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             # The reader of the connection learns of its end too, and says so.
             _log.debug("cannot relay datagrams through %s: %s", self.url, clip(error))
             queue.clear()
+        finally:
+            if frame is not None:  # the connection failed, or was given up, under it
+                self._dropped("gone", count_relayed(frame, "to"))
 
     def _delay(self, size: int, now: float) -> float:
         """Returns for how long a frame has to wait for its credit; takes the credit for 0."""

@@ -164,12 +164,19 @@ def _rendezvous(
     enrolment: bytes = b"",
 ) -> "Rendezvous":
     from socks_tunnel.signaling.rendezvous import Rendezvous  # noqa: PLC0415 - as above
+    from socks_tunnel.signaling.rendezvous_relay import ServiceRelay  # noqa: PLC0415 - as above
 
     url, ca, proxy = way
     delays = Backoff(FIRST_DELAY, LONGEST_DELAY, jitter=True)
 
     def dropped(reason: str) -> None:
         metrics.parcels_dropped_total.labels(reason).inc()
+
+    def relayed(direction: str, datagrams: int) -> None:
+        metrics.relay_datagrams_total.labels(direction).inc(datagrams)
+
+    def unrelayed(reason: str, datagrams: int) -> None:
+        metrics.relay_dropped_total.labels(reason).inc(datagrams)
 
     return Rendezvous(
         url,
@@ -181,6 +188,7 @@ def _rendezvous(
         enrolment=enrolment,
         dropped=dropped,
         clock=clock,
+        relay=ServiceRelay(url, passed=relayed, dropped=unrelayed),
     )
 
 

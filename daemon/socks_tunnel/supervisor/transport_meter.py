@@ -7,8 +7,10 @@ Thousands of links are looked at in turn, so that no look takes the event loop l
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
+from socks_tunnel.ops.labels import TRANSPORT_DROPS
 from socks_tunnel.ops.meters import Counter, Gauge, Value
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.peer.transport import TransportStats
@@ -34,6 +36,12 @@ class _Seen:
     outstanding: int = 0
 
 
+def _dropped(stats: TransportStats, *, reason: str) -> int | None:
+    if reason == "too-long":
+        return stats.datagrams_dropped
+    return None if stats.dropped is None else stats.dropped.get(reason)
+
+
 _COUNTERS: Final[tuple[Callable[[TransportStats], int | None], ...]] = (
     lambda stats: stats.retransmissions,
     lambda stats: stats.timeouts,
@@ -43,6 +51,7 @@ _COUNTERS: Final[tuple[Callable[[TransportStats], int | None], ...]] = (
     lambda stats: stats.packets_received,
     lambda stats: stats.bytes_sent,
     lambda stats: stats.bytes_received,
+    *(partial(_dropped, reason=reason) for reason in TRANSPORT_DROPS),
 )
 
 
@@ -62,6 +71,7 @@ class TransportMeter:
             metrics.transport_packets_total.labels("received"),
             metrics.transport_bytes_total.labels("sent"),
             metrics.transport_bytes_total.labels("received"),
+            *map(metrics.transport_dropped_total.labels, TRANSPORT_DROPS),
         )
 
     def look(self, links: Sequence[Measured]) -> None:

@@ -79,13 +79,13 @@ def test_health_lasts_as_long_as_the_supervisor_speaks() -> None:
 
 
 class Setup:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self) -> None:
         self.clock = Clock()
         self.state = State(self.clock)
         self.render: Callable[[Format], bytes] = lambda _: b"metric 1\n"
         self.refused: list[str] = []
         self.exporter = Exporter(
-            self.state, directory, render=lambda d: self.render(d), refused=self.refused.append
+            self.state, lambda wanted: self.render(wanted), refused=self.refused.append
         )
 
     async def ask(self, path: str) -> Response:
@@ -97,8 +97,8 @@ class Setup:
 
 
 @pytest.fixture
-def setup(tmp_path: Path) -> Setup:
-    return Setup(tmp_path)
+def setup() -> Setup:
+    return Setup()
 
 
 async def test_health_and_readiness_follow_the_state(setup: Setup) -> None:

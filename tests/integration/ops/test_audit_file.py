@@ -14,6 +14,7 @@ import pytest
 
 from socks_tunnel.ops import audit, audit_file
 from socks_tunnel.ops.audit_reading import oldest_first, records
+from socks_tunnel.ops.logging import dropped_lines
 from support.audit_records import validator
 from support.corporate import need
 from support.processes import wait_until
@@ -120,8 +121,10 @@ def test_a_full_disk_is_said_once_and_costs_only_the_copy(
     def said(words: str) -> int:
         return sum(words in record.getMessage() for record in caplog.records)
 
+    before = dropped_lines["audit-file"]
     write(1)
     wait_until(lambda: said("No space left on device"), "the complaint")
+    wait_until(lambda: dropped_lines["audit-file"] == before + 1, "the count")
     path.unlink()
     write(3)
     wait_until(lambda: said("are missing in"), "the end of it")

@@ -279,12 +279,14 @@ def test_a_reader_that_does_not_read_costs_lines_and_no_memory(stderr: Pipe) -> 
 def test_dropped_lines_are_told_where_they_would_be(stderr: Pipe) -> None:
     stderr.setup("info", "journal")
     handler: Any = ops_logging._handler
+    dropped = ops_logging.dropped_lines.copy()
     with handler._changed:  # the writer cannot take anything meanwhile
         log.info("before")
         handler._waiting += QUEUE_LIMIT
         log.info("dropped")
         handler._waiting -= QUEUE_LIMIT
         log.info("after")
+    assert ops_logging.dropped_lines == {**dropped, "log": dropped["log"] + 1}
     assert [line.rpartition(": ")[2] for line in stderr.read_all().splitlines()] == [
         "before",
         "standard error is not read fast enough",

@@ -8,9 +8,11 @@ import pytest
 
 import socks_tunnel
 from socks_tunnel.ops import labels
+from socks_tunnel.ops.meters import AnyFamily
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol.errors import Reply
 from socks_tunnel.protocol.messages import MessageType
+from socks_tunnel.rendezvous.figures import Figures
 from socks_tunnel_workers.targets.failures import Failure
 
 ROOT = Path(socks_tunnel.__file__).parents[2]
@@ -34,11 +36,16 @@ def exposed(name: str, kind: str) -> str:
     return f"{name}_total" if kind == "counter" else name
 
 
+def families() -> list[AnyFamily]:
+    """The metrics of an instance, and those of a rendezvous service."""
+    return [*Metrics().families(), *Figures().families()]
+
+
 def test_the_page_lists_what_is_exported_and_nothing_else() -> None:
     listed = {(quoted(name)[0], kind, tuple(quoted(of))) for name, kind, of, *_ in rows()}
     exported = {
         (exposed(family.name, family.kind), family.kind, family.label_names)
-        for family in Metrics().families()
+        for family in families()
     }
     assert listed == exported
     assert len(rows()) == len(listed), "a metric is listed twice"
@@ -52,7 +59,7 @@ def test_each_metric_has_a_meaning() -> None:
 def test_the_page_lists_the_values_of_labels() -> None:
     known = {
         (label, exposed(family.name, family.kind)): values
-        for family in Metrics().families()
+        for family in families()
         for label, values in family.known.items()
     }
     listed = {}
@@ -72,6 +79,11 @@ def test_the_page_lists_the_values_of_labels() -> None:
         ("`where` | meaning", labels.BUFFERS),
         ("`reason` | on | meaning", labels.UDP_DROPS),
         ("`reason` | meaning | what to do", labels.HTTP_REFUSALS),
+        ("`reason` of transports |", labels.TRANSPORT_DROPS),
+        ("`reason` on a host |", labels.RELAY_DROPS),
+        ("`reason` of hosts |", labels.RENDEZVOUS_REFUSALS),
+        ("`reason` of parcels |", labels.RENDEZVOUS_PARCEL_DROPS),
+        ("`reason` of datagrams |", labels.RENDEZVOUS_RELAY_DROPS),
     ],
 )
 def test_each_value_is_explained(head: str, values: tuple[str, ...]) -> None:
@@ -118,7 +130,7 @@ def label_values() -> dict[str, list[tuple[ast.expr, ...]]]:
     found: dict[str, list[tuple[ast.expr, ...]]] = {}
     for package in ("daemon/socks_tunnel", "workers/socks_tunnel_workers"):
         for path in (ROOT / package).rglob("*.py"):
-            if path.name == "metrics.py":
+            if path.name in {"metrics.py", "figures.py"}:
                 continue  # where they are made
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 if not isinstance(node, ast.Call) or not node.args:
@@ -154,7 +166,7 @@ def test_only_labels_without_a_list_of_values_are_of_an_instance_or_its_processe
     what_expires = {("tls_certificate_expires_seconds", "kind")} | {
         ("ice_credential_expires_seconds", "kind")  # no such thing is no time of expiry
     }
-    for family in Metrics().families():
+    for family in families():
         name = exposed(family.name, family.kind)
         for label in set(family.label_names) - set(family.known):
             assert (

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from socks_tunnel.ops import process_figures as module
+from socks_tunnel.ops.logging import dropped_lines
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.process_figures import figures_of, process_figures
 
@@ -57,6 +58,15 @@ def test_children_that_count_nothing_are_asked_for() -> None:
     assert metrics.process_open_fds.labels("nursery").value > 2
     assert metrics.process_cpu_seconds_total.labels("nursery").value > 0
     assert set(metrics.process_open_fds.series) == {(metrics.process,), ("nursery",)}
+
+
+def test_lines_that_the_log_has_dropped_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics()
+    monkeypatch.setitem(dropped_lines, "audit-file", 7)
+    metrics.measure()
+    monkeypatch.setitem(dropped_lines, "audit-file", 9)
+    metrics.measure()
+    assert metrics.log_dropped_total.labels("audit-file").value == 9
 
 
 def test_they_are_labelled_with_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Frames with datagrams, and the queue in which they wait."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -16,6 +17,7 @@ from socks_tunnel.protocol.rendezvous_relay import (
     SEGMENTS_MAX,
     Relayed,
     RelayQueue,
+    count_relayed,
     encode_relayed,
     join,
 )
@@ -32,6 +34,7 @@ def test_what_is_joined_comes_apart_again(datagrams: list[bytes]) -> None:
         assert isinstance(frame, Relayed)
         assert frame == Relayed(KEY, CHANNEL, joined, segment)
         assert frame.count == len(frame.datagrams()) <= SEGMENTS_MAX
+        assert count_relayed(data, "from") == frame.count
         assert len(frame.joined) <= JOINED_MAX
         received += frame.datagrams()
     assert received == [datagram for datagram in datagrams if datagram]
@@ -82,6 +85,13 @@ def test_a_segment_longer_than_the_datagram_is_the_datagram() -> None:
 # --- the queue ------------------------------------------------------------------------------------
 
 
+def counting(counts: Counter[str]) -> Callable[[str, int], None]:
+    def dropped(why: str, datagrams: int) -> None:
+        counts[why] += datagrams
+
+    return dropped
+
+
 def drained(queue: RelayQueue) -> list[bytes]:
     frames = []
     while (frame := queue.pop()) is not None:
@@ -91,7 +101,7 @@ def drained(queue: RelayQueue) -> list[bytes]:
 
 
 def test_channels_have_their_turns() -> None:
-    queue = RelayQueue(Counter())
+    queue = RelayQueue(counting(Counter()))
     for number in range(3):
         queue.push("busy", b"b%d" % number, 1, 0)
     queue.push("quiet", b"q", 1, 0)
@@ -101,19 +111,19 @@ def test_channels_have_their_turns() -> None:
 
 def test_the_oldest_of_the_fullest_channel_gives_way() -> None:
     counts: Counter[str] = Counter()
-    queue = RelayQueue(counts, limit=100, prefix="dropped: ")
+    queue = RelayQueue(counting(counts), limit=100)
     queue.push("quiet", bytes(10), 1, 0)
     queue.push("busy", b"1" * 45, 3, 0)
     queue.push("busy", b"2" * 45, 4, 0)
     queue.push("quiet", b"late comer", 1, 0)
     assert queue.size == 65
     assert drained(queue) == [bytes(10), b"2" * 45, b"late comer"]
-    assert counts == {"dropped: full": 3}
+    assert counts == {"full": 3}
 
 
 def test_what_was_held_up_for_too_long_is_dropped() -> None:
     counts: Counter[str] = Counter()
-    queue = RelayQueue(counts)
+    queue = RelayQueue(counting(counts))
     queue.push("a", b"old", 2, 0)
     queue.push("b", b"older", 1, 0)
     queue.push("a", b"new", 1, QUEUE_TIME)
@@ -126,17 +136,19 @@ def test_what_was_held_up_for_too_long_is_dropped() -> None:
 
 def test_nothing_waits_without_a_connection() -> None:
     counts: Counter[str] = Counter()
-    queue = RelayQueue(counts)
+    queue = RelayQueue(counting(counts))
+    queue.push("a", b"frame", 3, 0)
     queue.push("a", b"frame", 1, 0)
+    queue.push("b", b"frame", 1, 0)
     queue.clear()
     assert drained(queue) == []
-    assert not counts
+    assert counts == {"gone": 5}
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 60)), max_size=60))
 def test_the_queue_never_holds_more_than_its_limit(pushed: list[tuple[str, int]]) -> None:
     counts: Counter[str] = Counter()
-    queue = RelayQueue(counts, limit=100)
+    queue = RelayQueue(counting(counts), limit=100)
     for channel, size in pushed:
         queue.push(channel, bytes(size), 1, 0)
         assert queue.size <= 100

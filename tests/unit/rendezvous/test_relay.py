@@ -91,6 +91,17 @@ def test_datagrams_go_to_who_watches_the_sender_and_is_watched() -> None:
     assert hall.dropped() == {}
 
 
+def test_what_waits_for_a_client_that_goes_is_counted() -> None:
+    hall = Hall()
+    a, b = hall.pair()
+    hall.relay.relay(a, Relayed(B, CHANNEL, b"onetwo", 3), 0)
+    hall.send(a, B)
+    b.lost(b.pop())  # the connection broke under this one
+    assert hall.dropped() == {"gone": 2}
+    b.finish(wire.CLOSE_LATE, "gone")
+    assert hall.dropped() == {"gone": 3}
+
+
 @pytest.mark.parametrize(("a_watches", "b_watches"), [((), (A,)), ((B,), ()), ((), ())])
 def test_both_have_to_watch_each_other(
     a_watches: tuple[bytes, ...], b_watches: tuple[bytes, ...]
@@ -187,7 +198,7 @@ def test_a_rate_is_not_new_with_each_connection_of_a_key() -> None:
     again = hall.join(A, B)
     hall.relay.left(a)  # the older one, which the newer one has replaced
     hall.send(again, B)
-    assert hall.dropped() == {"rate": 1}
+    assert hall.dropped() == {"rate": 1, "gone": 1}, "what waited for the older one is gone"
 
 
 def test_who_does_not_answer_is_not_flooded() -> None:

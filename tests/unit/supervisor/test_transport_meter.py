@@ -1,5 +1,6 @@
 """Figures of transports become counters of the instance."""
 
+from socks_tunnel.ops.labels import TRANSPORT_DROPS
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.peer.transport import TransportStats
 from socks_tunnel.supervisor.transport_meter import LOOKS_MAX, TransportMeter
@@ -55,6 +56,27 @@ def test_a_transport_that_forgets_its_figures_takes_nothing_back() -> None:
     link.now()
     meter.ended(link)
     assert metrics.transport_retransmissions_total.value == 5
+
+
+def test_what_transports_drop_is_counted_by_reason() -> None:
+    metrics = Metrics()
+    meter = TransportMeter(metrics)
+    link = Link()
+    dropped = metrics.transport_dropped_total
+    link.stats = TransportStats(
+        datagrams_dropped=2, dropped={"socket-full": 3, "unauthentic": 4, "window": 1}
+    )
+    meter.look([link])
+    meter.look([link])
+    link.stats = TransportStats(datagrams_dropped=2, dropped={"socket-full": 5})
+    meter.ended(link)
+    assert {reason: value.value for (reason,), value in dropped.series.items()} == {
+        **dict.fromkeys(TRANSPORT_DROPS, 0),
+        "too-long": 2,
+        "socket-full": 5,
+        "unauthentic": 4,
+        "window": 1,
+    }
 
 
 def test_thousands_of_links_are_looked_at_in_turn() -> None:

@@ -9,7 +9,7 @@ from socks_tunnel.peer.fast.congestion import CongestionName
 from socks_tunnel.peer.fast.connection import FastPeerConnection
 from socks_tunnel.peer.fast.dtls import FastDtlsTransport
 from socks_tunnel.peer.fast.sctp import FastSctpTransport
-from socks_tunnel.peer.ice import IceSettings
+from socks_tunnel.peer.ice import IceSettings, drops
 from socks_tunnel.peer.over_aiortc import HEADER_SIZE, AiortcTransport
 from socks_tunnel.peer.transport import QUEUE_LIMIT, Role, TransportStats
 
@@ -85,6 +85,12 @@ class FastTransport(AiortcTransport):
             bytes_sent=records.sent_bytes,
             bytes_received=records.received_bytes,
             datagrams_dropped=self._dropped,
+            dropped={
+                "unauthentic": records.refused_records,
+                "backlog": records.dropped_packets,
+                "window": figures.dropped,
+                **drops(self._connection.pc),
+            },
             mtu=figures.packet_size + dtls.packet_overhead - UDP_OVERHEAD,
         )
 

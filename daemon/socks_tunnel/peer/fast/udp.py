@@ -23,6 +23,7 @@ import struct
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -105,6 +106,8 @@ class UdpCounters:
     """Datagrams given up because :data:`SEND_QUEUE_MAX` bytes waited."""
     send_errors: int = 0
     """Sends that the system refused for another reason, such as ENETUNREACH."""
+    refused_datagrams: int = 0
+    """Datagrams in those that were not sent in another way either."""
 
 
 class _Scratch(threading.local):
@@ -174,6 +177,15 @@ class BatchedUdpTransport(asyncio.DatagramTransport):
         if name == "sockname" and not self._closing:
             return self._socket.getsockname()
         return default
+
+    @property
+    def drops(self) -> Mapping[str, int]:
+        """What was not sent, by reason."""
+        counters = self.counters
+        return {
+            "socket-full": counters.dropped_datagrams,
+            "unreachable": counters.refused_datagrams,
+        }
 
     def is_closing(self) -> bool:
         """Returns whether the transport was closed."""
@@ -328,6 +340,7 @@ class BatchedUdpTransport(asyncio.DatagramTransport):
             self._receiver.packet_too_big(len(data))
         else:
             self.counters.send_errors += 1
+            self.counters.refused_datagrams += -(-len(data) // segment)
             self._protocol.error_received(error)
 
     def send_fragmentable(self, data: Any, address: Address | None) -> None:
@@ -342,6 +355,7 @@ class BatchedUdpTransport(asyncio.DatagramTransport):
         try:
             self._send(data, len(data), address)
         except OSError as error:
+            self.counters.refused_datagrams += 1
             self._protocol.error_received(error)
         finally:
             self._discover_mtu(_DISCOVERY_PROBE)

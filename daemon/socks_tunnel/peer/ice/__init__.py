@@ -11,6 +11,7 @@ from socks_tunnel.peer.ice.connection import IceConnection
 from socks_tunnel.peer.ice.report import (
     SelectedPath,
     candidates,
+    drops,
     path_lost,
     selected_path,
     why_no_candidates,
@@ -24,6 +25,7 @@ __all__ = [
     "SelectedPath",
     "candidate_addresses",
     "candidates",
+    "drops",
     "path_lost",
     "rtc_servers",
     "selected_path",

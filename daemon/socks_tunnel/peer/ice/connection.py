@@ -20,6 +20,8 @@ and the list is in the order in which it should be checked::
 import asyncio
 import logging
 import time
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Final
 
 import aioice
@@ -81,6 +83,7 @@ class IceConnection(aioice.Connection):
         """What went wrong in gathering, as parts of a sentence."""
         self.mapped: dict[CandidatePair, tuple[str, int]] = {}
         """Our own address as the peer saw it, for each pair that works."""
+        self._drops_before: Counter[str] = Counter()
         self.lost: str | None = None
         """Why the selected path is gone, where that is known."""
         self._ours = False
@@ -315,9 +318,17 @@ class IceConnection(aioice.Connection):
             for protocol in [p for p in self._protocols if p not in used]:
                 if getattr(protocol, "heard_at", 0.0) < silent_since:
                     self._protocols.remove(protocol)
+                    self._drops_before.update(_drops(protocol))
                     await protocol.close()
             if len(self._protocols) <= len(used):
                 return
+
+    def drops(self) -> Mapping[str, int]:
+        """Returns what its sockets and allocations have dropped so far, by reason."""
+        total = self._drops_before.copy()
+        for protocol in self._protocols:
+            total.update(_drops(protocol))
+        return total
 
     def protocol_lost(self, protocol: StunProtocol) -> None:
         """Learns that a socket or an allocation is gone."""
@@ -335,6 +346,12 @@ class IceConnection(aioice.Connection):
         if self._release_task is not None:
             self._release_task.cancel()
         await super().close()
+
+
+def _drops(protocol: StunProtocol) -> Mapping[str, int]:
+    """Returns what a socket or an allocation has dropped; those of asyncio drop in the kernel."""
+    drops: Mapping[str, int] = getattr(protocol.transport, "drops", {})
+    return drops
 
 
 def is_relayed(pair: CandidatePair) -> bool:

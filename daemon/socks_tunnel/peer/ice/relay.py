@@ -20,7 +20,7 @@ import logging
 import socket
 import ssl
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from aioice import stun, turn
@@ -194,6 +194,11 @@ class RelayTransport(asyncio.DatagramTransport):
         if name == "sockname":
             return self._client.relayed_address
         return self._client.mapped_address if name == "related_address" else default
+
+    @property
+    def drops(self) -> Mapping[str, int]:
+        """What was dropped here, or by the connection to the server, by reason."""
+        return {"relay-full": self.dropped + self._client.dropped}
 
     def is_closing(self) -> bool:
         """Whether nothing more is sent."""

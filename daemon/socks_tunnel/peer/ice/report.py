@@ -1,5 +1,6 @@
 """What an operator learns about paths: which one was taken, and why none was found."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -74,6 +75,12 @@ def path_lost(pc: RTCPeerConnection) -> str | None:
     """Returns why the path is gone, where that is known."""
     connection = aiortc_private.ice_connection(pc)
     return connection.lost if isinstance(connection, IceConnection) else None
+
+
+def drops(pc: RTCPeerConnection | None) -> Mapping[str, int]:
+    """Returns what the sockets and allocations of a connection have dropped, by reason."""
+    connection = None if pc is None else aiortc_private.ice_connection(pc)
+    return connection.drops() if isinstance(connection, IceConnection) else {}
 
 
 def why_no_candidates(pc: RTCPeerConnection, settings: IceSettings) -> str:

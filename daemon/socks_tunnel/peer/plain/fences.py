@@ -121,6 +121,12 @@ class FencedPeerConnection(LayeredPeerConnection):
         super().__init__(configuration, sctp=FencedSctpTransport, dtls=FencedDtlsTransport)
 
 
+def fenced_drops(pc: RTCPeerConnection | None) -> int:
+    """Returns how many packets the fences of a connection have dropped."""
+    sctp = None if pc is None else pc.sctp
+    return sctp.dropped_packets if isinstance(sctp, FencedSctpTransport) else 0
+
+
 def plain_connection(configuration: RTCConfiguration) -> RTCPeerConnection:
     """Returns a peer connection of aiortc's, fenced if aiortc is as it was read."""
     if guard.FENCES_FIT:

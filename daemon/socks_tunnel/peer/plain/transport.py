@@ -11,9 +11,9 @@ from aiortc import InvalidStateError, RTCDataChannel
 
 from socks_tunnel.peer import aiortc_private
 from socks_tunnel.peer.channels import LANES, ChannelKind, channel_for, lane_of
-from socks_tunnel.peer.ice import IceSettings
+from socks_tunnel.peer.ice import IceSettings, drops
 from socks_tunnel.peer.over_aiortc import HEADER_SIZE, AiortcTransport
-from socks_tunnel.peer.plain.fences import plain_connection
+from socks_tunnel.peer.plain.fences import fenced_drops, plain_connection
 from socks_tunnel.peer.transport import QUEUE_LIMIT, REASSEMBLY_MAX, Role, TransportStats
 
 
@@ -46,6 +46,7 @@ class PlainTransport(AiortcTransport):
             queued=self.buffered,
             packets_received=self._packets,
             datagrams_dropped=self._dropped,
+            dropped={"window": fenced_drops(pc), **drops(pc)},
         )
 
     # --- sending ------------------------------------------------------------------------------

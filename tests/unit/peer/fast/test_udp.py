@@ -191,7 +191,7 @@ def test_what_the_socket_does_not_take_waits_in_order_within_a_bound(scene: Scen
     for number in range(3):
         scene.transport.send_segments(bytes([number]) * half, half, PEER)
     assert scene.blocked()
-    assert scene.transport.counters.dropped_datagrams == 1
+    assert scene.transport.drops == {"socket-full": 1, "unreachable": 0}
     scene.writable()
     assert scene.blocked()
     scene.sock.refuses = lambda _size, _segment: 0
@@ -211,6 +211,7 @@ def test_a_failure_in_the_queue_does_not_hold_it_up(scene: Scene) -> None:
     assert [data for data, _ in scene.sock.sent] == [b"a", b"ccc"]
     assert scene.owner.errors == [errno.ENETUNREACH]
     assert scene.transport.counters.send_errors == 1
+    assert scene.transport.drops == {"socket-full": 0, "unreachable": 1}
 
 
 def test_after_the_end_nothing_is_sent_and_what_waited_is_counted(scene: Scene) -> None:

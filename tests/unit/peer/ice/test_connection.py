@@ -31,11 +31,19 @@ def candidate(kind: CandidateType, host: str, port: int = 1000, rank: int = 0) -
     )
 
 
+class Dropping:
+    """The transport of a socket, with what it has dropped."""
+
+    def __init__(self) -> None:
+        self.drops = {"socket-full": 0}
+
+
 class Base:
     """A socket of the connection: checks wait until the test answers them."""
 
     def __init__(self, own: aioice.Candidate) -> None:
         self.local_candidate = own
+        self.transport = Dropping()
         self.checks: dict[tuple[str, int], list[tuple[stun.Message, asyncio.Future[Any]]]] = (
             defaultdict(list)
         )
