@@ -24,6 +24,8 @@ def check_config(ctx: click.Context, config_file: Path) -> None:
     except ConfigError as error:
         click.echo(str(error))
         ctx.exit(Misconfigured.exit_code)
+    for warning in config.warnings:
+        click.echo(f"warning: {warning}", err=True)
     signaling = config.signaling
     if signaling is not None and signaling.tls_certificate is not None:
         from socks_tunnel.signaling.tls import read_server_certificate

@@ -87,9 +87,11 @@ class _Loader:
         self._path = path
         self._raw = raw
         self._context = {"directory": path.parent}
+        self._warnings: list[str] = []
 
     def load(self) -> Config:
         self._include()
+        self._move_old_keys()
         file = self._validate()
         if file is None:
             raise ConfigError(self._found.problems)
@@ -112,7 +114,8 @@ class _Loader:
         fields |= {"identity": identity, "policy": policy, "policies": policies, "users": users}
         if file.role == "endpoint":
             fields["socks"] = Socks(listen=())
-        return Config.model_validate({**fields, "source": self._path})
+        fields |= {"source": self._path, "warnings": tuple(self._warnings)}
+        return Config.model_validate(fields)
 
     # --- included files -----------------------------------------------------------------------
 
@@ -182,6 +185,30 @@ class _Loader:
                         self._found.lines[key, name, len(ours)] = lines.get(place, 1)
                         self._found.files[key, name, len(ours)] = file
                         ours.append(rule)
+
+    def _move_old_keys(self) -> None:
+        """Takes an endpoint's `socks.connect_timeout` for what is in `[targets]` now, and warns."""
+        old, new = ("socks", "connect_timeout"), ("targets", "connect_timeout")
+        socks = self._raw.get("socks")
+        if self._raw.get("role") != "endpoint" or not isinstance(socks, dict):
+            return
+        if "connect_timeout" not in socks:
+            return
+        targets = self._raw.setdefault("targets", {})
+        if not isinstance(targets, dict):
+            return  # reported by _validate
+        message = "is the old name of targets.connect_timeout"
+        if "connect_timeout" in targets:
+            self._found.add(old, f"{message}, which is there too")
+            return
+        targets["connect_timeout"] = socks.pop("connect_timeout")
+        line = self._found.lines.pop(old, None)
+        if line is not None:
+            self._found.lines[new] = line
+        if not socks:
+            del self._raw["socks"]
+        warning = Problem(self._path, line, key_text(old), f"{message}; write it there")
+        self._warnings.append(str(warning))
 
     # --- values by themselves -----------------------------------------------------------------
 

@@ -490,3 +490,5 @@ class Config(ConfigFile):
     """The configuration file."""
     users: dict[str, str] = Field(default={}, repr=False)
     """Password hashes by user name (RFC 1929); empty: clients need no password."""
+    warnings: tuple[str, ...] = ()
+    """What should be written differently, and is read all the same: sentences with their place."""

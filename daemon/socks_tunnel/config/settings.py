@@ -214,7 +214,8 @@ class Config:
     """A whole, checked configuration with the contents of the files that it names.
 
     Of the private key it has the path only. `users` are password hashes by user name (RFC 1929);
-    empty: clients need no password. `source` is the configuration file.
+    empty: clients need no password. `source` is the configuration file. `warnings` are sentences
+    about what should be written differently, and is read all the same.
     """
 
     role: Role
@@ -243,6 +244,7 @@ class Config:
     join: Join
     source: Path
     users: Mapping[str, str] = field(repr=False)
+    warnings: tuple[str, ...]
 
     @property
     def instance(self) -> str:

@@ -644,6 +644,8 @@ class Instance:
                 raise
             finally:
                 self.notifier.ready(self._status_line)
+        for warning in config.warnings:
+            _log.warning("%s", warning)
         _log.info("reloaded %s", self.config.source)
         replacing = await self._replace_for(waiting)
         waiting = [key for key in waiting if key not in replacing]

@@ -68,6 +68,8 @@ def run(reading: Reading, *, private: bool = False) -> int:
         return EXIT_CONFIG
     ops_logging.setup(config.log.level, config.log.format, component="supervisor")
     set_library_log_level(debug=config.log.level == "debug")
+    for warning in config.warnings:
+        _log.warning("%s", warning)
     try:
         _run(config, handover.inherit(os.environ))
     except StartError as error:

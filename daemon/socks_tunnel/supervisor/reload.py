@@ -25,6 +25,7 @@ RELOADED: Final = frozenset(
         "transport",
         "udp_filtering",
         "users",
+        "warnings",
     }
 )
 """Tables and settings that a reload changes, besides those of `[socks]` but for its listeners, and

@@ -88,3 +88,20 @@ def test_who_runs_an_instance_never_imports_what_checks_a_configuration() -> Non
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_an_instance_that_starts_warns_of_an_old_key(file: Path) -> None:
+    file.write_text(ENDPOINT + "\n[socks]\nconnect_timeout = 5\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "socks_tunnel", "run", "--config", file],
+        env=os.environ | {"RUNTIME_DIRECTORY": str(file.parent / "run")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 78, "the key is empty, so that it ends at once"
+    assert (
+        f"{file}:14: socks.connect_timeout: is the old name of targets.connect_timeout; "
+        "write it there" in done.stderr
+    )

@@ -470,6 +470,19 @@ async def test_a_bad_file_changes_nothing(
     assert "sox" in answer["error"]
 
 
+async def test_a_reload_warns_of_an_old_key(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    running.endpoint()
+    running.start()
+    await running.ready()
+    with running.config.open("a") as file:
+        file.write("[socks]\nconnect_timeout = 9\n")
+    assert (await running.ask("reload"))["ok"]
+    assert running.instance.config.targets.connect_timeout == 9
+    assert "socks.connect_timeout: is the old name of targets.connect_timeout" in caplog.text
+
+
 async def test_a_reload_can_be_asked_for(running: Running) -> None:
     running.gateway()
     running.start()

@@ -247,6 +247,15 @@ def test_check_config(endpoint: Path) -> None:
     )
 
 
+def test_check_config_warns_of_an_old_key(endpoint: Path) -> None:
+    with endpoint.open("a") as file:
+        file.write("[socks]\nconnect_timeout = 5\n")
+    result = call("check-config", endpoint)
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"warning: {endpoint}:")
+    assert "socks.connect_timeout: is the old name of targets.connect_timeout" in result.stderr
+
+
 def test_check_config_warns_of_an_expired_certificate(endpoint: Path) -> None:
     both = Authority("office").issue("office.example.com", valid=(-2 * DAY, -DAY)).both
     certificate = endpoint.with_name("tls.pem")

@@ -278,6 +278,63 @@ def test_defaults(directory: Path) -> None:
     assert (config.log.level, config.log.format) == ("info", "auto")
 
 
+OLD_KEY = f"{ENDPOINT}[socks]\nconnect_timeout = 7.5\n"
+
+
+def test_the_old_name_of_an_endpoint_s_time_limit_is_read_with_a_warning(directory: Path) -> None:
+    config = load_text(directory, OLD_KEY)
+    assert config.targets.connect_timeout == 7.5
+    assert config.warnings == (
+        (
+            f"{directory}/office.toml:10: socks.connect_timeout: is the old name of "
+            "targets.connect_timeout; write it there"
+        ),
+    )
+    config = load_text(directory, OLD_KEY + "[targets]\nkeepalive = 5\n")
+    assert (config.targets.connect_timeout, config.targets.keepalive) == (7.5, 5)
+    assert load_text(directory, GATEWAY + "[socks]\nconnect_timeout = 7.5\n").warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("more", "mistakes"),
+    [
+        ("idle_tcp = 5\n", ["9: socks: has no meaning in the configuration of an endpoint"]),
+        (
+            "[targets]\nconnect_timeout = 8\n",
+            [
+                "9: socks: has no meaning in the configuration of an endpoint",
+                (
+                    "10: socks.connect_timeout: is the old name of targets.connect_timeout, which is "
+                    "there too"
+                ),
+            ],
+        ),
+    ],
+)
+def test_nothing_else_of_socks_is_read_at_an_endpoint(
+    directory: Path, more: str, mistakes: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_text(directory, OLD_KEY + more)
+    assert str(caught.value).splitlines() == [
+        f"{directory}/office.toml:{mistake}" for mistake in mistakes
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        (OLD_KEY.replace("7.5", "0"), "10: targets.connect_timeout: must be more than 0, not 0"),
+        ("targets = 7\n" + OLD_KEY, "1: targets: must be a table, not 7"),
+        ("socks = 7\n" + ENDPOINT, "1: socks: must be a table, not 7"),
+    ],
+)
+def test_mistakes_in_it_have_their_line(directory: Path, text: str, mistake: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_text(directory, text)
+    assert f"{directory}/office.toml:{mistake}" in str(caught.value).splitlines()
+
+
 def test_a_gateway_with_everything(directory: Path) -> None:
     config = load_text(directory, FULL_GATEWAY)
     assert config.resume_timeout == 60.5
