@@ -38,10 +38,11 @@ from socks_tunnel.protocol.rendezvous import (
 from socks_tunnel.protocol.rendezvous_relay import BLOCKED_TIME, Relayed
 from socks_tunnel.protocol.rendezvous_states import ServiceConnection
 from socks_tunnel.rendezvous.configured import listed_keys, turn_logins
-from socks_tunnel.rendezvous.limits import Door, Ticket
+from socks_tunnel.rendezvous.limits import Door
 from socks_tunnel.rendezvous.registry import GUEST_SECONDS, Client, Refused, Registry
 from socks_tunnel.rendezvous.relay import RelayHall
 from socks_tunnel.rendezvous.turn import RENEWAL
+from socks_tunnel.rendezvous.waiting import Waiting
 from socks_tunnel.signaling.direct import listen_tcp, listen_unix
 from socks_tunnel.signaling.identity import verify
 from socks_tunnel.signaling.joining import JoinRejected, enrolled_by
@@ -88,24 +89,6 @@ class _HttpServer(web.Server):
         self._service.lost(handler)
 
 
-class _Waiting:
-    """A connection that has not proved a key: its ticket, and how to end it."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.ticket: Ticket | None = None
-        self.handler: Any = None
-        self.opening: asyncio.Task[None] | None = None
-        self.deadline: asyncio.TimerHandle | None = None
-
-    def abort(self) -> None:
-        """Ends it at once, in whatever state it is."""
-        if self.opening is not None:
-            self.opening.cancel()  # which closes what it has made so far
-        elif self.handler is not None and self.handler.transport is not None:
-            self.handler.transport.abort()
-
-
 class Service:
     """One node. Made on the event loop that it runs on."""
 
@@ -129,7 +112,7 @@ class Service:
         self._http: _HttpServer | None = None
         self._listening: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
-        self._waiting: dict[Any, _Waiting] = {}
+        self._waiting: dict[Any, Waiting] = {}
         self._empty = asyncio.Event()
         self.apply(config, certificate)
 
@@ -232,7 +215,7 @@ class Service:
             self._admit(sock, peer[0] if isinstance(peer, tuple) else UNIX)
 
     def _admit(self, sock: socket.socket, address: str) -> None:
-        waiting = _Waiting(sock)
+        waiting = Waiting(sock)
         counted = "" if address in self._proxies or address == UNIX else address
         loop = asyncio.get_running_loop()
         ticket = self.door.admit(counted, waiting.abort, loop.time())
@@ -245,13 +228,13 @@ class Service:
         waiting.opening = spawn("open a rendezvous connection", self._open(waiting))
         waiting.opening.add_done_callback(lambda _: self._opened(waiting))
 
-    def _opened(self, waiting: _Waiting) -> None:
+    def _opened(self, waiting: Waiting) -> None:
         waiting.opening = None
         if waiting.handler is None:  # it was cancelled before it began
             waiting.sock.close()
             self._admitted(waiting)
 
-    async def _open(self, waiting: _Waiting) -> None:
+    async def _open(self, waiting: Waiting) -> None:
         assert self._http is not None
         http = self._http
         waiting.handler = handler = http()
@@ -278,7 +261,7 @@ class Service:
         if waiting is not None:
             self._admitted(waiting)
 
-    def _admitted(self, waiting: _Waiting) -> None:
+    def _admitted(self, waiting: Waiting) -> None:
         """Counts a connection no more among those that have not proved a key."""
         if waiting.deadline is not None:
             waiting.deadline.cancel()
@@ -323,7 +306,7 @@ class Service:
             waiting.abort()
         return ws
 
-    def _is_welcome(self, request: web.BaseRequest, waiting: _Waiting) -> bool:
+    def _is_welcome(self, request: web.BaseRequest, waiting: Waiting) -> bool:
         """Counts a connection through a trusted proxy as one of whom the proxy names."""
         remote = request.remote or UNIX
         forwarded = request.headers.getall("X-Forwarded-For", [])
@@ -350,7 +333,7 @@ class Service:
         """The names that the service goes by; empty: any."""
         return self._hosts
 
-    def proved(self, waiting: _Waiting) -> None:
+    def proved(self, waiting: Waiting) -> None:
         """The connection is a client's now."""
         self._admitted(waiting)
 
@@ -364,7 +347,7 @@ class Service:
 class _Session:
     """One WebSocket: proof, then frames in, and the outbox out."""
 
-    def __init__(self, service: Service, ws: web.WebSocketResponse, waiting: _Waiting) -> None:
+    def __init__(self, service: Service, ws: web.WebSocketResponse, waiting: Waiting) -> None:
         self._service = service
         self._ws = ws
         self._waiting = waiting
