@@ -77,8 +77,9 @@ _workshop = pytest.StashKey[Workshop]()
 def needs_packages(item: pytest.Item) -> bool:
     """Whether a test needs the packages, or the system tests' hosts with the packages on them."""
     names = _fixtures(item)
+    # `make_tunnel` asks for the fixture `make_site` only when it is called.
     return bool(names & {"packages", "workshop"}) or (
-        "make_site" in names and item.config.getoption("--hosts") == "booted"
+        bool(names & {"make_site", "make_tunnel"}) and item.config.getoption("--hosts") == "booted"
     )
 
 

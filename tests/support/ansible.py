@@ -14,6 +14,9 @@ from support.machines import TOOLS, Machine
 
 ROLES = TOOLS.parent / "ansible" / "roles"
 
+PLAY_TIMEOUT = 900.0
+"""Seconds that a run may take, on a machine that does much else."""
+
 # What ssh does for Ansible, done by entering the container: options, the host's name, a shell command.
 _SSH = """#!/bin/bash
 case ${{@: -2:1}} in
@@ -94,7 +97,7 @@ class Controller:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=240,
+            timeout=PLAY_TIMEOUT,
         )
         recap = re.findall(r"^(\S+) +: (ok=.*)$", done.stdout, re.MULTILINE)
         assert recap, done.stdout

@@ -82,7 +82,7 @@ class Living:
         thread.start()
         self._exit.callback(thread.join)
         self._exit.callback(self._stop.set)
-        wait_until(lambda: self.heard > 10, "a call both ways")
+        wait_until(lambda: self.heard > 10, "a call both ways", timeout=PATIENCE)
 
     def _start_ssh(self) -> None:
         keys = self.directory
@@ -106,7 +106,7 @@ class Living:
             stderr=subprocess.DEVNULL,
         )
         self._exit.callback(self._end, server)
-        wait_until(lambda: self._listens(22), "the ssh server")
+        wait_until(lambda: self._listens(22), "the ssh server", timeout=PATIENCE)
         host, port = PROXY
         self.shell = subprocess.Popen(
             [
@@ -158,7 +158,11 @@ class Living:
             stderr=subprocess.PIPE,
         )
         self._exit.callback(self._end, self.curl)
-        wait_until(lambda: self.file.exists() and self.file.stat().st_size, "the download")
+        wait_until(
+            lambda: self.file.exists() and self.file.stat().st_size,
+            "the download",
+            timeout=PATIENCE,
+        )
 
     # --- while they go on -----------------------------------------------------------------------
 
@@ -201,21 +205,29 @@ class Living:
     def goes_on(self) -> None:
         """Each of them carries bytes now."""
         self.type()
-        heard, size = self.heard, self.file.stat().st_size
+        heard = self.heard
         wait_until(lambda: self.heard > heard + 10, "the call", timeout=PATIENCE)
-        wait_until(
-            lambda: self.curl.poll() is not None or self.file.stat().st_size > size,
-            "the download",
-            timeout=PATIENCE,
-        )
+        self._wait_download()
         for number, sock in enumerate(self.idle):
             sock.sendall(b"%d" % number)
         for number, sock in enumerate(self.idle):
             assert sock.recv(16) == b"%d" % number, f"idle flow {number}"
 
+    def _wait_download(self) -> None:
+        """Waits until more of the download has come, or it has ended."""
+        size = self.file.stat().st_size
+        wait_until(
+            lambda: self.curl.poll() is not None or self.file.stat().st_size > size,
+            f"the download, of which there are {size} bytes",
+            timeout=PATIENCE,
+            interval=0.1,
+        )
+
     def finish(self) -> None:
-        """Waits for the end of the download: every byte must have come."""
-        _, errors = self.curl.communicate(timeout=PATIENCE)
+        """Waits for the end of the download: every byte must have come, however long that takes."""
+        while self.curl.poll() is None:
+            self._wait_download()
+        _, errors = self.curl.communicate()
         assert self.curl.returncode == 0, errors.decode()
         done = subprocess.run(["sha256sum", self.file], capture_output=True, text=True, check=True)
         assert done.stdout.split()[0] == body_hash(self.size)

@@ -6,6 +6,7 @@ in a mount namespace of its own, where /sys/fs/cgroup is a plain cgroup v2 tree.
 """
 
 import contextlib
+import errno
 import functools
 import itertools
 import os
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from support.hosts import Host, ThreeHosts, ip, why_no_namespaces
@@ -25,6 +27,18 @@ TOOLS = Path(__file__).parents[2] / "packaging" / "tools"
 
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
 """The memory controller of cgroup v1, on machines that have it."""
+
+BOOT_TIMEOUT = 300.0
+"""Seconds that a host has to boot, on a machine that does much else."""
+
+COMMAND_TIMEOUT = 300.0
+"""Seconds that a command inside has, unless it is said to need more."""
+
+JOURNAL_TIMEOUT = 120.0
+"""Seconds that a text has to come into the journal."""
+
+POWER_OFF_TIMEOUT = 60.0
+"""Seconds that a host has to power off; then it is killed."""
 
 _numbers = itertools.count()
 
@@ -93,6 +107,7 @@ class Machine(Host):
     def __init__(self, role: str, suite: str) -> None:
         self.suite = suite
         self.name = f"stb-{os.getpid()}-{next(_numbers)}-{role}"
+        self.leader = 0
         self._etc = Path("/etc/netns") / self.name
         self._top = Path(tempfile.mkdtemp(prefix="socks-tunnel-boot-"))
         (base,) = tool("root", suite, "run")
@@ -106,9 +121,10 @@ class Machine(Host):
             start_new_session=True,
         )
         try:
-            self.leader = wait_until(self._find_leader, "PID 1 of the container", timeout=60)
-            state = self.sh("systemctl is-system-running --wait", check=False)
-            assert state in {"running", "degraded"}, f"booted into {state!r}\n{self.console()}"
+            self.leader = wait_until(
+                self._find_leader, "PID 1 of the container", timeout=BOOT_TIMEOUT
+            )
+            self._wait_booted()
             ip("netns", "attach", self.name, str(self.leader))
         except BaseException:
             self._kill()
@@ -129,6 +145,18 @@ class Machine(Host):
                 return int(child)
         return None
 
+    def _wait_booted(self) -> None:
+        states: list[str] = []
+
+        def booted() -> bool:
+            states.append(self.sh("systemctl is-system-running --wait", check=False))
+            return states[-1] in {"running", "degraded"}
+
+        try:
+            wait_until(booted, "a host that runs", timeout=BOOT_TIMEOUT, interval=0.5)
+        except AssertionError:
+            raise AssertionError(f"booted into {states[-1]!r}\n{self.console()}") from None
+
     @property
     def root(self) -> Path:
         """Where this machine sees the host's file system."""
@@ -142,7 +170,7 @@ class Machine(Host):
         """The command line that runs `command` inside."""
         return ["nsenter", "--target", str(self.leader), "--all", "--", *_ENVIRONMENT, *command]
 
-    def sh(self, script: str, *, check: bool = True, timeout: float = 120) -> str:
+    def sh(self, script: str, *, check: bool = True, timeout: float = COMMAND_TIMEOUT) -> str:
         """Run a shell script inside; its output, without the last line break."""
         done = subprocess.run(
             self.enter("sh", "-c", script),
@@ -193,13 +221,21 @@ class Machine(Host):
 
     def outside(self, pid: int) -> int:
         """The number that this machine has for a process of the host that PID 1 there started."""
-        children = Path(f"/proc/{self.leader}/task/{self.leader}/children").read_text()
-        for child in children.split():
-            status = Path(f"/proc/{child}/status").read_text()
-            numbers = next(line for line in status.splitlines() if line.startswith("NSpid:"))
-            if int(numbers.split()[-1]) == pid:
-                return int(child)
-        raise AssertionError(f"PID 1 of {self.name} has no child {pid}")
+
+        def find() -> int | None:
+            children = Path(f"/proc/{self.leader}/task/{self.leader}/children").read_text()
+            for child in children.split():
+                try:
+                    status = Path(f"/proc/{child}/status").read_text()
+                except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                    continue
+                numbers = next(line for line in status.splitlines() if line.startswith("NSpid:"))
+                if int(numbers.split()[-1]) == pid:
+                    return int(child)
+            return None
+
+        # While children end, the kernel's list may lack others: proc(5) says so of `children`.
+        return wait_until(find, f"a child {pid} of PID 1 of {self.name}")
 
     def children(self, pid: int, containing: str = "") -> list[int]:
         """The child processes of one, by their numbers inside."""
@@ -226,7 +262,12 @@ class Machine(Host):
             journals[:] = [self.journal(unit, since)]
             return text in journals[0]
 
-        wait_until(found, f"{text!r} in the journal of {unit or 'the host'}", timeout=30)
+        wait_until(
+            found,
+            f"{text!r} in the journal of {unit or 'the host'}",
+            timeout=JOURNAL_TIMEOUT,
+            interval=0.2,
+        )
         return journals[0]
 
     def cursor(self) -> str:
@@ -240,19 +281,16 @@ class Machine(Host):
     def memory_group(self) -> Iterator[Path]:
         """A memory control group for what systemd starts on this host during the block.
 
-        A folder of files as the kernel's documentation of cgroup v1 describes them. The processes
-        must have ended, or been started again, before the block ends.
+        A folder of files as the kernel's documentation of cgroup v1 describes them. What still runs
+        at the end of the block goes back to where everything else is.
         """
         group = MEMORY_GROUPS / self.name
         group.mkdir()
         try:
             (group / "cgroup.procs").write_text(f"{self.leader}\n")
-            try:
-                yield group
-            finally:
-                (MEMORY_GROUPS / "cgroup.procs").write_text(f"{self.leader}\n")
+            yield group
         finally:
-            group.rmdir()
+            wait_until(lambda: _dissolved(group), f"the end of {group}")
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -261,7 +299,7 @@ class Machine(Host):
         if self._process.poll() is None:
             os.kill(self.leader, signal.SIGRTMIN + 4)  # systemd(1): poweroff.target
             try:
-                self._process.wait(20)
+                self._process.wait(POWER_OFF_TIMEOUT)
             except subprocess.TimeoutExpired:
                 self._kill()
         super().delete()
@@ -269,6 +307,10 @@ class Machine(Host):
 
     def _kill(self) -> None:
         if self._process.poll() is None:
+            if self.leader:
+                # With PID 1, all others of its namespace end.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.leader, signal.SIGKILL)
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._clean()
@@ -277,14 +319,33 @@ class Machine(Host):
         # The control groups stay behind, empty, in whatever tree this machine has.
         for top in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
             tree = Path(top) / self.name
-            if tree.is_dir():
-                for folder in sorted(tree.rglob("*/"), key=lambda f: -len(f.parts)):
-                    folder.rmdir()
-                tree.rmdir()
+            wait_until(partial(_removed, tree), f"the end of {tree}")
         self._console.close()
         Path(self._console.name).unlink(missing_ok=True)
         if self._top.exists():
             self._top.rmdir()
+
+
+def _removed(tree: Path) -> bool:
+    """Removes a tree of control groups; returns whether it is gone: processes take a while to end."""
+    if tree.is_dir():
+        try:
+            for folder in sorted(tree.rglob("*/"), key=lambda f: -len(f.parts)):
+                folder.rmdir()
+            tree.rmdir()
+        except OSError as error:
+            if error.errno not in {errno.EBUSY, errno.ENOENT}:
+                raise
+            return False
+    return True
+
+
+def _dissolved(group: Path) -> bool:
+    """Moves the processes of a memory control group to the root, and returns whether it is gone."""
+    for pid in (group / "cgroup.procs").read_text().split():
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            (MEMORY_GROUPS / "cgroup.procs").write_text(f"{pid}\n")
+    return _removed(group)
 
 
 class BootedHosts(ThreeHosts):

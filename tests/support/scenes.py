@@ -23,6 +23,9 @@ _TESTS = Path(__file__).parent.parent
 FOLDERS = {_TESTS / "system", _TESTS / "network", _TESTS / "long"}
 """The folders whose tests use these fixtures."""
 
+BOOTED_TIMEOUT = 900
+"""Seconds that a test has whose hosts boot and get the package, on a machine that does much else."""
+
 NEED_NAMESPACES = {"make_site", "site", "make_tunnel", "lonely_host"}
 """The fixtures that make network namespaces."""
 
@@ -134,9 +137,16 @@ def pytest_runtest_makereport(
     return report
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that need namespaces, by the fixtures that they use."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks the tests that need namespaces, by the fixtures that they use.
+
+    Where hosts boot, each test has time for it: any may be the first that wants the hosts.
+    """
+    booted = config.getoption("--hosts") == "booted"
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if FOLDERS & set(item.path.parents) and fixtures & NEED_NAMESPACES:
             item.add_marker("netns")
+            own = item.get_closest_marker("timeout")
+            if booted and (own is None or own.args[0] < BOOTED_TIMEOUT):
+                item.add_marker(pytest.mark.timeout(BOOTED_TIMEOUT), append=False)

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 
-from support.installed import SUITES, install, limits_drop_in
+from support.installed import START_TIMEOUT, SUITES, install, limits_drop_in
 from support.machines import BootedHosts, Machine
 from support.processes import Instance, wait_until
 from support.tunnels import Home, Settings, Site
@@ -41,7 +41,10 @@ class Unit(Instance):
         """The supervisor's process id, in this machine's numbers."""
         if not self._pid:
             inside = wait_until(
-                lambda: self.machine.main_pid(self.unit), f"a main process of {self.unit}"
+                lambda: self.machine.main_pid(self.unit),
+                f"a main process of {self.unit}",
+                timeout=START_TIMEOUT,
+                interval=0.05,
             )
             self._pid = self.machine.outside(inside)
         return self._pid
@@ -57,7 +60,7 @@ class Unit(Instance):
         """Send a signal to the supervisor."""
         os.kill(self.pid, number)
 
-    def wait_ready(self, timeout: float = 30) -> None:
+    def wait_ready(self, timeout: float = START_TIMEOUT) -> None:
         """Wait until the unit is active."""
 
         def probe() -> bool:
@@ -65,12 +68,12 @@ class Unit(Instance):
             assert state != "failed", f"{self.unit} failed:\n{self.tail()}"
             return state == "active"
 
-        wait_until(probe, f"{self.unit} active", timeout=timeout)
+        wait_until(probe, f"{self.unit} active", timeout=timeout, interval=0.05)
         assert self.pid
 
     def wait_stopping(self) -> None:
         """Wait until systemd knows that the unit is stopping."""
-        wait_until(lambda: self._state() == "deactivating", f"{self.unit} stopping")
+        wait_until(lambda: self._state() == "deactivating", f"{self.unit} stopping", interval=0.05)
 
     def status_line(self) -> str:
         """The status that `systemctl status` shows."""
@@ -99,7 +102,7 @@ class Unit(Instance):
             raise AssertionError(f"{self.name} still runs after {timeout} s:\n{self.tail()}")
         return int(self.machine.property(self.unit, "ExecMainStatus"))
 
-    def stop(self, timeout: float = 30) -> None:
+    def stop(self, timeout: float = START_TIMEOUT) -> None:
         """`systemctl stop`, which must find nothing to kill."""
         self.machine.sh(f"systemctl stop {self.unit}", timeout=timeout)
         shown = self.machine.properties(self.unit, "Result", "ExecMainStatus")
