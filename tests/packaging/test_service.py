@@ -16,15 +16,16 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from socks_tunnel.ops.compiled import MODULES
 from support.hosts import DOMAIN, TARGET_ADDRESS
-from support.installed import PROXY, QUERY, WATCHDOG, Host, Scene
+from support.installed import PROXY, QUERY, START_TIMEOUT, Host, Scene
 from support.living import Living
-from support.machines import MEMORY_GROUPS
+from support.machines import MEMORY_GROUPS, Machine
 from support.processes import toml, wait_until
 from support.rawsocks import greet, request
 from support.targets import body_hash
@@ -35,12 +36,20 @@ pytestmark = [pytest.mark.netns, pytest.mark.timeout(1500)]
 
 ANSWER_OF_DNS = bytes([10, 77, 1, 2])
 
+GATEWAY_ADDRESS6 = "fd77::1/64"
+
+PROCESSES = "pgrep --uid socks-tunnel --list-full || true"
+"""Lists what runs as the service's user; nothing if nothing does."""
+
+WATCHDOG = 15
+"""Seconds; the unit's own 30 would only make the test of it longer."""
+
 
 def hold_flow(scene: Scene, server: str = "echo") -> socket.socket:
     """A connection to a target server through the tunnel, from the gateway's host."""
 
     def connect() -> socket.socket:
-        sock, answer = request(PROXY, f"www.{DOMAIN}", scene.site.ports[server])
+        sock, answer = request(PROXY, f"www.{DOMAIN}", scene.site.ports[server], timeout=60)
         assert answer.code == 0
         return sock
 
@@ -69,6 +78,16 @@ def echoes(flow: socket.socket) -> bool:
         return False
 
 
+def forked(host: Host) -> list[int]:
+    """Returns the children but for the nursery, once these are two workers and the exporter.
+
+    A child looks like the nursery that it is forked from until it has its own command line.
+    """
+    nurseries = host.machine.children(host.pid, "socks_tunnel.nursery")
+    children = [pid for pid in host.machine.children(host.pid) if pid not in nurseries]
+    return children if len(nurseries) == 1 and len(children) == 3 else []
+
+
 @contextlib.contextmanager
 def changed(host: Host, **changes: object) -> Iterator[None]:
     """Another configuration for the length of a block; starting with it is up to the caller."""
@@ -84,11 +103,9 @@ def changed(host: Host, **changes: object) -> Iterator[None]:
 
 def test_the_unit_says_what_it_does(scene: Scene) -> None:
     for host in scene.both:
-        host.wait_for_status(" up ")
-        shown = host.show("StatusText", "Type", "User", "Slice", "LogRateLimitBurst")
-        assert re.fullmatch(
-            rf"{host.role}: link (office|laptop) up .*, \d+ flows?, 2 workers", shown["StatusText"]
-        )
+        (peer,) = host.settings["peers"]
+        host.wait_status(rf"^{host.role}: link {peer['name']} up .*, \d+ flows?, 2 workers$")
+        shown = host.show("Type", "User", "Slice", "LogRateLimitBurst")
         kind = "notify" if host.machine.suite == "bookworm" else "notify-reload"
         assert shown["Type"] == kind
         assert shown["User"] == "socks-tunnel"
@@ -103,14 +120,19 @@ def test_the_sandbox(scene: Scene) -> None:
         exposure = re.search(r"Overall exposure level for \S+: ([0-9.]+)", table)
         assert exposure, table
         assert float(exposure[1]) <= 1.5, table
-        workers = host.workers()
-        (nursery,) = machine.children(host.pid, "socks_tunnel.nursery")
-        children = [pid for pid in machine.children(host.pid) if pid != nursery]
-        assert len(children) == len(workers) + 1  # and the exporter
-        own, *scores = (
-            int(machine.sh(f"cat /proc/{pid}/oom_score_adj")) for pid in (host.pid, *children)
+        workers = host.wait_workers()
+        children = wait_until(
+            partial(forked, host), "workers and an exporter", timeout=START_TIMEOUT, interval=0.2
         )
-        assert set(scores) == {own + 500}
+        files = " ".join(f"/proc/{pid}/oom_score_adj" for pid in (host.pid, *children))
+        own = machine.sh(f"cat /proc/{host.pid}/oom_score_adj")
+        wanted = [own, *(str(int(own) + 500) for _ in children)]
+        # Each child raises its own when it starts.
+        wait_until(
+            lambda: machine.sh(f"cat {files}").split() == wanted,  # noqa: B023
+            f"scores of {wanted}",
+            timeout=START_TIMEOUT,
+        )
         for pid in (host.pid, *workers):
             status = machine.sh(f"cat /proc/{pid}/status")
             assert re.search(r"^CapEff:\s0+$", status, re.MULTILINE)
@@ -129,6 +151,7 @@ def test_which_data_path_runs_is_said_truthfully(scene: Scene) -> None:
         compiled = host.machine.suite != PURE_BEFORE
         said = f"compiled ({len(MODULES)} modules)" if compiled else "pure Python"
         assert f"fast path:     {said};" in host.version()
+        host.wait_workers()
         assert host.runs_compiled() == {compiled}
 
 
@@ -163,10 +186,24 @@ def test_udp(scene: Scene) -> None:
 
 
 def test_metrics(scene: Scene) -> None:
+    scene.wait_works()
+
+    def has_counted(machine: Machine) -> bool:
+        text = machine.sh("curl --silent --fail http://127.0.0.1:9464/metrics", check=False)
+        return bool(re.search(r'^socks_tunnel_flows_total\{kind="tcp"\} [1-9]', text, re.MULTILINE))
+
+    def is_ready(machine: Machine) -> bool:
+        return machine.sh("curl --silent --fail http://127.0.0.1:9464/readyz || echo no") != "no"
+
     for host in scene.both:
-        text = host.machine.sh("curl --silent --fail http://127.0.0.1:9464/metrics")
-        assert re.search(r'^socks_tunnel_flows_total\{kind="tcp"\} [1-9]', text, re.MULTILINE), text
-        host.machine.sh("curl --silent --fail http://127.0.0.1:9464/readyz")
+        # Both are told to the exporter within a second.
+        for reached in (has_counted, is_ready):
+            wait_until(
+                partial(reached, host.machine),
+                f"{reached.__name__} of the {host.role}",
+                timeout=START_TIMEOUT,
+                interval=0.2,
+            )
 
 
 def test_commands_on_the_instance(scene: Scene) -> None:
@@ -186,12 +223,12 @@ def test_reload_of_a_policy(scene: Scene) -> None:
     policy = {"allowed_ports": [53, scene.site.ports["echo"]]}
     with contextlib.closing(flow), changed(endpoint, policy=policy):
         endpoint.systemctl("reload")
-        assert endpoint.state == "active"
+        endpoint.wait_state("active")
         # curl's exit status 97: the proxy refused.
         assert scene.curl("whoami", "; echo $?", check=False).endswith("97")
         assert echoes(flow)
     endpoint.systemctl("reload")
-    assert scene.works()
+    scene.wait_works()
     assert endpoint.pid == pid
 
 
@@ -201,8 +238,8 @@ def test_a_reload_with_mistakes_fails_and_changes_nothing(scene: Scene) -> None:
         with changed(host, drain_timout=3), pytest.raises(AssertionError, match="exit status 1"):
             host.systemctl("reload")
         host.wait_journal("drain_timeout", since)  # the nearest key is named
-        assert host.state == "active"
-    assert scene.works()
+        host.wait_state("active")
+    scene.wait_works()
 
 
 def test_a_key_is_changed_while_both_are_accepted(scene: Scene) -> None:
@@ -212,14 +249,14 @@ def test_a_key_is_changed_while_both_are_accepted(scene: Scene) -> None:
     endpoint.machine.write("/etc/socks-tunnel/peers.d/new.toml", toml({"peers": [peer]}))
     with changed(endpoint, include=["peers.d/*.toml"]):
         endpoint.systemctl("reload")
-        assert scene.works()
+        scene.wait_works()
         gateway.machine.sh("cd /etc/socks-tunnel && mv gateway.key.new gateway.key")
         gateway.systemctl("restart")
         scene.wait_works()
         endpoint.settings["peers"] = [peer]
     endpoint.machine.sh("rm -r /etc/socks-tunnel/peers.d")
     endpoint.systemctl("reload")
-    assert scene.works()  # by the link that was up: the old key's peer is gone, the new one's stays
+    scene.wait_works()  # by the link that was up: the old key's peer is gone, the new one's stays
     endpoint.wait_for_status("link laptop-new up")
 
 
@@ -230,14 +267,14 @@ def test_an_endpoints_key_is_changed_while_both_are_accepted(scene: Scene) -> No
     new = old | {"name": "office-new", "public_key": public}
     with changed(gateway, peers=[old, new]):
         gateway.systemctl("reload")
-        assert scene.works()
+        scene.wait_works()
         gateway.wait_for_status("link office up")
         endpoint.machine.sh("cd /etc/socks-tunnel && mv endpoint.key.new endpoint.key")
         endpoint.systemctl("restart")
         scene.wait_works()
         gateway.settings["peers"] = [new]
     gateway.systemctl("reload")
-    assert scene.works()
+    scene.wait_works()
     gateway.wait_for_status("link office-new up")
 
 
@@ -254,13 +291,17 @@ def test_ports_below_1024_with_the_drop_in(scene: Scene) -> None:
         scene.wait_works()
 
         def ask() -> bytes:
+            """Returns what comes back; nothing if the question or its answer was lost."""
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 sock.settimeout(10)
                 sock.connect(("127.0.0.1", 53))
                 sock.send(QUERY)
-                return sock.recv(512)
+                with contextlib.suppress(TimeoutError):
+                    return sock.recv(512)
+                return b""
 
-        assert ANSWER_OF_DNS in scene.on_gateway(ask)
+        answer = wait_until(lambda: scene.on_gateway(ask), "an answer", timeout=START_TIMEOUT)
+        assert ANSWER_OF_DNS in answer
     gateway.machine.sh(f"rm -r {folder} && systemctl daemon-reload")
     gateway.systemctl("restart")
     scene.wait_works()
@@ -273,14 +314,14 @@ def test_a_killed_worker_takes_its_own_flows_only(scene: Scene) -> None:
     for host in scene.both:
         flows = hold_flows_on_all_workers(scene, host)
         pid = host.pid
-        victim, *others = host.workers()
+        victim, *others = host.wait_workers()
         host.machine.sh(f"kill -KILL {victim}")
         host.wait_for_another_worker(victim, 2)
         alive = [flow for flow in flows if echoes(flow)]
         assert 0 < len(alive) < len(flows)
-        assert set(others) < set(host.workers())
+        assert set(others) < set(host.wait_workers())
         assert (host.state, host.pid) == ("active", pid)
-        assert scene.works()
+        scene.wait_works()
         for flow in flows:
             flow.close()
 
@@ -304,20 +345,22 @@ def test_out_of_memory_takes_a_worker(scene: Scene) -> None:
                 flow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             block = bytes(1 << 20)
 
-            def a_process_was_killed() -> bool:
+            def a_worker_was_killed() -> bool:
+                counters = (group / "memory.oom_control").read_text().splitlines()
+                if "oom_kill 0" not in counters and re.search(
+                    r"worker \d+ was killed by SIGKILL", host.journal(since)
+                ):
+                    return True
+                # If it was the exporter, there is memory to use up again.
                 for flow in select.select([], flows, [], 0.1)[1]:
                     with contextlib.suppress(OSError):  # it may have been the worker's
                         flow.send(block)
-                return "oom_kill 0" not in (group / "memory.oom_control").read_text().splitlines()
+                return False
 
-            wait_until(a_process_was_killed, "no memory left", timeout=60)
-            wait_until(
-                lambda: re.search(r"worker \d+ was killed by SIGKILL", host.journal(since)),
-                "a worker killed",
-            )
+            wait_until(a_worker_was_killed, "no worker killed", timeout=240)
             (group / "memory.limit_in_bytes").write_text("-1\n")
             assert (host.state, host.pid) == ("active", pid)
-            wait_until(lambda: len(host.workers()) == 2, "two workers again")
+            host.wait_workers()
             scene.wait_works()
         finally:
             held.close()
@@ -333,18 +376,23 @@ def test_a_killed_supervisor_is_started_again(scene: Scene) -> None:
         host.machine.sh(f"kill -KILL {pid}")
         host.wait_for_another(pid)
         scene.wait_works()
-        assert 1 < time.monotonic() - began < 60
+        assert time.monotonic() - began > 1  # RestartSec= is 2 s
         assert host.show("NRestarts")["NRestarts"] != "0"
 
 
 def test_the_watchdog_ends_a_frozen_supervisor(scene: Scene) -> None:
     host = scene.gateway
-    pid = host.pid
-    began = time.monotonic()
+    folder = f"/etc/systemd/system/{host.unit}.d"
+    host.machine.write(f"{folder}/short.conf", f"[Service]\nWatchdogSec={WATCHDOG}\n")
+    host.machine.sh("systemctl daemon-reload")
+    host.systemctl("restart")
+    scene.wait_works()
+    pid, since = host.pid, host.machine.cursor()
     host.machine.sh(f"kill -STOP {pid}")
     host.wait_for_another(pid)
-    assert time.monotonic() - began > WATCHDOG / 2
-    assert "watchdog" in host.journal().lower()
+    host.wait_journal("Watchdog timeout", since)
+    host.machine.sh(f"rm -r {folder} && systemctl daemon-reload")
+    host.systemctl("restart")
     scene.wait_works()
 
 
@@ -353,9 +401,9 @@ def test_a_bad_configuration_fails_once(scene: Scene) -> None:
         since = host.machine.cursor()
         with changed(host, workers={"cuont": 2}):
             host.systemctl("restart", check=False)
-            shown = host.show("ActiveState", "ExecMainStatus", "NRestarts")
-            assert (shown["ActiveState"], shown["ExecMainStatus"]) == ("failed", "78")
-            journal = host.journal(since)
+            host.wait_state("failed")
+            assert host.show("ExecMainStatus") == {"ExecMainStatus": "78"}
+            journal = host.wait_journal("workers.cuont", since)
             assert re.search(rf"{host.role}\.toml:\d+: workers\.cuont: .*count", journal), journal
             # RestartSec is 2 s: by now it would have tried again.
             time.sleep(4)
@@ -382,7 +430,7 @@ def test_with_the_socket_unit_a_restart_refuses_nobody(scene: Scene) -> None:
         nonlocal greeted
         while not ending.is_set():
             try:
-                greet(PROXY, timeout=60).close()
+                greet(PROXY, timeout=START_TIMEOUT).close()
                 greeted += 1
             except (OSError, AssertionError) as error:
                 failures.append(error)
@@ -391,10 +439,12 @@ def test_with_the_socket_unit_a_restart_refuses_nobody(scene: Scene) -> None:
     client = threading.Thread(target=scene.on_gateway, args=(keep_connecting,))
     client.start()
     try:
-        wait_until(lambda: greeted > 20, "some greetings")
+        wait_until(lambda: greeted > 20, "some greetings", timeout=START_TIMEOUT)
         before, pid = greeted, host.pid
         host.systemctl("restart")
-        wait_until(lambda: greeted > before + 20, "greetings by the new supervisor")
+        wait_until(
+            lambda: greeted > before + 20, "greetings by the new supervisor", timeout=START_TIMEOUT
+        )
         assert host.pid != pid
     finally:
         ending.set()
@@ -423,6 +473,8 @@ def test_the_socket_unit_serves_ipv4_where_ipv6_is_off(scene: Scene) -> None:
         names = off.split()
         for name, value in zip(names, before, strict=True):
             host.machine.sh(f"sysctl -qw {name}={value}")
+        # The kernel has removed the addresses.
+        host.machine.run("ip", "address", "replace", GATEWAY_ADDRESS6, "dev", "gw0", "nodad")
         host.systemctl("stop")
         host.machine.sh("systemctl stop socks-tunnel@gateway.socket")
         host.systemctl("start")
@@ -434,17 +486,19 @@ def test_the_socket_unit_serves_ipv4_where_ipv6_is_off(scene: Scene) -> None:
 
 def test_stop_lets_a_download_end(scene: Scene) -> None:
     gateway = scene.gateway
+    with changed(gateway, drain_timeout=240):  # half of a download may take longer than usual
+        gateway.systemctl("reload")
     download = scene.start_download()
     with ThreadPoolExecutor(1) as pool:
         since = gateway.machine.cursor()
         stopping = pool.submit(gateway.systemctl, "stop")
         gateway.wait_for_drain(since)
-        assert gateway.state == "deactivating"
+        gateway.wait_state("deactivating")
         assert download.running
         download.finish()
         stopping.result()
-    shown = gateway.show("Result", "ActiveState", "ExecMainStatus")
-    assert shown == {"Result": "success", "ActiveState": "inactive", "ExecMainStatus": "0"}
+    gateway.wait_state("inactive")
+    assert gateway.show("Result", "ExecMainStatus") == {"Result": "success", "ExecMainStatus": "0"}
     gateway.wait_journal("all flows have ended", since)
     gateway.systemctl("start")
     scene.wait_works()
@@ -454,15 +508,15 @@ def test_stop_cuts_what_does_not_end(scene: Scene) -> None:
     gateway = scene.gateway
     # A drain asks systemd for the time that it needs, however short TimeoutStopSec is.
     folder = f"/etc/systemd/system/{gateway.unit}.d"
-    gateway.machine.write(f"{folder}/short.conf", "[Service]\nTimeoutStopSec=3\n")
+    gateway.machine.write(f"{folder}/short.conf", "[Service]\nTimeoutStopSec=8\n")
     gateway.machine.sh("systemctl daemon-reload")
-    with changed(gateway, drain_timeout=6):
+    with changed(gateway, drain_timeout=10):
         gateway.systemctl("reload")
     with contextlib.closing(hold_flow(scene)):
-        began = time.monotonic()
+        since = gateway.machine.cursor()
         gateway.systemctl("stop")
-        took = time.monotonic() - began
-    assert 5.9 < took < 20
+        gateway.wait_journal("flows are still open after 10 s", since)
+    gateway.wait_state("inactive")
     assert gateway.show("Result", "ExecMainStatus") == {"Result": "success", "ExecMainStatus": "0"}
     gateway.machine.sh(f"rm -r {folder} && systemctl daemon-reload")
     gateway.systemctl("start")
@@ -480,7 +534,7 @@ def test_flows_live_through_upgrades(
     conffile = "/etc/needrestart/conf.d/socks-tunnel.conf"
     machine.sh(f"echo '# mine' >>{conffile}")
     configuration = machine.sh("sha256sum /etc/socks-tunnel/* " + conffile)
-    pids = [(host.pid, host.workers()) for host in scene.both]
+    pids = [(host.pid, host.wait_workers()) for host in scene.both]
     tmp_path.chmod(0o755)
     with Living(scene, tmp_path, idle=1000, size=500_000_000, rate="12M") as living:
 
@@ -494,16 +548,21 @@ def test_flows_live_through_upgrades(
                 assert "has taken the place of" in text, text
                 assert "restarting" not in text
                 host.wait_journal("flows go on with it", cursor)
-                assert host.state == "active"
+                host.wait_state("active")
                 compiled = versions is packages or host.machine.suite != PURE_BEFORE
-                assert host.runs_compiled() == {compiled}
+                wait_until(
+                    lambda: host.runs_compiled() == {compiled},  # noqa: B023
+                    f"{host.role} compiled: {compiled}",
+                    timeout=START_TIMEOUT,
+                    interval=0.5,
+                )
             living.goes_on()
 
         install((scene.gateway,), packages)
         install((scene.endpoint,), packages)
         install(scene.both, previous_packages)
         living.finish()
-    assert [(host.pid, host.workers()) for host in scene.both] == pids
+    assert [(host.pid, host.wait_workers()) for host in scene.both] == pids
     assert machine.sh("sha256sum /etc/socks-tunnel/* " + conffile) == configuration
 
 
@@ -520,8 +579,7 @@ def test_needrestart_reports_and_does_not_restart(scene: Scene) -> None:
 
 def test_the_journal_has_no_traceback(scene: Scene) -> None:
     for host in scene.both:
-        journal = host.journal()
-        assert "ready" in journal
+        journal = host.wait_journal("ready")
         assert not re.search(r"Traceback|never retrieved|was destroyed but it is pending", journal)
 
 
@@ -533,15 +591,17 @@ def test_remove_stops_and_purge_keeps_keys(scene: Scene) -> None:
             "systemctl start socks-tunnel@other.socket" if host.role == "endpoint" else "true"
         )
         machine.sh("apt-get remove --yes socks-tunnel 2>&1")
-        assert host.state != "active"
-        running = machine.sh("ps -eo user=,args= | grep -c '^socks-tu' || true")
-        assert running == "0"
-        assert "socks-tunnel@" not in machine.sh(
-            "systemctl list-units --no-legend 'socks-tunnel@*'"
-        )
+        host.wait_state("inactive")
+        for command in (PROCESSES, "systemctl list-units --no-legend 'socks-tunnel@*'"):
+            wait_until(
+                lambda: machine.sh(command) == "",  # noqa: B023
+                f"nothing left: {command}",
+                timeout=START_TIMEOUT,
+                interval=0.2,
+            )
         machine.sh("apt-get purge --yes socks-tunnel 2>&1")
         left = machine.sh(
-            "find / -xdev \\( -path /proc -o -path /sys -o -path /var/tmp \\) -prune -o "
+            "find / -ignore_readdir_race -xdev \\( -path /proc -o -path /sys -o -path /var/tmp \\) -prune -o "
             "\\( -name '*socks-tunnel*' -o -name '*sockstunnel*' -o -path '*/socks-tunnel/*' \\) -print"
         )
         # What docs/packaging.md says: the administrator's own files, keys among them.
