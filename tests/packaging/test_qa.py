@@ -1,7 +1,8 @@
 """The package under Debian's own tools, piuparts and autopkgtest, and on hosts with several instances.
 
-The tests of one release's host run in the order of this file: the package is upgraded, removed, installed
-again, and in the end purged in every way, each time from the state that a removal left.
+The tests of one release's host share it: the package is upgraded, removed, installed again, and in the end
+purged in every way, each time from the state that a removal left. In the order of this file, which pytest
+and xdist keep, little has to be installed again; each test is right alone and in any other order too.
 """
 
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from support.installed import SUITES, Host, limits_drop_in
+from support.installed import START_TIMEOUT, SUITES, Host, limits_drop_in
 from support.machines import TOOLS, Machine
 from support.processes import SOCKS_TUNNEL, wait_until
 from support.workshop import Workshop
@@ -29,6 +30,14 @@ FILES = [
     *("rendezvous.toml", "spare.key", "spare.toml"),
 ]
 RENDEZVOUS = "socks-tunnel-rendezvous.service"
+
+STATE = "var/lib/dpkg var/cache/debconf etc/socks-tunnel"
+"""Where dpkg, debconf and the administrator keep what is there after a removal."""
+
+LEFT = "/var/tmp/left"
+"""Where that is saved."""
+
+RESTORE = f"cd / && rm -rf {STATE} && cp -a {LEFT}/* /"
 
 RENDEZVOUS_CONFIGURATION = """
 listen = "127.0.0.1:8443"
@@ -66,7 +75,7 @@ def test_autopkgtest(packages: Mapping[str, Path], suite: str) -> None:
             "rm -f /etc/apt/sources.list /etc/apt/sources.list.d/* && cd /var/tmp && "
             "autopkgtest --ignore-restrictions=isolation-container "
             "./socks-tunnel.deb ./socks-tunnel -- null 2>&1",
-            timeout=300,
+            timeout=900,
         )
     finally:
         machine.delete()
@@ -89,13 +98,20 @@ class Office:
 
     def __init__(self, suite: str) -> None:
         self.suite = suite
+        self.newest = ""
+        """Where the package of this version is on the host."""
         self.machine = boot(suite)
         self.gateway, self.endpoint, self.spare = (
             Host(self.machine, name) for name in ("gateway", "endpoint", "spare")
         )
 
-    def prepare(self, package: Path) -> None:
-        """Install a package; as on an image for a fleet, configurations, keys and links are there first."""
+    def prepare(self, package: Path, newest: Path) -> None:
+        """Install a package; as on an image for a fleet, configurations, keys and links are there first.
+
+        `newest` is copied for :meth:`come_up` and for tests.
+        """
+        self.newest = f"/var/tmp/{newest.name}"
+        self.machine.copy_in(newest, self.newest)
         folder = self.machine.root / "etc/socks-tunnel"
         pair = (SOCKS_TUNNEL, "pair", "--gateway", folder, "--endpoint", folder)
         subprocess.run([*pair, "--url", "http://127.0.0.1:8765/"], check=True, capture_output=True)
@@ -103,16 +119,43 @@ class Office:
             "cd /etc/socks-tunnel && cp endpoint.key spare.key && "
             "sed 's/endpoint.key/spare.key/; s/8765/8766/; s/9465/9466/' endpoint.toml >spare.toml"
         )
-        wants = self.machine.root / "etc/systemd/system/multi-user.target.wants"
-        wants.mkdir(parents=True, exist_ok=True)
-        for host in self.running:
-            (wants / host.unit).symlink_to("/usr/lib/systemd/system/socks-tunnel@.service")
         self.machine.write("/etc/socks-tunnel/rendezvous.toml", RENDEZVOUS_CONFIGURATION)
-        folder = self.machine.root / f"etc/systemd/system/{RENDEZVOUS}.d"
-        folder.mkdir()
-        (folder / "test.conf").write_text(limits_drop_in())
-        (wants / RENDEZVOUS).symlink_to(f"/usr/lib/systemd/system/{RENDEZVOUS}")
+        self.machine.write(f"/etc/systemd/system/{RENDEZVOUS}.d/test.conf", limits_drop_in())
+        self.enable()
         self.gateway.install(package)
+
+    def enable(self) -> None:
+        """Makes the links that `systemctl enable` makes, of those units that are to run."""
+        units = "/usr/lib/systemd/system"
+        wants = "/etc/systemd/system/multi-user.target.wants"
+        links = "\n".join(
+            f"ln -sf {units}/socks-tunnel@.service {wants}/{host.unit}" for host in self.running
+        )
+        self.machine.sh(
+            f"set -e\nmkdir -p {wants}\n{links}\nln -sf {units}/{RENDEZVOUS} {wants}/{RENDEZVOUS}"
+        )
+
+    def is_installed(self) -> bool:
+        """Returns whether the package is."""
+        status = "dpkg-query --show --showformat '${Status}' socks-tunnel"
+        return self.machine.sh(status, check=False) == "install ok installed"
+
+    def come_up(self) -> None:
+        """Has the package installed, and waits until that runs which is enabled."""
+        if not self.is_installed():
+            self.machine.sh(f"test ! -d {LEFT} || {{ {RESTORE}; }}")
+            self.enable()
+            self.machine.sh(f"DEBIAN_FRONTEND=noninteractive dpkg --install {self.newest} 2>&1")
+        self.wait_states("active", "active", "inactive")
+        self.wait_rendezvous("active")
+
+    def remove(self) -> None:
+        """Removes the package if it is installed, and saves what is left then."""
+        if self.is_installed():
+            self.machine.sh("apt-get remove --yes socks-tunnel 2>&1")
+            self.machine.sh(
+                f"rm -rf {LEFT} && mkdir {LEFT} && cd / && cp -a --parents {STATE} {LEFT}"
+            )
 
     @property
     def running(self) -> tuple[Host, Host]:
@@ -140,10 +183,45 @@ class Office:
         """The state of each instance, in the order of their names."""
         return [host.state for host in (self.endpoint, self.gateway, self.spare)]
 
-    def rendezvous(self) -> tuple[str, int]:
-        """The state of the rendezvous service, and its process id; 0 if it does not run."""
-        state = self.machine.property(RENDEZVOUS, "ActiveState")
-        return state, self.machine.main_pid(RENDEZVOUS)
+    def wait_states(self, *wanted: str) -> None:
+        """Waits until the instances are in these states."""
+        wait_until(
+            lambda: self.states() == list(wanted),
+            f"{wanted} of endpoint, gateway and spare",
+            timeout=START_TIMEOUT,
+            interval=0.1,
+        )
+
+    def rendezvous(self) -> int:
+        """The process id of the rendezvous service; 0 if it does not run."""
+        return self.machine.main_pid(RENDEZVOUS)
+
+    def wait_rendezvous(self, wanted: str) -> None:
+        """Waits until the rendezvous service is in a state."""
+        wait_until(
+            lambda: self.machine.property(RENDEZVOUS, "ActiveState") == wanted,
+            f"the rendezvous service {wanted}",
+            timeout=START_TIMEOUT,
+            interval=0.1,
+        )
+
+    def wait_upgrades(self, wanted: list[int]) -> None:
+        """Waits until the programs of the instances that run were replaced so often."""
+        wait_until(
+            lambda: [self.upgrades(host) for host in self.running] == wanted,
+            f"{wanted} replacements",
+            timeout=START_TIMEOUT,
+            interval=0.2,
+        )
+
+    def wait_nothing(self, command: str) -> None:
+        """Waits until a command prints nothing."""
+        wait_until(
+            lambda: self.machine.sh(command) == "",
+            f"nothing printed by {command}",
+            timeout=START_TIMEOUT,
+            interval=0.2,
+        )
 
     def break_configuration(self, host: Host) -> None:
         """Put a line that is no setting first."""
@@ -155,59 +233,72 @@ class Office:
 
 
 @pytest.fixture(scope="module", params=SUITES if EVERY_RELEASE else ["trixie"])
-def office(
-    request: pytest.FixtureRequest, previous_packages: Mapping[str, Path]
+def opened(
+    request: pytest.FixtureRequest,
+    previous_packages: Mapping[str, Path],
+    packages: Mapping[str, Path],
 ) -> Iterator[Office]:
+    """The host, in whatever state the last test left it; at first it has the previous version."""
     office = Office(request.param)
     try:
-        office.prepare(previous_packages[request.param])
+        office.prepare(previous_packages[request.param], packages[request.param])
         yield office
     finally:
         office.machine.delete()
 
 
+@pytest.fixture
+def office(opened: Office) -> Office:
+    """The host with some version installed, and all running that is enabled."""
+    opened.come_up()
+    return opened
+
+
 def test_what_was_enabled_before_is_started(office: Office) -> None:
     assert office.states() == ["active", "active", "inactive"]
-    assert office.rendezvous()[0] == "active"
     assert office.machine.sh("stat -c '%U:%G %a' /etc/socks-tunnel") == "root:socks-tunnel 750"
 
 
 def test_the_rendezvous_service_reads_its_configuration_again(office: Office) -> None:
     machine = office.machine
-    _, pid = office.rendezvous()
+    pid, since = office.rendezvous(), machine.cursor()
     machine.sh("sed -i '1i nonsense = 1' /etc/socks-tunnel/rendezvous.toml")
     machine.sh(f"systemctl reload {RENDEZVOUS}")
-    machine.wait_journal("reload refused: ", RENDEZVOUS)
-    machine.wait_journal("nonsense: unknown key", RENDEZVOUS)
+    machine.wait_journal("reload refused: ", RENDEZVOUS, since)
+    machine.wait_journal("nonsense: unknown key", RENDEZVOUS, since)
     machine.sh("sed -i 1d /etc/socks-tunnel/rendezvous.toml")
+    office.wait_rendezvous("active")
     machine.sh(f"systemctl reload {RENDEZVOUS}")
-    wait_until(lambda: "reloaded: 0 keys" in machine.journal(RENDEZVOUS), "the new configuration")
-    assert office.rendezvous() == ("active", pid)
+    machine.wait_journal("reloaded: 0 keys", RENDEZVOUS, since)
+    office.wait_rendezvous("active")
+    assert office.rendezvous() == pid
 
 
 def test_an_upgrade_replaces_one_after_another(
-    office: Office, packages: Mapping[str, Path]
+    office: Office, previous_packages: Mapping[str, Path], packages: Mapping[str, Path]
 ) -> None:
     """Instances get the new program in place; the rendezvous service is restarted."""
+    office.gateway.install(previous_packages[office.suite])  # nothing happens if it is that one
+    office.come_up()
     pids = [host.pid for host in office.running]
-    _, rendezvous = office.rendezvous()
+    before = [office.upgrades(host) for host in office.running]
+    rendezvous = office.rendezvous()
     office.spare.systemctl("enable")  # yet it has been stopped
     office.machine.sh(f"echo '# mine' >>{CONFFILE}")
     files = office.files()
     printed = office.gateway.install(packages[office.suite])
-    assert office.states() == ["active", "active", "inactive"]
+    office.wait_states("active", "active", "inactive")
     assert [host.pid for host in office.running] == pids
     assert printed.count("has taken the place of") == 2, printed
-    assert [office.upgrades(host) for host in office.running] == [1, 1]
-    state, pid = office.rendezvous()
-    assert state == "active"
-    assert pid != rendezvous
+    office.wait_upgrades([count + 1 for count in before])
+    office.wait_rendezvous("active")
+    assert office.rendezvous() != rendezvous
     assert office.spare.unit not in printed
     assert office.files() == files
     office.spare.systemctl("disable")
 
 
-def test_one_that_cannot_be_replaced_goes_on(office: Office, packages: Mapping[str, Path]) -> None:
+def test_one_that_cannot_be_replaced_goes_on(office: Office) -> None:
     """Its configuration is broken: the new program refuses it before the old one has gone."""
     first, second = office.running
     office.break_configuration(first)
@@ -215,16 +306,13 @@ def test_one_that_cannot_be_replaced_goes_on(office: Office, packages: Mapping[s
     pids = first.pid, second.pid
     before = office.upgrades(first), office.upgrades(second)
     printed = office.machine.sh(
-        "DEBIAN_FRONTEND=noninteractive apt-get install --yes --reinstall "
-        f"/var/tmp/{packages[office.suite].name} 2>&1"
+        f"DEBIAN_FRONTEND=noninteractive apt-get install --yes --reinstall {office.newest} 2>&1"
     )
     assert f"{first.unit} goes on with the version that it runs" in printed, printed
-    assert office.states() == ["active", "active", "inactive"]
+    office.wait_states("active", "active", "inactive")
     assert (first.pid, second.pid) == pids
-    assert (office.upgrades(first), office.upgrades(second)) == (before[0], before[1] + 1)
-    assert office.machine.sh("dpkg-query --show --showformat '${Status}' socks-tunnel") == (
-        "install ok installed"
-    )
+    office.wait_upgrades([before[0], before[1] + 1])
+    assert office.is_installed()
     assert office.files() == files
     office.mend_configuration(first)
 
@@ -240,60 +328,49 @@ def test_policy_rc_d_and_statoverrides_are_respected(office: Office) -> None:
     machine.sh("rm /usr/sbin/policy-rc.d && dpkg-statoverride --remove /etc/socks-tunnel")
     office.maintainer_script("postinst", "abort-upgrade", "0.0.9-1")
     assert [host.pid for host in office.running] == pids
-    machine.sh("chgrp socks-tunnel /etc/socks-tunnel")
+    machine.sh("chgrp socks-tunnel /etc/socks-tunnel && chmod 750 /etc/socks-tunnel")
 
 
 def test_a_removal_that_is_called_off(office: Office) -> None:
     office.maintainer_script("prerm", "remove")
-    assert office.states() == ["inactive", "inactive", "inactive"]
-    assert office.rendezvous()[0] == "inactive"
+    office.wait_states("inactive", "inactive", "inactive")
+    office.wait_rendezvous("inactive")
     office.maintainer_script("postinst", "abort-remove")
-    assert office.states() == ["active", "active", "inactive"]
-    assert office.rendezvous()[0] == "active"
+    office.wait_states("active", "active", "inactive")
+    office.wait_rendezvous("active")
 
 
 def test_remove_stops_all(office: Office) -> None:
     office.break_configuration(office.spare)
     office.spare.systemctl("start", check=False)
-    assert office.states() == ["active", "active", "failed"]
-    office.machine.sh("apt-get remove --yes socks-tunnel 2>&1")
-    assert office.machine.sh("ps -eo user= | grep -c '^socks-tu' || true") == "0"
-    known = office.machine.sh(
+    office.wait_states("active", "active", "failed")
+    office.mend_configuration(office.spare)
+    office.remove()
+    office.wait_nothing("pgrep --uid socks-tunnel --list-full || true")
+    office.wait_nothing(
         f"systemctl list-units --no-legend 'socks-tunnel@*' {RENDEZVOUS} sockstunnel.slice"
     )
-    assert known == ""
 
 
-def test_installing_again_starts_what_is_enabled(
-    office: Office, packages: Mapping[str, Path]
-) -> None:
-    office.machine.sh(
-        f"DEBIAN_FRONTEND=noninteractive dpkg --install /var/tmp/{packages[office.suite].name} 2>&1"
-    )
-    assert office.states() == ["active", "active", "inactive"]
-    assert office.rendezvous()[0] == "active"
+def test_installing_again_starts_what_is_enabled(opened: Office) -> None:
+    opened.remove()
+    opened.come_up()
 
 
 # --- purge ------------------------------------------------------------------------------------
 
 
-STATE = "var/lib/dpkg var/cache/debconf etc/socks-tunnel"
-"""Where dpkg, debconf and the administrator keep what is there after a removal."""
-
-
-@pytest.fixture(scope="module")
-def removal(office: Office) -> Machine:
-    """The host without the package; what is left is saved."""
-    machine = office.machine
-    machine.sh("apt-get remove --yes socks-tunnel 2>&1")
-    machine.sh(f"mkdir /var/tmp/left && cd / && cp -a --parents {STATE} /var/tmp/left")
-    return machine
+@pytest.fixture
+def removal(opened: Office) -> Machine:
+    """The host without the package; what was left is saved."""
+    opened.remove()
+    return opened.machine
 
 
 @pytest.fixture
 def removed(removal: Machine) -> Iterator[Machine]:
     """The host as the removal left it. At the end of the test, dpkg and debconf know nothing of it."""
-    removal.sh(f"cd / && rm -rf {STATE} && cp -a /var/tmp/left/* /")
+    removal.sh(RESTORE)
     assert removal.sh("dpkg-query --show --showformat '${Status}' socks-tunnel") == (
         "deinstall ok config-files"
     )
@@ -315,7 +392,7 @@ def configuration(machine: Machine) -> list[str]:
 
 def purge(machine: Machine, *, answer: str = "", frontend: str = "noninteractive") -> str:
     """Purge on a terminal, and answer the question once it is there; what was printed."""
-    command = ("timeout", "60", "script", "--quiet", "--return", "/dev/null", "--command")
+    command = ("timeout", "300", "script", "--quiet", "--return", "/dev/null", "--command")
     printed = ""
     with subprocess.Popen(
         machine.enter(
