@@ -63,7 +63,7 @@ class EndpointLinks(Links):
         """Ends the links of peers that are gone or have another key."""
         super().apply(config)
         for carrier in self._carriers:
-            carrier.apply()
+            carrier.apply(config)
         for link in list(self.links):
             peer = self.peers.get(link.peer.name)
             if peer is not None and link.key in keys_of(peer):

@@ -48,8 +48,8 @@ class ConfiguredCarrier(Protocol):
     async def start(self, config: Config) -> None:
         """Begins to take offers. Raises :class:`OSError`."""
 
-    def apply(self) -> None:
-        """Uses what was prepared last."""
+    def apply(self, config: Config) -> None:
+        """Takes offers of the peers of a configuration, and uses what was prepared last."""
 
     async def stop(self) -> None:
         """Takes no more offers; bounded in time."""
@@ -206,12 +206,10 @@ class RendezvousListener:
         self._metrics = metrics
         self._clock = clock
         self._identity = identity
-        self._keys: list[bytes] = []
         self._service: Rendezvous | None = None
 
     async def prepare(self, config: Config) -> None:
-        """Takes the keys of the gateways that may send offers."""
-        self._keys = [key for peer in config.peers for key in keys_of(peer)]
+        """Needs nothing besides the configuration."""
 
     async def start(self, config: Config) -> None:
         """Connects, in the background: a service that is not there yet is no obstacle."""
@@ -220,14 +218,14 @@ class RendezvousListener:
             return
         way = signaling.rendezvous, signaling.tls_ca, config.ice.proxy
         self._service = _rendezvous(way, self._identity, self._metrics, self._clock, self._handlers)
-        self._service.watch(self._keys)
+        self.apply(config)
         self._service.start()
         _log.info("taking offers through %s", signaling.rendezvous)
 
-    def apply(self) -> None:
-        """Lets those send offers that were prepared last."""
+    def apply(self, config: Config) -> None:
+        """Lets the gateways of a configuration send offers, and no others."""
         if self._service is not None:
-            self._service.watch(self._keys)
+            self._service.watch([key for peer in config.peers for key in keys_of(peer)])
 
     async def stop(self) -> None:
         """Takes no more offers."""
@@ -250,6 +248,7 @@ class DirectListener:
         self._metrics = metrics
         self._server: DirectServer | None = None
         self._certificate: ServerCertificate | None = None
+        self._told: ServerCertificate | None = None
         self._listen: str | None = None
         self._inherited: tuple[str, socket.socket] | None = None
 
@@ -298,11 +297,13 @@ class DirectListener:
         if certificate is not None:
             self._tell(certificate)
 
-    def apply(self) -> None:
+    def apply(self, config: Config) -> None:
         """Serves a renewed certificate to new connections; old ones go on with what they have."""
+        del config  # whoever makes an offer proves to be one of its peers
         if self._server is not None and self._certificate is not None:
             self._server.tls = self._certificate.context
-            self._tell(self._certificate)
+            if self._certificate is not self._told:  # hosts that join change nothing here
+                self._tell(self._certificate)
 
     async def stop(self) -> None:
         """Listens no more."""
@@ -327,6 +328,7 @@ class DirectListener:
 
     def _tell(self, certificate: ServerCertificate) -> None:
         """Says in log and metric until when the certificate is good."""
+        self._told = certificate
         expires = self._metrics.tls_certificate_expires_seconds.labels("signaling")
         expires.set(certificate.not_after.timestamp())
         complaint = certificate.complaint(datetime.now(UTC))

@@ -8,7 +8,7 @@ configurations instead of a thousand.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,42 +71,57 @@ class Enroller:
         self._file = EnrolmentFile(directory / FILE, identity)
         self._apply = apply
         self._applying: asyncio.Task[None] | None = None
-        self._config = config
-        self._listed: dict[bytes, str] = {}
         self._refused = 0
         self._refused_since = 0.0
         self._told: set[str] = set()
         self._jwt = JwtJoins(identity)
         self._results = metrics.joins_total
+        self._enrolments.expire(time.time())
+        self.use(config)
 
     @property
     def _enrolments(self) -> Enrolments:
         return self._file.enrolments
 
-    def extend(self, config: Config) -> Config:
-        """Returns a configuration as it was read, with the members as further peers."""
+    def use(self, config: Config) -> None:
+        """Decides by a configuration, without the members, from now on."""
         self._config = config
         self._jwt.apply(config)
-        self._listed = {key: peer.name for peer in config.peers for key in keys_of(peer)}
-        self._enrolments.expire(time.time())
-        names = {peer.name for peer in config.peers}
+        self._listed = _keys_in(config)
+
+    def extend(self, config: Config) -> Config:
+        """Returns a configuration as it was read, with the members as further peers.
+
+        It changes nothing: the configuration may be refused after all. It may be called in a
+        thread, beside hosts that join.
+        """
+        names, listed = {peer.name for peer in config.peers}, _keys_in(config)
+        now = time.time()
         peers = [
-            _peer(member)
-            for member in self._enrolments.members.values()
-            if self._may_stay(member, names)
+            _peer(member, now)
+            for member in list(self._enrolments.members.values())
+            if not 0 < member.until <= now
+            and self._may_stay(member, names, config.policies, listed, now)
         ]
         return replace(config, peers=(*config.peers, *peers))
 
     def extended(self) -> Config:
-        """Returns the latest configuration with the members that there are now."""
+        """Returns the configuration in force with the members that there are now."""
         return self.extend(self._config)
 
-    def _may_stay(self, member: Member, names: set[str]) -> bool:
+    def _may_stay(
+        self,
+        member: Member,
+        names: Collection[str],
+        policies: Collection[str],
+        listed: Mapping[bytes, str],
+        now: float,
+    ) -> bool:
         if member.name in names:
             why = "the configuration has a peer of that name"
-        elif member.tag and member.tag not in self._config.policies:
+        elif member.tag and member.tag not in policies:
             why = f"there is no [policies.{member.tag}]"
-        elif not self._listed.keys().isdisjoint(member.keys(time.time())):
+        elif not listed.keys().isdisjoint(member.keys(now)):
             why = "the configuration has a peer with its key"
         else:
             return True
@@ -285,7 +300,10 @@ class Enroller:
             raise ControlError(f"no host of the name {clip(name)} has joined{hint}") from None
         _log.info("the enrolment of %s is revoked", name)
         self._told.discard(name)
-        await asyncio.wait([self._changed()])
+        applied = self._changed()
+        await asyncio.wait([applied])
+        if applied.exception() is not None:
+            raise ControlError(f"{clip(name)} is revoked from the next start on; see the log")
         return {"revoked": name}
 
     def _withdraw(self, invitation: str, op: object) -> dict[str, Any]:
@@ -335,8 +353,13 @@ def _not_written(error: OSError) -> Refusal:
     return Refusal("disk", "the endpoint cannot write down who joins; its log says why")
 
 
-def _peer(member: Member) -> Peer:
-    key, *old = member.keys(time.time())
+def _keys_in(config: Config) -> dict[bytes, str]:
+    """Returns the names of the peers of a configuration, by key."""
+    return {key: peer.name for peer in config.peers for key in keys_of(peer)}
+
+
+def _peer(member: Member, now: float) -> Peer:
+    key, *old = member.keys(now)
     return Peer(
         name=member.name,
         public_key=public_key_text(key),

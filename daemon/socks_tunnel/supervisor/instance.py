@@ -630,11 +630,13 @@ class Instance:
             self.notifier.reloading()
             try:
                 with short_turns():
-                    read, config, waiting, fields = await asyncio.to_thread(self._read_again)
+                    read, base, config, waiting, fields = await asyncio.to_thread(self._read_again)
                     number = await asyncio.to_thread(config_hash, config)
                 identity = _load_identity_again(config)
                 await self.links.prepare(read)
                 self._use_audit_file(config)
+                if self.enroller is not None:
+                    self.enroller.use(base)
                 self._apply(config, fields)
                 if not self.links.renew(identity):
                     waiting.append("identity")
@@ -672,24 +674,24 @@ class Instance:
         self._events.put_nowait(_Leave(version))
         return keys
 
-    def _read_again(self) -> tuple[Config, Config, list[str], dict[str, Any]]:
-        """Returns the file, what is to hold, what waits for a restart, and the workers' settings.
+    def _read_again(self) -> tuple[Config, Config, Config, list[str], dict[str, Any]]:
+        """Reads the file again, in a thread, which mostly waits for the process that reads.
 
-        It runs in a thread, which mostly waits for the process that reads.
+        Returns the file, what is to hold of it, the same with the hosts that have joined, what
+        waits for a restart, and the workers' settings.
         """
         try:
             read = read_configuration(self.config.source)
         except OSError as error:
             raise ControlError(f"no process can be started that reads: {error}") from None
-        config, waiting = merge(self.config, read)
-        if self.enroller is not None:
-            config = self.enroller.extend(config)
+        base, waiting = merge(self.config, read)
+        config = base if self.enroller is None else self.enroller.extend(base)
         try:
             self._check_frame(config)
         except StartError as error:
             problem = Problem(config.source, None, "", str(error))
             raise ConfigError([problem]) from None
-        return read, config, waiting, dump(config)
+        return read, base, config, waiting, dump(config)
 
     @staticmethod
     def _use_audit_file(config: Config) -> None:
@@ -706,7 +708,6 @@ class Instance:
             config = self.enroller.extended()
             with short_turns():
                 fields = await asyncio.to_thread(dump, config)
-            await self.links.prepare(config)
             self._apply(config, fields)
 
     def _apply(self, config: Config, fields: dict[str, Any]) -> None:

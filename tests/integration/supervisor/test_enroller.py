@@ -1,6 +1,7 @@
 """Hosts that join a running endpoint: many at once, and what goes wrong."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from socks_tunnel.signaling.carrier import SignalingRefused
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.signaling.joining import Joined, NotJoined, Token
 from socks_tunnel.supervisor import enroller
+from support.certificates import Authority
 
 __all__ = ["no_leftover_signals"]  # a fixture
 
@@ -141,3 +143,61 @@ async def test_nobody_joins_a_gateway(
         assert answer == {"ok": False, "error": "this is a gateway; hosts join an endpoint"}
     finally:
         await made.close()
+
+
+async def test_a_configuration_that_was_refused_is_not_used_for_who_joins(office: Office) -> None:
+    token = await office.invite()
+    other = PrivateIdentity.generate().public_text
+    office.config.write_text(
+        office.config.read_text()
+        + f'''[[peers]]\nname = "other"\npublic_key = "{other}"\n'''
+        + """[audit]\nfile = "/nonexistent/audit.log"\n"""
+    )
+    answer = await office.ask("reload")
+    assert "/nonexistent/audit.log cannot be written" in answer["error"]
+    joined = await office.join(token, "host")
+    assert isinstance(joined, Joined)
+    assert office.instance.links.peers.keys() == {"laptop", "host"}
+
+
+async def test_who_joins_and_leaves_needs_no_file_that_a_reload_reads(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_leftover_signals: None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    certificate = tmp_path / "server.pem"
+    certificate.touch(0o600)
+    certificate.write_text(Authority("Test Root").issue("localhost").both)
+    made = Office(tmp_path, monkeypatch)
+    made.endpoint()
+    listen = f'listen = "127.0.0.1:0"\ntls_certificate = "{certificate}"'
+    made.config.write_text(made.config.read_text().replace('listen = "unix:offers.sock"', listen))
+    made.start()
+    await made.ready()
+    try:
+        token, identity = await made.invite(), PrivateIdentity.generate()
+        certificate.unlink()  # a renewal is half done
+        sent, _ = joining.new_request(identity, token, "host", time.time())
+        assert made.instance.enroller is not None
+        assert await made.instance.enroller.handle(sent) is not None
+        assert made.instance.links.peers.keys() == {"laptop", "host"}
+        assert (await made.ask("revoke", name="host"))["ok"]
+        assert made.instance.links.peers.keys() == {"laptop"}
+        assert caplog.text.count("TLS certificate") == 1, "it has not changed"
+    finally:
+        await made.close()
+
+
+async def test_a_revocation_that_does_not_hold_is_no_success(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(await office.join(await office.invite(), "host"), Joined)
+
+    def fails(_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(office.instance.links, "apply", fails)
+    answer = await office.ask("revoke", name="host")
+    assert answer == {"ok": False, "error": "host is revoked from the next start on; see the log"}
