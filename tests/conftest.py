@@ -13,7 +13,7 @@ from support import groups
 from support.machines import why_no_boot
 from support.workshop import Workshop, given_packages
 
-pytest_plugins = ["support.scenes", "support.figures"]
+pytest_plugins = ["support.scenes", "support.figures", "support.leftovers"]
 
 # Hypothesis: `fast` in every test run, `deep` for `make fuzz`.
 # No deadlines: how long an example takes says more about the machine than about the code.

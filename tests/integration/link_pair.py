@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from socks_tunnel.protocol.messages import SUBPROTOCOL, Hello, Resume
 
 LOOPBACK = IceSettings(addresses=["127.0.0.1"])
 SESSION = bytes(range(16))
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which a test gives up on something that is to happen at once."""
 
 
@@ -37,6 +38,34 @@ def hello(**changes: Any) -> Hello:
         "max_data": 65_529,
     }
     return Hello(**(fields | changes))
+
+
+class JumpingClock:
+    """The clock of one link, which a test sets forward where it would have to wait.
+
+    So a link has as much time to get where the test wants it as a busy machine takes.
+    """
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._callback: Callable[[], object] = lambda: None
+
+    def time(self) -> float:
+        return time.monotonic() + self._ahead
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
+        self._callback = callback
+        self._timer = self._loop.call_later(max(0.0, when - self.time()), callback)
+        return self._timer
+
+    def jump(self, seconds: float) -> None:
+        """Sets it forward: what is due by then happens in the next turn of the loop."""
+        self._ahead += seconds
+        if self._timer is not None and not self._timer.cancelled():
+            self._timer.cancel()
+            self._loop.call_soon(self._callback)
 
 
 TIMES = {"ping_interval", "dead_after", "probe_after", "suspect_after"}

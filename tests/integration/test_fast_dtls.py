@@ -67,7 +67,9 @@ def test_both_ways_at_once(loop: Any, offerer: Kind, answerer: Kind) -> None:
                 report = await peer.pc.getStats()
                 stats = next(iter(report.values()))
                 assert isinstance(stats, RTCTransportStats)
-                assert stats.packetsSent >= peer.dtls.udp.counters.sent_datagrams > MESSAGES
+                # ICE sends through the same socket, the more the longer it lasts: no equality here.
+                assert stats.packetsSent > MESSAGES
+                assert peer.dtls.udp.counters.sent_datagrams > MESSAGES
                 assert stats.bytesReceived >= peer.dtls.counters.received_bytes > 0
 
     with asyncio.Runner(loop_factory=loop) as runner:
@@ -117,6 +119,7 @@ class Collector:
 def collect(transport: FastDtlsTransport) -> Collector:
     collector = Collector()
     transport._data_receiver = collector  # type: ignore[assignment] # what is replaced is its method
+    transport._batch = PACKETS_MAX  # whatever the handshake has taken on a busy machine
     return collector
 
 
@@ -223,7 +226,7 @@ async def test_packets_of_all_sizes_cross_in_order() -> None:
         packets = [os.urandom(1 + number * 37 % 1400) for number in range(200)]
         packets += [os.urandom(1200)] * 150
         sender.dtls.send_packets(packets)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(collector.packets) < len(packets):
                 await asyncio.sleep(0)
         assert collector.packets == packets
@@ -237,7 +240,7 @@ async def test_probes_and_fragmentable_packets_arrive() -> None:
         assert sender.dtls.probing_allowed
         assert sender.dtls.send_probe(bytes(9000))
         sender.dtls.send_packets([bytes(3000)] * 2, fragment=True)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(collector.packets) < 3:
                 await asyncio.sleep(0)
         assert [len(packet) for packet in collector.packets] == [9000, 3000, 3000]
@@ -261,7 +264,7 @@ async def test_a_costly_receiver_yields_to_the_loop() -> None:
         for _ in range(10):
             sender.dtls.send_packets([bytes(500)] * 64)
         longest = 0.0
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(collector.packets) < 640:
                 before = spent
                 await asyncio.sleep(0)
@@ -285,7 +288,7 @@ async def test_an_exception_of_the_receiver_ends_the_connection() -> None:
         collector.work = fail
         sender.dtls.send_packets([b"one", b"two"])
         with pytest.raises(ZeroDivisionError, match="a bug above"):
-            await asyncio.wait_for(asyncio.shield(task), 10)
+            await asyncio.wait_for(asyncio.shield(task), 60)
         assert taker.dtls.state == "closed"
         with pytest.raises(ConnectionError):
             taker.dtls.send_packets([b"late"])
@@ -309,7 +312,7 @@ async def test_what_comes_another_way_is_taken_too() -> None:
         packets = [bytes([number]) * 50 for number in range(20)]
         for packet in packets:
             taker.dtls._ice.data_received(encrypt(sender.dtls, packet), 1)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(collector.packets) < len(packets):
                 await asyncio.sleep(0)
         assert collector.packets == packets

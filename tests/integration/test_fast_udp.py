@@ -64,7 +64,7 @@ class Listener(asyncio.DatagramProtocol):
         self.lost.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()

@@ -56,7 +56,7 @@ async def exchange(here: Site, ice: IceSettings = LOOPBACK) -> None:
 
     await at_gateway.until(lambda: bool(at_gateway.rtts))
     assert gateway.protocol.keepalive.rtt == at_gateway.rtts[-1]
-    assert 0 < at_gateway.rtts[-1] < 15
+    assert 0 < at_gateway.rtts[-1] < 60
 
     gateway.goaway(0x12)
     await gateway.close("enough")
@@ -103,7 +103,7 @@ async def test_udp_goes_on_datagram_and_flows_spread_over_lanes() -> None:
         for conn_id in ids:
             gateway.send_many([Data(conn_id, b"a").encode(), Data(conn_id, b"b").encode()])
         gateway.send_many([UdpPacket(5, b"packet").encode()])
-        await endpoint.until(lambda: len(endpoint.got) >= 2 * len(ids) + 3)  # HELLO and PING too
+        await endpoint.until(lambda: len(of_flows(endpoint)) == 2 * len(ids) + 1)
         assert endpoint.on("datagram") == [UdpPacket(5, b"packet").encode()]
         per_lane = {label: endpoint.on(label) for label in endpoint.channels if "lane" in label}
         assert all(2 * len(ids) / 8 < len(messages) for messages in per_lane.values())
@@ -114,6 +114,11 @@ async def test_udp_goes_on_datagram_and_flows_spread_over_lanes() -> None:
                 if any(message_key(message)[1] == conn_id for message in messages)
             ]
             assert lane == [Data(conn_id, b"a").encode(), Data(conn_id, b"b").encode()]
+
+
+def of_flows(endpoint: RawEndpoint) -> list[bytes]:
+    """What came of flows: on `control` there are HELLO and, from time to time, PINGs."""
+    return [message for label, message in endpoint.got if label != "control"]
 
 
 async def test_the_sdp_names_what_we_take() -> None:
@@ -223,7 +228,7 @@ async def test_a_smaller_limit_of_the_peer_is_respected() -> None:
         too_long = UdpPacket(1, bytes(1994)).encode()
         gateway.send_many([*longest, too_long])
         await seen.until(lambda: seen.drained == sum(map(len, longest)) + len(too_long))
-        await endpoint.until(lambda: len(endpoint.got) >= len(longest) + 2)  # HELLO and PING too
+        await endpoint.until(lambda: len(of_flows(endpoint)) == len(longest))
         assert endpoint.on("datagram") == longest[1:]
         assert gateway.transport.stats.datagrams_dropped == 1
 

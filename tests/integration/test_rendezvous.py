@@ -43,7 +43,7 @@ async def test_both_sides_outbound_only_have_a_link(place: Place) -> None:
     await gateway.manager.stop("done")
     await until(lambda: not endpoint.up)
     await until(lambda: node.registry.counts["passed"] == 3)  # the goodbye
-    assert not endpoint.router.sessions
+    await until(lambda: not endpoint.router.sessions)
 
 
 async def test_a_restart_of_the_service_costs_no_link(place: Place) -> None:
@@ -156,8 +156,8 @@ async def test_a_slow_answer_ends_with_the_time(place: Place) -> None:
     begun = asyncio.Event()
 
     async def never(envelope: bytes) -> Answered | None:
-        del envelope
-        begun.set()
+        if envelope == b"another":
+            begun.set()
         await asyncio.get_running_loop().create_future()
         return None
 
@@ -166,10 +166,9 @@ async def test_a_slow_answer_ends_with_the_time(place: Place) -> None:
     await carrier.appeared()
     with pytest.raises(SignalingError, match="no answer through"):
         await carrier.offer(b"offer", 1.0)
-    assert begun.is_set()
-    offering = asyncio.get_running_loop().create_task(carrier.offer(b"offer", 60))
-    begun.clear()
-    await begun.wait()
+    offering = asyncio.get_running_loop().create_task(carrier.offer(b"another", 60))
+    async with asyncio.timeout(60):
+        await begun.wait()
     await place.stop()
     with pytest.raises(SignalingError, match="ended before an answer came"):
         await offering
@@ -288,7 +287,7 @@ async def test_the_service_time_counts_where_it_is_trusted_for_that(
         assert "offers and answers go by the service's (rendezvous_clock)" in caplog.text
     else:
         await until(lambda: endpoint.metric("signaling_rejected_total", reason="expired") > 0)
-        assert "one of them is wrong" in caplog.text
+        await until(lambda: "one of them is wrong" in caplog.text)
 
 
 async def test_drain_asks_clients_to_leave_and_refuses_new_ones(
@@ -299,7 +298,7 @@ async def test_drain_asks_clients_to_leave_and_refuses_new_ones(
     clients = [place.client(key) for key in keys]
     await until(lambda: len(node.registry) == len(keys))
     draining = asyncio.get_running_loop().create_task(node.drain(2.0))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await draining
     # On a busy machine some of them leave a moment after the time that they were given.
     await until(lambda: not len(node.registry))

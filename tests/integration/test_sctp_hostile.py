@@ -18,7 +18,7 @@ from integration.fast_pair import Kind, Peer, pair, receiver_task
 from socks_tunnel.peer.fast.sctp import FastSctpTransport
 from socks_tunnel.peer.plain.bounds import FRAGMENTS_END
 from socks_tunnel.protocol.errors import RemoteProtocolError
-from support.heap import heap_set_aside
+from support.heap import set_heap_aside
 
 ITERATION_MAX = 0.020
 """Seconds of processor time that one iteration of the loop may take in 99 of 100 cases."""
@@ -257,12 +257,8 @@ def held(victim: Peer) -> int:
 async def test_a_flood_leaves_the_loop_to_others(
     flood: Callable[[Hostile], Iterator[bytes]], kind: Kind
 ) -> None:
-    with heap_set_aside():
-        await flood_beside_others(flood, kind)
-
-
-async def flood_beside_others(flood: Callable[[Hostile], Iterator[bytes]], kind: Kind) -> None:
     """Counts what each turn of the loop takes of the thread while the packets of a flood come."""
+    set_heap_aside()
     async with pair("plain", kind) as (peer, victim):
         peer.open().send(b"before")
         await victim.messages(1)

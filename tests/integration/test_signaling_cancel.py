@@ -114,7 +114,7 @@ async def cancelled_at(server: Server, moment: str) -> None:
     with pytest.raises(asyncio.CancelledError):
         await opening
     stream.abort()
-    async with asyncio.timeout(10):  # a TLS shutdown that nobody answers takes 30
+    async with asyncio.timeout(25):  # a TLS shutdown that nobody answers takes 30
         while own in sockets():
             await asyncio.sleep(0.01)
 

@@ -9,6 +9,7 @@ import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +105,14 @@ def port_of(server: DirectServer) -> int:
 
 
 async def until(probe: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not probe():
             await asyncio.sleep(0.01)
 
 
 async def refusal(client: DirectClient) -> str:
     with pytest.raises(SignalingError) as caught:
-        await client.offer(b"an offer", 20)
+        await client.offer(b"an offer", 60)
     return str(caught.value)
 
 
@@ -122,8 +123,8 @@ def test_offer_and_answer(place: Place, run: Callable[[Any], None]) -> None:
     async def check() -> None:
         async with place.serving() as server:
             client = place.client(server)
-            assert await client.offer(b"an offer", 20) == (b"reffo na", "/abc123")
-            assert len((await client.offer(bytes(65_536), 20))[0]) == 65_536
+            assert await client.offer(b"an offer", 60) == (b"reffo na", "/abc123")
+            assert len((await client.offer(bytes(65_536), 60))[0]) == 65_536
             await until(lambda: not open_at(server))
 
     run(check())
@@ -133,13 +134,13 @@ async def test_an_issuer_below_the_root_comes_with_the_certificate(place: Place)
     below = Authority("Test Issuer", place.authority)
     issued = below.issue(ADDRESS)
     async with place.serving(issued.certificate + below.certificate + issued.key) as server:
-        await place.client(server).offer(b"an offer", 20)
+        await place.client(server).offer(b"an offer", 60)
         server.tls = place.context(issued.both)
         assert "put the certificates between them into the endpoint's tls_certificate" in (
             await refusal(place.client(server))
         )
         place.ca.write_text(below.certificate)  # read for each request; it need be no root
-        await place.client(server).offer(b"an offer", 20)
+        await place.client(server).offer(b"an offer", 60)
 
 
 @pytest.mark.parametrize("name", ["Test Root", "Another Root"])
@@ -156,7 +157,7 @@ async def test_the_systems_authorities(place: Place, monkeypatch: pytest.MonkeyP
         client = DirectClient(f"https://{server.address}/")
         assert "name that as tls_ca" in await refusal(client)
         monkeypatch.setenv("SSL_CERT_FILE", str(place.ca))
-        await client.offer(b"an offer", 20)
+        await client.offer(b"an offer", 60)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ async def test_one_that_signs_itself(place: Place) -> None:
     issued = own.issue(ADDRESS)
     async with place.serving(issued.both) as server:
         place.ca.write_text(issued.certificate)  # pinned: the certificate itself is trusted
-        await place.client(server).offer(b"an offer", 20)
+        await place.client(server).offer(b"an offer", 60)
 
 
 async def test_authorities_that_are_gone(place: Place) -> None:
@@ -245,7 +246,9 @@ def test_what_is_no_tls_makes_no_noise(
                 if end == "reset":
                     linger = struct.pack("ii", 1, 0)
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            await place.client(server).offer(b"still there", 20)
+            assert server.http is not None  # the short time is the strangers', not a busy machine's
+            server.http.bounds = replace(server.http.bounds, read_timeout=60.0)
+            await place.client(server).offer(b"still there", 60)
             await until(lambda: not open_at(server))
 
     run(check())
@@ -260,8 +263,8 @@ def test_a_handshake_that_never_ends_is_cut(place: Place, run: Callable[[Any], N
                 reader, writer = await asyncio.open_connection(ADDRESS, port_of(server))
                 writer.write(hello)
                 with contextlib.suppress(ConnectionResetError):
-                    assert await asyncio.wait_for(reader.read(), 20) == b""
-                assert 0.3 < time.monotonic() - began < 15
+                    assert await asyncio.wait_for(reader.read(), 60) == b""
+                assert time.monotonic() - began > 0.3
                 writer.close()
             await until(lambda: not open_at(server))
 
@@ -274,16 +277,17 @@ def test_the_time_for_a_request_counts_from_the_connection(
     """Two halves, the handshake and the request, cannot each take the whole time."""
 
     async def check() -> None:
-        async with place.serving(read_timeout=1.0) as server:
+        async with place.serving(read_timeout=6.0) as server:
             began = time.monotonic()
             raw = socket.create_connection((ADDRESS, port_of(server)))
-            await asyncio.sleep(0.7)  # the point: slow, and just in time
+            await asyncio.sleep(3.0)  # the point: slow, and in time
             tls = await asyncio.to_thread(
                 client_context(place.ca).wrap_socket, raw, server_hostname=ADDRESS
             )
             with tls, contextlib.suppress(ConnectionError, ssl.SSLError):
                 assert await asyncio.to_thread(tls.recv, 1) == b""
-            assert 0.9 < time.monotonic() - began < 1.6
+            # 6 s, and not as many again from the handshake on. A busy machine may be late by 3 s.
+            assert 5.9 < time.monotonic() - began < 9.0
             await until(lambda: not open_at(server))
 
     run(check())
@@ -303,7 +307,7 @@ def test_handshakes_count_as_connections(
             await refusal(place.client(server))
             slow.pop()[1].close()
             await until(lambda: open_at(server) == 2)
-            await place.client(server).offer(b"there is room again", 20)
+            await place.client(server).offer(b"there is room again", 60)
             for _, writer in slow:
                 writer.close()
 
@@ -317,7 +321,7 @@ def test_stopping_ends_handshakes(place: Place, run: Callable[[Any], None]) -> N
             writer.write(CLIENT_HELLO)
             await until(lambda: opening_at(server))
         with contextlib.suppress(ConnectionResetError):
-            assert await asyncio.wait_for(reader.read(), 20) == b""
+            assert await asyncio.wait_for(reader.read(), 60) == b""
         writer.close()
 
     run(check())
@@ -336,11 +340,11 @@ def test_a_renewed_certificate_is_for_new_connections(
         old, new = place.authority.issue(ADDRESS), place.authority.issue(ADDRESS)
         async with place.serving(old.both) as server:
             assert await asyncio.to_thread(served, server) == old.certificate
-            waiting = asyncio.create_task(place.client(server).offer(b"wait", 20))
+            waiting = asyncio.create_task(place.client(server).offer(b"wait", 60))
             await until(lambda: server.http and server.http._active)
             server.tls = place.context(new.both)
             assert await asyncio.to_thread(served, server) == new.certificate
-            await place.client(server).offer(b"an offer", 20)
+            await place.client(server).offer(b"an offer", 60)
             assert not waiting.done()
             place.gate.set()
             assert (await waiting)[0] == b"tiaw"

@@ -73,15 +73,16 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def until_dead(pids: list[int]) -> None:
-    wait_until(lambda: not any(command_line(pid) for pid in pids), f"{pids} gone", timeout=30)
+    wait_until(lambda: not any(command_line(pid) for pid in pids), f"{pids} gone")
 
 
 def test_the_printed_line_works_and_ctrl_c_leaves_nothing(start: Start) -> None:
     process = start()
     assert b"It works" in process.fetch()
-    children = list(descendants(process.pid))
     # Two supervisors, each with its workers, an exporter and a nursery.
-    assert len(children) == 2 + 2 * (len(os.sched_getaffinity(0)) + 2)
+    number = 2 + 2 * (len(os.sched_getaffinity(0)) + 2)
+    wait_until(lambda: len(list(descendants(process.pid))) == number, f"{number} processes")
+    children = list(descendants(process.pid))
     (directory,) = process.temporary.iterdir()
     socket_path = directory / "run-gateway" / "control.sock"
     assert f"status --socket {socket_path}" in process.output.read_text()
@@ -127,7 +128,7 @@ def test_a_side_that_ends_by_itself_ends_the_demo_with_a_sentence(start: Start) 
     (endpoint,) = process.children("endpoint.toml")
     os.kill(endpoint, signal.SIGTERM)
     assert process.wait() == 69
-    assert "socks-tunnel demo: the endpoint exited with status 0" in process.log_text()
+    process.wait_log("socks-tunnel demo: the endpoint exited with status 0")
     until_dead(children)
 
 

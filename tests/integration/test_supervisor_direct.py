@@ -59,7 +59,7 @@ async def test_a_direct_link_takes_over_from_a_relayed_one(
     assert up_when_it_ended == [1]
     assert new.session == old.session
     assert new.link.transport._connection._ice.policy == "direct"  # type: ignore[attr-defined]
-    assert gateway.metric("link_reconnects_total", cause="better-path") == 1
+    await until(lambda: gateway.metric("link_reconnects_total", cause="better-path") == 1)
     await until(lambda: endpoint.metric("link_reconnects_total", cause="replaced") == 1)
     await until(lambda: len(endpoint.up) == 1)
     asked = carrier.asked
@@ -144,7 +144,7 @@ async def test_a_goodbye_ends_what_is_still_coming_up_of_the_session(
     await gateway.manager.stop("the test is over")
     await until(lambda: left.ended.done() and not endpoint.manager.links)
     assert left.ended.result() == answerer.SAID_GOODBYE
-    assert not endpoint.router.sessions
+    await until(lambda: not endpoint.router.sessions)
     (told,) = [record for record in caplog.records if "did not come up" in record.message]
     assert told.levelno == logging.INFO
 

@@ -39,7 +39,7 @@ async def test_a_bug_in_a_callback_ends_its_flow(
 ) -> None:
     monkeypatch.setattr("socks_tunnel_workers.upkeep.SWEEP_SECONDS", 0.02)
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
-    async with server, worker_pair(tmp_path) as pair, asyncio.timeout(20):
+    async with server, worker_pair(tmp_path) as pair, asyncio.timeout(60):
         port = server.sockets[0].getsockname()[1]
         broken_reader, broken_writer = await connect(pair, port)
         worker = pair.gateway_worker if side == "gateway" else pair.endpoint_worker

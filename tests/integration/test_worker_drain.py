@@ -70,7 +70,7 @@ async def test_bytes_that_are_owed_hold_up_the_drain(
     client = small(socket.socket())
     features = ("udp", "bind", "resume") if resume else ("udp", "bind")
     with listening, client:
-        async with linked(tmp_path, features) as pair, asyncio.timeout(30):
+        async with linked(tmp_path, features) as pair, asyncio.timeout(60):
             await open_flow(pair, client, listening.getsockname()[1])
             target, _ = await loop.sock_accept(listening)
             with target:

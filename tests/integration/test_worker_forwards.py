@@ -83,7 +83,7 @@ def udp_client(forward: tuple[str, int]) -> Iterator[socket.socket]:
 
 
 async def receive(client: socket.socket) -> bytes:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return await asyncio.get_running_loop().sock_recv(client, 65536)
 
 
@@ -98,7 +98,7 @@ async def reset_by(port: int) -> None:
 
 
 async def until_dropped(pair: Pair, reason: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not counted(pair.gateway_worker, "udp_dropped_total", reason):
             await asyncio.sleep(0.005)
 
@@ -110,10 +110,9 @@ async def test_tcp_forward(tmp_path: Path) -> None:
         writer.write_eof()
         assert await reader.read() == b"no proxy here"
         writer.close()
-        async with asyncio.timeout(10):
-            while list(pair.gateway_worker.flows()):
+        async with asyncio.timeout(60):
+            while list(pair.gateway_worker.flows()) or pair.gateway_worker.clients.opening:
                 await asyncio.sleep(0.005)
-        assert not pair.gateway_worker.clients.opening
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "10.1.2.3"])
@@ -123,11 +122,13 @@ async def test_tcp_forward_that_cannot_be_served_is_reset(tmp_path: Path, host: 
         target = (host, free.getsockname()[1])
         async with tcp_forward(tmp_path, target) as (pair, port):
             await reset_by(port)
-            assert not pair.gateway_worker.clients.opening
+            async with asyncio.timeout(60):
+                while pair.gateway_worker.clients.opening:
+                    await asyncio.sleep(0.005)
 
 
 async def test_tcp_forward_waits_for_a_link_and_no_longer(tmp_path: Path) -> None:
-    gateway = "[socks]\nconnect_timeout = 0.3\n"
+    gateway = "[socks]\nconnect_timeout = 2\n"
     async with tcp_forward(tmp_path, linked=False, gateway=gateway) as (pair, port):
         await reset_by(port)
         link_up(pair.gateway, "office")
@@ -164,10 +165,11 @@ async def test_udp_forward_ends_idle_associations(tmp_path: Path) -> None:
         with udp_client(forward) as client:
             client.send(b"x")
             await receive(client)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while list(pair.gateway_worker.flows()) or list(pair.endpoint_worker.flows()):
                     await asyncio.sleep(0.05)
-            assert not pair.gateway_worker.clients.associations.clients
+                while pair.gateway_worker.clients.associations.clients:
+                    await asyncio.sleep(0.05)
             client.send(b"again")
             assert await receive(client) == b"again"
 
@@ -183,7 +185,7 @@ async def test_udp_forward_passes_the_endpoints_policy(tmp_path: Path) -> None:
     async with udp_forward(tmp_path, ("10.1.2.3", 53)) as (pair, forward, _):
         with udp_client(forward) as client:
             client.send(b"x")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not counted(pair.endpoint_worker, "udp_dropped_total", "policy"):
                     await asyncio.sleep(0.005)
 
@@ -201,7 +203,7 @@ async def test_udp_forward_takes_a_burst_of_a_new_client(tmp_path: Path) -> None
         with udp_client(forward) as client:
             for number in range(200):
                 client.send(b"line %d" % number)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while len(server.seen) < 200:
                     await asyncio.sleep(0.005)
         assert counted(pair.gateway_worker, "udp_dropped_total", "opening") == 0

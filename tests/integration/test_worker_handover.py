@@ -89,7 +89,7 @@ class Host:
 
     async def replace(self) -> int:
         """Replaces the program; returns how many flows were handed over."""
-        self.side.send_control(0, Settle(5.0))
+        self.side.send_control(0, Settle(60.0))
         assert (await self.wait(Settled)).waiting == 0
         self.side.send_control(0, NewFlows([[[], []]]))
         self.side.send_control(LINK, Detach("the program is replaced"))
@@ -133,7 +133,7 @@ async def two_hosts(directory: Path) -> AsyncIterator[tuple[Host, Host]]:
         finally:
             for host in hosts:
                 host.side.send_control(0, Shutdown())
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 for host in hosts:
                     await host.process.wait()
 
@@ -297,7 +297,7 @@ async def test_a_state_that_cannot_be_read_ends_the_flows_and_not_the_worker(
             client.setblocking(False)
             await loop.sock_connect(client, listening.getsockname())
             await loop.sock_sendall(client, b"\5\1\0")
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 assert await loop.sock_recv(client, 2) == b"\5\0"
         host.side.send_control(0, Shutdown())
         assert await host.process.wait() == 0

@@ -68,7 +68,7 @@ async def test_an_idle_flow_without_a_link_costs_little(tmp_path: Path) -> None:
                 for side in (pair.gateway, pair.endpoint):
                     side.send_control(LINK, Detach(""))
                 workers = (pair.gateway_worker, pair.endpoint_worker)
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(60):
                     while any(s.core.attached for w in workers for s in w.sessions.values()):
                         await asyncio.sleep(0.01)
                 detached = held() - before

@@ -53,7 +53,7 @@ async def test_a_download_while_memory_is_short_comes_to_its_end(
         for side, peer in ((pair.gateway, "office"), (pair.endpoint, "laptop")):
             link_up(side, peer)
             attach(side, features=features, resume=False)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             reader, writer = await asyncio.open_connection("127.0.0.1", pair.port)
             writer.write(b"\5\1\0\5\1\0" + encode_address(HostPort("127.0.0.1", port)))
             assert (await reader.readexactly(12))[:4] == b"\5\0\5\0"

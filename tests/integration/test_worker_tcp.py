@@ -96,14 +96,14 @@ async def refused(pair: Pair, data: bytes) -> bytes:
     """Send a whole handshake; give all that comes until the server closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", pair.port)
     writer.write(data)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         answer = await reader.read()
     writer.close()
     return answer
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -136,7 +136,7 @@ async def test_bytes_arrive_both_ways_with_equal_hash(pair: Pair) -> None:
     assert sent.digest() == received.digest()
     await until(lambda: not list(pair.gateway_worker.flows()))
     await until(lambda: not list(pair.endpoint_worker.flows()))
-    assert pair.gateway_worker.memory.used == pair.endpoint_worker.memory.used == 0
+    await until(lambda: not (pair.gateway_worker.memory.used or pair.endpoint_worker.memory.used))
 
 
 async def test_bound_address_is_the_endpoints(pair: Pair) -> None:
@@ -390,7 +390,7 @@ async def test_gateway_policy_refuses_before_the_tunnel(tmp_path: Path) -> None:
 
 async def test_overstepping_the_window_closes_the_flow(pair: Pair) -> None:
     async def sit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(30)
+        await asyncio.Event().wait()
 
     pair.endpoint.recording = True
     async with target(sit) as port:
@@ -605,7 +605,7 @@ async def test_a_worker_that_loses_its_supervisor_closes_what_it_holds(pair: Pai
         reader, writer = await connect(pair, "127.0.0.1", port)
         pair.gateway.abort()
         with contextlib.suppress(ConnectionResetError):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 assert await reader.read() == b""
         await until(lambda: listening.fileno() == -1)
         writer.close()

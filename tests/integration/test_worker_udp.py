@@ -50,7 +50,7 @@ class Client:
         self.sock.sendto(udp_header(HostPort(host, port)) + data, self.relay)
 
     async def receive(self) -> tuple[HostPort, bytes]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             packet = await asyncio.get_running_loop().sock_recv(self.sock, 65536)
         datagram = parse_udp_packet(packet)
         assert datagram.frag == 0
@@ -111,7 +111,7 @@ def drops(pair: Pair, reason: str) -> int:
 
 
 async def until_dropped(pair: Pair, reason: str, count: int = 1) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while drops(pair, reason) < count:
             await asyncio.sleep(0.005)
     assert drops(pair, reason) == count
@@ -232,18 +232,20 @@ async def test_association_ends_with_its_control_connection(pair: Pair) -> None:
         assert len(list(pair.endpoint_worker.flows())) == 1
         client.writer.close()
         assert (await pair.gateway.message(UdpAssociateClosed)).reason == 0
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while list(pair.endpoint_worker.flows()):
                 await asyncio.sleep(0.005)
-    assert not pair.gateway_worker.clients.opening
-    assert not pair.gateway_worker.clients.associations.clients
+    clients = pair.gateway_worker.clients
+    async with asyncio.timeout(60):
+        while clients.opening or clients.associations.clients:
+            await asyncio.sleep(0.005)
 
 
 async def test_closed_by_the_endpoint_closes_the_control_connection(pair: Pair) -> None:
     async with associated(pair) as client:
         (flow,) = pair.endpoint_worker.flows()
         flow.abort(0x11)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert await client.reader.read() == b""
 
 
@@ -251,7 +253,7 @@ async def test_idle_associations_end(tmp_path: Path) -> None:
     async with worker_pair(tmp_path, gateway="[socks]\nidle_udp = 1\n") as pair:
         pair.gateway.recording = True
         async with associated(pair) as client:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 assert await client.reader.read() == b""
             assert (await pair.gateway.message(UdpAssociateClosed)).reason == 0x11
 
@@ -260,7 +262,7 @@ async def test_idle_associations_end(tmp_path: Path) -> None:
 async def test_a_drain_waits_for_datagrams_and_not_for_silence(
     pair: Pair, side: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(udp_relay, "DRAIN_IDLE_MAX", 1.0)
+    monkeypatch.setattr(udp_relay, "DRAIN_IDLE_MAX", 3.0)
     drained: Side = getattr(pair, side)
     worker = getattr(pair, f"{side}_worker")
     async with target() as (_, port), associated(pair) as talking, associated(pair) as silent:
@@ -272,7 +274,7 @@ async def test_a_drain_waits_for_datagrams_and_not_for_silence(
         await echo(silent)
         await echo(talking)
         drained.send_control(0, Drain())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(list(worker.flows())) == 2:
                 await echo(talking)
                 await asyncio.sleep(0.1)
@@ -301,7 +303,7 @@ async def test_without_credit_a_datagram_is_dropped_after_50_ms(pair: Pair) -> N
         pair.gateway.keep_credit = True
         link.scheduler.credit = link.scheduler.floor
         client.send("127.0.0.1", port, b"late")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while link.scheduler.idle:
                 await asyncio.sleep(0.005)
         await asyncio.sleep(0.06)  # the age itself is what is tested

@@ -32,7 +32,7 @@ _BUGS = re.compile(
 
 
 def wait_until(
-    probe: Callable[[], T | None], what: str, *, timeout: float = 30, interval: float = 0.02
+    probe: Callable[[], T | None], what: str, *, timeout: float = 60, interval: float = 0.02
 ) -> T:
     """The first true value that `probe` gives; AssertionError naming `what` after `timeout` seconds.
 
@@ -111,7 +111,7 @@ class Observed:
         """All that it and its children wrote to standard error."""
         return self.log.read_text(errors="replace")
 
-    def wait_log(self, pattern: str, *, timeout: float = 30, after: int = 0) -> re.Match[str]:
+    def wait_log(self, pattern: str, *, timeout: float = 60, after: int = 0) -> re.Match[str]:
         """The first match of `pattern` in the log behind offset `after`."""
         expression = re.compile(pattern)
         return wait_until(
@@ -149,7 +149,7 @@ class Instance(Observed):
     config: Path
     """Its configuration file, under the name that this machine has for it."""
 
-    def control(self, operation: str, timeout: float = 10) -> Any:
+    def control(self, operation: str, timeout: float = 60) -> Any:
         """What the control socket answers to an operation such as `status`."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(timeout)
@@ -169,7 +169,7 @@ class Instance(Observed):
         """Send a signal to the main process."""
         raise NotImplementedError
 
-    def wait_ready(self, timeout: float = 30) -> None:
+    def wait_ready(self, timeout: float = 60) -> None:
         """Wait until the start is complete; fails at once when the main process ends."""
         raise NotImplementedError
 
@@ -189,11 +189,11 @@ class Instance(Observed):
         """Whether the main process ends by itself in so many seconds."""
         raise NotImplementedError
 
-    def wait(self, timeout: float = 30) -> int:
+    def wait(self, timeout: float = 60) -> int:
         """Its exit status, once it has ended by itself."""
         raise NotImplementedError
 
-    def stop(self, timeout: float = 30) -> None:
+    def stop(self, timeout: float = 60) -> None:
         """End it, if it runs, as systemd does; assert that it went well, and that nothing is left."""
         raise NotImplementedError
 
@@ -261,7 +261,7 @@ class Process(Observed):
         """Every sd_notify assignment so far, oldest first."""
         return list(self.notifications)
 
-    def wait_notified(self, wanted: str, *, timeout: float = 30) -> None:
+    def wait_notified(self, wanted: str, *, timeout: float = 60) -> None:
         """Wait for an assignment that begins with `wanted`; fails at once when the process ends."""
 
         def probe() -> bool:
@@ -288,14 +288,14 @@ class Process(Observed):
             return False
         return True
 
-    def wait(self, timeout: float = 30) -> int:
+    def wait(self, timeout: float = 60) -> int:
         """Its exit status, once it has ended by itself."""
         if not self.ends_within(timeout):
             raise AssertionError(f"{self.name} still runs after {timeout} s:\n{self.tail()}")
         status: int = self.popen.returncode
         return status
 
-    def stop(self, timeout: float = 30) -> None:
+    def stop(self, timeout: float = 60) -> None:
         """End it as systemd would, and assert that it went well: status 0, no child left, no traceback."""
         left = self.children()
         try:
@@ -308,7 +308,6 @@ class Process(Observed):
         wait_until(
             lambda: not any(command_line(p) for p in left),
             f"{self.name}'s children gone",
-            timeout=5,
         )
         self.assert_clean()
 
@@ -338,7 +337,7 @@ class Daemon(Process, Instance):
             name, [SOCKS_TUNNEL, "run", "--config", str(self.config)], directory, prefix=prefix
         )
 
-    def wait_ready(self, timeout: float = 30) -> None:
+    def wait_ready(self, timeout: float = 60) -> None:
         """Wait until it says so."""
         self.wait_notified("READY=1", timeout=timeout)
 
@@ -378,4 +377,4 @@ class Targets:
 
     def stop(self) -> None:
         """End it; it ends with its standard input."""
-        self.popen.communicate(timeout=30)
+        self.popen.communicate(timeout=60)

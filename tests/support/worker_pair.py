@@ -73,7 +73,7 @@ class Side(Channel):
 
     async def control(self, kind: type[C]) -> C:
         """Wait for a control message, and give it."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 for message in self.controls:
                     if isinstance(message, kind):
@@ -84,7 +84,7 @@ class Side(Channel):
 
     async def message(self, kind: type) -> Any:
         """Wait for a message of a kind that the worker sent (with `recording` on)."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 for raw in self.sent:
                     message = decode(raw)
@@ -200,7 +200,7 @@ async def worker_pair(
     if linked:
         link_up(gateway, "office")
         link_up(endpoint, "laptop")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while gateway_worker.clients.target is None or not endpoint_worker.sessions:
                 await asyncio.sleep(0)
     try:
@@ -208,7 +208,7 @@ async def worker_pair(
     finally:
         for side in (gateway, endpoint):
             side.send_control(0, Shutdown())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not (gateway.closing and endpoint.closing):
                 await asyncio.sleep(0.01)
         listening.close()

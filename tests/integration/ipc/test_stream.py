@@ -331,7 +331,7 @@ def test_a_socketpair_carries_everything_and_closing_flushes(
             sender.send_message(size % 5, bytes(size))
             sender.send_control(0, IpcPing(size))
         sender.close()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await receiver.closed is None
             assert await sender.closed is None
         return receiver.events
@@ -356,7 +356,7 @@ def test_what_the_other_side_said_last_is_read_although_a_write_fails(
         right.close()
         channel.send_control(0, IpcPing(0))
         channel._flush()  # before the event loop looks at what can be read
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             return channel.events, await channel.closed
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -376,7 +376,7 @@ def test_last_words_out_of_bounds_are_the_error_of_the_channel(
         right.close()
         channel.send_control(0, IpcPing(0))
         channel._flush()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             error = await channel.closed
         assert channel.events == []
         return error
@@ -400,7 +400,7 @@ def test_a_stream_that_is_lost_while_it_is_connected_leaves_no_socket(
         left, right = socket.socketpair()
         right.close()
         channel = await connect(left, Hasty)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             return await channel.closed, left.fileno()
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:

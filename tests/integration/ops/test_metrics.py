@@ -158,8 +158,11 @@ def test_a_directory_that_a_cleaner_removed_is_made_again(tmp_path: Path) -> Non
     directory = tmp_path / "metrics"
     directory.mkdir()
     process = start(directory, "worker-0")
+    process.send_signal(signal.SIGSTOP)  # it looks after its files once in a while
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
     shutil.rmtree(directory)
     assert not any(samples(directory).values())
+    process.send_signal(signal.SIGCONT)
     wait_for(lambda: samples(directory).get("socks_tunnel_flows_total{kind=tcp}") == 5)
     stop(process)
 
@@ -264,6 +267,7 @@ def test_what_is_rendered_is_what_prometheus_client_would_say(tmp_path: Path) ->
     for family in metrics.families():
         files.add(family)
     files.flush()
+    files.stop()
     ours = {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(render(tmp_path).decode())

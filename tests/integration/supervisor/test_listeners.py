@@ -407,7 +407,7 @@ def test_refusing_ends_accepting_and_those_who_wait(path: Path) -> None:
     listener = bind_unix("socks.listen", path)
     shared = listener.socket.dup()
     with socket.socket(socket.AF_UNIX) as waiting:
-        waiting.settimeout(10)
+        waiting.settimeout(60)
         waiting.connect(str(path))
         listener.refuse()
         assert waiting.recv(1) == b""

@@ -96,7 +96,7 @@ async def settle() -> None:
 
 async def until_checked(base: Base, addr: tuple[str, int], count: int = 1) -> None:
     """Wait until the connection has sent so many checks: it paces them by 20 ms."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(base.checks[addr]) < count:
             base.checked.clear()
             await base.checked.wait()
