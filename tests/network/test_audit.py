@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from socks_tunnel.ops.audit_reading import records
+from socks_tunnel.ops.audit_reading import parse, records
 from support.audit_records import validator
 from support.hosts import TARGET_ADDRESS
 from support.processes import SOCKS_TUNNEL, wait_until
@@ -39,8 +39,12 @@ def test_a_narrower_policy(make_tunnel: MakeTunnel) -> None:
             and all(record.get(key) == value for key, value in fields.items())
         ]
 
-    wait_until(lambda: found("flow ended"), "the end of the flow that was closed")
-    assert len(found("policy decision", verdict="allowed")) == 3
+    # Each worker writes its records from a thread of its own.
+    wait_until(
+        lambda: found("flow ended") and len(found("policy decision", verdict="allowed")) == 3,
+        "the end of the flow that was closed, and the decisions of all three",
+    )
+    wait_until(lambda: len(tunnel.endpoint.control("connections")) == 2, "the two that are open")
 
     # Before: what would change.
     old = tunnel.endpoint.config
@@ -63,7 +67,11 @@ def test_a_narrower_policy(make_tunnel: MakeTunnel) -> None:
     assert [(c["times"], len(c["flows"])) for c in as_json] == [(2, 1)]
     same = diff(tunnel, old, old)
     assert (same.returncode, same.stdout) == (0, "0 of 2 destinations change\n")
-    # The log has the same records, in another form.
+    # The log has the same records, in another form, written by another thread.
+    wait_until(
+        lambda: len([line for line in tunnel.endpoint.log_text().splitlines() if parse(line)]) == 4,
+        "three decisions and an end in the log",
+    )
     from_log = diff(tunnel, old, new, "--audit", tunnel.endpoint.log)
     assert from_log.stdout.splitlines()[:3] == said[:3]
 
@@ -72,12 +80,17 @@ def test_a_narrower_policy(make_tunnel: MakeTunnel) -> None:
     file.rename(renamed)
     tunnel.write("endpoint", {"policy": {"denied_ports": [25, port]}})
     tunnel.endpoint.reload()
-    ends.settimeout(30)
+    ends.settimeout(60)
     with pytest.raises(ConnectionResetError):
         ends.recv(1)
-    wait_until(lambda: file.exists() and found("flow ended"), "the end of the forbidden flow")
-    assert len(found("policy decision", verdict="denied", rule=f"denied_ports: {port}")) == 1
-    assert len(found("flow ended", reason="not-allowed")) == 1
+    wait_until(
+        lambda: (
+            file.exists()
+            and len(found("policy decision", verdict="denied", rule=f"denied_ports: {port}")) == 1
+            and len(found("flow ended", reason="not-allowed")) == 1
+        ),
+        "the end of the forbidden flow, and why",
+    )
     stays.sendall(b"goes on")
     stays.shutdown(1)
     assert stays.recv(100).startswith(b"7 ")

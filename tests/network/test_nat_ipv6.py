@@ -17,6 +17,8 @@ from support.nat import (
     turn_server,
 )
 
+pytestmark = pytest.mark.timeout(400)  # on a loaded machine; a world is made within the first test
+
 
 @pytest.mark.netns
 def test_ipv6_only_meets_ipv4_only(report_logs: Report) -> None:
@@ -36,10 +38,9 @@ def test_ipv6_only_meets_ipv4_only(report_logs: Report) -> None:
                 endpoint={"ice": {"servers": SERVERS}},
             )
             tunnel.gateway_settings["peers"][0]["proxy"] = proxy
-            link = up(tunnel, report_logs)
+            up(tunnel, report_logs, "relay")
     finally:
         site.close()
-    assert link["path_kind"] == "relay"
 
 
 # --- IPv6 only --------------------------------------------------------------------------------
@@ -66,8 +67,8 @@ def test_ipv6_only(policy: str, kind: str, world6: NatSite, report_logs: Report)
     tunnel = world6.nat_tunnel({"servers": SERVERS6, "policy": policy})
     url = f"http://[{ENDPOINT_INSIDE6}]:{tunnel.signaling_port}/"
     tunnel.gateway_settings["peers"][0]["url"] = url
-    link = up(tunnel, report_logs)
-    assert (link["path_kind"], link["path_family"]) == (kind, "ipv6")
+    link = up(tunnel, report_logs, kind)
+    assert link["path_family"] == "ipv6"
     assert "no answer" not in tunnel.gateway.log_text()
 
 

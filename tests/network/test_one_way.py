@@ -9,7 +9,7 @@ import pytest
 from support.figures import Told
 from support.hosts import ThreeHosts, why_no_namespaces
 from support.load import Load
-from support.paths import one_way_blocked, path
+from support.paths import one_way_blocked, settled_path, sooner_than_silence
 from support.slow_path import ENDPOINT_ICE, GATEWAY_ICE, SlowPath
 from support.tunnels import Site, Tunnel
 
@@ -18,8 +18,8 @@ DELAY = 25.0
 
 TIMES = 3
 
-RECOVERED_MAX = 12.0
-"""Seconds; a loose bound on a loaded machine, below the 15 of a dead link. What it took is printed."""
+RECOVERED_MAX = 45.0
+"""Seconds; a loose bound on a loaded machine. What it took is printed."""
 
 
 @pytest.fixture(scope="module")
@@ -43,22 +43,26 @@ def scene() -> Iterator[Tunnel]:
 
 
 @pytest.mark.netns
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("sender", ["gateway", "endpoint"])
 def test_flows_go_on_soon_after_one_way_has_failed(
     scene: Tunnel, sender: Literal["gateway", "endpoint"], told: Told
 ) -> None:
     """The other way works all the time, and packets of the peer keep coming."""
-    scene.wait_linked(60)
+    settled_path(scene)
     took: list[float] = []
     with Load(scene, pace=500_000, ssh=True) as load:
         for _ in range(TIMES):
-            _, ours, theirs = path(scene)
+            _, ours, theirs = settled_path(scene)
             blocked = time.monotonic()
-            with one_way_blocked(scene.site.hosts, sender, ours, theirs):
+            with (
+                sooner_than_silence(scene),
+                one_way_blocked(scene.site.hosts, sender, ours, theirs),
+            ):
                 # What was under way may still arrive.
                 took.append(load.recovered_after(blocked + 0.3) + 0.3)
                 load.goes_on()
-            assert path(scene)[1:] != (ours, theirs)
+            settled_path(scene, other_than=(ours, theirs))
         load.ended_as_wanted()
     told(
         f"after what the {sender} sends was lost, flows went on within "

@@ -29,6 +29,10 @@ ONLY_THE_PROXY = f"iifname lan ip daddr {SERVICES} tcp dport 3128 accept; iifnam
 
 Report = Callable[[Tunnel], None]
 
+pytestmark = pytest.mark.timeout(
+    600
+)  # on a loaded machine; the world is made within the first test
+
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[NatSite]:
@@ -39,6 +43,15 @@ def world() -> Iterator[NatSite]:
         yield site
     finally:
         site.close()
+
+
+@pytest.fixture
+def walled(world: NatSite) -> NatSite:
+    """The world, where only the proxy leads out on both sides."""
+    for router in (world.world.near, world.world.far):
+        router.become("port-restricted", ONLY_THE_PROXY)
+    world.world.route_insides(near=False, far=False)
+    return world
 
 
 def through_the_proxies(world: NatSite, proxy: str) -> Tunnel:
@@ -74,7 +87,7 @@ def service_of(world: NatSite, tunnel: Tunnel) -> tuple[str | Path, ...]:
 
 def curl(tunnel: Tunnel, *arguments: str, **more: object) -> "subprocess.Popen[bytes]":
     return tunnel.site.gateway.start(
-        *("curl", "-sS", "--fail", "--max-time", "120"),
+        *("curl", "-sS", "--fail", "--max-time", "240"),
         *("--socks5", f"127.0.0.1:{tunnel.socks_port}", *arguments),
         stdout=subprocess.PIPE,
         **more,
@@ -86,20 +99,23 @@ def started(tunnel: Tunnel) -> dict[str, Any]:
     tunnel.start_endpoint()
     tunnel.start_gateway()
     tunnel.wait_linked()
-    link: dict[str, Any] = tunnel.gateway.control("status")["links"][0]
-    return link
+    rows: list[dict[str, Any]] = wait_until(lambda: links_up(tunnel), "a link that is up")
+    return rows[0]
+
+
+def links_up(tunnel: Tunnel) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = tunnel.gateway.control("status")["links"]
+    return [row for row in rows if row["state"] == "up"]
 
 
 @pytest.mark.netns
 def test_where_only_a_proxy_leads_out_and_there_is_no_turn_server(
-    world: NatSite, report_logs: Report, told: Told
+    walled: NatSite, report_logs: Report, told: Told
 ) -> None:
-    for router in (world.world.near, world.world.far):
-        router.become("port-restricted", ONLY_THE_PROXY)
-    with world.proxy() as proxy:
-        tunnel = through_the_proxies(world, proxy)
+    with walled.proxy() as proxy:
+        tunnel = through_the_proxies(walled, proxy)
         report_logs(tunnel)
-        with world.serving(*service_of(world, tunnel), tcp=[8443]):
+        with walled.serving(*service_of(walled, tunnel), tcp=[8443]):
             try:
                 link = started(tunnel)
                 assert link["path_kind"] == "relay", link
@@ -108,7 +124,7 @@ def test_where_only_a_proxy_leads_out_and_there_is_no_turn_server(
 
                 began = time.monotonic()
                 down = curl(tunnel, f"{url}/bytes/{TRANSFER}")
-                body, _ = down.communicate(timeout=150)
+                body, _ = down.communicate(timeout=270)
                 assert down.returncode == 0
                 assert hashlib.sha256(body).hexdigest() == body_hash(TRANSFER)
                 told(f"download at {TRANSFER * 8e-6 / (time.monotonic() - began):.0f} Mbit/s")
@@ -118,12 +134,15 @@ def test_where_only_a_proxy_leads_out_and_there_is_no_turn_server(
                 )
                 began = time.monotonic()
                 up = curl(tunnel, "-T", "-", f"{url}/upload", stdin=generate.stdout)
-                answer, _ = up.communicate(timeout=150)
+                answer, _ = up.communicate(timeout=270)
                 generate.communicate()
                 assert f'"sha256": "{body_hash(TRANSFER)}"' in answer.decode()
                 told(f"upload at {TRANSFER * 8e-6 / (time.monotonic() - began):.0f} Mbit/s")
 
-                with tunnel.site.gateway.inside(), Association(tunnel.proxy) as association:
+                with (
+                    tunnel.site.gateway.inside(),
+                    Association(tunnel.proxy, timeout=60) as association,
+                ):
                     port = tunnel.site.ports["udp_echo"]
                     wait_until(
                         lambda: association.ask(TARGET_ADDRESS, port, b"over HTTPS")[-1],
@@ -137,29 +156,26 @@ def test_where_only_a_proxy_leads_out_and_there_is_no_turn_server(
 
 @pytest.mark.netns
 def test_a_direct_path_that_appears_later_is_moved_to(
-    world: NatSite, report_logs: Report, told: Told
+    walled: NatSite, report_logs: Report, told: Told
 ) -> None:
-    for router in (world.world.near, world.world.far):
-        router.become("port-restricted", ONLY_THE_PROXY)
-    with world.proxy() as proxy:
-        tunnel = through_the_proxies(world, proxy)
+    with walled.proxy() as proxy:
+        tunnel = through_the_proxies(walled, proxy)
         report_logs(tunnel)
-        with world.serving(*service_of(world, tunnel), tcp=[8443]):
+        with walled.serving(*service_of(walled, tunnel), tcp=[8443]):
             try:
                 assert started(tunnel)["path_kind"] == "relay"
                 with tunnel.connect("echo") as sock:
                     sock.sendall(b"through the service")
                     assert sock.recv(100) == b"through the service"
-                    for router in (world.world.near, world.world.far):
+                    for router in (walled.world.near, walled.world.far):
                         router.become("none")
-                    world.world.route_insides(near=True, far=True)
+                    walled.world.route_insides(near=True, far=True)
                     opened = time.monotonic()
 
                     def kinds() -> set[str]:
-                        rows = tunnel.gateway.control("status")["links"]
-                        return {row["path_kind"] for row in rows if row["state"] == "up"}
+                        return {row["path_kind"] for row in links_up(tunnel)}
 
-                    wait_until(lambda: kinds() == {"host"}, "a direct path", timeout=60)
+                    wait_until(lambda: kinds() == {"host"}, "a direct path", timeout=150)
                     told(f"moved {time.monotonic() - opened:.1f} s after the path was open")
                     sock.sendall(b"directly")
                     assert sock.recv(100) == b"directly"

@@ -13,6 +13,10 @@ from support.tunnels import Tunnel
 SECRET = "north by north-west"
 RENDEZVOUS = f"ws://{SERVICES}:8443/"
 
+pytestmark = pytest.mark.timeout(
+    400
+)  # on a loaded machine; the world is made within the first test
+
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[NatSite]:
@@ -66,14 +70,18 @@ def test_the_service_hands_out_logins_for_turn(
             tunnel.start_endpoint()
             tunnel.start_gateway()
             tunnel.wait_linked()
-            link = tunnel.gateway.control("status")["links"][0]
+            kinds = [
+                row["path_kind"]
+                for row in tunnel.gateway.control("status")["links"]
+                if row["state"] == "up"
+            ]
             with tunnel.connect("http") as sock:
                 sock.sendall(b"GET /bytes/1000000 HTTP/1.0\r\n\r\n")
                 while sock.recv(65_536):
                     pass
         finally:
             tunnel.stop()
-    assert link["path_kind"] == "relay"
+    assert kinds == ["relay"]
 
 
 @pytest.mark.netns

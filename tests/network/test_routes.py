@@ -3,7 +3,7 @@
     gateway 10.77.0.1 ---- 10.77.0.2 berlin 10.77.1.1 ---- 10.77.1.2 target "berlin"
             10.78.0.1 ---- 10.78.0.2 paris  10.77.1.1 ---- 10.77.1.2 target "paris"
 
-The scenes share the hosts: each leaves them working for the next.
+The scenes share the hosts: each mends what it has broken, and waits until the one before has recovered.
 """
 
 import contextlib
@@ -20,17 +20,24 @@ from typing import Any
 import pytest
 import socks
 
+from support.corporate import is_bound
 from support.figures import Told
 from support.hosts import TARGET_ADDRESS, Host, join, why_no_namespaces
 from support.processes import Daemon, toml, wait_until
 from support.tunnels import write_key
 
-pytestmark = pytest.mark.netns
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.timeout(400),  # on a loaded machine; the scene is made within the first test
+]
 
 PORT = 7007
 PARIS_ADDRESS = "10.78.0.2"
 PROXY = ("127.0.0.1", 11080)
-ELSEWHERE_MAX = 10.0
+PATIENCE = 90.0
+"""Seconds that a client waits."""
+
+ELSEWHERE_MAX = 45.0
 """Seconds; a loose bound on a loaded machine. What it really took is printed."""
 
 
@@ -51,6 +58,8 @@ class Office:
         hosts.write_text(f"127.0.0.1 localhost\n{TARGET_ADDRESS} files.{name}.corp\n")
         server = Path(__file__).parents[1] / "support" / "named_server.py"
         self.server = self.target.start(sys.executable, server, name, TARGET_ADDRESS, str(PORT))
+        for protocol in ("tcp", "udp"):
+            wait_until(lambda: is_bound(self.target, protocol, PORT), f"the target of {name}")  # noqa: B023
         self.public_key = write_key(directory / f"{name}.key")
         self.daemon: Daemon
 
@@ -71,8 +80,16 @@ class Office:
         self.daemon = Daemon(self.name, self.directory, prefix=self.host.command())
         self.daemon.wait_ready()
 
-    def drop(self, interface: str, verdict: str = "drop") -> None:
-        """Lets nothing pass an interface of the endpoint."""
+    @contextlib.contextmanager
+    def cut(self, interface: str, verdict: str = "drop") -> Iterator[None]:
+        """Nothing passes an interface of the endpoint in this block."""
+        self._drop(interface, verdict)
+        try:
+            yield
+        finally:
+            self.host.run("nft", "delete table inet cut")
+
+    def _drop(self, interface: str, verdict: str) -> None:
         self.host.run(
             "nft",
             "add table inet cut; "
@@ -81,9 +98,6 @@ class Office:
             "add chain inet cut out { type filter hook output priority 0; }; "
             f"add rule inet cut out oifname {interface} {verdict}",
         )
-
-    def mend(self) -> None:
-        self.host.run("nft", "delete table inet cut")
 
     def kill(self) -> None:
         self.daemon.kill()
@@ -165,7 +179,7 @@ class Scene:
     def wait_preferred(self, *peers: str, route: str = "either") -> None:
         wanted = {peer: "preferred" if peer in peers else "passed over" for peer in self.offices}
         wait_until(
-            lambda: self.rows(route) == wanted, f"{wanted}:\n{self.daemon.tail()}", timeout=60
+            lambda: self.rows(route) == wanted, f"{wanted}:\n{self.daemon.tail()}", timeout=PATIENCE
         )
 
     def who(self, host: str) -> str:
@@ -174,20 +188,23 @@ class Scene:
             sock = socks.socksocket()
         with contextlib.closing(sock):
             sock.set_proxy(socks.SOCKS5, *PROXY, rdns=True)
-            sock.settimeout(30)
+            sock.settimeout(PATIENCE)
             sock.connect((host, PORT))
             return str(sock.makefile("r").readline().strip())
 
-    def elsewhere(self, fails: Any) -> float:
-        """Seconds from the failure until a connection that is begun then is answered."""
-        fails()
+    def wait_who(self, host: str, name: str) -> None:
+        """Waits until that target answers: for a moment, a busy machine may put a link in doubt."""
+        wait_until(lambda: self.who(host) == name, f"an answer of {name}", timeout=PATIENCE)
+
+    def elsewhere(self) -> float:
+        """Seconds until a connection that is begun now, after a failure, is answered."""
         began = time.monotonic()
         assert self.who(TARGET_ADDRESS) == "paris"
         return time.monotonic() - began
 
 
 @pytest.fixture(scope="module")
-def scene() -> Iterator[Scene]:
+def shared() -> Iterator[Scene]:
     if why := why_no_namespaces():
         pytest.skip(why)
     with tempfile.TemporaryDirectory(prefix="socks-tunnel-test-") as name:
@@ -202,10 +219,18 @@ def scene() -> Iterator[Scene]:
             made.daemon.assert_clean()
 
 
+@pytest.fixture
+def scene(shared: Scene) -> Scene:
+    """The gateway and both offices, all of them well."""
+    for route in ("either", "probed"):
+        shared.wait_preferred("berlin", "paris", route=route)
+    return shared
+
+
 def test_names_tell_two_networks_with_the_same_addresses_apart(scene: Scene) -> None:
     for name in ("berlin", "paris"):
         assert scene.who(f"files.{name}.corp") == name
-    assert scene.who(TARGET_ADDRESS) == "berlin"
+    scene.wait_who(TARGET_ADDRESS, "berlin")
 
 
 def test_what_no_route_has_is_refused(scene: Scene) -> None:
@@ -232,8 +257,17 @@ def test_one_association_reaches_both_networks(scene: Scene) -> None:
             return answers == {b"berlin ?", b"paris ?"}
 
         wait_until(asked, f"answers of both: {answers}", timeout=60)
-        flows = scene.daemon.control("connections")
-        assert {flow["peer"] for flow in flows if flow["kind"] == "udp"} == {"berlin", "paris"}
+        wait_until(
+            lambda: (
+                {
+                    flow["peer"]
+                    for flow in scene.daemon.control("connections")
+                    if flow["kind"] == "udp"
+                }
+                == {"berlin", "paris"}
+            ),
+            "an association with each",
+        )
 
 
 def test_a_killed_endpoint(scene: Scene, told: Told) -> None:
@@ -242,54 +276,53 @@ def test_a_killed_endpoint(scene: Scene, told: Told) -> None:
         old = socks.socksocket()
     with contextlib.closing(old):
         old.set_proxy(socks.SOCKS5, *PROXY, rdns=True)
-        old.settimeout(60)
+        old.settimeout(120)
         old.connect((TARGET_ADDRESS, PORT))
         lines = old.makefile("r")
         assert lines.readline() == "berlin\n"
-        seconds = scene.elsewhere(lambda: os.kill(berlin.daemon.pid, signal.SIGKILL))
+        seen = len(scene.daemon.log_text())
+        os.kill(berlin.daemon.pid, signal.SIGKILL)
+        seconds = scene.elsewhere()
         told(f"new flows go elsewhere {seconds:.2f} s after an endpoint's process is killed")
         assert seconds < ELSEWHERE_MAX
         scene.wait_preferred("paris")
-        scene.daemon.wait_log("berlin is passed over")
-        scene.daemon.wait_log("failover")
+        scene.daemon.wait_log("berlin is passed over", after=seen)
+        scene.daemon.wait_log("failover", after=seen)
         berlin.daemon.kill()
         berlin.start(scene.key)
         # The flow was the old endpoint's: it ends truly, once the new one says that it does not know it.
         with contextlib.suppress(ConnectionResetError):
             assert lines.readline() == ""
     scene.wait_preferred("berlin", "paris")
-    assert scene.who(TARGET_ADDRESS) == "berlin"
+    scene.wait_who(TARGET_ADDRESS, "berlin")
 
 
 def test_a_blackholed_endpoint(scene: Scene, told: Told) -> None:
     berlin = scene.offices["berlin"]
-    seconds = scene.elsewhere(lambda: berlin.drop("ep0"))
-    told(f"new flows go elsewhere {seconds:.2f} s after an endpoint is gone silently")
-    assert seconds < ELSEWHERE_MAX
-    scene.wait_preferred("paris")
-    berlin.mend()
+    with berlin.cut("ep0"):
+        seconds = scene.elsewhere()
+        told(f"new flows go elsewhere {seconds:.2f} s after an endpoint is gone silently")
+        assert seconds < ELSEWHERE_MAX
+        scene.wait_preferred("paris")
     scene.wait_preferred("berlin", "paris")
-    assert scene.who(TARGET_ADDRESS) == "berlin"
+    scene.wait_who(TARGET_ADDRESS, "berlin")
 
 
 def test_an_endpoint_that_does_not_reach_its_target(scene: Scene) -> None:
     berlin = scene.offices["berlin"]
-    berlin.drop("ep1", "reject with icmp type host-unreachable")
-    for _ in range(3):
-        assert scene.who(TARGET_ADDRESS) == "paris", "no client notices"
-    scene.wait_preferred("paris")
-    scene.daemon.wait_log(r"dials did not reach 10\.77\.1\.2")
-    berlin.mend()
+    with berlin.cut("ep1", "reject with icmp type host-unreachable"):
+        for _ in range(3):
+            assert scene.who(TARGET_ADDRESS) == "paris", "no client notices"
+        scene.wait_preferred("paris")
+        scene.daemon.wait_log(r"dials did not reach 10\.77\.1\.2")
     scene.wait_preferred("berlin", "paris")
-    assert scene.who(TARGET_ADDRESS) == "berlin"
+    scene.wait_who(TARGET_ADDRESS, "berlin")
 
 
 def test_probes_notice_it_before_any_client_does(scene: Scene) -> None:
     berlin = scene.offices["berlin"]
-    scene.wait_preferred("berlin", "paris", route="probed")
-    berlin.drop("ep1")
-    scene.wait_preferred("paris", route="probed")
-    scene.daemon.wait_log(r"2 probes failed, the last one: 10\.77\.1\.2:7007: ttl expired")
-    assert scene.rows("either") == {"berlin": "preferred", "paris": "preferred"}
-    berlin.mend()
+    with berlin.cut("ep1"):
+        scene.wait_preferred("paris", route="probed")
+        scene.daemon.wait_log(r"2 probes failed, the last one: 10\.77\.1\.2:7007: ttl expired")
+        scene.wait_preferred("berlin", "paris", route="either")
     scene.wait_preferred("berlin", "paris", route="probed")

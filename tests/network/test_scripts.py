@@ -24,7 +24,7 @@ def control(instance: Instance) -> str:
 
 
 def socks_tunnel(
-    tunnel: Tunnel, *arguments: str | Path, stdin: bytes | None = b"", timeout: float = 60
+    tunnel: Tunnel, *arguments: str | Path, stdin: bytes | None = b"", timeout: float = 120
 ) -> subprocess.CompletedProcess[bytes]:
     """Runs a command on the gateway's host; one that names the instance by its socket."""
     command, *rest = arguments
@@ -77,7 +77,7 @@ def test_nc_passes_the_end_of_output_on(tunnel: Tunnel) -> None:
         assert client.poll() is None
         client.stdin.write(b"more")
         client.stdin.close()
-        assert client.wait(60) == 0
+        assert client.wait(120) == 0
 
 
 def test_nc_by_a_name_that_only_the_endpoint_knows(tunnel: Tunnel) -> None:
@@ -87,7 +87,7 @@ def test_nc_by_a_name_that_only_the_endpoint_knows(tunnel: Tunnel) -> None:
 
 def test_nc_with_datagrams(tunnel: Tunnel) -> None:
     port = str(tunnel.site.ports["udp_echo"])
-    done = nc(tunnel, "--udp", "--idle", "2", TARGET_ADDRESS, port, stdin=b"a datagram")
+    done = nc(tunnel, "--udp", "--idle", "8", TARGET_ADDRESS, port, stdin=b"a datagram")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"a datagram", b"")
 
 
@@ -141,7 +141,7 @@ def test_nc_with_a_login(make_tunnel: MakeTunnel) -> None:
             capture_output=True,
             check=False,
             env=os.environ | login,
-            timeout=60,
+            timeout=120,
         )
 
     assert b"the server refused the password" in with_login("wrong").stderr
@@ -163,7 +163,7 @@ def test_wait_until_a_link_is_up(make_tunnel: MakeTunnel) -> None:
         assert why.stderr.startswith(b"gateway has no link")
         assert waiting.poll() is None
         tunnel.start_endpoint()
-        assert waiting.wait(60) == 0
+        assert waiting.wait(120) == 0
     finally:
         waiting.kill()
         waiting.wait()
@@ -197,6 +197,7 @@ def test_one_flow_of_several_is_found_and_ended(make_tunnel: MakeTunnel) -> None
     with pytest.raises(ConnectionResetError):
         victim.recv(1)
     wait_until(lambda: tunnel.site.state()["open"].get("hash", 0) == 0, "the target's side ended")
+    wait_until(lambda: len(ask()) == 1, "the gateway's side ended")
     kept.sendall(b"goes on")
     assert kept.recv(7) == b"goes on"
     again = socks_tunnel(tunnel, "kill", *of_instance(tunnel), f"office/{row['conn_id']}")
@@ -210,7 +211,7 @@ def test_one_flow_of_several_is_found_and_ended(make_tunnel: MakeTunnel) -> None
 
 
 def test_drain_says_how_far_it_is(make_tunnel: MakeTunnel) -> None:
-    tunnel = make_tunnel(foreground=True)
+    tunnel = make_tunnel({"drain_timeout": 90}, foreground=True)
     flow = tunnel.connect("echo")
     with subprocess.Popen(
         tunnel.site.gateway.command(SOCKS_TUNNEL, "drain", "--wait", *of_instance(tunnel)),
@@ -220,10 +221,10 @@ def test_drain_says_how_far_it_is(make_tunnel: MakeTunnel) -> None:
     ) as drain:
         assert drain.stdout is not None
         assert drain.stderr is not None
-        assert drain.stdout.readline() == "draining: 1 flows may go on for 5 s\n"
+        assert drain.stdout.readline() == "draining: 1 flows may go on for 90 s\n"
         assert drain.stderr.readline().startswith("draining: 1 flows left, for another ")
         flow.close()
-        assert drain.wait(60) == 0
+        assert drain.wait(120) == 0
         assert drain.stderr.read().splitlines()[-1] == "ended"
     assert tunnel.gateway.wait() == 0
 
@@ -306,7 +307,7 @@ def test_exec_passes_signals_on(tunnel: Tunnel, named: dict[str, str]) -> None:
         assert client.stdout is not None
         assert client.stdout.readline() == "ready\n"
         client.send_signal(signal.SIGTERM)
-        assert client.wait(60) == 7
+        assert client.wait(120) == 7
         assert client.stdout.read() == "caught\n"
 
 
@@ -335,7 +336,8 @@ def test_exec_says_why_its_own_instance_has_no_link(make_tunnel: MakeTunnel, fol
     tunnel = make_tunnel(start=False, foreground=True)
     config = tunnel.write("gateway")
     environment = {"TMPDIR": str(folder), "XDG_RUNTIME_DIR": str(folder)}
-    arguments = ("--config", config, "--timeout", "8", "--", "true")
+    # Seconds in which it starts and tries; on a loaded machine, the start alone may take most of them.
+    arguments = ("--config", config, "--timeout", "20", "--", "true")
     done = execute(tunnel, *arguments, environment=environment)
     assert done.returncode == 69
     assert b"gateway has no link: office: " in done.stderr
@@ -409,8 +411,10 @@ def test_bash_completes(
 
 
 def test_live_flows_are_completed(tunnel: Tunnel, named: dict[str, str]) -> None:
-    with tunnel.connect("echo"):
-        [row] = tunnel.gateway.control("connections")
+    with tunnel.connect("echo") as sock:
+        client = f"127.0.0.1:{sock.getsockname()[1]}"
+        # Flows of earlier tests may still be there.
+        [row] = [row for row in tunnel.gateway.control("connections") if row["client"] == client]
         done = subprocess.run(
             [SOCKS_TUNNEL],
             capture_output=True,
@@ -436,9 +440,13 @@ def test_a_browser_is_told_what_goes_through_the_tunnel(make_tunnel: MakeTunnel)
     routes = [{"hosts": [f"*.{DOMAIN}"], "peers": ["office"]}]
     tunnel = make_tunnel({"routes": routes}, foreground=True)
 
-    def answers() -> list[str]:
+    def script_of() -> str | None:
+        # The exporter asks the supervisor, who may be too busy to answer in time.
         status, script = tunnel.metrics("gateway", "/proxy.pac")
-        assert status == 200, script
+        return script if status == 200 else None
+
+    def answers() -> list[str]:
+        script = wait_until(script_of, "/proxy.pac")
         asked = [f"www.{DOMAIN}", "10.77.1.2", "localhost"]
         calls = "".join(f"console.log(FindProxyForURL('http://{h}/', '{h}'));" for h in asked)
         done = subprocess.run(
@@ -451,4 +459,4 @@ def test_a_browser_is_told_what_goes_through_the_tunnel(make_tunnel: MakeTunnel)
     tunnel.write("gateway", {"routes": [{"hosts": ["10.77.0.0/16"], "peers": ["office"]}]})
     tunnel.gateway.reload()
     assert answers() == ["DIRECT", proxy, "DIRECT"]
-    assert tunnel.metrics("endpoint", "/proxy.pac")[0] == 404
+    wait_until(lambda: tunnel.metrics("endpoint", "/proxy.pac")[0] == 404, "none of the endpoint")

@@ -35,7 +35,7 @@ OTHER_ADDRESS = "10.77.1.3"
 
 WITHOUT_SENDMMSG = Path(__file__).with_name("without_sendmmsg.py")
 
-IDLE_TCP = 8
+IDLE_TCP = 15
 """Seconds after which the tunnel closes a silent TCP flow: what minutes are in an office."""
 
 SBIN = ("/usr/sbin", "/sbin")
@@ -227,7 +227,7 @@ class Corporate(Tunnel):
             self.servers.remove(server)
 
     def run(
-        self, *arguments: str | Path, check: bool = True, timeout: float = 90, **options: Any
+        self, *arguments: str | Path, check: bool = True, timeout: float = 150, **options: Any
     ) -> subprocess.CompletedProcess[str]:
         """Run a client program on the client's host, its output captured as text."""
         return self.client.run(*arguments, check=check, timeout=timeout, **options)

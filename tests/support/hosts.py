@@ -85,7 +85,7 @@ class Host:
         return ["ip", "netns", "exec", self.name, *map(str, arguments)]
 
     def run(
-        self, *arguments: str | Path, check: bool = True, timeout: float = 60, **options: Any
+        self, *arguments: str | Path, check: bool = True, timeout: float = 120, **options: Any
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, its output captured as text."""
         done = subprocess.run(

@@ -238,7 +238,7 @@ class Load:
                 if flow not in without
             )
 
-        wait_until(move, f"all flows: {before} {self._moved()}", timeout=60)
+        wait_until(move, f"all flows: {before} {self._moved()}", timeout=120)
 
     def _moved(self) -> dict[Flow, int]:
         return {

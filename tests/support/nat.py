@@ -249,7 +249,7 @@ table ip carrier {{
             yield
         finally:
             process.terminate()
-            process.wait(timeout=10)
+            process.wait(timeout=60)
 
     def route_insides(self, *, near: bool, far: bool) -> None:
         """Let the internet know the way to the private networks that are behind no NAT."""

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from support.processes import wait_until
 from support.tunnels import Tunnel
 
 _PATH = re.compile(r"(\S+) port ([0-9]+) -> (\S+) port ([0-9]+)")
@@ -17,6 +18,36 @@ def path(tunnel: Tunnel) -> tuple[str, int, int]:
         if match is not None and link["state"] == "up":
             return match[1], int(match[2]), int(match[4])
     return "", 0, 0
+
+
+def settled_path(tunnel: Tunnel, *, other_than: tuple[int, int] = (0, 0)) -> tuple[str, int, int]:
+    """The same of the gateway's only link, once it is up, and once its ports are others than those.
+
+    While a link takes over from another one, both are there.
+    """
+
+    def settled() -> tuple[str, int, int] | None:
+        links = tunnel.gateway.control("status")["links"]
+        found = path(tunnel)
+        return found if len(links) == 1 and found[1:] not in {(0, 0), other_than} else None
+
+    return wait_until(settled, f"one link, with other ports than {other_than}", timeout=90)
+
+
+@contextlib.contextmanager
+def sooner_than_silence(tunnel: Tunnel) -> Iterator[None]:
+    """The gateway's link is replaced in this block, and not because nothing was heard any more.
+
+    That takes 15 s; a test does not look at a clock to tell the one from the other.
+    """
+
+    def counted(**labels: str) -> float:
+        return tunnel.metric("link_reconnects_total", **labels)
+
+    before, silent = counted(), counted(cause="silence")
+    yield
+    wait_until(lambda: counted() > before, "another link in the metrics")
+    assert counted(cause="silence") == silent
 
 
 @contextlib.contextmanager

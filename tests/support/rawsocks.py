@@ -94,7 +94,7 @@ def unpack(data: bytes) -> tuple[str, int, bytes]:
 class Association:
     """A UDP association and one socket to use it with."""
 
-    def __init__(self, proxy: tuple[str, int], timeout: float = 10) -> None:
+    def __init__(self, proxy: tuple[str, int], timeout: float = 30) -> None:
         self.control, self.answer = request(proxy, "0.0.0.0", 0, UDP_ASSOCIATE)
         assert self.answer.code == 0, self.answer
         self.relay = (self.answer.host, self.answer.port)

@@ -67,5 +67,5 @@ class SlowPath:
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.communicate(timeout=10)
+            self._process.communicate(timeout=60)
         shutil.rmtree(self._folder)

@@ -182,7 +182,7 @@ class Site:
         """Ask the HTTP server, from its own host."""
 
         def ask() -> bytes:
-            connection = http.client.HTTPConnection("127.0.0.1", self.ports["http"], timeout=30)
+            connection = http.client.HTTPConnection("127.0.0.1", self.ports["http"], timeout=60)
             with contextlib.closing(connection):
                 connection.request(method, path)
                 return connection.getresponse().read()
@@ -326,12 +326,12 @@ class Tunnel:
         """Whether the gateway says that its link is up."""
         return any(link["state"] == "up" for link in self.gateway.control("status")["links"])
 
-    def wait_linked(self, timeout: float = 30) -> None:
+    def wait_linked(self, timeout: float = 90) -> None:
         """Wait for the link."""
         wait_until(self.linked, f"a link:\n{self.gateway.tail()}", timeout=timeout, interval=0.05)
 
     def connect(
-        self, port: int | str, host: str = TARGET_ADDRESS, timeout: float = 30
+        self, port: int | str, host: str = TARGET_ADDRESS, timeout: float = 60
     ) -> socket.socket:
         """A connection to a target server (by name) or port through the tunnel, by PySocks."""
         import socks
@@ -355,7 +355,7 @@ class Tunnel:
         host = self.site.hosts.gateway if role == "gateway" else self.site.hosts.endpoint
 
         def ask() -> tuple[int, str]:
-            connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=30)
+            connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=60)
             with contextlib.closing(connection):
                 connection.request("GET", path)
                 response = connection.getresponse()

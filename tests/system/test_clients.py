@@ -201,7 +201,7 @@ def test_pysocks_udp(tunnel: Tunnel) -> None:
         socks.socksocket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
     ):
         sock.set_proxy(socks.SOCKS5, *tunnel.proxy)
-        sock.settimeout(10)
+        sock.settimeout(60)
         sock.sendto(b"datagram", (TARGET_ADDRESS, tunnel.site.ports["udp_echo"]))
         data, sender = sock.recvfrom(2048)
         assert data == b"datagram"

@@ -82,7 +82,7 @@ def test_demo_carries_tcp_and_udp_until_ctrl_c(place: Host | None, tmp_path: Pat
                 f"http://127.0.0.1:{targets.ports['http']}/bytes/{size}",
             ],
             capture_output=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert done.stderr == b""
@@ -133,7 +133,7 @@ def test_demo_with_a_policy_file(tmp_path: Path) -> None:
             ["curl", "-sS", "--socks5", f"127.0.0.1:{port}", f"http://127.0.0.1:{port}/"],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert done.returncode == 97
@@ -155,7 +155,7 @@ def test_pair_run_curl_on_two_hosts(site: Site, tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=90,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -164,7 +164,7 @@ def test_pair_run_curl_on_two_hosts(site: Site, tmp_path: Path) -> None:
             [SOCKS_TUNNEL, "check-config", str(tmp_path / daemon_config)],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=90,
             check=False,
         )
         assert check.returncode == 0, check.stderr

@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -169,7 +170,7 @@ def test_wrong_first_byte_closes_at_once_and_is_counted(make_tunnel: MakeTunnel)
     for first in firsts:
         with (
             tunnel.site.gateway.inside(),
-            socket.create_connection(tunnel.proxy, timeout=10) as sock,
+            socket.create_connection(tunnel.proxy, timeout=60) as sock,
         ):
             sock.sendall(first)
             with contextlib.suppress(ConnectionResetError):
@@ -183,7 +184,7 @@ def test_wrong_first_byte_closes_at_once_and_is_counted(make_tunnel: MakeTunnel)
 def test_no_method_in_common(tunnel: Tunnel) -> None:
     with (
         tunnel.site.gateway.inside(),
-        socket.create_connection(tunnel.proxy, timeout=10) as sock,
+        socket.create_connection(tunnel.proxy, timeout=60) as sock,
     ):
         sock.sendall(b"\x05\x01\x01")
         assert exactly(sock, 3) == b"\x05\xff"
@@ -226,7 +227,8 @@ def test_reset_by_the_client(tunnel: Tunnel) -> None:
     sock.sendall(b"x")
     assert sock.recv(1) == b"x"
     stop_with_reset(sock)
-    wait_until(lambda: tunnel.site.state()["resets"].get("echo", 0) == before + 1, "a RST there")
+    # Of an earlier test's connections, one may end there by a RST only now.
+    wait_until(lambda: tunnel.site.state()["resets"].get("echo", 0) > before, "a RST there")
 
 
 @pytest.mark.parametrize("role", ["gateway", "endpoint"])
@@ -241,39 +243,40 @@ def test_nothing_is_left_of_ended_flows(tunnel: Tunnel, role: str) -> None:
 # --- flow control ---------------------------------------------------------------------------------
 
 
-def fill(socks: list[socket.socket]) -> list[int]:
-    """Send on all until none has taken anything for a while; how many bytes each took."""
+def fill(socks: list[socket.socket], least: int) -> list[int]:
+    """Send on all until each has taken so much and none anything for a while; how much each took."""
     block = bytes(65_536)
     taken = dict.fromkeys(socks, 0)
     for sock in socks:
         sock.setblocking(False)
+    end = time.monotonic() + 180
     # Longer than SCTP needs for a retransmission or two (its timer starts at 1 s and doubles).
-    while writable := select.select([], socks, [], 4.0)[1]:
+    while (writable := select.select([], socks, [], 4.0)[1]) or min(taken.values()) < least:
+        assert time.monotonic() < end, f"some took too little: {sorted(taken.values())}"
         for sock in writable:
             taken[sock] += sock.send(block)
             assert taken[sock] < 64 << 20, "a flow whose target reads nothing goes on taking bytes"
     return list(taken.values())
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_slow_readers_neither_stop_others_nor_take_memory(make_tunnel: MakeTunnel) -> None:
     """50 flows whose target reads nothing, while one flow downloads."""
     flows = 50
     size = 16 << 20
     tunnel = make_tunnel()
     # What a process takes once and for all for a download is none of the 50 flows' memory.
-    assert download(tunnel, size, timeout=120) == body_hash(size)
+    assert download(tunnel, size, timeout=180) == body_hash(size)
     before = {d.name: d.memory() for d in tunnel.daemons}
     with contextlib.ExitStack() as held:
         socks = [held.enter_context(tunnel.connect("sink")) for _ in range(flows)]
         for sock in socks:
             # The kernel's own buffers are not what is measured here.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
-        taken = fill(socks)
+        taken = fill(socks, WINDOW)
         # The flow's window, and what kernels hold on the way: of three sockets, some MiB at most.
         assert max(taken) < WINDOW + (8 << 20)
-        assert min(taken) >= WINDOW
-        assert download(tunnel, size, timeout=120) == body_hash(size)
+        assert download(tunnel, size, timeout=180) == body_hash(size)
         for daemon in tunnel.daemons:
             grown = daemon.memory() - before[daemon.name]
             # A gateway keeps a window's bytes until they are consumed; an endpoint what it could not
@@ -283,28 +286,29 @@ def test_slow_readers_neither_stop_others_nor_take_memory(make_tunnel: MakeTunne
             stop_with_reset(sock)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_slow_client_holds_only_its_own_download(make_tunnel: MakeTunnel) -> None:
     """Flows whose client reads nothing of an endless source, while another one downloads."""
     tunnel = make_tunnel()
     size = 4 << 20
     flows = 8  # each first fills some MiB of the client's kernel
-    assert download(tunnel, size, timeout=120) == body_hash(size)
+    assert download(tunnel, size, timeout=180) == body_hash(size)
     before = {d.name: d.memory() for d in tunnel.daemons}
     with contextlib.ExitStack() as held:
         for _ in range(flows):
             held.enter_context(tunnel.connect("source"))
-        assert download(tunnel, size, timeout=120) == body_hash(size)
+        assert download(tunnel, size, timeout=180) == body_hash(size)
         for daemon in tunnel.daemons:
             grown = daemon.memory() - before[daemon.name]
             assert grown < 2 * flows * WINDOW + (16 << 20), f"{daemon.name}: {grown} bytes"
 
 
 def test_idle_tcp_ends_a_silent_flow(make_tunnel: MakeTunnel) -> None:
-    tunnel = make_tunnel(gateway={"socks": {"idle_tcp": 1}})
+    # Longer than a busy machine may need for the echo.
+    tunnel = make_tunnel(gateway={"socks": {"idle_tcp": 5}})
     with tunnel.connect("echo") as sock:
         sock.sendall(b"x")
         assert sock.recv(1) == b"x"
-        sock.settimeout(15)
+        sock.settimeout(60)
         with contextlib.suppress(ConnectionResetError):
             assert sock.recv(1) == b""

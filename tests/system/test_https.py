@@ -40,7 +40,7 @@ def https_tunnel(make_tunnel: MakeTunnel, authority: Authority, certificate: str
 def served(tunnel: Tunnel) -> str:
     """The certificate that the endpoint serves to a new connection, in PEM."""
     with tunnel.site.gateway.inside():
-        sock = socket.create_connection((ENDPOINT_ADDRESS, tunnel.signaling_port), timeout=10)
+        sock = socket.create_connection((ENDPOINT_ADDRESS, tunnel.signaling_port), timeout=60)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -81,13 +81,6 @@ def held_flow(tunnel: Tunnel) -> Iterator[None]:
                 yield
 
 
-def since_up(tunnel: Tunnel) -> str:
-    """When the gateway's link came up: the same link has the same moment."""
-    (link,) = tunnel.gateway.control("status")["links"]
-    assert link["state"] == "up", link
-    return str(link["since"])
-
-
 def test_a_renewed_certificate_is_taken_by_a_reload(
     make_tunnel: MakeTunnel, authority: Authority
 ) -> None:
@@ -96,7 +89,6 @@ def test_a_renewed_certificate_is_taken_by_a_reload(
     tunnel.endpoint.wait_log(rf"listening for offers on {ENDPOINT_ADDRESS}:\d+ by HTTPS")
     tunnel.endpoint.wait_log(rf"TLS certificate \S+tls\.pem, for {ENDPOINT_ADDRESS}, until ")
     assert served(tunnel) == old.certificate
-    up = since_up(tunnel)
     with held_flow(tunnel):
         tunnel.homes["endpoint"].put("tls.pem", new.both)
         assert served(tunnel) == old.certificate  # before it is told
@@ -111,7 +103,7 @@ def test_a_renewed_certificate_is_taken_by_a_reload(
         tunnel.endpoint.wait_log("signaling.tls_key: .* is not the key of the first", after=log)
         tunnel.endpoint.wait_log("not reloaded: the old configuration stays", after=log)
         assert served(tunnel) == new.certificate
-    assert since_up(tunnel) == up
+    assert "flows wait for the next link" not in tunnel.gateway.log_text()
 
     # And it is good for more than the handshake: the gateway dials by it.
     tunnel.gateway.stop()
@@ -132,9 +124,14 @@ def test_a_certificate_that_does_not_verify_is_one_clear_line(
         r"cannot reach office: the certificate of https://\S+ does not verify: it is from an "
         r"authority that is not trusted here; name that as tls_ca.*; trying again in"
     )
+    wait_until(
+        lambda: any(
+            "does not verify" in (link.get("detail") or "")
+            for link in tunnel.gateway.control("status")["links"]
+        ),
+        "the same in the status",
+    )
     assert not tunnel.linked()
-    (link,) = tunnel.gateway.control("status")["links"]
-    assert "does not verify" in link["detail"]
     # It is read for each attempt: nobody needs to be told that it is another now.
     tunnel.homes["gateway"].put("ca.pem", authority.certificate)
     tunnel.wait_linked()
@@ -187,7 +184,7 @@ def test_https_is_switched_on_by_a_reload_and_flows_go_on(
         tunnel.gateway.reload()
         sock.sendall(b"still here")
         assert sock.recv(100) == b"still here"
-        tunnel.wait_linked(60)
+        tunnel.wait_linked()
 
 
 @pytest.fixture

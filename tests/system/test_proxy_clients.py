@@ -259,7 +259,7 @@ def test_a_program_in_go(tunnel: Tunnel, web: Web, tmp_path: Path) -> None:
     """kubectl: Go's net/http decides about proxies in it, as in Docker and most cloud tools."""
     done = tunnel.site.gateway.run(
         *(need("kubectl"), "--server", web.https, "--certificate-authority", web.authority),
-        *("--token", "t", "--request-timeout=20s", "get", "--raw", "/version"),
+        *("--token", "t", "--request-timeout=90s", "get", "--raw", "/version"),
         **proxied(tunnel, web, tmp_path),
     )
     assert json.loads(done.stdout) == {"major": "1", "minor": "2"}
@@ -311,7 +311,7 @@ def test_what_ssh_uses_as_a_proxy_command(tunnel: Tunnel, program: str, argument
         ),
         input=payload,
         capture_output=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.stdout == payload, done.stderr
@@ -328,6 +328,6 @@ def test_a_web_page_cannot_use_the_port(tunnel: Tunnel) -> None:
     )
     assert done.stdout == "400"
     wait_until(
-        lambda: tunnel.metric("socks_rejected_total", reason="origin-form") == before + 1,
+        lambda: tunnel.metric("socks_rejected_total", reason="origin-form") > before,
         "the request counted",
     )

@@ -91,7 +91,8 @@ def test_fragments_are_dropped_and_counted(tunnel: Tunnel, association: Associat
     seen = tunnel.site.state()["datagrams"].get("udp_echo", 0)
     association.send(TARGET_ADDRESS, port, b"part", frag=1)
     association.send(TARGET_ADDRESS, port, b"last", frag=0x82)
-    assert association.ask(TARGET_ADDRESS, port, b"whole")[2] == b"whole"
+    # Once only: a second one would be seen by the target too.
+    assert association.ask(TARGET_ADDRESS, port, b"whole", attempts=1)[2] == b"whole"
     wait_until(lambda: tunnel.metric("udp_dropped_total") >= before + 2, "two drops counted")
     assert tunnel.site.state()["datagrams"]["udp_echo"] == seen + 1
 
@@ -160,19 +161,30 @@ def test_association_ends_with_its_control_connection(make_tunnel: MakeTunnel) -
         lambda: tunnel.metric("flows_active", "endpoint", kind="udp") == 0,
         "the association gone at the endpoint",
     )
-    association.sock.settimeout(5)
-    association.send(TARGET_ADDRESS, port, b"x")
-    # The relay's port is closed: the datagram is answered with an ICMP error.
-    with association.sock, pytest.raises(ConnectionRefusedError):
-        association.receive()
+    association.sock.settimeout(1)
+
+    def refused() -> bool:
+        try:
+            association.send(TARGET_ADDRESS, port, b"x")
+            association.receive()
+        except ConnectionRefusedError:
+            return True
+        except TimeoutError:
+            return False
+        return False
+
+    # The relay's port is closed: a datagram is answered with an ICMP error.
+    with association.sock:
+        wait_until(refused, "the end of the relay's port")
 
 
 def test_idle_association_ends(make_tunnel: MakeTunnel) -> None:
-    tunnel = make_tunnel(gateway={"socks": {"idle_udp": 1}})
+    # Longer than a busy machine may need for the echo.
+    tunnel = make_tunnel(gateway={"socks": {"idle_udp": 5}})
     with tunnel.site.gateway.inside(), Association(tunnel.proxy) as association:
         port = tunnel.site.ports["udp_echo"]
         assert association.ask(TARGET_ADDRESS, port, b"x")[2] == b"x"
-        association.control.settimeout(15)
+        association.control.settimeout(60)
         assert association.control.recv(1) == b""
         wait_until(
             lambda: tunnel.metric("flows_active", "endpoint", kind="udp") == 0,

@@ -65,7 +65,7 @@ def test_connect_and_associate_and_who_the_client_is(make_tunnel: MakeTunnel) ->
         assert exactly(client, 2) == b"\x05\0"
         answer = read_answer(client)
         assert (answer.code, answer.host) == (0, "127.0.0.1")
-        datagrams.settimeout(2)
+        datagrams.settimeout(10)
         port = tunnel.site.ports["udp_echo"]
         for attempt in range(5):
             datagrams.sendto(packet(TARGET_ADDRESS, port, b"ping"), (answer.host, answer.port))

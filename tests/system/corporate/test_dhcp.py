@@ -14,6 +14,7 @@ import pytest
 
 from support.corporate import Corporate, need
 from support.hosts import ENDPOINT_INSIDE_ADDRESS, TARGET_ADDRESS
+from support.processes import wait_until
 
 RELAY_SOURCE_PORT = "82,1300"
 
@@ -56,6 +57,10 @@ def test_relayed_exchange(corporate: Corporate, leases: Path, tmp_path: Path) ->
     )
     received = re.findall(r"received packets: (\d+)", done.stdout)
     assert received == [str(EXCHANGES), str(EXCHANGES)], done.stdout
-    header, *rows = leases.read_text().splitlines()
-    assert header.startswith("address,hwaddr,")
-    assert {row.split(",")[0] for row in rows} == {"10.77.1.100"}
+
+    def leased() -> set[str]:
+        header, *rows = leases.read_text().splitlines()
+        assert header.startswith("address,hwaddr,")
+        return {row.split(",")[0] for row in rows}
+
+    wait_until(lambda: leased() == {"10.77.1.100"}, "the address in the server's file")

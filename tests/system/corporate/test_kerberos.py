@@ -79,8 +79,8 @@ def kinit(corporate: Corporate, tmp_path: Path) -> Kinit:
 def test_ticket(corporate: Corporate, kinit: Kinit, transport: str, used: str, unused: str) -> None:
     done, trace, environment = kinit(transport, PASSWORD)
     assert done.returncode == 0, done.stderr + trace
-    assert f"{used} 127.0.0.1:88" in trace
-    assert unused not in trace
+    # Where an answer takes a second, kinit tries the other transport beside it.
+    assert f"{used} 127.0.0.1:88" in trace.partition(unused)[0]
     tickets = corporate.run(need("klist"), env=environment).stdout
     assert f"Default principal: alice@{REALM}" in tickets
     assert f"krbtgt/{REALM}@{REALM}" in tickets

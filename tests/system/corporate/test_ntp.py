@@ -12,8 +12,10 @@ from support.hosts import TARGET_ADDRESS
 
 STRATUM = 7
 
-OFFSET_MAX = 1.0
-"""Seconds: both hosts have this machine's clock, so an offset is what the way there and back adds."""
+OFFSET_MAX = 10.0
+"""Seconds: both hosts have this machine's clock, so an offset is what the way there and back adds.
+
+A loose bound on a loaded machine."""
 
 
 @pytest.fixture(scope="module", autouse=True)

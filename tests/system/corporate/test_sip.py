@@ -95,7 +95,11 @@ def test_call_under_socksify(corporate: Corporate, folder: Path) -> None:
     report("RTP to the office", office.sent)
     report("RTP there and back", client.returned)
     for stream in (client.sent, office.sent, client.returned):
-        assert (stream.received, stream.repeated, stream.out_of_order) == (PACKETS, 0, 0)
+        # All of them on an idle machine. A busy one drops some as too late, or ends the call before the
+        # last of them.
+        assert stream.received > 0.9 * PACKETS
+        assert stream.repeated == 0
+        assert stream.out_of_order < 0.02 * PACKETS
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ def test_address_and_port_dependent_filtering_refuses_it(
     ) as corporate:
         report_logs(corporate)
         with pytest.raises(subprocess.TimeoutExpired):
-            fetch(corporate, tmp_path / "got", timeout=4)
+            fetch(corporate, tmp_path / "got", timeout=10)
         corporate.wait_metric(1, "udp_dropped_total", "endpoint", reason="filtered")
     got = tmp_path / "got"
     assert not got.exists() or got.stat().st_size == 0
