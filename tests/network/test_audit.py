@@ -52,7 +52,13 @@ def test_a_narrower_policy(make_tunnel: MakeTunnel) -> None:
     policy = "denied_ports = [25]"
     assert policy in old.read_text()
     new.write_text(old.read_text().replace(policy, f"denied_ports = [25, {port}]"))
-    done = diff(tunnel, old, new)
+
+    def with_flows() -> subprocess.CompletedProcess[str] | None:
+        """What is said once a worker, which may be too busy at first, has told of its flow."""
+        said = diff(tunnel, old, new)
+        return said if "open: " in said.stdout else None
+
+    done = wait_until(with_flows, "what would change, and for which flow")
     assert (done.returncode, done.stderr) == (1, "")
     said = done.stdout.splitlines()
     before = "allowed (allowed_hosts: 10.77.1.0/24)"
@@ -63,8 +69,12 @@ def test_a_narrower_policy(make_tunnel: MakeTunnel) -> None:
     ]
     assert said[3].startswith("  open: laptop-17/")
     assert len(said) == 4
-    as_json = json.loads(diff(tunnel, old, new, "--json").stdout)
-    assert [(c["times"], len(c["flows"])) for c in as_json] == [(2, 1)]
+
+    def in_json() -> list[tuple[int, int]]:
+        changes = json.loads(diff(tunnel, old, new, "--json").stdout)
+        return [(change["times"], len(change["flows"])) for change in changes]
+
+    wait_until(lambda: in_json() == [(2, 1)], "the same in JSON")
     same = diff(tunnel, old, old)
     assert (same.returncode, same.stdout) == (0, "0 of 2 destinations change\n")
     # The log has the same records, in another form, written by another thread.

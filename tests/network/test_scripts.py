@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -189,7 +190,7 @@ def test_one_flow_of_several_is_found_and_ended(make_tunnel: MakeTunnel) -> None
         return rows
 
     wait_until(lambda: [row["up"] for row in ask("--sort", "up")] == [1000, 4], "1000 bytes up")
-    [row] = ask("--filter", f"destination=*:{port}")
+    (row,) = wait_until(lambda: ask("--filter", f"destination=*:{port}"), "the flow to end")
     assert ask("--filter", f"destination!=*:{port}", "--filter", "echo-less") == []
     done = socks_tunnel(tunnel, "kill", *of_instance(tunnel), f"office/{row['conn_id']}")
     assert done.returncode == 0, done.stderr
@@ -414,7 +415,11 @@ def test_live_flows_are_completed(tunnel: Tunnel, named: dict[str, str]) -> None
     with tunnel.connect("echo") as sock:
         client = f"127.0.0.1:{sock.getsockname()[1]}"
         # Flows of earlier tests may still be there.
-        [row] = [row for row in tunnel.gateway.control("connections") if row["client"] == client]
+
+        def rows() -> list[dict[str, Any]]:
+            return [row for row in tunnel.gateway.control("connections") if row["client"] == client]
+
+        (row,) = wait_until(rows, "the flow")
         done = subprocess.run(
             [SOCKS_TUNNEL],
             capture_output=True,

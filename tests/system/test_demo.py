@@ -1,6 +1,8 @@
 """`socks-tunnel demo` and `pair`: what a newcomer does first."""
 
+import contextlib
 import hashlib
+import random
 import re
 import signal
 import socket
@@ -40,10 +42,14 @@ def printed(demo: Process, pattern: str) -> re.Match[str]:
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of loopback that nobody has, and that nobody gets who asks for just any."""
+    range_of_any = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    ports = list(range(10_000, int(range_of_any[0])))
+    random.shuffle(ports)
+    for port in ports:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError(f"no port below {range_of_any[0]} is free")
 
 
 @pytest.fixture

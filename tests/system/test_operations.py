@@ -49,7 +49,11 @@ def test_connections(tunnel: Tunnel) -> None:
         sock.sendall(b"x")
         assert sock.recv(1) == b"x"
         client = f"127.0.0.1:{sock.getsockname()[1]}"
-        (row,) = [r for r in tunnel.gateway.control("connections") if r["client"] == client]
+
+        def rows() -> list[dict[str, Any]]:
+            return [r for r in tunnel.gateway.control("connections") if r["client"] == client]
+
+        (row,) = wait_until(rows, "the flow")
         assert row["destination"] == f"{TARGET_ADDRESS}:{tunnel.site.ports['echo']}"
     wait_until(
         lambda: client not in json.dumps(tunnel.gateway.control("connections")), "no such flow"

@@ -13,7 +13,7 @@ import pytest
 
 from support.corporate import need
 from support.hosts import DOMAIN, ENDPOINT_INSIDE_ADDRESS, TARGET_ADDRESS
-from support.processes import Daemon
+from support.processes import Daemon, wait_until
 from support.rawsocks import UDP_ASSOCIATE, address, exactly, packet, read_answer, unpack
 from support.tunnels import MakeTunnel, Tunnel
 from support.units import Unit
@@ -74,7 +74,7 @@ def test_connect_and_associate_and_who_the_client_is(make_tunnel: MakeTunnel) ->
                 break
             except TimeoutError:
                 assert attempt < 4
-        (row,) = tunnel.gateway.control("connections")
+        (row,) = wait_until(lambda: tunnel.gateway.control("connections"), "the association")
         # A host that boots has this process in another PID namespace than its own, which is pid 0.
         inside = 0 if isinstance(tunnel.gateway, Unit) else os.getpid()
         assert row["client"] == f"unix:pid={inside},uid={os.getuid()}"
