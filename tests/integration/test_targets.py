@@ -157,6 +157,31 @@ async def test_an_association_without_descriptors_is_refused(
     writer.close()
 
 
+async def test_a_flow_that_cannot_be_checked_ends_and_costs_no_other(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = pair.endpoint_worker.sessions[LINK]
+    targets = pair.endpoint_worker.targets
+    flows = [EndpointAssociation(targets.services, session, conn_id) for conn_id in (1, 2, 3)]
+    for flow in flows:
+        session.admit(flow)
+    checked: list[int] = []
+
+    def recheck(self: EndpointAssociation) -> Iterator[None]:
+        if self.conn_id == 2:
+            raise ZeroDivisionError
+        checked.append(self.conn_id)
+        yield
+
+    monkeypatch.setattr(EndpointAssociation, "recheck", recheck)
+    for _ in range(2):
+        targets.reload()
+        while targets._recheck is not None:
+            await asyncio.sleep(0)
+    assert checked == [1, 3, 1, 3]
+    assert [flow.ended for flow in flows] == [False, True, False]
+
+
 async def test_a_reload_lets_others_have_their_turns(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

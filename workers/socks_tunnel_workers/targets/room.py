@@ -113,7 +113,11 @@ class Targets:
     def _rechecks(flows: list[Flow]) -> Iterator[None]:
         for flow in flows:
             if isinstance(flow, TargetRelay | EndpointAssociation) and not flow.ended:
-                yield from flow.recheck()
+                try:
+                    yield from flow.recheck()
+                except Exception as error:  # noqa: BLE001 - the border: a bug costs this flow alone
+                    # Whether the policy still allows it is not known.
+                    flow.session.core.guard(flow, _fail, error)
 
     def _recheck_some(self) -> None:
         assert self._recheck is not None
@@ -123,3 +127,7 @@ class Targets:
                 self.loop.call_soon(self._recheck_some)
                 return
         self._recheck = None
+
+
+def _fail(error: Exception) -> None:
+    raise error
