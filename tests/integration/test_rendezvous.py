@@ -16,6 +16,7 @@ from integration.test_signaling_proxy import ForwardProxy
 from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.rendezvous import registry
+from socks_tunnel.signaling import presence
 from socks_tunnel.signaling.carrier import Answered, SignalingError
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.signaling.rendezvous import Rendezvous
@@ -318,3 +319,12 @@ async def test_other_requests(place: Place, path: str, status: int) -> None:
         session.get(f"http://127.0.0.1:{place.port}{path}") as answer,
     ):
         assert answer.status == status
+
+
+async def test_when_somebody_has_appeared_is_forgotten_with_him() -> None:
+    board = presence.PresenceBoard()
+    one, two = bytes(32), bytes(31) + b"1"
+    board.watch(frozenset({one, two}))
+    board.see(wire.Presence((one, two), ()))
+    board.watch(frozenset({two}))
+    assert board._appeared_at.keys() == {two}

@@ -16,7 +16,7 @@ Without any route there is one that has everything: the first peer that is up ta
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
-from typing import Final, Literal, NamedTuple, Protocol, Self, TypeVar, get_args
+from typing import Final, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from socks_tunnel.protocol.addresses import canonical_host, parse_ip
 from socks_tunnel.protocol.rules import (
@@ -36,8 +36,6 @@ from socks_tunnel.protocol.rules import (
 
 RoutePolicy = Literal["first", "least-loaded", "nearest"]
 """How one of a route's peers is chosen for a new flow."""
-
-POLICIES: Final[tuple[str, ...]] = get_args(RoutePolicy)
 
 ROUTES_MAX: Final = 1000
 """Routes that a configuration may have: they are looked at one after the other."""

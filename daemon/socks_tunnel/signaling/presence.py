@@ -27,6 +27,7 @@ class PresenceBoard:
         """Replaces the keys that count."""
         self._watched = keys
         self._online &= keys
+        self._appeared_at = {key: at for key, at in self._appeared_at.items() if key in keys}
 
     def clear(self) -> None:
         """Forgets who is there: the connection has ended."""

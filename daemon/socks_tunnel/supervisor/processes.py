@@ -23,7 +23,9 @@ from typing import Any, Final, Literal
 
 from socks_tunnel.ipc.descriptors import send_descriptors
 from socks_tunnel.ipc.stream import Channel, connect
+from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.ipc import (
     ChildHello,
@@ -39,6 +41,7 @@ from socks_tunnel.supervisor.backoff import Backoff
 from socks_tunnel.supervisor.launching import Exec, Forked, Launcher, Process
 
 _log = logging.getLogger(__name__)
+_bugs = BugLog()
 
 TICK: Final = 2.0
 """Seconds between two calls of :meth:`Slot.tick`, each of which sends a ping."""
@@ -299,6 +302,9 @@ class Slot:
                 ending = describe_exit(status, killed_by_us=self._killed_by_us)
             except OSError as error:
                 ending = f"cannot be started: {error}"
+            except Exception as error:  # noqa: BLE001 - told, and no reason to give the child up
+                _bugs.tell(_log, f"{self.name} cannot be kept running because of a bug", error)
+                ending = f"met a bug of the supervisor: {clip(error)}"
             if self._stopping.is_set():
                 _log.debug("%s %s", self.name, ending)
                 break

@@ -410,3 +410,20 @@ async def test_frames_that_make_no_sense_are_the_child_s_fault() -> None:
 )
 def test_how_a_process_ended_is_said_in_words(status: int, by_us: bool, words: str) -> None:
     assert describe_exit(status, killed_by_us=by_us) == words
+
+
+async def test_a_bug_in_a_start_is_not_the_end_of_a_slot(
+    make_slot: MakeSlot, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    slot = make_slot("good")
+    environment = slot.environment
+
+    def fails() -> dict[str, str]:
+        monkeypatch.setattr(slot, "environment", environment)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(slot, "environment", fails)
+    slot.start()
+    await slot.until_event("ready")
+    assert slot.restarts == 1
+    assert "met a bug of the supervisor: ZeroDivisionError; restarting in" in caplog.text

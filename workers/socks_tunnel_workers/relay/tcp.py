@@ -164,11 +164,6 @@ class TcpRelay(Flow):
             session.scheduler.wait(self)
             session.core.transmit()
 
-    @property
-    def early_room(self) -> int:
-        """How many bytes may be taken from the client now, before the answer."""
-        return self.core.readable
-
     def reply(self, answer: bytes) -> None:
         """Answers the peer's opening; the answer is repeated if a resume shows that it was lost."""
         self.answer.append(answer)

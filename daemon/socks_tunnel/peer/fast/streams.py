@@ -116,10 +116,6 @@ class OutboundStream:
         self.next_mid = 0
         self.next_unordered = 0
 
-    def renumber(self) -> None:
-        """Starts the sequence numbers anew: the stream was reset (RFC 6525)."""
-        self.next_ssn = self.next_mid = self.next_unordered = 0
-
 
 class Scheduler:
     """The queues of all streams of one association.

@@ -155,10 +155,3 @@ def test_a_message_that_is_given_up_leaves_the_queue(scheduler: Scheduler) -> No
     assert scheduler.pick() is second
     scheduler.discard(stream)
     assert (scheduler.queued, scheduler.pick()) == (0, None)
-
-
-def test_numbers_start_anew_after_a_reset() -> None:
-    stream = OutboundStream(0, NORMAL)
-    stream.next_ssn, stream.next_mid, stream.next_unordered = 5, 6, 7
-    stream.renumber()
-    assert (stream.next_ssn, stream.next_mid, stream.next_unordered) == (0, 0, 0)
