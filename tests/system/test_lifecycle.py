@@ -113,10 +113,11 @@ def test_mistakes_end_with_78(site: Site, tmp_path: Path) -> None:
 
 
 def test_requests_wait_for_the_link(make_tunnel: MakeTunnel) -> None:
-    tunnel = make_tunnel(start=False)
+    # On a busy machine the endpoint takes longer to start than a request waits by default.
+    tunnel = make_tunnel(gateway={"socks": {"connect_timeout": 90}}, start=False)
     tunnel.start_gateway()
     with tunnel.site.gateway.inside():
-        sock = socket.create_connection(tunnel.proxy, timeout=90)
+        sock = socket.create_connection(tunnel.proxy, timeout=120)
     with sock:
         name = TARGET_ADDRESS.encode()
         port = tunnel.site.ports["echo"].to_bytes(2, "big")
