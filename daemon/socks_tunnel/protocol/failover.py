@@ -40,6 +40,10 @@ DEAD_HOSTS_MAX: Final = 256
 HOLD_MAX: Final = 300.0
 """Seconds that a peer has to be well at most, however often it has fallen."""
 
+DOUBLINGS_MAX: Final = 32
+"""How often a hold doubles: the shortest one that can be configured is at :data:`HOLD_MAX` long
+before."""
+
 STEADY_HOLDS: Final = 6.0
 """A peer that was in use for so many times its hold begins anew with the shortest one."""
 
@@ -73,7 +77,8 @@ class Standing:
     @property
     def wait(self) -> float:
         """Seconds that it has to be well until it is good again."""
-        return min(self.hold * 2.0 ** max(self._strikes - 1, 0), max(HOLD_MAX, self.hold))
+        doublings = min(max(self._strikes - 1, 0), DOUBLINGS_MAX)
+        return min(self.hold * (1 << doublings), max(HOLD_MAX, self.hold))
 
     def fall(self, now: float) -> None:
         """It is not well."""

@@ -58,6 +58,13 @@ def test_relapses_wait_longer_up_to_a_limit_and_a_steady_time_is_a_new_beginning
         assert standing.good(now)
         now += 1
     assert waits == [10, 20, 40, 80, 160, 300, 300, 300]
+    for _ in range(2000):  # a week of it: a float ends at 2 to the power of 1024
+        standing.fall(now)
+        standing.well(now)
+        now += standing.wait
+        assert standing.good(now)
+        now += 1
+    assert standing.wait == 300
     assert HOLD_MAX == 300
     now += 6 * 300
     standing.fall(now)
