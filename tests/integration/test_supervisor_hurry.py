@@ -93,6 +93,29 @@ async def test_another_address_makes_an_attempt_anew_that_knows_only_the_old_one
     assert len(gateway.manager.links) == 1
 
 
+async def test_changes_without_end_leave_an_attempt_the_time_that_it_needs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that makes interfaces all the time does not keep the host from its peer."""
+    monkeypatch.setattr(dialler, "UNDISTURBED_FIRST", 3600.0)
+    monkeypatch.setattr(dialler, "UNDISTURBED_LONGEST", 3600.0)
+    gateway, endpoint, carrier = await with_slow_carrier(world)
+    carrier.free.clear()
+    (link,) = gateway.up
+    asked = carrier.asked
+    await link.close("a test")
+    await until(lambda: carrier.asked == asked + 1)
+    manager(gateway).path_changed("its host has a new address, 172.17.0.1")
+    await until(lambda: carrier.asked == asked + 2)
+    carrier.free.set()
+    async with asyncio.timeout(60):
+        while not gateway.up:
+            manager(gateway).path_changed("its host has a new address, 172.17.0.1")
+            await asyncio.sleep(0.01)
+    assert carrier.asked == asked + 2
+    await until(lambda: endpoint.up)
+
+
 async def test_a_gateway_that_is_told_to_stop_dials_no_more(world: World) -> None:
     gateway, _, carrier = await with_slow_carrier(world)
     gateway.manager.goaway()

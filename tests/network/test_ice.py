@@ -1,12 +1,16 @@
 """Which addresses and ports a link takes, and what is said when there are none."""
 
+import contextlib
+import itertools
 import re
 import signal
 import socket
+import threading
+from collections.abc import Iterator
 
 import pytest
 
-from support.hosts import GATEWAY_ADDRESS, Host
+from support.hosts import ENDPOINT_ADDRESS, GATEWAY_ADDRESS, Host
 from support.paths import settled_path
 from support.processes import wait_until
 from support.tunnels import MakeTunnel
@@ -39,6 +43,59 @@ def test_a_hundred_addresses_on_both_sides(make_tunnel: MakeTunnel) -> None:
     tunnel.start_endpoint()
     tunnel.start_gateway()
     tunnel.wait_linked()  # 0.2 s on an idle machine; with 1,600 pairs it was never
+
+
+@contextlib.contextmanager
+def interfaces_that_come_and_go(host: Host) -> Iterator[None]:
+    """Has a host make interfaces with addresses and remove them again, all through this block."""
+    over = threading.Event()
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for number in itertools.count():
+                batch = (
+                    "link add br0 type veth peer name br1\n"
+                    f"address add 172.18.{number % 256}.1/24 dev br0\n"
+                    f"address add fd72:{number % 256:x}::1/64 dev br0\n"
+                    "link set br0 up\n"
+                )
+                host.run("ip", "-batch", "-", input=batch)
+                if over.wait(0.2):
+                    return
+                host.run("ip", "link", "delete", "br0")
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert not failures
+
+
+def test_interfaces_that_come_and_go_while_the_link_is_made(make_tunnel: MakeTunnel) -> None:
+    """As with programs that start containers: each change makes an attempt anew that has begun.
+
+    The TURN server takes the connection and says nothing, so an attempt needs three seconds.
+    """
+    server = {"urls": f"turn:{ENDPOINT_ADDRESS}:3478?transport=tcp"}
+    ice = {"servers": [{**server, "username": "alice", "credential": "secret"}]}
+    tunnel = make_tunnel({"ice": ice}, start=False, own_network=True, foreground=True)
+    gateway, endpoint = tunnel.site.hosts.gateway, tunnel.site.hosts.endpoint
+    with endpoint.inside():
+        silent = socket.create_server((ENDPOINT_ADDRESS, 3478), backlog=128)
+    with silent, interfaces_that_come_and_go(gateway), interfaces_that_come_and_go(endpoint):
+        tunnel.start_endpoint()
+        tunnel.start_gateway()
+        tunnel.wait_linked(timeout=120)
+    with tunnel.connect("echo") as sock:
+        sock.sendall(b"hello")
+        assert sock.recv(5) == b"hello"
 
 
 def test_ports_of_a_range(make_tunnel: MakeTunnel) -> None:

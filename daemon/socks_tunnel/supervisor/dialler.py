@@ -47,6 +47,13 @@ WAITING_SHARE: Final = 1 / 30
 """While flows wait for a link, the delay is at most `WAITING_DELAY` seconds, or this share of the
 time that they have waited: a path that was gone for half a minute is soon in use again."""
 
+UNDISTURBED_FIRST: Final = 1.0
+UNDISTURBED_LONGEST: Final = 16.0
+"""Bounds of the seconds that an attempt goes on after it was made anew, whatever changes meanwhile.
+They double from each such attempt to the next. Without that, a program that makes interfaces all
+the time, such as one that starts containers, would keep a host from its peer: no attempt would have
+the time that it needs."""
+
 LIVED_LONG: Final = 30.0
 """Seconds after which a link that ends does not count as a failure in a row."""
 
@@ -306,12 +313,15 @@ class Dialler:
     async def _dial(self) -> PeerLink:
         """Makes one attempt; returns it once its link is up. Raises what says why it failed.
 
-        After :meth:`hurry` it is made anew, and the link of the first one is closed.
+        After :meth:`hurry` it is made anew, and the link of the first one is closed. The second one
+        is not interrupted before it has had :data:`UNDISTURBED_FIRST` seconds.
         """
+        undisturbed = Backoff(UNDISTURBED_FIRST, UNDISTURBED_LONGEST)
+        granted = 0.0
         while True:
             self._hurry.clear()
             attempt = spawn(f"attempt to reach {self.peer.name}", self._attempt())
-            hurried = spawn(f"hurry to {self.peer.name}", self._hurry.wait())
+            hurried = spawn(f"hurry to {self.peer.name}", self._hurried_after(granted))
             either: list[asyncio.Future[Any]] = [attempt, hurried]
             try:
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -322,11 +332,17 @@ class Dialler:
             await asyncio.wait([attempt])
             if attempt.cancelled():
                 self._give_up_attempts("it is dialled anew")
+                granted = undisturbed.next()
                 continue
             result = attempt.result()
             if isinstance(result, PeerLink):
                 return result
             raise result
+
+    async def _hurried_after(self, seconds: float) -> None:
+        """Waits so many seconds, and then until :meth:`hurry` was called since the last attempt."""
+        await asyncio.sleep(seconds)
+        await self._hurry.wait()
 
     def _give_up_attempts(self, why: str) -> None:
         """Closes links that are still coming up."""
