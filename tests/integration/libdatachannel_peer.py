@@ -2,8 +2,9 @@
 
     libdatachannel_peer.py offer|answer
 
-The other side's description comes as a JSON line on standard input, ours goes out as one. Then it
-takes 300 messages, says their number and hash, and sends as many of its own.
+The other side's description comes as a JSON line on standard input, ours goes out as one. Who made the
+offer says when it has taken the answer. Then each takes 300 messages, says their number and hash, and
+sends as many of its own.
 """
 
 import asyncio
@@ -55,6 +56,7 @@ async def main(role: str) -> None:
         await connection.create_offer()
         say(sdp=await described(connection))
         await connection.set_remote_description((await hear())["sdp"], "answer")
+        say(answered=True)
         await channel.wait_open()
     else:
         await connection.set_remote_description((await hear())["sdp"], "offer")

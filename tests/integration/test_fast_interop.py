@@ -5,6 +5,15 @@ programs). libdatachannel comes from npm, as node-datachannel, and is tested by 
 CI does not. Its Python package, aiolibdatachannel, needs Python 3.12 or later: where `make interop`
 has made .tools/libdatachannel, or the environment variable LIBDATACHANNEL_PYTHON names an interpreter
 that can import it, the tests run with that one too.
+
+A libdatachannel that made the offer has a race in itself (0.24, PeerConnection::setRemoteDescription).
+It gives the answer to ICE first and stores it afterwards. Our checks reach it before the answer does,
+so a pair may work at once. DTLS then begins without the answer: libdatachannel takes sha-256 for the
+hash of our fingerprint, and refuses the certificate ("DTLS alert: unknown CA") if the fingerprint that
+it stores is of another hash, or if it has stored none when the certificate comes. With four busy
+loops beside it on two cores, 7 of 38 links failed so. Since our descriptions name sha-256 alone
+(socks_tunnel.peer.layered), 1 of 48 did, of the second kind. So here our side learns libdatachannel's
+candidates only after libdatachannel has taken the answer, as with trickle ICE (RFC 8838).
 """
 
 import asyncio
@@ -18,6 +27,8 @@ from typing import Any
 
 import pytest
 import uvloop
+from aiortc import RTCIceCandidate, RTCSessionDescription
+from aiortc.sdp import candidate_from_sdp
 
 from integration.fast_pair import Kind, Peer, pair
 from integration.link_pair import PATIENCE
@@ -97,8 +108,6 @@ def libdatachannel(driver: str) -> list[str]:
     if driver == "python":
         return [PYTHON, str(PYTHON_SCRIPT)]
     if "INTEROP" not in os.environ:
-        # Its links sometimes do not come up while interfaces of this machine come and go, as they do
-        # beside the tests with hosts of their own.
         pytest.skip("make interop runs it")
     if not (NODE_SCRIPT.parent / "node_modules/node-datachannel").exists():
         pytest.skip("the npm package node-datachannel is missing: make test installs it")
@@ -124,13 +133,25 @@ class Other:
         self.process.stdin.write(json.dumps(fields).encode() + b"\n")
 
 
+def apart(sdp: str) -> tuple[str, list[RTCIceCandidate]]:
+    """Takes the candidates out of a description with one section."""
+    lines = sdp.splitlines(keepends=True)
+    marks = "a=candidate:", "a=end-of-candidates"
+    candidates = []
+    for line in lines:
+        if line.startswith(marks[0]):
+            candidate = candidate_from_sdp(line.removeprefix(marks[0]).rstrip())
+            candidate.sdpMLineIndex = 0
+            candidates.append(candidate)
+    assert candidates
+    return "".join(line for line in lines if not line.startswith(marks)), candidates
+
+
 @pytest.mark.parametrize("kind", ["fast", "fenced"])
 @pytest.mark.parametrize("role", ["offer", "answer"])
 @pytest.mark.parametrize("driver", ["node", "python"] if PYTHON else ["node"])
 async def test_libdatachannel(kind: Kind, role: str, driver: str) -> None:
     """`role` is libdatachannel's."""
-    from aiortc import RTCSessionDescription
-
     process = await asyncio.create_subprocess_exec(
         *libdatachannel(driver),
         role,
@@ -143,10 +164,13 @@ async def test_libdatachannel(kind: Kind, role: str, driver: str) -> None:
         # libdatachannel never offers loopback, and so neither do we.
         with candidate_addresses(IceSettings()):
             if role == "offer":
-                offer = (await other.hear())["sdp"]
+                offer, candidates = apart((await other.hear())["sdp"])
                 await peer.pc.setRemoteDescription(RTCSessionDescription(offer, "offer"))
                 await peer.pc.setLocalDescription(await peer.pc.createAnswer())
                 other.say(sdp=peer.pc.localDescription.sdp)
+                assert await other.hear() == {"answered": True}
+                for candidate in [*candidates, None]:
+                    await peer.pc.addIceCandidate(candidate)
             else:
                 peer.adopt(peer.pc.createDataChannel("bulk"))
                 await peer.pc.setLocalDescription(await peer.pc.createOffer())

@@ -14,8 +14,10 @@ from typing import Any
 
 from aiortc import (
     RTCBundlePolicy,
+    RTCCertificate,
     RTCConfiguration,
     RTCDataChannel,
+    RTCDtlsFingerprint,
     RTCDtlsTransport,
     RTCIceGatherer,
     RTCIceTransport,
@@ -28,8 +30,26 @@ SctpFactory = Callable[[RTCDtlsTransport], RTCSctpTransport]
 DtlsFactory = Callable[[RTCIceTransport, Any], RTCDtlsTransport]
 
 
+class Sha256Certificate(RTCCertificate):
+    """A certificate that the description names by its sha-256 digest alone.
+
+    aiortc writes those of sha-384 and sha-512 too, as RFC 8122 section 5 allows. Many stacks keep
+    only the last line. libdatachannel also starts DTLS before it has stored the description, if a
+    candidate pair works by then: it then takes sha-256 for granted, and refuses the certificate
+    because the line that it kept is of sha-512. RFC 8842 section 5.1 has every endpoint know
+    sha-256, and prefers it.
+    """
+
+    def getFingerprints(self) -> list[RTCDtlsFingerprint]:  # noqa: N802 - aiortc's name
+        """Returns the one fingerprint."""
+        return [one for one in super().getFingerprints() if one.algorithm == "sha-256"]
+
+
 class LayeredPeerConnection(RTCPeerConnection):
-    """An :class:`RTCPeerConnection` that makes its DTLS and SCTP transports by given factories."""
+    """An :class:`RTCPeerConnection` that makes its DTLS and SCTP transports by given factories.
+
+    `certificate` is the class of which its certificate is made.
+    """
 
     def __init__(
         self,
@@ -37,8 +57,10 @@ class LayeredPeerConnection(RTCPeerConnection):
         *,
         sctp: SctpFactory,
         dtls: DtlsFactory,
+        certificate: type[RTCCertificate] = Sha256Certificate,
     ) -> None:
         super().__init__(configuration)
+        self._RTCPeerConnection__certificates = [certificate.generateCertificate()]
         self._make_sctp = sctp
         self._make_dtls = dtls
 

@@ -1,7 +1,8 @@
 // One peer of libdatachannel, for tests/integration/test_fast_interop.py:
 //   libdatachannel.js offer|answer
 // The other side's description comes as a JSON line on standard input, ours goes out as one, with its
-// candidates. Then it takes 300 messages, says their number and hash, and sends as many of its own.
+// candidates. Who made the offer says when it has taken the answer. Then each takes 300 messages, says
+// their number and hash, and sends as many of its own.
 "use strict";
 const { createHash } = require("crypto");
 const { createInterface } = require("readline");
@@ -63,7 +64,10 @@ async function main() {
   if (role === "answer") connection.setRemoteDescription((await hear()).sdp, "offer");
   await gathered;
   say({ sdp: connection.localDescription().sdp });
-  if (role === "offer") connection.setRemoteDescription((await hear()).sdp, "answer");
+  if (role === "offer") {
+    connection.setRemoteDescription((await hear()).sdp, "answer");
+    say({ answered: true });
+  }
   await send(await opened);
 }
 

@@ -10,5 +10,6 @@ class FastPeerConnection(LayeredPeerConnection):
     """An :class:`RTCPeerConnection` on :class:`FastDtlsTransport`, which speaks DTLS 1.2 only."""
 
     def __init__(self, configuration: RTCConfiguration, *, sctp: SctpFactory) -> None:
-        super().__init__(configuration, sctp=sctp, dtls=FastDtlsTransport)
-        self._RTCPeerConnection__certificates = [PinnedCertificate.generateCertificate()]
+        super().__init__(
+            configuration, sctp=sctp, dtls=FastDtlsTransport, certificate=PinnedCertificate
+        )

@@ -31,6 +31,7 @@ from socks_tunnel.peer.fast.records import (
 )
 from socks_tunnel.peer.fast.udp import Address, BatchedUdpTransport, take_over
 from socks_tunnel.peer.ice.datagram_relay import is_channel_address
+from socks_tunnel.peer.layered import Sha256Certificate
 from socks_tunnel.protocol.addresses import parse_ip
 
 _log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class DtlsCounters:
     """Turns that ended with packets left because :data:`TURN_SECONDS` were over."""
 
 
-class PinnedCertificate(RTCCertificate):
+class PinnedCertificate(Sha256Certificate):
     """A certificate whose contexts negotiate DTLS 1.2 and nothing newer.
 
     DTLS 1.3 (RFC 9147) has another record header, which the joined records here do not have.
