@@ -1,6 +1,7 @@
 """The checks of an ICE connection in time: what is nominated, how long is waited, what is closed."""
 
 import asyncio
+import errno
 
 import aioice
 import pytest
@@ -188,6 +189,77 @@ async def test_a_nomination_without_an_answer_leads_to_the_next_pair() -> None:
     two.answer(addr)
     await connecting
     assert made._nominated[1].protocol is two
+    await made.close()
+
+
+async def test_a_nomination_on_a_path_that_has_vanished_is_not_waited_for_if_another_pair_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when the interface of a VPN is removed between the check and the nomination."""
+    monkeypatch.setattr(connection_module, "NOMINATION_PATIENCE", 0.0)
+    one, two = Base(HOST), Base(candidate("host", "192.0.2.2", rank=1))
+    made = connection(one, two, remote=[THEIR_HOST])
+    connecting = asyncio.create_task(made.connect())
+    addr = (THEIR_HOST.host, THEIR_HOST.port)
+    await until_checked(two, addr)
+    one.answer(addr)
+    await until_checked(one, addr, 2)
+    # While no other pair works, there is nothing better to do than to wait.
+    await settle()
+    assert not one.checks[addr][-1][1].done()
+    two.answer(addr)
+    await until_checked(two, addr, 2)
+    assert one.checks[addr][-1][1].cancelled()
+    two.answer(addr)
+    await connecting
+    assert made._nominated[1].protocol is two
+    await made.close()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EADDRNOTAVAIL, "gone"), RuntimeError("the handler is closed")]
+)
+async def test_a_check_that_cannot_be_sent_fails_its_pair_alone(error: Exception) -> None:
+    one, two = Base(HOST), Base(candidate("host", "192.0.2.2", rank=1))
+    made = connection(one, two, remote=[THEIR_HOST])
+    connecting = asyncio.create_task(made.connect())
+    addr = (THEIR_HOST.host, THEIR_HOST.port)
+    await until_checked(one, addr)
+    await until_checked(two, addr)
+    one.checks[addr][0][1].set_exception(error)
+    await settle()
+    states = {pair.protocol: pair.state for pair in made._check_list}
+    assert states[one] is CandidatePair.State.FAILED
+    two.checks[addr][0][1].set_exception(error)
+    with pytest.raises(ConnectionError, match="ICE negotiation failed"):
+        await connecting
+    await made.close()
+
+
+async def test_a_check_that_cannot_be_repeated_does_not_end_the_wait_for_direct_paths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the relayed path that works would never be nominated."""
+    monkeypatch.setattr(connection_module, "DIRECT_PATIENCE", 0.3)
+    direct, relayed = Base(HOST), Base(RELAY)
+    tried = asyncio.Event()
+
+    def refuse(message: stun.Message, addr: tuple[str, int]) -> None:
+        tried.set()
+        raise RuntimeError("unable to perform operation; the handler is closed")
+
+    monkeypatch.setattr(direct, "send_stun", refuse)
+    made = connection(direct, relayed, remote=[THEIR_HOST])
+    connecting = asyncio.create_task(made.connect())
+    addr = (THEIR_HOST.host, THEIR_HOST.port)
+    await until_checked(relayed, addr)
+    await until_checked(direct, addr)
+    relayed.answer(addr)
+    await until_checked(relayed, addr, 2)
+    assert tried.is_set()
+    relayed.answer(addr)
+    await connecting
+    assert made._nominated[1].protocol is relayed
     await made.close()
 
 

@@ -54,6 +54,12 @@ REPEAT_AFTER: Final = 0.2
 agent runs, since a check was answered. RFC 8489 section 6.2.1 would repeat them after 0.5 and
 1.5 s, and one of those may be lost because the peer's NAT is not open yet."""
 
+NOMINATION_PATIENCE: Final = 4.0
+"""Seconds that the peer has to answer a nomination, if another pair works too. It is sent four
+times within them. The interface of a pair may vanish after its check, as that of a VPN may. STUN
+alone would repeat the nomination for a minute (RFC 8489 section 6.2.1), longer than a link may
+take."""
+
 REPEATED_MAX: Final = 16
 """Checks that are repeated at a time, those of the best pairs."""
 
@@ -194,6 +200,9 @@ class IceConnection(aioice.Connection):
                     self.switch_role("ICE-CONTROLLED" in request.attributes)
                     continue
                 break
+            except (OSError, RuntimeError) as error:
+                _log.debug("%r: no check can be sent on the pair %r: %r", self, pair, error)
+                break
             # RFC 8445 section 7.2.5.2.1: the answer must come from where the check went.
             worked = addr == pair.remote_addr
             if worked and "XOR-MAPPED-ADDRESS" in response.attributes:
@@ -279,21 +288,47 @@ class IceConnection(aioice.Connection):
             unanswered = [pair for pair in self._direct_unanswered() if pair in self._asked]
             for pair in unanswered[:REPEATED_MAX]:
                 # The same transaction, so that an answer to any of its packets counts.
-                pair.protocol.send_stun(self._asked[pair], pair.remote_addr)
+                try:
+                    pair.protocol.send_stun(self._asked[pair], pair.remote_addr)
+                except (OSError, RuntimeError) as error:
+                    _log.debug("%r: no check can be sent on the pair %r: %r", self, pair, error)
         self._patience_over = True
         self._nominate_best()
 
     async def _nominate(self, pair: CandidatePair) -> None:
+        request = self.build_request(pair, nominate=True)
+        # Not spawn: that there is no answer is no bug, and is told here.
+        asking = asyncio.get_running_loop().create_task(self._request(pair, request))
         try:
-            await self._request(pair, self.build_request(pair, nominate=True))
+            await self._wait_for_nomination(pair, asking)
         except (stun.TransactionError, OSError, RuntimeError) as error:
             _log.debug("%r: the pair %r cannot be nominated: %r", self, pair, error)
             self.check_state(pair, CandidatePair.State.FAILED)
         else:
             pair.nominated = True
+        finally:
+            asking.cancel()
         self._nominating.discard(pair.component)
         self.check_complete(pair)
         self._nominate_best()
+
+    async def _wait_for_nomination(
+        self, pair: CandidatePair, asking: "asyncio.Task[tuple[stun.Message, tuple[str, int]]]"
+    ) -> None:
+        """Waits for the answer to a nomination.
+
+        Raises :class:`TimeoutError` if it does not come in time and another pair works too, and
+        otherwise what the transaction raises.
+        """
+        loop = asyncio.get_running_loop()
+        patience = Patience(loop.time())
+        while not asking.done():
+            if patience.look(loop.time()) >= NOMINATION_PATIENCE and any(
+                other is not pair for other in self._succeeded()
+            ):
+                raise TimeoutError(f"no answer within {NOMINATION_PATIENCE:g} s")
+            await asyncio.wait([asking], timeout=TICK)
+        asking.result()
 
     # --- afterwards ---------------------------------------------------------------------------
 
