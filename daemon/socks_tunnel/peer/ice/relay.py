@@ -72,7 +72,8 @@ class _Client(turn.TurnClientMixin):
     heard = False
     """Whether the server has said anything at all."""
     dropped = 0
-    """Datagrams dropped because the connection to the server takes no more."""
+    """Datagrams dropped because the connection to the server takes no more, or has ended. A
+    transaction that waits for its answer repeats its request nevertheless."""
 
     def __init__(self, server: Address, login: IceServer) -> None:
         super().__init__(
@@ -121,6 +122,9 @@ class UdpClient(_Client, asyncio.DatagramProtocol):
     """TURN over UDP."""
 
     def _send(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            self.dropped += 1
+            return
         self.transport.sendto(data)
 
     def error_received(self, exc: Exception) -> None:
@@ -152,10 +156,11 @@ class StreamClient(_Client, asyncio.Protocol):
         self._rest = buffer[offset:]
 
     def _send(self, data: bytes) -> None:
-        if self.transport.get_write_buffer_size() > STREAM_BUFFER_MAX:
+        transport = self.transport
+        if transport.is_closing() or transport.get_write_buffer_size() > STREAM_BUFFER_MAX:
             self.dropped += 1
             return
-        self.transport.write(data + bytes(-len(data) % 4))
+        transport.write(data + bytes(-len(data) % 4))
 
 
 class _Channel:

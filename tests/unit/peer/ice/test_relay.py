@@ -106,6 +106,28 @@ def test_a_stream_that_is_not_turn_is_dropped() -> None:
     assert wire.aborted
 
 
+@pytest.mark.parametrize("kind", [StreamClient, UdpClient])
+def test_nothing_is_sent_once_the_connection_to_the_server_has_ended(
+    kind: Callable[..., Any],
+) -> None:
+    """uvloop's transports raise RuntimeError then, out of a timer of the transaction."""
+
+    class Closed(Wire):
+        def get_write_buffer_size(self) -> int:
+            raise RuntimeError("unable to perform operation; the handler is closed")
+
+        def sendto(self, data: bytes) -> None:
+            raise RuntimeError("unable to perform operation; the handler is closed")
+
+    wire = Closed()
+    client = client_of(kind, wire)
+    wire.close()
+    client.send_stun(stun.Message(stun.Method.ALLOCATE, stun.Class.REQUEST), client.server)
+    client.send_channel(0x4000, b"a datagram")
+    assert client.dropped == 2
+    assert wire.sent == []
+
+
 def test_streams_are_padded() -> None:
     wire = Wire()
     client_of(StreamClient, wire).send_channel(0x4000, b"12345")
