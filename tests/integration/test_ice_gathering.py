@@ -1,16 +1,67 @@
-"""Which attempt wins, and who is blamed for what is missing."""
+"""Which attempt wins, who is blamed for what is missing, and addresses that vanish."""
 
 import asyncio
+import errno
 import logging
+import os
 import re
 from collections.abc import Sequence
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
 
 from socks_tunnel.peer.ice import gathering, servers
+from socks_tunnel.peer.ice.addresses import LocalAddress
+from socks_tunnel.peer.ice.connection import IceConnection
 from socks_tunnel.peer.ice.gathering import Gathering, first_success
-from socks_tunnel.peer.ice.settings import IceServer, IceSettings
+from socks_tunnel.peer.ice.settings import IceServer, IceSettings, candidate_addresses
+
+# --- addresses that vanish ----------------------------------------------------------------------
+
+
+async def gathered(settings: IceSettings) -> tuple[list[str], list[str]]:
+    """The addresses of the candidates, and the problems."""
+    connection = IceConnection(ice_controlling=True)
+    try:
+        with candidate_addresses(settings):
+            await connection.gather_candidates()
+        return [candidate.host for candidate in connection.local_candidates], connection.problems
+    finally:
+        await connection.close()
+
+
+async def test_an_address_that_is_gone_before_it_is_bound_costs_only_its_own_candidate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gone = [LocalAddress("veth7", IPv4Address("203.0.113.1"))]
+    monkeypatch.setattr(gathering, "local_addresses", lambda: gone)
+    hosts, problems = await gathered(IceSettings(addresses=["veth7", "127.0.0.1"]))
+    assert hosts == ["127.0.0.1"]
+    assert problems == [f"203.0.113.1: {os.strerror(errno.EADDRNOTAVAIL)}"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)),
+        UnicodeDecodeError("utf-8", b"veth\xff", 4, 5, "invalid start byte"),
+    ],
+)
+async def test_where_addresses_cannot_be_listed_those_that_lead_out_are_taken(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse() -> list[LocalAddress]:
+        raise error
+
+    monkeypatch.setattr(gathering, "local_addresses", refuse)
+    leads_out = [IPv4Address("127.0.0.1")]
+    monkeypatch.setattr(gathering, "preferred_sources", lambda _: leads_out)
+    hosts, problems = await gathered(IceSettings(addresses=["127.0.0.0/8"]))
+    assert hosts == ["127.0.0.1"]
+    (problem,) = problems
+    assert problem.startswith("the addresses of this host cannot be listed: ")
+
 
 # --- servers that are silent, late or dead ------------------------------------------------------
 

@@ -24,6 +24,7 @@ from aioice import stun, turn
 
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.ice.addresses import (
+    LocalAddress,
     choose_addresses,
     local_addresses,
     order_addresses,
@@ -46,6 +47,7 @@ from socks_tunnel.peer.ice.relay import RelayError, RelayTransport, open_relay
 from socks_tunnel.peer.ice.servers import DEAD_AFTER, LONGEST, MEMORY, Inquiry
 from socks_tunnel.peer.ice.settings import IceServer, IceSettings, parse_servers
 from socks_tunnel.protocol.addresses import IPAddress, parse_ip
+from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.urls import Proxy, Url, proxy_for
 from socks_tunnel.signaling.tls import client_context
 
@@ -178,8 +180,9 @@ class Gathering:
                 towards += await asyncio.wait_for(resolve(self._settings.towards), DEAD_AFTER)
             except (OSError, TimeoutError) as error:
                 _log.debug("no direction known: %s: %s", self._settings.towards, error)
-        chosen = choose_addresses(self._settings.addresses, local_addresses())
-        for address in order_addresses(chosen, preferred_sources(towards)):
+        preferred = preferred_sources(towards)
+        chosen = choose_addresses(self._settings.addresses, self._present(preferred))
+        for address in order_addresses(chosen, preferred):
             try:
                 sock = bind_udp(str(address), self._settings.udp_ports)
             except OSError as error:
@@ -196,6 +199,18 @@ class Gathering:
                 "host", host, port, preference=LOCAL_PREFERENCE_MAX - len(self._hosts)
             )
             self._hosts.append(protocol)
+
+    def _present(self, preferred: Iterable[IPAddress]) -> list[LocalAddress]:
+        """Returns the addresses of this host; `preferred` alone if they cannot be listed.
+
+        The kernel may refuse a list for want of memory or of descriptors, and an interface may have
+        a name that is not UTF-8.
+        """
+        try:
+            return local_addresses()
+        except (OSError, ValueError) as error:
+            self.problems.append(f"the addresses of this host cannot be listed: {clip(error)}")
+            return [LocalAddress("", address) for address in preferred]
 
     def _open_channel(self) -> None:
         """Makes a candidate of the relay that signalling offers."""
