@@ -448,3 +448,21 @@ async def test_stopping_while_dialling_ends_soon(world: World) -> None:
         assert gateway.manager.links == []
         over.set()
         await closed.wait()
+
+
+async def test_a_bug_at_the_end_of_a_link_is_not_the_end_of_dialling(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, endpoint = await linked(world)
+    (before,) = gateway.up
+    failed: list[str] = []
+
+    def fails(attached: object, reason: str) -> int:
+        failed.append(reason)
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gateway.manager.attachments, "detach", fails)
+        await endpoint.up[0].close("the test wants another")
+        await until(lambda: failed)
+    await until(lambda: gateway.up and gateway.up != [before])

@@ -233,8 +233,11 @@ class Link:
 
     def transport_up(self) -> None:
         """The channels are open."""
-        self.protocol.channels_opened(self._clock.time())
-        self._pump()
+        try:
+            self.protocol.channels_opened(self._clock.time())
+            self._pump()
+        except Exception as error:  # noqa: BLE001 - the border: what happens costs its own link
+            self._bug(error)
 
     def transport_control(self, messages: list[bytes]) -> None:
         """Feeds what came on `control`."""
@@ -243,7 +246,7 @@ class Link:
             for message in messages:
                 self.protocol.receive_message(message, now)
             self._pump()
-        except Exception as error:  # noqa: BLE001 - the border: one message costs its own link
+        except Exception as error:  # noqa: BLE001 - as above
             self._bug(error)
 
     def transport_messages(self, messages: list[bytes]) -> None:
@@ -259,13 +262,19 @@ class Link:
 
     def transport_writable(self, drained: int) -> None:
         """Hands on what has left."""
-        if self.state == "up":
-            self._observer.link_drained(drained)
+        try:
+            if self.state == "up":
+                self._observer.link_drained(drained)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._bug(error)
 
     def transport_error(self, kind: str, what: str) -> None:
         """Counts an error that the transport has found."""
-        self.protocol.peer_error(kind, what)
-        self._pump()
+        try:
+            self.protocol.peer_error(kind, what)
+            self._pump()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._bug(error)
 
     def transport_down(self, reason: str) -> None:
         """Ends with its transport."""
@@ -383,8 +392,10 @@ class Link:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.transport.close(reason, linger=linger)
-        self._observer.link_down(reason)
+        try:
+            self.transport.close(reason, linger=linger)
+        finally:  # its owner waits for the end
+            self._observer.link_down(reason)
 
     def _bug(self, error: Exception) -> None:
         """A message, or the owner's dealing with it, has hit a bug: that ends this link."""

@@ -164,6 +164,16 @@ class PeerLink:
 
     def link_down(self, reason: str) -> None:
         """Leaves routing."""
+        try:
+            self._leave(reason)
+        finally:  # whoever waits for the end, to dial again, must not wait for ever
+            self.ended.set_result(reason)
+            self.change.set_result(None)
+            if not self.came_up.done():
+                self.came_up.set_result(None)
+            self._owner.on_down(self, reason)
+
+    def _leave(self, reason: str) -> None:
         attached, self.attached = self.attached, None
         if attached is not None:
             waiting, replaced = attached.flows, attached.session.link is not attached
@@ -182,11 +192,6 @@ class PeerLink:
         vain = "vain" if self._owner.linked_beside(self) else "failed"
         outcome = vain if self.up_at is None else "ended"
         self._owner.metrics.links_total.labels(outcome).inc()
-        self.ended.set_result(reason)
-        self.change.set_result(None)
-        if not self.came_up.done():
-            self.came_up.set_result(None)
-        self._owner.on_down(self, reason)
 
     # --- for its owner --------------------------------------------------------------------------
 

@@ -47,10 +47,14 @@ class Owner:
         self.calls: list[tuple[float, str, Any]] = []
         self.messages: list[bytes] = []
         self.raises: Exception | None = None
+        self.raises_in = ""
+        """The call in which it raises, besides those of the peer's messages."""
 
     def _note(self, call: str, value: Any = None) -> None:
         assert "down" not in self.names, f"{call} after the end"
         self.calls.append((self.clock.time(), call, value))
+        if call == self.raises_in and self.raises is not None:
+            raise self.raises
 
     @property
     def names(self) -> list[str]:
@@ -362,6 +366,33 @@ def test_a_bug_in_dealing_with_a_message_costs_this_link_only(
     assert site.kinds == ["internal-error"]
     assert [record.levelno for record in caplog.records if record.exc_info] == [logging.ERROR]
     assert site.left.values("down") == ["the peer closed the connection"]
+
+
+def test_a_bug_in_what_a_link_tells_costs_this_link_only() -> None:
+    site = Site()
+    site.left.raises, site.left.raises_in = ZeroDivisionError(), "up"
+    site.wire.connect()
+    site.clock.until(lambda: "down" in site.left.names)
+    assert site.gateway.ended_by == "bug"
+    site = Site().connect()
+    site.left.raises, site.left.raises_in = ZeroDivisionError(), "drained"
+    site.gateway.send_many([data(1)])
+    site.clock.until(lambda: "down" in site.left.names)
+    assert site.gateway.ended_by == "bug"
+
+
+def test_the_end_is_told_also_if_the_transport_cannot_be_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = Site().connect()
+
+    def fails(reason: str, *, linger: float) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(site.wire.gateway, "close", fails)
+    with pytest.raises(ZeroDivisionError):
+        site.gateway.transport_down("it is gone")
+    assert site.left.values("down") == ["it is gone"]
 
 
 def test_another_version_is_logged_as_what_it_is(caplog: pytest.LogCaptureFixture) -> None:
