@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import pytest
 from hypothesis import HealthCheck, settings
 
-from support import groups
+from support import audit_records, groups
 from support.machines import why_no_boot
 from support.workshop import Workshop, given_packages
 
@@ -60,6 +60,17 @@ def hosts_are(pytestconfig: pytest.Config) -> Hosts:
     """What the hosts of the system tests are."""
     hosts: Hosts = pytestconfig.getoption("--hosts")
     return hosts
+
+
+@pytest.fixture(autouse=True)
+def audited() -> Iterator[None]:
+    """Fails a test in whose process an audit record does not fit the schema.
+
+    Records of other processes are looked at where their log is read.
+    """
+    audit_records.validator()  # read and compiled before a test forbids that
+    with audit_records.judged():
+        yield
 
 
 @pytest.hookimpl(optionalhook=True)

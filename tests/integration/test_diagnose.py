@@ -4,8 +4,10 @@ import base64
 import http.server
 import json
 import os
+import shlex
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -209,18 +211,51 @@ def test_a_configuration_with_mistakes(host: Host) -> None:
     assert 'unknown key; the nearest known key is "log"' in result.stdout
 
 
-async def test_name_servers_that_are_silent(tmp_path: Path) -> None:
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent,
-    ):
+SILENT = """
+import os, socket, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind(("127.0.0.1", 53))
+os.set_inheritable(sock.fileno(), True)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Takes the port of a name server, and becomes another program, which holds it and reads nothing."""
+
+GONE = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
+"""Becomes another program; nobody has the port."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a network and mounts a file")
+@pytest.mark.parametrize("first", [SILENT, GONE], ids=["silent", "gone"])
+def test_name_servers_that_do_not_answer(host: Host, first: str) -> None:
+    """In a network of its own, where nobody else answers either."""
+    file = host.directory / "resolv.conf"
+    file.write_text("# a comment\nnameserver 127.0.0.1\noptions edns0\n")
+    config = host.endpoint()
+    command = [str(SOCKS_TUNNEL), "diagnose", "--config", str(config), "--timeout", "0"]
+    script = (
+        f"ip link set lo up && mount --bind {file} /etc/resolv.conf && "
+        f"exec {sys.executable} -c {shlex.quote(first)} {shlex.join(command)}"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "--net", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "PROBLEM  DNS: 127.0.0.1 did not answer within 3 s." in done.stdout
+    assert "-> No name is resolved through it: correct /etc/resolv.conf" in done.stdout
+
+
+async def test_a_name_server_that_nobody_needs(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
         file = tmp_path / "resolv.conf"
-        file.write_text("# a comment\nnameserver 127.0.0.1\noptions edns0\n")
+        file.write_text("nameserver 127.0.0.1\n")
         port = silent.getsockname()[1]
-        [found] = [f async for f in name_servers(file, needed=True, port=port)]
-    assert found.level == "problem"
-    assert found.sentence == "127.0.0.1 did not answer within 3 s."
-    assert "resolv.conf" in found.advice
+        [found] = [f async for f in name_servers(file, needed=False, port=port)]
+    assert found.level == "note", "nothing of this configuration is looked up"
 
 
 # --- signalling -----------------------------------------------------------------------------------
@@ -249,6 +284,23 @@ def test_a_clock_that_is_wrong(host: Host, serve: Serve, ahead: float, level: st
     assert abs(int(seconds) - abs(ahead)) <= 5
     assert way.startswith("behind" if ahead > 0 else "ahead of")
     assert "time service" in found.advice
+
+
+def test_a_rendezvous_service(host: Host, serve: Serve) -> None:
+    config = host.endpoint()
+    text = config.read_text()
+
+    def found(address: str) -> Finding:
+        config.write_text(text.replace('listen = "127.0.0.1:0"', f'rendezvous = "ws://{address}/"'))
+        return about(diagnose(config)[1], "rendezvous")
+
+    there = found(serve(Answering))
+    assert (there.level, there.about) == ("ok", "rendezvous")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    gone = found(address)
+    assert (gone.level, gone.about) == ("problem", "rendezvous: signalling refused")
+    assert address in gone.sentence
 
 
 def test_a_proxy_that_wants_a_password(host: Host, serve: Serve) -> None:

@@ -152,7 +152,8 @@ def _as_json(change: Change) -> dict[str, Any]:
 def _print_changes(comparison: Comparison, changes: Sequence[Change]) -> None:
     click.echo(f"{len(changes)} of {comparison.compared} destinations change")
     for change in changes:
-        click.echo(f"{change.destination} for {change.peer}: {change.before} -> {change.after}")
+        peer = change.peer or "any peer"
+        click.echo(f"{change.destination} for {peer}: {change.before} -> {change.after}")
         if change.times:
             click.echo(f"  asked for {change.times} times in the last day")
         for row in change.flows:

@@ -41,6 +41,7 @@ class Change:
     """A destination of a peer about which the two policies differ."""
 
     peer: str
+    """Empty where a gateway has refused before it chose a peer."""
     destination: HostPort
     before: Judgement
     after: Judgement
@@ -104,9 +105,9 @@ class Comparison:
         return self._seen[key]
 
     def _judge(self, side: Side, peer: str, destination: HostPort) -> Judgement:
-        if peer not in side.peers:
+        if peer and peer not in side.peers:
             return Judgement(Verdict.DENIED.value, "there is no such peer")
-        rules = side.policies.for_peer(peer)
+        rules = side.policies.for_peer(peer) if peer else side.policies.default
         if rules is None:
             return Judgement(Verdict.ALLOWED.value, "this gateway has no policy")
         return self._judge_by(rules, destination)

@@ -70,6 +70,18 @@ def test_a_peer_that_is_gone_is_refused_everything() -> None:
     assert str(change.after) == "denied (there is no such peer)"
 
 
+def test_what_a_gateway_refused_before_it_chose_a_peer() -> None:
+    def gateway(*ports: str) -> Side:
+        rules = RuleSettings(allowed_hosts=("0.0.0.0",), allowed_ports=ports)
+        settings = WorkerSettings(role="gateway", peers=(PeerSettings("a"),), policy=rules)
+        return Side(build_policies(settings), frozenset({"a"}))
+
+    comparison = Comparison(gateway("443"), gateway("80"), lookup)
+    comparison.record(record("192.0.2.9:80", peer="", verdict="denied"), NOON)
+    [change] = comparison.changes()
+    assert (change.before.verdict, change.after.verdict) == ("denied", "allowed")
+
+
 def test_what_is_left_out() -> None:
     comparison = Comparison(OLD, side((), "a"), lookup)
     comparison.record(record("192.0.2.9:80", message="flow ended"), NOON)

@@ -74,7 +74,7 @@ def test_an_association_has_no_destination(fields: Any, nothing: str | None) -> 
     audit.flow_end(
         peer="p",
         conn_id=7,
-        command="udp",
+        command="udp-associate",
         destination=nothing,
         up=0,
         down=0,
