@@ -1,6 +1,7 @@
 """The Ansible role, with a package file, against hosts of both releases in one run.
 
-The tests run in the order of this file. How the role works with a repository: test_fleet.py.
+In the order of this file, which pytest and xdist keep, no host has to be prepared twice; each test is right
+alone and in any other order too. How the role works with a repository: test_fleet.py.
 """
 
 import base64
@@ -12,14 +13,18 @@ from pathlib import Path
 import pytest
 
 from support.ansible import Controller, Play
-from support.installed import SUITES, limits_drop_in
+from support.installed import START_TIMEOUT, SUITES, limits_drop_in
 from support.machines import Machine, why_no_boot
+from support.processes import wait_until
 from support.tunnels import write_key
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(1500)]
 
 UNIT = "socks-tunnel@gateway.service"
+SOCKET = "socks-tunnel@gateway.socket"
 CONFIGURATION = "/etc/socks-tunnel/gateway.toml"
+DRAIN_TIMEOUT = "drain_timeout = 5\n"
+"""A setting that the first configuration does not have."""
 
 PLAYBOOK = """
 - hosts: all
@@ -71,6 +76,21 @@ class Fleet:
             **variables,
         )
 
+    def must_play(self, *, settings: str = "", **variables: object) -> None:
+        """Runs the role, which must go well."""
+        play = self.play(settings=settings, **variables)
+        assert play.status == 0, play.output
+
+    def have(self, *, drain_timeout: bool, held: bool) -> None:
+        """Has the role run if the hosts are not yet so: with that setting, with listeners held by systemd."""
+        script = (
+            f"grep -c drain_timeout {CONFIGURATION} || true; systemctl is-active {SOCKET} || true"
+        )
+        wanted = f"{int(drain_timeout)}\n{'active' if held else 'inactive'}"
+        if self.everywhere(script) != {wanted}:
+            self.must_play(settings=DRAIN_TIMEOUT * drain_timeout, socks_tunnel_socket=held)
+            self.wait_everywhere(script, wanted)
+
     def everywhere(self, script: str) -> set[str]:
         """What a shell script prints; one element if it is the same on all hosts."""
         return {machine.sh(script) for machine in self.machines.values()}
@@ -78,6 +98,32 @@ class Fleet:
     def pids(self) -> list[int]:
         """The supervisors."""
         return [machine.main_pid(UNIT) for machine in self.machines.values()]
+
+    def is_installed(self) -> bool:
+        """Returns whether the hosts have the package."""
+        return self.everywhere("test -e /usr/bin/socks-tunnel && echo yes || true") == {"yes"}
+
+    def purge(self) -> None:
+        """Makes the hosts such as have never had the package."""
+        if self.is_installed():
+            self.everywhere(
+                "DEBIAN_FRONTEND=noninteractive apt-get purge --yes socks-tunnel >/dev/null 2>&1; "
+                "rm -rf /etc/socks-tunnel"
+            )
+
+    def wait_everywhere(self, script: str, wanted: str) -> None:
+        """Waits until a shell script prints this on all hosts."""
+        wait_until(
+            lambda: self.everywhere(script) == {wanted},
+            f"{wanted!r} printed by {script}",
+            timeout=START_TIMEOUT,
+            interval=0.2,
+        )
+
+    def assert_others(self, pids: list[int]) -> None:
+        """Asserts that each host has another supervisor than before."""
+        for before, now in zip(pids, self.pids(), strict=True):
+            assert now not in {0, before}
 
     def close(self) -> None:
         """Power the hosts off."""
@@ -94,12 +140,22 @@ def fleet(packages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     fleet.close()
 
 
+@pytest.fixture
+def running(fleet: Fleet) -> Fleet:
+    """The hosts with the package, and a gateway that runs as some play has left it."""
+    if not fleet.is_installed():
+        fleet.must_play()
+    fleet.wait_everywhere(f"systemctl is-active {UNIT} || true", "active")
+    return fleet
+
+
 def same(number: int) -> dict[str, int]:
     """A number of changes on each host."""
     return dict.fromkeys(SUITES, number)
 
 
 def test_check_mode_on_a_host_without_the_package(fleet: Fleet) -> None:
+    fleet.purge()
     assert fleet.play("--check", "--diff").status == 0
     assert fleet.everywhere(
         "ls -d /etc/socks-tunnel /usr/lib/socks-tunnel 2>/dev/null || true"
@@ -107,11 +163,12 @@ def test_check_mode_on_a_host_without_the_package(fleet: Fleet) -> None:
 
 
 def test_the_role_installs_and_runs(fleet: Fleet) -> None:
+    fleet.purge()
     play = fleet.play()
     assert min(play.changed.values()) > 3
-    assert fleet.everywhere(f"systemctl is-active {UNIT}; systemctl is-enabled {UNIT}") == {
-        "active\nenabled"
-    }
+    fleet.wait_everywhere(
+        f"systemctl is-active {UNIT} || true; systemctl is-enabled {UNIT}", "active\nenabled"
+    )
     assert fleet.everywhere("cd /etc/socks-tunnel && stat -c '%U:%G %a %n' *") == {
         "root:root 600 gateway.key\nroot:socks-tunnel 640 gateway.toml"
     }
@@ -122,19 +179,22 @@ def test_the_role_installs_and_runs(fleet: Fleet) -> None:
     assert again.changed == same(0), again.output
 
 
-def test_a_change_is_reloaded(fleet: Fleet) -> None:
+def test_a_change_is_reloaded(running: Fleet) -> None:
+    fleet = running
+    fleet.have(drain_timeout=False, held=False)
     pids = fleet.pids()
-    settings = "drain_timeout = 5\n"
-    checked = fleet.play("--check", settings=settings)
+    since = {suite: machine.cursor() for suite, machine in fleet.machines.items()}
+    checked = fleet.play("--check", settings=DRAIN_TIMEOUT)
     assert checked.changed == same(1), checked.output
     assert fleet.everywhere(f"grep -c drain_timeout {CONFIGURATION} || true") == {"0"}
-    assert fleet.play(settings=settings).changed == same(2), "the file and the reload"
-    for machine in fleet.machines.values():
-        machine.wait_journal(f"reloaded {CONFIGURATION}", UNIT)
+    assert fleet.play(settings=DRAIN_TIMEOUT).changed == same(2), "the file and the reload"
+    for suite, machine in fleet.machines.items():
+        machine.wait_journal(f"reloaded {CONFIGURATION}", UNIT, since[suite])
     assert fleet.pids() == pids
 
 
-def test_a_change_that_is_refused_is_taken_back(fleet: Fleet) -> None:
+def test_a_change_that_is_refused_is_taken_back(running: Fleet) -> None:
+    fleet = running
     pids = fleet.pids()
     before = [machine.sh("sha256sum /etc/socks-tunnel/*") for machine in fleet.machines.values()]
     play = fleet.play(settings="drain_timout = 5\n", socks_tunnel_restart=True)
@@ -146,7 +206,9 @@ def test_a_change_that_is_refused_is_taken_back(fleet: Fleet) -> None:
     assert fleet.pids() == pids, "nothing was restarted"
 
 
-def test_a_given_key_and_held_listeners(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_given_key_and_held_listeners(running: Fleet, tmp_path: Path) -> None:
+    fleet = running
+    fleet.have(drain_timeout=True, held=False)
     pids = fleet.pids()
     public_key = write_key(tmp_path / "key")
     secret = (tmp_path / "key").read_text()
@@ -155,21 +217,21 @@ def test_a_given_key_and_held_listeners(fleet: Fleet, tmp_path: Path) -> None:
     assert "drain_timeout" in play.output, "the difference of the configuration is shown"
     assert secret.splitlines()[1] not in play.output
     assert play.output.count(f"public key: {public_key}") == 2
-    assert not set(fleet.pids()) & set(pids)
-    assert fleet.everywhere("systemctl is-active socks-tunnel@gateway.socket") == {"active"}
+    fleet.assert_others(pids)
+    fleet.wait_everywhere(f"systemctl is-active {SOCKET} || true", "active")
 
 
-def test_a_restart_and_listeners_of_its_own(fleet: Fleet) -> None:
+def test_a_restart_and_listeners_of_its_own(running: Fleet) -> None:
+    fleet = running
+    fleet.have(drain_timeout=False, held=True)
     pids = fleet.pids()
     play = fleet.play(
         settings="metrics = { listen = '127.0.0.1:9999' }\n", socks_tunnel_restart=True
     )
     # The file, the reload that checks it, the restart, the socket unit that is not wanted any more.
     assert play.changed == same(4)
-    assert not set(fleet.pids()) & set(pids)
+    fleet.assert_others(pids)
     for machine in fleet.machines.values():
         status = json.loads(machine.sh("socks-tunnel status --json --instance gateway"))
         assert status["metrics"] == "127.0.0.1:9999"
-    assert fleet.everywhere("systemctl is-active socks-tunnel@gateway.socket || true") == {
-        "inactive"
-    }
+    fleet.wait_everywhere(f"systemctl is-active {SOCKET} || true", "inactive")

@@ -1,6 +1,7 @@
 """A fleet: an apt repository, upgrades and the way back, by hand and by the playbook.
 
-Files and commands are those that docs/fleet.md shows. The tests run in the order of this file.
+Files and commands are those that docs/fleet.md shows. In the order of this file, which pytest and xdist keep,
+little has to be installed again; each test is right alone and in any other order too.
 """
 
 import re
@@ -13,8 +14,9 @@ import pytest
 
 from support.ansible import Controller, Play
 from support.hosts import GATEWAY_ADDRESS, Host, join
-from support.installed import SUITES, limits_drop_in
+from support.installed import START_TIMEOUT, SUITES, limits_drop_in
 from support.machines import Machine, why_no_boot
+from support.processes import wait_until
 from support.repository import NAME, Repository, shown_commands, source, version_of
 from support.tunnels import write_key
 
@@ -48,6 +50,7 @@ class Network:
 
     def __init__(self, directory: Path) -> None:
         self._hosts: list[Host] = []
+        self.newest: Mapping[str, Path] = {}
         self._center = self._add(Host("apt"))
         try:
             self.repository = Repository(directory, self._center)
@@ -69,6 +72,11 @@ class Network:
         machine.write("/etc/systemd/system/socks-tunnel@.service.d/test.conf", limits_drop_in())
         return machine
 
+    def publish(self, packages: Mapping[str, Path]) -> None:
+        """Publishes a version, which is newer than those before, for all releases."""
+        self.repository.publish(packages)
+        self.newest = packages
+
     def close(self) -> None:
         """End everything."""
         self.repository.close()
@@ -88,7 +96,7 @@ def network(
             pytest.skip(f"the command {command} (Debian package of that name) is missing")
     network = Network(tmp_path_factory.mktemp("apt"))
     try:
-        network.repository.publish(previous_packages)
+        network.publish(previous_packages)
         network.repository.forge_signature("forged")
         network.repository.change_packages("changed")
         yield network
@@ -113,7 +121,7 @@ def host(request: pytest.FixtureRequest, hosts: dict[str, Machine]) -> Machine:
 @pytest.fixture(scope="module")
 def published(network: Network, packages: dict[str, Path]) -> dict[str, Path]:
     """This version's packages, once they are in the repository too."""
-    network.repository.publish(packages)
+    network.publish(packages)
     return packages
 
 
@@ -147,6 +155,62 @@ def own_files(machine: Machine) -> str:
     return machine.sh("cd /etc/socks-tunnel && sha256sum *")
 
 
+def wait_active(machine: Machine, unit: str) -> None:
+    """Waits until a unit is active."""
+    wait_until(
+        lambda: machine.property(unit, "ActiveState") == "active",
+        f"{unit} is active",
+        timeout=START_TIMEOUT,
+        interval=0.2,
+    )
+
+
+def wait_running_version(machine: Machine, instance: str, wanted: str) -> None:
+    """Waits until an instance says that it is this upstream version."""
+    wait_until(
+        lambda: running_version(machine, instance) == wanted,
+        f"version {wanted} of {instance}",
+        timeout=START_TIMEOUT,
+        interval=0.2,
+    )
+
+
+def purge(machine: Machine) -> None:
+    """Makes the host such as has never had the package."""
+    if installed_version(machine):
+        machine.sh(
+            "export DEBIAN_FRONTEND=noninteractive; apt-mark unhold socks-tunnel; "
+            "apt-get purge --yes socks-tunnel 2>&1 && rm -rf /etc/socks-tunnel"
+        )
+
+
+def preset(machine: Machine, key: Path) -> None:
+    """Writes what an image has, or a preseeded installation: a key, a configuration, and an enabled unit."""
+    write_key(key)
+    machine.write("/etc/socks-tunnel/gateway.key", key.read_text(), mode=0o600)
+    machine.write("/etc/socks-tunnel/gateway.toml", CONFIGURATION)
+    machine.sh(
+        "ln -sf /usr/lib/systemd/system/socks-tunnel@.service"
+        f" /etc/systemd/system/multi-user.target.wants/{UNIT}"
+    )
+
+
+@pytest.fixture
+def with_previous(host: Machine, previous_packages: dict[str, Path], tmp_path: Path) -> Machine:
+    """A host that runs the previous version, from the repository."""
+    version = version_of(previous_packages[host.suite])
+    if installed_version(host) != version:
+        purge(host)
+        preset(host, tmp_path / "key")
+        host.write(SOURCE, source(host.suite))
+        host.sh(
+            "export DEBIAN_FRONTEND=noninteractive; apt-get update 2>&1 && "
+            f"apt-get install --yes --no-install-recommends socks-tunnel={version} 2>&1"
+        )
+    host.sh("apt-mark unhold socks-tunnel && systemctl start socks-tunnel@gateway")
+    return host
+
+
 # --- apt --------------------------------------------------------------------------------------
 
 
@@ -157,6 +221,8 @@ def test_an_upgrade_of_the_distribution_upgrades_the_package(packages: dict[str,
 
 
 def test_apt_refuses_a_repository_that_another_key_signed(host: Machine) -> None:
+    purge(host)
+    host.sh("rm -rf /var/lib/apt/lists/*")  # what apt knows of the repository as it should be
     host.write(SOURCE, source(host.suite, "forged"))
     printed = host.sh("apt-get update 2>&1; echo exit status $?")
     assert UNKNOWN_KEY[host.suite] in printed
@@ -168,6 +234,7 @@ def test_apt_refuses_a_repository_that_another_key_signed(host: Machine) -> None
 
 
 def test_apt_refuses_a_package_that_was_changed(host: Machine) -> None:
+    purge(host)
     host.write(SOURCE, source(host.suite, "changed"))
     host.sh("apt-get update 2>&1")
     printed = host.sh("apt-get install --yes socks-tunnel 2>&1; echo exit status $?")
@@ -177,31 +244,27 @@ def test_apt_refuses_a_package_that_was_changed(host: Machine) -> None:
 
 
 def test_apt_installs_beside_files_that_are_there_already(
-    host: Machine, previous_packages: dict[str, Path], tmp_path: Path
+    host: Machine, network: Network, tmp_path: Path
 ) -> None:
-    # As an image has them, or a preseeded installation.
-    write_key(tmp_path / "gateway.key")
-    host.write("/etc/socks-tunnel/gateway.key", (tmp_path / "gateway.key").read_text(), mode=0o600)
-    host.write("/etc/socks-tunnel/gateway.toml", CONFIGURATION)
-    host.sh(
-        "ln -s /usr/lib/systemd/system/socks-tunnel@.service"
-        f" /etc/systemd/system/multi-user.target.wants/{UNIT}"
-    )
+    purge(host)
+    preset(host, tmp_path / "key")
     files = own_files(host)
     host.write(SOURCE, source(host.suite))
     printed = host.sh(unattended("--no-install-recommends"))
     assert "WARNING" not in printed  # as apt says of packages that nobody vouches for
-    assert installed_version(host) == version_of(previous_packages[host.suite])
+    newest = network.newest[host.suite]
+    assert installed_version(host) == version_of(newest)
     assert own_files(host) == files
     assert host.sh("stat -c '%U:%G %a' /etc/socks-tunnel") == "root:socks-tunnel 750"
     assert host.sh(f"systemctl is-enabled {UNIT}") == "enabled"
-    assert host.property(UNIT, "ActiveState") == "active"
-    assert running_version(host, "gateway") == upstream(previous_packages)
+    wait_active(host, UNIT)
+    wait_running_version(host, "gateway", upstream(network.newest))
 
 
 def test_upgrade_and_way_back(
-    host: Machine, previous_packages: dict[str, Path], published: dict[str, Path]
+    with_previous: Machine, previous_packages: dict[str, Path], published: dict[str, Path]
 ) -> None:
+    host = with_previous
     old, new = version_of(previous_packages[host.suite]), version_of(published[host.suite])
     files = own_files(host)
 
@@ -210,9 +273,9 @@ def test_upgrade_and_way_back(
         since = host.cursor()
         host.sh(commands)
         assert installed_version(host) == version
-        assert host.property(UNIT, "ActiveState") == "active"
+        wait_active(host, UNIT)
         assert host.main_pid(UNIT) == pid
-        assert running_version(host, "gateway") == version.partition("-")[0]
+        wait_running_version(host, "gateway", version.partition("-")[0])
         journal = host.wait_journal("has taken the place of", UNIT, since)
         assert "draining" not in journal
         assert "Traceback" not in journal
@@ -284,10 +347,25 @@ class Fleet:
         for machine, instance in self.instances:
             assert installed_version(machine) == version_of(packages[machine.suite])
             assert machine.sh("apt-mark showhold") == "socks-tunnel"
-            assert running_version(machine, instance) == version
+            wait_running_version(machine, instance, version)
             assert "Traceback" not in machine.journal(f"socks-tunnel@{instance}.service")
-        status = self.gateway.sh("socks-tunnel status --json --instance gateway")
-        assert f'"remote_software": "socks-tunnel/{version}"' in status
+        wait_until(
+            lambda: (
+                f'"remote_software": "socks-tunnel/{version}"'
+                in self.gateway.sh("socks-tunnel status --json --instance gateway")
+            ),
+            f"a link to version {version}",
+            timeout=START_TIMEOUT,
+            interval=0.2,
+        )
+
+    def have(self, packages: Mapping[str, Path]) -> None:
+        """Has all hosts made, with that version, if they are not yet so."""
+        wanted = [version_of(packages[machine.suite]) for machine, _ in self.instances]
+        if [installed_version(machine) for machine, _ in self.instances] != wanted:
+            play = self.play(upstream(packages))
+            assert play.status == 0, play.output
+        self.assert_runs(packages)
 
 
 @pytest.fixture(scope="module")
@@ -298,16 +376,21 @@ def fleet(
 
 
 def test_the_playbook_makes_a_fleet(fleet: Fleet, previous_packages: dict[str, Path]) -> None:
+    for machine, _ in fleet.instances:
+        purge(machine)
     play = fleet.play(upstream(previous_packages))
     assert min(play.changed.values()) > 3
     fleet.assert_runs(previous_packages)
 
 
-@pytest.mark.parametrize("wanted", ["packages", "previous_packages"], ids=["upgrade", "back"])
+@pytest.mark.parametrize("way", ["upgrade", "back"])
 def test_the_playbook_moves_a_fleet(
-    fleet: Fleet, request: pytest.FixtureRequest, wanted: str
+    fleet: Fleet, previous_packages: dict[str, Path], packages: dict[str, Path], way: str
 ) -> None:
-    version: dict[str, Path] = request.getfixturevalue(wanted)
+    before, version = previous_packages, packages
+    if way == "back":
+        before, version = version, before
+    fleet.have(before)
     files, pids = fleet.files(), fleet.pids()
     play = fleet.play(upstream(version))
     assert play.changed == {"endpoint-1": 2, "laptop-17": 2}, "the package, and that it is held"
@@ -321,11 +404,13 @@ def test_the_playbook_moves_a_fleet(
 def test_the_playbook_changes_nothing_twice(
     fleet: Fleet, previous_packages: dict[str, Path]
 ) -> None:
+    fleet.have(previous_packages)
     play = fleet.play(upstream(previous_packages))
     assert play.changed == {"endpoint-1": 0, "laptop-17": 0}, play.output
 
 
-def test_a_host_that_fails_ends_the_move(fleet: Fleet) -> None:
+def test_a_host_that_fails_ends_the_move(fleet: Fleet, previous_packages: dict[str, Path]) -> None:
+    fleet.have(previous_packages)
     pids = fleet.pids()
     play = fleet.play("99")  # nobody published that
     assert play.status != 0
@@ -337,6 +422,7 @@ def test_a_host_that_fails_ends_the_move(fleet: Fleet) -> None:
 def test_a_gateway_that_is_off_is_not_forgotten(
     fleet: Fleet, previous_packages: dict[str, Path]
 ) -> None:
+    fleet.have(previous_packages)
     version = upstream(previous_packages)
     files = fleet.files()
     assert fleet.play(version, "--limit", "endpoints").changed == {"endpoint-1": 0}
