@@ -25,7 +25,13 @@ from support.hosts import DOMAIN, ENDPOINT_INSIDE_ADDRESS, why_no_namespaces
 from support.processes import wait_until
 from support.tunnels import Site, Tunnel
 
+# An image is built by the first test that wants it.
+pytestmark = pytest.mark.timeout(1500)
+
 ROOT = Path(__file__).parents[2]
+
+PATIENCE = 120.0
+"""Seconds for what a machine that does much else may take long for."""
 
 elf_of = runpy.run_path(str(ROOT / "packaging/tools/elf.py"))["read"]
 """Reads an ELF file: a tool of packaging, which is in no package."""
@@ -50,7 +56,7 @@ def built(target: str) -> Iterator[Image]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr
     path = ROOT / done.stdout.splitlines()[-1].split()[1].rstrip(":")
@@ -121,6 +127,13 @@ class Sidecar:
         self._user = ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
         self.arguments = [*self.command, *settings["Cmd"]]
         self._host = tunnel.site.gateway
+
+    def asked(self) -> int:
+        """Returns the exit status of its health check."""
+        command = self.run(*self.health[1:])
+        return subprocess.run(
+            command, stdout=subprocess.DEVNULL, check=False, timeout=PATIENCE
+        ).returncode
 
     def run(self, *command: str) -> list[str]:
         """The command line for a command in it."""
@@ -209,24 +222,19 @@ def test_as_a_sidecar(image: Image, tunnel: Tunnel) -> None:
             wait_until(
                 lambda: "link office is up" in log.read_text() or container.poll() is not None,
                 "a link of the sidecar",
-                timeout=60,
+                timeout=PATIENCE,
             )
             assert container.poll() is None, log.read_text()
             url = f"http://v4.{DOMAIN}:{tunnel.site.ports['http']}/whoami"
             proxy = f"127.0.0.1:{tunnel.socks_port}"
-            done = tunnel.site.gateway.run(need("curl"), "-sS", "--socks5-hostname", proxy, url)
+            curl = (need("curl"), "-sS", "--socks5-hostname", proxy, url)
+            done = tunnel.site.gateway.run(*curl, timeout=PATIENCE)
             assert f'"address": "{ENDPOINT_INSIDE_ADDRESS}"' in done.stdout
             assert sidecar.health[0] == "CMD"
-            health = subprocess.run(
-                sidecar.run(*sidecar.health[1:]), capture_output=True, check=False, timeout=60
-            )
-            assert health.returncode == 0, health.stderr
+            wait_until(lambda: sidecar.asked() == 0, "its health", timeout=PATIENCE)
         finally:
             container.terminate()
-            container.wait(60)
+            container.wait(PATIENCE)
     assert "Traceback" not in log.read_text()
-    # Once it is gone, so is its health.
-    health = subprocess.run(
-        sidecar.run(*sidecar.health[1:]), capture_output=True, check=False, timeout=60
-    )
-    assert health.returncode == 69
+    # Once it is gone, so is its health; the processes in it are killed when bwrap has ended.
+    wait_until(lambda: sidecar.asked() == 69, "the end of its health", timeout=PATIENCE)
