@@ -328,6 +328,11 @@ class Metrics:
             "Unix time at which the first credential of the TURN servers expires",
             kind=(),
         )
+        self.membership_expires_seconds = gauge(
+            "membership_expires_seconds",
+            "Unix time at which the first host that has joined must leave (endpoint)",
+            kind=(),
+        )
         self.metrics_files_damaged = gauge(
             "metrics_files_damaged", "Files of metrics that were left out or set aside as damaged"
         )

@@ -76,7 +76,9 @@ class Enroller:
         self._told: set[str] = set()
         self._jwt = JwtJoins(identity)
         self._results = metrics.joins_total
+        self._expires = metrics.membership_expires_seconds
         self._enrolments.expire(time.time())
+        self._show()
         self.use(config)
 
     @property
@@ -145,9 +147,18 @@ class Enroller:
 
     def _changed(self) -> "asyncio.Task[None]":
         """Has the changes applied; returns what ends when they hold."""
+        self._show()
         if self._applying is None:
             self._applying = spawn("apply enrolments", self._apply_soon())
         return self._applying
+
+    def _show(self) -> None:
+        """Exports when the first member has to leave; nothing if none has to."""
+        ends = [member.until for member in self._enrolments.members.values() if member.until]
+        if ends:
+            self._expires.labels("joined").set(min(ends))
+        else:
+            self._expires.series.clear()
 
     async def _apply_soon(self) -> None:
         await asyncio.sleep(GATHER)

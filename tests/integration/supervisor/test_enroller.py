@@ -132,6 +132,26 @@ async def test_a_host_stays_for_its_lifetime(office: Office) -> None:
     assert (await office.ask("peers"))["result"]["peers"] == []
 
 
+async def test_it_is_exported_when_the_first_host_must_leave(office: Office) -> None:
+    def exported() -> list[float]:
+        return [
+            sample.value for sample in office.instance.metrics.membership_expires_seconds.samples()
+        ]
+
+    assert isinstance(await office.join(await office.invite(), "stays"), Joined)
+    assert exported() == []
+    names = {}
+    for lifetime in (7200, 3600):
+        joined = await office.join(await office.invite(lifetime=lifetime), "laptop")
+        assert isinstance(joined, Joined)
+        names[joined.until] = joined.name
+        assert exported() == [min(names)]
+    assert (await office.ask("revoke", name=names.pop(min(names))))["ok"]
+    assert exported() == [min(names)]
+    assert (await office.ask("revoke", name=names.pop(min(names))))["ok"]
+    assert exported() == []
+
+
 async def test_nobody_joins_a_gateway(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leftover_signals: None
 ) -> None:

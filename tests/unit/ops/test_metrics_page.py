@@ -164,7 +164,8 @@ def test_only_labels_without_a_list_of_values_are_of_an_instance_or_its_processe
     of_the_configuration = {"route", "peer"}
     of_processes = {"process"}
     what_expires = {("tls_certificate_expires_seconds", "kind")} | {
-        ("ice_credential_expires_seconds", "kind")  # no such thing is no time of expiry
+        ("ice_credential_expires_seconds", "kind"),  # no such thing is no time of expiry
+        ("membership_expires_seconds", "kind"),
     }
     for family in families():
         name = exposed(family.name, family.kind)
