@@ -79,15 +79,17 @@ class Place:
         self.clients: list[Rendezvous] = []
         self.settings: dict[str, Any] = {"clients": "any"}
 
-    async def start(self) -> Service:
-        config = RendezvousConfig.model_validate(
+    def configuration(self) -> RendezvousConfig:
+        return RendezvousConfig.model_validate(
             {
                 "listen": f"127.0.0.1:{self.port}",
                 "source": Path("/rendezvous.toml"),
                 **self.settings,
             }
         )
-        node = Service(config, self.tls)
+
+    async def start(self) -> Service:
+        node = Service(self.configuration(), self.tls)
         await node.start()
         assert isinstance(node.address, HostPort)
         self.port = node.address.port

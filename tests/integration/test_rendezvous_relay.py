@@ -15,6 +15,7 @@ from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.protocol import rendezvous_relay
 from socks_tunnel.protocol.rendezvous_relay import JOINED_MAX, Relayed, encode_relayed
+from socks_tunnel.rendezvous import service
 from socks_tunnel.rendezvous.registry import Client
 from socks_tunnel.rendezvous.service import Service
 from socks_tunnel.signaling.clock import SignalingClock
@@ -323,6 +324,21 @@ async def test_a_channel_that_is_not_open_gets_nothing(place: Place) -> None:
     sent.send([b"late"])
     await until(lambda: counts(b)["no-channel"] == 3)
     assert sink.got == [b"z"]
+
+
+async def test_a_reload_of_the_service_is_told_to_who_is_connected(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "TOLD_WITHIN", 0.05)
+    node = await relaying(place, enabled=False)
+    client = place.client(place.world.key("office"))
+    await until(lambda: len(node.registry) == 1 and client.problem is None)
+    assert not client.relay.rate
+    for relay in ({"enabled": True, "bytes_per_second": 7000}, {"enabled": False}):
+        place.settings["relay"] = relay
+        node.apply(place.configuration(), None)
+        await until(lambda: client.relay.rate == node.registry.relay_rate)
+    assert client.relay.rate == 0
 
 
 async def test_a_service_that_relays_no_more_ends_what_waits(place: Place) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import random
 import secrets
 import socket
 import ssl
@@ -65,6 +66,9 @@ SEND_TIMEOUT: Final = 10.0
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds for a client to agree to the end of its connection."""
 
+TOLD_WITHIN: Final = 10.0
+"""Seconds in which all clients are told of other TURN servers, or of another relay."""
+
 ACCEPT_PAUSE: Final = 1.0
 """Seconds without accepting after an error such as too many open files."""
 
@@ -114,16 +118,15 @@ class Service:
         self._accepting: asyncio.Task[None] | None = None
         self._waiting: dict[Any, Waiting] = {}
         self._empty = asyncio.Event()
+        self.sessions: dict[_Session, Client] = {}
+        self._offered: object = None
         self.apply(config, certificate)
 
     # --- its life -------------------------------------------------------------------------------
 
     def apply(self, config: RendezvousConfig, certificate: ServerCertificate | None) -> None:
-        """Takes changed keys, names, certificate, TURN servers and limits of the relay.
-
-        The rest needs a restart. Clients learn of TURN servers and of the relay when their logins
-        are renewed, or when they connect again.
-        """
+        """Takes changed keys, names, certificate, TURN servers and relay; not the rest."""
+        before = self._offered
         self._tls: ssl.SSLContext | None = None if certificate is None else certificate.context
         names = set(config.names)
         if not names and certificate is not None:
@@ -135,6 +138,10 @@ class Service:
         self.registry.update(listed_keys(config))
         self.registry.turn = turn_logins(config)
         self.relay.apply(config.relay)
+        self._offered = config.turn, self.registry.relay_rate
+        if self._offered != before:
+            for session, client in self.sessions.items():
+                session.welcome_soon(client)
 
     async def start(self) -> None:
         """Listens. Raises :class:`OSError`."""
@@ -357,6 +364,7 @@ class _Session:
         self._closing: asyncio.Task[Any] | None = None
         self._renewal: asyncio.TimerHandle | None = None
         self._leave_at: asyncio.TimerHandle | None = None
+        self._id = secrets.token_bytes(SESSION_SIZE)
 
     async def run(self) -> None:
         """Serves until the connection ends."""
@@ -382,6 +390,7 @@ class _Session:
             code = CLOSE_PROOF if error.kind == "proof" else CLOSE_PROTOCOL
             await self._close(code, str(error))
         finally:
+            self._service.sessions.pop(self, None)
             if self._client is not None:
                 self._service.left(self._client)
                 self._client.finish(CLOSE_LATE, "gone")
@@ -402,7 +411,8 @@ class _Session:
                 if client.guest:
                     loop = asyncio.get_running_loop()
                     self._leave_at = loop.call_later(GUEST_SECONDS, self._end_guest, client)
-                self._welcome(client, secrets.token_bytes(SESSION_SIZE))
+                self._service.sessions[self] = client
+                self._welcome(client)
                 _log.debug("%s is here; %d clients", client.name, len(registry))
             case Watch() as asked if self._client is not None:
                 registry.watch(self._client, asked)
@@ -411,11 +421,17 @@ class _Session:
             case Relayed() as frame if self._client is not None:
                 self._service.relay.relay(self._client, frame, now)
 
-    def _welcome(self, client: Client, session: bytes) -> None:
+    def _welcome(self, client: Client) -> None:
         """Tells a client of itself, and again before its TURN logins expire."""
-        client.push(encode(self._service.registry.welcome(client, session, time.time())))
-        loop = asyncio.get_running_loop()
-        self._renewal = loop.call_later(RENEWAL, self._welcome, client, session)
+        client.push(encode(self._service.registry.welcome(client, self._id, time.time())))
+        self._renewal = asyncio.get_running_loop().call_later(RENEWAL, self._welcome, client)
+
+    def welcome_soon(self, client: Client) -> None:
+        """Tells the client within a while what has changed. Not all at once: they are many."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+        delay = random.uniform(0, TOLD_WITHIN)  # noqa: S311 - no secret
+        self._renewal = asyncio.get_running_loop().call_later(delay, self._welcome, client)
 
     @staticmethod
     def _end_guest(client: Client) -> None:
@@ -446,11 +462,11 @@ class _Session:
             client.lost(frame)
             self._service.registry.counts["ended: slow"] += 1
             _log.info("closing the connection of %s: it does not read", client.name)
-            self._abort()
+            self._waiting.abort()
         except (ConnectionError, RuntimeError) as error:  # RuntimeError: it is closing
             client.lost(frame)
             _log.debug("cannot send to %s: %s", client.name, clip(error))
-            self._abort()
+            self._waiting.abort()
 
     def _end(self, code: int, reason: str) -> None:
         if not self._ws.closed and code != CLOSE_LATE:
@@ -462,9 +478,6 @@ class _Session:
                 await self._ws.close(code=code, message=reason.encode()[:120])
         except (TimeoutError, ConnectionError, RuntimeError) as error:
             _log.debug("a connection did not close in order: %s", clip(error))
-        self._abort()
-
-    def _abort(self) -> None:
         self._waiting.abort()
 
 
