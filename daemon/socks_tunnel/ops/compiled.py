@@ -34,6 +34,7 @@ MODULES: Final = (
     "socks_tunnel.peer.fast.reordering",
     "socks_tunnel.peer.fast.rtt",
     "socks_tunnel.peer.fast.sender",
+    "socks_tunnel.peer.fast.stall",
     "socks_tunnel.peer.fast.streams",
     "socks_tunnel.peer.fast.udp",
     "socks_tunnel.peer.fast.urgent",

@@ -117,6 +117,9 @@ class Link:
     that the gateway chose). `connect_timeout` is in seconds. The callbacks are for metrics:
     `on_protocol_error` gets the kind of each protocol error of the peer's, `on_unknown` is called
     for each message of an unknown type on `control`, `on_rtt` gets each round trip in seconds.
+
+    This class has many methods because it is what a transport tells of its life, and what an owner
+    asks for.
     """
 
     def __init__(
@@ -275,6 +278,16 @@ class Link:
             self._pump()
         except Exception as error:  # noqa: BLE001 - as above
             self._bug(error)
+
+    def transport_stalled(self, seconds: float) -> None:
+        """Doubts the link sooner than a PING that is not answered would have it."""
+        self.protocol.stalled(seconds)
+        self._pump()
+
+    def transport_answered(self) -> None:
+        """Ends that doubt."""
+        self.protocol.answered(self._clock.time())
+        self._pump()
 
     def transport_down(self, reason: str) -> None:
         """Ends with its transport."""

@@ -150,6 +150,15 @@ class TransportObserver(Protocol):
         message: whoever logs it limits that.
         """
 
+    def transport_stalled(self, seconds: float) -> None:
+        """For so long the peer's transport has acknowledged nothing of what waits for that.
+
+        It goes on trying. Transports that do not know it never say so.
+        """
+
+    def transport_answered(self) -> None:
+        """The peer's transport answers again, after :meth:`transport_stalled`."""
+
     def transport_down(self, reason: str) -> None:
         """The transport has ended; called exactly once, also if it never was up.
 

@@ -6,6 +6,8 @@ seconds after           what follows
 `ASK_AFTER`             a gateway has sent something: a PING, if no other waits for its PONG
 `PROBE_AFTER`           something was sent, and nothing has been heard since: a PING
 `PONG_AFTER`            a gateway's PING has no PONG yet: the link is suspected
+told                    a gateway's transport says that its packets are not answered any more:
+                        the link is suspected
 `SUSPECT_AFTER`         something was sent and nothing has been heard since, not even after a PING:
                         the link is suspected
 `PING_INTERVAL`         nothing was heard: a PING
@@ -122,6 +124,8 @@ class Keepalive:
         """From when on the wait for that PONG counts."""
         self._unasked_since: float | None = None
         """When the first thing was sent that no PING has followed; only if `asks`."""
+        self._mute = False
+        """Whether our packets are suspected not to arrive, of which what is heard shows nothing."""
         self._pings: dict[bytes, float] = {}
         self._pongs = float(PONGS_PER_SECOND)
         self._ponged_at = now
@@ -142,7 +146,7 @@ class Keepalive:
             return False
         answers_all = self.rtt is not None and self._sent_at <= at - self.rtt
         self._unanswered_since = None if answers_all else at
-        if self._asked_at is not None and at >= self._pong_due():
+        if self._mute or (self._asked_at is not None and at >= self._pong_due()):
             return False  # it does not show that the peer hears us
         suspected, self.suspected = self.suspected, False
         return suspected
@@ -158,6 +162,24 @@ class Keepalive:
             self._unanswered_since = now
             begins = True
         return begins
+
+    def stalled(self) -> bool:
+        """The transport's packets are not answered. Returns whether a suspicion begins with it."""
+        if not self._asks:
+            return False
+        self._mute = True
+        began, self.suspected = not self.suspected, True
+        return began
+
+    def path_answers(self, now: float) -> bool:
+        """They are answered again. Returns whether that ends a suspicion.
+
+        It shows both ways, as a PONG does; a PING that waits for its own has a new time from here.
+        """
+        self._mute = False
+        self._waited_from = now
+        suspected, self.suspected = self.suspected, False
+        return suspected
 
     def may_answer(self, now: float) -> bool:
         """Whether a PING is answered: so many that answers would fill our queues are not."""
@@ -185,7 +207,7 @@ class Keepalive:
             self._asked_at = min(later, default=None)
             if self._asked_at is not None:
                 self._waited_from = max(self._waited_from, self._asked_at)
-            self.suspected = False
+            self.suspected = self._mute = False
         return self.rtt
 
     def ping(self, now: float) -> bytes:
@@ -235,6 +257,7 @@ class Keepalive:
                 waits.append(now - since)
             if asked is not None and now >= self._pong_due():
                 waits.append(now - asked)
+                self._mute = True
             suspected = max(waits, default=None)
             self.suspected = suspected is not None
         unasked = self._unasked_since

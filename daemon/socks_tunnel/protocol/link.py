@@ -167,6 +167,8 @@ class LinkProtocol:
 
     After each call of a method with `now`, the owner takes all of :meth:`next_event`, sends
     :meth:`messages_to_send`, and calls :meth:`handle_timeout` no later than :meth:`next_timeout`.
+
+    This class has many methods because each thing that may happen to a link is one.
     """
 
     def __init__(
@@ -279,6 +281,16 @@ class LinkProtocol:
     def heard(self, at: float) -> None:
         """The peer has given a sign of life, now or a moment ago: a packet of its transport."""
         if self.keepalive.heard(at):
+            self._events.append(LinkTrusted())
+
+    def stalled(self, seconds: float) -> None:
+        """For so long the transport's packets have not been answered."""
+        if self.state == "established" and self.keepalive.stalled():
+            self._events.append(LinkSuspected(seconds))
+
+    def answered(self, now: float) -> None:
+        """The transport's packets are answered again."""
+        if self.keepalive.path_answers(now):
             self._events.append(LinkTrusted())
 
     def sent(self, now: float) -> bool:

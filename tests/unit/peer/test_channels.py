@@ -55,6 +55,10 @@ class Owner:
     def transport_error(self, kind: str, what: str) -> None:
         self.errors.append((kind, what))
 
+    def transport_stalled(self, seconds: float) -> None: ...
+
+    def transport_answered(self) -> None: ...
+
     def transport_down(self, reason: str) -> None: ...
 
 

@@ -265,6 +265,19 @@ def test_a_path_that_comes_back_is_trusted_again() -> None:
     assert site.right.messages == [data(1)]
 
 
+def test_a_gateway_goes_by_what_its_transport_says_of_the_path() -> None:
+    site = Site().connect()
+    site.clock.advance(3)
+    for link in (site.gateway, site.endpoint):
+        link.transport_stalled(0.6)
+        link.transport_answered()
+    assert site.left.names[-2:] == ["suspected", "trusted"]
+    assert site.left.values("suspected") == [0.6]
+    assert "suspected" not in site.right.names
+    site.clock.advance(30)
+    assert site.left.names[-1] == "trusted"
+
+
 def test_packets_of_the_transport_are_a_sign_of_life() -> None:
     """As in a long transfer over a slow path: only SACKs come, and PONG waits behind everything.
 

@@ -45,6 +45,12 @@ class Owner:
     def transport_error(self, kind: str, what: str) -> None:
         self.errors.append(kind)
 
+    def transport_stalled(self, seconds: float) -> None:
+        raise AssertionError("this transport does not know it")
+
+    def transport_answered(self) -> None:
+        raise AssertionError("this transport does not know it")
+
     def transport_down(self, reason: str) -> None:
         self.downs.append(reason)
 

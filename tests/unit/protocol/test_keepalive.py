@@ -231,6 +231,20 @@ def test_what_is_heard_does_not_end_a_suspicion_for_want_of_a_pong(gateway: Keep
     assert gateway.check(T0 + 3 + 3 * 1.7 - 0.01).suspected is None
 
 
+def test_nor_does_it_after_a_pause_of_ours(gateway: Keepalive) -> None:
+    """The PONG gets more time then, but that it was missed before remains true."""
+    opaque = gateway.ping(T0 + 1)
+    gateway.next_due()
+    assert gateway.check(T0 + 2.2).suspected
+    gateway.sent(T0 + 2.3)
+    gateway.next_due()
+    assert gateway.check(T0 + 60).dead is None
+    assert not gateway.heard(T0 + 60.01)
+    assert gateway.suspected
+    gateway.answered(opaque, T0 + 60.02)
+    assert not gateway.suspected
+
+
 def test_pongs_behind_the_data_of_a_slow_link_are_no_reason_for_suspicion(
     gateway: Keepalive,
 ) -> None:
@@ -282,6 +296,47 @@ def test_a_pong_that_came_during_a_pause_of_ours_is_still_taken(gateway: Keepali
     gateway.answered(gateway.ping(T0 + 60.02), T0 + 60.07)
     assert not gateway.suspected
     assert due(gateway) > 62
+
+
+# --- what the transport tells -------------------------------------------------------------------
+
+
+def test_a_transport_whose_packets_are_not_answered_is_suspected_at_once(
+    gateway: Keepalive,
+) -> None:
+    assert gateway.stalled()
+    assert not gateway.stalled(), "it is told once"
+    # The peer's own packets arrive: that says nothing of ours.
+    gateway.sent(T0 + 0.9)
+    assert not gateway.heard(T0 + 1)
+    assert gateway.path_answers(T0 + 1.1), "only this ends it"
+    assert not gateway.suspected
+    assert not gateway.path_answers(T0 + 1.2)
+
+
+def test_packets_that_are_answered_give_a_late_pong_more_time(gateway: Keepalive) -> None:
+    gateway.ping(T0 + 1)
+    gateway.next_due()
+    assert gateway.check(T0 + 2.2).suspected
+    assert not gateway.stalled()
+    assert gateway.path_answers(T0 + 2.3)
+    gateway.heard(T0 + 2.3)
+    assert due(gateway) == pytest.approx(3.5)
+    assert gateway.check(T0 + 3.4).suspected is None
+    assert gateway.check(T0 + 3.5).suspected == pytest.approx(2.5)
+
+
+def test_a_pong_shows_that_the_packets_of_a_stalled_transport_arrive(gateway: Keepalive) -> None:
+    opaque = gateway.ping(T0 + 1)
+    gateway.stalled()
+    gateway.answered(opaque, T0 + 2)
+    assert not gateway.suspected
+    assert not gateway.path_answers(T0 + 2.1), "that is known already"
+
+
+def test_a_transport_that_is_stalled_is_nothing_to_an_endpoint(alive: Keepalive) -> None:
+    assert not alive.stalled()
+    assert not alive.suspected
 
 
 # --- our own pauses -----------------------------------------------------------------------------

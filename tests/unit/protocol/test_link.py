@@ -430,6 +430,24 @@ def test_a_silent_peer_is_suspected_and_then_given_up() -> None:
     assert moments == [2, 15]
 
 
+def test_a_gateway_suspects_a_peer_whose_transport_does_not_answer() -> None:
+    link = established("gateway")
+    link.stalled(0.5)
+    link.stalled(0.9)
+    link.heard(T0 + 1)
+    assert events(link) == [LinkSuspected(0.5)]
+    link.answered(T0 + 1.1)
+    link.answered(T0 + 1.2)
+    assert events(link) == [LinkTrusted()]
+
+
+def test_a_transport_that_does_not_answer_is_nothing_to_an_endpoint_nor_before_hello() -> None:
+    for link in (established("endpoint"), gateway()):
+        link.stalled(0.5)
+        link.answered(T0 + 1)
+        assert events(link) == []
+
+
 def test_a_sign_of_the_transport_counts() -> None:
     link = established()
     link.next_timeout()

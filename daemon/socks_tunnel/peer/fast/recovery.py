@@ -20,7 +20,8 @@ Timers:
   enough;
 * probe, after two round trips of silence: makes the peer answer, so that the rest can be found
   without waiting for the time-out (:mod:`socks_tunnel.peer.fast.probing`);
-* retransmission time-out (RFC 9260 section 6.3.3), never below 200 ms.
+* retransmission time-out (RFC 9260 section 6.3.3), never below 200 ms;
+* stall, after as long again: says that nothing is answered (:mod:`socks_tunnel.peer.fast.stall`).
 """
 
 from collections import deque
@@ -39,6 +40,7 @@ from socks_tunnel.peer.fast.ranges import Ranges
 from socks_tunnel.peer.fast.rate import Burst, DeliveryRate
 from socks_tunnel.peer.fast.reordering import REORDER_CHUNKS, Reordering
 from socks_tunnel.peer.fast.rtt import RoundTrip
+from socks_tunnel.peer.fast.stall import Stall
 from socks_tunnel.peer.fast.streams import Message
 from socks_tunnel.peer.fast.wire import TSN_HALF, TSN_MASK
 from socks_tunnel.protocol.errors import RemoteProtocolError
@@ -100,6 +102,7 @@ class Recovery:
         self.probing = Probing()
         self.rto_at = 0.0
         self.timeouts = 0
+        self.stall = Stall()
 
         self.episode = False
         """Whether losses are being repaired; the window was reduced for them."""
@@ -227,6 +230,7 @@ class Recovery:
         if ahead > len(self):
             self._lied("data that was never sent")
             return False
+        self.stall.answered()
         self.acked_bytes = 0
         self.rtt_sample = 0.0
         self.delivery.clear()
@@ -373,6 +377,7 @@ class Recovery:
         """Forgets the round trips: the packets take another path from now on."""
         self.trip = RoundTrip()
         self.reordering = Reordering()
+        self.stall.answered()
 
     # --- losses -------------------------------------------------------------------------------
 

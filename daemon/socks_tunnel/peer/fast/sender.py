@@ -129,7 +129,8 @@ class Sender(Packing):
         recovery = self.recovery
         due = self.pacer.until
         probe_at, forward_at = recovery.probing.at, recovery.forwarding.at
-        for at in (recovery.reorder_at, probe_at, recovery.rto_at, forward_at):
+        stall_at = recovery.stall.at
+        for at in (recovery.reorder_at, probe_at, recovery.rto_at, forward_at, stall_at):
             if at and (not due or at < due):
                 due = at
         return due
@@ -139,10 +140,14 @@ class Sender(Packing):
         recovery = self.recovery
         if now >= self.pacer.until:
             self.pacer.until = 0.0
+        if recovery.stall.at:
+            recovery.stall.look(now)
         if recovery.rto_at and now >= recovery.rto_at:
             flight = recovery.flight
             if flight and self.peer_window:
                 self.controller.timeout(now, flight)
+            drain = flight / self.rate if self.rate else 0.0
+            recovery.stall.timed_out(now, recovery.trip.rto, drain)
             self._reduction.end()
             recovery.timeout(now)
             return []

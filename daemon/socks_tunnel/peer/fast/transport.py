@@ -9,6 +9,7 @@ from socks_tunnel.peer.fast.congestion import CongestionName
 from socks_tunnel.peer.fast.connection import FastPeerConnection
 from socks_tunnel.peer.fast.dtls import FastDtlsTransport
 from socks_tunnel.peer.fast.sctp import FastSctpTransport
+from socks_tunnel.peer.fast.stall import Stall
 from socks_tunnel.peer.ice import IceSettings, drops
 from socks_tunnel.peer.over_aiortc import HEADER_SIZE, AiortcTransport
 from socks_tunnel.peer.transport import QUEUE_LIMIT, Role, TransportStats
@@ -37,6 +38,8 @@ class FastTransport(AiortcTransport):
         self._defer_inbox = False  # sctp_turn_ended hands on
         self._congestion: CongestionName = congestion
         self._sctp: FastSctpTransport | None = None
+        self._stall = Stall()
+        self._silent = 0.0
 
     def _make(self, configuration: RTCConfiguration) -> RTCPeerConnection:
         return FastPeerConnection(configuration, sctp=self._make_sctp)
@@ -44,6 +47,7 @@ class FastTransport(AiortcTransport):
     def _make_sctp(self, dtls: RTCDtlsTransport) -> FastSctpTransport:
         self._sctp = FastSctpTransport(dtls, congestion=self._congestion)
         self._sctp.attach(self)
+        self._stall = self._sctp.path.sender.recovery.stall
         return self._sctp
 
     @property
@@ -162,6 +166,16 @@ class FastTransport(AiortcTransport):
             self._guarded(self._inbox.flush)
         if self._drained:
             self._report()
+        if self._stall.silent != self._silent and self.state == "up":
+            self._tell_stall()
+
+    def _tell_stall(self) -> None:
+        """Tells the owner that what is sent is not answered any more, or is again."""
+        silent = self._silent = self._stall.silent
+        if silent:
+            self._guarded(lambda: self._observer.transport_stalled(silent))
+        else:
+            self._guarded(self._observer.transport_answered)
 
     def sctp_failed(self, reason: str) -> None:
         """Ends the transport."""

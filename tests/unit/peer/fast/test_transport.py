@@ -14,6 +14,7 @@ from socks_tunnel.peer.fast.transport import FastTransport
 from socks_tunnel.peer.ice import IceSettings
 from socks_tunnel.protocol.errors import LocalProtocolError
 from socks_tunnel.protocol.messages import Data, Ping, UdpPacket
+from support.sctp_network import Path, dtls_pair
 
 
 class Channel:
@@ -190,6 +191,35 @@ async def test_a_failed_association_ends_it_once_after_what_came() -> None:
     transport.sctp_turn_ended()
     await turn()
     assert len(owner.calls) == 3
+
+
+async def test_a_stall_of_the_sender_is_told_when_it_begins_and_when_it_ends() -> None:
+    transport, _, owner = up()
+    stall = transport._stall
+    stall.timed_out(10.0, 0.3, 0.0)
+    transport.sctp_turn_ended()
+    assert owner.calls == []
+    stall.look(stall.at)
+    for _ in range(3):
+        transport.sctp_turn_ended()
+    assert owner.calls == [("stalled", pytest.approx(0.6))]
+    stall.answered()
+    for _ in range(3):
+        transport.sctp_turn_ended()
+    assert owner.calls[1:] == [("answered",)]
+    cast("Any", transport._connection).state = "down"
+    stall.timed_out(10.0, 0.3, 0.0)
+    stall.look(stall.at)
+    transport.sctp_turn_ended()
+    assert len(owner.calls) == 2, "after the end nothing is told"
+
+
+async def test_the_stall_is_that_of_its_association() -> None:
+    transport = FastTransport("gateway", IceSettings(), name="office")
+    transport.attach(cast("Any", Owner()))
+    transport._make_sctp(cast("Any", dtls_pair(Path(), Path())[0]))
+    assert transport._sctp is not None
+    assert transport._stall is transport._sctp.path.sender.recovery.stall
 
 
 async def test_figures_before_there_are_any() -> None:

@@ -69,6 +69,12 @@ class Owner:
     def transport_error(self, kind: str, what: str) -> None:
         self.calls.append(("error", kind))
 
+    def transport_stalled(self, seconds: float) -> None:
+        self.calls.append(("stalled", seconds))
+
+    def transport_answered(self) -> None:
+        self.calls.append(("answered", None))
+
     def transport_down(self, reason: str) -> None:
         self.calls.append(("down", reason))
 
