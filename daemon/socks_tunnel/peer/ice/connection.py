@@ -6,8 +6,8 @@ one on each side. Here the side that made the offer first finds out what works, 
 pair (RFC 8445 section 8.1.1).
 
 A direct pair is nominated at once. A relayed one waits until direct pairs have had
-:data:`DIRECT_PATIENCE`; meanwhile both sides repeat their direct checks in short intervals. The
-first check of a side often only opens its own NAT, and is of use to the other side's next one.
+:data:`DIRECT_PATIENCE`. Both sides repeat their direct checks sooner than STUN has it
+(:mod:`~.repeats`).
 
 States of a pair (RFC 8445 section 6.1.2.6); no pair is ever Frozen, since there is one component
 and the list is in the order in which it should be checked::
@@ -40,6 +40,7 @@ from socks_tunnel.peer.ice.pairs import (
     prune,
 )
 from socks_tunnel.peer.ice.patience import TICK, Patience
+from socks_tunnel.peer.ice.repeats import Repeats
 from socks_tunnel.peer.ice.settings import current_settings
 from socks_tunnel.protocol.addresses import parse_ip
 
@@ -49,19 +50,10 @@ DIRECT_PATIENCE: Final = 1.2
 """Seconds that direct paths still have once a relayed one works. Time in which this process did not
 run does not count (:class:`~.patience.Patience`)."""
 
-REPEAT_AFTER: Final = 0.2
-"""Seconds after which direct checks are repeated while a relayed path waits for them. The peer's
-agent runs, since a check was answered. RFC 8489 section 6.2.1 would repeat them after 0.5 and
-1.5 s, and one of those may be lost because the peer's NAT is not open yet."""
-
 NOMINATION_PATIENCE: Final = 4.0
-"""Seconds that the peer has to answer a nomination, if another pair works too. It is sent four
-times within them. The interface of a pair may vanish after its check, as that of a VPN may. STUN
-alone would repeat the nomination for a minute (RFC 8489 section 6.2.1), longer than a link may
-take."""
-
-REPEATED_MAX: Final = 16
-"""Checks that are repeated at a time, those of the best pairs."""
+"""Seconds that the peer has to answer a nomination, if another pair works too. The interface of a
+pair may vanish after its check, as that of a VPN may. STUN alone would repeat the nomination for a
+minute (RFC 8489 section 6.2.1), longer than a link may take."""
 
 RELEASE_AFTER: Final = 15.0
 """Seconds after which a socket is closed that is not part of the path, if no check arrived there
@@ -98,8 +90,8 @@ class IceConnection(aioice.Connection):
         self._direct_only = False
         self._patience: asyncio.Task[None] | None = None
         self._patience_over = False
-        self._asked: dict[CandidatePair, stun.Message] = {}
-        """Checks that are not answered yet."""
+        self._repeats: Repeats[CandidatePair] = Repeats()
+        self._repeating: asyncio.Task[None] | None = None
         self._release_task: asyncio.Task[None] | None = None
 
     # --- candidates ---------------------------------------------------------------------------
@@ -222,14 +214,29 @@ class IceConnection(aioice.Connection):
         self, pair: CandidatePair, request: stun.Message
     ) -> tuple[stun.Message, tuple[str, int]]:
         assert self.remote_password is not None, "checks start once the peer's password is known"
-        self._asked[pair] = request
+        if not is_relayed(pair):
+            self._repeats.asked(pair, request, asyncio.get_running_loop().time())
+            if self._repeating is None and not self._closing:
+                self._repeating = spawn(f"checks of {self!r}", self._repeat_checks())
         try:
             answer: tuple[stun.Message, tuple[str, int]] = await pair.protocol.request(
                 request, pair.remote_addr, integrity_key=self.remote_password.encode("utf8")
             )
         finally:
-            self._asked.pop(pair, None)
+            self._repeats.answered(pair)
         return answer
+
+    async def _repeat_checks(self) -> None:
+        """Repeats direct checks that are not answered, until a path is found."""
+        loop = asyncio.get_running_loop()
+        while not self._check_list_done:
+            await asyncio.sleep(TICK)
+            waiting = self._patience is not None and not self._patience_over
+            for pair, request in self._repeats.take(self._check_list, loop.time(), hurry=waiting):
+                try:
+                    pair.protocol.send_stun(request, pair.remote_addr)
+                except (OSError, RuntimeError) as error:
+                    _log.debug("%r: no check can be sent on the pair %r: %r", self, pair, error)
 
     def _check_list_maybe_fail(self) -> None:
         """Does not fail while a pair that works waits for its nomination."""
@@ -243,11 +250,6 @@ class IceConnection(aioice.Connection):
             if pair.state == CandidatePair.State.SUCCEEDED
             and not (self._direct_only and is_relayed(pair))
         ]
-
-    def _direct_unanswered(self) -> list[CandidatePair]:
-        """Returns the direct pairs that may still turn out to work, the best first."""
-        waited_for = (CandidatePair.State.WAITING, CandidatePair.State.IN_PROGRESS)
-        return [p for p in self._check_list if p.state in waited_for and not is_relayed(p)]
 
     def _better_unanswered(self, pair: CandidatePair) -> bool:
         """Returns whether a pair that is less relayed than this one may still turn out to work."""
@@ -273,25 +275,15 @@ class IceConnection(aioice.Connection):
     def _wait_for_direct(self) -> None:
         """Begins the wait for direct paths, on either side, unless it has begun."""
         if self._patience is None and not self._closing:
-            self._patience = spawn(f"direct paths of {self!r}", self._repeat_direct_checks())
+            self._patience = spawn(f"direct paths of {self!r}", self._give_direct_their_time())
 
-    async def _repeat_direct_checks(self) -> None:
-        """Repeats the checks of direct pairs until one works, or they have had their time."""
+    async def _give_direct_their_time(self) -> None:
+        """Waits until a direct pair works, or they have had their time."""
         loop = asyncio.get_running_loop()
         patience = Patience(loop.time())
-        repeat_at = REPEAT_AFTER
         while patience.spent < DIRECT_PATIENCE and not self._check_list_done:
-            await asyncio.sleep(min(TICK, max(0.0, repeat_at - patience.spent)))
-            if patience.look(loop.time()) < repeat_at:
-                continue
-            repeat_at = patience.spent + REPEAT_AFTER
-            unanswered = [pair for pair in self._direct_unanswered() if pair in self._asked]
-            for pair in unanswered[:REPEATED_MAX]:
-                # The same transaction, so that an answer to any of its packets counts.
-                try:
-                    pair.protocol.send_stun(self._asked[pair], pair.remote_addr)
-                except (OSError, RuntimeError) as error:
-                    _log.debug("%r: no check can be sent on the pair %r: %r", self, pair, error)
+            await asyncio.sleep(TICK)
+            patience.look(loop.time())
         self._patience_over = True
         self._nominate_best()
 
@@ -376,6 +368,8 @@ class IceConnection(aioice.Connection):
         """Closes all sockets at once, so that their ports are free again."""
         if self._patience is not None:
             self._patience.cancel()
+        if self._repeating is not None:
+            self._repeating.cancel()
         if self._gathering is not None:
             self._gathering.close()
         if self._release_task is not None:
