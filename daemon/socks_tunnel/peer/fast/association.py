@@ -43,6 +43,12 @@ RECONFIG_PARAMETERS_MAX = 2
 RTO_RARE_MIN = 1.0
 """Seconds that the answer to a rare chunk is waited for at least."""
 
+T1_FIRST = 0.3
+T1_LONGEST = 1.0
+"""Seconds until INIT or COOKIE ECHO is sent again: for the first time, and at most. RFC 9260 has
+1 s at first (section 16), and aiortc 3 s each time; flows wait for this. Both chunks are small, and
+a repeated one changes nothing (section 5.2)."""
+
 
 class FastAssociation(RTCSctpTransport):
     """The control plane of an association whose data is moved by `path`."""
@@ -92,6 +98,14 @@ class FastAssociation(RTCSctpTransport):
             self._meet_peer(chunk)
         if self._association_state == self.State.CLOSED != state:
             self._ended("the peer ended the association")
+
+    def _t1_start(self, chunk: Chunk) -> None:
+        self._rto = T1_FIRST
+        super()._t1_start(chunk)
+
+    def _t1_expired(self) -> None:
+        self._rto = min(2 * self._rto, T1_LONGEST)
+        super()._t1_expired()
 
     async def _receive_init(self, chunk: InitChunk) -> None:
         """Answers an INIT; the association changes only where RFC 9260 section 5.2 has it so."""

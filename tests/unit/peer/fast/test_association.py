@@ -9,6 +9,7 @@ from aiortc import RTCDataChannel
 from aiortc.rtcsctptransport import InitChunk
 from google_crc32c import value as crc32c
 
+from socks_tunnel.peer.fast.association import T1_FIRST, T1_LONGEST
 from support.sctp_network import FakeDtls, Path, dtls_pair, run_virtual
 from support.sctp_transfer import Sink, channel, fast, opened, started
 
@@ -90,6 +91,49 @@ def test_a_handshake_survives_the_loss_of_each_of_its_packets(lost: int) -> None
         await opened(one)
 
     run_virtual(main)
+
+
+@pytest.mark.parametrize("lost", [1, 2, 10, 11])
+def test_a_packet_of_the_handshake_that_is_lost_either_way_is_soon_sent_again(lost: int) -> None:
+    """Of INIT, INIT ACK, COOKIE ECHO and COOKIE ACK, the first one of each side."""
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+
+        def dropping() -> Any:
+            left = [1]
+
+            def drop(packet: bytes) -> bool:
+                if kind_of(packet) == lost and left:
+                    left.pop()
+                    return True
+                return False
+
+            return drop
+
+        client, server = dtls_pair(
+            Path(delay=0.025, drop=dropping()), Path(delay=0.025, drop=dropping())
+        )
+        await started(fast(client), fast(server))
+        return loop.time() - begun
+
+    assert run_virtual(main) < T1_FIRST + 0.2
+
+
+def test_a_path_that_is_gone_for_a_while_is_soon_noticed_by_the_handshake() -> None:
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+
+        def drop(_: bytes) -> bool:
+            return loop.time() - begun < 6
+
+        client, server = dtls_pair(Path(delay=0.025, drop=drop), Path(delay=0.025, drop=drop))
+        await started(fast(client), fast(server))
+        return loop.time() - begun
+
+    assert 6 < run_virtual(main) < 6 + T1_LONGEST + 0.2
 
 
 def test_an_init_that_comes_late_changes_nothing() -> None:

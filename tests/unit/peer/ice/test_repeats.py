@@ -1,5 +1,7 @@
 """When checks are sent again, with time as a number."""
 
+import itertools
+
 from aioice import stun
 
 from socks_tunnel.peer.ice.repeats import LONGEST, REPEAT_AFTER, REPEATED_MAX, Repeats
@@ -23,8 +25,8 @@ def test_a_check_is_repeated_soon_and_then_never_less_often_than_each_second() -
     repeats.asked("a", request(), 0.0)
     times = moments(repeats, 30)
     assert times[0] == REPEAT_AFTER
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
-    assert all(b >= a - 0.011 for a, b in zip(gaps, gaps[1:], strict=False))
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    assert all(b >= a - 0.011 for a, b in itertools.pairwise(gaps))
     assert LONGEST - 0.001 <= max(gaps) < LONGEST + 0.02, "a path that is back is soon noticed"
     assert len(times) < 36
 
