@@ -42,7 +42,15 @@ async def test_delays_are_short_while_flows_wait_and_grow_with_the_time_that_the
     await link.close("a test")
     session = gateway.router.sessions[number]
     assert session.detached_at is not None
+    dialling._dialled_at = None
     assert dialling._delay() == dialler.WAITING_DELAY
+    # It counts from the beginning of the attempt that has failed.
+    now = asyncio.get_running_loop().time()
+    dialling._dialled_at = now - 0.4
+    assert 0 < dialling._delay() <= dialler.WAITING_DELAY - 0.4
+    dialling._dialled_at = now - 15
+    assert dialling._delay() == 0
+    dialling._dialled_at = None
     session.detached_at = time.monotonic() - 300
     assert 3 < max(dialling._delay() for _ in range(100)) <= 300 * dialler.WAITING_SHARE + 0.1
     session.detached_at = time.monotonic()

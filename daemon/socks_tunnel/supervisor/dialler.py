@@ -45,7 +45,8 @@ LONGEST_DELAY: Final = 30.0
 WAITING_DELAY: Final = 1.0
 WAITING_SHARE: Final = 1 / 30
 """While flows wait for a link, the delay is at most `WAITING_DELAY` seconds, or this share of the
-time that they have waited: a path that was gone for half a minute is soon in use again."""
+time that they have waited: a path that was gone for half a minute is soon in use again. It counts
+from the beginning of the attempt before: one that has itself taken so long is followed at once."""
 
 UNDISTURBED_FIRST: Final = 1.0
 UNDISTURBED_LONGEST: Final = 16.0
@@ -86,6 +87,8 @@ class Dialler:
         self._direct_backoff = Backoff(DIRECT_FIRST, DIRECT_LONGEST, jitter=True)
         self.update(peer)
         self._task: asyncio.Task[None] | None = None
+        self._dialled_at: float | None = None
+        """When the attempt began that has failed, or is under way."""
         self._hurry = asyncio.Event()
         self._begun: dict[PeerLink, tuple[OutgoingCarrier, str] | None] = {}
         """Links that have not ended, with what their goodbye needs once they were answered."""
@@ -165,7 +168,11 @@ class Dialler:
         """Returns the seconds until the next attempt: few while flows wait for it."""
         delay = self._backoff.next()
         waited = self._waited()
-        return delay if waited is None else min(delay, max(WAITING_DELAY, waited * WAITING_SHARE))
+        if waited is None:
+            return delay
+        now = asyncio.get_running_loop().time()
+        spent = 0.0 if self._dialled_at is None else now - self._dialled_at
+        return max(0.0, min(delay, max(WAITING_DELAY, waited * WAITING_SHARE)) - spent)
 
     def _waited(self) -> float | None:
         """Returns for how many seconds flows have waited for a link; None if none do."""
@@ -198,6 +205,7 @@ class Dialler:
             elif resumable and may_be_better(link, self._links.ice):
                 newer = await self._look_for_direct(link)
             else:
+                self._dialled_at = None
                 # Shielded: hold() cancels this task, not what others look at too.
                 await asyncio.shield(link.change)
                 continue
@@ -320,6 +328,7 @@ class Dialler:
         granted = 0.0
         while True:
             self._hurry.clear()
+            self._dialled_at = asyncio.get_running_loop().time()
             attempt = spawn(f"attempt to reach {self.peer.name}", self._attempt())
             hurried = spawn(f"hurry to {self.peer.name}", self._hurried_after(granted))
             either: list[asyncio.Future[Any]] = [attempt, hurried]
@@ -336,6 +345,7 @@ class Dialler:
                 continue
             result = attempt.result()
             if isinstance(result, PeerLink):
+                self._dialled_at = None
                 return result
             raise result
 
