@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import aioice
 import pytest
 import uvloop
 from aiortc.stats import RTCTransportStats
+from OpenSSL import SSL
 
 from integration.fast_pair import Kind, Peer, pair, receiver_task
+from integration.link_pair import PATIENCE
 from socks_tunnel.peer.fast import dtls as dtls_module
 from socks_tunnel.peer.fast.dtls import PACKETS_MAX, FastDtlsTransport, PinnedCertificate
 from socks_tunnel.peer.fast.records import DTLS_1_2
@@ -330,3 +333,51 @@ async def test_what_comes_another_way_is_bounded(monkeypatch: pytest.MonkeyPatch
         await asyncio.sleep(0)
         assert len(collector.packets) == 10
         assert taker.dtls.counters.dropped_packets == 5
+
+
+async def test_each_flight_of_the_handshake_is_repeated_before_openssl_does_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first datagrams of all flights are lost, and OpenSSL's own timer never fires."""
+    lost = []
+
+    async def lose(_: aioice.Connection, data: bytes) -> None:
+        lost.append(data)
+
+    monkeypatch.setattr(aioice.Connection, "send", lose)
+    monkeypatch.setattr(SSL.Connection, "DTLSv1_get_timeout", lambda _: None)
+    async with pair("fast", "fast") as (one, other):
+        assert len(lost) >= 4
+        one.open().send(b"there")
+        other.open().send(b"back")
+        assert await other.messages(1) == [b"there"]
+        assert await one.messages(1) == [b"back"]
+        async with asyncio.timeout(PATIENCE):
+            while one.dtls._repeating or other.dtls._repeating:
+                await asyncio.sleep(0.01)
+        assert one.dtls._flight.datagrams == other.dtls._flight.datagrams == []
+
+
+async def test_copies_of_flights_that_have_arrived_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each datagram of the handshake comes three times, and once more when it is long over."""
+    sent: list[tuple[aioice.Connection, bytes]] = []
+    send = aioice.Connection.send
+
+    async def repeat(ice: aioice.Connection, data: bytes) -> None:
+        sent.append((ice, data))
+        for _ in range(3):
+            await send(ice, data)
+
+    monkeypatch.setattr(aioice.Connection, "send", repeat)
+    async with pair("fast", "fast") as peers:
+        assert len(sent) >= 4
+        for ice, data in sent:
+            await send(ice, data)
+        one, other = peers
+        for number in range(5):
+            one.open().send(b"there %d" % number)
+            other.open().send(b"back %d" % number)
+        assert await other.messages(5) == [b"there %d" % number for number in range(5)]
+        assert await one.messages(5) == [b"back %d" % number for number in range(5)]

@@ -18,6 +18,7 @@ from aiortc.rtcdtlstransport import SRTPProtectionProfile, State
 from aiortc.stats import RTCStatsReport, RTCTransportStats
 from OpenSSL import SSL
 
+from socks_tunnel.peer.fast.flights import Flight
 from socks_tunnel.peer.fast.records import (
     APPLICATION_DATA,
     DTLS_1_2,
@@ -138,6 +139,8 @@ class FastDtlsTransport(RTCDtlsTransport):
         self._resumption: asyncio.Handle | None = None
         self._batch = PACKETS_MAX
         self._failure: Exception | None = None
+        self._flight = Flight()
+        self._repeating: asyncio.TimerHandle | None = None
 
     # --- state --------------------------------------------------------------------------------
 
@@ -185,9 +188,53 @@ class FastDtlsTransport(RTCDtlsTransport):
         stats.bytesReceived += counters.received_bytes
         return report
 
+    # --- the handshake ------------------------------------------------------------------------
+
+    async def _write_ssl(self) -> None:
+        """Sends what OpenSSL has written, as aiortc does, and remembers it as part of a flight."""
+        connection = self._ssl
+        try:
+            data = b"" if connection is None else connection.bio_read(1500)
+        except SSL.Error:
+            return  # nothing is there
+        if not data:
+            return
+        await self.transport._send(data)  # noqa: SLF001 - as aiortc does
+        private = vars(self)
+        private["_RTCDtlsTransport__tx_bytes"] += len(data)
+        private["_RTCDtlsTransport__tx_packets"] += 1
+        if self._state == State.CONNECTING:
+            self._flight.wrote(data, self._event_loop.time())
+            self._arm_flight()
+
+    def _arm_flight(self) -> None:
+        if self._repeating is None and self._flight.due:
+            delay = max(0.0, self._flight.due - self._event_loop.time())
+            self._repeating = self._event_loop.call_later(delay, self._repeat_flight)
+
+    def _repeat_flight(self) -> None:
+        """Sends the last flight again while nothing shows that the peer has got it."""
+        self._repeating = None
+        pair = self._ice._nominated.get(1)  # noqa: SLF001
+        last = self._state == State.CONNECTED and self._role == "server"
+        if pair is None or not (self._state == State.CONNECTING or last) or self._heard_data():
+            self._flight.over()
+            return
+        try:
+            for datagram in self._flight.repeat(self._event_loop.time()):
+                pair.protocol.transport.sendto(datagram, pair.remote_addr)
+        except (OSError, RuntimeError) as error:
+            _log.debug("a flight of the handshake cannot be repeated: %r", error)
+        self._arm_flight()
+
+    def _heard_data(self) -> bool:
+        """Returns whether a record of data has come: the peer's handshake is done."""
+        return self.counters.received_records > 0
+
     # --- from aiortc's path to this one -------------------------------------------------------
 
     async def _recv_next(self) -> None:
+        self._flight.turn()
         if self._state == State.CONNECTED and self._data_receiver is not None and not self.fast:
             self._take_over_if_settled()
         if self.fast:
