@@ -35,7 +35,7 @@ class Settings:
         self.apply(config)
 
     def apply(self, config: WorkerSettings) -> None:
-        """Put another configuration in force."""
+        """Puts another configuration in force."""
         self.config = config
         self.policies: PolicySet = build_policies(config)
         self.routes = RouteTable.parse(config.routes)

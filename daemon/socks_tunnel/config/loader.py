@@ -146,7 +146,7 @@ class _Loader:
             self._found.problems.append(Problem(file, lines.get(at), key_text(at), message))
 
         def adopt(at: KeyPath, whole: KeyPath) -> None:
-            """Note where what stands at `at` in the file is from, now that it is at `whole`."""
+            """Notes where what stands at `at` in the file is from, now that it is at `whole`."""
             for path, line in lines.items():
                 if path[: len(at)] == at:
                     moved = whole + path[len(at) :]

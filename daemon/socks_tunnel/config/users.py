@@ -100,7 +100,7 @@ class PasswordChecker:
         )
 
     def remembers(self, name: str, password: str) -> bool:
-        """Tell, at once, whether this login has been found right before."""
+        """Returns at once whether this login was found right before."""
         return self._fingerprint(name, password) in self._right
 
     def check(self, name: str, password: str) -> bool:

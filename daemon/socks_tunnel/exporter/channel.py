@@ -97,7 +97,7 @@ class SupervisorChannel(Channel):
                 )
 
     def on_closed(self, error: Exception | None) -> None:
-        """End: the supervisor is gone, or wants it."""
+        """Ends: the supervisor is gone, or wants it."""
         if error is not None:
             _log.error("the exporter lost the supervisor: %s", error)
         for _, answer in self._questions.values():

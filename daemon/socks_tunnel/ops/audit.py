@@ -45,7 +45,7 @@ def decision(
     verdict: str,
     rule: str,
 ) -> None:
-    """Record one decision of the access policy.
+    """Records one decision of the access policy.
 
     `peer` is the configured name of the other host, `command` one of "connect",
     "udp-associate", "bind", `verdict` "allowed", "denied" or, on a gateway that cannot tell, as it
@@ -65,12 +65,12 @@ def decision(
 
 
 def unrouted(*, command: str, destination: str) -> None:
-    """Record that no route of this gateway has a destination, so that it was refused."""
+    """Records that no route of this gateway has a destination, so that it was refused."""
     _record(UNROUTED, {"command": command, "destination": destination})
 
 
 def failover(*, route: str, peer: str, instead: str, cause: str) -> None:
-    """Record that new flows of a route go to another peer.
+    """Records that new flows of a route go to another peer.
 
     `peer` is passed over and `instead` is the first one that takes over. `cause` is "link", "dials"
     or "probe". Flows that `peer` has already stay with it.
@@ -89,7 +89,7 @@ def flow_end(
     seconds: float,
     reason: str,
 ) -> None:
-    """Record the end of one flow.
+    """Records the end of one flow.
 
     `up` counts the payload bytes from the SOCKS client to the target and `down` those back, on
     either host; `seconds` is how long the flow was open. A UDP association has no single

@@ -203,7 +203,7 @@ class Connection:
         return self._take(len(self._received))
 
     def _fail(self, error: RemoteProtocolError, answer: bytes = b"") -> RemoteProtocolError:
-        """Keep `error` for each later `next_event`, queue the answer owed, and return it."""
+        """Keeps `error` for each later `next_event`, queues the answer owed; returns the error."""
         self._error = error
         self._received.clear()
         self._to_send += answer

@@ -452,7 +452,7 @@ class Registry:
             client.finish(refusal.code, str(refusal))
 
     def elsewhere_online(self, key: bytes, watched: Iterable[bytes]) -> list[bytes]:
-        """Takes note of another node's client; returns which of ours were told of it.
+        """Tells ours of another node's client; returns which of ours were told of it.
 
         Those are the keys among `watched` that are here and watch it too.
         """

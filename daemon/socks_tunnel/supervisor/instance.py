@@ -208,7 +208,7 @@ class Instance:
     # --- the main loop ------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Start, serve, and end. Raises :class:`StartError`."""
+        """Starts, serves, and ends. Raises :class:`StartError`."""
         logging.getLogger().addHandler(self._problems)
         loop = asyncio.get_running_loop()
         quiet_loop_exceptions(loop)

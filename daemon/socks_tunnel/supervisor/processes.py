@@ -418,7 +418,7 @@ class Slot:
             self._handing.set_result(flows)
 
     def closed(self, error: Exception | None) -> None:
-        """Takes note that the stream of the child has ended."""
+        """Learns that the stream of the child has ended."""
         if self._handing is not None and not self._handing.done():
             self._handing.set_exception(ConnectionError(f"{self.name} ended"))
         if isinstance(error, RemoteProtocolError):

@@ -51,7 +51,7 @@ class Client:
         return answer.get("result")
 
     def close(self) -> None:
-        """Close the connection; harmless if there is none."""
+        """Closes the connection; harmless if there is none."""
         if self._streams is not None:
             with contextlib.suppress(OSError, RuntimeError):
                 self._streams[1].close()

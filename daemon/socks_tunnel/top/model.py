@@ -163,7 +163,7 @@ class Model:
         self._sampled = now
 
     def lost(self, reason: str) -> None:
-        """Takes note that the instance does not answer."""
+        """Remembers that the instance does not answer."""
         self.lost_because = reason
 
     def next_order(self) -> None:

@@ -149,7 +149,7 @@ def _state(state: str) -> Text:
 def _fill(
     table: Table, rows: Sequence[Sequence[str | Text]], lines: int, more: Callable[[int], str]
 ) -> tuple[RenderableType, int]:
-    """Add the rows that fit into so many lines, header included, and say how many do not."""
+    """Adds the rows that fit into so many lines, header included, and says how many do not."""
     fitting = lines - 1
     shown = rows if len(rows) <= fitting else rows[: fitting - 1]
     for row in shown:

@@ -155,7 +155,7 @@ class _Watch:
             self._draw()
 
     def _suspend(self) -> None:
-        """Stop as Ctrl-Z stops programs, with the terminal as it was; go on when continued."""
+        """Stops as Ctrl-Z stops programs, with the terminal as it was; goes on when continued."""
         self._leave()
         os.kill(os.getpid(), signal.SIGSTOP)
         self._enter()

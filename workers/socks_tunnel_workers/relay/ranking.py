@@ -21,7 +21,7 @@ def rank(
     by: str,
     done: Callable[[Iterable[Flow]], None],
 ) -> None:
-    """Call `done` with the first `limit` of `flows`, those with the most first; takes the list.
+    """Calls `done` with the first `limit` of `flows`, those with the most first; takes the list.
 
     `by` is `rate` (bytes since flows were last compared by that, whoever asked), `total` (bytes)
     or `age`. Some flows are looked at now, the rest in later turns of the loop.
