@@ -96,7 +96,7 @@ class Place:
 
     def join(self, token: str, name: str = "gateway", status: int = 0) -> str:
         config = self.directory / f"{name}.toml"
-        more = ["--token", token, "--config", str(config), "--name", "laptop", "--timeout", "30"]
+        more = ["--token", token, "--config", str(config), "--name", "laptop", "--timeout", "60"]
         return self.command("join", self.url, *more, status=status)
 
     def start_gateway(self, name: str = "gateway") -> tuple[Daemon, HostPort]:

@@ -1,4 +1,4 @@
-"""What an integration test leaves behind is charged to that test, and not to whichever runs next.
+"""What a test leaves behind is charged to that test, or taken away, and does not change later ones.
 
 A socket, a transport or a task that nobody holds any more complains when it is collected: as a
 warning, which is an error here, or in the log. Left alone, that happens at some moment of a later test,
@@ -15,7 +15,16 @@ from typing import Any
 
 import pytest
 
+from socks_tunnel.ops import audit
+from socks_tunnel.ops import logging as ops_logging
 from support.heap import set_heap_aside
+
+LOGGERS = ("", audit.LOGGER_NAME, *ops_logging._QUIET_LIBRARIES)
+"""The loggers, the root among them, whose levels an instance or a worker sets for its process: for
+the test's, where it runs in that. Later tests would find more in their logs, or less."""
+
+_levels: dict[str, int] = {}
+"""What their levels were before the first test."""
 
 FOLDER = Path(__file__).parent.parent / "integration"
 
@@ -39,12 +48,16 @@ class _Complaints(logging.Handler):
 def pytest_collection_finish() -> None:
     """Keeps what exists before the first test out of the collection after each."""
     set_heap_aside()
+    for name in LOGGERS:
+        _levels[name] = logging.getLogger(name).level
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     """Collects what the test and its fixtures have left, and fails the test for what complains."""
     yield
+    for name, level in _levels.items():
+        logging.getLogger(name).setLevel(level)
     if FOLDER not in item.path.parents:
         return
     complaints = _Complaints()

@@ -40,7 +40,7 @@ class Office(Running):
         identity = PrivateIdentity.generate()
         sent, request = joining.new_request(identity, token, name, time.time())
         url = f"unix:{self.directory}/offers.sock"
-        answer = await join_client.bring(sent, token.endpoint, url, identity, seconds=120)
+        answer = await join_client.bring(sent, token.endpoint, url, identity, seconds=280)
         return joining.open_answer(answer, request)
 
 
@@ -56,7 +56,12 @@ async def office(
     await made.close()
 
 
-async def test_a_fleet_joins_with_one_token(office: Office) -> None:
+@pytest.mark.timeout(600)
+async def test_a_fleet_joins_with_one_token(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The last of a thousand may be served after more than a minute where all are on one busy machine.
+    monkeypatch.setattr(joining, "LIFETIME", joining.LIFETIME_MAX)
     applied = 0
     apply = office.instance.links.apply
 
