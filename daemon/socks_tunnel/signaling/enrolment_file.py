@@ -2,7 +2,8 @@
 
 A line that is cut short at the end, by a full disk or a power failure, is dropped: nobody was told
 that it had happened. Another line that cannot be used is left out with a warning. The file is
-written anew when it is opened, if most of its lines have been overtaken by later ones.
+written anew if most of its lines have been overtaken by later ones: when it is opened, and after
+many more lines than that.
 """
 
 import json
@@ -26,6 +27,11 @@ FILE_MAX: Final = 256 * 1_048_576
 REWRITE_MIN: Final = 1000
 """Lines up to which a file is never written anew."""
 
+REWRITE_OPEN_MIN: Final = 65_536
+"""Lines up to which a file is not written anew while it is in use, some 5 MiB: it holds the event
+loop for a moment. Without that, a fleet that comes and goes for months would make it longer than
+:data:`FILE_MAX`, and the next start would fail."""
+
 
 class EnrolmentFile:
     """The file at `path`, and what it says. Its directory must exist.
@@ -39,8 +45,10 @@ class EnrolmentFile:
         self.enrolments = Enrolments(identity, self._append)
         lines = self._read()
         live = list(self.enrolments.entries())
-        if len(lines) > max(REWRITE_MIN, 2 * len(live)):
+        self._lines = len(lines)
+        if self._lines > max(REWRITE_MIN, 2 * len(live)):
             self._rewrite(live)
+        self._lines_max = max(REWRITE_OPEN_MIN, 2 * len(live))
 
     def sync(self) -> None:
         """Waits until what was appended is on the disk. Runs in a thread. Raises OSError."""
@@ -74,6 +82,8 @@ class EnrolmentFile:
         return lines
 
     def _append(self, entry: Entry) -> None:
+        if self._lines >= self._lines_max:
+            self._shorten()
         line = json.dumps(entry).encode() + b"\n"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         fd = os.open(self._path, flags, 0o600)
@@ -84,6 +94,18 @@ class EnrolmentFile:
                 raise OSError(f"{self._path}: there is no room for another line")
         finally:
             os.close(fd)
+        self._lines += 1
+
+    def _shorten(self) -> None:
+        """Writes the file anew while it is in use; it stays as it is if that fails."""
+        live = list(self.enrolments.entries())
+        try:
+            self._rewrite(live)
+        except OSError as error:
+            _log.warning("%s cannot be written anew: %s; it grows on", self._path, error)
+            self._lines_max *= 2
+        else:
+            self._lines_max = max(REWRITE_OPEN_MIN, 2 * len(live))
 
     def _rewrite(self, entries: list[Entry]) -> None:
         fresh = self._path.with_suffix(".new")
@@ -93,3 +115,4 @@ class EnrolmentFile:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self._path)
+        self._lines = len(entries)

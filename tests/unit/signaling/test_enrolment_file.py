@@ -63,6 +63,27 @@ def test_a_long_file_is_written_anew(path: Path, monkeypatch: pytest.MonkeyPatch
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_a_file_in_use_does_not_grow_without_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "REWRITE_OPEN_MIN", 10)
+    enrolments = EnrolmentFile(path, ENDPOINT).enrolments
+    kept = [enrolments.invite("a", 1, int(NOW) + 100, 0, NOW).id]
+    for _ in range(20):
+        token = enrolments.invite("a", 1, int(NOW) + 100, 0, NOW)
+        enrolments.withdraw(token.id.hex())
+        assert len(path.read_bytes().splitlines()) <= 10
+    kept.append(enrolments.invite("b", 1, int(NOW) + 100, 0, NOW).id)
+    assert list(EnrolmentFile(path, ENDPOINT).enrolments.invitations) == kept
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.with_suffix(".new").mkdir()  # what cannot be written anew grows on
+    for _ in range(10):
+        token = enrolments.invite("a", 1, int(NOW) + 100, 0, NOW)
+        enrolments.withdraw(token.id.hex())
+    assert "cannot be written anew" in caplog.text
+    assert list(EnrolmentFile(path, ENDPOINT).enrolments.invitations) == kept
+
+
 def test_what_cannot_be_read_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FILE_MAX", 10)
     path.write_bytes(b"x" * 11)
