@@ -8,6 +8,7 @@ import base64
 import contextlib
 import json
 import os
+import signal
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,6 +96,7 @@ async def test_the_page_shows_traffic(scene: Tunnel, tmp_path: Path) -> None:
             await visit(page, gateway)
             await it_is_live_and_draws(page)
             await it_says_how_it_is(page)
+            await a_reload_that_fails_is_shown(page, scene)
             await nothing_comes_from_elsewhere(page, gateway)
             assert TARGET_ADDRESS not in await page.call("document.body.innerText")
             assert await page.call("document.getElementById('flow-section').hidden")
@@ -138,6 +140,16 @@ async def it_says_how_it_is(page: Browser) -> None:
     routes = f"{cells.format('routes')}.slice(0, 4).join()"
     await until(page, f"{routes} === 'inside,office,first,preferred'", "the route")
     await until(page, "document.querySelectorAll('#workers tr').length === 3", "both workers")
+
+
+async def a_reload_that_fails_is_shown(page: Browser, scene: Tunnel) -> None:
+    """As all warnings and errors of the supervisor are."""
+    scene.write("gateway", {"log": {"level": "loud"}})
+    scene.gateway.signal(signal.SIGHUP)
+    said = "document.getElementById('problems').innerText"
+    await until(page, f"{said}.includes('the old configuration stays')", "the error")
+    scene.write("gateway", {"log": {"level": "info"}})
+    scene.gateway.control("reload")
 
 
 async def nothing_comes_from_elsewhere(page: Browser, url: str) -> None:
