@@ -2,16 +2,22 @@
 
     python -m bench.scrapes [--rounds 40] [--seconds 1]
 
-A gateway and an endpoint in namespaces carry a download as fast as they can. A round is a window
-without scrapes and one with, in an order that alternates, so that whatever else the machine does
-meets both alike. Both exporters are asked by turns; whoever asks runs on the same machine and costs
-it too. Prints the medians, the median of the rounds' quotients with its quartiles and the interval
-that has the true median with 95 % (bootstrap), and the processor time that a scrape costs an
-exporter: what both use in windows with scrapes, less what they use in those without. As root.
+A gateway and an endpoint in namespaces carry a download as fast as they can. Windows without scrapes
+and windows with them take turns, and each one with scrapes is compared with the mean of the two
+around it, so that a machine that slowly gets faster or slower counts for nothing. Both exporters are
+asked by turns; whoever asks runs on the same machine and costs it too. As root.
+
+Prints the medians, the median of the quotients with its quartiles, and the interval that has the
+true median with 95 %: a bootstrap of pairs of neighbours, as these share a window. The same is
+printed for bytes in a second of processor time of all processes of the tunnel, exporters included.
+That is what scrapes cost where the processor is the limit. Other programs on the machine hardly
+change it, so its interval is far narrower. The last lines say what a scrape costs an exporter: what
+both use in windows with scrapes, less what they use in those without.
 """
 
 import argparse
 import contextlib
+import itertools
 import math
 import random
 import socket
@@ -34,6 +40,8 @@ REQUEST = (
     "Accept: application/openmetrics-text; version=1.0.0\r\n\r\n"
 )
 BOOTSTRAPS = 2000
+BLOCK = 2
+"""Quotients that are drawn together: neighbours share a window."""
 
 
 class Download:
@@ -78,11 +86,24 @@ def scrape(tunnel: Tunnel, address: str) -> int:
 
 @dataclass(frozen=True)
 class Window:
-    """Bytes per second of the download, seconds of both exporters' processor time, and its length."""
+    """Bytes of the download, seconds of processor time, and its length in seconds."""
 
-    throughput: float
+    received: int
     exporters: float
+    """Processor time of both exporters."""
+    tunnel: float
+    """Processor time of all processes of both sides, exporters included."""
     seconds: float
+
+    @property
+    def throughput(self) -> float:
+        """Bytes in a second."""
+        return self.received / self.seconds
+
+    @property
+    def work(self) -> float:
+        """Bytes in a second of processor time."""
+        return self.received / self.tunnel
 
 
 class Scene:
@@ -91,46 +112,65 @@ class Scene:
     def __init__(self, tunnel: Tunnel) -> None:
         self._tunnel = tunnel
         self._exporters = [daemon.children("exporter")[0] for daemon in tunnel.daemons]
+        self._all = [pid for daemon in tunnel.daemons for pid in (daemon.pid, *daemon.children())]
         self.load = Download(tunnel)
 
     def window(self, seconds: float, scrapes: int) -> Window:
         """Returns what a window with so many scrapes was like."""
-        spent = sum(map(cpu_seconds, self._exporters))
+        exporters, tunnel = self._spent()
         before, began = self.load.received, time.monotonic()
         for number in range(scrapes):
             scrape(self._tunnel, ("127.0.0.1", ENDPOINT_ADDRESS)[number % 2])
             time.sleep(max(0.0, began + (number + 1) * seconds / scrapes - time.monotonic()))
         time.sleep(max(0.0, began + seconds - time.monotonic()))
         took = time.monotonic() - began
-        spent = sum(map(cpu_seconds, self._exporters)) - spent
-        return Window((self.load.received - before) / took, spent, took)
+        received = self.load.received - before
+        exporters_after, tunnel_after = self._spent()
+        return Window(received, exporters_after - exporters, tunnel_after - tunnel, took)
+
+    def _spent(self) -> tuple[float, float]:
+        return sum(map(cpu_seconds, self._exporters)), sum(map(cpu_seconds, self._all))
 
 
 def interval(values: list[float]) -> tuple[float, float]:
     """Returns the interval that has the median of what the values are drawn from, with 95 %."""
     draw = random.Random(1)
+    blocks = [values[start : start + BLOCK] for start in range(max(1, len(values) - BLOCK + 1))]
+    number = math.ceil(len(values) / BLOCK)
     medians = sorted(
-        statistics.median(draw.choices(values, k=len(values))) for _ in range(BOOTSTRAPS)
+        statistics.median(value for block in draw.choices(blocks, k=number) for value in block)
+        for _ in range(BOOTSTRAPS)
     )
     return medians[BOOTSTRAPS // 40], medians[-BOOTSTRAPS // 40]
 
 
-def report(plain: list[Window], scraped: list[Window], each: int, size: int) -> None:
-    """Prints what was measured."""
-    count = each * len(scraped)
-    without, with_them = ([w.throughput for w in windows] for windows in (plain, scraped))
-    ratios = [b / a for a, b in zip(without, with_them, strict=True)]
+def quotients(without: list[float], with_them: list[float]) -> list[float]:
+    """Returns what each window with scrapes is of the mean of the windows around it."""
+    around = itertools.pairwise(without)
+    return [2 * value / (a + b) for (a, b), value in zip(around, with_them, strict=True)]
+
+
+def compared(ratios: list[float]) -> str:
+    """Returns the median of quotients, and how sure it is."""
     low, middle, high = statistics.quantiles(ratios, n=4)
     at_least, at_most = interval(ratios)
-    spent = sum(w.exporters for w in scraped) - sum(w.exporters for w in plain)
+    return (
+        f"{middle:8.3f}, median of {len(ratios)} rounds; quartiles {low:.3f} and {high:.3f}; "
+        f"95 % interval of the median {at_least:.3f} to {at_most:.3f}; cost {1 - middle:.1%}"
+    )
+
+
+def report(plain: list[Window], scraped: list[Window], each: int, size: int) -> None:
+    """Prints what was measured. There is one window more without scrapes than with them."""
+    count = each * len(scraped)
+    without, with_them = ([w.throughput for w in windows] for windows in (plain, scraped))
+    work = quotients([w.work for w in plain], [w.work for w in scraped])
     idle = sum(w.exporters for w in plain)
+    spent = sum(w.exporters for w in scraped) - idle * len(scraped) / len(plain)
     print(f"without scrapes   {statistics.median(without) / 1e6:8.1f} MB/s, median")
     print(f"with {count} scrapes  {statistics.median(with_them) / 1e6:8.1f} MB/s, median")
-    print(
-        f"quotient          {middle:8.3f}, median of {len(ratios)} rounds; quartiles {low:.3f} and "
-        f"{high:.3f}; 95 % interval of the median {at_least:.3f} to {at_most:.3f}"
-    )
-    print(f"cost              {1 - middle:8.1%}  bar: under {BUDGET:.0%}")
+    print(f"of throughput     {compared(quotients(without, with_them))}; bar: under {BUDGET:.0%}")
+    print(f"of bytes a CPU s  {compared(work)}")
     print(
         f"a scrape          {1000 * spent / count:8.2f} ms of processor time of the exporter, for "
         f"{size / 1000:.0f} kB; both together use {1000 * idle / len(plain):.1f} ms in a window "
@@ -160,10 +200,10 @@ def main() -> None:
             scene.window(5.0, 4)  # both get warm
             plain: list[Window] = []
             scraped: list[Window] = []
-            for number in range(arguments.rounds):
-                turns = [(plain, 0), (scraped, each)]
-                for windows, scrapes in turns if number % 2 else reversed(turns):
-                    windows.append(scene.window(arguments.seconds, scrapes))
+            for _ in range(arguments.rounds):
+                plain.append(scene.window(arguments.seconds, 0))
+                scraped.append(scene.window(arguments.seconds, each))
+            plain.append(scene.window(arguments.seconds, 0))
             scene.load.stop()
             size = scrape(tunnel, "127.0.0.1")
         finally:
