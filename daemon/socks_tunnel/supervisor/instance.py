@@ -12,7 +12,9 @@ States, all transitions of which are in :class:`Instance`::
 
 Signal handlers, and tasks that end, only put an event into a queue; one loop takes from it.
 
-This file is long because start, drain and end are one state machine, told in order.
+This file is long because start, drain and end are one state machine, told in order. Others do the
+rest: children.py and launching.py have the child processes, reloading.py puts configurations into
+force, departure.py and arrival.py belong to a program that is replaced, report.py tells.
 """
 
 import asyncio
@@ -21,33 +23,32 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import socks_tunnel
 from socks_tunnel.config import paths
-from socks_tunnel.config.errors import ConfigError, Problem
+from socks_tunnel.config.errors import ConfigError
 from socks_tunnel.config.for_workers import dump
-from socks_tunnel.config.reading import read as read_configuration
 from socks_tunnel.config.settings import Config, listener_text
-from socks_tunnel.ops import audit, audit_file
+from socks_tunnel.ops import audit
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.ops.notify import Notifier
 from socks_tunnel.ops.process import has_come_up
 from socks_tunnel.ops.recent import RecentProblems
-from socks_tunnel.ops.tasks import LagMeter, short_turns, spawn
+from socks_tunnel.ops.tasks import LagMeter, spawn
 from socks_tunnel.peer.quiet import quiet_loop_exceptions, set_library_log_level
 from socks_tunnel.peer.select import aiortc_version
-from socks_tunnel.protocol.bounded import Malformed, clip
+from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.ipc import Configure, encode_control
-from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.signaling.nonces import NonceFile
 from socks_tunnel.supervisor import handover, report
 from socks_tunnel.supervisor.answerer import EndpointLinks
+from socks_tunnel.supervisor.arrival import inherit, resumed, taken_over
 from socks_tunnel.supervisor.binding import Bound, bind, row_of
 from socks_tunnel.supervisor.children import (
     EXPORTER_COMMAND,
@@ -55,7 +56,6 @@ from socks_tunnel.supervisor.children import (
     ExporterSlot,
     WorkerSlot,
 )
-from socks_tunnel.supervisor.config_figures import ConfigFigures, config_hash
 from socks_tunnel.supervisor.control import ControlError, ControlServer, caller
 from socks_tunnel.supervisor.departure import depart
 from socks_tunnel.supervisor.enroller import OPERATIONS as ENROLMENT
@@ -69,6 +69,7 @@ from socks_tunnel.supervisor.listeners import (
     ListenError,
     RemoteListenerError,
 )
+from socks_tunnel.supervisor.loading import load_enroller, load_identity
 from socks_tunnel.supervisor.overview import overview
 from socks_tunnel.supervisor.problems import (
     EXIT_BUG,
@@ -77,11 +78,12 @@ from socks_tunnel.supervisor.problems import (
     StartError,
 )
 from socks_tunnel.supervisor.processes import TICK, Slot
-from socks_tunnel.supervisor.reload import BY_REPLACING, merge
+from socks_tunnel.supervisor.reload import BY_REPLACING
+from socks_tunnel.supervisor.reloading import Reloader
 from socks_tunnel.supervisor.requests import drain_timeout, flow_name, selection
 from socks_tunnel.supervisor.retiring import retire, worker_indices
 from socks_tunnel.supervisor.router import Router
-from socks_tunnel.supervisor.routing import AttachedLink, RoutedSession
+from socks_tunnel.supervisor.routing import AttachedLink
 
 _log = logging.getLogger(__name__)
 _bugs = BugLog()
@@ -104,12 +106,6 @@ end after a drain takes: a child has :data:`STOP_TIMEOUT`, and then links are cl
 
 STATUS_PERIOD: Final = 5
 """Seconds between two looks at the status line for the service manager."""
-
-RESUMED_STEP: Final = 0.02
-"""Seconds between two looks at whether they do."""
-
-RESUMED_SECONDS: Final = 60.0
-"""Seconds after a replacement in which its flows are expected to go on; later ones go on too."""
 
 State = Literal["starting", "ready", "draining", "leaving"]
 
@@ -148,11 +144,11 @@ class Instance:
         worker_command: Sequence[str] = WORKER_COMMAND,
         exporter_command: Sequence[str] = EXPORTER_COMMAND,
     ) -> None:
-        identity = _load_identity(config)
+        identity = load_identity(config)
         self.metrics = ops_metrics.Metrics()
         self.enroller: Enroller | None = None
         if config.role == "endpoint":
-            self.enroller = _load_enroller(
+            self.enroller = load_enroller(
                 config, directory, identity, self._apply_members, self.metrics
             )
             config = self.enroller.extend(config)
@@ -199,9 +195,15 @@ class Instance:
         self._lag: LagMeter | None = None
         self._starting: asyncio.Task[StartError | None] | None = None
         self._draining: asyncio.Task[None] | None = None
-        self._reloading = asyncio.Lock()
         self._status_line = ""
-        self._figures = ConfigFigures(self.metrics)
+        self._reloader = Reloader(
+            running=lambda: self.config,
+            apply=self._apply,
+            check=self._check_frame,
+            links=self.links,
+            enroller=self.enroller,
+            metrics=self.metrics,
+        )
         self._problems = RecentProblems()
         self._forced = False
 
@@ -266,7 +268,8 @@ class Instance:
         try:
             self._check_frame(self.config)
             self._bind()
-            self._inherit()
+            if self._legacy is not None:
+                inherit(self._legacy, self.links, self.router)
             await self._start_control()
             self._start_children()
             await self._wait_for_workers()
@@ -294,45 +297,10 @@ class Instance:
             self._legacy = None
         return None
 
-    def _inherit(self) -> None:
-        """Goes on with the sessions of the program before."""
-        legacy = self._legacy
-        if legacy is None:
-            return
-        try:
-            self.links.inherit(legacy.links)
-            self.router.restore(
-                RoutedSession.restore(self.router, session) for session in legacy.sessions
-            )
-        except Malformed as error:
-            _log.error("the sessions of the program before cannot go on: %s", error)
-        for session in list(self.router.sessions.values()):
-            if session.peer not in self.links.peers:
-                self.router.forget_peer(session.peer, "the peer is not configured any more")
-
     async def _flows_go_on(self, legacy: handover.Legacy) -> None:
-        """Says how the replacement went, once the flows go on or should have."""
-        seconds = time.monotonic() - legacy.since
-        self.upgrade = {
-            "from": legacy.program,
-            "to": socks_tunnel.__version__,
-            "flows": legacy.flows,
-            "seconds": round(seconds, 3),
-            "resumed_after": None,
-        }
-        _log.info(
-            "version %s has taken the place of %s within %.1f s, with %d flows",
-            socks_tunnel.__version__,
-            legacy.program,
-            seconds,
-            legacy.flows,
-        )
-        deadline = time.monotonic() + RESUMED_SECONDS
-        while self.router.detached or not all(link.resumed for link in self.router.links):
-            if time.monotonic() > deadline:
-                return
-            await asyncio.sleep(RESUMED_STEP)
-        self.upgrade["resumed_after"] = round(time.monotonic() - legacy.since, 3)
+        """Tells how the replacement went, once the flows go on or should have."""
+        self.upgrade = taken_over(legacy)
+        self.upgrade["resumed_after"] = await resumed(legacy, self.router)
 
     def _check_frame(self, config: Config) -> None:
         """Checks that what workers need of the configuration fits a frame. Raises StartError."""
@@ -375,7 +343,7 @@ class Instance:
         config = self.config
         metrics_directory = paths.metrics_directory(self.directory)
         self.metrics.set_build_info(config.role, aiortc_version())
-        self._figures.started(config_hash(config), time.time(), config.ice.servers)
+        self._reloader.started()
         handed = {} if self._legacy is None else self._legacy.workers
         self.workers = [
             WorkerSlot(
@@ -626,24 +594,10 @@ class Instance:
         """
         if self.state != "ready":
             raise ControlError(f"the instance is {self.state}")
-        async with self._reloading:
+        async with self._reloader.lock:
             self.notifier.reloading()
             try:
-                with short_turns():
-                    read, base, config, waiting, fields = await asyncio.to_thread(self._read_again)
-                    number = await asyncio.to_thread(config_hash, config)
-                identity = _load_identity_again(config)
-                await self.links.prepare(read)
-                self._use_audit_file(config)
-                if self.enroller is not None:
-                    self.enroller.use(base)
-                self._apply(config, fields)
-                if not self.links.renew(identity):
-                    waiting.append("identity")
-                self._figures.reloaded(number, time.time(), config.ice.servers)
-            except ConfigError:
-                self._figures.failed()
-                raise
+                config, waiting = await self._reloader.reload()
             finally:
                 self.notifier.ready(self._status_line)
         for warning in config.warnings:
@@ -674,41 +628,8 @@ class Instance:
         self._events.put_nowait(_Leave(version))
         return keys
 
-    def _read_again(self) -> tuple[Config, Config, Config, list[str], dict[str, Any]]:
-        """Reads the file again, in a thread, which mostly waits for the process that reads.
-
-        Returns the file, what is to hold of it, the same with the hosts that have joined, what
-        waits for a restart, and the workers' settings.
-        """
-        try:
-            read = read_configuration(self.config.source)
-        except OSError as error:
-            raise ControlError(f"no process can be started that reads: {error}") from None
-        base, waiting = merge(self.config, read)
-        config = base if self.enroller is None else self.enroller.extend(base)
-        try:
-            self._check_frame(config)
-        except StartError as error:
-            problem = Problem(config.source, None, "", str(error))
-            raise ConfigError([problem]) from None
-        return read, base, config, waiting, dump(config)
-
-    @staticmethod
-    def _use_audit_file(config: Config) -> None:
-        try:
-            audit_file.use(str(config.audit.file or ""), "supervisor")
-        except OSError as error:
-            message = f"{config.audit.file} cannot be written: {error.strerror}"
-            raise ConfigError([Problem(config.source, None, "audit.file", message)]) from None
-
     async def _apply_members(self) -> None:
-        """Has the peers hold that have joined meanwhile, and no others."""
-        assert self.enroller is not None
-        async with self._reloading:
-            config = self.enroller.extended()
-            with short_turns():
-                fields = await asyncio.to_thread(dump, config)
-            self._apply(config, fields)
+        await self._reloader.apply_members()
 
     def _apply(self, config: Config, fields: dict[str, Any]) -> None:
         self.config = config
@@ -740,7 +661,7 @@ class Instance:
         """
         if self.state != "ready":
             raise ControlError(f"the instance is {self.state}")
-        async with self._reloading:
+        async with self._reloader.lock:
             try:
                 signaling = self.config.signaling
                 bound = Bound(self._metrics_listener, self._listeners)
@@ -760,7 +681,7 @@ class Instance:
             socks_tunnel.__version__,
             self.router.flows,
         )
-        async with self._reloading:
+        async with self._reloader.lock:
             self.state = "leaving"
             handover.hold_signals()
             self.notifier.reloading()
@@ -856,37 +777,6 @@ class Instance:
         self.notifier.close()
         _log.info("ended")
         logging.getLogger().removeHandler(self._problems)
-
-
-def _load_identity(config: Config) -> PrivateIdentity:
-    path = config.identity.private_key_file
-    assert path is not None, "the loader finds one"
-    try:
-        return PrivateIdentity.load(path)
-    except (OSError, ValueError) as error:
-        raise StartError(f"{path}: {error}", EXIT_CONFIG) from None
-
-
-def _load_identity_again(config: Config) -> PrivateIdentity:
-    """Returns the key for a reload. Raises :class:`ConfigError`."""
-    try:
-        return _load_identity(config)
-    except StartError as error:
-        problem = Problem(config.source, None, "identity.private_key_file", str(error))
-        raise ConfigError([problem]) from None
-
-
-def _load_enroller(
-    config: Config,
-    directory: Path,
-    identity: PrivateIdentity,
-    apply: Callable[[], Awaitable[None]],
-    metrics: ops_metrics.Metrics,
-) -> Enroller:
-    try:
-        return Enroller(paths.state_directory(directory), identity, config, apply, metrics)
-    except OSError as error:
-        raise StartError(f"who has joined cannot be read: {error}", EXIT_CANNOT_CREATE) from None
 
 
 async def _all(awaitables: Any) -> None:
