@@ -1,4 +1,7 @@
-"""The direct carrier over real sockets: answers, refusals, and clients that mean no good."""
+"""The direct carrier over real sockets: answers, refusals, and clients that mean no good.
+
+This file is long because each refusal of the carrier has a test.
+"""
 
 import asyncio
 import contextlib

@@ -1,4 +1,7 @@
-"""TCP flows through a gateway worker and an endpoint worker, on real sockets."""
+"""TCP flows through a gateway worker and an endpoint worker, on real sockets.
+
+This file is long because all of its tests share one pair of workers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One instance with fake children: its start, signals, requests, reload, drain and end."""
+"""One instance with fake children: its start, signals, requests, reload, drain and end.
+
+This file is long because all of its tests share one running instance.
+"""
 
 import asyncio
 import base64

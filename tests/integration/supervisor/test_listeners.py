@@ -1,4 +1,7 @@
-"""Listening sockets: bound here, passed by systemd, and refused with advice."""
+"""Listening sockets: bound here, passed by systemd, and refused with advice.
+
+This file is long because each kind of socket is bound, passed on and refused in the same ways.
+"""
 
 import contextlib
 import errno

@@ -1,6 +1,8 @@
 """The command line: what it prints, and its exit codes.
 
 `run` and `demo` are started by the system tests; here it is only seen that they are called.
+
+This file is long because each command of the program has its tests.
 """
 
 import importlib

@@ -1,4 +1,7 @@
-"""The tunnel messages, byte for byte."""
+"""The tunnel messages, byte for byte.
+
+This file is long because each message and each way to spoil it stands here, as the codec does.
+"""
 
 from collections.abc import Callable
 

@@ -1,4 +1,7 @@
-"""SOCKS5, the server's side: what clients send, and what they get."""
+"""SOCKS5, the server's side: what clients send, and what they get.
+
+This file is long because each clause of RFC 1928 and RFC 1929 has a test.
+"""
 
 import pytest
 

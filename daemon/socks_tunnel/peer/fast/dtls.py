@@ -118,6 +118,8 @@ class FastDtlsTransport(RTCDtlsTransport):
 
     An exception out of the receiver ends the transport, as one out of aiortc's own path does: the
     receive task ends with it.
+
+    This class has many methods because it overrides those of aiortc's that touch the data path.
     """
 
     def __init__(self, transport: RTCIceTransport, certificates: list[RTCCertificate]) -> None:

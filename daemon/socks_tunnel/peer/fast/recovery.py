@@ -4,6 +4,8 @@ Losses are found in the order of transmission, in the manner of RFC 8985: a chun
 that was sent later has arrived, and the time in which mere reordering would have shown is over.
 So a retransmission that is lost is noticed like any other chunk, and some reordering is no loss.
 
+This file is long because flight, loss and retransmission change the same chunks together.
+
 States of a chunk, all transitions of which are in this file::
 
                  +-------- sent again ---------+
@@ -76,6 +78,8 @@ class Recovery:
     TSNs are unwrapped. `flight` counts the bytes in flight. After :meth:`sack` and :meth:`detect`
     the fields of `acked`, `lost_bytes`, `rtt_sample`, `rate` and so on describe what that call
     found.
+
+    This class has many methods because every way in which a chunk leaves the flight is here.
     """
 
     def __init__(self, initial_tsn: int) -> None:

@@ -65,7 +65,7 @@ class FastSctpTransport(FastAssociation):
     RTCDtlsTransport packets go one by one, and the path MTU is not probed. `budget` is shared by
     the associations of a process; `clock` returns seconds.
 
-    The class has more than 25 methods because it overrides most of what aiortc's one does.
+    This class has many methods because it overrides most of what aiortc's one does.
     """
 
     def __init__(
