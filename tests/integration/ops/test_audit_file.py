@@ -20,7 +20,7 @@ from support.corporate import need
 from support.processes import wait_until
 
 WRITER = """
-import logging, sys
+import logging, sys, time
 from socks_tunnel.ops import audit, audit_file
 logging.getLogger(audit.LOGGER_NAME).setLevel(logging.INFO)
 logging.getLogger(audit.LOGGER_NAME).propagate = False
@@ -29,6 +29,8 @@ print("ready", flush=True)
 for number, line in enumerate(sys.stdin):
     audit.flow_end(peer="p", conn_id=number, command="connect", destination="a:1", up=0, down=0,
                    seconds=0, reason="orderly")
+while audit_file._handler._waiting:  # closing waits for a moment only
+    time.sleep(0.01)
 audit_file.close()
 """
 
@@ -62,6 +64,7 @@ def test_records_are_json_that_fits_the_schema(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     audit_file.use(str(path), "worker-1")
     write(7)
+    wait_until(lambda: written(path) == [7], "the record")
     audit_file.close()
     [line] = path.read_text().splitlines()
     record = json.loads(line)
@@ -81,8 +84,8 @@ def test_another_file_takes_its_place(tmp_path: Path) -> None:
     write(2)  # a file that cannot be had changes nothing
     audit_file.use(str(second), "worker-1")
     write(3)
-    audit_file.close()
-    assert (written(first), written(second)) == ([1, 2], [3])
+    audit_file.close()  # which waits for a moment only
+    wait_until(lambda: (written(first), written(second)) == ([1, 2], [3]), "the records")
 
 
 @pytest.mark.parametrize("how", ["renamed", "removed", "truncated"])
@@ -107,8 +110,7 @@ def test_the_rest_of_a_line_does_not_spoil_the_next(tmp_path: Path) -> None:
     audit_file.use(str(path), "worker-1")
     write(1)
     write(2)
-    audit_file.close()
-    assert written(path) == [1, 2]
+    wait_until(lambda: written(path) == [1, 2], "the records")
 
 
 def test_a_full_disk_is_said_once_and_costs_only_the_copy(
