@@ -89,7 +89,8 @@ def encode_relayed(frame: Relayed, direction: str) -> bytes:
 
 def count_relayed(frame: bytes, direction: str) -> int:
     """Returns how many datagrams are in what :func:`encode_relayed` has returned."""
-    fields = msgpack.unpackb(frame)
+    fields = bounded.unpack_own(frame)
+    assert isinstance(fields, dict), "it is ours"
     return decode_relayed(fields[direction], fields).count
 
 
