@@ -87,7 +87,9 @@ def test_either_end_may_close_first(loop: Any) -> None:
                 await peers[closer].pc.close()
                 other = peers[1 - closer]
                 await other.closed()
-                assert receiver_task(other) is None or receiver_task(other).done()
+                async with asyncio.timeout(PATIENCE):
+                    while not (receiver_task(other) is None or receiver_task(other).done()):
+                        await asyncio.sleep(0)
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(scenario())
@@ -204,23 +206,25 @@ async def test_a_forged_record_costs_only_itself(kind: str, position: int) -> No
 async def test_a_repeated_record_is_delivered_once() -> None:
     async with pair("fast-dtls", "fast-dtls") as (sender, taker):
         collector = collect(taker.dtls)
+        refused = taker.dtls.counters.refused_records
         records = [encrypt(sender.dtls, bytes([number]) * 100) for number in range(4)]
         joined = bytearray(b"".join([*records, records[1], records[2]]))
         taker.dtls.datagrams_received(joined, len(joined), len(records[0]), (), None)
         taker.dtls.turn_ended()
         assert collector.packets == [bytes([number]) * 100 for number in range(4)]
-        assert taker.dtls.counters.refused_records == 2
+        assert taker.dtls.counters.refused_records == refused + 2
         assert collector.turns == 1
 
 
 async def test_several_records_in_one_datagram_are_all_read() -> None:
     async with pair("fast-dtls", "fast-dtls") as (sender, taker):
         collector = collect(taker.dtls)
+        odd = taker.dtls.counters.odd_datagrams  # a flight of the handshake may have come twice
         datagram = bytearray(b"".join(encrypt(sender.dtls, b"%d" % n) for n in range(5)))
         taker.dtls.datagrams_received(datagram, len(datagram), len(datagram), (), None)
         taker.dtls.turn_ended()
         assert collector.packets == [b"%d" % number for number in range(5)]
-        assert taker.dtls.counters.odd_datagrams == 1
+        assert taker.dtls.counters.odd_datagrams == odd + 1
 
 
 async def test_packets_of_all_sizes_cross_in_order() -> None:
