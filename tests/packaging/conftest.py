@@ -33,7 +33,7 @@ def previous_packages(workshop: Workshop) -> dict[str, Path]:
     ids=["gateway-deb12-endpoint-deb13", "gateway-deb13-endpoint-deb12"],
 )
 def scene(request: pytest.FixtureRequest, previous_packages: dict[str, Path]) -> Iterator[Scene]:
-    """Two hosts that run the previous version; the tests of test_service.py use them in their order."""
+    """Two hosts that run the previous version; the last test of test_service.py removes it."""
     scene = Scene(*request.param)
     try:
         scene.prepare(previous_packages)

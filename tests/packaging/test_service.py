@@ -1,9 +1,10 @@
 """The unit on a booted systemd, on two hosts of different Debian releases.
 
-The tests of one pair of hosts run in the order of this file: each leaves the tunnel working, the last
-ones upgrade, remove and purge it.
+The tests of one pair of hosts share them. Each leaves the tunnel working, and is right alone and in any order
+but for the last one, which removes and purges the package. The order of this file, which pytest and xdist
+keep, puts it there.
 
-This file is long because its tests share two booted hosts, in order.
+This file is long because its tests share two booted hosts.
 """
 
 import contextlib
