@@ -31,8 +31,12 @@ FILES = [
 ]
 RENDEZVOUS = "socks-tunnel-rendezvous.service"
 
-STATE = "var/lib/dpkg var/cache/debconf etc/socks-tunnel"
-"""Where dpkg, debconf and the administrator keep what is there after a removal."""
+STATE = (
+    "var/lib/dpkg var/cache/debconf etc/socks-tunnel etc/logrotate.d/socks-tunnel "
+    "etc/needrestart/conf.d/socks-tunnel.conf"
+)
+"""Where dpkg, debconf and the administrator keep what is there after a removal; and the package's
+configuration files, which dpkg would take for deleted by hand if it knew of them and they were gone."""
 
 LEFT = "/var/tmp/left"
 """Where that is saved."""
@@ -362,15 +366,15 @@ def test_installing_again_starts_what_is_enabled(opened: Office) -> None:
 
 @pytest.fixture
 def removal(opened: Office) -> Machine:
-    """The host without the package; what was left is saved."""
+    """The host as a removal leaves it."""
     opened.remove()
+    opened.machine.sh(RESTORE)
     return opened.machine
 
 
 @pytest.fixture
 def removed(removal: Machine) -> Iterator[Machine]:
-    """The host as the removal left it. At the end of the test, dpkg and debconf know nothing of it."""
-    removal.sh(RESTORE)
+    """The host as a removal leaves it. At the end of the test, dpkg and debconf know nothing of it."""
     assert removal.sh("dpkg-query --show --showformat '${Status}' socks-tunnel") == (
         "deinstall ok config-files"
     )
