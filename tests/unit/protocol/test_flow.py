@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 
+from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.errors import CloseReason, LocalProtocolError, RemoteProtocolError
 from socks_tunnel.protocol.flow import (
     ROW_EOF,
@@ -141,6 +142,26 @@ def test_the_row_says_where_the_flow_is() -> None:
     assert made.row() == (7, 30, 100, ROW_OPEN)
     made.receive_eof()
     assert made.row() == (7, 30, 100, ROW_OPEN | ROW_EOF)
+
+
+@pytest.mark.parametrize(
+    ("flags", "after"),
+    [(ROW_OPEN, FlowState.OPEN), (ROW_OPEN | ROW_EOF, FlowState.HALF_LOCAL)],
+)
+def test_a_resume_says_whether_our_end_of_file_has_to_leave_again(
+    flags: int, after: FlowState
+) -> None:
+    made = opened()
+    made.send.finish()
+    assert made.send.take_eof()
+    made.resume(0, 1000, flags)
+    assert state(made) is after
+
+
+def test_a_phase_that_no_flow_has_is_named() -> None:
+    fields = opened().export() | {"phase": "half-closed (local)"}
+    with pytest.raises(bounded.Malformed, match=r"^'phase' is not usable: half-closed \(local\)$"):
+        TcpFlow.restore(fields)
 
 
 # --- ids and tables -----------------------------------------------------------------------------

@@ -153,6 +153,12 @@ def test_messages_of_one_session_that_follow_each_other_are_one_batch() -> None:
     ]
 
 
+def test_a_control_message_ends_the_batch_of_whichever_session() -> None:
+    for session in (0, 1, 2):
+        wire = frame(0, 3, b"a") + encode_control(3, Drain()) + frame(0, session, b"b")
+        assert feed(FrameReader(), wire) == [(3, [b"a"]), (3, Drain()), (session, [b"b"])]
+
+
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 8, 1000, None])
 def test_frames_come_out_however_the_stream_is_cut(step: int | None) -> None:
     wire = b"".join(

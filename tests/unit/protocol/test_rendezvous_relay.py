@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.rendezvous_relay import (
@@ -18,6 +19,7 @@ from socks_tunnel.protocol.rendezvous_relay import (
     Relayed,
     RelayQueue,
     count_relayed,
+    decode_relayed,
     encode_relayed,
     join,
 )
@@ -82,6 +84,41 @@ def test_a_segment_longer_than_the_datagram_is_the_datagram() -> None:
     assert frame == Relayed(KEY, CHANNEL, b"abc", 3)
 
 
+def test_a_frame_holds_as_many_bytes_as_the_limit() -> None:
+    half = JOINED_MAX // 2
+    sizes = [half] * 5
+    joined = [(len(data), segment) for data, segment in join(map(bytes, sizes))]
+    assert joined == [(JOINED_MAX, half), (JOINED_MAX, half), (half, half)]
+    assert [len(data) for data, _ in join([bytes(JOINED_MAX)])] == [JOINED_MAX]
+
+
+def test_a_frame_holds_as_many_datagrams_as_the_limit() -> None:
+    joined = list(join([b"x"] * (2 * SEGMENTS_MAX + 1)))
+    assert [len(data) for data, _ in joined] == [SEGMENTS_MAX, SEGMENTS_MAX, 1]
+    full = Relayed(KEY, CHANNEL, b"x" * SEGMENTS_MAX, 1)
+    assert wire.decode_from_client(encode_relayed(full, "to")) == full
+
+
+def test_one_datagram_needs_no_segment() -> None:
+    for segment, written in ((2, True), (3, False)):
+        fields = msgpack.unpackb(encode_relayed(Relayed(KEY, CHANNEL, b"abc", segment), "to"))
+        assert ("segment" in fields) is written
+
+
+@pytest.mark.parametrize(
+    ("changes", "about"),
+    [
+        ({"datagram": b""}, "datagram"),
+        ({"datagram": bytes(JOINED_MAX + 1)}, "datagram"),
+        ({"datagram": bytes(SEGMENTS_MAX + 1), "segment": 1}, "segment"),
+    ],
+)
+def test_the_field_out_of_bounds_is_named_and_shown(changes: dict[str, Any], about: str) -> None:
+    fields = {"channel": CHANNEL, **changes}
+    with pytest.raises(bounded.Malformed, match=f"^'{about}' is not usable: "):
+        decode_relayed(KEY, fields)
+
+
 # --- the queue ------------------------------------------------------------------------------------
 
 
@@ -119,6 +156,37 @@ def test_the_oldest_of_the_fullest_channel_gives_way() -> None:
     assert queue.size == 65
     assert drained(queue) == [bytes(10), b"2" * 45, b"late comer"]
     assert counts == {"full": 3}
+
+
+def test_the_fullest_channel_is_the_one_with_most_bytes_and_not_the_longest_frame() -> None:
+    counts: Counter[str] = Counter()
+    queue = RelayQueue(counting(counts), limit=100)
+    for name in (b"1", b"2", b"3"):
+        queue.push("many", name * 20, 1, 0)
+    queue.push("one", b"o" * 30, 1, 0)
+    queue.push("late", b"l" * 20, 1, 0)
+    assert drained(queue) == [b"2" * 20, b"o" * 30, b"l" * 20, b"3" * 20]
+
+
+def test_what_has_left_no_longer_counts_for_its_channel() -> None:
+    counts: Counter[str] = Counter()
+    queue = RelayQueue(counting(counts), limit=100)
+    queue.push("was full", b"1" * 50, 1, 0)
+    queue.push("was full", b"2" * 10, 1, 0)
+    queue.push("is full", b"f" * 30, 1, 0)
+    assert queue.pop() == b"1" * 50
+    queue.push("late", b"l" * 70, 1, 0)
+    assert drained(queue) == [b"2" * 10, b"l" * 70]
+
+
+def test_a_queue_that_is_exactly_full_drops_nothing() -> None:
+    counts: Counter[str] = Counter()
+    queue = RelayQueue(counting(counts), limit=100)
+    queue.push("a", bytes(60), 1, 0)
+    queue.push("a", bytes(40), 1, 0)
+    assert (queue.size, counts["full"]) == (100, 0)
+    queue.push("a", b"x", 1, 0)
+    assert (queue.size, counts["full"]) == (41, 1)
 
 
 def test_what_was_held_up_for_too_long_is_dropped() -> None:

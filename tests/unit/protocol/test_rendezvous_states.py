@@ -175,3 +175,88 @@ def test_datagrams_have_a_place_once_the_key_is_proved(identity: PrivateIdentity
         ServiceConnection(NONCE, frozenset(), verify).receive(encode_relayed(frame, "to"))
     with pytest.raises(RemoteProtocolError, match="has no place in the state start"):
         ClientConnection("a").receive(encode_relayed(frame, "from"), NOW)
+
+
+# --- exactly what is said -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("enrolment", [b"", b"paper"])
+def test_a_proof_shows_the_enrolment_and_nothing_without_one(
+    identity: PrivateIdentity, enrolment: bytes
+) -> None:
+    client = (
+        ClientConnection("a.example", enrolment) if enrolment else ClientConnection("a.example")
+    )
+    client.receive(wire.encode(wire.Challenge(NONCE)), NOW)
+    sent = wire.decode_from_client(client.proof(identity.public, bytes(64), NOW))
+    assert sent == wire.Proof(identity.public, "a.example", int(NOW), bytes(64), enrolment)
+
+
+def test_a_client_begins_with_nothing_known() -> None:
+    client = ClientConnection("a.example")
+    assert (client.welcome, client.skew, client.is_open) == (None, 0, False)
+
+
+def test_an_envelope_holds_as_much_as_the_service_takes(identity: PrivateIdentity) -> None:
+    client, _ = opened(identity)
+    client.receive(wire.encode(replace(WELCOME, body=70)), NOW)
+    sent = wire.decode_from_client(client.envelope(bytes(32), bytes(70)))
+    assert sent == wire.ToKey(bytes(32), bytes(70))
+    with pytest.raises(ValueError, match=r"^71 bytes are to be sent; the service takes 70$"):
+        client.envelope(bytes(32), bytes(71))
+
+
+def test_a_call_out_of_turn_says_what_is_missing() -> None:
+    client = ClientConnection("a.example")
+    with pytest.raises(LocalProtocolError, match=r"^there is no challenge to answer$"):
+        client.proof(bytes(32), bytes(64), NOW)
+    with pytest.raises(LocalProtocolError, match=r"^the key is not proved yet$"):
+        client.envelope(bytes(32), b"")
+
+
+def test_a_frame_out_of_turn_is_named_and_has_its_own_kind() -> None:
+    with pytest.raises(
+        RemoteProtocolError, match=r"^a Welcome has no place in the state start$"
+    ) as caught:
+        ClientConnection("a.example").receive(wire.encode(WELCOME), NOW)
+    assert caught.value.kind == "out-of-turn"
+    service = ServiceConnection(NONCE, frozenset(), verify)
+    with pytest.raises(
+        RemoteProtocolError, match=r"^a ToKey has no place in the state challenged$"
+    ) as caught:
+        service.receive(wire.encode(wire.ToKey(bytes(32), b"")))
+    assert caught.value.kind == "out-of-turn"
+
+
+def test_the_port_is_what_follows_the_last_colon(identity: PrivateIdentity) -> None:
+    client = ClientConnection("[2001:db8::1]:8443")
+    service = ServiceConnection(NONCE, frozenset({"[2001:db8::1]"}), verify)
+    client.receive(service.challenge(), NOW)
+    service.receive(proof(client, identity))
+    assert service.key == identity.public
+
+
+@pytest.mark.parametrize(
+    ("hosts", "sentence"),
+    [
+        (("b.example",), "the proof is for another host"),
+        ((), "the proof is wrong"),
+    ],
+)
+def test_a_refused_proof_has_its_own_kind(hosts: tuple[str, ...], sentence: str) -> None:
+    service = ServiceConnection(NONCE, frozenset(hosts), verify)
+    with pytest.raises(RemoteProtocolError, match=f"^{sentence}$") as caught:
+        service.receive(wire.encode(wire.Proof(bytes(32), "a.example", 0, bytes(64))))
+    assert caught.value.kind == "proof"
+
+
+def test_a_frame_before_the_proof_is_as_long_as_the_limit_at_most() -> None:
+    service = ServiceConnection(NONCE, frozenset(), verify)
+    with pytest.raises(
+        RemoteProtocolError, match=r"^a long frame came before the proof$"
+    ) as caught:
+        service.receive(bytes(wire.SHORT_FRAME_MAX + 1))
+    assert caught.value.kind == "malformed"
+    with pytest.raises(RemoteProtocolError) as caught:
+        service.receive(bytes(wire.SHORT_FRAME_MAX))
+    assert "long frame" not in str(caught.value), "it was decoded"

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from socks_tunnel.protocol.scheduler import (
+    CHUNK_START,
     DATAGRAM_AGE_MAX,
     DATAGRAM_BYTES_MAX,
     DATAGRAM_OVERDRAFT,
@@ -280,6 +281,20 @@ def test_the_overdraft_of_quiet_flows_ends_before_that_of_datagrams(chunk: int) 
         scheduler.credit -= 100
         sent += 100
     assert sent >= QUIET_OVERDRAFT + DATAGRAM_OVERDRAFT
+
+
+def test_a_quiet_flow_waits_where_its_overdraft_ends() -> None:
+    scheduler: Scheduler[Flow] = Scheduler()
+    scheduler.credit = scheduler.quiet_floor
+    scheduler.wait(Flow(A))
+    assert scheduler.next_flow() is None
+    scheduler.credit += 1
+    assert names(scheduler, 1) == [A]
+
+
+def test_a_turn_is_as_long_as_the_first_advice_before_there_is_one() -> None:
+    scheduler: Scheduler[Flow] = Scheduler()
+    assert scheduler.turn == scheduler.chunk == CHUNK_START
 
 
 def test_a_flow_waits_once() -> None:
