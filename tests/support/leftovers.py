@@ -7,6 +7,7 @@ which fails for it if it looks at its log or counts its descriptors.
 tests/conftest.py loads this file as a plugin.
 """
 
+import gc
 import logging
 import sys
 from collections.abc import Generator
@@ -69,8 +70,9 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
     logger.addHandler(complaints)
     sys.unraisablehook = note
+    getattr(item, "funcargs", {}).clear()  # what fixtures gave, which nobody needs any more
     try:
-        set_heap_aside()
+        gc.collect()
     finally:
         sys.unraisablehook = hook
         logger.removeHandler(complaints)
