@@ -171,7 +171,7 @@ def test_a_new_connection_is_idle_and_has_no_request() -> None:
 
 def test_a_kept_origin_that_ends_between_two_requests_is_not_used_again() -> None:
     proxy = asked(GET)
-    proxy.receive_from_origin(NO_CONTENT)
+    assert proxy.receive_from_origin(NO_CONTENT), "it was asked for"
     assert events_of(proxy) == [KEPT]
     assert not proxy.origin_ended(clean=True)
     proxy.receive_data(GET)
