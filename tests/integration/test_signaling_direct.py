@@ -236,7 +236,7 @@ async def test_a_client_that_waits_for_leave_to_send_gets_it() -> None:
 
 
 async def test_work_for_a_client_that_left_is_ended() -> None:
-    async with serving() as (server, client, desk):
+    async with serving(handle_timeout=3600) as (server, client, desk):
         leaving = asyncio.create_task(client.offer(b"wait", 60))
         while not desk.offers:
             await asyncio.sleep(0.01)

@@ -5,9 +5,11 @@ section 3.2.2). Which proxy it is, :mod:`socks_tunnel.protocol.urls` decides.
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, cast
@@ -24,6 +26,8 @@ HEAD_MAX: Final = 16_384
 """Longest status line with all header fields of an answer, in bytes."""
 
 _READ_SIZE: Final = 65_536
+
+_LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
 
 class HttpFailure(Exception):  # noqa: N818 - a sentence about the other side, not a fault of ours
@@ -80,7 +84,7 @@ async def request(
         raise HttpFailure(f"cannot be reached: {error}") from None
     sock = await _connect(url, unix, proxy)
     stream = _Stream(sock)
-    answered = False
+    answered = given_up = False
     probe = sock.dup()  # a transport that fails closes its own descriptor first
     try:
         if url.scheme == "https" and proxy is not None:
@@ -102,6 +106,9 @@ async def request(
         answer = await _exchange(http, stream, method, target, fields, body, answer_max)
         answered = True
         return answer  # noqa: TRY300 - what follows are errors of the whole
+    except asyncio.CancelledError:
+        given_up = True
+        raise
     except ssl.SSLCertVerificationError as error:
         raise HttpFailure("has a certificate that does not verify", certificate=error) from None
     except ssl.SSLError as error:
@@ -114,7 +121,7 @@ async def request(
     finally:
         stall = None if answered else why_stalled(probe)
         probe.close()
-        stream.abort()
+        stream.abort(reset=given_up)
         if stall is not None:
             on_stall(stall)
 
@@ -249,7 +256,14 @@ class _Stream(asyncio.Protocol):
             self._transport.resume_reading()
         return data
 
-    def abort(self) -> None:
+    def abort(self, *, reset: bool) -> None:
+        """Ends the connection. With `reset` the server is told that nobody waits for its answer.
+
+        A FIN says only that the request is whole: the server would go on working on its answer.
+        """
+        if reset:
+            with contextlib.suppress(OSError):  # it has ended already
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
         if self._transport is None:
             self._sock.close()
         else:
