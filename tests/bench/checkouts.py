@@ -1,6 +1,6 @@
 """Two checkouts of this project beside each other, in turns: is the new one slower anywhere?
 
-    python -m bench.checkouts OLD NEW [--rounds 7] [--seconds 3]
+    python -m bench.checkouts OLD NEW [--rounds 7] [--seconds 3] [--only WORDS]
 
 Each checkout has its own `.venv` (`make install`), and runs a gateway and an endpoint on loopback, with
 one link and one worker a side. In each round every figure is taken of both, one right after the other,
@@ -72,6 +72,7 @@ def main() -> int:
     parser.add_argument("new", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--only", default="", help="only figures whose name has this in it")
     arguments = parser.parse_args()
     figures: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
     with contextlib.ExitStack() as held:
@@ -79,6 +80,8 @@ def main() -> int:
         sides = [Side(each, held, ports) for each in (arguments.old, arguments.new)]
         for number in range(-1, arguments.rounds):  # the first warms up
             for name, measure in measures(arguments.seconds).items():
+                if arguments.only not in name:
+                    continue
                 taken = {
                     side: measure(side.load) for side in (sides if number % 2 else reversed(sides))
                 }

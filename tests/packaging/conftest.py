@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from support import audit_records
 from support.installed import Scene
 from support.workshop import Workshop
 
@@ -41,5 +42,7 @@ def scene(request: pytest.FixtureRequest, previous_packages: dict[str, Path]) ->
             host.systemctl("start")
         scene.wait_works()
         yield scene
+        for host in scene.both:
+            audit_records.check(host.machine.journal())
     finally:
         scene.close()

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 
+from support import audit_records
 from support.installed import START_TIMEOUT, SUITES, install, limits_drop_in
 from support.machines import BootedHosts, Machine
 from support.processes import Instance, wait_until
@@ -168,8 +169,16 @@ class InstalledSite(Site):
                 )
                 (site_packages / "zz-warnings.pth").write_text(WARNINGS)
         except BaseException:
-            self.close()
+            super().close()
             raise
+
+    def close(self) -> None:
+        """Holds the audit records in both journals to the schema, and powers everything off."""
+        try:
+            for machine in (self.hosts.gateway, self.hosts.endpoint):
+                audit_records.check(machine.journal())
+        finally:
+            super().close()
 
     def home(self, role: str, number: int, directory: Path) -> Home:
         """A place on the host of that role, under an instance name of the tunnel's own."""
