@@ -58,10 +58,20 @@ def read_answer(sock: socket.socket) -> Answer:
 
 
 def greet(proxy: tuple[str, int], timeout: float = 30) -> socket.socket:
-    """A connection to the proxy that has said its greeting and been answered."""
+    """A connection to the proxy that has said its greeting and been answered.
+
+    ConnectionResetError if it ended before.
+    """
     sock = socket.create_connection(proxy, timeout=timeout)
-    sock.sendall(b"\x05\x01\x00")
-    assert exactly(sock, 2) == b"\x05\x00"
+    try:
+        sock.sendall(b"\x05\x01\x00")
+        answer = exactly(sock, 2)
+        if not answer:
+            raise ConnectionResetError(f"{proxy} ended the connection before its answer")
+        assert answer == b"\x05\x00", answer
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 
