@@ -74,6 +74,7 @@ UDP_DROPS: Final = (
     "bad-name",
     "no-client",
     "no-link",
+    "link-lost",
     "no-route",
     "draining",
     "too-many",

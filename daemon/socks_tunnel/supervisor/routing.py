@@ -13,7 +13,9 @@ On the endpoint the worker is mix32(CONN_ID ^ mix32(SESSION)) modulo their numbe
 that is up. When a worker dies its flows are closed at the peer at once (0x13), and nothing else.
 
 What a worker sends between the loss of one link and its answer to the next attach was meant for
-the old link. It is dropped here: the rows of its answer say what the peer needs instead.
+the old link. It is dropped here: the rows of its answer say what the peer needs instead. The same
+holds for what still comes by a link that a newer one has replaced. Nothing repeats datagrams, so
+those are counted.
 """
 
 import logging
@@ -150,8 +152,10 @@ class AttachedLink:
 
     def messages(self, messages: list[bytes]) -> None:
         """Routes what came from the peer; each is at least a header long."""
-        if self.session.link is self:  # else: a newer link has taken over, and RESUME told the rest
+        if self.session.link is self:
             self.session.from_peer(messages)
+        else:  # a newer link has taken over, and RESUME told the rest
+            self.session.count_lost(messages)
 
     def drained(self, count: int) -> None:
         """Gives credit back for `count` bytes that left the link's queues."""
@@ -198,8 +202,9 @@ class WorkerEntry:
         self.ready = False
         """Whether it has answered the attach of the present link."""
         self.before: set[int] = set()
-        """The flows that were its own when it was told of the link. One that the peer has opened
-        since then is not in its answer, and lives."""
+        """The flows that its answer to the attach tells of: those that it had when it was told of
+        the link, and those that it opened before it answered. One that the peer has opened since
+        then is not in its answer, and lives."""
         self.rows: list[tuple[int, int, int, int]] = []
         """What it has told so far for our RESUME."""
 
@@ -348,12 +353,15 @@ class RoutedSession:
                 conn_id = int.from_bytes(message[3:7])
                 if kind in FLOW_OPENERS:
                     self._add(kind, conn_id, worker)
+                    if not worker.ready:  # its rows come later, and know whether the flow lives
+                        worker.before.add(conn_id)
                 elif self._owners.get(conn_id) is worker:
                     del self._owners[conn_id]
                     self._associations.discard(conn_id)
         link = self.link
         if link is None or not worker.ready:
-            return  # it was meant for a link that is gone; its next rows say what is needed
+            self.count_lost(messages)  # they were meant for a link that is gone
+            return
         link.credit.sent(worker.share, size, link.clock())
         try:
             link.port.send_many(messages)
@@ -361,6 +369,12 @@ class RoutedSession:
             raise RemoteProtocolError(str(error), kind="ipc-message") from None
         if worker.share.outstanding > LINK_BACKLOG_MAX:
             self.abuse(f"{worker.share.outstanding} bytes wait for the peer, which does not read")
+
+    def count_lost(self, messages: list[bytes]) -> None:
+        """Counts the datagrams among messages that a link which is gone does not carry any more."""
+        datagrams = sum(message[0] == _UDP_PACKET for message in messages)
+        if datagrams:
+            self.router.metrics.udp_dropped_total.labels("link-lost").inc(datagrams)
 
     def give_credit(self, most: int) -> int:
         """Lets the workers transmit as far as the link allows now, up to `most` bytes.
@@ -598,9 +612,14 @@ class RoutedSession:
         )
         session.detached_at = bounded.number(fields, "detached_at")
         flows, associations = fields.get("flows"), fields.get("associations")
-        if not isinstance(flows, list) or not isinstance(associations, list):
+        rows = flows if isinstance(flows, list) else None
+        if rows is None or not all(isinstance(row, list) and row for row in rows):
             raise bounded.unusable(fields, "flows")
-        session._left = {index: conn_ids for index, *conn_ids in flows}
+        if not isinstance(associations, list):
+            raise bounded.unusable(fields, "associations")
+        if not all(type(number) is int for numbers in (*rows, associations) for number in numbers):
+            raise bounded.unusable(fields, "flows")
+        session._left = {index: conn_ids for index, *conn_ids in rows}
         session._associations = set(associations)
         return session
 

@@ -11,6 +11,7 @@ from socks_tunnel.protocol.messages import (
     Data,
     Resume,
     UdpAssociate,
+    UdpPacket,
 )
 from socks_tunnel.supervisor.routing import ANSWERS_MAX, PEER_ROWS_SPARE, RoutedSession
 from unit.supervisor.routing_world import FakeLink, Setup, open_message, resuming, terms
@@ -98,6 +99,33 @@ def test_a_worker_that_dies_while_rows_are_awaited_holds_nobody_up() -> None:
     assert setup.port.resumes == []
     setup.router.worker_down(0)
     assert setup.port.resumes == [Resume((), last=True)]
+
+
+def test_a_flow_that_ended_before_its_worker_answered_the_attach_is_forgotten() -> None:
+    setup = resuming()
+    setup.workers[0].silent = True
+    setup.relink()
+    setup.say(0, open_message(2))  # for the old link: it was on its way when the new one came up
+    setup.workers[0].rows = []  # its client has left since then
+    setup.workers[0].answer(setup.session.number)
+    assert setup.session.flows == 0
+
+
+@pytest.mark.parametrize("opens", [False, True])
+def test_datagrams_that_a_link_which_is_gone_does_not_carry_are_counted(*, opens: bool) -> None:
+    setup = resuming(opens=opens)
+    old = setup.link
+    if opens:
+        setup.say(0, UdpAssociate(4).encode())
+    else:
+        setup.hear(UdpAssociate(4).encode())
+    packet = UdpPacket(4, b"query").encode()
+    setup.workers[0].silent = True
+    setup.relink()
+    for message in (packet, Data(2, b"told by the rows").encode(), packet):
+        setup.say(0, message)
+    old.messages([packet, Data(2, b"told by RESUME").encode()])
+    assert setup.total("udp_dropped", reason="link-lost") == 3
 
 
 def test_resume_after_its_last_part_is_an_error_of_the_peer() -> None:
@@ -207,7 +235,11 @@ def test_a_session_goes_on_in_the_next_program_with_its_flows_at_their_workers()
         ("key", b"short"),
         ("detached_at", "never"),
         ("flows", None),
+        ("flows", [7]),
+        ("flows", [[]]),
+        ("flows", [[0, "two"]]),
         ("associations", {}),
+        ("associations", [[3]]),
     ],
 )
 def test_a_session_that_was_handed_over_damaged_is_refused(field: str, value: object) -> None:
