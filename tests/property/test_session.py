@@ -69,7 +69,7 @@ class Flow:
         self.opening = opening
         self.repeated = False
         self.served = 0
-        self.queued = False
+        self.queued = 0
         self.answered = False
         self.ended: int | None = None
         self.local = Socket()
@@ -354,7 +354,7 @@ class TwoSessions(RuleBasedStateMachine):
             core = TcpFlow.restore(fields)
             flow = side.known[core.conn_id]
             flow.core = core
-            flow.served, flow.queued = 0, False
+            flow.served, flow.queued = 0, 0
             side.session.flows.add(core.conn_id, flow)
         if linked:
             self.link()

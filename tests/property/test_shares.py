@@ -42,7 +42,7 @@ class Flow:
 
     def __init__(self) -> None:
         self.served = 0
-        self.queued = False
+        self.queued = 0
         self.sent = 0
 
 

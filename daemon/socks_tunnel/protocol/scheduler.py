@@ -50,12 +50,12 @@ DEMAND_HOLD: Final = 0.5
 
 
 class Schedulable(Protocol):
-    """What the scheduler keeps at a flow: two attributes of its own, 0 and False at first."""
+    """What the scheduler keeps at a flow: two attributes of its own, both 0 at first."""
 
     served: int
     """Virtual time at which its last turn ended."""
-    queued: bool
-    """Whether the flow waits for its turn."""
+    queued: int
+    """The number of its entry in the queue while the flow waits for its turn; 0 otherwise."""
 
 
 F = TypeVar("F", bound=Schedulable)
@@ -66,7 +66,8 @@ class Scheduler(Generic[F]):
 
     `credit` is read and lowered on the data path: a sender may transmit while it is positive and
     nobody waits (:attr:`idle`). `chunk` is the DATA payload in bytes that the link advises, `turn`
-    what the flow that was served last may transmit in its turn.
+    what the flow that was served last may transmit in its turn. `waiting` is how many flows have
+    something to transmit.
     """
 
     __slots__ = (
@@ -80,6 +81,7 @@ class Scheduler(Generic[F]):
         "expired",
         "overflowed",
         "turn",
+        "waiting",
     )
 
     def __init__(self, credit: int = 0) -> None:
@@ -92,19 +94,19 @@ class Scheduler(Generic[F]):
         self._bytes = 0
         # A heap of (start, bulk, number, flow). Of those that start at the same time, quiet ones go
         # first, and then the one that came first.
+        #
+        # The entry of a flow that was cancelled stays until it comes to the front, or until such
+        # entries are the larger half. Many flows may end in one turn of the event loop, and to look
+        # for the entry of each would take their square.
         self._queue: list[tuple[int, bool, int, F]] = []
+        self.waiting = 0
         self._number = 0
         self._virtual = 0
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits."""
-        return not self._queue and not self._datagrams
-
-    @property
-    def waiting(self) -> int:
-        """How many flows have something to transmit."""
-        return len(self._queue)
+        return not self.waiting and not self._datagrams
 
     @property
     def quiet_floor(self) -> int:
@@ -133,8 +135,9 @@ class Scheduler(Generic[F]):
     def wait(self, flow: F) -> None:
         """Queues a flow that has something to transmit; harmless if it is queued already."""
         if not flow.queued:
-            flow.queued = True
+            self.waiting += 1
             self._number += 1
+            flow.queued = self._number
             virtual = self._virtual
             bulk = flow.served > virtual
             start = flow.served if bulk else virtual
@@ -152,9 +155,13 @@ class Scheduler(Generic[F]):
     def cancel(self, flow: F) -> None:
         """Takes a flow out of the queue; harmless if it is not there."""
         if flow.queued:
-            flow.queued = False
-            self._queue = [entry for entry in self._queue if entry[3] is not flow]
-            heapq.heapify(self._queue)
+            flow.queued = 0
+            self.waiting -= 1
+            if not self.waiting:
+                self._queue.clear()
+            elif 2 * self.waiting < len(self._queue):
+                self._queue = [entry for entry in self._queue if entry[3].queued == entry[2]]
+                heapq.heapify(self._queue)
 
     def next_flow(self) -> F | None:
         """Returns the flow whose turn it is, taken out of the queue, or None without credit.
@@ -162,16 +169,19 @@ class Scheduler(Generic[F]):
         It may transmit `turn` bytes of payload, and is then given to :meth:`requeue` or
         :meth:`rest`.
         """
-        if not self._queue:
+        if not self.waiting:
             return None
+        while (first := self._queue[0])[3].queued != first[2]:  # it was cancelled
+            heapq.heappop(self._queue)
         if self.credit > 0:
             self.turn = self.chunk
-        elif not self._queue[0][1] and self.credit > self.quiet_floor:
+        elif not first[1] and self.credit > self.quiet_floor:
             self.turn = min(self.chunk, QUIET_TURN)
         else:
             return None
         start, _, _, flow = heapq.heappop(self._queue)
-        flow.queued = False
+        flow.queued = 0
+        self.waiting -= 1
         flow.served = self._virtual = start
         return flow
 
@@ -225,8 +235,9 @@ class Scheduler(Generic[F]):
         self._datagrams.clear()
         self._bytes = 0
         for *_, flow in self._queue:
-            flow.queued = False
+            flow.queued = 0
         self._queue.clear()
+        self.waiting = 0
 
 
 class BusyFlows:

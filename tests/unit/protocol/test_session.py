@@ -39,7 +39,7 @@ class Flow:
         self.conn_id = conn_id
         self.udp = udp
         self.served = 0
-        self.queued = False
+        self.queued = 0
         self.events: list[object] = []
         self.fails: Exception | None = None
         self.cannot_end: Exception | None = None

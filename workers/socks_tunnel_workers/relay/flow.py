@@ -64,7 +64,7 @@ class Flow:
         self.active = self.started
         self.ended = False
         self.served = 0
-        self.queued = False
+        self.queued = 0
         self.ranked = 0
         """Bytes that it had carried when flows were last compared by that."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,13 +83,16 @@ def test_the_chunk_suits_the_link_and_the_peer(session: WorkerSession) -> None:
 def test_how_many_flows_waited_for_credit_is_told(
     session: WorkerSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session.attach(ATTACH)
+    session.attach(replace(ATTACH, credit=0))
     sent = controls(session, monkeypatch)
-    session.grant(Credit(1, 400, 20_000))
+    session.grant(Credit(0, 400, 20_000))
     assert sent == [], "none wait"
-    monkeypatch.setattr(type(session.scheduler), "waiting", 2)
-    session.grant(Credit(1, 400, 20_000))
-    session.grant(Credit(1, 400, 20_000))
+    for conn_id in (1, 3):
+        flow = Owing(session, conn_id, command="connect", client="c")
+        flow.served = 1  # more than its share: it has to wait for credit
+        session.scheduler.wait(flow)
+    session.grant(Credit(0, 400, 20_000))
+    session.grant(Credit(0, 400, 20_000))
     assert sent == [(7, Demand(2))], "once, as long as it is new"
 
 
