@@ -42,6 +42,10 @@ def test_from_an_invitation_to_a_flow_and_to_its_end(place: Place) -> None:
         place.command("peers", "--socket", str(control), "revoke", "laptop")
         with pytest.raises(ConnectionResetError):  # it was cut off, and has not ended in order
             sock.recv(1)
+    (row,) = json.loads(place.ask_endpoint("peers", "--json"))["revoked"]
+    assert row["name"] == "laptop"
+    told = place.command("peers", "--socket", str(control), "forget", "laptop")
+    assert f"forgotten: {row['public_key']}" in told
     place.endpoint.wait_log(r"the enrolment of laptop is revoked")
     gateway.wait_log(r"link endpoint is down[\s\S]*cannot reach endpoint: .* refused the offer")
     assert token not in place.endpoint.log_text() + gateway.log_text()

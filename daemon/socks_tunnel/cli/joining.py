@@ -47,7 +47,7 @@ def invite(instance: str | None, socket_path: Path | None, **fields: Any) -> Non
 def peers(
     ctx: click.Context, instance: str | None, socket_path: Path | None, *, as_json: bool
 ) -> None:
-    """Show who has joined this endpoint, and who still may; revoke and withdraw."""
+    """Show who has joined this endpoint, who still may, and whose keys are revoked."""
     ctx.obj = instance, socket_path
     if ctx.invoked_subcommand is None:
         show(ask(instance, socket_path, {"op": "peers"}), as_json=as_json)
@@ -57,9 +57,25 @@ def peers(
 @click.argument("name")
 @click.pass_obj
 def revoke(of: tuple[str | None, Path | None], name: str) -> None:
-    """End the enrolment of the host NAME, its links and its flows."""
-    ask(*of, {"op": "revoke", "name": name})
+    """End the enrolment of the host NAME, its links and its flows. Its keys cannot join again."""
+    result = ask(*of, {"op": "revoke", "name": name})
     click.echo(f"revoked: {name}")
+    if "invitation" in result:
+        click.echo(
+            f"it had joined by the invitation {result['invitation']}, which is good for"
+            f" {result['uses_left']} more; whoever has its token can join with another key."
+            f" To end it: socks-tunnel peers withdraw {result['invitation']}",
+            err=True,
+        )
+
+
+@peers.command()
+@click.argument("name")
+@click.pass_obj
+def forget(of: tuple[str | None, Path | None], name: str) -> None:
+    """Let a revoked key join again. NAME is the key, or its host's name for all keys of that."""
+    for key in ask(*of, {"op": "forget", "name": name})["forgotten"]:
+        click.echo(f"forgotten: {key}")
 
 
 @peers.command()

@@ -10,12 +10,15 @@ before anything else is done, and from which :meth:`Enrolments.replay` builds th
     {"entry": "spent", "token", "until"}                      a JWT that may not come again
     {"entry": "renewed", "name", "key", "old_until"}          another key, the old one for a while
     {"entry": "seen", "name", "at"}
-    {"entry": "revoked", "name"}
+    {"entry": "revoked", "name", "at"}
+    {"entry": "revoked-key", "name", "key", "at"}       the same, once its member is in no entry
+    {"entry": "forgotten", "key"}                       a revoked key that may join again
 
 Keys are base64, other bytes are hexadecimal, and an `until` of 0 is none. An invitation or an
 enrolment whose time is over is forgotten without an entry: its time is in the one that made it.
 A token of an identity provider that is good for one host is remembered until it would be refused
-for its age anyway.
+for its age anyway. A revoked key is remembered until an administrator has it forgotten: requests to
+join are good for minutes and can be repeated, and an invitation may have uses left.
 """
 
 import re
@@ -50,6 +53,9 @@ USES_MAX: Final = 100_000
 
 SPENT_MAX: Final = 65_536
 """Tokens of an identity provider that are remembered, so that none is used twice."""
+
+REVOKED_MAX: Final = 65_536
+"""Keys that are revoked at a time. Only an administrator adds one, and only he takes one away."""
 
 SEEN_PERIOD: Final = 3600.0
 """Seconds in which the last time that a member was seen is written down at most once."""
@@ -102,6 +108,19 @@ class Member:
         """Returns the keys that are good now, the newest first."""
         return [self.key, self.old_key] if self.old_until > now else [self.key]
 
+    def all_keys(self) -> list[bytes]:
+        """Returns the keys that are remembered, the newest first."""
+        return [self.key, self.old_key] if self.old_key else [self.key]
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """A key that may not join again. `name` is what its host was called."""
+
+    key: bytes
+    name: str
+    at: int
+
 
 class Enrolments:
     """Invitations and members of one endpoint. `record` writes an entry down."""
@@ -110,6 +129,7 @@ class Enrolments:
         self.record = record
         self.invitations: dict[bytes, Invitation] = {}
         self.members: dict[str, Member] = {}
+        self.revoked: dict[bytes, Revoked] = {}
         self._identity = identity
         self._by_key: dict[bytes, str] = {}
         self._spent: dict[bytes, int] = {}
@@ -147,11 +167,35 @@ class Enrolments:
             raise KeyError(invitation)
         self._happen({"entry": "withdrawn", "id": invitation})
 
-    def revoke(self, name: str) -> None:
-        """Ends a member's enrolment. Raises :class:`KeyError`."""
-        if name not in self.members:
-            raise KeyError(name)
-        self._happen({"entry": "revoked", "name": name})
+    def revoke(self, name: str, now: float) -> Invitation | None:
+        """Ends a member's enrolment; its keys cannot join again until they are forgotten.
+
+        Returns the invitation by which it had joined, if others can still join by it. Raises
+        :class:`KeyError`, and :class:`ValueError` with a sentence.
+        """
+        self.expire(now)
+        member = self.members[name]
+        if len(self.revoked) + len(member.all_keys()) > REVOKED_MAX:
+            raise ValueError(f"{REVOKED_MAX} keys are revoked; have some forgotten first")
+        self._happen({"entry": "revoked", "name": name, "at": int(now)})
+        invitation = self.invitations.get(bytes.fromhex(member.invitation))
+        return invitation if invitation is not None and invitation.uses else None
+
+    def forget(self, named: str) -> list[bytes]:
+        """Lets revoked keys join again: one, or all of a host by its name. Returns them.
+
+        Raises :class:`KeyError` if there are none.
+        """
+        keys = [
+            each.key
+            for each in self.revoked.values()
+            if named in {each.name, public_key_text(each.key)}
+        ]
+        if not keys:
+            raise KeyError(named)
+        for key in keys:
+            self._happen({"entry": "forgotten", "key": public_key_text(key)})
+        return keys
 
     def name_of(self, key: bytes) -> str | None:
         """Returns whose key this is; None if it is no member's."""
@@ -170,8 +214,8 @@ class Enrolments:
         invitation = self.invitations.get(request.invitation)
         if invitation is None or not request.proves(invitation.secret):
             return None
-        if request.sender in listed:
-            return _listed_as(listed[request.sender])
+        if (refused := self._barred(request.sender, listed)) is not None:
+            return refused
         known = self._by_key.get(request.sender)
         if known is not None and self.members[known].invitation == invitation.id.hex():
             return self._answer(self.members[known])  # its answer was lost
@@ -201,8 +245,8 @@ class Enrolments:
         `lifetime` is for how many seconds the host stays; 0: without an end.
         """
         self.expire(now)
-        if request.sender in listed:
-            return _listed_as(listed[request.sender])
+        if (refused := self._barred(request.sender, listed)) is not None:
+            return refused
         if one_time and token.id in self._spent:
             known = self._by_key.get(request.sender)
             if known is not None and self.members[known].token == token.id.hex():
@@ -214,6 +258,16 @@ class Enrolments:
         if one_time:
             more |= {"token": token.id.hex(), "token_until": token.until}
         return self._admit(request, listed, now, tag=token.tag, lifetime=lifetime, more=more)
+
+    def _barred(self, key: bytes, listed: Mapping[bytes, str]) -> NotJoined | None:
+        """Returns why a key may not join, whatever it can show; None if it may."""
+        if key in listed:
+            return NotJoined(f"this key is that of the configured peer {listed[key]} already")
+        if key in self.revoked:
+            return NotJoined(
+                "this key is revoked; the endpoint's administrator can have it forgotten"
+            )
+        return None
 
     def _admit(
         self,
@@ -252,7 +306,7 @@ class Enrolments:
         member = self.members[name]
         if member.key == key:
             return self._answer(member)  # its answer was lost
-        if key in listed or key in self._by_key:
+        if key in listed or key in self._by_key or key in self.revoked:
             return NotJoined("the new key is that of another peer, or was used before")
         old_until = int(now) + OLD_KEY_LIFETIME
         self._happen(
@@ -352,7 +406,15 @@ class Enrolments:
                 member = self.members[entry["name"]]
                 self.members[member.name] = replace(member, seen_at=int(entry["at"]))
             case "revoked":
-                self._forget(self.members[entry["name"]])
+                member = self.members[entry["name"]]
+                for key in member.all_keys():
+                    self.revoked[key] = Revoked(key, member.name, int(entry["at"]))
+                self._forget(member)
+            case "revoked-key":
+                key = parse_public_key(entry["key"])
+                self.revoked[key] = Revoked(key, entry["name"], int(entry["at"]))
+            case "forgotten":
+                del self.revoked[parse_public_key(entry["key"])]
             case other:
                 raise ValueError(f"the entry {other!r} is not known")
 
@@ -393,6 +455,13 @@ class Enrolments:
         """Yields entries that make the present state, for a file that is written anew."""
         for member in self.members.values():
             yield from _entries_of(member)
+        for revoked in self.revoked.values():
+            yield {
+                "entry": "revoked-key",
+                "name": revoked.name,
+                "key": public_key_text(revoked.key),
+                "at": revoked.at,
+            }
         for token, until in self._spent.items():
             yield {"entry": "spent", "token": token.hex(), "until": until}
         # After the members: each entry of a member would take a use away.
@@ -406,10 +475,6 @@ class Enrolments:
                 "until": each.until,
                 "lifetime": each.lifetime,
             }
-
-
-def _listed_as(name: str) -> NotJoined:
-    return NotJoined(f"this key is that of the configured peer {name} already")
 
 
 def _entries_of(member: Member) -> Iterator[Entry]:

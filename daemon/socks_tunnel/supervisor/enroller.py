@@ -49,7 +49,7 @@ REQUESTS_LOGGED: Final = 20
 REQUESTS_PERIOD: Final = 10.0
 """So many refused requests are logged within so many seconds; the rest is counted."""
 
-OPERATIONS: Final = frozenset({"invite", "peers", "revoke", "withdraw"})
+OPERATIONS: Final = frozenset({"forget", "invite", "peers", "revoke", "withdraw"})
 """Requests on the control socket that are answered here."""
 
 
@@ -277,6 +277,8 @@ class Enroller:
                     return self._rows()
                 case "revoke":
                     return await self._revoke(_text(request, "name"))
+                case "forget":
+                    return self._forget(_text(request, "name"))
                 case other:
                     return self._withdraw(_text(request, "invitation"), other)
         except OSError as error:
@@ -305,17 +307,40 @@ class Enroller:
 
     async def _revoke(self, name: str) -> dict[str, Any]:
         try:
-            self._enrolments.revoke(name)
+            invitation = self._enrolments.revoke(name, time.time())
         except KeyError:
             hint = " (it is in the configuration)" if name in self._listed.values() else ""
             raise ControlError(f"no host of the name {clip(name)} has joined{hint}") from None
+        except ValueError as error:
+            raise ControlError(str(error)) from None
         _log.info("the enrolment of %s is revoked", name)
         self._told.discard(name)
         applied = self._changed()
         await asyncio.wait([applied])
         if applied.exception() is not None:
             raise ControlError(f"{clip(name)} is revoked from the next start on; see the log")
-        return {"revoked": name}
+        try:
+            await asyncio.to_thread(self._file.sync)
+        except OSError as error:
+            raise ControlError(f"{clip(name)} is revoked until a restart: {error}") from None
+        if invitation is None:
+            return {"revoked": name}
+        return {
+            "revoked": name,
+            "invitation": invitation.id.hex(),
+            "uses_left": invitation.uses,
+        }
+
+    def _forget(self, name: str) -> dict[str, Any]:
+        try:
+            keys = [public_key_text(key) for key in self._enrolments.forget(name)]
+        except KeyError:
+            raise ControlError(
+                f"{clip(name)} is neither a revoked key nor the name of a host with one"
+            ) from None
+        for key in keys:
+            _log.info("the revoked key %s may join again", key)
+        return {"forgotten": keys}
 
     def _withdraw(self, invitation: str, op: object) -> dict[str, Any]:
         if op != "withdraw":
@@ -353,7 +378,11 @@ class Enroller:
             }
             for each in self._enrolments.invitations.values()
         ]
-        return {"peers": members, "invitations": invitations}
+        revoked = [
+            {"name": each.name, "public_key": public_key_text(each.key), "revoked": _iso(each.at)}
+            for each in self._enrolments.revoked.values()
+        ]
+        return {"peers": members, "invitations": invitations, "revoked": revoked}
 
 
 _Decided: TypeAlias = Joined | NotJoined | Refusal | None

@@ -36,8 +36,10 @@ class Office(Running):
         await asyncio.wait([self.task])
         self.manager.close()
 
-    async def join(self, token: Token, name: str) -> Joined | NotJoined:
-        identity = PrivateIdentity.generate()
+    async def join(
+        self, token: Token, name: str, identity: PrivateIdentity | None = None
+    ) -> Joined | NotJoined:
+        identity = identity or PrivateIdentity.generate()
         sent, request = joining.new_request(identity, token, name, time.time())
         url = f"unix:{self.directory}/offers.sock"
         answer = await join_client.bring(sent, token.endpoint, url, identity, seconds=280)
@@ -214,6 +216,45 @@ async def test_who_joins_and_leaves_needs_no_file_that_a_reload_reads(
         assert caplog.text.count("TLS certificate") == 1, "it has not changed"
     finally:
         await made.close()
+
+
+async def test_a_revoked_host_joins_again_only_once_its_key_is_forgotten(office: Office) -> None:
+    token, host = await office.invite(uses=5), PrivateIdentity.generate()
+    sent, request = joining.new_request(host, token, "host", time.time())
+    enrol = office.instance.enroller
+    assert enrol is not None
+    assert isinstance(joining.open_answer(await enrol.handle(sent) or b"", request), Joined)
+    revoked = (await office.ask("revoke", name="host"))["result"]
+    assert revoked == {"revoked": "host", "invitation": token.id.hex(), "uses_left": 4}
+    refused = NotJoined("this key is revoked; the endpoint's administrator can have it forgotten")
+    assert joining.open_answer(await enrol.handle(sent) or b"", request) == refused
+    assert await office.join(token, "host", host) == refused
+    assert "host" not in office.instance.links.peers
+    (row,) = (await office.ask("peers"))["result"]["revoked"]
+    assert (row["name"], row["public_key"]) == ("host", host.public_text)
+    answer = await office.ask("forget", name=host.public_text)
+    assert answer["result"] == {"forgotten": [host.public_text]}
+    answer = await office.ask("forget", name="host")
+    assert answer == {
+        "ok": False,
+        "error": "host is neither a revoked key nor the name of a host with one",
+    }
+    assert isinstance(await office.join(token, "host", host), Joined)
+
+
+async def test_a_revocation_that_is_not_on_the_disk_is_no_success(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(await office.join(await office.invite(), "host"), Joined)
+
+    def full() -> None:
+        raise OSError("the disk is gone")
+
+    assert office.instance.enroller is not None
+    monkeypatch.setattr(office.instance.enroller._file, "sync", full)
+    answer = await office.ask("revoke", name="host")
+    assert answer == {"ok": False, "error": "host is revoked until a restart: the disk is gone"}
+    assert "host" not in office.instance.links.peers
 
 
 async def test_a_revocation_that_does_not_hold_is_no_success(

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from socks_tunnel.signaling import enrolments as module
 from socks_tunnel.signaling import joining
 from socks_tunnel.signaling.enrolments import Enrolments
-from socks_tunnel.signaling.identity import PrivateIdentity
+from socks_tunnel.signaling.identity import PrivateIdentity, public_key_text
 from socks_tunnel.signaling.joining import Joined, JoinRequest, JwtRequest, NotJoined, Token
 from socks_tunnel.signaling.jwt_tokens import Accepted
 
@@ -49,6 +49,13 @@ class Office:
         decided = self.join(*args, **more)
         assert isinstance(decided, NotJoined)
         return decided.reason
+
+    def written_anew(self) -> Enrolments:
+        """Returns what a restart would know after the file was written anew."""
+        fresh = Enrolments(ENDPOINT, lambda _: None)
+        for entry in self.enrolments.entries():
+            fresh.replay(entry)
+        return fresh
 
     def again(self) -> Enrolments:
         """Returns what a restart would know."""
@@ -135,15 +142,81 @@ def test_invitations_that_are_none(office: Office, monkeypatch: pytest.MonkeyPat
     office.invite()
 
 
-def test_a_revoked_member_may_come_back_with_another_invitation(office: Office) -> None:
-    assert isinstance(office.join(office.invite("a")), Joined)
-    office.enrolments.revoke("laptop")
+REVOKED = "this key is revoked; the endpoint's administrator can have it forgotten"
+
+
+def test_a_revoked_key_cannot_join_again_by_the_same_request_or_another(office: Office) -> None:
+    token = office.invite("a", uses=3)
+    request = office.request(token, HOSTS[0], "laptop")
+    assert isinstance(office.enrolments.join(request, {}, office.now), Joined)
+    invitation = office.enrolments.revoke("laptop", office.now)
+    assert invitation is not None
+    assert (invitation.id, invitation.uses) == (token.id, 2)
     assert office.enrolments.members == {}
     with pytest.raises(KeyError):
-        office.enrolments.revoke("laptop")
-    joined = office.join(office.invite("b"))
-    assert isinstance(joined, Joined)
-    assert (joined.name, joined.tag) == ("laptop", "b")
+        office.enrolments.revoke("laptop", office.now)
+    for enrolments in (office.enrolments, office.again(), office.written_anew()):
+        assert enrolments.join(request, {}, office.now) == NotJoined(REVOKED)
+        other = office.request(office.invite("b"), HOSTS[0], "other")
+        enrolments.replay(office.entries[-1])
+        assert enrolments.join(other, {}, office.now) == NotJoined(REVOKED)
+        assert enrolments.members == {}
+    assert office.enrolments.invitations[token.id].uses == 2
+
+
+def test_both_keys_of_a_revoked_member_are_revoked_and_neither_can_be_renewed_to(
+    office: Office,
+) -> None:
+    token = office.invite(uses=4)
+    office.join(token)
+    office.enrolments.renew("laptop", HOSTS[1].public, (), office.now)
+    office.enrolments.revoke("laptop", office.now)
+    for host in HOSTS[:2]:
+        assert office.reason(token, host) == REVOKED
+        assert office.enrolments.name_of(host.public) is None, "it can renew nothing"
+    assert isinstance(office.join(token, HOSTS[2], "other"), Joined)
+    renewed = office.enrolments.renew("other", HOSTS[0].public, (), office.now)
+    assert isinstance(renewed, NotJoined)
+
+
+def test_a_revoked_key_may_join_again_once_it_is_forgotten(office: Office) -> None:
+    token = office.invite(uses=9)
+    for host, name in zip(HOSTS, "abcd", strict=True):
+        office.join(token, host, name)
+        office.enrolments.revoke(name, office.now)
+    assert office.enrolments.forget("a") == [HOSTS[0].public]
+    key = public_key_text(HOSTS[1].public)
+    assert office.enrolments.forget(key) == [HOSTS[1].public]
+    for unknown in ("a", key, "", "nobody"):
+        with pytest.raises(KeyError):
+            office.enrolments.forget(unknown)
+    for enrolments in (office.again(), office.written_anew(), office.enrolments):
+        assert list(enrolments.revoked) == [HOSTS[2].public, HOSTS[3].public]
+    assert isinstance(office.join(token, HOSTS[0], "a"), Joined)
+    assert office.reason(token, HOSTS[2]) == REVOKED
+
+
+def test_so_many_keys_are_revoked_and_none_is_forgotten_for_another(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REVOKED_MAX", 1)
+    token = office.invite(uses=9)
+    for host, name in zip(HOSTS, "abcd", strict=True):
+        office.join(token, host, name)
+    office.enrolments.revoke("a", office.now)
+    with pytest.raises(ValueError, match="1 keys are revoked; have some forgotten first"):
+        office.enrolments.revoke("b", office.now)
+    assert set(office.enrolments.members) == {"b", "c", "d"}
+    office.enrolments.forget("a")
+    office.enrolments.revoke("b", office.now)
+
+
+def test_an_invitation_that_nobody_can_join_by_is_not_told_of(office: Office) -> None:
+    for seconds in (100, 10):
+        office.join(office.invite(uses=1 if seconds == 100 else 5, seconds=seconds))
+        office.now += 50
+        assert office.enrolments.revoke("laptop", office.now) is None
+        office.enrolments.forget("laptop")
 
 
 def test_another_invitation_changes_the_tag_and_not_the_name(office: Office) -> None:
@@ -201,6 +274,8 @@ def test_what_cannot_be_written_down_has_not_happened(office: Office) -> None:
         {"entry": "new"},
         {"entry": "joined", "name": "a"},
         {"entry": "revoked", "name": "a"},
+        {"entry": "revoked-key", "name": "a", "key": "x", "at": 1},
+        {"entry": "forgotten", "key": public_key_text(HOSTS[0].public)},
         {"entry": "invited", "id": "xyz"},
         {"entry": "seen", "name": "a", "at": []},
         {"entry": "withdrawn", "id": 5},
@@ -238,7 +313,12 @@ class Lives(RuleBasedStateMachine):
     def revoke(self, index: int) -> None:
         names = sorted(self.office.enrolments.members)
         if index < len(names):
-            self.office.enrolments.revoke(names[index])
+            self.office.enrolments.revoke(names[index], self.office.now)
+
+    @rule(host=st.sampled_from(HOSTS))
+    def forget(self, host: PrivateIdentity) -> None:
+        if host.public in self.office.enrolments.revoked:
+            self.office.enrolments.forget(public_key_text(host.public))
 
     @rule(seconds=st.sampled_from([1, 50, 200, module.OLD_KEY_LIFETIME]))
     def wait(self, seconds: int) -> None:
@@ -250,6 +330,7 @@ class Lives(RuleBasedStateMachine):
         members = self.office.enrolments.members.values()
         keys = [key for member in members for key in member.keys(self.office.now)]
         assert len(keys) == len(set(keys))
+        assert self.office.enrolments.revoked.keys().isdisjoint(keys)
 
     @invariant()
     def a_restart_knows_the_same(self) -> None:
@@ -257,9 +338,9 @@ class Lives(RuleBasedStateMachine):
         again = self.office.again()
         assert again.members == known.members
         assert again.invitations == known.invitations
-        anew = Enrolments(ENDPOINT, lambda _: None)
-        for entry in known.entries():
-            anew.replay(entry)
+        assert again.revoked == known.revoked
+        anew = self.office.written_anew()
+        assert anew.revoked == known.revoked
         assert anew.members == known.members
         assert anew.invitations == known.invitations
 
@@ -315,7 +396,10 @@ def test_a_jwt_is_good_for_one_key() -> None:
 def test_a_used_jwt_is_remembered_after_its_host_is_gone_and_after_a_restart() -> None:
     office = Office()
     join_by_jwt(office, accepted())
-    office.enrolments.revoke("laptop")
+    office.enrolments.revoke("laptop", office.now)
+    assert join_by_jwt(office, accepted()) == NotJoined(REVOKED)
+    assert join_by_jwt(office, accepted(b"fresh")) == NotJoined(REVOKED)
+    office.enrolments.forget("laptop")
     assert isinstance(join_by_jwt(office, accepted()), NotJoined)
     again = office.again()
     decided = again.join_by_jwt(
