@@ -14,7 +14,7 @@ from integration.test_supervisor_takeover import manager, with_slow_carrier
 from socks_tunnel.peer import quiet_loop_exceptions
 from socks_tunnel.protocol.messages import Data, OpenConnection
 from socks_tunnel.signaling.carrier import SignalingError
-from socks_tunnel.supervisor import dialler
+from socks_tunnel.supervisor import backoff, dialler
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ async def test_delays_are_short_while_flows_wait_and_grow_with_the_time_that_the
     (dialling,) = manager(gateway)._diallers.values()
     delays = [dialling._delay() for _ in range(100)]
     assert dialling._waited() is None
-    assert max(delays) > 2 * dialler.WAITING_DELAY, "each of them is drawn by lot"
+    assert max(delays) > 2 * backoff.WAITING_DELAY, "each of them is drawn by lot"
     await until(lambda: gateway.router.target)
     number = gateway.router.target
     gateway.routes.from_worker(number, [memoryview(OpenConnection(2, "x.example", 80).encode())])
@@ -43,16 +43,16 @@ async def test_delays_are_short_while_flows_wait_and_grow_with_the_time_that_the
     session = gateway.router.sessions[number]
     assert session.detached_at is not None
     dialling._dialled_at = None
-    assert dialling._delay() == dialler.WAITING_DELAY
+    assert dialling._delay() == backoff.WAITING_DELAY
     # It counts from the beginning of the attempt that has failed.
     now = asyncio.get_running_loop().time()
     dialling._dialled_at = now - 0.4
-    assert 0 < dialling._delay() <= dialler.WAITING_DELAY - 0.4
+    assert 0 < dialling._delay() <= backoff.WAITING_DELAY - 0.4
     dialling._dialled_at = now - 15
     assert dialling._delay() == 0
     dialling._dialled_at = None
     session.detached_at = time.monotonic() - 300
-    assert 3 < max(dialling._delay() for _ in range(100)) <= 300 * dialler.WAITING_SHARE + 0.1
+    assert 3 < max(dialling._delay() for _ in range(100)) <= 300 * backoff.WAITING_SHARE + 0.1
     session.detached_at = time.monotonic()
     asked = carrier.asked
     await until(lambda: carrier.asked >= asked + 3)

@@ -11,12 +11,11 @@ about; envelopes are signed, and what is invented is rejected by who opens them.
 import asyncio
 import contextlib
 import logging
-import os
 import random
 import secrets
-import ssl
 import time
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -28,8 +27,6 @@ from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.rendezvous import (
-    FRAME_MAX,
-    PATH,
     REASONS,
     REF_SIZE,
     Absent,
@@ -45,7 +42,6 @@ from socks_tunnel.protocol.rendezvous import (
 )
 from socks_tunnel.protocol.rendezvous_relay import Relayed
 from socks_tunnel.protocol.rendezvous_states import SKEW_TOLD, ClientConnection
-from socks_tunnel.protocol.urls import Url, proxy_for
 from socks_tunnel.signaling.carrier import (
     Handlers,
     IceServers,
@@ -59,7 +55,9 @@ from socks_tunnel.signaling.clock import SignalingClock
 from socks_tunnel.signaling.identity import PrivateIdentity, public_key_text
 from socks_tunnel.signaling.presence import PresenceBoard
 from socks_tunnel.signaling.rendezvous_asking import ANSWERS, Delays, Waiting
-from socks_tunnel.signaling.rendezvous_relay import RelaySocket, ServiceRelay
+from socks_tunnel.signaling.rendezvous_doubt import ANSWER_WITHIN, Doubt, Unanswered
+from socks_tunnel.signaling.rendezvous_relay import ServiceRelay
+from socks_tunnel.signaling.rendezvous_socket import open_socket
 from socks_tunnel.signaling.rendezvous_words import (
     CONNECT_TIMEOUT,
     clock_advice,
@@ -67,12 +65,11 @@ from socks_tunnel.signaling.rendezvous_words import (
     failure_sentence,
     usable_servers,
 )
-from socks_tunnel.signaling.tls import client_context
 
 _log = logging.getLogger(__name__)
 
-HEARTBEAT: Final = 20.0
-"""Seconds of silence after which the service is asked whether it is there; it has half of that."""
+UNDISTURBED: Final = 4.0
+"""Seconds that an attempt to connect has at least, however often the network changes meanwhile."""
 
 SEND_TIMEOUT: Final = 10.0
 """Seconds that one frame may take to be handed to the kernel before the service is given up."""
@@ -138,6 +135,11 @@ class Rendezvous:
         self._ws: aiohttp.ClientWebSocketResponse | None = None
         self._protocol: ClientConnection | None = None
         self._open = asyncio.Event()
+        self._doubt: Doubt | None = None
+        self._connecting: asyncio.Timeout | None = None
+        self._began = 0.0
+        """When the latest attempt to connect began, by the time of the event loop."""
+        self._hurry = asyncio.Event()
         self._waiting: dict[bytes, Waiting] = {}
         self._presence = PresenceBoard()
         self._handling: set[asyncio.Task[None]] = set()
@@ -160,6 +162,21 @@ class Rendezvous:
             self._task = None
         for task in list(self._handling):
             task.cancel()
+
+    def doubt(self) -> None:
+        """Makes sure that the connection works, now that the network or the host may have changed.
+
+        One that does not is given up after :data:`ANSWER_WITHIN` seconds, or at once if the host
+        has lost its address. Where there is none, the next attempt begins at once, and one that is
+        under way has :data:`UNDISTURBED` seconds in all.
+        """
+        if self._doubt is not None:
+            self._doubt.begin()
+        elif self._task is not None:
+            self._hurry.set()
+            if self._connecting is not None:
+                now = asyncio.get_running_loop().time()
+                self._connecting.reschedule(max(now, self._began + UNDISTURBED))
 
     def watch(self, keys: Collection[bytes]) -> None:
         """Replaces the keys that we may talk to."""
@@ -184,18 +201,16 @@ class Rendezvous:
     async def _connect_forever(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            began = loop.time()
+            self._began = loop.time()
+            self._hurry.clear()
             try:
                 await self._connect()
             except _Ended as ended:
                 problem = str(ended)
-            except (
-                OSError,
-                ValueError,
-                aiohttp.ClientError,
-                TimeoutError,
-                SignalingError,
-            ) as error:
+            except Unanswered:
+                problem = f"it did not answer within {ANSWER_WITHIN:g} s"
+                self._hurry.set()
+            except (OSError, ValueError, aiohttp.ClientError, SignalingError) as error:
                 problem = failure_sentence(error)
             except Exception as error:  # noqa: BLE001 - reported, and no reason to give it up
                 _log.exception("the connection to %s ended because of a bug", self.url)
@@ -203,19 +218,22 @@ class Rendezvous:
             finally:
                 self._closed()
             self.problem = problem
-            if loop.time() - began >= LIVED_LONG:
+            if loop.time() - self._began >= LIVED_LONG:
                 self._delays.reset()
-            delay = self._delays.next()
+            delay = 0.0 if self._hurry.is_set() else self._delays.next()
             level = logging.DEBUG if problem == self._told_problem else logging.WARNING
             self._told_problem = problem  # the same is said once
             text, advice = "rendezvous %s: %s; trying again in %.1f s.%s", advice_for(problem)
             _log.log(level, text, self.url, problem, delay, advice)
-            await asyncio.sleep(delay)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._hurry.wait()
 
     def _closed(self) -> None:
         """Nothing can be sent any more, and nobody is known to be there."""
         self._open.clear()
         self._ws = None
+        self._doubt = None
         self._protocol = None
         self._presence.clear()
         self.relay.closed()
@@ -229,41 +247,23 @@ class Rendezvous:
 
     async def _connect(self) -> None:
         """Connects and reads until the end. Raises what ended it, always."""
-        parts = urlsplit(self.url)
-        secure = parts.scheme == "wss"
-        http = Url.parse(self.url.replace("ws", "http", 1))
-        proxy = proxy_for(http, self._proxy, os.environ)
-        tls: ssl.SSLContext | bool = True
-        if secure:
-            # Off the event loop: the system's authorities are many.
-            tls = await asyncio.to_thread(client_context, self._ca)
-        headers = {"User-Agent": "socks-tunnel"}
-        through = {"Proxy-Authorization": proxy.credentials} if proxy and proxy.credentials else {}
         async with contextlib.AsyncExitStack() as stack:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                session = await stack.enter_async_context(
-                    aiohttp.ClientSession(trust_env=False, ws_response_class=RelaySocket)
-                )
-                ws = await stack.enter_async_context(
-                    session.ws_connect(
-                        str(http).rstrip("/") + PATH,
-                        headers=headers,
-                        proxy=None if proxy is None else f"http://{proxy}",
-                        proxy_headers=through or None,
-                        ssl=tls,
-                        heartbeat=HEARTBEAT,
-                        max_msg_size=FRAME_MAX,
-                        compress=0,
-                        timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
-                    )
-                )
-                self._ws = ws
-                self._protocol = ClientConnection(self._host, self._enrolment)
-                while not self._protocol.is_open:
-                    await self._receive(ws, self._protocol)
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT) as self._connecting:
+                    ws = await open_socket(stack, self.url, self._ca, self._proxy)
+                    self._ws = ws
+                    self._protocol = ClientConnection(self._host, self._enrolment)
+                    while not self._protocol.is_open:
+                        await self._receive(ws, self._protocol)
+            except TimeoutError:
+                if self._hurry.is_set():
+                    raise _Ended("no answer, and the network has changed meanwhile") from None
+                raise
+            finally:
+                self._connecting = None
             await self._opened(self._protocol)
-            while True:
-                await self._receive(ws, self._protocol)
+            self._doubt = Doubt(ws, partial(self._receive, ws, self._protocol))
+            await self._doubt.read()
 
     async def _opened(self, protocol: ClientConnection) -> None:
         welcome = protocol.welcome
@@ -301,6 +301,11 @@ class Rendezvous:
     ) -> None:
         """Waits for one frame and acts on it. Raises :class:`_Ended`."""
         message = await ws.receive()
+        if message.type is aiohttp.WSMsgType.PING:
+            await ws.pong(message.data)
+            return
+        if message.type is aiohttp.WSMsgType.PONG:
+            return
         if message.type is not aiohttp.WSMsgType.BINARY:
             raise _Ended(end_sentence(ws, message))
         now = time.time()
@@ -329,13 +334,12 @@ class Rendezvous:
                 _log.info("rendezvous %s restarts; leaving it in %.1f s", self.url, delay)
                 if self._leaving is None:
                     loop = asyncio.get_running_loop()
-                    self._leaving = loop.call_later(delay, self._leave, ws)
+                    self._leaving = loop.call_later(
+                        delay, lambda: spawn("leave the rendezvous", ws.close())
+                    )
             case Welcome(turn=turn):
                 self._offered = usable_servers(turn, self.url)
                 self.relay.opened(ws, event.relay)
-
-    def _leave(self, ws: aiohttp.ClientWebSocketResponse) -> None:
-        spawn("leave the rendezvous", ws.close())
 
     async def _send(self, frame: bytes) -> None:
         """Sends a frame. Raises :class:`SignalingError`."""
@@ -387,6 +391,7 @@ class Rendezvous:
             async with asyncio.timeout(timeout):
                 await self._open.wait()
                 await self._pass(to, Parcel(kind, ref, envelope=asked))
+                self.doubt()  # who asks needs a link, perhaps because the network has changed
                 return await waiting.answer
         except TimeoutError:
             if not self._open.is_set():

@@ -20,6 +20,8 @@ from socks_tunnel.signaling.envelope import EnvelopeRejected, new_body, seal
 from socks_tunnel.supervisor import carriers
 from socks_tunnel.supervisor.enroller import Enroller
 from socks_tunnel.supervisor.links import Links
+from socks_tunnel.supervisor.netlink import PathWatcher
+from socks_tunnel.supervisor.pauses import PauseWatcher
 from socks_tunnel.supervisor.peerlink import PeerLink
 from socks_tunnel.supervisor.peers import keys_of
 
@@ -44,8 +46,14 @@ class EndpointLinks(Links):
         self.enroller: Enroller | None = None
         """Answers requests to join; None: nobody can join."""
         self._carriers = carriers.incoming(
-            Handlers(self._offer, self._bye, self._join), self.metrics, self.identity, self.clock
+            Handlers(self._offer, self._bye, self._join),
+            self.metrics,
+            self.identity,
+            self.clock,
+            self.router.longest_wait,
         )
+        self._paths = PathWatcher(self.path_changed)
+        self._pauses = PauseWatcher(self.path_changed)
 
     async def start(self) -> None:
         """Listens for offers."""
@@ -53,6 +61,14 @@ class EndpointLinks(Links):
             await carrier.prepare(self.config)
             await carrier.start(self.config)
         self._count_links()
+        self._paths.start()
+        self._pauses.start()
+
+    def path_changed(self, why: str) -> None:
+        """Makes sure that offers still get here. Links are the gateways' to make anew."""
+        _log.debug("offers may not get here any more: %s", why)
+        for carrier in self._carriers:
+            carrier.doubt()
 
     async def prepare(self, config: Config) -> None:
         """Reads what the carriers need."""
@@ -76,11 +92,19 @@ class EndpointLinks(Links):
     async def stop(self, reason: str) -> None:
         """Takes no more offers, ends all links."""
         self.draining = True
+        self._paths.stop()
+        self._pauses.stop()
         # Before the carriers, one of which may relay what the links say to their peers.
         await asyncio.gather(*(link.close(reason) for link in list(self.links)))
         for carrier in self._carriers:
             await carrier.stop()
         await asyncio.gather(*(link.close(reason) for link in list(self.links)))
+
+    async def suspend(self, reason: str) -> None:
+        """Also looks at the network no more."""
+        self._paths.stop()
+        self._pauses.stop()
+        await super().suspend(reason)
 
     def on_up(self, link: PeerLink) -> None:
         """Also remembers when a host that has joined was here."""
@@ -103,8 +127,11 @@ class EndpointLinks(Links):
             expected = self.draining or reason == SAID_GOODBYE or self.linked_beside(link)
             level = logging.INFO if expected else logging.WARNING
             _log.log(level, "link %s did not come up: %s", link.peer.name, reason)
-        elif self.enroller is not None:
-            self.enroller.seen(link.peer.name)
+        else:
+            if self.enroller is not None:
+                self.enroller.seen(link.peer.name)
+            if link.lost_because is not None:  # perhaps with the network that brings offers
+                self.path_changed(f"link {link.peer.name} was lost")
         super().on_down(link, reason)
 
     async def _offer(self, envelope: bytes) -> Answered | None:

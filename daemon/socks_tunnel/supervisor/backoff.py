@@ -2,6 +2,17 @@
 
 import random
 from collections.abc import Callable
+from typing import Final
+
+WAITING_DELAY: Final = 1.0
+WAITING_SHARE: Final = 1 / 30
+"""While flows wait for a link, the delay is at most `WAITING_DELAY` seconds, or this share of the
+time that they have waited: a path that was gone for half a minute is soon in use again."""
+
+
+def hastened(delay: float, waited: float | None) -> float:
+    """Returns the delay, or less if flows wait: `waited` says for how many seconds they have."""
+    return delay if waited is None else min(delay, max(WAITING_DELAY, waited * WAITING_SHARE))
 
 
 class Backoff:
@@ -40,3 +51,19 @@ class Backoff:
     def reset(self) -> None:
         """Starts from `first` again: the last attempt was a success."""
         self._ceiling = self._first
+
+
+class Hastened:
+    """Delays of a :class:`Backoff` that are shorter while flows wait, for `waited()` seconds."""
+
+    def __init__(self, backoff: Backoff, waited: Callable[[], float | None]) -> None:
+        self._backoff = backoff
+        self._waited = waited
+
+    def next(self) -> float:
+        """Returns the delay before the next attempt, in seconds."""
+        return hastened(self._backoff.next(), self._waited())
+
+    def reset(self) -> None:
+        """As :meth:`Backoff.reset`."""
+        self._backoff.reset()

@@ -6,7 +6,7 @@ The dialler and the answerer see carriers through :mod:`socks_tunnel.signaling.c
 import asyncio
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
@@ -23,7 +23,7 @@ from socks_tunnel.signaling.either import DirectFirst
 from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
 from socks_tunnel.signaling.joining import ENROLMENT_MAX
 from socks_tunnel.signaling.tls import ServerCertificate, TlsFileError, read_server_certificate
-from socks_tunnel.supervisor.backoff import Backoff
+from socks_tunnel.supervisor.backoff import Backoff, Hastened
 from socks_tunnel.supervisor.peers import keys_of
 
 if TYPE_CHECKING:  # it brings aiohttp, for which only those pay who name a service
@@ -51,6 +51,9 @@ class ConfiguredCarrier(Protocol):
     def apply(self, config: Config) -> None:
         """Takes offers of the peers of a configuration, and uses what was prepared last."""
 
+    def doubt(self) -> None:
+        """Makes sure that offers still get here: the network or the host may have changed."""
+
     async def stop(self) -> None:
         """Takes no more offers; bounded in time."""
 
@@ -62,9 +65,19 @@ class ConfiguredCarrier(Protocol):
 
 
 class Outgoing:
-    """The ways to all peers of a gateway. Peers behind one service share one connection to it."""
+    """The ways to all peers of a gateway. Peers behind one service share one connection to it.
 
-    def __init__(self, identity: PrivateIdentity, metrics: Metrics, clock: SignalingClock) -> None:
+    `waited` returns for how many seconds flows have waited for a link, None if none do.
+    """
+
+    def __init__(
+        self,
+        identity: PrivateIdentity,
+        metrics: Metrics,
+        clock: SignalingClock,
+        waited: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        self._waited = waited
         self._identity = identity
         self._metrics = metrics
         self._clock = clock
@@ -92,6 +105,7 @@ class Outgoing:
                     self._identity,
                     self._metrics,
                     self._clock,
+                    self._waited,
                     enrolment=enrolments.get(way, b""),
                 )
                 service.watch(keys)
@@ -116,6 +130,11 @@ class Outgoing:
         for service in services.values():
             spawn("leave a rendezvous", service.stop())
         self.apply(config)
+
+    def doubt(self) -> None:
+        """Makes sure that the services still hear us: the network or the host has changed."""
+        for service in self._services.values():
+            service.doubt()
 
     async def stop(self) -> None:
         """Leaves all services."""
@@ -146,12 +165,19 @@ def direct(peer: Peer) -> OutgoingCarrier:
 
 
 def incoming(
-    handlers: Handlers, metrics: Metrics, identity: PrivateIdentity, clock: SignalingClock
+    handlers: Handlers,
+    metrics: Metrics,
+    identity: PrivateIdentity,
+    clock: SignalingClock,
+    waited: Callable[[], float | None],
 ) -> list[ConfiguredCarrier]:
-    """Returns the ways on which an endpoint takes offers and requests to join."""
+    """Returns the ways on which an endpoint takes offers and requests to join.
+
+    `waited` is as for :class:`Outgoing`.
+    """
     return [
         DirectListener(handlers, metrics),
-        RendezvousListener(handlers, metrics, identity, clock),
+        RendezvousListener(handlers, metrics, identity, clock, waited),
     ]
 
 
@@ -160,6 +186,7 @@ def _rendezvous(
     identity: PrivateIdentity,
     metrics: Metrics,
     clock: SignalingClock,
+    waited: Callable[[], float | None],
     handlers: Handlers | None = None,
     enrolment: bytes = b"",
 ) -> "Rendezvous":
@@ -167,7 +194,7 @@ def _rendezvous(
     from socks_tunnel.signaling.rendezvous_relay import ServiceRelay  # noqa: PLC0415 - as above
 
     url, ca, proxy = way
-    delays = Backoff(FIRST_DELAY, LONGEST_DELAY, jitter=True)
+    delays = Hastened(Backoff(FIRST_DELAY, LONGEST_DELAY, jitter=True), waited)
 
     def dropped(reason: str) -> None:
         metrics.parcels_dropped_total.labels(reason).inc()
@@ -201,10 +228,12 @@ class RendezvousListener:
         metrics: Metrics,
         identity: PrivateIdentity,
         clock: SignalingClock,
+        waited: Callable[[], float | None],
     ) -> None:
         self._handlers = handlers
         self._metrics = metrics
         self._clock = clock
+        self._waited = waited
         self._identity = identity
         self._service: Rendezvous | None = None
 
@@ -217,7 +246,9 @@ class RendezvousListener:
         if signaling is None or signaling.rendezvous is None:
             return
         way = signaling.rendezvous, signaling.tls_ca, config.ice.proxy
-        self._service = _rendezvous(way, self._identity, self._metrics, self._clock, self._handlers)
+        self._service = _rendezvous(
+            way, self._identity, self._metrics, self._clock, self._waited, self._handlers
+        )
         self.apply(config)
         self._service.start()
         _log.info("taking offers through %s", signaling.rendezvous)
@@ -226,6 +257,11 @@ class RendezvousListener:
         """Lets the gateways of a configuration send offers, and no others."""
         if self._service is not None:
             self._service.watch([key for peer in config.peers for key in keys_of(peer)])
+
+    def doubt(self) -> None:
+        """Makes sure that the service still hears us."""
+        if self._service is not None:
+            self._service.doubt()
 
     async def stop(self) -> None:
         """Takes no more offers."""
@@ -304,6 +340,9 @@ class DirectListener:
             self._server.tls = self._certificate.context
             if self._certificate is not self._told:  # hosts that join change nothing here
                 self._tell(self._certificate)
+
+    def doubt(self) -> None:
+        """Needs nothing: whoever makes an offer connects."""
 
     async def stop(self) -> None:
         """Listens no more."""

@@ -29,7 +29,7 @@ from socks_tunnel.peer.transport import TransportError
 from socks_tunnel.signaling.carrier import OutgoingCarrier, SignalingError
 from socks_tunnel.signaling.envelope import EnvelopeRejected, new_body, seal
 from socks_tunnel.signaling.identity import parse_public_key
-from socks_tunnel.supervisor.backoff import Backoff
+from socks_tunnel.supervisor.backoff import Backoff, hastened
 from socks_tunnel.supervisor.links import Links
 from socks_tunnel.supervisor.peerlink import PeerLink
 
@@ -41,12 +41,6 @@ OFFER_TIMEOUT: Final = 15.0
 FIRST_DELAY: Final = 0.5
 LONGEST_DELAY: Final = 30.0
 """Bounds of the delay between two attempts to reach a peer, in seconds."""
-
-WAITING_DELAY: Final = 1.0
-WAITING_SHARE: Final = 1 / 30
-"""While flows wait for a link, the delay is at most `WAITING_DELAY` seconds, or this share of the
-time that they have waited: a path that was gone for half a minute is soon in use again. It counts
-from the beginning of the attempt before: one that has itself taken so long is followed at once."""
 
 UNDISTURBED_FIRST: Final = 1.0
 UNDISTURBED_LONGEST: Final = 16.0
@@ -165,14 +159,18 @@ class Dialler:
         return self._delay()
 
     def _delay(self) -> float:
-        """Returns the seconds until the next attempt: few while flows wait for it."""
+        """Returns the seconds until the next attempt: few while flows wait for it.
+
+        They count from the beginning of the attempt before then: one that has itself taken so long
+        is followed at once.
+        """
         delay = self._backoff.next()
         waited = self._waited()
         if waited is None:
             return delay
         now = asyncio.get_running_loop().time()
         spent = 0.0 if self._dialled_at is None else now - self._dialled_at
-        return max(0.0, min(delay, max(WAITING_DELAY, waited * WAITING_SHARE)) - spent)
+        return max(0.0, hastened(delay, waited) - spent)
 
     def _waited(self) -> float | None:
         """Returns for how many seconds flows have waited for a link; None if none do."""

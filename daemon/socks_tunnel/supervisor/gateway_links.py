@@ -37,7 +37,9 @@ class GatewayLinks(Links):
         self, *args: Any, carrier_for: CarrierFactory | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._outgoing = carriers.Outgoing(self.identity, self.metrics, self.clock)
+        self._outgoing = carriers.Outgoing(
+            self.identity, self.metrics, self.clock, self.router.longest_wait
+        )
         self.carrier_for = carrier_for or self._outgoing.carrier_for
         self._diallers: dict[str, Dialler] = {}
         self._inherited: dict[str, bytes] = {}
@@ -144,6 +146,7 @@ class GatewayLinks(Links):
         """
         if self.draining:
             return
+        self._outgoing.doubt()
         for link in self.up():
             link.doubt(why, cause)
         for dialler in self._diallers.values():

@@ -155,6 +155,13 @@ class Router:
         waiting = [s for s in self.sessions.values() if s.detached_at is not None]
         return sorted(waiting, key=lambda session: session.detached_at or 0.0)
 
+    def longest_wait(self) -> float | None:
+        """Returns for how many seconds open flows have waited for a link; None if none do."""
+        for session in self.detached:
+            if session.flows and session.detached_at is not None:
+                return self.clock() - session.detached_at
+        return None
+
     def waiting(self, peer: str, now: float) -> Waiting | None:
         """Returns what waits for a link to the peer; None if nothing does. `now` is monotonic."""
         for session in self.sessions.values():
