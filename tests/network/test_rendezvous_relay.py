@@ -1,5 +1,6 @@
 """Only an HTTP proxy leads out, on both sides, and there is no TURN server: the service relays."""
 
+import contextlib
 import hashlib
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from support.certificates import Authority
+from support.corporate import need
 from support.figures import Told
 from support.hosts import TARGET_ADDRESS, why_no_namespaces
 from support.nat import SERVICES, NatSite
@@ -24,7 +26,11 @@ TARGETS = Path(__file__).parents[1] / "support" / "targets.py"
 TRANSFER = 20_000_000
 """Bytes each way."""
 
-RENDEZVOUS = f"wss://{SERVICES}:8443/"
+BETWEEN_NODES = 5_000_000
+
+PORT, OTHER_PORT = 8443, 8444
+RENDEZVOUS = f"wss://{SERVICES}:{PORT}/"
+OTHER_NODE = f"wss://{SERVICES}:{OTHER_PORT}/"
 ONLY_THE_PROXY = f"iifname lan ip daddr {SERVICES} tcp dport 3128 accept; iifname lan drop"
 
 Report = Callable[[Tunnel], None]
@@ -71,14 +77,17 @@ def through_the_proxies(world: NatSite, proxy: str) -> Tunnel:
     return tunnel
 
 
-def service_of(world: NatSite, tunnel: Tunnel) -> tuple[str | Path, ...]:
+def service_of(
+    world: NatSite, tunnel: Tunnel, port: int = PORT, redis: Path | None = None
+) -> tuple[str | Path, ...]:
     keys = {
         "office": tunnel.gateway_settings["peers"][0]["public_key"],
         "laptop-17": tunnel.endpoint_settings["peers"][0]["public_key"],
     }
-    path = world.directory / "rendezvous.toml"
+    path = world.directory / f"rendezvous-{port}.toml"
     path.write_text(
-        'listen = "0.0.0.0:8443"\ntls_certificate = "meeting.pem"\n'
+        f'listen = "0.0.0.0:{port}"\ntls_certificate = "meeting.pem"\n'
+        + (f'redis_url = "unix://{redis}"\n' if redis else "")
         + "".join(f'[[keys]]\nname = "{n}"\npublic_key = "{k}"\n' for n, k in keys.items())
         + "[relay]\nenabled = true\nbytes_per_second = 20_000_000\n"
     )
@@ -154,16 +163,38 @@ def test_where_only_a_proxy_leads_out_and_there_is_no_turn_server(
         assert "p@ss" not in daemon.log_text()
 
 
+@contextlib.contextmanager
+def two_nodes(world: NatSite, tunnel: Tunnel) -> Iterator[None]:
+    """Two nodes of one service over Redis; the endpoint is at the other one."""
+    socket = world.directory / "redis.sock"
+    redis = (need("redis-server"), "--port", "0", "--unixsocket", socket, "--save", "")
+    tunnel.endpoint_settings["signaling"]["rendezvous"] = OTHER_NODE
+    with (
+        world.serving(*redis),
+        world.serving(*service_of(world, tunnel, PORT, socket), tcp=[PORT]),
+        world.serving(*service_of(world, tunnel, OTHER_PORT, socket), tcp=[OTHER_PORT]),
+    ):
+        yield
+
+
 @pytest.mark.netns
 def test_a_direct_path_that_appears_later_is_moved_to(
     walled: NatSite, report_logs: Report, told: Told
 ) -> None:
+    """The relayed path goes through two nodes of the service."""
     with walled.proxy() as proxy:
         tunnel = through_the_proxies(walled, proxy)
         report_logs(tunnel)
-        with walled.serving(*service_of(walled, tunnel), tcp=[8443]):
+        with two_nodes(walled, tunnel):
             try:
                 assert started(tunnel)["path_kind"] == "relay"
+                url = f"http://{TARGET_ADDRESS}:{tunnel.site.ports['http']}"
+                began = time.monotonic()
+                down = curl(tunnel, f"{url}/bytes/{BETWEEN_NODES}")
+                body, _ = down.communicate(timeout=270)
+                assert hashlib.sha256(body).hexdigest() == body_hash(BETWEEN_NODES)
+                rate = BETWEEN_NODES * 8e-6 / (time.monotonic() - began)
+                told(f"download through two nodes at {rate:.0f} Mbit/s")
                 with tunnel.connect("echo") as sock:
                     sock.sendall(b"through the service")
                     assert sock.recv(100) == b"through the service"

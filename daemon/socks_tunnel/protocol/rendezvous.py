@@ -246,8 +246,7 @@ REASONS: Final[Mapping[str, str]] = {
     "absent": "the peer is not there, or does not name this host's key",
     "busy": "the peer takes no envelopes at the moment",
     "rate": "too many envelopes were sent",
-    "elsewhere": "the peer is at another node of the service, and each node relays only between "
-    "hosts that are connected to it",
+    "elsewhere": "the peer is at another node of the service, which is not reached at the moment",
     "unrelayed": "the service relays nothing for this host",
     "channels": "the service relays for as many hosts as it may already",
 }

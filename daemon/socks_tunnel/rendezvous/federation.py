@@ -7,7 +7,10 @@ Each client is at one node, and a key-value store says at which. What the nodes 
     here       "client": bin 32, "keys": bin 32*n, "asks": bool   the client watches these keys
     gone       "client": bin 32, "keys": bin 32*n                 it does not, or has left
     envelope   "client": bin 32, "to": bin 32, "body": bin
-    absent     "client": bin 32, "to": bin 32, "reason": str      an envelope was not passed on
+    absent     "client": bin 32, "to": bin 32, "reason": str,     an envelope was not passed on,
+               "channel": bin                                     or datagrams of this channel
+    relay      "client": bin 32, "to": bin 32, "known": bool,     datagrams, as clients send them;
+               "channel": bin 8, "datagram": bin, "segment": int  the client is listed or enrolled
     replaced   "client": bin 32                                   it has come to another node
 
 All have "node", the address of the node that says it. Nothing is remembered of other nodes'
@@ -18,11 +21,12 @@ the first client is told as well. So two clients that watch each other learn of 
 of them comes, or watches, last.
 
 The bus may lose everything (it is restarted, or a node was cut off): :meth:`Federation.resync` says
-it all again.
+it all again. Datagrams go to the node at which the receiver was said to be, are not said again, and
+wait in a queue of their own that drops what is old.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 import msgpack
@@ -33,7 +37,9 @@ from socks_tunnel.protocol.rendezvous import (
     KEY_SIZE,
     KEYS_PER_FRAME,
     REASONS,
+    Absent,
 )
+from socks_tunnel.protocol.rendezvous_relay import CHANNEL_SIZE, Relayed, decode_relayed
 from socks_tunnel.rendezvous.registry import Client, Registry
 
 _BOUNDS: Final = bounded.Bounds(
@@ -59,13 +65,32 @@ class Bus(Protocol):
     def send(self, node: str, message: bytes, then: Callable[[bool], None] | None = None) -> None:
         """Sends to one node. `then` gets whether a node took it."""
 
+    def relay(self, node: str, lane: Hashable, message: bytes, datagrams: int, now: float) -> bool:
+        """Sends datagrams to one node, which may be lost; returns False if no node is reached.
+
+        `lane` is who they are of: nobody's wait behind all of another's.
+        """
+
+
+class Hall(Protocol):
+    """The relay of this node."""
+
+    def from_elsewhere(
+        self, sender: bytes, frame: Relayed, now: float, *, known: bool
+    ) -> str | None:
+        """Passes datagrams on; returns why not, if the sender is to be told."""
+
+    def refused(self, sender: bytes, refusal: Absent) -> None:
+        """Tells a client that another node has dropped datagrams of its."""
+
 
 class Federation:
     """One node's part. `node` is its address on the bus."""
 
-    def __init__(self, node: str, registry: Registry, bus: Bus) -> None:
+    def __init__(self, node: str, registry: Registry, hall: Hall, bus: Bus) -> None:
         self.node = node
         self._registry = registry
+        self._hall = hall
         self._bus = bus
         self._told: dict[bytes, tuple[str, set[bytes]]] = {}
         """Other nodes' clients that ours were told of: where each is, and who was told."""
@@ -125,6 +150,24 @@ class Federation:
         entry = self._told.get(key)
         return entry is not None and client.key in entry[1]
 
+    def relay(self, client: bytes, frame: Relayed, now: float, *, known: bool) -> bool:
+        """Passes datagrams on to a client at another node; returns whether that is reached."""
+        entry = self._told.get(frame.peer)
+        if entry is None:
+            return False
+        fields = {
+            "kind": "relay",
+            "node": self.node,
+            "client": client,
+            "to": frame.peer,
+            "known": known,
+            "channel": frame.channel,
+            "datagram": frame.joined,
+            "segment": frame.segment,
+        }
+        lane = client, frame.channel
+        return self._bus.relay(entry[0], lane, msgpack.packb(fields), frame.count, now)
+
     def _spread(self, kind: str, client: bytes, keys: Collection[bytes], **more: Any) -> None:
         """Tells the nodes of these keys, each of its own."""
         elsewhere = [key for key in keys if self._registry.get(key) is None]
@@ -176,11 +219,25 @@ class Federation:
                 if reason not in REASONS:
                     raise bounded.unusable(fields, "reason")
                 to = bounded.binary(fields, "to", KEY_SIZE)
-                self._registry.not_passed(client, to, reason)
+                if "channel" in fields:
+                    channel = bounded.binary(fields, "channel", CHANNEL_SIZE)
+                    self._hall.refused(client, Absent(to, reason, channel))
+                else:
+                    self._registry.not_passed(client, to, reason)
+            case "relay":
+                self._relayed(node, client, fields, now)
             case "replaced":
                 self._registry.replaced(client)
             case _:
                 raise bounded.unusable(fields, "kind")
+
+    def _relayed(self, node: str, client: bytes, fields: Mapping[str, Any], now: float) -> None:
+        frame = decode_relayed(bounded.binary(fields, "to", KEY_SIZE), fields)
+        known = fields.get("known") is True
+        reason = self._hall.from_elsewhere(client, frame, now, known=known)
+        if reason is not None:
+            answer = {"kind": "absent", "client": client, "to": frame.peer, "reason": reason}
+            self._send(node, {**answer, "channel": frame.channel})
 
     def _here(self, node: str, client: bytes, keys: Iterable[bytes], *, asks: bool) -> None:
         mutual = self._registry.elsewhere_online(client, keys)

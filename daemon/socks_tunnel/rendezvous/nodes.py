@@ -5,17 +5,17 @@ import logging
 
 from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.protocol.bounded import Malformed
-from socks_tunnel.rendezvous.federation import Federation
+from socks_tunnel.rendezvous.federation import Federation, Hall
 from socks_tunnel.rendezvous.redis_bus import RedisBus
 from socks_tunnel.rendezvous.registry import Registry
 
 _log = logging.getLogger(__name__)
 
 
-def join_others(url: str, registry: Registry, bugs: BugLog) -> RedisBus:
-    """Returns the bus of a node, not started. What comes over it goes to the registry."""
+def join_others(url: str, registry: Registry, hall: Hall, bugs: BugLog) -> RedisBus:
+    """Returns the bus of a node, not started. What comes over it goes to registry and relay."""
     bus = RedisBus(url)
-    federation = Federation(bus.node, registry, bus)
+    federation = Federation(bus.node, registry, hall, bus)
     registry.elsewhere = federation
 
     def receive(message: bytes) -> None:

@@ -9,6 +9,8 @@
 What clients cause goes into a queue, and from there in batches, one round trip each. While Redis is
 away, look-ups find nothing and the rest is dropped: a client can still reach those at its own node.
 When Redis is back, everything is said again.
+
+Relayed datagrams wait behind that in a queue of their own, which drops what is old or too much.
 """
 
 import asyncio
@@ -16,7 +18,8 @@ import logging
 import random
 import secrets
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import redis.asyncio as aioredis
@@ -28,6 +31,7 @@ from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.rendezvous import KEY_SIZE
+from socks_tunnel.protocol.rendezvous_relay import BLOCKED_TIME, RelayQueue, count_relayed
 from socks_tunnel.rendezvous.federation import Found
 
 _log = logging.getLogger(__name__)
@@ -55,6 +59,12 @@ BATCH: Final = 512
 
 QUEUE_MAX: Final = 262_144
 """Commands that may wait; when there are more, all are dropped, and everything is said again."""
+
+RELAYED_QUEUE_MAX: Final = 4 << 20
+"""Bytes of relayed datagrams that wait for Redis."""
+
+RELAYED_BATCH: Final = 262_144
+"""Bytes of relayed datagrams in one round trip. What comes meanwhile waits until its end."""
 
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 5.0
@@ -102,6 +112,7 @@ class RedisBus:
             retry=Retry(NoBackoff(), 0),
         )
         self._queue: deque[_Command] = deque()
+        self._relayed = RelayQueue(self._drop_relayed, limit=RELAYED_QUEUE_MAX)
         self._queued = asyncio.Event()
         self._heard: dict[str, float] = {}
         self._task: asyncio.Task[None] | None = None
@@ -246,6 +257,16 @@ class RedisBus:
         words = ("PUBLISH", f"{PREFIX}node:{node}", message)
         self._put(words, answered if then is not None else None)
 
+    def relay(self, node: str, lane: Hashable, message: bytes, datagrams: int, now: float) -> bool:
+        """Sends datagrams to one node, which may be lost; returns False if no node is reached."""
+        if self.is_up:
+            self._relayed.push(lane, node.encode() + b"\0" + message, datagrams, now)
+            self._queued.set()
+        return self.is_up
+
+    def _drop_relayed(self, why: str, datagrams: int) -> None:
+        self.counts[f"relay dropped: {why}"] += datagrams
+
     def _put(self, words: tuple[Any, ...], answered: _Answer | None) -> None:
         if not self.is_up:
             self.counts["redis: dropped"] += 1
@@ -265,13 +286,17 @@ class RedisBus:
         for _, answered in dropped:
             if answered is not None:
                 answered(None)
+        self._relayed.clear()
 
     async def _send_forever(self) -> None:
+        clock = asyncio.get_running_loop().time
         while True:
             await self._queued.wait()
             self._queued.clear()
-            while self._queue:
+            while self._queue or self._relayed.size:
+                began = clock()
                 batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+                batch += self._relayed_batch()
                 try:
                     answers = await self._execute(batch)
                 except BaseException:
@@ -280,6 +305,23 @@ class RedisBus:
                 for (_, answered), answer in zip(batch, answers, strict=True):
                     if answered is not None:
                         answered(answer)
+                if (now := clock()) - began > BLOCKED_TIME:
+                    self._relayed.expire(now)
+
+    def _relayed_batch(self) -> list[_Command]:
+        """Takes the datagrams of one round trip."""
+        batch: list[_Command] = []
+        size = 0
+        while size < RELAYED_BATCH and (frame := self._relayed.pop()) is not None:
+            node, _, message = frame.partition(b"\0")
+            words = ("PUBLISH", f"{PREFIX}node:{node.decode()}", message)
+            batch.append((words, partial(self._relayed_to, message)))
+            size += len(message)
+        return batch
+
+    def _relayed_to(self, message: bytes, listening: Any) -> None:
+        if not listening:  # the node has died, or Redis has not taken it
+            self._drop_relayed("gone", count_relayed(message, "to"))
 
     async def _execute(self, batch: Collection[_Command]) -> list[Any]:
         pipeline = self._redis.pipeline(transaction=False)

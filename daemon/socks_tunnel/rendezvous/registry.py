@@ -31,7 +31,7 @@ from socks_tunnel.protocol.rendezvous import (
     encode,
     presences,
 )
-from socks_tunnel.protocol.rendezvous_relay import RelayQueue, count_relayed
+from socks_tunnel.protocol.rendezvous_relay import Relayed, RelayQueue, count_relayed
 from socks_tunnel.rendezvous.limits import Bucket, Buckets
 from socks_tunnel.rendezvous.turn import TurnLogins
 
@@ -218,6 +218,9 @@ class Elsewhere(Protocol):
 
     def told(self, client: Client, key: bytes) -> bool:
         """Returns whether a client was told that this key is at another node."""
+
+    def relay(self, client: bytes, frame: Relayed, now: float, *, known: bool) -> bool:
+        """Passes datagrams on to a client at another node; returns whether that is reached."""
 
 
 class Registry:

@@ -8,6 +8,9 @@ answer.
 
 What a client sends counts against its own rate. What a client gets waits in a queue of its own,
 with a part for each channel, so that a slow client, or a busy channel, holds up nobody else.
+
+Between nodes, the sender's node decides what the sender may send, and the receiver's node what the
+receiver gets. Each of them sees both directions of a channel, and counts it as one of its own.
 """
 
 from typing import Final, Protocol, TypeAlias
@@ -101,21 +104,39 @@ class RelayHall:
         self._registry.relay_rate = self._rate if self._enabled else 0
 
     def relay(self, sender: Client, frame: Relayed, now: float) -> None:
-        """Passes datagrams on to a client of this node, or drops and counts them."""
-        reason = self._refusal(sender, frame, now)
-        if reason is not None:
-            self._drop(reason, frame.count)
-            if reason in _TOLD and self._refusals.take(sender.key, now):
-                sender.push(encode(Absent(frame.peer, reason, frame.channel)))
+        """Passes datagrams on to a client of any node, or drops and counts them."""
+        reason = self._pass(sender, frame, now)
+        if reason is None:
             return
-        receiver = self._registry.get(frame.peer)
-        assert receiver is not None, "to a client that is not here, nothing is relayed"
+        self._drop(reason, frame.count)
+        if reason in _TOLD and self._refusals.take(sender.key, now):
+            sender.push(encode(Absent(frame.peer, reason, frame.channel)))
+
+    def from_elsewhere(
+        self, sender: bytes, frame: Relayed, now: float, *, known: bool
+    ) -> str | None:
+        """Passes on datagrams of another node's client, or drops and counts them.
+
+        `known` says whether the sender is listed or enrolled at its node. Returns why they were
+        dropped, if the sender is to be told.
+        """
+        reason = self._pass_in(sender, frame, now, known=known)
+        if reason is None:
+            return None
+        self._drop(reason, frame.count)
+        return reason if reason in _TOLD and self._refusals.take(sender, now) else None
+
+    def refused(self, sender: bytes, refusal: Absent) -> None:
+        """Tells a client that another node has dropped, and counted, datagrams of its."""
+        client = self._registry.get(sender)
+        if client is not None:
+            client.push(encode(refusal))
+
+    def _deliver(self, receiver: Client, sender: bytes, frame: Relayed, now: float) -> None:
         if receiver.relayed is None:
             receiver.relayed = RelayQueue(self._drop)
-        passed = encode_relayed(
-            Relayed(sender.key, frame.channel, frame.joined, frame.segment), "from"
-        )
-        receiver.relayed.push((sender.key, frame.channel), passed, frame.count, now)
+        passed = encode_relayed(Relayed(sender, frame.channel, frame.joined, frame.segment), "from")
+        receiver.relayed.push((sender, frame.channel), passed, frame.count, now)
         self._counts["relayed datagrams"] += frame.count
         self._counts["relayed bytes"] += len(frame.joined)
         receiver.wake()
@@ -130,24 +151,45 @@ class RelayHall:
 
     # --- who may ----------------------------------------------------------------------------------
 
-    def _refusal(self, sender: Client, frame: Relayed, now: float) -> str | None:
-        """Returns why datagrams are not passed on."""
+    def _pass(self, sender: Client, frame: Relayed, now: float) -> str | None:
+        """Passes datagrams on, or returns why not."""
         if not self._enabled or sender.guest:
             return "unrelayed"
         receiver = self._registry.get(frame.peer)
-        if receiver is None or receiver is sender:
-            return "elsewhere" if self._is_elsewhere(sender, frame.peer) else "absent"
-        if frame.peer not in sender.watched or sender.key not in receiver.watched:
+        elsewhere = None
+        if receiver is None:
+            elsewhere = self._registry.elsewhere
+            if elsewhere is None or not elsewhere.told(sender, frame.peer):
+                return "absent"
+        elif receiver is sender or frame.peer not in sender.watched:
             return "absent"
-        if receiver.guest or not (_is_known(sender) or _is_known(receiver)):
-            return "unrelayed"
+        elif reason := _not_for(receiver, sender.key, known=_is_known(sender)):
+            return reason
         if not self._bucket(sender, now).take(now, len(frame.joined) + FRAME_COST):
             return "rate"
-        return self._use_channel(sender.key, frame, now)
+        if reason := self._use_channel(sender.key, frame, now):
+            return reason
+        if receiver is not None:
+            self._deliver(receiver, sender.key, frame, now)
+        elif elsewhere is not None and not elsewhere.relay(
+            sender.key, frame, now, known=_is_known(sender)
+        ):
+            return "elsewhere"
+        return None
 
-    def _is_elsewhere(self, sender: Client, key: bytes) -> bool:
-        elsewhere = self._registry.elsewhere
-        return elsewhere is not None and elsewhere.told(sender, key)
+    def _pass_in(self, sender: bytes, frame: Relayed, now: float, *, known: bool) -> str | None:
+        """Passes datagrams of another node's client on, or returns why not."""
+        if not self._enabled:
+            return "unrelayed"
+        receiver = self._registry.get(frame.peer)
+        if receiver is None:
+            return "absent"
+        if reason := _not_for(receiver, sender, known=known):
+            return reason
+        if reason := self._use_channel(sender, frame, now):
+            return reason
+        self._deliver(receiver, sender, frame, now)
+        return None
 
     def _bucket(self, sender: Client, now: float) -> Bucket:
         bucket = self._buckets.get(sender.key)
@@ -200,6 +242,15 @@ class RelayHall:
         self._channels -= 1
         if not self._pairs[pair]:
             del self._pairs[pair]
+
+
+def _not_for(receiver: Client, sender: bytes, *, known: bool) -> str | None:
+    """Returns why a client gets nothing of this sender. `known`: the operator knows the sender."""
+    if sender not in receiver.watched:
+        return "absent"
+    if receiver.guest or not (known or _is_known(receiver)):
+        return "unrelayed"
+    return None
 
 
 _TOLD: Final = frozenset({"elsewhere", "unrelayed", "channels"})

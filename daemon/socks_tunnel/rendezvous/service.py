@@ -109,7 +109,7 @@ class Service:
         if config.redis_url:
             from socks_tunnel.rendezvous.nodes import join_others  # noqa: PLC0415 - as above
 
-            self._bus = join_others(config.redis_url, self.registry, self._bugs)
+            self._bus = join_others(config.redis_url, self.registry, self.relay, self._bugs)
         self.address: HostPort | Path = config.listen
         """Where it listens; with the port that the system chose if 0 was asked for."""
         self._draining = False

@@ -1,7 +1,8 @@
 """Several nodes of one service: what clients see, whichever node they are at."""
 
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass
 
 import msgpack
 import pytest
@@ -11,10 +12,21 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol import rendezvous as wire
+from socks_tunnel.protocol.rendezvous_relay import Relayed
 from socks_tunnel.rendezvous.federation import Federation, Found
 from socks_tunnel.rendezvous.registry import Client, Registry
+from socks_tunnel.rendezvous.relay import REFUSALS_BURST, UNANSWERED_MAX, RelayHall
 
+CHANNEL = b"channel1"
 A, B, C = (bytes([number]) * 32 for number in range(3))
+
+
+@dataclass
+class Relaying:
+    enabled: bool = True
+    bytes_per_second: int = 1_000_000
+    sessions: int = 100
+    idle_timeout: float = 60
 
 
 class Store:
@@ -37,8 +49,10 @@ class Node:
         self.store = store
         self.name = name
         self.alive = True
-        self.registry = Registry({}, clients="any")
-        self.federation = Federation(name, self.registry, self)
+        self.is_up = True
+        self.registry = Registry({A: "a"}, clients="any")
+        self.hall = RelayHall(self.registry, Relaying())
+        self.federation = Federation(name, self.registry, self.hall, self)
         self.registry.elsewhere = self.federation
         self.ended: list[tuple[bytes, int]] = []
         store.nodes[name] = self
@@ -74,6 +88,13 @@ class Node:
                 then(taken)
 
         self.store.waiting.append(do)
+
+    def relay(self, node: str, lane: Hashable, message: bytes, datagrams: int, now: float) -> bool:
+        del lane, datagrams
+        other = self.store.nodes[node]
+        if self.is_up:
+            self.store.waiting.append(lambda: other.federation.receive(message, now))
+        return self.is_up
 
     def join(self, key: bytes, *watched: bytes) -> Client:
         client = self.registry.join(
@@ -205,6 +226,10 @@ def test_what_the_bus_has_lost_is_said_again(nodes: tuple[Node, Node]) -> None:
         {"kind": "envelope", "to": bytes(32)},
         {"kind": "absent", "to": bytes(32), "reason": "none"},
         {"kind": "gone", "client": b"", "keys": b""},
+        {"kind": "relay", "to": B, "channel": b"", "datagram": b"x"},
+        {"kind": "relay", "to": B, "channel": CHANNEL, "datagram": b""},
+        {"kind": "relay", "to": B, "channel": CHANNEL, "datagram": bytes(65), "segment": 1},
+        {"kind": "absent", "to": B, "reason": "unrelayed", "channel": b"x"},
     ],
 )
 def test_messages_that_make_no_sense(nodes: tuple[Node, Node], fields: dict[str, object]) -> None:
@@ -239,6 +264,94 @@ def test_what_nobody_can_be_told_is_counted(nodes: tuple[Node, Node]) -> None:
     one.registry.leave(a)
     one.store.settle()
     assert one.registry.counts["dropped: sender gone too"] == 1
+
+
+# --- datagrams -----------------------------------------------------------------------------------
+
+
+def datagrams(to: bytes, data: bytes = b"onetwo") -> Relayed:
+    return Relayed(to, CHANNEL, data, 3)
+
+
+def told_of_each_other(nodes: tuple[Node, Node], x: bytes, y: bytes) -> tuple[Client, Client]:
+    one, two = nodes
+    here, there = one.join(x, y), two.join(y, x)
+    one.store.settle()
+    assert [got(here), got(there)] == [[wire.Presence((y,), ())], [wire.Presence((x,), ())]]
+    return here, there
+
+
+def test_datagrams_go_from_node_to_node_and_back(nodes: tuple[Node, Node]) -> None:
+    one, two = nodes
+    a, b = told_of_each_other(nodes, A, B)
+    one.hall.relay(a, datagrams(B), 0)
+    two.store.settle()
+    assert got(b) == [datagrams(A)]
+    two.hall.relay(b, datagrams(A, b"x"), 0)
+    two.store.settle()
+    assert got(a) == [Relayed(B, CHANNEL, b"x", 1)]
+    assert len(one.hall) == len(two.hall) == 1
+    assert two.registry.counts["relayed datagrams"] == 2
+    assert one.registry.counts["relayed datagrams"] == 1
+
+
+def test_both_nodes_see_that_a_channel_is_answered(nodes: tuple[Node, Node]) -> None:
+    one, two = nodes
+    a, b = told_of_each_other(nodes, A, B)
+    piece = Relayed(B, CHANNEL, bytes(UNANSWERED_MAX // 4), 1200)
+    for _ in range(5):
+        one.hall.relay(a, piece, 0)
+    two.store.settle()
+    assert len(got(b)) == 4
+    assert one.registry.counts["relay dropped: unanswered"] == 14
+    two.hall.relay(b, datagrams(A), 0)
+    two.store.settle()
+    one.hall.relay(a, piece, 1)
+    two.store.settle()
+    assert len(got(b)) == 1
+
+
+def test_the_operator_has_to_know_one_of_two_at_different_nodes(nodes: tuple[Node, Node]) -> None:
+    one, two = nodes
+    b, c = told_of_each_other(nodes, B, C)
+    for _ in range(REFUSALS_BURST + 1):
+        one.hall.relay(b, datagrams(C), 0)
+        two.store.settle()
+    assert got(c) == []
+    assert got(b) == [wire.Absent(C, "unrelayed", CHANNEL)] * REFUSALS_BURST
+    assert two.registry.counts["relay dropped: unrelayed"] == 2 * (REFUSALS_BURST + 1)
+    assert len(two.hall) == 0
+
+
+def test_datagrams_of_who_is_not_watched_any_more_are_dropped(nodes: tuple[Node, Node]) -> None:
+    one, two = nodes
+    a, b = told_of_each_other(nodes, A, B)
+    two.registry.watch(b, wire.Watch((), reset=True))
+    one.hall.relay(a, datagrams(B), 0)  # before the node has heard of it
+    two.store.settle()
+    one.hall.relay(a, datagrams(B), 0)
+    two.store.settle()
+    assert [got(a), got(b)] == [[wire.Presence((), (B,))], []]
+    assert two.registry.counts["relay dropped: absent"] == 2
+    assert one.registry.counts["relay dropped: absent"] == 2
+
+
+def test_datagrams_to_a_node_that_is_not_reached_are_refused(nodes: tuple[Node, Node]) -> None:
+    one, _ = nodes
+    a, _ = told_of_each_other(nodes, A, B)
+    one.is_up = False
+    one.hall.relay(a, datagrams(B), 0)
+    assert got(a) == [wire.Absent(B, "elsewhere", CHANNEL)]
+    assert one.registry.counts["relay dropped: elsewhere"] == 2
+
+
+def test_a_refusal_for_who_has_gone_goes_nowhere(nodes: tuple[Node, Node]) -> None:
+    one, two = nodes
+    b, _ = told_of_each_other(nodes, B, C)
+    one.hall.relay(b, datagrams(C), 0)
+    one.registry.leave(b)
+    two.store.settle()
+    assert got(b) == []
 
 
 class Cluster(RuleBasedStateMachine):

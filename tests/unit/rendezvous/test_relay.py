@@ -298,10 +298,13 @@ def test_signalling_goes_before_datagrams() -> None:
     assert drain(b) == [wire.FromKey(A, b"parcel"), Relayed(A, CHANNEL, b"data", 4)]
 
 
-def test_a_peer_at_another_node_is_told_as_such() -> None:
+def test_a_peer_at_another_node_that_is_not_reached_is_told_as_such() -> None:
     class Others:
         def told(self, client: Client, key: bytes) -> bool:
             return (client.key, key) == (A, C)
+
+        def relay(self, *_: object, **__: object) -> bool:
+            return False
 
         def __getattr__(self, name: str) -> object:
             return lambda *_: None
