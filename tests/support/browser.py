@@ -51,6 +51,11 @@ class Browser:
             "Target.attachToTarget", targetId=target["targetId"], flatten=True
         )
         self._session = attached["sessionId"]
+        # What is defined before the page has come is gone with the empty page that was there first.
+        loaded = "location.href !== 'about:blank' && document.readyState === 'complete'"
+        async with asyncio.timeout(PATIENCE):
+            while not await self.call(loaded):
+                await asyncio.sleep(0.02)
 
     async def call(self, expression: str) -> Any:
         """Returns the value of an expression, which may be a promise."""
