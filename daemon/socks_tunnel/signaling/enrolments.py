@@ -9,8 +9,7 @@ before anything else is done, and from which :meth:`Enrolments.replay` builds th
     {"entry": "joined", …, "invitation": "", "subject", "token", "token_until"}     by a JWT
     {"entry": "spent", "token", "until"}                      a JWT that may not come again
     {"entry": "renewed", "name", "key", "old_until"}          another key, the old one for a while
-    {"entry": "seen", "name", "at"}
-    {"entry": "revoked", "name", "at"}
+    {"entry": "seen" or "revoked", "name", "at"}
     {"entry": "revoked-key", "name", "key", "at"}       the same, once its member is in no entry
     {"entry": "forgotten", "key"}                       a revoked key that may join again
 
