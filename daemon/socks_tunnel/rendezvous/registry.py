@@ -54,10 +54,8 @@ ENVELOPES_BURST_ANY: Final = 50
 """The same for a key that is not listed."""
 
 GUEST_SECONDS: Final = 60.0
-"""Seconds after which a guest's connection is ended."""
-
 GUESTS_MAX: Final = 1024
-"""Guests at a time."""
+"""Seconds after which a guest's connection is ended, and how many guests there may be at a time."""
 
 GUEST_ENVELOPES_PER_SECOND: Final = 50
 GUEST_ENVELOPES_BURST: Final = 200
