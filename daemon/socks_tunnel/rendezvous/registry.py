@@ -52,7 +52,6 @@ thousands of gateways answers all of them when its network comes back."""
 ENVELOPES_PER_SECOND_ANY: Final = 10
 ENVELOPES_BURST_ANY: Final = 50
 """The same for a key that is not listed."""
-
 GUEST_SECONDS: Final = 60.0
 GUESTS_MAX: Final = 1024
 """Seconds after which a guest's connection is ended, and how many guests there may be at a time."""
