@@ -9,7 +9,7 @@ import pytest
 
 from socks_tunnel.signaling import jwks as module
 from socks_tunnel.signaling.jwks import Jwks, KeysUnavailable
-from socks_tunnel.signaling.jwt_tokens import JWKS_MAX, JwtRefused, header_of
+from socks_tunnel.signaling.jwt_tokens import JWKS_MAX, Header, JwtRefused, header_of
 from support.certificates import Authority
 from support.identity_provider import JwksServer, Provider
 
@@ -71,12 +71,12 @@ async def test_questions_that_come_together_share_one(web: Web) -> None:
     jwks = Jwks(web.server.url, proxy=None)
     web.gate.clear()
     header = header_of(web.provider.token("ES256"))
-    asked = [asyncio.create_task(jwks.find(header)) for _ in range(20)]
+    asked = [asyncio.create_task(jwks.find(header)) for _ in range(16)]
     while not web.server.requests:
         await asyncio.sleep(0.01)
     asked.pop().cancel()  # whoever leaves takes nobody along
     web.gate.set()
-    assert len(await asyncio.gather(*asked)) == 19
+    assert len(await asyncio.gather(*asked)) == 15
     assert len(web.server.requests) == 1
 
 
@@ -93,16 +93,113 @@ async def test_questions_that_come_together_share_one(web: Web) -> None:
 async def test_answers_that_are_no_keys(
     web: Web, caplog: pytest.LogCaptureFixture, status: int, body: bytes, sentence: str
 ) -> None:
-    jwks = Jwks(web.server.url, proxy=None)
+    now = 1000.0
+    jwks = Jwks(web.server.url, proxy=None, clock=lambda: now)
     web.status, web.body = status, body
     header = header_of(web.provider.token("ES256"))
     for _ in range(2):
         with pytest.raises(KeysUnavailable, match=sentence):
             await jwks.find(header)
+        now += module.RETRY
     told = [r for r in caplog.records if "cannot be had" in r.message]
     assert len(told) == 1, "once, and not for each request"
+    assert len(web.server.requests) == 2
     web.status, web.body = 200, None
-    assert await jwks.find(header) is not None
+    await found(jwks, header)
+
+
+async def found(jwks: Jwks, header: Header) -> None:
+    """Waits until a key is found, of a provider that was away."""
+    while True:
+        try:
+            assert await jwks.find(header) is not None
+        except KeysUnavailable:  # it did not answer within AWAY_PATIENCE
+            await asyncio.sleep(0.01)
+        else:
+            return
+
+
+async def test_nobody_waits_for_a_provider_that_is_away(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FETCH_TIMEOUT", 0.2)
+    now = 1000.0
+    jwks = Jwks(web.server.url, proxy=None, clock=lambda: now)
+    web.gate.clear()
+    header = header_of(web.provider.token("ES256"))
+    unknown = header_of(web.provider.token("ES256", headers={"kid": "unknown"}))
+    asked = [asyncio.create_task(jwks.find(each)) for each in [header, unknown] * 8]
+    assert len(asked) == module.WAITING_MAX
+    while jwks._waiting < module.WAITING_MAX:
+        await asyncio.sleep(0)
+    with pytest.raises(KeysUnavailable, match=r"16 requests wait for .* already"):
+        await jwks.find(header)
+    assert len(web.server.requests) <= 1
+    for outcome in await asyncio.gather(*asked, return_exceptions=True):
+        assert isinstance(outcome, KeysUnavailable)
+        assert "did not answer within" in str(outcome)
+    # From now on it is known to be away, and asked now and then.
+    loop = asyncio.get_running_loop()
+    before = loop.time()
+    for _ in range(100):
+        with pytest.raises(KeysUnavailable, match="did not answer within"):
+            await jwks.find(unknown)
+    assert loop.time() - before < 10, "at 0.2 s each it would be twice as long"
+    assert len(web.server.requests) == 1
+    monkeypatch.setattr(module, "FETCH_TIMEOUT", 60)
+    monkeypatch.setattr(module, "AWAY_PATIENCE", 0.01)
+    now += module.RETRY
+    with pytest.raises(KeysUnavailable, match="did not answer within"):
+        await jwks.find(unknown)
+    web.gate.set()
+    await found(jwks, header)
+    assert len(web.server.requests) == 2
+
+
+async def test_an_unknown_key_is_no_verdict_while_newer_ones_cannot_be_had(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    jwks = Jwks(web.server.url, proxy=None, clock=lambda: now)
+    header = header_of(web.provider.token("ES256"))
+    await jwks.find(header)
+    web.provider.rotate("ES256")
+    rotated = header_of(web.provider.token("ES256"))
+    web.status = 500
+    for _ in range(2):
+        with pytest.raises(KeysUnavailable, match=r"key \(kid 'ES256-2'\) is not known: .* 500"):
+            await jwks.find(rotated)
+        assert await jwks.find(header) is not None
+    assert len(web.server.requests) == 2
+    now += module.FRESH + 1
+    monkeypatch.setattr(module, "WAITING_MAX", 0)
+    assert await jwks.find(header) is not None, "it serves, though nobody may wait"
+    monkeypatch.undo()
+    web.status = 200
+    now += module.RETRY
+    await found(jwks, rotated)
+
+
+async def test_a_key_that_the_provider_does_not_have_is_not_asked_for_again_at_once(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    jwks = Jwks(web.server.url, proxy=None, clock=lambda: now)
+    unknown = header_of(web.provider.token("ES256", headers={"kid": "unknown"}))
+    for _ in range(3):
+        with pytest.raises(JwtRefused, match="no key of the issuer"):
+            await jwks.find(unknown)
+    assert len(web.server.requests) == 1
+    now += module.UNKNOWN_KEPT
+    with pytest.raises(JwtRefused, match="no key of the issuer"):
+        await jwks.find(unknown)
+    assert len(web.server.requests) == 2
+    monkeypatch.setattr(module, "UNKNOWN_MAX", 1)
+    now += 1000
+    for name in ("a", "b"):
+        with pytest.raises(JwtRefused, match="no key of the issuer"):
+            await jwks.find(header_of(web.provider.token("ES256", headers={"kid": name})))
+    assert list(jwks._unknown) == ["b"]
 
 
 async def test_known_keys_serve_while_the_provider_is_away(web: Web) -> None:
@@ -149,11 +246,13 @@ async def test_https_and_whose_certificate_it_is(tmp_path: Path) -> None:
 async def test_from_a_file_that_is_replaced(tmp_path: Path) -> None:
     provider = Provider("EdDSA")
     file = tmp_path / "jwks.json"
-    jwks = Jwks(file, proxy=None)
+    now = 1000.0
+    jwks = Jwks(file, proxy=None, clock=lambda: now)
     with pytest.raises(KeysUnavailable, match="No such file"):
         await jwks.find(header_of(provider.token()))
     file.write_bytes(provider.jwks())
-    assert await jwks.find(header_of(provider.token())) is not None
+    now += module.RETRY
+    await found(jwks, header_of(provider.token()))
     provider.rotate("EdDSA")
     file.write_bytes(provider.jwks())
     assert await jwks.find(header_of(provider.token())) is not None

@@ -16,7 +16,7 @@ from integration.test_signaling_proxy import ForwardProxy
 from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.rendezvous import registry
-from socks_tunnel.signaling import presence
+from socks_tunnel.signaling import presence, rendezvous
 from socks_tunnel.signaling.carrier import Answered, SignalingError
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.signaling.rendezvous import Rendezvous
@@ -173,6 +173,38 @@ async def test_a_slow_answer_ends_with_the_time(place: Place) -> None:
     await place.stop()
     with pytest.raises(SignalingError, match="ended before an answer came"):
         await offering
+
+
+async def test_requests_to_join_keep_no_offer_out(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendezvous, "HANDLED_MAX", 2)
+    a, b = PrivateIdentity.generate(), PrivateIdentity.generate()
+    await place.start()
+    at_work: list[bytes] = []
+    dropped: list[str] = []
+    gate = asyncio.Event()
+
+    async def join(request: bytes) -> bytes:
+        at_work.append(request)
+        await gate.wait()
+        return request
+
+    async def offer(envelope: bytes) -> Answered:
+        return Answered(envelope, "1")
+
+    place.client(b, a, offer=offer, join=join, dropped=dropped.append)
+    asking = place.client(a, b)
+    carrier = RendezvousCarrier(asking, b.public)
+    await carrier.appeared()
+    joining = [asyncio.ensure_future(asking.join(b.public, b"host", 60)) for _ in range(3)]
+    await until(lambda: len(at_work) == 2 and dropped == ["too-many"])
+    assert (await carrier.offer(b"offer", 60))[0] == b"offer"
+    gate.set()
+    await until(lambda: sum(each.done() for each in joining) == 2)
+    (left,) = [each for each in joining if not each.done()]
+    left.cancel()
+    assert await asking.join(b.public, b"again", 60) == b"again"
 
 
 @pytest.fixture

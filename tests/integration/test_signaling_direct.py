@@ -275,6 +275,40 @@ async def test_only_so_many_requests_at_once(monkeypatch: pytest.MonkeyPatch) ->
         await client.offer(b"one more", 60)
 
 
+async def test_requests_to_join_and_offers_do_not_keep_each_other_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(direct, "REQUESTS_MAX", 2)
+    monkeypatch.setattr(direct, "JOINS_MAX", 2)
+    at_work = 0
+    gate = asyncio.Event()
+
+    async def join(request: bytes) -> bytes:
+        nonlocal at_work
+        at_work += 1
+        await gate.wait()
+        return request
+
+    refused: list[str] = []
+    async with serving(join=join, refused=refused.append) as (_, client, desk):
+        joining = [asyncio.create_task(client.join(b"host", 60)) for _ in range(2)]
+        while at_work < 2:
+            await asyncio.sleep(0.01)
+        with pytest.raises(SignalingError, match="too busy"):
+            await client.join(b"one more", 60)
+        offering = [asyncio.create_task(client.offer(b"wait", 60)) for _ in range(2)]
+        while len(desk.offers) < 2:
+            await asyncio.sleep(0.01)
+        with pytest.raises(SignalingError, match="too busy"):
+            await client.offer(b"one more", 60)
+        assert refused == ["busy", "busy"]
+        gate.set()
+        assert await asyncio.gather(*joining) == [b"host"] * 2
+        assert await client.join(b"again", 60) == b"again"
+        desk.gate.set()
+        await asyncio.gather(*offering)
+
+
 @pytest.mark.parametrize(
     "start",
     [

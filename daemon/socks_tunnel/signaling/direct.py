@@ -17,6 +17,7 @@ import logging
 import re
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -53,6 +54,10 @@ CONNECTIONS_PER_ADDRESS_MAX: Final = 16
 REQUESTS_MAX: Final = 32
 """Envelopes that are worked on at the same time; further ones get 503."""
 
+JOINS_MAX: Final = 32
+"""Requests to join that are worked on besides. They may come from strangers, and wait for a disk or
+an identity provider: neither may keep a peer's offer out."""
+
 READ_TIMEOUT: Final = 10.0
 """Seconds in which a whole request must have come, counted from the connection's start. With TLS
 the handshake is part of that; and so long the client may take to end the session in order."""
@@ -77,8 +82,9 @@ LOCATION_MAX: Final = 1024
 class DirectServer:
     """Listens for envelopes on TCP (optionally with TLS) or on a Unix socket.
 
-    `handler` and `bye` run on the event loop, at most :data:`REQUESTS_MAX` at a time, each for at
-    most :data:`HANDLE_TIMEOUT` seconds; they log why they reject something, with
+    `handler` and `bye` run on the event loop, at most :data:`REQUESTS_MAX` at a time, and `join` at
+    most :data:`JOINS_MAX` times, each for at most :data:`HANDLE_TIMEOUT` seconds; they log why they
+    reject something, with
     :data:`remote_address`. `refused` counts what comes to neither, as in :class:`HttpServer`.
     Without `bye`, every DELETE is refused. If the client leaves, they are cancelled.
     """
@@ -101,7 +107,7 @@ class DirectServer:
         self._bounds = Bounds(
             connections=CONNECTIONS_MAX,
             per_address=CONNECTIONS_PER_ADDRESS_MAX,
-            requests=REQUESTS_MAX,
+            requests=REQUESTS_MAX + JOINS_MAX,
             body=ENVELOPE_MAX,
             read_timeout=read_timeout,
             handle_timeout=handle_timeout,
@@ -109,6 +115,7 @@ class DirectServer:
         self._handler = handler
         self._bye = bye
         self._join = join
+        self._at_work: Counter[str] = Counter()
         self._inode: int | None = None
         self._address: HostPort | None = None
         self.http: HttpServer | None = None
@@ -164,7 +171,20 @@ class DirectServer:
 
     async def _handle(self, asked: Request) -> Response:
         remote_address.set(asked.remote or "local")
-        if asked.method == "POST" and asked.path == JOIN_PATH:
+        joins = asked.method == "POST" and asked.path == JOIN_PATH
+        what, most = ("join", JOINS_MAX) if joins else ("envelope", REQUESTS_MAX)
+        if self._at_work[what] >= most:
+            if self._refused is not None:
+                self._refused("busy")
+            return Response(503)
+        self._at_work[what] += 1
+        try:
+            return await self._answer(asked, joins=joins)
+        finally:
+            self._at_work[what] -= 1
+
+    async def _answer(self, asked: Request, *, joins: bool) -> Response:
+        if joins:
             joined = await self._join(asked.body) if self._join is not None else None
             return Response(403) if joined is None else Response(200, joined, _MSGPACK)
         if asked.method == "POST":

@@ -1,17 +1,21 @@
 """The keys of an identity provider: from a file, or by HTTPS, kept for a while and asked for again.
 
 Whoever can send requests to join can name keys that are not there. So the number of questions to
-the provider is bounded, and those that come together share one.
+the provider is bounded, those that come together share one, and few may wait for its answer. Nobody
+waits for a provider that is known to be away: a request that needs its answer is refused at once.
 """
 
 import asyncio
+import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.urls import Url
 from socks_tunnel.signaling.http_client import HttpFailure, request
 from socks_tunnel.signaling.jwt_tokens import JWKS_MAX, Header, JwtRefused, KeySet
@@ -30,7 +34,22 @@ STALE: Final = 24 * 3600.0
 
 FETCHES_BURST: Final = 5
 FETCHES_PERIOD: Final = 30.0
-"""So many questions at once, and one in so many seconds for long."""
+"""So many questions at once, and one in so many seconds for long, while the provider answers."""
+
+RETRY: Final = 3.0
+"""Seconds after a question without a usable answer until the next one."""
+
+AWAY_PATIENCE: Final = 0.5
+"""Seconds that a request waits for the provider if the last question had no usable answer."""
+
+WAITING_MAX: Final = 16
+"""Requests that wait for the provider at a time. Those that need no answer of it go on."""
+
+UNKNOWN_KEPT: Final = 10.0
+"""Seconds for which it is remembered that the provider has no key of a name."""
+
+UNKNOWN_MAX: Final = 256
+"""Names of which that is remembered."""
 
 
 class KeysUnavailable(Exception):  # noqa: N818 - a state, not a fault of ours
@@ -62,23 +81,44 @@ class Jwks:
         self._counted_at = clock()
         self._fetching: asyncio.Task[None] | None = None
         self._failure = ""
+        self._failed_at = 0.0
+        self._waiting = 0
+        self._unknown: dict[str | None, float] = {}
 
     async def find(self, header: Header) -> Any:
         """Returns the key that a token names.
 
-        Raises :class:`KeysUnavailable` if no keys are known, and
-        :class:`~socks_tunnel.signaling.jwt_tokens.JwtRefused` if they have no such key.
+        Raises :class:`KeysUnavailable` if no keys are known, or newer ones cannot be had, and
+        :class:`~socks_tunnel.signaling.jwt_tokens.JwtRefused` if the provider has no such key.
         """
-        if self._keys is None or self._age() > FRESH:
-            await self._fetch()
+        asked = False
+        if self._keys is None:
+            asked = await self._fetch()
+        elif self._age() > FRESH:
+            with contextlib.suppress(KeysUnavailable):  # what is known serves as long as it may
+                asked = await self._fetch()
         key = self._usable().find(header)
-        if key is None:  # it may be newer than what is known
-            await self._fetch()
+        if key is None and not asked and not self._is_unknown(header.key_id):
+            asked = await self._fetch()  # it may be newer than what is known
             key = self._usable().find(header)
-        if key is None:
-            named = "" if header.key_id is None else f" (kid {header.key_id!r})"
-            raise JwtRefused("unknown-key", named)
-        return key
+        if key is not None:
+            return key
+        named = "" if header.key_id is None else f" (kid {clip(repr(header.key_id))})"
+        if self._failure:
+            raise KeysUnavailable(f"the issuer's key{named} is not known: {self._failure}")
+        if asked:
+            self._remember_unknown(header.key_id)
+        raise JwtRefused("unknown-key", named)
+
+    def _is_unknown(self, key_id: str | None) -> bool:
+        """Returns whether the provider had no key of that name a moment ago."""
+        return self._clock() - self._unknown.get(key_id, -math.inf) < UNKNOWN_KEPT
+
+    def _remember_unknown(self, key_id: str | None) -> None:
+        self._unknown.pop(key_id, None)  # the newest are last
+        self._unknown[key_id] = self._clock()
+        if len(self._unknown) > UNKNOWN_MAX:
+            del self._unknown[next(iter(self._unknown))]
 
     def _usable(self) -> KeySet:
         if self._keys is None or self._age() > STALE:
@@ -89,16 +129,31 @@ class Jwks:
     def _age(self) -> float:
         return self._clock() - self._fetched_at
 
-    async def _fetch(self) -> None:
-        """Asks for the keys, if that may be done now. The keys stay as they are if it fails."""
+    async def _fetch(self) -> bool:
+        """Asks for the keys, if that may be done now; returns whether fresh ones have come.
+
+        The keys stay as they are if it fails. Raises :class:`KeysUnavailable` if too many wait.
+        """
         if self._fetching is None:
             if not self._may_fetch():
-                return
+                return False
             self._fetching = spawn("fetch the issuer's keys", self._fetch_once())
-        await asyncio.wait([self._fetching])
+        if self._waiting >= WAITING_MAX:
+            raise KeysUnavailable(
+                f"{WAITING_MAX} requests wait for {self._where} already; try later"
+            )
+        fetching = self._fetching
+        self._waiting += 1
+        try:
+            await asyncio.wait([fetching], timeout=AWAY_PATIENCE if self._failure else None)
+        finally:
+            self._waiting -= 1
+        return fetching.done() and not self._failure
 
     def _may_fetch(self) -> bool:
         now = self._clock()
+        if self._failure:
+            return now - self._failed_at >= RETRY
         more = (now - self._counted_at) / FETCHES_PERIOD
         self._allowed, self._counted_at = min(FETCHES_BURST, self._allowed + more), now
         if self._allowed < 1:
@@ -128,6 +183,7 @@ class Jwks:
         if not self._failure:  # once, and not for each request to join
             _log.warning("the issuer's keys cannot be had: %s", why)
         self._failure = why
+        self._failed_at = self._clock()
 
     async def _read(self) -> bytes:
         """Returns the document. Raises OSError, HttpFailure or ValueError."""

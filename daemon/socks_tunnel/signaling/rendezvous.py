@@ -78,7 +78,7 @@ OFFERS_MAX: Final = 1024
 """Offers of ours that may wait for an answer."""
 
 HANDLED_MAX: Final = 32
-"""Envelopes of others that are worked on at the same time; further offers are refused."""
+"""Envelopes of others at work at the same time, and as many requests of strangers to join."""
 
 HANDLE_TIMEOUT: Final = 30.0
 """Seconds that the work on one of them may take."""
@@ -142,7 +142,7 @@ class Rendezvous:
         self._hurry = asyncio.Event()
         self._waiting: dict[bytes, Waiting] = {}
         self._presence = PresenceBoard()
-        self._handling: set[asyncio.Task[None]] = set()
+        self._handling: dict[asyncio.Task[None], bool] = {}  # whether it is a request to join
         self._told_skew: int | None = None
         self._leaving: asyncio.TimerHandle | None = None
         self._offered: IceServers = ()
@@ -455,12 +455,13 @@ class Rendezvous:
         if self._handlers is None:  # a gateway takes none of this, and nobody who means it sends it
             self._dropped("not-for-gateways")
             return
-        if len(self._handling) >= HANDLED_MAX:  # the sender's time runs out, as on a busy host
+        joins = parcel.kind == "join"
+        if list(self._handling.values()).count(joins) >= HANDLED_MAX:  # the sender's time runs out
             self._dropped("too-many")
             return
         task = spawn("handle an envelope", self._handled(sender, parcel))
-        self._handling.add(task)
-        task.add_done_callback(self._handling.discard)
+        self._handling[task] = joins
+        task.add_done_callback(self._handling.pop)
 
     async def _handled(self, sender: bytes, parcel: Parcel) -> None:
         remote_address.set(self._host)
