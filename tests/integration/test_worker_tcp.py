@@ -451,7 +451,7 @@ async def test_drain_finishes_flows_and_refuses_new_ones(pair: Pair) -> None:
         reader, writer = await connect(pair, "127.0.0.1", port)
         pair.endpoint.send_control(0, Drain())
         pair.endpoint.recording = True
-        await until(lambda: pair.endpoint_worker.draining)
+        await until(lambda: pair.endpoint_worker.draining.begun)
         pair.endpoint.send_message(LINK, OpenConnection(55, "127.0.0.1", port).encode())
         assert await pair.endpoint.message(CloseConnection) == CloseConnection(55, 0x12)
         writer.write(b"still works")

@@ -424,18 +424,15 @@ def test_with_the_socket_unit_a_restart_refuses_nobody(scene: Scene) -> None:
     host.systemctl("start")
     scene.wait_works()
     failures: list[OSError | AssertionError] = []
-    ended = greeted = 0
+    greeted = 0
     ending = threading.Event()
 
     def keep_connecting() -> None:
-        nonlocal ended, greeted
+        nonlocal greeted
         while not ending.is_set():
             try:
                 greet(PROXY, timeout=START_TIMEOUT).close()
                 greeted += 1
-            except (ConnectionResetError, BrokenPipeError):
-                # The old supervisor had accepted it in its last moment: it was not refused.
-                ended += 1
             except (OSError, AssertionError) as error:
                 failures.append(error)
             ending.wait(0.01)
@@ -453,9 +450,8 @@ def test_with_the_socket_unit_a_restart_refuses_nobody(scene: Scene) -> None:
     finally:
         ending.set()
         client.join()
+    # A client that the old worker has accepted is answered by it, and one that waits by the new.
     assert failures == []
-    # The client has one connection at a time, and no worker accepts once the first of them ends.
-    assert ended <= 1, f"{greeted} greeted, {ended} ended by the restart"
     host.systemctl("stop")
     host.machine.sh("systemctl stop socks-tunnel@gateway.socket")
     host.systemctl("start")

@@ -50,6 +50,7 @@ from socks_tunnel.protocol.ipc import (
     Shutdown,
 )
 from socks_tunnel.protocol.settings import WorkerSettings
+from socks_tunnel_workers.draining import Draining
 from socks_tunnel_workers.frontends.accepting import Listener
 from socks_tunnel_workers.frontends.clients import Clients
 from socks_tunnel_workers.frontends.forward import TcpForwardSession, UdpForward
@@ -109,7 +110,7 @@ class Worker(Channel):
         self.notices = Notices(self.loop.time)
         self.resolver = Resolver(warn=self.notices.warn, metrics=self.metrics)
         self.sessions: dict[int, WorkerSession] = {}
-        self.draining = False
+        self.draining = Draining(self.loop, self.sessions, lambda: self.send_control(0, Drained()))
         self.settings: Settings
         self.memory: Account
         self.clients: Clients
@@ -130,7 +131,6 @@ class Worker(Channel):
         self._replace = replace
         self._inheritance = inheritance
         self._exited = False
-        self._drained_told = False
 
     # --- IPC ------------------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ class Worker(Channel):
         """The supervisor is gone: nothing is left to do."""
         if error is not None:
             logger.error("worker %d lost the supervisor: %s", self.index, error)
-        status = 0 if self.draining and error is None else 1
+        status = 0 if self.draining.begun and error is None else 1
         self._release()
         self._exit(status)
 
@@ -255,7 +255,7 @@ class Worker(Channel):
             notices=self.notices,
             memory=self.memory,
             metrics=self.metrics,
-            flow_left=self._check_drained,
+            flow_left=self.draining.check,
             relieve=relief.relieve,
         )
         self.targets = Targets(
@@ -392,7 +392,7 @@ class Worker(Channel):
             open_from_peer=self.targets.open if endpoint else None,
             index=self.index,
         )
-        session.draining = self.draining
+        session.draining = self.draining.begun
         self.sessions[number] = session
         return session
 
@@ -430,7 +430,7 @@ class Worker(Channel):
             )
         self.clients.routing.forget(session)
         session.end(CloseReason.RESUME_FAILED, tell_peer=False)
-        self._check_drained()
+        self.draining.check()
 
     # --- flows ----------------------------------------------------------------------------------
 
@@ -448,24 +448,14 @@ class Worker(Channel):
     # --- the end --------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Accepts nothing new, and tells the supervisor when the last flow has ended."""
-        self.draining = True
+        """Accepts nothing new, and tells the supervisor when nothing is left to be waited for."""
         for session in self.sessions.values():
             session.draining = True
         if self._configured:
             self.clients.drain()
         for listener in self._listeners:
             listener.stop()
-        self._check_drained()
-
-    def _check_drained(self) -> None:
-        if not self.draining or self._drained_told:
-            return
-        # Bytes that are still owed to a local socket count: they are part of a flow to its user.
-        if any(len(session.flows) or session.lingering for session in self.sessions.values()):
-            return
-        self._drained_told = True
-        self.send_control(0, Drained())
+        self.draining.begin(self.clients if self._configured else None)
 
     def _shutdown(self) -> None:
         """Closes everything now and exits with status 0."""
@@ -476,7 +466,7 @@ class Worker(Channel):
 
     def _release(self) -> None:
         """Ends all flows and handshakes, and closes the listening sockets of this process."""
-        self.draining = self._drained_told = True
+        self.draining.end()
         for listener in self._listeners:
             listener.stop()
         for session in self.sessions.values():

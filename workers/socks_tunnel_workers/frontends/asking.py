@@ -36,6 +36,16 @@ class Asker:
     __slots__ = ()
     _sock: socket.socket | None
 
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for nothing. Never, if its connection is for one request alone."""
+        return False
+
+    @property
+    def answering(self) -> bool:
+        """Whether a part of an answer is on its way. Never, if the answer is a flow."""
+        return False
+
     def _received(self, longest: int) -> bytes | None:
         """Reads the client's socket. Returns None if there is nothing to do for it.
 

@@ -43,6 +43,10 @@ class Connected(Closable, Protocol):
     def idle(self) -> bool:
         """Whether it waits for nothing: closing it takes nothing away."""
 
+    @property
+    def answering(self) -> bool:
+        """Whether a part of the answer to its request is here, which it still gets in a drain."""
+
 
 class Clients:
     """The clients of one worker. `full` says whether it holds as many flows as it may."""
@@ -184,9 +188,13 @@ class Clients:
     @property
     def settled(self) -> bool:
         """Whether no client waits for anything. Those that are idle are closed."""
-        for client in [client for client in self.opening if client.idle]:
-            client.close()
+        self.close_idle()
         return not self.opening
+
+    def close_idle(self) -> None:
+        """Closes the clients that wait for nothing."""
+        for client in [client for client in self.opening if client.idle]:
+            self.guard(client, client.close)
 
     def give_up(self) -> None:
         """Closes all clients whose flows are not open yet."""

@@ -56,11 +56,6 @@ class TcpForwardSession(Asker):
         self._opening = Opening(clients, self, ConnectRequest(target), who, sock)
         self._opening.start()
 
-    @property
-    def idle(self) -> bool:
-        """Never: it waits for its flow."""
-        return False
-
     def opened(self, bound: HostPort) -> bool:
         """Leaves the socket to the flow."""
         del bound

@@ -109,6 +109,11 @@ class HttpSession(Asker):
         """Whether no request of the client is under way."""
         return self._core.idle and self._opening is None and not self._to_client
 
+    @property
+    def answering(self) -> bool:
+        """Whether bytes of a response wait for the client; their flow may have ended."""
+        return bool(self._to_client)
+
     # --- the client -----------------------------------------------------------------------------
 
     def _readable(self) -> None:

@@ -87,11 +87,6 @@ class SocksSession(Asker):
         clients.opening.add(self)
         clients.loop.add_reader(sock, clients.guard, self, self._readable)
 
-    @property
-    def idle(self) -> bool:
-        """Never: a client of SOCKS has one request, and waits for its answer."""
-        return False
-
     # --- handshake ------------------------------------------------------------------------------
 
     def _readable(self) -> None:

@@ -14,6 +14,7 @@ class Waiting:
         self.tries = 0
         self.closed = 0
         self.idle = False
+        self.answering = False
 
     @property
     def asker(self) -> Waiting:
