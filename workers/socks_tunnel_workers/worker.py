@@ -204,6 +204,14 @@ class Worker(Channel):
                     f"a worker has no use for control '{message.OP}'", kind="ipc-control"
                 )
 
+    def on_bug(self, session: int, message: Control | None, error: Exception) -> None:
+        """Ends the flows of the session; a worker without a configuration is of no use at all."""
+        self.counters.count("protocol_errors_total", "bug")
+        if not self._configured or isinstance(message, Configure):
+            raise error
+        if (owner := self.sessions.get(session)) is not None:
+            owner.end(CloseReason.GENERAL_FAILURE, tell_peer=True)
+
     def on_closed(self, error: Exception | None) -> None:
         """The supervisor is gone: nothing is left to do."""
         if error is not None:

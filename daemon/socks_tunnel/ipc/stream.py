@@ -16,12 +16,15 @@ behind megabytes of a transfer.
 """
 
 import asyncio
+import logging
 import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar, cast
 
+from socks_tunnel.ops.bugs import BugLog
+from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.ipc import (
     BODY_MAX,
@@ -32,6 +35,8 @@ from socks_tunnel.protocol.ipc import (
     FrameReader,
     encode_control,
 )
+
+_log = logging.getLogger(__name__)
 
 _pack_header = FRAME_HEADER.pack
 _OVERHEAD = FRAME_HEADER.size - 4
@@ -52,7 +57,9 @@ class Channel(asyncio.BufferedProtocol):
     :meth:`on_messages` and :meth:`on_control` are called on the event loop in the order of the
     stream. If one of them raises :class:`RemoteProtocolError`, or the stream itself breaks the
     framing, the channel is aborted and :meth:`on_closed` gets that error: after it nothing more is
-    delivered. Sending on a closed channel does nothing, as the other process is gone.
+    delivered. Any other exception of theirs is a bug of ours. It is logged, :meth:`on_bug` ends
+    what the message was for, and the channel goes on with the next one. Sending on a closed channel
+    does nothing, as the other process is gone.
 
     Writing is never awaited. What the other side does not read yet piles up; :attr:`buffered` says
     how much, and whoever sends keeps it bounded.
@@ -62,6 +69,7 @@ class Channel(asyncio.BufferedProtocol):
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
         self._error: Exception | None = None
+        self._bugs = BugLog()
         self._closing = False
         self._silent = False
         self._out: list[bytes | memoryview] = []
@@ -86,6 +94,13 @@ class Channel(asyncio.BufferedProtocol):
     def on_control(self, session: int, message: Control) -> None:
         """Takes one control message. `session` is 0 if it names no session."""
         raise NotImplementedError
+
+    def on_bug(self, session: int, message: Control | None, error: Exception) -> None:
+        """Ends what a message was for whose handler met a bug; None stands for tunnel messages.
+
+        All that the handler was given counts as lost. If this raises, the channel is aborted with
+        that error.
+        """
 
     def on_closed(self, error: Exception | None) -> None:
         """Learns of the end, exactly once; `error` is None after EOF or :meth:`close`."""
@@ -282,13 +297,28 @@ class Channel(asyncio.BufferedProtocol):
             for session, item in self._reader.received(nbytes):
                 if self._closing:
                     return
-                if isinstance(item, list):
-                    self.on_messages(session, item)
-                else:
-                    self.on_control(session, item)
+                try:
+                    if isinstance(item, list):
+                        self.on_messages(session, item)
+                    else:
+                        self.on_control(session, item)
+                except RemoteProtocolError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - one message must not end all flows
+                    self._met_bug(session, item, error)
         except RemoteProtocolError as error:
             self._error = error
             self.abort()
+        except Exception as error:  # noqa: BLE001 - else asyncio would close without a reason
+            self._bugs.tell(_log, "an IPC stream is ended by a bug", error)
+            self._error = RemoteProtocolError(f"a bug: {clip(error)}", kind="ipc-frame")
+            self.abort()
+
+    def _met_bug(self, session: int, item: list[memoryview] | Control, error: Exception) -> None:
+        message = None if isinstance(item, list) else item
+        what = "tunnel messages" if message is None else f"control '{message.OP}'"
+        self._bugs.tell(_log, f"{what} of session {session} met a bug", error)
+        self.on_bug(session, message, error)
 
     def pause_writing(self) -> None:
         """Notes that more waits than the transport's high-water mark."""

@@ -173,6 +173,17 @@ class WorkerSlot(Slot):
             case _:
                 super().on_control(session, message)
 
+    def on_bug(self, session: int, message: Control | None, error: Exception) -> None:
+        """Closes the link of the session, so that a resume tells again what is lost.
+
+        An answer or a report can be lost without harm.
+        """
+        self._metrics.protocol_errors_total.labels("bug").inc()
+        if session:
+            self._routes.met_bug(session)
+        elif not isinstance(message, Answer | DialsDone | Probed):
+            super().on_bug(session, message, error)
+
     @property
     def retiring(self) -> bool:
         """Whether it takes no new flows, and is not started again once it has ended."""

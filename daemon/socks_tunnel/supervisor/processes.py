@@ -166,6 +166,15 @@ class Slot:
         del session, messages
         raise RemoteProtocolError("this child has no tunnel messages to send", kind="ipc-message")
 
+    def on_bug(self, session: int, message: Control | None, error: Exception) -> None:
+        """Ends what a message of the child was for, whose handler met a bug.
+
+        What belongs to no session is about the child itself: without it, nobody knows its state, so
+        it is ended and started again.
+        """
+        del session, message
+        raise error
+
     # --- life ---------------------------------------------------------------------------------
 
     def start(self, handed: HandedChild | None = None) -> None:
@@ -447,6 +456,9 @@ class _SlotChannel(Channel):
 
     def on_control(self, session: int, message: Control) -> None:
         self._slot.frame(self, session, message)
+
+    def on_bug(self, session: int, message: Control | None, error: Exception) -> None:
+        self._slot.on_bug(session, message, error)
 
     def on_closed(self, error: Exception | None) -> None:
         try:

@@ -185,11 +185,15 @@ def routes(instance: Reported) -> list[dict[str, Any]]:
 async def kill(instance: Reported, peer: str, conn_id: int) -> dict[str, Any] | None:
     """Ends a flow at once; returns its row, or None if there is no such flow."""
     answers = await asyncio.gather(
-        *(slot.kill_flow(peer, conn_id) for slot in instance.workers if slot.running),
+        *(
+            asyncio.wait_for(slot.kill_flow(peer, conn_id), ANSWER_TIMEOUT)
+            for slot in instance.workers
+            if slot.running
+        ),
         return_exceptions=True,
     )
     for answer in answers:
-        if isinstance(answer, Exception) and not isinstance(answer, ConnectionError):
+        if isinstance(answer, Exception) and not isinstance(answer, ConnectionError | TimeoutError):
             raise answer
     rows = [row for answer in answers if isinstance(answer, list) for row in answer]
     return rows[0] if rows else None

@@ -58,6 +58,12 @@ class WorkerRoutes:
         if found is not None:  # else: the session ended while the messages were under way
             found[0].from_worker(found[1], bodies)
 
+    def met_bug(self, session: int) -> None:
+        """Closes the link of a session: something that the worker said of it was lost."""
+        found = self._find(session)
+        if found is not None:
+            found[0].abuse(f"a bug in what worker {self.index} said; the log has it")
+
     def attached(self, session: int, answer: Attached) -> None:
         """Takes the worker's answer to an attach."""
         found = self._find(session)

@@ -176,6 +176,86 @@ async def test_a_frame_out_of_bounds_ends_the_channel(data: bytes, kind: str) ->
     assert len(channel.events) == 2
 
 
+class Failing(Recorder):
+    """A channel whose handlers have a bug: in all messages of session 1, and in pings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fatal = False
+
+    def on_messages(self, session: int, messages: list[memoryview]) -> None:
+        if session == 1:
+            raise ZeroDivisionError("in a message")
+        super().on_messages(session, messages)
+
+    def on_control(self, session: int, message: Control) -> None:
+        if isinstance(message, IpcPing):
+            raise LookupError("in a ping")
+        super().on_control(session, message)
+
+    def on_bug(self, session: int, message: Control | None, error: Exception) -> None:
+        self.events.append(("bug", session, message, str(error)))
+        if self.fatal:
+            raise error
+
+
+async def test_a_bug_in_a_handler_costs_what_it_was_given_and_not_the_channel(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    channel, transport = Failing(), FakeTransport()
+    channel.connection_made(transport)  # type: ignore[arg-type] # as uvloop's, it is duck-typed
+    data = frame_header(0, 1, 1) + b"x" + encode_control(0, IpcPing(1)) + frame_header(0, 2, 1)
+    feed(channel, 3 * (data + b"y"))
+    once = [
+        ("bug", 1, None, "in a message"),
+        ("bug", 0, IpcPing(1), "in a ping"),
+        ("message", 2, b"y"),
+    ]
+    assert channel.events == 3 * once
+    assert not transport.aborted
+    assert caplog.text.count("ZeroDivisionError: in a message") == 1, "once a kind"
+    assert "control 'ping' of session 0 met a bug" in caplog.text
+    channel.send_message(2, b"z")
+    await asyncio.sleep(0)
+    assert transport.pieces[-1] == b"z"
+
+
+async def test_a_bug_that_costs_the_channel_is_its_error() -> None:
+    channel, transport = Failing(), FakeTransport()
+    channel.fatal = True
+    channel.connection_made(transport)  # type: ignore[arg-type] # as uvloop's, it is duck-typed
+    feed(channel, encode_control(0, IpcPing(1)) + frame_header(0, 2, 1) + b"y")
+    assert transport.aborted
+    channel.connection_lost(None)
+    assert [event[0] for event in channel.events] == ["bug", "closed"]
+    error = channel.events[1][1]
+    assert isinstance(error, RemoteProtocolError)
+    assert str(error) == "a bug: in a ping"
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS)
+def test_the_stream_goes_on_behind_a_bug(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def exchange() -> None:
+        left, right = socket.socketpair()
+        channel = await connect(left, Failing)
+        right.sendall(encode_control(0, IpcPing(1)))
+        async with asyncio.timeout(60):
+            while not channel.events:
+                await asyncio.sleep(0.001)
+            right.sendall(frame_header(0, 2, 1) + b"y")
+            while len(channel.events) < 2:
+                await asyncio.sleep(0.001)
+        assert channel.events[1] == ("message", 2, b"y")
+        channel.close()
+        right.close()
+        await asyncio.sleep(0)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(exchange())
+
+
 async def test_nothing_is_delivered_after_a_handler_aborted() -> None:
     channel, transport = await recorder()
     channel.react = channel.abort

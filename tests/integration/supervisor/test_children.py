@@ -19,7 +19,7 @@ from socks_tunnel.config.settings import Log
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.errors import CloseReason
-from socks_tunnel.protocol.ipc import Configure, Control
+from socks_tunnel.protocol.ipc import Configure, Control, Drain
 from socks_tunnel.protocol.messages import CloseConnection, OpenConnection, Resume, decode
 from socks_tunnel.supervisor.children import (
     EXPORTER_COMMAND,
@@ -67,12 +67,13 @@ class Setup:
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.unbootable: list[tuple[str, int | None]] = []
+        self.abuses: list[str] = []
         self.router = Router(
             opens=False,
             worker_count=1,
             flows_per_worker=100,
             metrics=self.metrics,
-            on_abuse=lambda _link, _reason: None,
+            on_abuse=lambda _link, reason: self.abuses.append(reason),
             clock=time.monotonic,
         )
         self.directory = directory
@@ -155,6 +156,58 @@ async def test_a_killed_worker_s_flows_are_closed_and_a_new_one_takes_flows(
     assert "1 flows ended with worker 0; their peers were told" in caplog.text
     link.messages([OpenConnection(6, "example.com", 80).encode()])
     await setup.port.until(3)
+
+
+async def test_a_bug_in_what_a_worker_says_costs_the_link_and_not_the_worker(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = await setup.attached()
+    changed = asyncio.Event()
+
+    def fails(*_: object) -> None:
+        changed.set()
+        raise ZeroDivisionError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(link.session, "from_worker", fails)
+        link.messages([OpenConnection(5, "example.com", 80).encode()])
+        async with asyncio.timeout(60):
+            await changed.wait()
+    assert setup.abuses == ["a bug in what worker 0 said; the log has it"]
+    with monkeypatch.context() as patched:
+        patched.setattr(setup.slot, "_answered", fails)
+        question = spawn("ask", setup.slot.ask("status"))
+        changed.clear()
+        async with asyncio.timeout(60):
+            await changed.wait()
+        question.cancel()
+        await asyncio.wait([question])
+    assert await setup.slot.ask("status") == [{"part": 1}, {"part": 2}]
+    opening = OpenConnection(7, "example.com", 80).encode()
+    link.messages([opening])
+    await setup.port.until(1)
+    assert setup.port.sent == [opening]
+    assert setup.slot.restarts == 0
+    errors = setup.registry.get_sample_value("socks_tunnel_protocol_errors_total", {"kind": "bug"})
+    assert errors is not None
+    assert errors >= 2
+    assert "tunnel messages of session 1 met a bug" in caplog.text
+
+
+async def test_a_bug_in_what_a_worker_says_of_itself_ends_it(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(setup.slot.drained, "set", fails)
+    assert setup.slot.channel is not None
+    setup.slot.channel.send_control(0, Drain())
+    async with asyncio.timeout(60):
+        while "worker 0 broke the IPC protocol (a bug: a bug)" not in caplog.text:
+            await asyncio.sleep(0.005)
+    monkeypatch.undo()
+    await setup.ready(2)
 
 
 async def test_questions_are_answered_in_parts(setup: Setup) -> None:

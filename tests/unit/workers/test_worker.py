@@ -219,6 +219,27 @@ def test_the_end_of_a_session_ends_its_flows(site: Site, caplog: pytest.LogCaptu
     assert site.worker.clients.target is None
 
 
+def test_a_bug_in_a_message_ends_the_flows_of_its_session(site: Site) -> None:
+    site.configure()
+    site.link()
+    flow = site.flow()
+    site.worker.on_bug(0, Reload({}), ZeroDivisionError())
+    site.worker.on_bug(SESSION + 1, None, ZeroDivisionError())
+    assert not flow.ended
+    site.worker.on_bug(SESSION, None, ZeroDivisionError())
+    assert flow.ended
+    assert SESSION in site.worker.sessions, "it takes new flows"
+    assert site.exits == []
+
+
+def test_a_bug_in_its_configuration_ends_it(site: Site) -> None:
+    with pytest.raises(ZeroDivisionError):
+        site.worker.on_bug(0, IpcPing(1), ZeroDivisionError())
+    site.configure()
+    with pytest.raises(ZeroDivisionError):
+        site.worker.on_bug(0, Configure(1, {}, []), ZeroDivisionError())
+
+
 def test_it_holds_as_many_flows_as_it_may(site: Site) -> None:
     site.configure(limits={"flows_per_worker": 2})
     site.link()
