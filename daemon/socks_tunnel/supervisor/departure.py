@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import socks_tunnel
+from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.supervisor.binding import Bound
 from socks_tunnel.supervisor.children import ExporterSlot, WorkerSlot
@@ -23,8 +24,13 @@ from socks_tunnel.supervisor.router import Router
 
 _log = logging.getLogger(__name__)
 
+_bugs = BugLog()
+
 REASON: Final = "the program is being replaced; its flows go on"
 """What the log says of links that end."""
+
+LEAVE_TURNS: Final = 1000
+"""Turns of the event loop that links have to leave their sessions. Each needs one or two."""
 
 GOODBYE_TIMEOUT: Final = 1.0
 """Seconds that links have to say goodbye, beside what the workers do."""
@@ -52,8 +58,14 @@ async def depart(
         _log.warning("%d clients wait for an answer still: they lose it", sum(waiting))
     since = time.monotonic()
     ending = spawn("suspend links", links.suspend(REASON))
-    while links.up():  # noqa: ASYNC110 - each leaves its session as soon as its task begins
+    for _ in range(LEAVE_TURNS):  # each leaves its session as soon as its task begins
+        if not links.up():
+            break
         await asyncio.sleep(0)
+    for link in links.up():
+        _log.error("link %s does not end; its session goes on without it", link.peer.name)
+        with _bugs.going_on(_log, f"link {link.peer.name} cannot be cut off"):
+            link.cut_off(REASON)
     handed = await asyncio.gather(*(slot.hand_over(HAND_OVER_TIMEOUT) for slot in workers))
     # Nobody opens or closes a flow any more: what the router knows is what the workers know.
     sessions = [session.export() for session in router.sessions.values()]

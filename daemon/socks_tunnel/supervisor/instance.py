@@ -97,6 +97,9 @@ ACKNOWLEDGE_TIMEOUT: Final = 2.0
 STOP_TIMEOUT: Final = 5.0
 """Seconds that a child has to end after it was told to."""
 
+CLOSE_TIMEOUT: Final = 15.0
+"""Seconds that links and carriers have to close in order; a link alone takes half of it at most."""
+
 FORCED_CLOSE_TIMEOUT: Final = 0.5
 """Seconds that links have to close when the end is forced."""
 
@@ -763,7 +766,10 @@ class Instance:
             await _all(slot.stop(STOP_TIMEOUT) for slot in self.workers)
         await self._nursery.close()
         closing = spawn("close links", self.links.stop("the peer is shutting down"))
-        await asyncio.wait([closing], timeout=FORCED_CLOSE_TIMEOUT if self._forced else None)
+        seconds = FORCED_CLOSE_TIMEOUT if self._forced else CLOSE_TIMEOUT
+        _, open_still = await asyncio.wait([closing], timeout=seconds)
+        if open_still:
+            _log.warning("%d links did not close within %g s", len(self.links.links), seconds)
         if self.exporter is not None:
             await self.exporter.stop(STOP_TIMEOUT)
         running = [slot.ended for slot in self._slots() if slot.ended is not None]

@@ -173,6 +173,11 @@ class PeerLink:
                 self.came_up.set_result(None)
             self._owner.on_down(self, reason)
 
+    def cut_off(self, reason: str) -> None:
+        """Takes a link out of its session that does not end by itself; it carries nothing more."""
+        self._closing = True
+        self._leave(reason)
+
     def _leave(self, reason: str) -> None:
         attached, self.attached = self.attached, None
         if attached is not None:
