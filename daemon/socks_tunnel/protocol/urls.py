@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from socks_tunnel.protocol.addresses import parse_ip
 
@@ -18,6 +18,23 @@ DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 NO_PROXY: Final = "none"
 """As the configured proxy: use none, whatever the environment says."""
+
+
+def split_url(text: str) -> SplitResult:
+    """Returns the parts of a URL, as :func:`urllib.parse.urlsplit` does; `port` can be read.
+
+    Raises :class:`ValueError` with a sentence without the text: those of urllib quote the host and
+    the port, and what they take for these may be a password (`http://user:[secret]@host`).
+    """
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise ValueError("the host cannot be read") from None
+    try:
+        parts.port  # noqa: B018 - reading it is the check
+    except ValueError:
+        raise ValueError("the port is not a number from 0 to 65535") from None
+    return parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +49,14 @@ class Url:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Returns what `text` says. Raises :class:`ValueError` with a sentence without the text."""
-        parts = urlsplit(text)
+        parts = split_url(text)
         if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
             raise ValueError("is none of http://…, https://… and unix:/path")
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise ValueError("only a host, a port and a path may be given")
         if any(c <= " " or c == "\x7f" or not c.isascii() for c in parts.path):
             raise ValueError("the path has characters that must be escaped (%20)")
-        port = parts.port  # raises ValueError if it is none
-        if port is None:
-            port = DEFAULT_PORTS[parts.scheme]
+        port = DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
         return cls(parts.scheme, parts.hostname, port, parts.path or "/")
 
     @property
@@ -82,7 +97,7 @@ class Proxy:
 
         Raises :class:`ValueError` with a sentence that does not have the password.
         """
-        parts = urlsplit(text if "://" in text else f"http://{text}")
+        parts = split_url(text if "://" in text else f"http://{text}")
         if parts.scheme != "http":
             raise ValueError(f"a proxy is given as http://HOST:PORT, not as {parts.scheme}://")
         if not parts.hostname or parts.path not in {"", "/"} or parts.query or parts.fragment:
@@ -129,19 +144,18 @@ def _is_exception(url: Url, exceptions: str) -> bool:
         if entry == "*":
             return True
         try:
-            network = ipaddress.ip_network(entry.strip("[]"), strict=False)
-        except ValueError:  # a name, or something with a port
+            network = ipaddress.ip_network(entry, strict=False)
+        except ValueError:  # a name, something in brackets, or something with a port
             network = None
         if network is not None:
             if ip is not None and ip in network:
                 return True
             continue
         name, colon, port = entry.rpartition(":")
-        if not colon or not port.isdigit():
+        if not colon or not (port.isascii() and port.isdigit()) or len(port) > 5:
             name, port = entry, ""
         if port and int(port) != url.port:
             continue
-        name = name.strip("[]")
         if ip is not None:
             if parse_ip(name) == ip:
                 return True

@@ -456,25 +456,6 @@ def test_nothing_secret_is_in_the_representation(directory: Path) -> None:
     assert HASH not in shown
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"role": "proxy"},
-        {"surprise": 1},
-        {"socks": None},
-        {"limits": {}},
-        {"peers": [{"name": "x"}]},
-        {"policies": []},
-    ],
-)
-def test_settings_of_another_version_are_refused(
-    directory: Path, change: dict[str, object]
-) -> None:
-    fields = dump(load_text(directory, GATEWAY))
-    with pytest.raises(ValueError, match="of another version"):
-        WorkerSettings.from_map(fields | change)
-
-
 def test_a_configuration_does_not_change(directory: Path) -> None:
     config = load_text(directory, GATEWAY)
     with pytest.raises(FrozenInstanceError):

@@ -58,3 +58,16 @@ def test_a_file_that_browsers_do_not_read_is_refused() -> None:
     routes = [route(*(f"{name}{n}.corp" for n in range(7_000)))]
     with pytest.raises(ValueError, match=f"browsers read {pac.SIZE_MAX}"):
         pac.script(routes, "127.0.0.1", 1080, ["socks5"])
+
+
+def test_the_longest_file_that_browsers_read_is_served() -> None:
+    def text(host: str) -> str:
+        return pac.script([], host, 1080, ["socks5"])
+
+    host = "h" * (pac.SIZE_MAX - len(text("")))
+    assert len(text(host)) == pac.SIZE_MAX
+    with pytest.raises(
+        ValueError,
+        match=f"^the file would have {pac.SIZE_MAX + 1} bytes; browsers read {pac.SIZE_MAX}$",
+    ):
+        text(host + "h")
