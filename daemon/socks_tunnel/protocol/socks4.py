@@ -116,12 +116,11 @@ class ServerConnection(Connection):
         """
         if self._state not in {_State.REPLY, _State.SECOND_REPLY}:
             raise LocalProtocolError("no reply is due")
-        address = parse_ip(bound.host)
-        if reply == Reply.SUCCEEDED and (address is None or address.version != 4):
-            if self._command is Command.RESOLVE:
-                reply = Reply.HOST_UNREACHABLE
-            bound = UNSPECIFIED
         granted = reply == Reply.SUCCEEDED
+        address = parse_ip(bound.host)
+        if address is None or address.version != 4:
+            granted = granted and self._command is not Command.RESOLVE
+            bound = UNSPECIFIED
         self._to_send += _encode_reply(Code.GRANTED if granted else Code.REJECTED, bound)
         first_of_two = granted and self._command is Command.BIND and self._state is _State.REPLY
         self._state = _State.SECOND_REPLY if first_of_two else _State.DONE

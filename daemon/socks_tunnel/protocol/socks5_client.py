@@ -83,10 +83,10 @@ class ClientConnection(Connection):
         if self._error is not None:
             raise self._error
         # The method and the status are no events: at most two steps lead to a reply.
-        if self._state is _ClientState.METHOD and not self._read_method():
-            return NEED_DATA
-        if self._state is _ClientState.STATUS and not self._read_status():
-            return NEED_DATA
+        if self._state is _ClientState.METHOD:
+            self._read_method()
+        if self._state is _ClientState.STATUS:
+            self._read_status()
         if self._state in {_ClientState.REPLY, _ClientState.SECOND_REPLY}:
             return self._read_reply()
         return NEED_DATA
@@ -95,10 +95,8 @@ class ClientConnection(Connection):
         """Returns the bytes that came after the last reply, once; empty before it."""
         return self._take_all() if self._state is _ClientState.DONE else b""
 
-    def _check_version(self, expected: int) -> bool:
-        if not self._received:
-            return False
-        if self._received[0] != expected:
+    def _check_version(self, expected: int) -> None:
+        if self._received and self._received[0] != expected:
             raise self._fail(
                 RemoteProtocolError(
                     f"the server answers with version 0x{self._received[0]:02x},"
@@ -106,11 +104,11 @@ class ClientConnection(Connection):
                     kind="not-socks5",
                 )
             )
-        return True
 
-    def _read_method(self) -> bool:
-        if not self._check_version(VERSION) or len(self._received) < 2:
-            return False
+    def _read_method(self) -> None:
+        self._check_version(VERSION)
+        if len(self._received) < 2:
+            return
         method = self._take(2)[1]
         if method not in self._methods:
             raise self._fail(
@@ -125,21 +123,21 @@ class ClientConnection(Connection):
         else:
             self._to_send += self._request
             self._state = _ClientState.REPLY
-        return True
 
-    def _read_status(self) -> bool:
-        if not self._check_version(PASSWORD_VERSION) or len(self._received) < 2:
-            return False
+    def _read_status(self) -> None:
+        self._check_version(PASSWORD_VERSION)
+        if len(self._received) < 2:
+            return
         if self._take(2)[1] != 0:
             raise self._fail(
                 RemoteProtocolError("the server refused the password", kind="authentication")
             )
         self._to_send += self._request
         self._state = _ClientState.REPLY
-        return True
 
     def _read_reply(self) -> ReplyReceived | NeedData:
-        if not self._check_version(VERSION) or len(self._received) < 4:
+        self._check_version(VERSION)
+        if len(self._received) < 4:
             return NEED_DATA
         try:
             length = address_length(self._received, 3)

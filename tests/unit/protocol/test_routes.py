@@ -41,6 +41,14 @@ def test_without_routes_one_has_everything() -> None:
     assert not table(("*", "*")).implicit
 
 
+def test_a_route_leads_where_it_was_written_to_lead() -> None:
+    [route] = RouteTable.parse(
+        [RouteSettings("corp", ("*.corp",), (443,), ("office", "home"), "nearest")]
+    ).routes
+    assert (route.name, route.peers, route.policy) == ("corp", ("office", "home"), "nearest")
+    assert not route.any_host
+
+
 # --- which session ----------------------------------------------------------------------------
 
 CANDIDATES = Candidates((3, 1, 2), (5, 4))
@@ -86,6 +94,8 @@ def test_pick(policy: str, usable: set[int], loads: dict[int, int], taken: int |
         ([("a.corp", "*"), ("a.corp\nb.corp", "*"), ("A.corp.", "*")], {2: [0]}),
         ([("a", "80-90\n91-100"), ("a", "85-95"), ("a", "85-101")], {1: [0]}),
         ([("0.0.0.0\n::", "*"), ("*", "*")], {}),
+        ([("a.corp", "*"), ("10.0.0.0/8", "*"), ("a.corp\n10.1.0.0/16", "*")], {2: [0, 1]}),
+        ([("10.0.0.0/8", "*"), ("192.0.2.0/24", "*"), ("10.1.0.0/16", "*")], {2: [0]}),
     ],
 )
 def test_shadowed(routes: list[tuple[str, str]], never: dict[int, list[int]]) -> None:

@@ -30,14 +30,20 @@ REQUESTS: list[tuple[str, str, Request]] = [
     ("Tor's RESOLVE", "04 f0 0000 00000001 00 612e62 00", ResolveRequest("a.b")),
 ]  # fmt: skip
 
-# Each row: what it is, the request, the kind of error.
-REFUSED: list[tuple[str, bytes, str]] = [
-    ("command 3", bytes.fromhex("04 03 0050 c0000207 00"), "command"),
-    ("no name", bytes.fromhex("04 01 0050 00000001 00 00"), "bad-name"),
-    ("a name with a space", bytes.fromhex("04 01 0050 00000001 00 6120 00"), "bad-name"),
-    ("a long user id", CONNECT[:8] + b"u" * (USERID_MAX + 1), "bad-request"),
-    ("a long name", CONNECT[:4] + b"\0\0\0\1\0" + b"n" * (NAME_MAX + 1), "bad-request"),
-]
+LONG_USER_ID = "the user id has more than 255 bytes"
+LONG_NAME = "the name has more than 255 bytes"
+
+# Each row: what it is, the request, the kind of error and what it says.
+REFUSED: list[tuple[str, bytes, str, str]] = [
+    ("command 3", bytes.fromhex("04 03 0050 c0000207 00"), "command", "unknown command 0x03"),
+    ("no name", bytes.fromhex("04 01 0050 00000001 00 00"), "bad-name", "bad host name: the host name is empty"),
+    ("a name with a space", bytes.fromhex("04 01 0050 00000001 00 6120 00"), "bad-name",
+     "bad host name: 'a ' has a character that no host name can have"),
+    ("a long user id", CONNECT[:8] + b"u" * (USERID_MAX + 1), "bad-request", LONG_USER_ID),
+    ("a long user id that ends", CONNECT[:8] + b"u" * (USERID_MAX + 1) + b"\0", "bad-request", LONG_USER_ID),
+    ("a long name", CONNECT[:4] + b"\0\0\0\1\0" + b"n" * (NAME_MAX + 1), "bad-request", LONG_NAME),
+    ("a long name that ends", CONNECT[:4] + b"\0\0\0\1\0" + b"n" * (NAME_MAX + 1) + b"\0", "bad-request", LONG_NAME),
+]  # fmt: skip
 
 
 def received(data: bytes, *, require_password: bool = False) -> ServerConnection:
@@ -71,11 +77,14 @@ def test_reads_a_request_whole_and_byte_by_byte(name: str, wire: str, event: Req
     assert connection.data_to_send() == b""
 
 
-@pytest.mark.parametrize(("name", "raw", "kind"), REFUSED, ids=[row[0] for row in REFUSED])
-def test_refuses_a_request(name: str, raw: bytes, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "raw", "kind", "sentence"), REFUSED, ids=[row[0] for row in REFUSED]
+)
+def test_refuses_a_request(name: str, raw: bytes, kind: str, sentence: str) -> None:
     connection = received(raw)
 
-    assert error_of(connection).kind == kind
+    error = error_of(connection)
+    assert (error.kind, str(error)) == (kind, sentence)
     assert connection.data_to_send() == REJECTED
     connection.receive_data(CONNECT)
     assert error_of(connection).kind == kind
@@ -87,6 +96,32 @@ def test_the_longest_texts_fit() -> None:
     raw = CONNECT[:4] + b"\0\0\0\1" + b"u" * USERID_MAX + b"\0" + name + b"\0"
 
     assert received(raw).next_event() == ConnectRequest(HostPort(name.decode(), 80))
+    connection = ServerConnection()
+    for byte in raw[:-1]:
+        connection.receive_data(bytes((byte,)))
+        assert connection.next_event() is NEED_DATA
+    connection.receive_data(raw[-1:])
+    assert connection.next_event() == ConnectRequest(HostPort(name.decode(), 80))
+
+
+def test_an_unknown_command_is_one_that_is_not_supported() -> None:
+    assert error_of(received(b"\x04\x03" + CONNECT[2:])).reply is Reply.COMMAND_NOT_SUPPORTED
+
+
+def test_without_a_request_there_is_nothing_to_read_and_nothing_behind_it() -> None:
+    connection = ServerConnection()
+    assert connection.next_event() is NEED_DATA
+    connection.receive_data(CONNECT[:-1])
+    assert connection.trailing_data() == b""
+    connection.receive_data(CONNECT[-1:])
+    assert connection.next_event() == ConnectRequest(HostPort("192.0.2.7", 80))
+
+
+def test_early_data_is_never_a_request() -> None:
+    connection = received(CONNECT + b"GET / HTTP/1.0")
+    assert connection.next_event() == ConnectRequest(HostPort("192.0.2.7", 80))
+    assert connection.next_event() is NEED_DATA
+    assert connection.trailing_data() == b"GET / HTTP/1.0"
 
 
 def test_nobody_gets_in_where_a_password_is_wanted() -> None:
@@ -94,6 +129,7 @@ def test_nobody_gets_in_where_a_password_is_wanted() -> None:
 
     error = error_of(connection)
     assert (error.kind, error.reply) == ("authentication", Reply.NOT_ALLOWED)
+    assert str(error) == "this listener wants a password, which SOCKS4 cannot carry"
     assert connection.data_to_send() == REJECTED
 
 
@@ -111,7 +147,9 @@ def test_the_command_has_a_word(request_: bytes, word: str) -> None:
 def test_another_version_gets_no_answer() -> None:
     connection = received(b"\x05\x01\x00")
 
-    assert error_of(connection).kind == "not-socks4"
+    error = error_of(connection)
+    assert error.kind == "not-socks4"
+    assert str(error) == "the first byte is 0x05, not SOCKS version 4"
     assert connection.data_to_send() == b""
 
 
@@ -121,6 +159,8 @@ def test_another_version_gets_no_answer() -> None:
         (Reply.SUCCEEDED, HostPort("192.0.2.9", 4000), "00 5a 0fa0 c0000209"),
         (Reply.SUCCEEDED, HostPort("2001:db8::1", 4000), "00 5a 0000 00000000"),
         (Reply.CONNECTION_REFUSED, HostPort("192.0.2.9", 4000), "00 5b 0fa0 c0000209"),
+        (Reply.CONNECTION_REFUSED, HostPort("2001:db8::1", 4000), "00 5b 0000 00000000"),
+        (Reply.CONNECTION_REFUSED, HostPort("a.example", 4000), "00 5b 0000 00000000"),
     ],
 )
 def test_replies(reply: Reply, bound: HostPort, answer: str) -> None:
@@ -130,7 +170,7 @@ def test_replies(reply: Reply, bound: HostPort, answer: str) -> None:
     connection.reply(reply, bound)
 
     assert connection.data_to_send() == bytes.fromhex(answer)
-    with pytest.raises(LocalProtocolError):
+    with pytest.raises(LocalProtocolError, match=r"^no reply is due$"):
         connection.reply(reply)
 
 

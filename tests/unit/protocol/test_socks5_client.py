@@ -67,6 +67,9 @@ def test_gives_the_reply_and_keeps_what_follows(step: int) -> None:
         if (event := connection.next_event()) is not NEED_DATA:
             events.append(event)
 
+        elif not events:
+            assert connection.trailing_data() == b"", "the reply is not taken for what follows it"
+
     assert events == [ReplyReceived(Reply.SUCCEEDED, BOUND)]
     assert connection.next_event() is NEED_DATA
     assert connection.trailing_data() == b"220 hello"
@@ -144,6 +147,29 @@ def test_every_answer_may_come_byte_by_byte() -> None:
     )
 
 
+def test_every_answer_may_come_at_once() -> None:
+    connection = ClientConnection(TARGET, username="alice", password="secret")
+    connection.receive_data(b"\x05\x02\x01\x00" + bytes.fromhex(SUCCESS) + b"data")
+    assert connection.next_event() == ReplyReceived(Reply.SUCCEEDED, BOUND)
+    assert connection.trailing_data() == b"data"
+
+
+def test_a_user_without_a_password_has_the_empty_one() -> None:
+    connection = ClientConnection(TARGET, username="alice")
+    assert connection.data_to_send() == b"\x05\x02\x00\x02"
+    connection.receive_data(b"\x05\x02")
+    assert connection.next_event() is NEED_DATA
+    assert connection.data_to_send() == b"\x01\x05alice\x00"
+
+
+def test_the_longest_name_and_password_fit() -> None:
+    connection = ClientConnection(TARGET, username="n" * 255, password="p" * 255)
+    assert connection.data_to_send() == b"\x05\x02\x00\x02"
+    connection.receive_data(b"\x05\x02")
+    assert connection.next_event() is NEED_DATA
+    assert connection.data_to_send() == b"\x01\xff" + b"n" * 255 + b"\xff" + b"p" * 255
+
+
 def test_sends_no_password_to_a_server_that_wants_none() -> None:
     connection = ClientConnection(TARGET, username="alice", password="secret")
     connection.data_to_send()
@@ -157,12 +183,15 @@ def test_a_refused_password_is_an_error() -> None:
     connection = ClientConnection(TARGET, username="alice", password="secret")
     connection.receive_data(b"\x05\x02\x01\x01")
 
-    assert error_of(connection).kind == "authentication"
+    error = error_of(connection)
+    assert (error.kind, str(error)) == ("authentication", "the server refused the password")
 
 
 @pytest.mark.parametrize(("username", "password"), [("a" * 256, ""), ("", "a" * 256)])
 def test_a_name_or_password_that_does_not_fit_is_refused(username: str, password: str) -> None:
-    with pytest.raises(ValueError, match="255"):
+    with pytest.raises(
+        ValueError, match=r"^user name and password must not be longer than 255 bytes each$"
+    ):
         ClientConnection(TARGET, username=username, password=password)
 
 
@@ -190,11 +219,28 @@ def test_an_answer_that_breaks_the_protocol_is_an_error(answer: str, kind: str) 
     assert connection.trailing_data() == b""
 
 
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        ("04", "the server answers with version 0x04, not 0x05"),
+        ("05 ff", "the server chose method 0xff, which was not offered"),
+        ("05 00 06", "the server answers with version 0x06, not 0x05"),
+    ],
+)
+def test_the_error_says_what_the_server_did(answer: str, sentence: str) -> None:
+    connection = ClientConnection(TARGET)
+    connection.receive_data(bytes.fromhex(answer))
+
+    assert str(error_of(connection)) == sentence
+
+
 def test_a_status_of_another_version_is_an_error() -> None:
     connection = ClientConnection(TARGET, username="a", password="b")
     connection.receive_data(b"\x05\x02\x05\x00")
 
-    assert error_of(connection).kind == "not-socks5"
+    error = error_of(connection)
+    assert error.kind == "not-socks5"
+    assert str(error) == "the server answers with version 0x05, not 0x01"
 
 
 @pytest.mark.parametrize(
