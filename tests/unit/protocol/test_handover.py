@@ -1,6 +1,7 @@
 """The state that another program goes on with: what is written is read, and nothing else."""
 
 import io
+import re
 import struct
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_what_is_written_is_read() -> None:
 @given(st.integers(0, 1000))
 def test_a_file_that_is_cut_anywhere_is_no_state(cut: int) -> None:
     whole = written({"a": 1}, {"b": b"xyz" * 200})
-    with pytest.raises(Malformed):
+    with pytest.raises(Malformed, match=r"^it ends too early$"):
         list(StateReader(io.BytesIO(whole[: min(cut, len(whole) - 1)])).records())
 
 
@@ -76,26 +77,44 @@ def test_a_state_without_its_last_record_is_cut() -> None:
         list(StateReader(io.BytesIO(written({"a": 1}, end=False))).records())
 
 
-def test_of_another_version_the_head_is_read_and_nothing_else() -> None:
-    later = Head(STATE_VERSION + 1, "9.0", (31,), (3,))
-    reader = StateReader(io.BytesIO(written({"a": 1}, head=later)))
-    assert reader.head == later
+@pytest.mark.parametrize("version", [0, STATE_VERSION + 1])
+def test_of_another_version_the_head_is_read_and_nothing_else(version: int) -> None:
+    other = Head(version, "9.0", (31,), (3,))
+    reader = StateReader(io.BytesIO(written({"a": 1}, head=other)))
+    assert reader.head == other
     with pytest.raises(
-        UnknownVersionError, match=r"version 2, written by 9\.0; this program reads 1"
+        UnknownVersionError,
+        match=rf"^it is of version {version}, written by 9\.0; this program reads 1$",
+    ):
+        list(reader.records())
+
+
+def test_all_versions_that_can_be_read_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "READABLE", frozenset({5, 3}))
+    reader = StateReader(io.BytesIO(written(head=Head(4, "v" * 41))))
+    with pytest.raises(
+        UnknownVersionError, match=rf"written by {'v' * 37}…; this program reads 3, 5$"
     ):
         list(reader.records())
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"magic": "x"}, {"version": "1"}, {"program": 7}, {"pids": [1, "2"]}, {"fds": None}],
+    ("change", "sentence"),
+    [
+        ({"magic": "x"}, "it is no hand-over of socks-tunnel"),
+        ({"version": "1"}, "'version' is not usable: 1"),
+        ({"version": -1}, "'version' is not usable: -1"),
+        ({"program": 7}, "'program' is not usable: 7"),
+        ({"pids": [1, "2"]}, "'pids' is not usable: a list of 2 entries"),
+        ({"fds": None}, "'fds' is not usable: None"),
+    ],
 )
-def test_a_head_that_is_none_is_refused(change: dict[str, Any]) -> None:
+def test_a_head_that_is_none_is_refused(change: dict[str, Any], sentence: str) -> None:
     file = io.BytesIO(written())
     (length,) = struct.unpack("!I", file.read(4))
     fields = msgpack.unpackb(file.read(length)) | change
     body = msgpack.packb(fields)
-    with pytest.raises(Malformed):
+    with pytest.raises(Malformed, match=f"^{re.escape(sentence)}$"):
         StateReader(io.BytesIO(struct.pack("!I", len(body)) + body))
 
 
@@ -105,6 +124,8 @@ def test_a_record_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     writer.write({"a": b"x" * 994})
     with pytest.raises(ValueError, match="over the limit 1000"):
         writer.write({"a": b"x" * 995})
+    longest = {"a": b"x" * 994}
+    assert again(longest) == longest
     head = written()[:-10]
     with pytest.raises(Malformed, match="at most 1000"):
         list(StateReader(io.BytesIO(head + struct.pack("!I", 1001))).records())
@@ -119,9 +140,13 @@ def test_any_bytes_are_a_state_or_malformed(raw: bytes) -> None:
 # --- a session ----------------------------------------------------------------------------------
 
 
-def test_a_session_goes_on_with_its_terms_and_the_flows_that_have_ended() -> None:
+@pytest.mark.parametrize(
+    "terms",
+    [Terms(5000, 65_529, 300, frozenset({"resume", "udp"})), Terms(0, 1, 0, frozenset())],
+)
+def test_a_session_goes_on_with_its_terms_and_the_flows_that_have_ended(terms: Terms) -> None:
     old = session()
-    old.terms = Terms(5000, 65_529, 300, frozenset({"resume", "udp"}))
+    old.terms = terms
     old.closed[7] = CloseReason.RESET
     old.closed[3] = CloseReason.ORDERLY
     new = session()
@@ -140,7 +165,7 @@ def test_a_session_that_never_had_a_link_has_no_terms() -> None:
 def test_a_session_with_a_link_is_not_handed_over() -> None:
     old = session()
     old.attach(Terms(1, 1, 1), 0, resume=True)
-    with pytest.raises(LocalProtocolError, match="with a link"):
+    with pytest.raises(LocalProtocolError, match=r"^a session with a link cannot be handed over$"):
         export_session(old)
 
 

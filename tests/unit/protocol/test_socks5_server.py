@@ -175,21 +175,28 @@ def test_a_refused_password_ends_it() -> None:
     connection.accept_password(False)
 
     assert connection.data_to_send() == b"\x01\x01"
-    assert error_of(connection).kind == "authentication"
+    error = error_of(connection)
+    assert (error.kind, str(error)) == ("authentication", "wrong user name or password")
     with pytest.raises(LocalProtocolError):
         connection.accept_password(True)
 
 
 @pytest.mark.parametrize(
-    "offer",
-    ["05 01 00", "00 01 61 01 61", "01 02 61ff 01 61", "01 01 61 02 61ff"],
+    ("offer", "sentence"),
+    [
+        ("05 01 00", "the subnegotiation has version 0x05, not RFC 1929's 0x01"),
+        ("00 01 61 01 61", "the subnegotiation has version 0x00, not RFC 1929's 0x01"),
+        ("01 02 61ff 01 61", "user name or password is not UTF-8"),
+        ("01 01 61 02 61ff", "user name or password is not UTF-8"),
+    ],
     ids=["version 5", "version 0", "name not UTF-8", "password not UTF-8"],
 )
-def test_a_malformed_password_message_is_refused(offer: str) -> None:
+def test_a_malformed_password_message_is_refused(offer: str, sentence: str) -> None:
     connection = asked_for_password()
     connection.receive_data(bytes.fromhex(offer))
 
-    assert error_of(connection).kind == "authentication"
+    error = error_of(connection)
+    assert (error.kind, str(error)) == ("authentication", sentence)
     assert connection.data_to_send() == b"\x01\x01"
 
 
@@ -225,7 +232,7 @@ def test_a_password_is_not_in_the_repr_of_its_event() -> None:
 
 
 def test_a_verdict_that_nobody_asked_for_is_our_own_mistake() -> None:
-    with pytest.raises(LocalProtocolError):
+    with pytest.raises(LocalProtocolError, match=r"^no password is waiting for an answer$"):
         greeted().accept_password(True)
 
 
@@ -372,6 +379,27 @@ def test_refuses_a_request_with_its_code_and_ten_bytes(
     assert connection.data_to_send().hex() == f"05{reply:02x}000100000000" + "0000"
 
 
+@pytest.mark.parametrize(
+    ("wire", "sentence"),
+    [
+        ("04 01", "the first byte is 0x04, not SOCKS version 5"),
+        ("05 01 02", "the client does not offer method 0x00"),
+        (GREETING + "04 01", "the request has version 0x04, not 0x05"),
+        (GREETING + "05 04 00 01 c0000207 0050", "unknown command 0x04"),
+        (GREETING + "05 04 00 09", "unknown command 0x04"),
+        (
+            GREETING + "05 f1 00 03 01 61 0000",
+            "RESOLVE_PTR asks for the name of 'a', which is no address",
+        ),
+    ],
+)
+def test_the_error_says_what_the_client_did(wire: str, sentence: str) -> None:
+    connection = ServerConnection()
+    connection.receive_data(bytes.fromhex(wire))
+
+    assert str(error_of(connection)) == sentence
+
+
 def test_a_refused_command_is_read_to_its_end_first() -> None:
     connection = greeted()
 
@@ -423,7 +451,9 @@ def test_a_shell_that_does_not_stop_reading_is_told() -> None:
     for _ in range(4):
         connection.receive_data(chunk)
 
-    with pytest.raises(LocalProtocolError, match="stop reading"):
+    with pytest.raises(
+        LocalProtocolError, match=rf"^{BUFFER_MAX} bytes are waiting; stop reading until they are"
+    ):
         connection.receive_data(b"x")
 
     assert len(connection.trailing_data()) == BUFFER_MAX
@@ -434,9 +464,19 @@ def test_a_shell_that_does_not_stop_reading_is_told() -> None:
 # --- replies ----------------------------------------------------------------------------------
 
 
-def test_the_command_has_a_word() -> None:
+@pytest.mark.parametrize(
+    ("request_", "word"),
+    [
+        (CONNECT, "connect"),
+        ("05 02 00 01 c0000207 0014", "bind"),
+        ("05 03 00 01 00000000 0000", "udp-associate"),
+        ("05 f0 00 03 01 61 0000", "resolve"),
+        ("05 f1 00 01 c0000207 0000", "resolve"),
+    ],
+)
+def test_the_command_has_a_word(request_: str, word: str) -> None:
     assert greeted().command_name == "unknown"
-    assert requested().command_name == "connect"
+    assert requested(request_).command_name == word
 
 
 def test_what_was_not_taken_is_counted() -> None:
@@ -484,7 +524,7 @@ def test_connect_and_udp_associate_have_one_reply(wire: str) -> None:
     connection = requested(wire)
     connection.reply(Reply.SUCCEEDED)
 
-    with pytest.raises(LocalProtocolError, match="no reply"):
+    with pytest.raises(LocalProtocolError, match=r"^no reply is due$"):
         connection.reply(Reply.SUCCEEDED)
 
 
@@ -497,7 +537,7 @@ def test_bind_has_a_second_reply_after_a_success() -> None:
     assert connection.data_to_send().hex(" ") == (
         "05 00 00 01 0a 4d 01 02 9c 40 05 00 00 01 c0 00 02 07 00 14"
     )
-    with pytest.raises(LocalProtocolError, match="no reply"):
+    with pytest.raises(LocalProtocolError, match=r"^no reply is due$"):
         connection.reply(Reply.SUCCEEDED)
 
 
@@ -505,12 +545,12 @@ def test_bind_has_no_second_reply_after_a_failure() -> None:
     connection = requested("05 02 00 01 c0000207 0014")
     connection.reply(Reply.NOT_ALLOWED)
 
-    with pytest.raises(LocalProtocolError, match="no reply"):
+    with pytest.raises(LocalProtocolError, match=r"^no reply is due$"):
         connection.reply(Reply.SUCCEEDED)
 
 
 def test_a_reply_to_no_request_is_our_own_mistake() -> None:
-    with pytest.raises(LocalProtocolError, match="no reply"):
+    with pytest.raises(LocalProtocolError, match=r"^no reply is due$"):
         greeted().reply(Reply.SUCCEEDED)
 
 
