@@ -33,7 +33,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-from socks_tunnel.ops.process import die_with_parent
+from socks_tunnel.ops.process import die_with_parent, give_back_freed
 
 ORDER_MAX: Final = 65_536
 """Longest order in bytes."""
@@ -90,7 +90,7 @@ def main() -> None:
         # What lives as long as the process is not looked at by the collector: it would write to it.
         gc.collect()
         gc.freeze()
-        _trim()
+        give_back_freed()
         order = serve(asker, os.getppid())
     if order is not None:
         order.obey()
@@ -160,16 +160,6 @@ def await_adoption(between: int, supervisor: int) -> None:
             os.close(fd)
     if os.getppid() != supervisor:
         raise SystemExit(1)
-
-
-def _trim() -> None:
-    """Gives the kernel back what the imports have freed, so that no child keeps it.
-
-    malloc_trim(3) is glibc's.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _show(arguments: list[str]) -> None:

@@ -112,7 +112,7 @@ class Scene:
     def __init__(self, tunnel: Tunnel) -> None:
         self._tunnel = tunnel
         self._exporters = [daemon.children("exporter")[0] for daemon in tunnel.daemons]
-        self._all = [pid for daemon in tunnel.daemons for pid in (daemon.pid, *daemon.children())]
+        self._all = [pid for daemon in tunnel.daemons for pid in (daemon.pid, *daemon.lasting())]
         self.load = Download(tunnel)
 
     def window(self, seconds: float, scrapes: int) -> Window:

@@ -285,8 +285,10 @@ def test_no_child_outlives_a_killed_supervisor(hosts: Hosts, target: tuple[str, 
     hosts.link()
     with hosts.connect(target) as sock:
         assert echoes(sock)
-        # Two workers, the exporter, and the nursery.
-        wait_until(lambda: len(list(descendants(hosts.gateway.pid))) == 4, "four children")
+        wait_until(
+            lambda: len(hosts.gateway.workers()) == 2 and hosts.gateway.children("exporter"),
+            "two workers and the exporter",
+        )
         children = list(descendants(hosts.gateway.pid))
         hosts.gateway.killed = True
         hosts.gateway.popen.kill()

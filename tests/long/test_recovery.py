@@ -130,7 +130,7 @@ def test_one_way_fails(alive: Tunnel, sender: Literal["gateway", "endpoint"], to
 def test_all_processes_of_the_gateway_stop_for_a_minute(alive: Tunnel, told: Told) -> None:
     """A closed lid: nobody is blamed for the time in which nothing ran."""
     workers = alive.gateway.workers()
-    processes = [alive.gateway.pid, *alive.gateway.children()]
+    processes = [alive.gateway.pid, *alive.gateway.lasting()]
     with Load(alive, pace=PACE, ssh=True) as load:
         for pid in processes:
             os.kill(pid, signal.SIGSTOP)

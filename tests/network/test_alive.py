@@ -267,7 +267,7 @@ def those_of(tunnel: Tunnel, load: Load, worker: int) -> tuple[set[int], set[Flo
 def test_a_gateway_that_sleeps_and_wakes(alive: Tunnel, told: Told) -> None:
     """A closed lid: nobody is blamed for the time in which nothing ran."""
     workers = alive.gateway.workers()
-    processes = [alive.gateway.pid, *alive.gateway.children()]
+    processes = [alive.gateway.pid, *alive.gateway.lasting()]
     with Load(alive, ssh=True) as load:
         for pid in processes:
             os.kill(pid, signal.SIGSTOP)

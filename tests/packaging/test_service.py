@@ -86,7 +86,7 @@ def forked(host: Host) -> list[int]:
     """
     nurseries = host.machine.children(host.pid, "socks_tunnel.nursery")
     children = [pid for pid in host.machine.children(host.pid) if pid not in nurseries]
-    return children if len(nurseries) == 1 and len(children) == 3 else []
+    return children if len(children) == 3 else []
 
 
 @contextlib.contextmanager

@@ -140,8 +140,18 @@ class Observed:
         """Ids of its worker processes."""
         return self.children("socks_tunnel_workers")
 
+    def nurseries(self) -> list[int]:
+        """Ids of what its children are forked from, which ends when none has been for a while."""
+        return self.children("socks_tunnel.nursery")
+
+    def lasting(self) -> list[int]:
+        """Ids of its descendants without those that end by themselves."""
+        passing = self.nurseries()
+        return [pid for pid in self.children() if pid not in passing]
+
     def memory(self) -> int:
-        """Bytes of memory of it and all its descendants (PSS)."""
+        """Bytes of memory of it and all its descendants (PSS), once its nursery has ended."""
+        wait_until(lambda: not self.nurseries(), f"{self.name}'s nursery gone", timeout=60)
         return resident(self.pid) + sum(resident(p) for p in self.children())
 
 

@@ -370,6 +370,9 @@ class Metrics:
             try:
                 if pid is not None:
                     self._take(name, figures_of(pid))
+                elif (name,) in self.process_resident_bytes.series:  # it does not run any more
+                    self.process_resident_bytes.labels(name).set(0)
+                    self.process_open_fds.labels(name).set(0)
             except OSError as error:  # it has just ended
                 _log.debug("no figures of %s: %s", name, error)
         for to, lines in dropped_lines.items():

@@ -94,6 +94,16 @@ def raise_descriptor_limit() -> int:
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
+def give_back_freed() -> None:
+    """Gives the kernel back the memory that was freed, such as what imports needed for a moment.
+
+    Does nothing where libc is not glibc (malloc_trim(3)).
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def leave(status: int) -> NoReturn:
     """Ends the process at once, with what was printed.
 

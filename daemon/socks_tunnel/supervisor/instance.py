@@ -38,7 +38,7 @@ from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.ops.notify import Notifier
-from socks_tunnel.ops.process import has_come_up
+from socks_tunnel.ops.process import give_back_freed, has_come_up
 from socks_tunnel.ops.recent import RecentProblems
 from socks_tunnel.ops.tasks import LagMeter, spawn
 from socks_tunnel.peer.quiet import quiet_loop_exceptions, set_library_log_level
@@ -291,6 +291,7 @@ class Instance:
             f", SOCKS5 on {where}" if where else "",
         )
         self.notifier.ready(self._status_line)
+        give_back_freed()
         count = self.router.worker_count
         self._background += [
             spawn(f"retire {slot.name}", retire(self.workers, count, slot)) for slot in self.workers

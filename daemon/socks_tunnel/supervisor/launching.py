@@ -24,6 +24,8 @@ PYTHON: Final = (sys.executable, "-P", "-X", "faulthandler", "-m")
 PRELOADED: Final = (
     "uvloop",
     "argparse",
+    "shutil",  # argparse imports it for each parser
+    "socks_tunnel.ipc.descriptors",
     "socks_tunnel.ops.logging",
     "socks_tunnel.exporter.server",
     "socks_tunnel_workers.worker",
@@ -35,6 +37,14 @@ ANSWER_TIMEOUT: Final = 60.0
 
 END_TIMEOUT: Final = 5.0
 """Seconds that a nursery which has closed its socket has to end."""
+
+
+REST: Final = 15.0
+"""Seconds for which a nursery stays after its last order.
+
+Then it ends: it holds 7 MiB that its children have ceased to share, as each has written to its own
+copy. This is longer than the pause before a child that dies again and again is started again.
+"""
 
 
 class Process(Protocol):
@@ -88,11 +98,14 @@ class Exec:
 class Nursery:
     """Has each child forked from a process that has imported what children need.
 
-    That process is started with the first child, and again if it has ended.
+    That process is started with the first child. It ends `rest` seconds after the last one, and is
+    started again for the next.
     """
 
-    def __init__(self, preloaded: Sequence[str] = PRELOADED) -> None:
+    def __init__(self, preloaded: Sequence[str] = PRELOADED, *, rest: float = REST) -> None:
         self._preloaded = preloaded
+        self._rest = rest
+        self._resting: asyncio.TimerHandle | None = None
         self._process: Process | None = None
         self._socket: socket.socket | None = None
         self._orders = asyncio.Lock()
@@ -110,6 +123,7 @@ class Nursery:
         async with self._orders:
             if self._closed:
                 raise OSError("no child is started any more")
+            self._stay()
             try:
                 async with asyncio.timeout(ANSWER_TIMEOUT):
                     answer = await self._order(command, fds, environment)
@@ -119,6 +133,7 @@ class Nursery:
                 if isinstance(error, OSError):
                     raise OSError(f"the nursery {ending} ({error})") from None
                 raise
+            self._resting = asyncio.get_running_loop().call_later(self._rest, self._begin_rest)
         number = int(answer)
         if number < 0:
             raise OSError(-number, os.strerror(-number))
@@ -154,10 +169,26 @@ class Nursery:
     async def close(self) -> None:
         """Ends the nursery; its children live on. Whoever waits for a child gets OSError."""
         self._closed = True
+        self._stay()
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(signal.SIGKILL)
         async with self._orders:
             await self._end()
+
+    def _stay(self) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+
+    def _begin_rest(self) -> None:
+        self._resting = None
+        spawn("the nursery rests", self._end_unasked())
+
+    async def _end_unasked(self) -> None:
+        """Ends the process, unless an order has come meanwhile."""
+        async with self._orders:
+            if self._resting is None:
+                await self._end(END_TIMEOUT)
 
     async def _boot(self) -> socket.socket:
         adopt_orphans()

@@ -124,6 +124,23 @@ async def test_children_outlive_their_nursery_and_another_takes_its_place(
     assert await child.wait() == -signal.SIGKILL
 
 
+async def test_a_nursery_without_orders_ends_and_its_children_live_on(leash: int) -> None:
+    nursery = Nursery(["wave", "socks_tunnel.ops.process"], rest=0.01)
+    child = await nursery.start((*COMMAND, "stay", str(leash)), [leash], {})
+    first = nursery.pid
+    async with asyncio.timeout(60):
+        while nursery.pid is not None:
+            await asyncio.sleep(0.01)
+    assert child.returncode is None
+    second = await nursery.start((*COMMAND, "exit", "3"), [0], {})
+    assert await second.wait() == 3
+    assert first is not None
+    assert not Path(f"/proc/{first}").exists()
+    child.send_signal(signal.SIGKILL)
+    assert await child.wait() == -signal.SIGKILL
+    await nursery.close()
+
+
 async def test_a_nursery_that_cannot_import_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     nursery = Nursery(["no_such_module"])
     for _ in range(2):

@@ -60,6 +60,18 @@ def test_children_that_count_nothing_are_asked_for() -> None:
     assert set(metrics.process_open_fds.series) == {(metrics.process,), ("nursery",)}
 
 
+def test_a_child_that_does_not_run_any_more_holds_nothing() -> None:
+    metrics = Metrics()
+    pids = iter([os.getpid(), None])
+    metrics.others["nursery"] = lambda: next(pids)
+    metrics.measure()
+    used = metrics.process_cpu_seconds_total.labels("nursery").value
+    metrics.measure()
+    assert metrics.process_resident_bytes.labels("nursery").value == 0
+    assert metrics.process_open_fds.labels("nursery").value == 0
+    assert metrics.process_cpu_seconds_total.labels("nursery").value == used
+
+
 def test_lines_that_the_log_has_dropped_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = Metrics()
     monkeypatch.setitem(dropped_lines, "audit-file", 7)
