@@ -115,10 +115,18 @@ class Place:
         self.clients.append(made)
         return made
 
-    def gateway(self, *, ice: dict[str, Any] | None = None, **more: Any) -> Side:
+    def gateway(
+        self,
+        *,
+        ice: dict[str, Any] | None = None,
+        routes: list[dict[str, Any]] | None = None,
+        **more: Any,
+    ) -> Side:
         side = self.world.gateway()
         peers = [{**_peer(side), "rendezvous": self.url, **more}]
-        tables = {} if ice is None else {"ice": ice}
+        tables: dict[str, Any] = {} if ice is None else {"ice": ice}
+        if routes is not None:
+            tables["routes"] = routes
         return self._with(side, "gateway", peers=peers, **tables)
 
     def endpoint(self, **more: Any) -> Side:

@@ -10,11 +10,13 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+import socks_tunnel
 from integration.links_world import until
 from integration.rendezvous_world import Delays, Place, a_place, linked, prepared
 from integration.test_signaling_proxy import ForwardProxy
 from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.protocol.addresses import HostPort
+from socks_tunnel.protocol.rendezvous_load import Load
 from socks_tunnel.rendezvous import registry
 from socks_tunnel.signaling import presence, rendezvous
 from socks_tunnel.signaling.carrier import Answered, SignalingError
@@ -69,6 +71,31 @@ async def test_a_gateway_dials_when_its_endpoint_appears(
     endpoint = place.endpoint()
     await prepared(endpoint)
     await until(lambda: gateway.up and endpoint.up)
+
+
+async def test_a_gateway_that_balances_is_told_the_load_of_its_peer(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "LOAD_PERIOD", 1)
+    node = await place.start()
+    endpoint = place.endpoint()
+    gateway = place.gateway(routes=[{"peers": ["office"], "policy": "least-loaded"}])
+    await prepared(endpoint)
+    await prepared(gateway)
+    reported = gateway.router.chooser.reported
+    await until(lambda: reported() == {"office": 0})
+    await until(lambda: gateway.up and endpoint.up)
+    key = place.world.key("office").public
+
+    def told() -> Load | None:
+        client = node.registry.get(key)
+        return None if client is None else client.load
+
+    await until(lambda: told() == Load(0, 1, socks_tunnel.__version__))
+    await place.stop()
+    await until(lambda: reported() == {})
+    await place.start()
+    await until(lambda: reported() == {"office": 0})
 
 
 async def test_direct_is_tried_first(place: Place) -> None:

@@ -14,6 +14,7 @@ from integration.links_world import until
 from integration.rendezvous_world import Connect, Place, a_place, prepared, raw_connections
 from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.rendezvous import limits, registry, service
+from socks_tunnel.rendezvous.client import Client
 from socks_tunnel.signaling.carrier import Answered, SignalingError
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.signaling.rendezvous_peer import RendezvousCarrier
@@ -211,7 +212,7 @@ async def test_a_newer_connection_of_a_key_takes_the_place_of_the_older(
 class Liar(registry.Registry):
     """Tells of a presence that is none, and delivers everything to everybody, twice, mixed up."""
 
-    def envelope(self, client: registry.Client, to: bytes, body: bytes, now: float) -> None:
+    def envelope(self, client: Client, to: bytes, body: bytes, now: float) -> None:
         del now
         parcel = wire.decode_parcel(body)
         for other in list(self._clients.values()):

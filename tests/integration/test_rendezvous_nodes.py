@@ -2,7 +2,7 @@
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from socks_tunnel.config.rendezvous import RendezvousConfig
 from socks_tunnel.protocol import rendezvous_relay
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.rendezvous import REASONS
+from socks_tunnel.protocol.rendezvous_load import Load
 from socks_tunnel.rendezvous import redis_bus
 from socks_tunnel.rendezvous.service import Service
 from socks_tunnel.signaling.carrier import Answered, Handlers, SignalingError
@@ -132,7 +133,11 @@ class Nodes:
         return service
 
     def client(
-        self, node: Service | Balancer, identity: PrivateIdentity, *watched: PrivateIdentity
+        self,
+        node: Service | Balancer,
+        identity: PrivateIdentity,
+        *watched: PrivateIdentity,
+        load: Callable[[], Load] | None = None,
     ) -> Rendezvous:
         port = node.port if isinstance(node, Balancer) else port_of(node)
 
@@ -142,7 +147,7 @@ class Nodes:
         handlers = Handlers(offer=answer, bye=nothing, join=nothing)  # type: ignore[arg-type]
         url = f"ws://localhost:{port}/"
         relay = CountedRelay(url)
-        made = Rendezvous(url, identity, Delays(), handlers=handlers, relay=relay)
+        made = Rendezvous(url, identity, Delays(), handlers=handlers, relay=relay, load=load)
         made.watch([other.public for other in watched])
         made.start()
         self.clients.append(made)
@@ -193,6 +198,17 @@ async def test_a_client_reaches_a_peer_at_another_node(nodes: Nodes) -> None:
         await appeared
         assert await a.offer(B.public, b"offer", 30) == (b"answer to offer", "1")
     await reached(b, A)  # which is told of by another message
+
+
+async def test_a_load_is_told_to_a_client_at_another_node(nodes: Nodes) -> None:
+    one, two = await nodes.node(), await nodes.node()
+    office = nodes.client(one, A, B, load=lambda: Load(7, 2, "1.0"))
+    laptop = nodes.client(two, B)
+    laptop.watch([A.public], loads=True)
+    await until(lambda: laptop.presence.loads.get(A.public) == Load(7, 2, "1.0"))
+    assert office.presence.loads.get(B.public) is None
+    await office.stop()
+    await until(lambda: laptop.presence.loads.get(A.public) is None)
 
 
 async def reached(client: Rendezvous, peer: PrivateIdentity) -> None:

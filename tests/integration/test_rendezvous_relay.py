@@ -16,7 +16,7 @@ from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.protocol import rendezvous_relay
 from socks_tunnel.protocol.rendezvous_relay import JOINED_MAX, Relayed, encode_relayed
 from socks_tunnel.rendezvous import service
-from socks_tunnel.rendezvous.registry import Client
+from socks_tunnel.rendezvous.client import Client
 from socks_tunnel.rendezvous.service import Service
 from socks_tunnel.signaling.clock import SignalingClock
 from socks_tunnel.signaling.identity import PrivateIdentity

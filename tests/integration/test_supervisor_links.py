@@ -52,7 +52,7 @@ async def test_a_gateway_finds_its_endpoint_and_messages_flow(
     ((at_gateway, session),) = gateway.router.sessions.items()
     ((_, far),) = endpoint.router.sessions.items()
     assert far.key == session.key
-    await until(lambda: gateway.worker.told(NewFlows)[-1] == NewFlows([[[at_gateway], []]]))
+    await until(lambda: gateway.worker.told(NewFlows)[-1] == NewFlows([[[at_gateway], []]], [[]]))
     opening, data = OpenConnection(2, "example.com", 80).encode(), Data(2, bytes(60_000)).encode()
     gateway.routes.from_worker(at_gateway, [memoryview(opening)])
     gateway.routes.from_worker(at_gateway, [memoryview(data)])

@@ -218,7 +218,7 @@ async def test_names_are_resolved_at_the_endpoint_as_torsocks_asks_for_it(tmp_pa
         link_up(pair.endpoint, "laptop")
         pair.gateway.send_control(LINK, SessionOpened("office"))
         attach(pair.gateway, features=features)
-        pair.gateway.send_control(0, NewFlows([[[LINK], []]]))
+        pair.gateway.send_control(0, NewFlows([[[LINK], []]], [[]]))
         name = b"\x05\xf0\x00\x03\x09localhost\x00\x00"
         assert await ask(pair, name) == b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x00"
         denied = b"\x05\xf0\x00\x03\x0bexample.org\x00\x00"

@@ -91,7 +91,7 @@ class Host:
         """Replaces the program; returns how many flows were handed over."""
         self.side.send_control(0, Settle(60.0))
         assert (await self.wait(Settled)).waiting == 0
-        self.side.send_control(0, NewFlows([[[], []]]))
+        self.side.send_control(0, NewFlows([[[], []]], [[]]))
         self.side.send_control(LINK, Detach("the program is replaced"))
         self.side.keep_credit = (
             True  # HandOver is the last frame; the next program gets the next one
@@ -113,7 +113,7 @@ async def resume(*hosts: Host) -> None:
     for host, peer_rows in zip(hosts, reversed(rows), strict=True):
         host.side.cut = False
         host.side.send_control(LINK, PeerRows(peer_rows, True))
-    hosts[0].side.send_control(0, NewFlows([[[LINK], []]]))
+    hosts[0].side.send_control(0, NewFlows([[[LINK], []]], [[]]))
 
 
 @contextlib.asynccontextmanager
@@ -185,7 +185,7 @@ async def replace(hosts: tuple[Host, Host], who: tuple[str, ...]) -> list[int]:
         host.side.cut = True
     for host in hosts:
         if host.role not in who:
-            host.side.send_control(0, NewFlows([[[], []]]))
+            host.side.send_control(0, NewFlows([[[], []]], [[]]))
             host.side.send_control(LINK, Detach("the other side is replaced"))
     flows = await asyncio.gather(*(host.replace() for host in chosen(hosts, who)))
     await resume(*hosts)

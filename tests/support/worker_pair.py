@@ -172,12 +172,12 @@ def link_up(
     """Tell a worker of a session with a link, which takes new flows."""
     side.send_control(link, SessionOpened(peer))
     attach(side, credit=credit, session=link, window=window)
-    side.send_control(0, NewFlows([[[link], []]]))
+    side.send_control(0, NewFlows([[[link], []]], [[]]))
 
 
 def link_down(side: Side, link: int = LINK) -> None:
     """Tell a worker that the link is gone, and the session with it."""
-    side.send_control(0, NewFlows([[[], []]]))
+    side.send_control(0, NewFlows([[[], []]], [[]]))
     side.send_control(link, SessionEnded("the test says so"))
 
 

@@ -161,8 +161,8 @@ class Worker(Channel):
                     self.targets.reload()
             case SessionOpened(peer=peer):
                 self._session_opened(session, peer)
-            case NewFlows(targets=targets):
-                self.clients.set_targets(targets)
+            case NewFlows(targets=targets, beside=beside):
+                self.clients.set_targets(targets, beside)
             case Ask():
                 self._answers.answer(message)
             case Kill():

@@ -63,6 +63,6 @@ def route_test(ctx: click.Context, config_file: Path, host: str, port: int, *, u
 
 _POLICIES = {
     "first": "the first one in this order",
-    "least-loaded": "the one with the fewest flows of this gateway",
+    "least-loaded": "the one with the fewest flows",
     "nearest": "the one with the shortest round trip",
 }

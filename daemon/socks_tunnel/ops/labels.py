@@ -172,6 +172,7 @@ RENDEZVOUS_PARCEL_DROPS: Final = (
     "not-sent",
     "client-gone",
     "sender-gone-too",
+    "load",
 )
 RENDEZVOUS_RELAY_DROPS: Final = (
     "unrelayed",

@@ -195,10 +195,14 @@ class NewFlows:
     For each route of the configuration, in its order, two lists of sessions: those that are
     preferred, and others that are used if none of these can transmit. See
     :class:`socks_tunnel.protocol.routes.Candidates`.
+
+    `beside` has for each route lists [session, number]: how many flows are added to those that the
+    worker has with that session, where the peer with the fewest is looked for.
     """
 
     OP: ClassVar[str] = "new-flows"
     targets: list[list[list[int]]]
+    beside: list[list[list[float]]]
 
 
 @dataclass(frozen=True, slots=True)

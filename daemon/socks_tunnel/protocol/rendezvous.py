@@ -9,11 +9,13 @@ Gateways and endpoints each hold one outbound WebSocket (RFC 6455) to the servic
                          "enrolment": bin
     welcome     service  "session": bin 8, "time": int,
                          "limits": {"body": int, "watch": int, "rate": int,
-                                    "relay": int},
+                                    "relay": int, "load": int},
                          "turn": [{"urls": [str], "username": str, "credential": str}]
     watch       client   "keys": bin 32*n, "reset": bool,      whom the client may talk to
-                         "guests": bool                        envelopes of others are welcome too
-    presence    service  "online": bin 32*n, "offline": bin 32*n
+                         "guests": bool,                       envelopes of others are welcome too
+                         "loads": bool                         it wants to know how busy they are
+    presence    service  "online": bin 32*n, "offline": bin 32*n, "loads": list
+    load        client   socks_tunnel.protocol.rendezvous_load
     envelope    client   "to": bin 32, "body": bin
                 service  "from": bin 32, "body": bin
     relay       client   "to": bin 32, "channel": bin 8, "datagram": bin, "segment": int
@@ -24,9 +26,9 @@ Gateways and endpoints each hold one outbound WebSocket (RFC 6455) to the servic
 
 Unknown keys are ignored; an unknown kind is a protocol error. Times are Unix seconds. `turn` may be
 absent, `enrolment` (socks_tunnel.signaling.joining) is empty or absent where there is none, and
-`guests` is false where it is absent. Where the limit `relay` is absent or 0, no datagrams are
-relayed (socks_tunnel.protocol.rendezvous_relay). A further `welcome` replaces what the first one
-said: it renews logins before they expire.
+`guests` and `loads` are false where they are absent. Where the limit `relay` is absent or 0, no
+datagrams are relayed (socks_tunnel.protocol.rendezvous_relay). A further `welcome` replaces what
+the first one said: it renews logins before they expire.
 
 ::
 
@@ -65,11 +67,15 @@ import msgpack
 
 from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.errors import RemoteProtocolError
-from socks_tunnel.protocol.rendezvous_relay import (
-    CHANNEL_SIZE,
-    Relayed,
-    decode_relayed,
+from socks_tunnel.protocol.rendezvous_load import (
+    LOADS_PER_FRAME,
+    KeyLoad,
+    Load,
+    decode_load,
+    decode_loads,
+    encode_loads,
 )
+from socks_tunnel.protocol.rendezvous_relay import CHANNEL_SIZE, Relayed, decode_relayed
 
 PATH: Final = "/v1"
 """Path of the WebSocket, after the path of the URL that a configuration names."""
@@ -100,6 +106,7 @@ _TIME_MAX: Final = (1 << 53) - 1
 """Latest Unix time of a service: sums with it still fit 64 bits, and a float."""
 
 _DRAIN_MAX: Final = 3600
+_LOAD_MAX: Final = 3600
 
 TURN_SERVERS_MAX: Final = 8
 """Most TURN servers in one welcome."""
@@ -175,7 +182,8 @@ class Welcome:
 
     `body` is the longest parcel in bytes, `watch` the most keys that may be watched, `rate` the
     envelopes a second that are passed on for long. `turn` are servers that the client may use.
-    `relay` is how many bytes a second are relayed for it; 0: none are.
+    `relay` is how many bytes a second are relayed for it; 0: none are. `load` is how many seconds
+    lie between two frames about its load; 0: none are taken.
     """
 
     session: bytes
@@ -185,26 +193,30 @@ class Welcome:
     rate: int
     turn: tuple[TurnServer, ...] = ()
     relay: int = 0
+    load: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
     """The client may talk to these keys; with `reset`, to no others.
 
-    With `guests`, it also takes envelopes of keys that it does not watch: of hosts that join.
+    With `guests`, it also takes envelopes of keys that it does not watch: of hosts that join. With
+    `loads`, it is told how busy they are.
     """
 
     keys: tuple[bytes, ...]
     reset: bool
     guests: bool = False
+    loads: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """Watched keys have come or gone."""
+    """Watched keys have come or gone, or have another load."""
 
     online: tuple[bytes, ...]
     offline: tuple[bytes, ...]
+    loads: tuple[KeyLoad, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +266,10 @@ REASONS: Final[Mapping[str, str]] = {
 datagrams alone."""
 
 FromService: TypeAlias = Challenge | Welcome | Presence | FromKey | Absent | Drain | Relayed
-FromClient: TypeAlias = Proof | Watch | ToKey | Relayed
-Frame: TypeAlias = Challenge | Welcome | Presence | FromKey | Absent | Drain | Proof | Watch | ToKey
+FromClient: TypeAlias = Proof | Watch | ToKey | Relayed | Load
+Frame: TypeAlias = (
+    Challenge | Welcome | Presence | FromKey | Absent | Drain | Proof | Watch | ToKey | Load
+)
 """All but datagrams, whose encoder has to know in which direction they go."""
 
 
@@ -304,25 +318,27 @@ def _fields(frame: Frame) -> dict[str, Any]:
                 "signature": signature,
                 "enrolment": enrolment,
             }
-        case Welcome(session, time, body, watch, rate, turn, relay):
+        case Welcome(session, time, body, watch, rate, turn, relay, load):
+            limits = {"body": body, "watch": watch, "rate": rate, "relay": relay, "load": load}
             return {
                 "kind": "welcome",
                 "session": session,
                 "time": time,
-                "limits": {"body": body, "watch": watch, "rate": rate, "relay": relay},
+                "limits": limits,
                 "turn": [
                     {"urls": s.urls, "username": s.username, "credential": s.credential}
                     for s in turn
                 ],
             }
-        case Watch(keys, reset, guests):
-            return {"kind": "watch", "keys": b"".join(keys), "reset": reset, "guests": guests}
-        case Presence(online, offline):
-            return {
-                "kind": "presence",
-                "online": b"".join(online),
-                "offline": b"".join(offline),
-            }
+        case Watch(keys, reset, guests, loads):
+            fields = {"kind": "watch", "keys": b"".join(keys), "reset": reset, "guests": guests}
+            return {**fields, "loads": loads}
+        case Presence(online, offline, told):
+            fields = {"online": b"".join(online), "offline": b"".join(offline)}
+            more = {"loads": encode_loads(told)} if told else {}
+            return {"kind": "presence", **fields, **more}
+        case Load(flows, links, version):
+            return {"kind": "load", "flows": flows, "links": links, "version": version}
         case ToKey(to, body):
             return {"kind": "envelope", "to": to, "body": body}
         case FromKey(sender, body):
@@ -333,11 +349,11 @@ def _fields(frame: Frame) -> dict[str, Any]:
             return {"kind": "drain", "within": frame.within}
 
 
-def watches(keys: Iterable[bytes], *, guests: bool = False) -> Iterator[bytes]:
+def watches(keys: Iterable[bytes], *, guests: bool = False, loads: bool = False) -> Iterator[bytes]:
     """Yields the frames that replace all watched keys by `keys`; at least one."""
     chunks = list(_chunks(list(keys))) or [()]
     for number, chunk in enumerate(chunks):
-        yield encode(Watch(chunk, reset=number == 0, guests=guests))
+        yield encode(Watch(chunk, reset=number == 0, guests=guests, loads=loads))
 
 
 def presences(online: Iterable[bytes], offline: Iterable[bytes] = ()) -> Iterator[bytes]:
@@ -346,6 +362,12 @@ def presences(online: Iterable[bytes], offline: Iterable[bytes] = ()) -> Iterato
         yield encode(Presence(chunk, ()))
     for chunk in _chunks(list(offline)):
         yield encode(Presence((), chunk))
+
+
+def loads_of(loads: list[KeyLoad]) -> Iterator[bytes]:
+    """Yields the frames that tell of these loads; none for none."""
+    for start in range(0, len(loads), LOADS_PER_FRAME):
+        yield encode(Presence((), (), tuple(loads[start : start + LOADS_PER_FRAME])))
 
 
 def _chunks(keys: list[bytes]) -> Iterator[tuple[bytes, ...]]:
@@ -385,7 +407,10 @@ def decode_from_client(data: bytes) -> FromClient:
             case "watch":
                 reset = _boolean(fields, "reset")
                 guests = "guests" in fields and _boolean(fields, "guests")
-                return Watch(_keys(fields, "keys"), reset, guests)
+                loads = "loads" in fields and _boolean(fields, "loads")
+                return Watch(_keys(fields, "keys"), reset, guests, loads)
+            case "load":
+                return decode_load(fields)
             case "envelope":
                 return ToKey(bounded.binary(fields, "to", KEY_SIZE), bounded.binary(fields, "body"))
             case "relay":
@@ -406,7 +431,8 @@ def decode_from_service(data: bytes) -> FromService:
             case "welcome":
                 return _welcome(fields)
             case "presence":
-                return Presence(_keys(fields, "online"), _keys(fields, "offline"))
+                loads = decode_loads(fields, KEY_SIZE)
+                return Presence(_keys(fields, "online"), _keys(fields, "offline"), loads)
             case "envelope":
                 sender = bounded.binary(fields, "from", KEY_SIZE)
                 return FromKey(sender, bounded.binary(fields, "body"))
@@ -440,6 +466,7 @@ def _welcome(fields: Mapping[str, Any]) -> Welcome:
         rate=bounded.integer(limits, "rate", 1, _U64_MAX),
         turn=_turn_servers(fields),
         relay=bounded.integer(limits, "relay", 0, _U64_MAX, default=0),
+        load=bounded.integer(limits, "load", 0, _LOAD_MAX, default=0),
     )
 
 

@@ -6,7 +6,7 @@ Frames and their meaning are in :mod:`socks_tunnel.protocol.rendezvous`. All tra
               open --presence, envelope, relay, absent, drain, welcome--> open
 
     service   start --send challenge--> challenged --proof--> open
-              open --watch, envelope, relay--> open
+              open --watch, envelope, relay, load--> open
 
 Any other frame in a state is a :class:`RemoteProtocolError`, and the connection has to be closed.
 """
@@ -34,6 +34,7 @@ from socks_tunnel.protocol.rendezvous import (
     encode,
     proof_text,
 )
+from socks_tunnel.protocol.rendezvous_load import Load
 from socks_tunnel.protocol.rendezvous_relay import Relayed
 
 SKEW_TOLD: Final = 30
@@ -138,7 +139,7 @@ class ServiceConnection:
             case Proof() if self.key is None:
                 self._check(event)
                 self.key = event.key
-            case Watch() | ToKey() | Relayed() if self.key is not None:
+            case Watch() | ToKey() | Relayed() | Load() if self.key is not None:
                 pass
             case _:
                 state = "challenged" if self.key is None else "open"

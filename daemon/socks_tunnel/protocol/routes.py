@@ -211,7 +211,7 @@ def pick(
     policy: str,
     candidates: Candidates,
     usable: Callable[[int], _S | None],
-    load: Callable[[_S], int],
+    load: Callable[[_S], float],
 ) -> _S | None:
     """Returns the session that a new flow goes to; None if none can transmit at the moment.
 

@@ -11,6 +11,8 @@ Each client is at one node, and a key-value store says at which. What the nodes 
                "channel": bin                                     or datagrams of this channel
     relay      "client": bin 32, "to": bin 32, "known": bool,     datagrams, as clients send them;
                "channel": bin 8, "datagram": bin, "segment": int  the client is listed or enrolled
+    load       "client": bin 32, "flows": int, "links": int, "version": str,
+               "to": bin                                          who is told; empty: all
     replaced   "client": bin 32                                   it has come to another node
 
 All have "node", the address of the node that says it. Nothing is remembered of other nodes'
@@ -39,8 +41,10 @@ from socks_tunnel.protocol.rendezvous import (
     REASONS,
     Absent,
 )
+from socks_tunnel.protocol.rendezvous_load import Load, decode_load
 from socks_tunnel.protocol.rendezvous_relay import CHANNEL_SIZE, Relayed, decode_relayed
-from socks_tunnel.rendezvous.registry import Client, Registry
+from socks_tunnel.rendezvous.client import Client
+from socks_tunnel.rendezvous.registry import Registry
 
 _BOUNDS: Final = bounded.Bounds(
     size=FRAME_MAX + 1024, text=128, binary=FRAME_MAX, entries=16, items=64, depth=1
@@ -145,6 +149,16 @@ class Federation:
 
         self._bus.find([to], found)
 
+    def load(self, client: Client, load: Load) -> None:
+        """A client has said how busy it is: nodes whose clients were told of it have to know."""
+        entries = map(self._told.get, client.watched)
+        for node in {entry[0] for entry in entries if entry is not None and client.key in entry[1]}:
+            self._send_load(node, client.key, load)
+
+    def _send_load(self, node: str, client: bytes, load: Load, to: bytes = b"") -> None:
+        fields = {"flows": load.flows, "links": load.links, "version": load.version}
+        self._send(node, {"kind": "load", "client": client, "to": to, **fields})
+
     def told(self, client: Client, key: bytes) -> bool:
         """Returns whether a client was told that this key is at another node."""
         entry = self._told.get(key)
@@ -224,6 +238,13 @@ class Federation:
                     self._hall.refused(client, Absent(to, reason, channel))
                 else:
                     self._registry.not_passed(client, to, reason)
+            case "load":
+                load = decode_load(fields)
+                entry = self._told.get(client)
+                to = bounded.binary(fields, "to")
+                if entry is not None and entry[0] == node:
+                    told = entry[1] & {to} if to else entry[1]
+                    self._registry.elsewhere_load(client, load, told)
             case "relay":
                 self._relayed(node, client, fields, now)
             case "replaced":
@@ -250,6 +271,10 @@ class Federation:
             for key in mutual:
                 answer = {"kind": "here", "client": key, "keys": client, "asks": False}
                 self._send(node, answer)
+        for key in mutual:
+            ours = self._registry.get(key)
+            if ours is not None and ours.load is not None:
+                self._send_load(node, key, ours.load, to=client)
 
     def _gone(self, node: str, client: bytes, keys: Iterable[bytes]) -> None:
         entry = self._told.get(client)

@@ -13,7 +13,7 @@ not fit is not passed on, and the sender is told. Presence that does not fit end
 connection: it would never learn the truth otherwise.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Final, Literal, Protocol
 
@@ -21,7 +21,6 @@ from socks_tunnel.protocol.rendezvous import (
     CLOSE_FORBIDDEN,
     CLOSE_REPLACED,
     CLOSE_TOO_MUCH,
-    KEY_SIZE,
     PARCEL_MAX,
     Absent,
     Drain,
@@ -31,12 +30,12 @@ from socks_tunnel.protocol.rendezvous import (
     encode,
     presences,
 )
-from socks_tunnel.protocol.rendezvous_relay import Relayed, RelayQueue, count_relayed
+from socks_tunnel.protocol.rendezvous_load import PERIOD as LOAD_PERIOD
+from socks_tunnel.protocol.rendezvous_load import Load
+from socks_tunnel.protocol.rendezvous_relay import Relayed
+from socks_tunnel.rendezvous.client import Client
 from socks_tunnel.rendezvous.limits import Bucket, Buckets
 from socks_tunnel.rendezvous.turn import TurnLogins
-
-OUTBOX_MAX: Final = 1 << 20
-"""Bytes of frames that may wait for one client."""
 
 WATCH_MAX: Final = 16_384
 """Keys that a listed client may watch."""
@@ -71,128 +70,12 @@ CLIENTS_MAX: Final = 20_000
 """Clients at a time."""
 
 
-_PARCEL: Final = encode(FromKey(bytes(KEY_SIZE), b""))[: len(b"\x83\xa4kind\xa8envelope")]
-_RELAYED: Final = b"\xa4kind\xa5relay"
-
-
-def is_parcel(frame: bytes) -> bool:
-    """Returns whether a frame from the service carries what one client sends to another."""
-    return frame.startswith(_PARCEL)
-
-
 class Refused(Exception):  # noqa: N818 - a verdict on a client, not a fault of ours
     """A client may not join, or has to go, for what the text says. `code` closes its WebSocket."""
 
     def __init__(self, code: int, sentence: str) -> None:
         super().__init__(sentence)
         self.code = code
-
-
-class Client:
-    """One connection whose key is proved.
-
-    `wake` is called when frames are waiting where none were, or more do; `end` when the connection
-    has to be closed, with the code and a reason.
-    """
-
-    __slots__ = (
-        "_end",
-        "_outbox",
-        "_outbox_size",
-        "bucket",
-        "counts",
-        "ended",
-        "enrolled_by",
-        "excess",
-        "guest",
-        "guest_bucket",
-        "guests",
-        "key",
-        "listed",
-        "name",
-        "relayed",
-        "wake",
-        "watched",
-    )
-
-    def __init__(
-        self,
-        key: bytes,
-        name: str,
-        *,
-        listed: bool,
-        bucket: Bucket,
-        counts: Counter[str],
-        wake: Callable[[], None],
-        end: Callable[[int, str], None],
-    ) -> None:
-        self.key = key
-        self.name = name
-        self.listed = listed
-        self.bucket = bucket
-        self.counts = counts
-        """Those of the registry."""
-        self.excess = 0
-        """Envelopes beyond the rate so far."""
-        self.watched: set[bytes] = set()
-        self.enrolled_by: bytes | None = None
-        """The listed key that has enrolled it, if it is here for that."""
-        self.guest = False
-        """Whether it may be here only for a short time, to join."""
-        self.guests = False
-        """Whether it takes envelopes of keys that it does not watch."""
-        self.guest_bucket: Bucket | None = None
-        self.relayed: RelayQueue | None = None
-        """Datagrams for it, which wait behind the outbox; None until there are some."""
-        self.ended = False
-        self.wake = wake
-        self._end = end
-        self._outbox: deque[bytes] = deque()
-        self._outbox_size = 0
-
-    @property
-    def waiting(self) -> int:
-        """Bytes that wait in the outbox."""
-        return self._outbox_size
-
-    def push(self, frame: bytes) -> bool:
-        """Puts a frame into the outbox; returns False if there is no room."""
-        if self.ended or self._outbox_size + len(frame) > OUTBOX_MAX:
-            return False
-        self._outbox.append(frame)
-        self._outbox_size += len(frame)
-        if len(self._outbox) == 1:
-            self.wake()
-        return True
-
-    def pop(self) -> bytes | None:
-        """Takes the next frame from the outbox, or else relayed datagrams; None if none wait."""
-        if not self._outbox:
-            return None if self.relayed is None else self.relayed.pop()
-        frame = self._outbox.popleft()
-        self._outbox_size -= len(frame)
-        return frame
-
-    def lost(self, frame: bytes | None) -> None:
-        """Counts what :meth:`pop` returned and could not be sent."""
-        if frame is None:
-            return
-        if is_parcel(frame):
-            self.counts["dropped: not sent"] += 1
-        elif frame.startswith(_RELAYED, 1):  # behind the number of fields
-            self.counts["relay dropped: gone"] += count_relayed(frame, "from")
-
-    def finish(self, code: int, reason: str) -> None:
-        """Has the connection closed; what waits for it is dropped, and counted."""
-        if not self.ended:
-            self.ended = True
-            self.counts["dropped: client gone"] += sum(map(is_parcel, self._outbox))
-            self._outbox.clear()
-            self._outbox_size = 0
-            if self.relayed is not None:
-                self.relayed.clear()
-                self.relayed = None
-            self._end(code, reason)
 
 
 class Elsewhere(Protocol):
@@ -212,6 +95,9 @@ class Elsewhere(Protocol):
 
     def envelope(self, client: Client, to: bytes, body: bytes) -> None:
         """A client sends to a key that is not here."""
+
+    def load(self, client: Client, load: Load) -> None:
+        """A client has said how busy it is."""
 
     def told(self, client: Client, key: bytes) -> bool:
         """Returns whether a client was told that this key is at another node."""
@@ -320,7 +206,8 @@ class Registry:
         rate = ENVELOPES_PER_SECOND if client.listed else ENVELOPES_PER_SECOND_ANY
         turn = () if self.turn is None else self.turn.for_key(client.key, unix_time)
         relay = 0 if client.guest else self.relay_rate
-        return Welcome(session, int(unix_time), PARCEL_MAX, watch, rate, turn, relay)
+        times = int(unix_time)
+        return Welcome(session, times, PARCEL_MAX, watch, rate, turn, relay, LOAD_PERIOD)
 
     def leave(self, client: Client) -> None:
         """Forgets a client, and tells those that may know. Does nothing if it was replaced."""
@@ -378,10 +265,13 @@ class Registry:
             self._tell(other, offline=[client.key])
         # A guest takes none: two of them would talk through us then.
         client.guests = asked.guests and not client.guest
+        client.wants_loads = asked.loads
         client.watched -= dropped
         client.watched |= new
         # After a reset the client knows of nobody: it is told of all again.
-        self._tell(client, online=[other.key for other in self._mutual(client, added)])
+        there = self._mutual(client, added)
+        self._tell(client, online=[other.key for other in there])
+        client.tell_loads([(o.key, o.load) for o in there if o.load is not None])
         for other in self._mutual(client, new):
             self._tell(other, online=[client.key])
         if self.elsewhere is not None:
@@ -479,6 +369,12 @@ class Registry:
             self.counts["replaced"] += 1
             client.finish(CLOSE_REPLACED, "a newer connection with the same key, at another node")
 
+    def elsewhere_load(self, key: bytes, load: Load, told: Iterable[bytes]) -> None:
+        """Tells clients of ours how busy another node's client is."""
+        for client in map(self._clients.get, told):
+            if client is not None and key in client.watched:
+                client.tell_loads([(key, load)])
+
     # --- presence -------------------------------------------------------------------------------
 
     def _mutual(self, client: Client, keys: Collection[bytes]) -> list[Client]:
@@ -490,11 +386,18 @@ class Registry:
                 found.append(other)
         return found
 
+    def load(self, client: Client, load: Load, now: float) -> None:
+        """Tells those that want to know how busy a client is, unless it said so a moment ago."""
+        if client.load is not None and now - client.load_at < LOAD_PERIOD / 2:
+            self.counts["dropped: load"] += 1
+            return
+        client.load, client.load_at = load, now
+        for other in self._mutual(client, client.watched):
+            other.tell_loads([(client.key, load)])
+        if self.elsewhere is not None:
+            self.elsewhere.load(client, load)
+
     def _tell(
         self, client: Client, *, online: Collection[bytes] = (), offline: Collection[bytes] = ()
     ) -> None:
-        for frame in presences(online, offline):
-            if not client.push(frame):
-                self.counts["ended: outbox"] += 1
-                client.finish(CLOSE_TOO_MUCH, "it does not read what it is sent")
-                return
+        client.tell(presences(online, offline))

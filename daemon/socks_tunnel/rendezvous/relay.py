@@ -17,8 +17,9 @@ from typing import Final, Protocol, TypeAlias
 
 from socks_tunnel.protocol.rendezvous import Absent, encode
 from socks_tunnel.protocol.rendezvous_relay import Relayed, RelayQueue, encode_relayed
+from socks_tunnel.rendezvous.client import Client
 from socks_tunnel.rendezvous.limits import Bucket, Buckets
-from socks_tunnel.rendezvous.registry import Client, Registry
+from socks_tunnel.rendezvous.registry import Registry
 
 CHANNELS_PER_PAIR: Final = 4
 """Channels of two clients: of their link, of one beside it, and of two attempts that have ended. A

@@ -36,17 +36,19 @@ from socks_tunnel.protocol.rendezvous import (
     Watch,
     encode,
 )
+from socks_tunnel.protocol.rendezvous_load import Load
 from socks_tunnel.protocol.rendezvous_relay import BLOCKED_TIME, Relayed
 from socks_tunnel.protocol.rendezvous_states import ServiceConnection
+from socks_tunnel.rendezvous.client import Client
 from socks_tunnel.rendezvous.configured import listed_keys, turn_logins
+from socks_tunnel.rendezvous.enrolled import whose_enrolment
 from socks_tunnel.rendezvous.limits import Door
-from socks_tunnel.rendezvous.registry import GUEST_SECONDS, Client, Refused, Registry
+from socks_tunnel.rendezvous.registry import GUEST_SECONDS, Refused, Registry
 from socks_tunnel.rendezvous.relay import RelayHall
 from socks_tunnel.rendezvous.turn import RENEWAL
 from socks_tunnel.rendezvous.waiting import Waiting
 from socks_tunnel.signaling.direct import listen_tcp, listen_unix
 from socks_tunnel.signaling.identity import verify
-from socks_tunnel.signaling.joining import JoinRejected, enrolled_by
 from socks_tunnel.signaling.tls import ServerCertificate
 
 if TYPE_CHECKING:  # only those load the client of Redis who name one
@@ -404,7 +406,7 @@ class _Session:
         registry, now = self._service.registry, asyncio.get_running_loop().time()
         match self._protocol.receive(data):
             case Proof(key=key, enrolment=enrolment):
-                by = _enrolled_by(enrolment, key)
+                by = whose_enrolment(enrolment, key)
                 client = registry.join(key, now, wake=self._wake, end=self._end, enrolled_by=by)
                 self._client = client
                 self._service.proved(self._waiting)
@@ -418,6 +420,8 @@ class _Session:
                 registry.watch(self._client, asked)
             case ToKey(to=to, body=body) if self._client is not None:
                 registry.envelope(self._client, to, body, now)
+            case Load() as load if self._client is not None:
+                registry.load(self._client, load, now)
             case Relayed() as frame if self._client is not None:
                 self._service.relay.relay(self._client, frame, now)
 
@@ -479,17 +483,6 @@ class _Session:
         except (TimeoutError, ConnectionError, RuntimeError) as error:
             _log.debug("a connection did not close in order: %s", clip(error))
         self._waiting.abort()
-
-
-def _enrolled_by(enrolment: bytes, key: bytes) -> bytes | None:
-    """Returns whose enrolment a client shows; None for none that is good."""
-    if not enrolment:
-        return None
-    try:
-        return enrolled_by(enrolment, key, time.time())
-    except JoinRejected as error:
-        _log.debug("an enrolment is not good: %s", error)
-        return None
 
 
 def _closing(status: int) -> web.Response:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Final
 
 from socks_tunnel.protocol.rendezvous import Presence
+from socks_tunnel.protocol.rendezvous_load import Load
 
 APPEARED_PERIOD: Final = 5.0
 """Seconds in which one key may appear once: a service that lies cannot make us dial without end."""
@@ -20,6 +21,8 @@ class PresenceBoard:
     def __init__(self) -> None:
         self._watched: Collection[bytes] = frozenset()
         self._online: set[bytes] = set()
+        self.loads: dict[bytes, Load] = {}
+        """How busy those who are there have said that they are."""
         self._appeared_at: dict[bytes, float] = {}
         self._appearing: dict[bytes, set[asyncio.Future[None]]] = {}
 
@@ -27,15 +30,20 @@ class PresenceBoard:
         """Replaces the keys that count."""
         self._watched = keys
         self._online &= keys
+        self.loads = {key: load for key, load in self.loads.items() if key in keys}
         self._appeared_at = {key: at for key, at in self._appeared_at.items() if key in keys}
 
     def clear(self) -> None:
         """Forgets who is there: the connection has ended."""
         self._online.clear()
+        self.loads.clear()
 
     def see(self, presence: Presence) -> None:
         """Takes what the service says."""
         self._online.difference_update(presence.offline)
+        for key in presence.offline:
+            self.loads.pop(key, None)
+        self.loads.update((key, load) for key, load in presence.loads if key in self._watched)
         now = asyncio.get_running_loop().time()
         for key in presence.online:
             if key not in self._watched or key in self._online:

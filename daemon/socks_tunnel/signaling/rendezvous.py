@@ -40,8 +40,9 @@ from socks_tunnel.protocol.rendezvous import (
     encode_parcel,
     watches,
 )
+from socks_tunnel.protocol.rendezvous_load import Load
 from socks_tunnel.protocol.rendezvous_relay import Relayed
-from socks_tunnel.protocol.rendezvous_states import SKEW_TOLD, ClientConnection
+from socks_tunnel.protocol.rendezvous_states import ClientConnection
 from socks_tunnel.signaling.carrier import (
     Handlers,
     IceServers,
@@ -56,11 +57,12 @@ from socks_tunnel.signaling.identity import PrivateIdentity, public_key_text
 from socks_tunnel.signaling.presence import PresenceBoard
 from socks_tunnel.signaling.rendezvous_asking import ANSWERS, Delays, Waiting
 from socks_tunnel.signaling.rendezvous_doubt import ANSWER_WITHIN, Doubt, Unanswered
+from socks_tunnel.signaling.rendezvous_load import LoadTold
 from socks_tunnel.signaling.rendezvous_relay import ServiceRelay
 from socks_tunnel.signaling.rendezvous_socket import open_socket
 from socks_tunnel.signaling.rendezvous_words import (
     CONNECT_TIMEOUT,
-    clock_advice,
+    SkewTold,
     end_sentence,
     failure_sentence,
     usable_servers,
@@ -99,6 +101,7 @@ class Rendezvous:
     without them it is dropped. `enrolment` is shown to the service unless empty. `dropped` is told
     why a parcel was dropped, one of :data:`socks_tunnel.ops.labels.PARCEL_DROPS`; `clock` is told
     the service's time; `relay` carries datagrams, and is made here if there is none to count them.
+    `load` returns what the service is told of our load; without it, it is told nothing.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class Rendezvous:
         dropped: Callable[[str], None] = lambda _: None,
         clock: SignalingClock | None = None,
         relay: ServiceRelay | None = None,
+        load: Callable[[], Load] | None = None,
     ) -> None:
         self.url = url
         self.problem: str | None = "not connected yet"
@@ -127,9 +131,9 @@ class Rendezvous:
         self._handlers = handlers
         self._enrolment = enrolment
         self._dropped = dropped
-        self._clock = clock
-        self.skew = 0
-        """Seconds that the service's clock was ahead of ours when it last said its time."""
+        self._skew = SkewTold(url, clock)
+        self._load = LoadTold(load, self._send)
+        self._wants_loads = False
         self._watched: frozenset[bytes] = frozenset()
         self._task: asyncio.Task[None] | None = None
         self._ws: aiohttp.ClientWebSocketResponse | None = None
@@ -141,9 +145,8 @@ class Rendezvous:
         """When the latest attempt to connect began, by the time of the event loop."""
         self._hurry = asyncio.Event()
         self._waiting: dict[bytes, Waiting] = {}
-        self._presence = PresenceBoard()
+        self.presence = PresenceBoard()
         self._handling: dict[asyncio.Task[None], bool] = {}  # whether it is a request to join
-        self._told_skew: int | None = None
         self._leaving: asyncio.TimerHandle | None = None
         self._offered: IceServers = ()
         self.relay = ServiceRelay(url) if relay is None else relay
@@ -178,15 +181,20 @@ class Rendezvous:
                 now = asyncio.get_running_loop().time()
                 self._connecting.reschedule(max(now, self._began + UNDISTURBED))
 
-    def watch(self, keys: Collection[bytes]) -> None:
-        """Replaces the keys that we may talk to."""
+    def watch(self, keys: Collection[bytes], *, loads: bool = False) -> None:
+        """Replaces the keys that we may talk to; `loads`: we want to know how busy they are."""
         watched = frozenset(keys)
-        if watched == self._watched:
+        if (watched, loads) == (self._watched, self._wants_loads):
             return
-        self._watched = watched
-        self._presence.watch(watched)
+        self._watched, self._wants_loads = watched, loads
+        self.presence.watch(watched)
         if self._open.is_set():
             spawn("tell the rendezvous whom we watch", self._tell_watched())
+
+    @property
+    def skew(self) -> int:
+        """Seconds that the service's clock was ahead of ours when it last said its time."""
+        return self._skew.seconds
 
     async def _tell_watched(self) -> None:
         try:
@@ -196,7 +204,8 @@ class Rendezvous:
             _log.debug("%s", error)  # the next connection tells it
 
     def _watches(self) -> Iterator[bytes]:
-        return watches(sorted(self._watched), guests=self._handlers is not None)
+        guests = self._handlers is not None
+        return watches(sorted(self._watched), guests=guests, loads=self._wants_loads)
 
     async def _connect_forever(self) -> None:
         loop = asyncio.get_running_loop()
@@ -235,7 +244,8 @@ class Rendezvous:
         self._ws = None
         self._doubt = None
         self._protocol = None
-        self._presence.clear()
+        self.presence.clear()
+        self._load.closed()
         self.relay.closed()
         if self._leaving is not None:
             self._leaving.cancel()
@@ -270,7 +280,7 @@ class Rendezvous:
         assert welcome is not None
         _log.info("rendezvous %s: connected", self.url)
         self.problem = self._told_problem = None
-        self._tell_skew(protocol.skew)
+        self._skew.tell(protocol.skew)
         if len(self._watched) > welcome.watch:
             raise _Ended(
                 f"it lets this host watch {welcome.watch} keys, but {len(self._watched)} peers are "
@@ -279,22 +289,7 @@ class Rendezvous:
         for frame in self._watches():
             await self._send(frame)
         self._open.set()
-
-    def _tell_skew(self, skew: int) -> None:
-        self.skew = skew
-        if self._clock is not None:
-            self._clock.service_said(skew)
-        if abs(skew) <= SKEW_TOLD:
-            self._told_skew = None
-        elif self._told_skew is None or abs(skew - self._told_skew) > SKEW_TOLD:
-            self._told_skew = skew
-            _log.warning(
-                "this host's clock is %d s %s that of the rendezvous service %s; %s",
-                abs(skew),
-                "behind" if skew > 0 else "ahead of",
-                self.url,
-                clock_advice(self._clock),
-            )
+        self._load.opened(welcome.load)
 
     async def _receive(
         self, ws: aiohttp.ClientWebSocketResponse, protocol: ClientConnection
@@ -318,7 +313,7 @@ class Rendezvous:
                 signature = self._identity.sign(protocol.signed_text(now))
                 await self._send(protocol.proof(self._identity.public, signature, now))
             case Presence():
-                self._presence.see(event)
+                self.presence.see(event)
             case FromKey():
                 self._take(event)
             case Relayed():
@@ -354,7 +349,7 @@ class Rendezvous:
 
     async def appeared(self, key: bytes) -> None:
         """Waits until the service says that a key has come; at most once in a while."""
-        await self._presence.appeared(key)
+        await self.presence.appeared(key)
 
     # --- offers of ours -------------------------------------------------------------------------
 

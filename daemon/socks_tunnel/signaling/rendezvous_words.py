@@ -11,6 +11,7 @@ import aiohttp
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.ice_urls import parse_ice_url
 from socks_tunnel.protocol.rendezvous import CLOSE_MEANINGS, TurnServer
+from socks_tunnel.protocol.rendezvous_states import SKEW_TOLD
 from socks_tunnel.signaling.carrier import IceServers
 from socks_tunnel.signaling.clock import SignalingClock
 from socks_tunnel.signaling.portal import PORTAL_WORDS, is_portal
@@ -57,6 +58,34 @@ def clock_advice(clock: SignalingClock | None) -> str:
         "one of them is wrong, and peers reject what comes from a host whose clock is: run a time "
         "service (systemd-timesyncd, chrony)"
     )
+
+
+class SkewTold:
+    """How far the clocks of this host and of a service differ, and what was said of it."""
+
+    def __init__(self, url: str, clock: SignalingClock | None) -> None:
+        self.seconds = 0
+        """Seconds that the service's clock was ahead of ours when it last said its time."""
+        self._url = url
+        self._clock = clock
+        self._told: int | None = None
+
+    def tell(self, skew: int) -> None:
+        """Takes how far the service's clock is ahead; warns if that is much and was not said."""
+        self.seconds = skew
+        if self._clock is not None:
+            self._clock.service_said(skew)
+        if abs(skew) <= SKEW_TOLD:
+            self._told = None
+        elif self._told is None or abs(skew - self._told) > SKEW_TOLD:
+            self._told = skew
+            _log.warning(
+                "this host's clock is %d s %s that of the rendezvous service %s; %s",
+                abs(skew),
+                "behind" if skew > 0 else "ahead of",
+                self._url,
+                clock_advice(self._clock),
+            )
 
 
 def failure_sentence(error: Exception) -> str:

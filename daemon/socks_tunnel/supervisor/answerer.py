@@ -5,10 +5,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
+import socks_tunnel
 from socks_tunnel.config.settings import Config
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.peer.transport import TransportError
 from socks_tunnel.protocol import bounded
+from socks_tunnel.protocol.rendezvous_load import Load
 from socks_tunnel.signaling.carrier import (
     Answered,
     Handlers,
@@ -51,9 +53,16 @@ class EndpointLinks(Links):
             self.identity,
             self.clock,
             self.router.longest_wait,
+            self._load,
         )
         self._paths = PathWatcher(self.path_changed)
         self._pauses = PauseWatcher(self.path_changed)
+
+    def _load(self) -> Load:
+        """Returns how busy this endpoint is."""
+        sessions = self.router.sessions.values()
+        links = sum(session.link is not None for session in sessions)
+        return Load(self.router.flows, links, socks_tunnel.__version__)
 
     async def start(self) -> None:
         """Listens for offers."""

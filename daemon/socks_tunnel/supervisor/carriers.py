@@ -16,6 +16,7 @@ from socks_tunnel.config.settings import Config, Peer
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol import bounded
+from socks_tunnel.protocol.rendezvous_load import Load
 from socks_tunnel.signaling.carrier import Handlers, OutgoingCarrier
 from socks_tunnel.signaling.clock import SignalingClock
 from socks_tunnel.signaling.direct import DirectClient, DirectServer
@@ -83,10 +84,13 @@ class Outgoing:
         self._clock = clock
         self._proxy: str | None = None
         self._services: dict[_Way, Rendezvous] = {}
+        self._peers: list[Peer] = []
 
     def apply(self, config: Config) -> None:
         """Connects to the services that the peers name, and leaves those that none names."""
         self._proxy = config.ice.proxy
+        self._peers = [peer for peer in config.peers if peer.rendezvous is not None]
+        loads = any(route.policy == "least-loaded" for route in config.routes)
         watched: dict[_Way, list[bytes]] = {}
         enrolments: dict[_Way, bytes] = {}
         for peer in config.peers:
@@ -108,10 +112,21 @@ class Outgoing:
                     self._waited,
                     enrolment=enrolments.get(way, b""),
                 )
-                service.watch(keys)
+                service.watch(keys, loads=loads)
                 service.start()
             else:
-                service.watch(keys)
+                service.watch(keys, loads=loads)
+
+    def flows(self) -> dict[str, int]:
+        """Returns how many flows the peers have in all, of those that have said so."""
+        found = {}
+        for peer in self._peers:
+            service = self._services.get(self._way(peer))
+            key = parse_public_key(peer.public_key)
+            load = None if service is None else service.presence.loads.get(key)
+            if load is not None:
+                found[peer.name] = load.flows
+        return found
 
     def carrier_for(self, peer: Peer) -> OutgoingCarrier:
         """Returns the way to a peer of the configuration that was applied last."""
@@ -170,14 +185,15 @@ def incoming(
     identity: PrivateIdentity,
     clock: SignalingClock,
     waited: Callable[[], float | None],
+    load: Callable[[], Load],
 ) -> list[ConfiguredCarrier]:
     """Returns the ways on which an endpoint takes offers and requests to join.
 
-    `waited` is as for :class:`Outgoing`.
+    `waited` is as for :class:`Outgoing`; `load` returns how busy the endpoint is.
     """
     return [
         DirectListener(handlers, metrics),
-        RendezvousListener(handlers, metrics, identity, clock, waited),
+        RendezvousListener(handlers, metrics, identity, clock, waited, load),
     ]
 
 
@@ -189,6 +205,7 @@ def _rendezvous(
     waited: Callable[[], float | None],
     handlers: Handlers | None = None,
     enrolment: bytes = b"",
+    load: Callable[[], Load] | None = None,
 ) -> "Rendezvous":
     from socks_tunnel.signaling.rendezvous import Rendezvous  # noqa: PLC0415 - as above
     from socks_tunnel.signaling.rendezvous_relay import ServiceRelay  # noqa: PLC0415 - as above
@@ -216,6 +233,7 @@ def _rendezvous(
         dropped=dropped,
         clock=clock,
         relay=ServiceRelay(url, passed=relayed, dropped=unrelayed),
+        load=load,
     )
 
 
@@ -229,7 +247,9 @@ class RendezvousListener:
         identity: PrivateIdentity,
         clock: SignalingClock,
         waited: Callable[[], float | None],
+        load: Callable[[], Load],
     ) -> None:
+        self._load = load
         self._handlers = handlers
         self._metrics = metrics
         self._clock = clock
@@ -247,7 +267,13 @@ class RendezvousListener:
             return
         way = signaling.rendezvous, signaling.tls_ca, config.ice.proxy
         self._service = _rendezvous(
-            way, self._identity, self._metrics, self._clock, self._waited, self._handlers
+            way,
+            self._identity,
+            self._metrics,
+            self._clock,
+            self._waited,
+            self._handlers,
+            load=self._load,
         )
         self.apply(config)
         self._service.start()

@@ -11,7 +11,7 @@ What speaks against a peer, and for how long, is :mod:`socks_tunnel.protocol.fai
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from socks_tunnel.ops import audit
@@ -58,6 +58,10 @@ class SessionView(Protocol):
     rank: int
 
     @property
+    def flows(self) -> int:
+        """How many flows it has."""
+
+    @property
     def link(self) -> LinkView | None:
         """Its link."""
 
@@ -89,12 +93,18 @@ class Chooser:
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
-        self.table = NewFlows([])
+        self.table = NewFlows([], [])
         """What the workers know."""
         self._choices: list[_Choice] = []
         self._seen: set[str] = set()
         """Peers that had a link: that there is none yet speaks against nobody."""
         self._rtt: dict[str, float] = {}
+        self.reported: Callable[[], Mapping[str, int]] = dict
+        """Returns how many flows peers have in all, of those that have said so."""
+        self._reported: Mapping[str, int] = {}
+        self._own: dict[str, int] = {}
+        """How many of them were ours when they said it."""
+        self._workers = 1
 
     @property
     def settings(self) -> list[RouteSettings]:
@@ -119,8 +129,13 @@ class Chooser:
         for peer in settings.peers:
             self.metrics.route_peer_preferred.labels(settings.name, peer).set(0)
 
-    def tick(self, sessions: Iterable[SessionView]) -> None:
-        """Takes the round trips into the averages; called once a second."""
+    def tick(self, sessions: Iterable[SessionView], workers: int = 1) -> None:
+        """Takes round trips and loads; called once a second. `workers` is how many have flows."""
+        reported = self.reported()
+        if reported != self._reported:
+            self._reported = reported
+            self._own = {session.peer: session.flows for session in sessions}
+        self._workers = max(1, workers)
         averages: dict[str, float] = {}
         for session in sessions:
             rtt = None if session.link is None else session.link.rtt
@@ -158,10 +173,31 @@ class Chooser:
         """Makes the table of candidates anew; returns whether it has changed."""
         by_peer = {session.peer: session for session in sessions}
         targets = [self._of_route(choice, by_peer, now) for choice in self._choices]
-        if targets == self.table.targets:
+        beside = [
+            [[by_peer[peer].number, flows] for peer, flows in self._beside(choice).items()]
+            for choice in self._choices
+        ]
+        table = NewFlows(targets, beside)
+        if table == self.table:
             return False
-        self.table = NewFlows(targets)
+        self.table = table
         return True
+
+    def _beside(self, choice: _Choice) -> dict[str, float]:
+        """Returns what a worker adds to its own flows of each peer, for what it has in all.
+
+        With it, a worker counts the flows that it has opened since the peers have told their loads,
+        and its part of these loads: the part that it has in all flows of the peers. So each worker
+        of each gateway makes good its part of a difference, and all together the whole. If each of
+        them made good all of it, the peer that had less would be told to have too much next.
+        """
+        peers = [peer for peer in choice.preferred if peer not in choice.against]
+        told = self._reported
+        if choice.settings.policy != "least-loaded" or not told.keys() >= set(peers):
+            return {}
+        own = {peer: self._own.get(peer, 0) for peer in peers}
+        share = max(1, sum(own.values())) / max(1, sum(told[peer] for peer in peers))
+        return {p: round((share * told[p] - own[p]) / self._workers, 3) for p in peers}
 
     def _of_route(
         self, choice: _Choice, by_peer: dict[str, SessionView], now: float
@@ -282,6 +318,7 @@ class Chooser:
                 "state": "preferred" if peer in choice.preferred else "passed over",
                 "cause": found.cause if (found := choice.against.get(peer)) else None,
                 "why": None if found is None else found.sentence,
+                "flows": self._reported.get(peer),
                 "seconds_left": None
                 if found is None or found.left is None
                 else round(found.left, 1),

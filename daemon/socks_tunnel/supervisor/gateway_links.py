@@ -40,6 +40,7 @@ class GatewayLinks(Links):
         self._outgoing = carriers.Outgoing(
             self.identity, self.metrics, self.clock, self.router.longest_wait
         )
+        self.router.chooser.reported = self._outgoing.flows
         self.carrier_for = carrier_for or self._outgoing.carrier_for
         self._diallers: dict[str, Dialler] = {}
         self._inherited: dict[str, bytes] = {}

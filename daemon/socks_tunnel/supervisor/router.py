@@ -267,7 +267,7 @@ class Router:
     def tick(self, now: float) -> None:
         """Looks at the times of all sessions; called once a second. `now` is monotonic."""
         if self.opens:
-            self.chooser.tick(self.sessions.values())
+            self.chooser.tick(self.sessions.values(), self.worker_count)
             able = {s.peer: n for n, s in self.sessions.items() if s.transmits}
             self.prober.tick(self.chooser.settings, able, self._workers, now)
             self.choose_target()

@@ -63,6 +63,7 @@ class View:
 
     link = Link()
     transmits = True
+    flows = 0
 
     def __init__(self, peer: str, number: int) -> None:
         self.peer = peer

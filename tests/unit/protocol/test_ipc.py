@@ -65,7 +65,7 @@ EACH: list[Control] = [
     PeerRows([[1, 2, 3, 1]], last=True),
     Detach("cut"),
     SessionEnded("removed"),
-    NewFlows([[[3, 4], [5]], [[], []]]),
+    NewFlows([[[3, 4], [5]], [[], []]], [[[3, 0.25], [4, 7.0]], []]),
     DialFailed("office", "10.0.0.1", 4),
     DialsDone([["office", 3]]),
     Probe(1, "10.0.0.1", 443),

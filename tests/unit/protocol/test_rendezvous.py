@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.rendezvous_load import Load
 
 KEY, OTHER = bytes(range(32)), bytes(32)
 
@@ -27,16 +28,19 @@ FROM_SERVICE: list[wire.Frame] = [
     ),
     wire.Presence((KEY, OTHER), ()),
     wire.Presence((), (KEY,)),
+    wire.Presence((), (), ((KEY, Load(1, 2, "3")), (OTHER, Load(0, (1 << 32) - 1, "")))),
     wire.FromKey(KEY, b"parcel"),
     wire.Absent(KEY, "busy"),
     wire.Absent(KEY, "elsewhere", bytes(8)),
-    wire.Welcome(bytes(8), 0, 1, 1, 1, relay=2_000_000),
+    wire.Welcome(bytes(8), 0, 1, 1, 1, relay=2_000_000, load=5),
     wire.Drain(10),
 ]
 FROM_CLIENT: list[wire.Frame] = [
     wire.Proof(KEY, "example.com:8443", 1_700_000_000, bytes(64)),
     wire.Watch((), reset=True),
     wire.Watch((KEY, OTHER), reset=False),
+    wire.Watch((KEY,), reset=True, guests=True, loads=True),
+    Load(0, 0, ""),
     wire.ToKey(KEY, b"parcel"),
     wire.ToKey(KEY, bytes(wire.PARCEL_MAX)),
 ]

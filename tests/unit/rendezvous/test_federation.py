@@ -12,9 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol import rendezvous as wire
+from socks_tunnel.protocol.rendezvous_load import Load
 from socks_tunnel.protocol.rendezvous_relay import Relayed
+from socks_tunnel.rendezvous.client import Client
 from socks_tunnel.rendezvous.federation import Federation, Found
-from socks_tunnel.rendezvous.registry import Client, Registry
+from socks_tunnel.rendezvous.registry import Registry
 from socks_tunnel.rendezvous.relay import REFUSALS_BURST, UNANSWERED_MAX, RelayHall
 
 CHANNEL = b"channel1"
@@ -230,6 +232,7 @@ def test_what_the_bus_has_lost_is_said_again(nodes: tuple[Node, Node]) -> None:
         {"kind": "relay", "to": B, "channel": CHANNEL, "datagram": b""},
         {"kind": "relay", "to": B, "channel": CHANNEL, "datagram": bytes(65), "segment": 1},
         {"kind": "absent", "to": B, "reason": "unrelayed", "channel": b"x"},
+        {"kind": "load", "flows": -1, "links": 0, "version": ""},
     ],
 )
 def test_messages_that_make_no_sense(nodes: tuple[Node, Node], fields: dict[str, object]) -> None:
@@ -264,6 +267,51 @@ def test_what_nobody_can_be_told_is_counted(nodes: tuple[Node, Node]) -> None:
     one.registry.leave(a)
     one.store.settle()
     assert one.registry.counts["dropped: sender gone too"] == 1
+
+
+# --- load -----------------------------------------------------------------------------------------
+
+
+def loads(frames: list[wire.FromService]) -> list[int]:
+    return [load.flows for f in frames if isinstance(f, wire.Presence) for _, load in f.loads]
+
+
+def test_a_load_is_told_at_other_nodes(nodes: tuple[Node, Node]) -> None:
+    one, two = nodes
+    a, b = told_of_each_other(nodes, A, B)
+    two.registry.watch(b, wire.Watch((A,), reset=True, loads=True))
+    two.store.settle()
+    got(b)
+    one.registry.load(a, Load(5, 1, "1"), 0)
+    two.store.settle()
+    assert loads(got(b)) == [5]
+    c = two.join(C, A)
+    two.registry.watch(c, wire.Watch((A,), reset=True, loads=True))
+    one.registry.watch(a, wire.Watch((C,), reset=False))
+    two.store.settle()
+    assert set(loads(got(c))) == {5}  # once for each that says that it is here
+    assert got(b) == []
+    two.registry.watch(b, wire.Watch((), reset=True, loads=True))
+    one.registry.load(a, Load(50, 1, "1"), 10)
+    two.store.settle()
+    assert (loads(got(b)), loads(got(c))) == ([], [50])
+    one.registry.leave(a)
+    two.store.settle()
+    two.federation.receive(
+        msgpack.packb(
+            {
+                "kind": "load",
+                "node": "one",
+                "client": A,
+                "to": b"",
+                "flows": 9,
+                "links": 1,
+                "version": "1",
+            }
+        ),
+        0,
+    )
+    assert loads(got(c)) == [], "it has gone"
 
 
 # --- datagrams -----------------------------------------------------------------------------------

@@ -5,8 +5,10 @@ from typing import Any, Literal
 import pytest
 
 from socks_tunnel.protocol import rendezvous as wire
+from socks_tunnel.protocol.rendezvous_load import Load
 from socks_tunnel.rendezvous import registry
-from socks_tunnel.rendezvous.registry import Client, Refused, Registry
+from socks_tunnel.rendezvous.client import OUTBOX_MAX, Client
+from socks_tunnel.rendezvous.registry import Refused, Registry
 
 A, B, C = (bytes([number]) * 32 for number in range(3))
 
@@ -180,7 +182,7 @@ def test_an_outbox_is_bounded_and_the_sender_is_told() -> None:
     body = bytes(60_000)
     for _ in range(30):
         hall.registry.envelope(a, B, body, 0)
-        assert b.waiting <= registry.OUTBOX_MAX
+        assert b.waiting <= OUTBOX_MAX
     answers = hall.got(a)
     assert answers
     assert set(answers) == {wire.Absent(B, "busy")}
@@ -240,7 +242,7 @@ def test_keys_that_are_not_listed_any_more_have_to_go() -> None:
 def test_what_a_client_is_told_of_its_limits() -> None:
     hall = Hall()
     welcome = hall.registry.welcome(hall.join(C), bytes(8), 5.5)
-    assert welcome == wire.Welcome(bytes(8), 5, wire.PARCEL_MAX, 64, 10)
+    assert welcome == wire.Welcome(bytes(8), 5, wire.PARCEL_MAX, 64, 10, load=5)
     assert hall.registry.welcome(hall.join(A), bytes(8), 5.5).watch == registry.WATCH_MAX
 
 
@@ -343,3 +345,46 @@ def test_a_parcel_that_could_not_be_sent_is_counted() -> None:
     b.lost(wire.encode(wire.Drain(5)))
     b.lost(None)
     assert hall.registry.counts["dropped: not sent"] == 1
+
+
+# --- load -----------------------------------------------------------------------------------------
+
+
+def loads(frames: list[wire.FromService]) -> list[tuple[bytes, int]]:
+    return [(k, o.flows) for f in frames if isinstance(f, wire.Presence) for k, o in f.loads]
+
+
+def test_a_load_goes_to_those_that_want_it_and_are_watched() -> None:
+    hall = Hall()
+    office = hall.join(A, B, C)
+    wants, wants_not, stranger = hall.join(B), hall.join(C), hall.join(bytes([9]) * 32)
+    for client, asks in ((wants, True), (wants_not, False), (stranger, True)):
+        hall.registry.watch(client, wire.Watch((A,), reset=True, loads=asks))
+        hall.got(client)
+    hall.registry.load(office, Load(5, 1, "1"), 0)
+    assert loads(hall.got(wants)) == [(A, 5)]
+    assert hall.got(wants_not) == hall.got(stranger) == []
+
+
+def test_who_comes_later_is_told_the_load_that_was_said_last() -> None:
+    hall = Hall()
+    office = hall.join(A, B)
+    hall.registry.load(office, Load(5, 1, "1"), 0)
+    late = hall.join(B)
+    hall.got(late)
+    hall.registry.watch(late, wire.Watch((A,), reset=True, loads=True))
+    assert hall.got(late) == [
+        wire.Presence((A,), ()),
+        wire.Presence((), (), ((A, Load(5, 1, "1")),)),
+    ]
+
+
+def test_a_load_that_is_said_too_often_is_dropped_and_counted() -> None:
+    hall = Hall()
+    office, laptop = hall.join(A, B), hall.join(B)
+    hall.registry.watch(laptop, wire.Watch((A,), reset=True, loads=True))
+    hall.got(laptop)
+    for tenth in range(100):
+        hall.registry.load(office, Load(tenth, 1, "1"), tenth / 10)
+    assert loads(hall.got(laptop)) == [(A, 0), (A, 25), (A, 50), (A, 75)]
+    assert hall.registry.counts["dropped: load"] == 96

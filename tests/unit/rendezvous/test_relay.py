@@ -7,7 +7,8 @@ import pytest
 
 from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.protocol.rendezvous_relay import JOINED_MAX, QUEUE_MAX, Relayed, encode_relayed
-from socks_tunnel.rendezvous.registry import Client, Registry
+from socks_tunnel.rendezvous.client import Client
+from socks_tunnel.rendezvous.registry import Registry
 from socks_tunnel.rendezvous.relay import (
     BURST_MIN,
     CHANNELS_PER_PAIR,

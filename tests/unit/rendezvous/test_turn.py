@@ -23,7 +23,7 @@ def test_it_is_renewed_before_it_expires() -> None:
 def test_a_welcome_has_it() -> None:
     registry = Registry({}, clients="any")
     client = registry.join(KEY, 0, wake=lambda: None, end=lambda *_: None)
-    assert registry.welcome(client, bytes(8), 5) == Welcome(bytes(8), 5, 66_048, 64, 10)
+    assert registry.welcome(client, bytes(8), 5) == Welcome(bytes(8), 5, 66_048, 64, 10, load=5)
     registry.turn = TurnLogins(SERVERS, b"north")
     turn = registry.welcome(client, bytes(8), 5).turn
     assert [server.urls for server in turn] == list(SERVERS)

@@ -23,6 +23,7 @@ class Session:
         self.number = number
         self.peer = peer
         self.rank = rank
+        self.flows = 0
         self.link: Link | None = Link()
 
     @property
@@ -224,6 +225,82 @@ def test_one_that_was_never_measured_comes_last() -> None:
     world.link("b").rtt = 0.5
     world.chooser.tick(world.sessions.values())
     assert world.targets() == [[[2, 1], []]]
+
+
+# --- least loaded ---------------------------------------------------------------------------------
+
+
+def balanced(workers: int = 1) -> tuple[World, dict[str, int]]:
+    world = World(named("a", "b", policy="least-loaded"))
+    reported: dict[str, int] = {}
+    world.chooser.reported = lambda: dict(reported)
+    world.chooser.tick(world.sessions.values(), workers)
+    return world, reported
+
+
+def beside(world: World, workers: int = 1) -> list[list[list[float]]]:
+    world.chooser.tick(world.sessions.values(), workers)
+    world.targets()
+    return world.chooser.table.beside
+
+
+def test_loads_count_by_our_part_in_all_flows() -> None:
+    world, reported = balanced()
+    world.sessions["a"].flows, world.sessions["b"].flows = 60, 40
+    assert beside(world) == [[]], "nobody has said anything"
+    reported |= {"a": 560, "b": 440}  # a tenth of all is ours
+    assert beside(world) == [[[1, -4.0], [2, 4.0]]]
+    assert beside(world, workers=4) == [[[1, -1.0], [2, 1.0]]]
+    world.sessions["a"].flows = 90  # which the peer has not said yet
+    assert beside(world) == [[[1, -4.0], [2, 4.0]]]
+    reported["a"] = 600
+    assert beside(world) == [[[1, -15.0], [2, 15.0]]]
+
+
+def test_a_host_without_flows_goes_where_others_have_fewer() -> None:
+    world, reported = balanced()
+    reported |= {"a": 3, "b": 2}
+    assert beside(world) == [[[1, 0.6], [2, 0.4]]]
+
+
+def test_loads_count_only_where_each_peer_has_told() -> None:
+    world, reported = balanced()
+    reported["a"] = 100
+    assert beside(world) == [[]]
+    reported["b"] = 10
+    assert beside(world) != [[]]
+    world.sessions["a"].link = None
+    assert [row[0] for row in beside(world)[0]] == [2]
+    del reported["b"]  # its connection to the service has ended
+    assert beside(world) == [[]]
+
+
+def test_the_other_policies_do_not_ask() -> None:
+    world = World(named("a", "b"))
+    world.chooser.reported = lambda: {"a": 100, "b": 1}
+    assert beside(world) == [[]]
+
+
+def test_many_gateways_even_a_difference_out_without_overshooting() -> None:
+    """Ten gateways with four workers each; loads are told when 400 new flows have come."""
+    workers = [{"a": 0, "b": 0} for _ in range(40)]
+    stay = {"a": 1000, "b": 0}  # flows of hosts that do not balance
+    for _ in range(10):
+        totals = {p: stay[p] + sum(worker[p] for worker in workers) for p in stay}
+        for gateway in range(10):
+            mine = workers[4 * gateway : 4 * gateway + 4]
+            world, reported = balanced()
+            reported |= totals
+            for peer in stay:
+                world.sessions[peer].flows = sum(worker[peer] for worker in mine)
+            ((first, second),) = beside(world, workers=4)
+            for worker in mine:
+                for _ in range(10):
+                    a, b = worker["a"] + first[1], worker["b"] + second[1]
+                    worker["a" if a <= b else "b"] += 1
+        flows = [stay[p] + sum(worker[p] for worker in workers) for p in stay]
+        assert flows[0] >= flows[1] - 400, "the difference is not turned round"
+    assert abs(flows[0] - flows[1]) <= 0.05 * sum(flows)
 
 
 # --- reload -----------------------------------------------------------------------------------

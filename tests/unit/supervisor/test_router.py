@@ -124,7 +124,7 @@ def test_a_worker_that_starts_is_told_what_the_others_know() -> None:
     setup.link.goaway()
     setup.router.worker_down(1)
     setup.restart(1)
-    assert setup.workers[1].told(NewFlows) == [NewFlows([[[branch], []]])]
+    assert setup.workers[1].told(NewFlows) == [NewFlows([[[branch], []]], [[]])]
     assert office in setup.router.sessions
 
 

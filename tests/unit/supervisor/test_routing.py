@@ -241,7 +241,7 @@ def test_a_worker_that_starts_learns_of_the_sessions_and_their_links() -> None:
     assert setup.workers[0].controls == [
         (number, SessionOpened("office")),
         (number, attach),
-        (0, NewFlows([[[number], []]])),
+        (0, NewFlows([[[number], []]], [[]])),
     ]
 
 
@@ -253,9 +253,9 @@ def test_a_link_that_ends_without_resume_ends_its_session() -> None:
     for worker in setup.workers:
         assert worker.told(SessionEnded) == [SessionEnded("no answer for 15 s")]
         assert worker.told(NewFlows) == [
-            NewFlows([[[], []]]),
-            NewFlows([[[setup.session.number], []]]),
-            NewFlows([[[], []]]),
+            NewFlows([[[], []]], [[]]),
+            NewFlows([[[setup.session.number], []]], [[]]),
+            NewFlows([[[], []]], [[]]),
         ]
     sent = len(setup.port.sent)
     setup.say(0, Data(2, b"under way").encode())

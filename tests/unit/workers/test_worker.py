@@ -125,7 +125,7 @@ class Site:
             SESSION,
         )  # fmt: skip
         self.tell(PeerRows([], last=True), SESSION)
-        self.tell(NewFlows([[[SESSION], []]]))
+        self.tell(NewFlows([[[SESSION], []]], [[]]))
 
     def flow(self) -> TcpRelay:
         """One more flow of the session."""

@@ -91,9 +91,9 @@ class Clients:
         """The session that new flows of the first route go to, if it can transmit now."""
         return self.routing.choose(0)
 
-    def set_targets(self, targets: list[list[list[int]]]) -> None:
+    def set_targets(self, targets: list[list[list[int]]], beside: list[list[list[float]]]) -> None:
         """Takes the supervisor's table: for each route, the sessions that new flows may go to."""
-        self.routing.set_targets(targets)
+        self.routing.set_targets(targets, beside)
         self.wake()
         # Requests that wait for the answer of a peer that is passed over may go elsewhere.
         for request in list(self.routing.unanswered):

@@ -53,6 +53,7 @@ class Routing:
         self._notices = notices
         self._tell = tell
         self._candidates: list[Candidates] = []
+        self._beside: list[dict[int, float]] = []
         self.unanswered: dict[Unanswered, None] = {}
         """Requests that may still be asked elsewhere."""
         self._blamed: set[tuple[str, int]] = set()
@@ -60,8 +61,12 @@ class Routing:
 
     # --- what the supervisor says -------------------------------------------------------------
 
-    def set_targets(self, targets: list[list[list[int]]]) -> None:
-        """Takes the table of candidates: for each route, the preferred sessions and the others."""
+    def set_targets(self, targets: list[list[list[int]]], beside: list[list[list[float]]]) -> None:
+        """Takes the table of candidates: for each route, the preferred sessions and the others.
+
+        `beside` has how many flows are added to those of some sessions.
+        """
+        self._beside = [{int(number): flows for number, flows in rows} for rows in beside]
         self._candidates = [
             Candidates(tuple(preferred), tuple(others)) for preferred, others in targets
         ]
@@ -69,6 +74,7 @@ class Routing:
     def reset(self) -> None:
         """Forgets the table: other routes are in force, and theirs is under way."""
         self._candidates = []
+        self._beside = []
 
     # --- which session ------------------------------------------------------------------------
 
@@ -97,7 +103,8 @@ class Routing:
             return session if session is not None and self._open(session, avoid) else None
 
         policy = self._settings.routes.routes[route].policy
-        return pick(policy, candidates, usable, lambda session: len(session.flows))
+        beside = self._beside[route] if self._beside else {}
+        return pick(policy, candidates, usable, lambda s: len(s.flows) + beside.get(s.number, 0.0))
 
     @staticmethod
     def _open(session: WorkerSession, avoid: Collection[int]) -> bool:

@@ -243,6 +243,8 @@ class Gateway:
         notices = Notices(self.loop.time)
         self.notices = notices
         self.sessions: dict[int, WorkerSession] = {}
+        self.beside: list[list[list[float]]] = []
+        """What the supervisor says is to be added to the flows of sessions."""
         self.told: list[tuple[int, Control]] = []
         routing = Routing(
             self.settings,
@@ -312,7 +314,8 @@ class Gateway:
     def prefers(self, *routes: list[WorkerSession], others: tuple[WorkerSession, ...] = ()) -> None:
         """The supervisor says which sessions each route leads to; `others` are of all of them."""
         rest = [session.number for session in others]
-        self.clients.set_targets([[[s.number for s in route], rest] for route in routes])
+        table = [[[s.number for s in route], rest] for route in routes]
+        self.clients.set_targets(table, self.beside or [[] for _ in routes])
 
     def answer(self, session: WorkerSession, *messages: Message) -> None:
         """The endpoint sends these."""

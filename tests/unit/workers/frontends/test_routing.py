@@ -260,3 +260,13 @@ def test_the_fewest_flows() -> None:
     for _ in range(10):
         Asked(gateway, ConnectRequest(BERLIN))
     assert (len(a.flows), len(b.flows)) == (5, 5)
+
+
+def test_the_fewest_flows_with_those_of_others() -> None:
+    gateway = Gateway(routes=[{"peers": ["a", "b"], "policy": "least-loaded"}])
+    a, b = gateway.session(peer="a"), gateway.session(peer="b")
+    gateway.beside = [[[a.number, 6.5], [b.number, 0.5]]]
+    gateway.prefers([a, b])
+    for _ in range(10):
+        Asked(gateway, ConnectRequest(BERLIN))
+    assert (len(a.flows), len(b.flows)) == (2, 8)
