@@ -5,7 +5,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -200,16 +200,69 @@ async def test_the_first_success_wins_and_the_rest_ends() -> None:
         finally:
             ended.set()
 
-    assert await first_success([hangs, works, never], 0) == "works"
+    assert await first_success([hangs, works, never], 0, no_loser) == "works"
     assert ended.is_set()
 
 
+def no_loser(result: str) -> None:
+    raise AssertionError(result)
+
+
+async def test_two_successes_in_one_turn_leave_nothing_behind() -> None:
+    released: list[str] = []
+    gate = asyncio.Event()
+
+    begun: list[str] = []
+
+    def succeeds(result: str) -> Callable[[], Coroutine[Any, Any, str]]:
+        async def attempt() -> str:
+            begun.append(result)
+            if len(begun) == len(names):
+                gate.set()  # all of them have their result in the next turn of the loop
+            await gate.wait()
+            return result
+
+        return attempt
+
+    names = ["one", "two", "three"]
+    attempts = [succeeds(name) for name in names]
+    won = await first_success(attempts, 0, released.append)
+    await asyncio.sleep(0)
+    assert sorted([won, *released]) == sorted(names)
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+async def test_a_cancelled_caller_leaves_nothing_behind(stubborn: bool) -> None:
+    released: list[str] = []
+    gate = asyncio.Event()
+
+    async def attempt() -> str:
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            if not stubborn:
+                raise
+        return "late"
+
+    asking = asyncio.ensure_future(first_success([attempt, attempt], 0, released.append))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    if not stubborn:
+        gate.set()
+        await asyncio.sleep(0)  # both have their result in the turn in which the caller leaves
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await asyncio.sleep(0)
+    assert released == ["late", "late"]
+
+
 async def test_a_failure_begins_the_next_attempt_at_once() -> None:
-    assert await first_success([fails, works], 3600) == "works"
+    assert await first_success([fails, works], 3600, no_loser) == "works"
 
 
 async def test_the_first_error_is_told() -> None:
     with pytest.raises(ConnectionRefusedError, match="refused"):
-        await first_success([fails, fails], 0)
+        await first_success([fails, fails], 0, no_loser)
     with pytest.raises(OSError, match="it has no address"):
-        await first_success([], 0)
+        await first_success([], 0, no_loser)

@@ -24,7 +24,7 @@ async def left(side: Side, directory: Path) -> Legacy:
         nursery=Nursery(),
         links=side.manager,
         router=side.router,
-        control=ControlServer(directory / "control.sock", no_request),  # nobody asks
+        control=ControlServer(directory / "control.sock", no_request),
         bound=Bound(None, []),
         lock=-1,
         started_at=1.0,

@@ -16,7 +16,8 @@ import os
 import random
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import aioice
@@ -43,7 +44,7 @@ from socks_tunnel.peer.ice.pairs import (
     candidate_priority,
 )
 from socks_tunnel.peer.ice.patience import TICK, Patience
-from socks_tunnel.peer.ice.relay import RelayError, RelayTransport, open_relay
+from socks_tunnel.peer.ice.relay import RelayError, RelayTransport, open_relay, release
 from socks_tunnel.peer.ice.servers import DEAD_AFTER, LONGEST, MEMORY, Inquiry
 from socks_tunnel.peer.ice.settings import IceServer, IceSettings, parse_servers
 from socks_tunnel.protocol.addresses import IPAddress, parse_ip
@@ -392,6 +393,7 @@ class Gathering:
                 for address in addresses
             ],
             ADDRESS_STAGGER,
+            lambda loser: spawn("end of a spare TURN allocation", release(loser)),
         )
         protocol = self._factory()
         transport = RelayTransport(client, protocol)
@@ -417,19 +419,29 @@ class Gathering:
         self._relayed.append(protocol.local_candidate)
 
 
-async def first_success(attempts: Sequence[Callable[[], Awaitable[_T]]], stagger: float) -> _T:
+async def first_success(
+    attempts: Sequence[Callable[[], Coroutine[Any, Any, _T]]],
+    stagger: float,
+    release: Callable[[_T], object],
+) -> _T:
     """Returns the first result of several attempts, each begun `stagger` seconds after the last.
 
-    A failure begins the next one at once. What is still running is cancelled. Raises the first
-    error if all fail.
+    A failure begins the next one at once. What is still running is cancelled. `release` gets the
+    results that nobody else gets: of losers, and of all if the caller is cancelled. Raises the
+    first error if all fail.
     """
+    if not attempts:
+        raise OSError("it has no address")
     waiting = list(attempts)
+    begun: list[asyncio.Task[_T]] = []
     running: set[asyncio.Task[_T]] = set()
     errors: list[BaseException] = []
+    winner: asyncio.Task[_T] | None = None
     try:
         while waiting or running:
             if waiting:
-                running.add(asyncio.get_running_loop().create_task(_await(waiting.pop(0)())))
+                begun += [asyncio.get_running_loop().create_task(waiting.pop(0)())]
+                running.add(begun[-1])
             done, running = await asyncio.wait(
                 running,
                 timeout=stagger if waiting else None,
@@ -438,18 +450,27 @@ async def first_success(attempts: Sequence[Callable[[], Awaitable[_T]]], stagger
             for task in done:
                 error = task.exception()
                 if error is None:
+                    winner = task
                     return task.result()
                 errors.append(error)
     finally:
-        for task in running:
+        for task in begun:
             task.cancel()
-        if running:
-            await asyncio.wait(running)
-    raise errors[0] if errors else OSError("it has no address")
+        try:
+            await asyncio.wait(begun)
+        except asyncio.CancelledError:
+            winner = None  # nobody takes its result any more
+            raise
+        finally:
+            for task in begun:
+                if task is not winner:
+                    task.add_done_callback(partial(_release, release))
+    raise errors[0]
 
 
-async def _await(attempt: Awaitable[_T]) -> _T:
-    return await attempt
+def _release(release: Callable[[_T], object], task: "asyncio.Task[_T]") -> None:
+    if not task.cancelled() and task.exception() is None:
+        release(task.result())
 
 
 def _candidate(

@@ -298,14 +298,16 @@ async def open_relay(
     Raises :class:`OSError` with a sentence.
     """
     client = await _connect(server, address, tls, proxy, alive)
+    allocated = False
     try:
         await client.allocate(family)
+        allocated = True
     except stun.TransactionError as error:
         raise RelayError(_refusal(error, server)) from None
     finally:
         if client.heard:
             alive()
-        if client.relayed_address is None:  # also when cancelled
+        if not allocated:  # also when cancelled
             client.transport.abort()
     return client
 
