@@ -140,19 +140,21 @@ class Observed:
         """Ids of its worker processes."""
         return self.children("socks_tunnel_workers")
 
-    def nurseries(self) -> list[int]:
-        """Ids of what its children are forked from, which ends when none has been for a while."""
-        return self.children("socks_tunnel.nursery")
-
     def lasting(self) -> list[int]:
-        """Ids of its descendants without those that end by themselves."""
-        passing = self.nurseries()
-        return [pid for pid in self.children() if pid not in passing]
+        """Ids of its descendants that do not end by themselves.
+
+        What children are forked from ends when none has been for a while. A process that is ending
+        has no command line any more.
+        """
+        lines = {pid: command_line(pid) for pid in self.children()}
+        return [pid for pid, line in lines.items() if line and "socks_tunnel.nursery" not in line]
 
     def memory(self) -> int:
-        """Bytes of memory of it and all its descendants (PSS), once its nursery has ended."""
-        wait_until(lambda: not self.nurseries(), f"{self.name}'s nursery gone", timeout=60)
-        return resident(self.pid) + sum(resident(p) for p in self.children())
+        """Bytes of memory of it and all its descendants (PSS), once no other is about to end."""
+        wait_until(
+            lambda: self.children() == self.lasting(), f"{self.name}'s nursery gone", timeout=60
+        )
+        return resident(self.pid) + sum(resident(p) for p in self.lasting())
 
 
 class Instance(Observed):
