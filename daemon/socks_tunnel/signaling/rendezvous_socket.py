@@ -18,6 +18,10 @@ from socks_tunnel.signaling.tls import client_context
 HEARTBEAT: Final = 20.0
 """Seconds of silence after which the service is asked whether it is there; it has half of that."""
 
+TCP_TIMEOUT: Final = 2.5
+"""Seconds for the TCP handshake. TCP sends SYN again after 1, 3 and 7 s; another attempt is sooner
+there when a network that was gone comes back."""
+
 CLOSE_TIMEOUT: Final = 1.0
 """Seconds that the service has to answer the end of a connection."""
 
@@ -40,7 +44,11 @@ async def open_socket(
     if through is not None and through.credentials:
         login = {"Proxy-Authorization": through.credentials}
     session = await stack.enter_async_context(
-        aiohttp.ClientSession(trust_env=False, ws_response_class=RelaySocket)
+        aiohttp.ClientSession(
+            trust_env=False,
+            ws_response_class=RelaySocket,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=TCP_TIMEOUT),
+        )
     )
     return await stack.enter_async_context(
         session.ws_connect(

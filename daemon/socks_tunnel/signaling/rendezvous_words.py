@@ -15,6 +15,7 @@ from socks_tunnel.protocol.rendezvous_states import SKEW_TOLD
 from socks_tunnel.signaling.carrier import IceServers
 from socks_tunnel.signaling.clock import SignalingClock
 from socks_tunnel.signaling.portal import PORTAL_WORDS, is_portal
+from socks_tunnel.signaling.rendezvous_socket import TCP_TIMEOUT
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +106,8 @@ def failure_sentence(error: Exception) -> str:
             return f"its name cannot be resolved: {_words(error.os_error)}"
         case aiohttp.ClientConnectorError():
             return f"it cannot be reached: {_words(error.os_error)}"
+        case aiohttp.ConnectionTimeoutError():
+            return f"it cannot be reached: no answer within {TCP_TIMEOUT:g} s"
         case TimeoutError():
             return f"no answer within {CONNECT_TIMEOUT:g} s"
         case _:

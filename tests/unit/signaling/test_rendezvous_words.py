@@ -33,6 +33,9 @@ def test_what_is_no_turn_server_is_left_out(caplog: pytest.LogCaptureFixture) ->
 
 def test_an_error_without_words_still_says_something() -> None:
     assert failure_sentence(TimeoutError()) == "no answer within 15 s"
+    assert failure_sentence(aiohttp.ConnectionTimeoutError()) == (
+        "it cannot be reached: no answer within 2.5 s"
+    )
 
 
 @pytest.mark.parametrize("status", [200, 302, 511])
