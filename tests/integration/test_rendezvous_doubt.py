@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from integration.links_world import until
-from integration.rendezvous_world import Delays, Place, a_place, linked
+from integration.rendezvous_world import Delays, Place, a_place, handled, linked, nothing
 from socks_tunnel.signaling import rendezvous, rendezvous_doubt, rendezvous_socket
 from socks_tunnel.signaling.carrier import SignalingError
 from socks_tunnel.signaling.identity import PrivateIdentity
@@ -203,3 +203,23 @@ async def test_a_dead_connection_that_nobody_doubts_is_noticed_by_its_heartbeat(
     assert way.connections == 1
     way.blocked.add(0)
     await until(lambda: way.connections == 2 and client.problem is None)
+
+
+async def test_an_offer_that_went_to_a_connection_which_is_gone_is_not_waited_for(
+    place: Place, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    office, laptop = PrivateIdentity.generate(), PrivateIdentity.generate()
+    answering = Rendezvous(await way.start(), office, Delays(), **handled({"offer": nothing}))
+    place.clients.append(answering)
+    answering.watch([laptop.public])
+    answering.start()
+    asking = place.client(laptop, office)
+    await until(lambda: office.public in asking.presence._online)
+    way.blocked.add(0)
+    waiting = asyncio.create_task(asking.offer(office.public, b"an envelope", 3600))
+    await until(lambda: len(asking._waiting) == 1)
+    monkeypatch.setattr(rendezvous_doubt, "ANSWER_WITHIN", 0.2)
+    answering.doubt()
+    with pytest.raises(SignalingError, match="the peer has left"):
+        await waiting
+    await until(lambda: office.public in asking.presence._online)

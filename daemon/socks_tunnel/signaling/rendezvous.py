@@ -55,7 +55,7 @@ from socks_tunnel.signaling.carrier import (
 from socks_tunnel.signaling.clock import SignalingClock
 from socks_tunnel.signaling.identity import PrivateIdentity, public_key_text
 from socks_tunnel.signaling.presence import PresenceBoard
-from socks_tunnel.signaling.rendezvous_asking import ANSWERS, Delays, Waiting
+from socks_tunnel.signaling.rendezvous_asking import ANSWERS, Delays, Waiting, fail_those
 from socks_tunnel.signaling.rendezvous_doubt import ANSWER_WITHIN, Doubt, Unanswered
 from socks_tunnel.signaling.rendezvous_load import LoadTold
 from socks_tunnel.signaling.rendezvous_relay import ServiceRelay
@@ -313,6 +313,8 @@ class Rendezvous:
                 signature = self._identity.sign(protocol.signed_text(now))
                 await self._send(protocol.proof(self._identity.public, signature, now))
             case Presence():
+                # What was passed on to a connection that is gone may never have arrived.
+                fail_those(self._waiting.values(), event.offline, f"the peer has left {self.url}")
                 self.presence.see(event)
             case FromKey():
                 self._take(event)
@@ -321,9 +323,7 @@ class Rendezvous:
             case Absent(channel=channel) if channel:
                 self.relay.refused(event)
             case Absent(to=to, reason=reason):
-                for waiting in list(self._waiting.values()):
-                    if waiting.to == to:
-                        waiting.fail(f"{self.url}: {REASONS[reason]}")
+                fail_those(self._waiting.values(), [to], f"{self.url}: {REASONS[reason]}")
             case Drain(within=within):
                 delay = random.uniform(0, within)  # noqa: S311 - no secret
                 _log.info("rendezvous %s restarts; leaving it in %.1f s", self.url, delay)

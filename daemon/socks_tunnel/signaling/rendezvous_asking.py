@@ -1,6 +1,7 @@
 """Parcels that ask for something through a rendezvous service, and pauses between attempts."""
 
 import asyncio
+from collections.abc import Collection, Iterable
 from typing import Final, Protocol
 
 from socks_tunnel.signaling.carrier import SignalingError
@@ -31,3 +32,10 @@ class Waiting:
         """Ends the wait with a reason."""
         if not self.answer.done():
             self.answer.set_exception(kind(sentence))
+
+
+def fail_those(waiting: Iterable[Waiting], keys: Collection[bytes], sentence: str) -> None:
+    """Ends the wait for answers of some keys with a reason."""
+    for each in waiting:
+        if each.to in keys:
+            each.fail(sentence)
