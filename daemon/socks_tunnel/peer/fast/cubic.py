@@ -115,7 +115,10 @@ class Cubic:
     def _correct(self, factor: float) -> None:
         """Changes the window by what is known of our own queue in the path."""
         before = self.window
-        self.window = max(int(before * factor), WINDOW_PACKETS_MIN * self._mss)
+        # After a time-out the window is below its floor, and no cut may raise it. What is given
+        # back is computed from a rate, which may be measured far too high.
+        floor = min(WINDOW_PACKETS_MIN * self._mss, before)
+        self.window = min(max(int(before * factor), floor), WINDOW_BYTES_MAX)
         self._epoch = 0.0
         if factor < 1:
             self._w_max = before / self._mss
@@ -148,7 +151,8 @@ class Cubic:
         grown = cwnd + (target - cwnd) / cwnd * segments
         if self._w_max + CUBIC_C * (elapsed - self._k) ** 3 < self._estimate:
             grown = max(grown, self._estimate)
-        self.window = min(int(grown * mss), WINDOW_BYTES_MAX)
+        # The floating-point number may lie below the window that it came from.
+        self.window = max(self.window, min(int(grown * mss), WINDOW_BYTES_MAX))
 
     def _hystart(self, event: Acked) -> None:
         """Leaves slow start before the queue overflows, when round trips begin to grow."""

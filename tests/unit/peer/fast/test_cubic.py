@@ -2,6 +2,7 @@
 
 import pytest
 
+from socks_tunnel.peer.fast.congestion import WINDOW_BYTES_MAX
 from socks_tunnel.peer.fast.cubic import CSS_ROUNDS, CUBIC_BETA, CUBIC_C, Cubic
 from unit.peer.fast.test_congestion import MSS, event
 
@@ -103,6 +104,20 @@ def test_what_was_no_loss_is_undone() -> None:
     assert (made.window, made.ssthresh) == (before, threshold)
     made.undo()
     assert made.window == before
+
+
+def test_a_cut_for_a_standing_queue_does_not_raise_a_window_after_a_time_out() -> None:
+    made, now = grown(3)
+    made.timeout(now, made.window)
+    made._correct(0.5)
+    assert made.window == MSS
+
+
+def test_what_is_given_back_is_within_the_bound() -> None:
+    made, _ = grown(3)
+    made._correct(0.5)
+    made._correct(1e9)
+    assert made.window == WINDOW_BYTES_MAX
 
 
 def test_growing_round_trips_end_slow_start_before_a_loss() -> None:
