@@ -1,6 +1,5 @@
 """`python -m socks_tunnel_workers`: started by the supervisor, never by hand."""
 
-import argparse
 import asyncio
 import gc
 import logging
@@ -19,6 +18,7 @@ from socks_tunnel.ipc.descriptors import receive_descriptors
 from socks_tunnel.ipc.stream import connect
 from socks_tunnel.ops import audit_file, metrics
 from socks_tunnel.ops import logging as ops_logging
+from socks_tunnel.ops.arguments import options
 from socks_tunnel.ops.process import come_up_within, die_before_parent, die_with_parent, has_come_up
 from socks_tunnel.ops.tasks import LagMeter
 from socks_tunnel.protocol.errors import RemoteProtocolError
@@ -92,14 +92,15 @@ def _take_over(index: int, stream: socket.socket) -> dict[int, socket.socket] | 
 
 def main() -> int:
     """Runs one worker until the supervisor ends it, and returns the exit status."""
-    parser = argparse.ArgumentParser(prog="socks-tunnel-worker")
-    parser.add_argument("--index", type=int, required=True)
-    parser.add_argument("--ipc-fd", type=int, required=True)
-    parser.add_argument("--listen-fds", default="")
-    parser.add_argument("--log-level", default="info")
-    parser.add_argument("--log-format", default="auto")
-    parser.add_argument(OPTION, type=int, dest="state")
-    arguments = parser.parse_args()
+    given = options(
+        sys.argv[1:],
+        ("index", "ipc_fd"),
+        listen_fds="",
+        log_level="info",
+        log_format="auto",
+        take_over="",
+    )
+    index = int(given["index"])
     die_with_parent()
     # The supervisor decides when its workers end: a Ctrl-C in its terminal, or a signal to the
     # whole control group, must not cut its drain short.
@@ -107,25 +108,23 @@ def main() -> int:
         signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2
     ):  # fmt: skip
         signal.signal(number, signal.SIG_IGN)
-    ops_logging.setup(
-        arguments.log_level, arguments.log_format, component=f"worker-{arguments.index}"
-    )
-    metrics.configure(Path(os.environ["SOCKS_TUNNEL_METRICS_DIR"]), f"worker-{arguments.index}")
-    stream = socket.socket(fileno=arguments.ipc_fd)
+    ops_logging.setup(given["log_level"], given["log_format"], component=f"worker-{index}")
+    metrics.configure(Path(os.environ["SOCKS_TUNNEL_METRICS_DIR"]), f"worker-{index}")
+    stream = socket.socket(fileno=int(given["ipc_fd"]))
     stream.set_inheritable(False)
     inheritance = None
-    if arguments.state is None:
+    if not given["take_over"]:
         die_before_parent()
-        listening = {int(fd): adopt(int(fd)) for fd in arguments.listen_fds.split(",") if fd}
+        listening = {int(fd): adopt(int(fd)) for fd in given["listen_fds"].split(",") if fd}
     else:
-        inheritance = Inheritance(arguments.state)
-        taken = _take_over(arguments.index, stream)
+        inheritance = Inheritance(int(given["take_over"]))
+        taken = _take_over(index, stream)
         if taken is None:
             inheritance.close()
             return 1
         listening = taken
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(arguments.index, stream, listening, inheritance))
+        return runner.run(_run(index, stream, listening, inheritance))
 
 
 if __name__ == "__main__":

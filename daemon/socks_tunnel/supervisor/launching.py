@@ -23,9 +23,8 @@ PYTHON: Final = (sys.executable, "-P", "-X", "faulthandler", "-m")
 
 PRELOADED: Final = (
     "uvloop",
-    "argparse",
-    "shutil",  # argparse imports it for each parser
     "socks_tunnel.ipc.descriptors",
+    "socks_tunnel.ops.arguments",
     "socks_tunnel.ops.logging",
     "socks_tunnel.exporter.server",
     "socks_tunnel_workers.worker",
