@@ -2,7 +2,9 @@
 
 The asyncio shell around :mod:`socks_tunnel.protocol.ipc`: it reads into the frame reader's own
 buffer (no copy on the way in) and hands out views, a batch for each session and turn; on the way
-out everything that is sent within one turn of the event loop leaves with one write.
+out everything that is sent within one turn of the event loop leaves with one write. A small message
+before which nothing was sent for a while does not wait for the end of the turn: the other process
+deals with it while this one does the rest of its work.
 
 While the other side reads too slowly, what is sent waits here and not in the transport, since what
 a transport has cannot be overtaken::
@@ -19,6 +21,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar, cast
@@ -45,6 +48,13 @@ _OVERHEAD = FRAME_HEADER.size - 4
 PORTION: Final = 65_536
 """Bytes that are given to the transport at a time while more waits: about what it takes before it
 asks for a pause."""
+
+LONE_BYTES: Final = 2_048
+"""Bytes of a message, at most, that may be written at once. A larger one is part of a transfer."""
+
+LONE_SECONDS: Final = 0.0001
+"""Seconds after a write in which nothing else is written at once: messages that follow each other
+so closely share a system call and a wake-up of the other process."""
 
 _MESSAGE = int(FrameKind.MESSAGE)  # an enum member's look-up has no place in a call per message
 
@@ -84,6 +94,8 @@ class Channel(asyncio.BufferedProtocol):
         self.paused = False
         """True while the other side reads too slowly and something waits in this process."""
         self._transport_full = False  # whether the transport has as much as it wants
+        self._descriptor = -1
+        self._written_at = 0.0
 
     # --- for subclasses -----------------------------------------------------------------------
 
@@ -112,17 +124,13 @@ class Channel(asyncio.BufferedProtocol):
 
         It is not copied before that: a view must stay unchanged until the turn is over.
         """
-        out = self._writable()
-        if out is None:
-            return
-        size = len(message)
-        if size > BODY_MAX:
-            raise ValueError(f"a message of {size} bytes is over the IPC limit of {BODY_MAX}")
-        out.append(_pack_header(size + _OVERHEAD, _MESSAGE, session))
-        out.append(message)
+        self.send_pieces(session, b"", message)
 
     def send_messages(self, session: int, messages: Sequence[bytes | memoryview]) -> None:
         """Sends tunnel messages; otherwise as :meth:`send_message`."""
+        if len(messages) == 1:
+            self.send_pieces(session, b"", messages[0])
+            return
         out = self._writable()
         if out is None:
             return
@@ -150,14 +158,49 @@ class Channel(asyncio.BufferedProtocol):
 
     def send_pieces(self, session: int, header: bytes, payload: bytes | memoryview) -> None:
         """Sends one tunnel message made of two pieces; otherwise as :meth:`send_message`."""
-        out = self._writable()
-        if out is None:
+        transport = self._transport
+        if transport is None or self._closing or self._silent:
             return
         size = len(header) + len(payload)
         if size > BODY_MAX:
             raise ValueError(f"a message of {size} bytes is over the IPC limit of {BODY_MAX}")
-        out.append(_pack_header(size + _OVERHEAD, _MESSAGE, session) + header)
+        head = _pack_header(size + _OVERHEAD, _MESSAGE, session) + header
+        out = self._out
+        if not out:
+            if (
+                size <= LONE_BYTES
+                and not self.paused
+                and self._write_alone(transport, head, payload)
+            ):
+                return
+            self._loop.call_soon(self._flush)
+        out.append(head)
         out.append(payload)
+
+    def _write_alone(
+        self, transport: asyncio.Transport, head: bytes, payload: bytes | memoryview
+    ) -> bool:
+        """Writes a frame at once if it is not one of many; returns whether it was taken.
+
+        Nothing that was sent before may still be in this object.
+        """
+        now = time.monotonic()
+        before, self._written_at = self._written_at, now
+        # The descriptor may be somebody else's if the event loop has given the stream up.
+        if (
+            now - before < LONE_SECONDS
+            or self._descriptor < 0
+            or transport.get_write_buffer_size()
+            or transport.is_closing()
+        ):
+            return False
+        try:
+            written = os.writev(self._descriptor, (head, payload))
+        except OSError:
+            return False  # full, or broken: the transport waits for it, or reports it
+        if written < len(head) + len(payload):
+            transport.write((head + bytes(payload))[written:])
+        return True
 
     def send_control(self, session: int, message: Control) -> None:
         """Sends one control message. Raises :class:`ValueError` if it is over the limit."""
@@ -185,6 +228,7 @@ class Channel(asyncio.BufferedProtocol):
         if not self.paused:
             self._ordered = False
             if out:
+                self._written_at = time.monotonic()
                 transport.writelines(out)
             return
         # Views are valid for this turn only; of bytes this makes no copy.
@@ -286,6 +330,8 @@ class Channel(asyncio.BufferedProtocol):
         # uvloop's transports have the interface of asyncio.Transport, but are no subclass of it.
         self._transport = cast("asyncio.Transport", transport)
         self._loop = asyncio.get_running_loop()
+        sock = transport.get_extra_info("socket")
+        self._descriptor = -1 if sock is None else sock.fileno()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the reader knows better
         """Lends the reader's free room to the event loop."""

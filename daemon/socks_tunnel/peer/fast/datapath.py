@@ -3,6 +3,9 @@
 It joins the two halves, :class:`Receiver` and :class:`Sender`, with path MTU discovery, so that a
 SACK travels with the DATA of the same turn. What is not data is handed to the owner, chunk by
 chunk, in its place among the others.
+
+What came is dealt with in two steps: :meth:`DataPath.receive` has the messages, and what SACKs say
+waits for :meth:`DataPath.flush`, so that messages can be passed on before it.
 """
 
 import struct
@@ -48,6 +51,10 @@ a packet, so a peer that bundles hundreds would be amplified."""
 BLACK_HOLE_TIMEOUTS: Final = 2
 """Time-outs in a row after which the path is suspected to drop large packets."""
 
+WAITING_SACKS_MAX: Final = 64
+"""SACKs that wait until the messages that came with them are passed on. A packet may have dozens;
+those beyond this number have the ones before them dealt with at once."""
+
 _PROBE_MAGIC: Final = b"PMTU"
 _PROBE = struct.Struct("!4sL8s")
 
@@ -68,6 +75,7 @@ class DataPath:
         "_local_tag",
         "_rare",
         "_secret",
+        "_waiting_sacks",
         "closed",
         "established",
         "malformed",
@@ -103,6 +111,8 @@ class DataPath:
         self.malformed = 0
         """Packets and chunks of the peer's that could not be read."""
         self.packets_received = 0
+        # The fields of SACKs, and when they came.
+        self._waiting_sacks: list[tuple[int, int, tuple[int, ...], tuple[int, ...], float]] = []
         self._local_tag = local_tag
         self._secret = secret
         self._rare = rare
@@ -129,8 +139,9 @@ class DataPath:
     def receive(self, packets: list[bytes], now: float) -> bool:
         """Takes a batch of packets; returns whether a SACK is due for it.
 
-        Complete messages are in `receiver.reassembly.ready` then. Raises
-        :class:`RemoteProtocolError` if the association has to end because of them.
+        Complete messages are in `receiver.reassembly.ready` then; SACKs wait for
+        :meth:`flush`. Raises :class:`RemoteProtocolError` if the association has to end
+        because of them.
         """
         receiver = self.receiver
         inbound, crc_start = self._inbound_header, self._inbound_crc
@@ -204,6 +215,7 @@ class DataPath:
                 if rare > RARE_CHUNKS_MAX:
                     self.malformed += 1
                     break
+                self._acknowledge()  # what is rare may depend on it
                 self._rare(kind, flags, body[position + 4 : end])
                 if self.closed:
                     return
@@ -242,7 +254,15 @@ class DataPath:
         tsns: tuple[int, ...] = ()
         if duplicates:
             tsns = struct.unpack_from(f"!{duplicates}L", body, position + 4 * gaps)
-        self.sender.receive_sack(cumulative, window, blocks, tsns, now)
+        if len(self._waiting_sacks) >= WAITING_SACKS_MAX:
+            self._acknowledge()
+        self._waiting_sacks.append((cumulative, window, blocks, tsns, now))
+
+    def _acknowledge(self) -> None:
+        """Has the sender learn what the SACKs say that were received, each as of its time."""
+        received, self._waiting_sacks = self._waiting_sacks, []
+        for cumulative, window, blocks, tsns, now in received:
+            self.sender.receive_sack(cumulative, window, blocks, tsns, now)
 
     # --- out --------------------------------------------------------------------------------------
 
@@ -254,8 +274,11 @@ class DataPath:
         """Returns the packets to send now.
 
         A SACK is among them if one is `due`, or if one is owed and can travel with DATA. With
-        `blocked` there is no DATA.
+        `blocked` there is no DATA. Raises :class:`RemoteProtocolError` if the association has to
+        end because of the SACKs that were received.
         """
+        if self._waiting_sacks:
+            self._acknowledge()
         sender, receiver = self.sender, self.receiver
         packets, self.sacks = self.sacks, []
         blocked = blocked or not self.established
@@ -297,6 +320,7 @@ class DataPath:
         """Ends the path, and gives its memory back."""
         self.closed = True
         self.established = False
+        self._waiting_sacks.clear()
         self.receiver.close()
 
     # --- path MTU ---------------------------------------------------------------------------------

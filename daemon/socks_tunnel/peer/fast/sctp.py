@@ -54,6 +54,13 @@ DEFAULT_OVERHEAD: Final = 85
 TIMER_MIN: Final = 0.001
 """Seconds until the timer fires at least; an event loop's timers are not finer."""
 
+LONE_BYTES: Final = 2_048
+"""Bytes of a message, at most, that may be sent at once. A larger one is part of a transfer."""
+
+LONE_SECONDS: Final = 0.0001
+"""Seconds after a transmission in which nothing is sent at once: messages that follow each other so
+closely share a packet and a system call."""
+
 _default_budget: Final = WindowBudget()
 
 
@@ -95,6 +102,8 @@ class FastSctpTransport(FastAssociation):
         self._flush_handle: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._receiving = False
+        self._sent_at = 0.0
 
     # --- for the owner --------------------------------------------------------------------------
 
@@ -157,6 +166,7 @@ class FastSctpTransport(FastAssociation):
     def send_many(self, channel: RTCDataChannel, messages: list[bytes]) -> None:
         """Queues binary messages, and has them sent at the end of this turn of the event loop.
 
+        A small message that comes alone is sent at once; the owner learns later that it has left.
         Raises ValueError, and takes none, if one is longer than the peer takes or the channel has
         no stream yet.
         """
@@ -183,8 +193,21 @@ class FastSctpTransport(FastAssociation):
                     counted=True,
                 )
             )
+        if total <= LONE_BYTES and self.path.sender.scheduler.queued == total:
+            self._send_alone()
         channel._addBufferedAmount(total)  # noqa: SLF001 - as aiortc's own transport does
         self._flush_soon()
+
+    def _send_alone(self) -> None:
+        """Sends what is queued, unless it is one of many. All else is left to the turn's end."""
+        now = self._clock()
+        before, self._sent_at = self._sent_at, now
+        if self._receiving or now - before < LONE_SECONDS:
+            return  # in the former case it is sent when what came is dealt with
+        blocked = getattr(self.transport, "blocked", False)
+        packets = self.path.flush(now, due=False, blocked=blocked)
+        if packets:
+            self._send_all(packets)
 
     # --- what DTLS calls --------------------------------------------------------------------------
 
@@ -199,7 +222,15 @@ class FastSctpTransport(FastAssociation):
             self._deliver()
             self._fail(str(error))
             return
-        self._deliver()
+        self._receiving = True
+        try:
+            self._deliver()
+            if len(packets) == 1:
+                # What came alone is passed on before SACKs and timers are seen to: the process that
+                # it is for works on it meanwhile.
+                self.turn_ended()
+        finally:
+            self._receiving = False
         if self.state != "closed":
             if self._reconfig_deferred is not None:
                 run_now(self._reset_deferred_streams())
@@ -317,8 +348,13 @@ class FastSctpTransport(FastAssociation):
     def _flush(self, now: float, *, due: bool) -> None:
         """Sends what may be sent, tells the owner what has left the queue, sets the timer."""
         path = self.path
-        packets = path.flush(now, due=due, blocked=getattr(self.transport, "blocked", False))
+        try:
+            packets = path.flush(now, due=due, blocked=getattr(self.transport, "blocked", False))
+        except RemoteProtocolError as error:
+            self._fail(str(error))
+            return
         if packets:
+            self._sent_at = now
             self._send_all(packets)
         sender = path.sender
         if sender.scheduler.drained:

@@ -14,7 +14,7 @@ from google_crc32c import value as crc32c
 
 from socks_tunnel.peer.fast import receiver as receiver_module
 from socks_tunnel.peer.fast.budget import WindowBudget
-from socks_tunnel.peer.fast.datapath import RARE_CHUNKS_MAX, DataPath
+from socks_tunnel.peer.fast.datapath import RARE_CHUNKS_MAX, WAITING_SACKS_MAX, DataPath
 from socks_tunnel.peer.fast.reassembly import FRAGMENTS_MAX, MESSAGE_BYTES_MAX, STREAMS_MAX
 from socks_tunnel.peer.fast.recovery import LIES_MAX, OUTSTANDING_MAX
 from socks_tunnel.peer.fast.streams import NORMAL, Message, OutboundStream
@@ -159,7 +159,20 @@ def test_a_sack_for_what_was_never_sent_changes_nothing_and_ends_it_when_repeate
     feed(victim, [lie] * LIES_MAX)
     assert len(victim.sender.recovery) == 10
     with pytest.raises(RemoteProtocolError, match="acknowledges data that was never sent"):
-        victim.receive([lie], 2.0)
+        feed(victim, [lie])
+
+
+def test_what_sacks_say_waits_for_the_flush_and_no_more_of_them_wait_than_allowed() -> None:
+    victim = loaded(chunks=100)
+    victim.receive([packet(sack(OURS))], 2.0)
+    assert len(victim.sender.recovery) == 100
+    victim.flush(2.0, due=False, blocked=False)
+    assert len(victim.sender.recovery) == 99
+    acks = [packet(sack(OURS + 1 + n)) for n in range(WAITING_SACKS_MAX + 1)]
+    victim.receive(acks, 3.0)
+    assert len(victim.sender.recovery) == 99 - WAITING_SACKS_MAX
+    victim.flush(3.0, due=False, blocked=False)
+    assert len(victim.sender.recovery) == 99 - WAITING_SACKS_MAX - 1
 
 
 def test_an_old_sack_is_ignored() -> None:

@@ -9,6 +9,7 @@ import pytest
 from aiortc import RTCDataChannel, RTCSctpTransport
 
 from socks_tunnel.peer.fast.receiver import Receiver
+from socks_tunnel.peer.fast.sctp import LONE_BYTES
 from support.compiled import pure_only
 from support.sctp_network import Path, dtls_pair, run_virtual, virtual_aiortc
 from support.sctp_transfer import Sink, channel, fast, opened, started
@@ -111,12 +112,77 @@ def test_an_owner_gets_what_arrived_in_one_list_a_turn() -> None:
         await started(a, b)
         one, other = channel(a, "lane-0"), channel(a, "lane-1")
         await opened(one, other)
+        a.send_many(one, [b"alone"])
         a.send_many(one, [b"1", b"22"])
         a.send_many(other, [b"333"])
         assert a.queued_bytes == 6
         await asyncio.sleep(0.1)
-        assert batches == [[("lane-0", b"1"), ("lane-0", b"22"), ("lane-1", b"333")]]
-        assert sorted(drained) == [("lane-0", 3), ("lane-1", 3)]
+        assert batches == [
+            [("lane-0", b"alone"), ("lane-0", b"1"), ("lane-0", b"22"), ("lane-1", b"333")],
+        ]
+        assert sorted(drained) == [("lane-0", 8), ("lane-1", 3)]
+
+    run_virtual(main)
+
+
+def test_a_small_message_that_comes_alone_is_sent_before_the_call_returns() -> None:
+    async def main() -> None:
+        client, server = dtls_pair(Path(delay=0.01), Path(delay=0.01))
+        a, b = fast(client), fast(server)
+        drained: list[int] = []
+
+        class Owner(Sink):
+            def sctp_drained(self, report: Any) -> None:
+                drained.extend(count for _, count in report)
+
+        Owner(a)
+        await started(a, b)
+        one = channel(a)
+        await opened(one)
+        await asyncio.sleep(1)
+        client.log = []
+        a.send_many(one, [b"keystroke"])
+        assert len(client.log) == 1
+        assert b"keystroke" in client.log[0]
+        assert (a.queued_bytes, one.bufferedAmount, drained) == (0, 9, [])
+        await asyncio.sleep(1)
+        assert (one.bufferedAmount, drained) == (0, [9])
+        client.log = []
+        a.send_many(one, [bytes(LONE_BYTES + 1)])  # part of a transfer: it waits for more
+        assert client.log == []
+        assert a.queued_bytes == LONE_BYTES + 1
+
+    run_virtual(main)
+
+
+def test_what_came_alone_is_handed_on_before_its_sack_is_dealt_with() -> None:
+    async def main() -> None:
+        client, server = dtls_pair(Path(delay=0.01), Path(delay=0.01))
+        a, b = fast(client), fast(server)
+        flights: list[int] = []
+
+        class Asks(Sink):
+            def sctp_turn_ended(self) -> None:
+                if self.messages:
+                    flights.append(a.path.sender.recovery.flight)
+
+        class Answers(Sink):
+            def sctp_messages(self, batch: Any) -> None:
+                for one, message in batch:
+                    b.send_many(one, [message])
+
+        Asks(a).keep = True
+        Answers(b)
+        await started(a, b)
+        one = channel(a)
+        await opened(one)
+        await asyncio.sleep(1)
+        a.send_many(one, [b"keystroke"])
+        in_flight = a.path.sender.recovery.flight
+        assert in_flight > 0
+        await asyncio.sleep(1)
+        assert flights[0] == in_flight
+        assert a.path.sender.recovery.flight == 0
 
     run_virtual(main)
 
