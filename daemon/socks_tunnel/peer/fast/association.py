@@ -10,7 +10,7 @@ import os
 from collections.abc import Coroutine
 from typing import Any
 
-from aiortc import RTCDtlsTransport, RTCSctpTransport
+from aiortc import RTCDataChannel, RTCDtlsTransport, RTCSctpTransport
 from aiortc.rtcsctptransport import (
     AbortChunk,
     Chunk,
@@ -24,7 +24,7 @@ from aiortc.rtcsctptransport import (
 )
 
 from socks_tunnel.peer.fast.datapath import DataPath
-from socks_tunnel.peer.fast.streams import OutboundStream
+from socks_tunnel.peer.fast.streams import OutboundStream, rank_of
 from socks_tunnel.peer.fast.wire import (
     ADDRESSING,
     I_DATA,
@@ -176,6 +176,27 @@ class FastAssociation(RTCSctpTransport):
         run_now(self._send_chunk(chunk))
         self._ended(reason)  # before the channels say that they are closed, which is no reason
         self._set_state(self.State.CLOSED)
+
+    # --- streams ----------------------------------------------------------------------------------
+
+    def _stream_of(self, channel: RTCDataChannel) -> OutboundStream:
+        """Returns the stream of a channel, which is made when it is first used."""
+        stream_id = channel.id
+        if stream_id is None:
+            raise ValueError("the channel has no stream yet")
+        stream = self._out_streams.get(stream_id)
+        if stream is None or stream.owner is not channel:
+            rank = rank_of(channel.label, channel.ordered, channel.maxRetransmits)
+            stream = self._out_streams[stream_id] = OutboundStream(stream_id, rank, channel)
+        return stream
+
+    def _reliability(self, channel: RTCDataChannel, now: float) -> tuple[int, float]:
+        """Returns how often a fragment may be sent again, and until when; -1 and 0 for ever."""
+        if not self._remote_partial_reliability:
+            return -1, 0.0
+        if channel.maxPacketLifeTime:
+            return -1, now + channel.maxPacketLifeTime / 1000
+        return -1 if channel.maxRetransmits is None else channel.maxRetransmits, 0.0
 
     # --- resets of streams (RFC 6525) -------------------------------------------------------------
 

@@ -70,11 +70,11 @@ def count_single_records(data: bytes | bytearray, size: int, segment: int) -> in
     `data` holds datagrams of `segment` bytes in its first `size` bytes, the last one maybe shorter.
     Each check looks at one byte of all headers at a time, so the cost for a datagram is small.
     """
-    whole = size // segment
+    whole = size // segment if segment < size else 0  # a lone datagram is the rest
     end = whole * segment
     rest = size - end
     length = segment - RECORD_HEADER
-    if (
+    if whole and (
         length <= 0
         or data[0:end:segment] != b"\x17" * whole
         or data[1:end:segment] != b"\xfe" * whole

@@ -30,7 +30,7 @@ from socks_tunnel.peer.fast.budget import WindowBudget
 from socks_tunnel.peer.fast.congestion import CongestionName
 from socks_tunnel.peer.fast.datapath import DataPath
 from socks_tunnel.peer.fast.sink import SctpSink, SctpSnapshot
-from socks_tunnel.peer.fast.streams import Message, OutboundStream, rank_of
+from socks_tunnel.peer.fast.streams import Message
 from socks_tunnel.peer.fast.wire import (
     ADDRESSING,
     CHECKSUM,
@@ -137,31 +137,7 @@ class FastSctpTransport(FastAssociation):
 
     def snapshot(self) -> SctpSnapshot:
         """Returns the figures of this moment."""
-        sender, receiver = self.path.sender, self.path.receiver
-        recovery = sender.recovery
-        return SctpSnapshot(
-            rtt=recovery.trip.smoothed,
-            rtt_min=recovery.trip.minimum,
-            rtt_variation=recovery.trip.variation,
-            cwnd=sender.controller.window,
-            outstanding=recovery.flight,
-            queued=sender.scheduler.queued,
-            delivery_rate=sender.rate,
-            packet_size=sender.packet_size,
-            retransmissions=recovery.retransmissions,
-            spurious=recovery.spurious,
-            timeouts=recovery.timeouts_total,
-            packets_sent=sender.packets_sent,
-            sacks_sent=receiver.sacks_sent,
-            sacks_received=sender.sacks_received,
-            receive_window=receiver.window,
-            held=receiver.reassembly.held,
-            duplicates=receiver.duplicates,
-            dropped=receiver.chunks_dropped,
-            malformed=self.path.malformed,
-            interleaved=sender.interleaved,
-            batch_sacks=receiver.batch_sacks,
-        )
+        return SctpSnapshot.of(self.path)
 
     def send_many(self, channel: RTCDataChannel, messages: list[bytes]) -> None:
         """Queues binary messages, and has them sent at the end of this turn of the event loop.
@@ -178,7 +154,8 @@ class FastSctpTransport(FastAssociation):
             if limit and size > limit:
                 raise ValueError(f"a message of {size} bytes; the peer takes {limit}")
         stream = self._stream_of(channel)
-        retransmits, expiry = self._reliability(channel)
+        now = self._clock()
+        retransmits, expiry = self._reliability(channel, now)
         unordered = not channel.ordered
         push = self.path.sender.scheduler.push
         for message in messages:
@@ -194,20 +171,22 @@ class FastSctpTransport(FastAssociation):
                 )
             )
         if total <= LONE_BYTES and self.path.sender.scheduler.queued == total:
-            self._send_alone()
+            self._send_alone(now)
         channel._addBufferedAmount(total)  # noqa: SLF001 - as aiortc's own transport does
         self._flush_soon()
 
-    def _send_alone(self) -> None:
+    def _send_alone(self, now: float) -> None:
         """Sends what is queued, unless it is one of many. All else is left to the turn's end."""
-        now = self._clock()
         before, self._sent_at = self._sent_at, now
         if self._receiving or now - before < LONE_SECONDS:
             return  # in the former case it is sent when what came is dealt with
-        blocked = getattr(self.transport, "blocked", False)
-        packets = self.path.flush(now, due=False, blocked=blocked)
+        packets = self.path.flush(now, due=False, blocked=self._blocked)
         if packets:
             self._send_all(packets)
+
+    @property
+    def _blocked(self) -> bool:
+        return getattr(self.transport, "blocked", False)
 
     # --- what DTLS calls --------------------------------------------------------------------------
 
@@ -349,7 +328,7 @@ class FastSctpTransport(FastAssociation):
         """Sends what may be sent, tells the owner what has left the queue, sets the timer."""
         path = self.path
         try:
-            packets = path.flush(now, due=due, blocked=getattr(self.transport, "blocked", False))
+            packets = path.flush(now, due=due, blocked=self._blocked)
         except RemoteProtocolError as error:
             self._fail(str(error))
             return
@@ -393,8 +372,7 @@ class FastSctpTransport(FastAssociation):
     def _arm(self, now: float) -> None:
         """Sets the one timer. A timer that is too early is left: it sets itself again."""
         # While the socket takes nothing, DTLS calls when it does; until then, time changes nothing.
-        blocked = getattr(self.transport, "blocked", False)
-        wake = self.path.receiver.sack_at if blocked else self.path.wake_at
+        wake = self.path.receiver.sack_at if self._blocked else self.path.wake_at
         if not wake or self.state == "closed":
             return
         if self._timer is not None:
@@ -474,25 +452,6 @@ class FastSctpTransport(FastAssociation):
 
     # --- data channels --------------------------------------------------------------------------
 
-    def _stream_of(self, channel: RTCDataChannel) -> OutboundStream:
-        """Returns the stream of a channel, which is made when it is first used."""
-        stream_id = channel.id
-        if stream_id is None:
-            raise ValueError("the channel has no stream yet")
-        stream = self._out_streams.get(stream_id)
-        if stream is None or stream.owner is not channel:
-            rank = rank_of(channel.label, channel.ordered, channel.maxRetransmits)
-            stream = self._out_streams[stream_id] = OutboundStream(stream_id, rank, channel)
-        return stream
-
-    def _reliability(self, channel: RTCDataChannel) -> tuple[int, float]:
-        """Returns how often a fragment may be sent again, and until when; -1 and 0 for ever."""
-        if not self._remote_partial_reliability:
-            return -1, 0.0
-        if channel.maxPacketLifeTime:
-            return -1, self._clock() + channel.maxPacketLifeTime / 1000
-        return -1 if channel.maxRetransmits is None else channel.maxRetransmits, 0.0
-
     def _data_channel_send(self, channel: RTCDataChannel, data: bytes | str) -> None:
         if isinstance(data, bytes):
             self.send_many(channel, [data])
@@ -501,7 +460,7 @@ class FastSctpTransport(FastAssociation):
         limit = self._remote_max_message_size
         if limit and len(payload) > limit:
             raise ValueError(f"a message of {len(payload)} bytes; the peer takes {limit}")
-        retransmits, expiry = self._reliability(channel)
+        retransmits, expiry = self._reliability(channel, self._clock())
         channel._addBufferedAmount(len(payload))  # noqa: SLF001 - as aiortc's own transport does
         self.path.sender.scheduler.push(
             Message(

@@ -1,9 +1,11 @@
 """What an association tells its owner."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from aiortc import RTCDataChannel
+
+from socks_tunnel.peer.fast.datapath import DataPath
 
 
 class SctpSink(Protocol):
@@ -53,3 +55,32 @@ class SctpSnapshot:
     malformed: int
     interleaved: bool
     batch_sacks: bool
+
+    @classmethod
+    def of(cls, path: DataPath) -> Self:
+        """Returns the figures of this moment."""
+        sender, receiver = path.sender, path.receiver
+        recovery = sender.recovery
+        return cls(
+            rtt=recovery.trip.smoothed,
+            rtt_min=recovery.trip.minimum,
+            rtt_variation=recovery.trip.variation,
+            cwnd=sender.controller.window,
+            outstanding=recovery.flight,
+            queued=sender.scheduler.queued,
+            delivery_rate=sender.rate,
+            packet_size=sender.packet_size,
+            retransmissions=recovery.retransmissions,
+            spurious=recovery.spurious,
+            timeouts=recovery.timeouts_total,
+            packets_sent=sender.packets_sent,
+            sacks_sent=receiver.sacks_sent,
+            sacks_received=sender.sacks_received,
+            receive_window=receiver.window,
+            held=receiver.reassembly.held,
+            duplicates=receiver.duplicates,
+            dropped=receiver.chunks_dropped,
+            malformed=path.malformed,
+            interleaved=sender.interleaved,
+            batch_sacks=receiver.batch_sacks,
+        )
