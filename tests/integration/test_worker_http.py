@@ -143,6 +143,41 @@ async def test_connect(pair: Pair) -> None:
     assert server.heads == [b"GET /inside HTTP/1.1\r\n\r\n"]
 
 
+async def test_a_connect_behind_an_answer_that_is_not_read_yet_has_its_turn(pair: Pair) -> None:
+    async with web() as server:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(sock, ("127.0.0.1", pair.port))
+        where = b"127.0.0.1:%d" % server.port
+        await loop.sock_sendall(
+            sock,
+            b"GET http://%b/big HTTP/1.1\r\nHost: %b\r\n\r\n" % (where, where)
+            + b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (where, where)
+            + b"GET /inside HTTP/1.1\r\n\r\n",
+        )
+        async with asyncio.timeout(60):
+            while not server.heads:
+                await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection(sock=sock)
+        async with asyncio.timeout(60):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert b"Transfer-Encoding: chunked" in head
+            size = 0
+            while (line := await reader.readline()) != b"0\r\n":
+                size += int(line, 16)
+                await reader.readexactly(int(line, 16) + 2)
+            assert size == 5_000_000
+            assert await reader.readline() == b"\r\n"
+            assert await reader.readuntil(b"\r\n\r\n") == (
+                b"HTTP/1.1 200 Connection established\r\n\r\n"
+            )
+            assert await answer(reader) == (200, EMPTY)
+        writer.close()
+    assert server.heads[1] == b"GET /inside HTTP/1.1\r\n\r\n"
+
+
 @pytest.mark.parametrize("method", ["CONNECT", "GET"])
 async def test_true_status_codes(pair: Pair, method: str) -> None:
     with socket.socket() as free:  # bound and not listening: refuses

@@ -66,10 +66,12 @@ class HttpSession(Asker):
         "_closing",
         "_core",
         "_eof",
+        "_held",
         "_login",
         "_opening",
         "_origin",
         "_reading",
+        "_sent",
         "_sock",
         "_started",
         "_timer",
@@ -98,6 +100,8 @@ class HttpSession(Asker):
         self._to_client = bytearray()
         self._reading = self._writing = False
         self._advancing = self._closing = self._broken = self._eof = False
+        self._held: ConnectRequest | None = None
+        self._sent = False
         self._ahead = 0
         self._timer: asyncio.TimerHandle | None = None
         clients.opening.add(self)
@@ -107,7 +111,8 @@ class HttpSession(Asker):
     @property
     def idle(self) -> bool:
         """Whether no request of the client is under way."""
-        return self._core.idle and self._opening is None and not self._to_client
+        waits = self._opening is not None or self._held is not None
+        return self._core.idle and not waits and not self._to_client
 
     @property
     def answering(self) -> bool:
@@ -201,10 +206,33 @@ class HttpSession(Asker):
     # --- CONNECT (Asker) ------------------------------------------------------------------------
 
     def _connect(self, request: ConnectRequest) -> None:
+        """Opens the tunnel, once the answers to earlier requests have left.
+
+        RFC 9112 section 9.3.2: "A server […] MUST send the corresponding responses in the same
+        order that the requests were received." The flow takes the socket over as it is, so nothing
+        may wait here by then, and the system must have room for one line more: it says so.
+        """
         assert self._sock is not None
-        self._set_timer(None)
         self._drop_origin()
         self._stop_reading()
+        if self._sent or self._to_client:
+            self._held = request
+            self._set_timer(KEEP_SECONDS)  # the client has to read
+        else:
+            self._open_tunnel(request)
+
+    def _has_room(self) -> None:
+        """Opens the tunnel that was held up."""
+        assert self._sock is not None
+        self._writing = False
+        self._clients.loop.remove_writer(self._sock)
+        request, self._held = self._held, None
+        if request is not None:
+            self._open_tunnel(request)
+
+    def _open_tunnel(self, request: ConnectRequest) -> None:
+        assert self._sock is not None
+        self._set_timer(None)
         self._opening = Opening(
             self._clients,
             self,
@@ -306,6 +334,10 @@ class HttpSession(Asker):
         if self._closing and not blocked:
             self._end()
             return
+        if self._held is not None and not blocked:
+            self._writing = True
+            self._clients.loop.add_writer(self._sock, self._clients.guard, self, self._has_room)
+            return
         if origin is not None:
             origin.read(wanted=not blocked and not self._closing)
         stalled = origin is not None and origin.blocked
@@ -313,7 +345,7 @@ class HttpSession(Asker):
         waits = self._login is not None and not (self._core.request_whole and not self._ahead)
         wanted = not (
             self._eof or self._closing or stalled or waits
-            or self._opening is not None or self._ahead > AHEAD_MAX
+            or self._opening is not None or self._held is not None or self._ahead > AHEAD_MAX
         )  # fmt: skip
         if wanted and not self._reading:
             self._reading = True
@@ -328,6 +360,7 @@ class HttpSession(Asker):
         try:
             while self._to_client:
                 del self._to_client[: self._sock.send(self._to_client)]
+                self._sent = True
         except (BlockingIOError, InterruptedError):
             if not self._writing:
                 self._writing = True

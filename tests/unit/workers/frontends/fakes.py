@@ -149,7 +149,7 @@ class Sock:
     def takes(self, count: int) -> None:
         """The peer has read: there is room for more."""
         self.room += count
-        if self in self.loop.writers:
+        if self.room and self in self.loop.writers:
             self.loop.writers[self]()
 
     def shutdown(self, how: int) -> None:

@@ -113,6 +113,7 @@ class Site:
 
     def says(self, data: bytes) -> None:
         self.sock.arrives(data)
+        self.sock.takes(0)
         self.pairs.run()
 
     def sent(self) -> list[Any]:
@@ -195,6 +196,40 @@ def test_a_connect_with_early_data_that_fails_ends_the_connection(site: Site) ->
     assert b"\r\nConnection: close\r\n" in bytes(sock.sent)
     assert sock.ended
     assert site.gateway.clients.handshakes == 0
+
+
+def test_a_connect_waits_until_earlier_answers_have_left(site: Site) -> None:
+    sock = site.client(GET)
+    conn_id, _ = site.opened()
+    sock.room = 100
+    site.answer(Data(conn_id, b"HTTP/1.1 200 K\r\nContent-Length: 1000\r\n\r\n" + bytes(1000)))
+    site.sent()
+    site.says(CONNECT + b"early")
+    assert not [m for m in site.sent() if isinstance(m, OpenConnection)]
+    assert site.gateway.loop.readers.get(cast("Any", sock)) is None, "nothing more is read"
+    sock.takes(100)
+    assert not [m for m in site.sent() if isinstance(m, OpenConnection)]
+    sock.takes(2000)  # what waited here has left, ...
+    assert not [m for m in site.sent() if isinstance(m, OpenConnection)]
+    sock.takes(0)  # ... and the system has room for more
+    (opening, *_) = [m for m in site.sent() if isinstance(m, OpenConnection)]
+    site.answer(ConnectionOpened(opening.conn_id, BOUND))
+    assert sock.sent.endswith(bytes(1000) + b"HTTP/1.1 200 Connection established\r\n\r\n")
+    assert not sock.reset
+
+
+def test_a_connect_behind_an_answer_that_is_never_read_has_its_time(site: Site) -> None:
+    sock = site.client(GET)
+    conn_id, _ = site.opened()
+    sock.room = 10
+    site.answer(Data(conn_id, b"HTTP/1.1 200 K\r\nContent-Length: 2\r\n\r\nok"))
+    site.says(CONNECT)
+    closed = []
+    for seconds in (http.KEEP_SECONDS - 1, 1):
+        site.gateway.loop.advance(seconds)
+        closed.append(sock.closed)
+    assert closed == [False, True]
+    assert site.rejected("timeout") == 1
 
 
 def test_a_client_that_resets_is_not_dialled_for(site: Site) -> None:

@@ -106,6 +106,7 @@ def test_a_password_is_asked_for_and_checked(monkeypatch: pytest.MonkeyPatch) ->
     assert site.rejected("login-busy") == 1
     site.says(login(CONNECT))
     logins.offered[-1].tell(Verdict.RIGHT)
+    sock.takes(0)
     site.opened()
     assert b"HTTP/1.1 200 " in bytes(sock.sent)
 
