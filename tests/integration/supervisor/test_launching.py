@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
@@ -11,8 +12,14 @@ from typing import Any
 
 import pytest
 
-from socks_tunnel.supervisor.launching import PYTHON, Exec, Launcher, Nursery
+from socks_tunnel.supervisor.launching import PRELOADED, PYTHON, Exec, Launcher, Nursery
 from support.processes import command_line, descendants
+
+UNWANTED = (
+    "aiohttp", "aiortc", "argparse", "click", "cryptography", "multiprocessing", "OpenSSL", "pickle",
+    "prometheus_client", "pydantic", "shutil", "tempfile", "typing_extensions", "zlib",
+)  # fmt: skip
+"""What no worker and no exporter imports before it has something to do: each costs all of them."""
 
 COMMAND = (*PYTHON, "nursery_child")
 
@@ -193,6 +200,17 @@ async def test_a_nursery_ends_when_nobody_can_give_it_orders(nursery: Nursery) -
     assert nursery._socket is not None
     nursery._socket.close()
     await until_gone(pid)
+
+
+def test_what_children_share_is_what_they_need() -> None:
+    modules = (*PRELOADED, "socks_tunnel.exporter.__main__", "socks_tunnel_workers.__main__")
+    program = (
+        f"import {', '.join(modules)}, sys; print(sorted({{*{UNWANTED}}} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [*PYTHON[:-1], "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "[]\n"
 
 
 def test_the_python_of_children_is_ours() -> None:
