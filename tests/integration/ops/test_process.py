@@ -95,3 +95,24 @@ def test_leaving_waits_for_no_thread_and_loses_no_line() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (7, b"printed\n")
+
+
+FREED = """
+import sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from socks_tunnel.ops.process import give_back_freed
+def resident(): return int(Path("/proc/self/statm").read_text().split()[1])
+blocks = [bytes(2000) for _ in range(10_000)]
+del blocks[:-1]  # the last one is above all that was freed, and keeps it in the heap
+before = resident()
+give_back_freed()
+print(before - resident())
+"""
+
+
+def test_memory_that_was_freed_goes_back_to_the_kernel() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FREED.format(path=sys.path)], capture_output=True, check=True
+    )
+    assert int(done.stdout) > 2000, "pages, of 4,880"
