@@ -117,7 +117,7 @@ def unpack_map(data: _Buffer, bounds: Bounds) -> dict[str, Any]:
     """Returns the map that `data` encodes; all its keys are text. Raises :class:`Malformed`."""
     fields = unpack(data, bounds)
     if not isinstance(fields, dict):
-        raise Malformed(f"it is no map but {_type_name(fields)}")
+        raise Malformed(f"it is no map but {_TYPE_NAMES[type(fields)]}")
     for key in fields:
         if not isinstance(key, str):
             raise Malformed("a key is not text")
@@ -239,7 +239,7 @@ def json_map(text: bytes | str, *, size: int, depth: int = DEPTH_MAX) -> dict[st
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise Malformed(f"it is no JSON: {clip(error)}") from None
     if not isinstance(value, dict):
-        raise Malformed(f"it is no object but {_type_name(value)}")
+        raise Malformed(f"it is no object but {_TYPE_NAMES[type(value)]}")
     waiting: list[tuple[object, int]] = [(value, 1)]
     while waiting:
         inner, level = waiting.pop()
@@ -265,9 +265,17 @@ def _finite(text: str) -> float:
 # --- fields of a map --------------------------------------------------------------------------
 
 
-def _type_name(value: object) -> str:
-    names = {str: "a text", bytes: "binary", list: "a list", dict: "a map", type(None): "nothing"}
-    return names.get(type(value), f"a {type(value).__name__}")
+_TYPE_NAMES: Final[Mapping[type[Any], str]] = {
+    str: "a text",
+    bytes: "binary",
+    list: "a list",
+    dict: "a map",
+    int: "a number",
+    float: "a number",
+    bool: "a truth value",
+    type(None): "nothing",
+}
+"""What msgpack and JSON decode to."""
 
 
 def unusable(fields: Mapping[str, Any], key: str) -> Malformed:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,9 @@ from socks_tunnel.protocol.bounded import (
     unpack_own,
 )
 
+TOO_MANY = "a list or map in it has more than 5 entries"
+FORTY = msgpack.packb([*[[1] * 5] * 4, [[1] * 5, [1] * 5, [1]]])
+FORTY_ONE = msgpack.packb([*[[1] * 5] * 4, [[1] * 5, [1] * 5, [1, 1]]])
 SMALL = Bounds(size=1000, text=10, binary=10, entries=5, items=40)
 SOURCES = Path(socks_tunnel.__file__).parent
 
@@ -41,46 +45,78 @@ def nested(levels: int) -> bytes:
 @pytest.mark.parametrize(
     ("accepted", "refused", "complaint"),
     [
-        (b"\xc4\x0a" + b"x" * 10, b"\xc4\x0b" + b"x" * 11, "binary"),
-        (msgpack.packb("x" * 10), msgpack.packb("x" * 11), "text"),
-        (msgpack.packb([1] * 5), msgpack.packb([1] * 6), "entries"),
-        (msgpack.packb(dict.fromkeys("abcde")), msgpack.packb(dict.fromkeys("abcdef")), "entries"),
-        (nested(8), nested(9), "nested"),
-        (msgpack.packb([[1] * 5] * 5), msgpack.packb([[[1] * 5] * 5] * 5), "40 values"),
-        (msgpack.packb(["x" * 10] * 5), bytes(1001), "1001 bytes"),
+        (
+            b"\xc4\x0a" + b"x" * 10,
+            b"\xc4\x0b" + b"x" * 11,
+            "a binary value in it has more than 10 bytes",
+        ),
+        (msgpack.packb("x" * 10), msgpack.packb("x" * 11), "a text in it has more than 10 bytes"),
+        (msgpack.packb([1] * 5), msgpack.packb([1] * 6), TOO_MANY),
+        (msgpack.packb(dict.fromkeys("abcde")), msgpack.packb(dict.fromkeys("abcdef")), TOO_MANY),
+        (nested(8), nested(9), "it is nested more than 8 levels deep"),
+        (FORTY, FORTY_ONE, "it has more than 40 values"),
+        (
+            msgpack.packb(["x" * 10] * 5),
+            bytes(1001),
+            "it has 1001 bytes; at most 1000 are accepted",
+        ),
     ],
 )
 def test_each_bound_holds_at_its_value(accepted: bytes, refused: bytes, complaint: str) -> None:
     assert unpack(accepted, SMALL) == msgpack.unpackb(accepted)
-    with pytest.raises(Malformed, match=complaint):
+    with pytest.raises(Malformed, match=f"^{re.escape(complaint)}$"):
         unpack(refused, SMALL)
 
 
+def test_a_whole_as_long_as_may_be_is_accepted() -> None:
+    raw = msgpack.packb(b"x" * 997)
+    assert len(raw) == 1000
+    assert unpack(raw, Bounds(size=1000)) == b"x" * 997
+
+
+def test_lists_beside_each_other_are_not_deep() -> None:
+    value: list[Any] = [[], {}, [[]], [[], []]]
+    assert unpack(msgpack.packb(value), Bounds(size=100, depth=3)) == value
+
+
 @pytest.mark.parametrize(
-    "raw",
+    ("raw", "sentence"),
     [
-        b"",
-        b"\x91",
-        b"\x81\xa1",
-        b"\xcd\x01",
-        b"\xda\x01",
-        b"\xa3ab",
-        b"\xc0\xc0",
-        b"\xc1",
-        b"\xd4\x01\x02",  # an extension
-        b"\xd6\xff\x00\x00\x00\x00",  # a timestamp
-        b"\xa1\xff",  # no UTF-8
-        b"\x81\x90\x01",  # a list as a key
+        (b"", "it ends too early"),
+        (b"\x91", "it ends too early"),
+        (b"\x81\xa1", "it ends too early"),
+        (b"\xcd\x01", "it ends too early"),
+        (b"\xda\x01", "it ends too early"),
+        (b"\xa3ab", "it ends too early"),
+        (b"\xc0\xc0", "it has bytes after its end"),
+        (b"\xc1", "it has a value of type 0xc1, which has no place in it"),
+        (b"\xd4\x01\x02", "it has a value of type 0xd4, which has no place in it"),  # an extension
+        (b"\xd6\xff\0\0\0\0", "it has a value of type 0xd6, which has no place in it"),  # a time
+        (b"\xa1\xff", "it is no msgpack: 'utf-8' codec can't decode byte 0xff in position 0: "),
+        (b"\x81\x90\x01", "it is no msgpack: "),  # a list as a key
     ],
 )
-def test_what_is_no_whole_value_is_refused(raw: bytes) -> None:
-    with pytest.raises(Malformed):
+def test_what_is_no_whole_value_is_refused(raw: bytes, sentence: str) -> None:
+    with pytest.raises(Malformed) as caught:
         unpack(raw, SMALL)
+    assert str(caught.value).startswith(sentence)
+    assert str(caught.value) == sentence or sentence.startswith("it is no msgpack: ")
 
 
-@pytest.mark.parametrize("raw", [b"\x90", b"\xc0", b"\x01", b"\x81\x01\x01", b"\x81\xc4\x01a\x01"])
-def test_a_map_has_text_keys(raw: bytes) -> None:
-    with pytest.raises(Malformed):
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        (b"\x90", "it is no map but a list"),
+        (b"\xc0", "it is no map but nothing"),
+        (b"\xa1a", "it is no map but a text"),
+        (b"\xc4\x01a", "it is no map but binary"),
+        (b"\x01", "it is no map but a number"),
+        (b"\x81\xc4\x01a\x01", "a key is not text"),
+        (b"\x82\xa1b\x01\xc4\x01a\x01", "a key is not text"),
+    ],
+)
+def test_a_map_has_text_keys(raw: bytes, sentence: str) -> None:
+    with pytest.raises(Malformed, match=f"^{re.escape(sentence)}$"):
         unpack_map(raw, SMALL)
 
 
@@ -156,6 +192,12 @@ def test_what_is_clipped_fits_and_is_printable(value: object, limit: int) -> Non
         ("ü" * 101, "ü" * 98 + "…"),
         (b"", "0 bytes"),
         (b"\x01\xff", "2 bytes (01ff)"),
+        (memoryview(b"\x01" * 51), "51 bytes (" + "01" * 50 + ")"),
+        ((1, 2), "a list of 2 entries"),
+        ({3}, "a list of 1 entries"),
+        (2.5, "2.5"),
+        ((1 << 128) - 1, "340282366920938463463374607431768211455"),
+        (1 << 128, "a number of 129 bits"),
         (7, "7"),
         (True, "True"),
         (None, "None"),
@@ -168,6 +210,11 @@ def test_what_is_clipped_fits_and_is_printable(value: object, limit: int) -> Non
 )
 def test_how_a_value_is_shown(value: object, shown: str) -> None:
     assert clip(value) == shown
+
+
+@pytest.mark.parametrize(("limit", "shown"), [(3, "…"), (4, "x…"), (6, "xx…"), (7, "xxü…")])
+def test_a_text_is_cut_between_characters(limit: int, shown: str) -> None:
+    assert clip("xxü" + "x" * 9, limit) == shown
 
 
 def test_an_exception_that_cannot_be_printed_is_named() -> None:
@@ -192,29 +239,48 @@ def test_a_deep_structure_is_not_walked() -> None:
 # --- JSON -------------------------------------------------------------------------------------
 
 
+TOO_DEEP = "it is nested more than 8 levels deep"
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "sentence"),
     [
-        "",
-        "{",
-        "[]",
-        "1",
-        "null",
-        '{"a": NaN}',
-        '{"a": -Infinity}',
-        '{"a": 1e999}',
-        '{"a": ' + "1" * 5000 + "}",
-        '{"a": ' * 9 + "1" + "}" * 9,
-        '{"a":' * 1900 + "1" + "}" * 1900,
-        "[" * 4000,
-        "[" * 100_000 + "]" * 100_000,
-        '"' + "x" * 1_000_000,
+        ("", "it is no JSON: "),
+        ("{", "it is no JSON: "),
+        ("[]", "it is no object but a list"),
+        ("1", "it is no object but a number"),
+        ("1.5", "it is no object but a number"),
+        ("true", "it is no object but a truth value"),
+        ("null", "it is no object but nothing"),
+        ('"a"', "it is no object but a text"),
+        ('{"a": NaN}', "it is no JSON: it has NaN, which is no number"),
+        ('{"a": -Infinity}', "it is no JSON: it has -Infinity, which is no number"),
+        ('{"a": 1e999}', "it is no JSON: a number in it is too large"),
+        ('{"a": ' + "1" * 5000 + "}", "it is no JSON: "),
+        ('{"a": ' * 9 + "1" + "}" * 9, TOO_DEEP),
+        ('{"a": [{"b": [' * 2 + '{"c": 1}' + "]}]}" * 2, TOO_DEEP),
+        ('{"a":' * 1900 + "1" + "}" * 1900, "it is "),
+        ("[" * 4000, "it is no JSON: "),
+        ("[" * 100_000 + "]" * 100_000, "it is no JSON: "),
+        ('"' + "x" * 1_000_000, "it has 1000001 bytes; at most 300000 are accepted"),
     ],
 )
-def test_json_that_is_no_small_object_is_refused(text: str) -> None:
+def test_json_that_is_no_small_object_is_refused(text: str, sentence: str) -> None:
     with pytest.raises(Malformed) as caught:
         json_map(text, size=300_000)
     short(caught.value)
+    assert str(caught.value).startswith(sentence)
+    assert str(caught.value) == sentence or sentence in {"it is ", "it is no JSON: "}
+
+
+def test_json_may_be_as_long_and_as_deep_as_is_allowed() -> None:
+    text = '{"a": [{"b": [' * 2 + "1" + "]}]}" * 2
+    assert json_map(text, size=len(text)) == {"a": [{"b": [{"a": [{"b": [1]}]}]}]}
+    with pytest.raises(Malformed, match="bytes; at most"):
+        json_map(text, size=len(text) - 1)
+    assert json_map('{"a": [], "b": [], "c": {}}', size=100, depth=2) == {"a": [], "b": [], "c": {}}
+    with pytest.raises(Malformed, match="nested more than 1 levels deep"):
+        json_map('{"a": []}', size=100, depth=1)
 
 
 def test_json_is_read() -> None:
@@ -250,6 +316,47 @@ def test_fields_are_taken_within_their_range() -> None:
     for take in refused:
         with pytest.raises(Malformed, match=r"'[a-z]+' is (absent|not usable)"):
             take()
+
+
+def test_the_plain_values_of_a_field() -> None:
+    fields = {"flag": False, "n": 5, "x": 2.5, "nan": float("nan"), "b": [b"a", b""], "t": ["a"]}
+    assert bounded.boolean(fields, "flag") is False
+    assert bounded.number(fields, "x") == 2.5
+    assert type(bounded.number(fields, "n")) is float
+    assert bounded.binary({"b": b"123"}, "b") == b"123"
+    assert bounded.binaries(fields, "b") == [b"a", b""]
+    assert bounded.text({}, "t", "default") == "default"
+
+
+@pytest.mark.parametrize(
+    ("take", "sentence"),
+    [
+        (lambda: bounded.integer({}, "n", 0, 9), "'n' is absent"),
+        (lambda: bounded.integer({"n": "5"}, "n", 0, 9), "'n' is not usable: 5"),
+        (lambda: bounded.text({"n": 5}, "n"), "'n' is not usable: 5"),
+        (lambda: bounded.binary({"n": "5"}, "n"), "'n' is not usable: 5"),
+        (lambda: bounded.texts({"n": "5"}, "n"), "'n' is not usable: 5"),
+        (lambda: bounded.boolean({"n": 1}, "n"), "'n' is not usable: 1"),
+        (lambda: bounded.boolean({}, "n"), "'n' is absent"),
+        (lambda: bounded.number({"n": True}, "n"), "'n' is not usable: True"),
+        (lambda: bounded.number({"n": "1"}, "n"), "'n' is not usable: 1"),
+        (lambda: bounded.number({"n": float("inf")}, "n"), "'n' is not usable: inf"),
+        (lambda: bounded.binaries({"n": b"x"}, "n"), "'n' is not usable: 1 bytes (78)"),
+        (
+            lambda: bounded.binaries({"n": [b"x", "y"]}, "n"),
+            "'n' is not usable: a list of 2 entries",
+        ),
+        (lambda: bounded.table({"n": [1]}, "n"), "'n' is not usable: a list of 1 entries"),
+        (lambda: bounded.tables({"n": 5}, "n"), "'n' is not usable: 5"),
+        (lambda: bounded.tables({"n": [{}, 5]}, "n"), "'n' is not usable: 5"),
+        (lambda: bounded.rows({"n": 5}, "n", 1), "'n' is not usable: 5"),
+        (lambda: bounded.rows({"n": [[1], 5]}, "n", 1), "'n' is not usable: a list of 2 entries"),
+        (lambda: bounded.text({"n": b"x" * 99}, "n"), f"'n' is not usable: 99 bytes ({'78' * 25})"),
+    ],
+)
+def test_an_unusable_field_is_named_and_shown(take: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(Malformed, match=f"^{re.escape(sentence)}$"):
+        take()
 
 
 def test_maps_and_rows_are_taken_by_their_shape() -> None:
