@@ -175,6 +175,12 @@ def test_exceptions(host: str, exceptions: str, excepted: bool, variable: str) -
     assert (proxy_for(url, None, environ) is None) is excepted
 
 
+def test_an_exception_may_have_the_highest_port() -> None:
+    environ = {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "example.com:65535"}
+    assert proxy_for(Url("https", "example.com", 65_535, "/"), None, environ) is None
+    assert proxy_for(Url("https", "example.com", 65_534, "/"), None, environ) is not None
+
+
 def test_an_environment_that_cannot_be_used_is_named_without_its_password() -> None:
     with pytest.raises(ValueError, match="HTTPS_PROXY") as caught:
         proxy_for(HTTPS, None, {"HTTPS_PROXY": "socks5://user:secret@p:1"})
