@@ -159,6 +159,17 @@ def forward_leaps(hostile: Hostile) -> Iterator[bytes]:
         yield hostile.packet(*[forward] * 10)
 
 
+def forward_from_fragment_to_fragment(hostile: Hostile) -> Iterator[bytes]:
+    """Each FORWARD-TSN skips nearly all that may be ahead, and stops at a fragment that waits there."""
+    while True:
+        chunks = []
+        for _ in range(40):
+            tsn = hostile.next_tsn(32_768)
+            chunks.append(data(tsn, hostile.stream, 2))
+            chunks.append(chunk(192, struct.pack("!L", (tsn - 1) & 0xFFFFFFFF)))
+        yield hostile.packet(*chunks)
+
+
 def leaping_chunks(hostile: Hostile) -> Iterator[bytes]:
     while True:
         yield hostile.packet(data(hostile.tsn + 0x7FFF0000, hostile.stream, 3))
@@ -229,6 +240,7 @@ FLOODS: list[Callable[[Hostile], Iterator[bytes]]] = [
     forward_many_streams,
     forward_after_fragments,
     forward_leaps,
+    forward_from_fragment_to_fragment,
     leaping_chunks,
     bundled_messages,
     bundled_heartbeats,

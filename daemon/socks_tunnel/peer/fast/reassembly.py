@@ -108,6 +108,7 @@ class Reassembly:
         "_by_next",
         "_by_start",
         "_ordered",
+        "_starts",
         "_unordered",
         "fragments",
         "held",
@@ -123,6 +124,7 @@ class Reassembly:
         """Fragments dropped because their message was delivered or given up before."""
         self._by_start: dict[int, _Run] = {}
         self._by_next: dict[int, _Run] = {}
+        self._starts: list[int] = []  # the keys of _by_start in rising order
         self._ordered: dict[int, _Track] = {}
         self._unordered: dict[int, _Track] = {}
 
@@ -150,6 +152,10 @@ class Reassembly:
             run = left
         else:
             run = self._by_start[tsn] = _Run(tsn, flags, stream, ssn, ppid, piece)
+            if self._starts and tsn < self._starts[-1]:
+                insort(self._starts, tsn)
+            else:
+                self._starts.append(tsn)
         self.held += len(piece)
         self.fragments += 1
         if not kind & LAST:
@@ -170,7 +176,7 @@ class Reassembly:
     def _join(self, run: _Run, right: _Run, flags: int, stream: int, ssn: int) -> _Run:
         """Puts a run and the one that follows it together, moving the pieces of the shorter one."""
         self._check_same(right, flags, stream, ssn)
-        del self._by_start[right.start]
+        self._unlist(right)
         if len(run.pieces) >= len(right.pieces):
             run.pieces.extend(right.pieces)
         else:
@@ -188,8 +194,13 @@ class Reassembly:
         if run.stream != (stream << 16 | ssn) or run.unordered != flags & UNORDERED:
             raise _abuse("the peer's fragments with consecutive TSNs belong to different messages")
 
-    def _finish(self, run: _Run) -> None:
+    def _unlist(self, run: _Run) -> None:
         del self._by_start[run.start]
+        starts = self._starts
+        del starts[0 if starts[0] == run.start else bisect_left(starts, run.start)]
+
+    def _finish(self, run: _Run) -> None:
+        self._unlist(run)
         self.held -= run.size
         self.fragments -= len(run.pieces)
         message = b"".join(run.pieces)
@@ -240,6 +251,9 @@ class Reassembly:
             if partial is None:
                 return
         fsn = 0 if kind & FIRST else word
+        if not fsn and not kind & FIRST:
+            # RFC 8260 section 2.1: FSN 0 is that of the fragment with the B bit, which has no field.
+            raise _abuse("the peer's message begins with a fragment that is not its first")
         if kind & FIRST:
             partial.ppid = word
         pieces = partial.pieces
@@ -352,23 +366,28 @@ class Reassembly:
         RFC 3758 section 3.6. A message whose fragments reach beyond `high`, or end there without
         their last one, may still be completed if its first fragment is here.
         """
-        by_start = self._by_start
+        by_start, starts = self._by_start, self._starts
         run = self._by_next.get(low)
-        tsn = low if run is None else run.start
-        while tsn <= high and by_start:
-            run = by_start.get(tsn)
-            if run is None:
-                tsn += 1
-                continue
-            tsn = run.end + 1
+        first = bisect_left(starts, low if run is None else run.start)
+        end = bisect_right(starts, high)
+        kept = []
+        for start in starts[first:end]:
+            run = by_start[start]
             if run.end < high or not run.first:
-                self._drop_run(run)
+                del by_start[start]
+                self._drop_pieces(run)
+            else:
+                kept.append(start)
+        starts[first:end] = kept
         orphan = by_start.get(high + 1)
         if orphan is not None and not orphan.first:
             self._drop_run(orphan)
 
     def _drop_run(self, run: _Run) -> None:
-        del self._by_start[run.start]
+        self._unlist(run)
+        self._drop_pieces(run)
+
+    def _drop_pieces(self, run: _Run) -> None:
         if not run.last:
             self._by_next.pop(run.end + 1, None)
         self.held -= run.size

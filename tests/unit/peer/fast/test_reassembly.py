@@ -175,6 +175,29 @@ def test_a_jump_over_too_many_messages_is_refused() -> None:
         reassembly.skip_message(1, 2 * AHEAD_MAX + 2, 0, 1 << 32)
 
 
+def test_what_is_skipped_is_found_without_a_look_at_each_tsn() -> None:
+    """A peer may skip 32,768 TSNs with each of a hundred chunks in one packet."""
+    reassembly = Reassembly()
+    step = 1 << 40
+    for n in range(100):
+        reassembly.data((n + 1) * step, FIRST, 0, 0, 53, b"x")
+        reassembly.data((n + 1) * step + 2, FIRST, 0, 1, 53, b"y")
+        # Ends because its time does not depend on how far it is.
+        reassembly.skip_fragments(n * step + 3, (n + 1) * step + 1)
+        assert (reassembly.held, reassembly.fragments) == (1, 1)
+    reassembly.skip_fragments(100 * step + 3, 200 * step)
+    assert (reassembly.held, reassembly.fragments) == (0, 0)
+
+
+@pytest.mark.parametrize("unordered", [0, UNORDERED])
+@pytest.mark.parametrize("last", [0, LAST])
+def test_a_message_of_i_data_has_a_first_fragment(last: int, unordered: int) -> None:
+    """RFC 8260 section 2.1: the place 0 belongs to the fragment with the B bit."""
+    reassembly = Reassembly()
+    with pytest.raises(RemoteProtocolError, match="not its first"):
+        reassembly.interleaved(last | unordered, 0, 0, 0, b"x")
+
+
 def test_a_reset_stream_starts_anew() -> None:
     reassembly = Reassembly()
     reassembly.interleaved(FIRST | LAST, 1, 0, 53, b"a")
