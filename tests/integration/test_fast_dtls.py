@@ -3,8 +3,10 @@
 import asyncio
 import hashlib
 import os
+import socket
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import aioice
@@ -18,6 +20,7 @@ from integration.link_pair import PATIENCE
 from socks_tunnel.peer.fast import dtls as dtls_module
 from socks_tunnel.peer.fast.dtls import PACKETS_MAX, FastDtlsTransport, PinnedCertificate
 from socks_tunnel.peer.fast.records import DTLS_1_2
+from socks_tunnel.peer.fast.udp import BatchedUdpTransport
 
 MESSAGES = 300
 SIZE = 16_384
@@ -112,6 +115,9 @@ class Collector:
 
     def turn_ended(self) -> None:
         self.turns += 1
+
+    def path_changed(self) -> None:
+        """Nothing here depends on the path."""
 
     def transport_writable(self) -> None:
         raise AssertionError("nothing was ever blocked")
@@ -282,6 +288,51 @@ async def test_a_costly_receiver_yields_to_the_loop() -> None:
         sizes = [len(batch) for batch in collector.batches]
         assert sizes[-1] <= 4
         assert len(collector.packets) == 640, "the bytes wait in the socket and are not lost"
+
+
+async def test_no_socket_is_read_while_packets_wait() -> None:
+    """Also not that of a path which was left: what comes there is packets of this association too."""
+    async with pair("fast-dtls", "fast-dtls") as (sender, taker):
+        collector = collect(taker.dtls)
+        left = taker.dtls.udp
+        assert left is not None
+        loop = asyncio.get_running_loop()
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind(("127.0.0.1", 0))
+        handler = dtls_module._Socket(taker.dtls, None)
+        other = BatchedUdpTransport(loop, sock, asyncio.DatagramProtocol(), handler)
+        taker.dtls._taken_over.append(other)
+        pair_now = taker.dtls._ice._nominated[1]
+        chosen = SimpleNamespace(
+            protocol=SimpleNamespace(transport=other),
+            remote_addr=pair_now.remote_addr,
+            local_candidate=pair_now.local_candidate,
+        )
+        readings = []
+
+        def work() -> None:
+            if len(collector.batches) == 1:
+                taker.dtls._ice._nominated[1] = chosen
+                taker.dtls._follow_pair()
+            spent = time.perf_counter() + 2 * dtls_module.TURN_SECONDS
+            while time.perf_counter() < spent:
+                pass
+
+        collector.work = work
+        try:
+            sender.dtls.send_packets([bytes(500)] * 64)
+            async with asyncio.timeout(60):
+                while len(collector.packets) < 64:
+                    await asyncio.sleep(0)
+                    if taker.dtls._pending:
+                        readings.append((left._reading, other._reading))
+            assert readings
+            assert set(readings) == {(False, False)}
+            assert (left._reading, other._reading) == (True, True)
+        finally:
+            taker.dtls._ice._nominated[1] = pair_now
+            other.close()
+            await asyncio.sleep(0)
 
 
 async def test_an_exception_of_the_receiver_ends_the_connection() -> None:

@@ -49,8 +49,8 @@ TURN_SECONDS: Final = 0.002
 socket is not read meanwhile: a link whose packets are dear costs the others at most this."""
 
 RELAYED_PACKETS_MAX: Final = 4096
-"""Packets that wait to be handed up. A socket of our own is not read while packets wait, so only
-those that come through a TURN client can be more; they are dropped and counted."""
+"""Packets that wait to be handed up. No socket that was taken over is read while packets wait, so
+only those that come another way can be more; they are dropped and counted."""
 
 IP_OVERHEAD: Final = {4: 20 + 8, 6: 40 + 8}
 """Bytes of the IP and UDP headers."""
@@ -134,6 +134,7 @@ class FastDtlsTransport(RTCDtlsTransport):
         self._event_loop = asyncio.get_running_loop()
         self._ice: Any = transport._connection  # noqa: SLF001
         self._udp: BatchedUdpTransport | None = None
+        self._taken_over: list[BatchedUdpTransport] = []  # the present one, and those of paths left
         self._pair: Any = None
         self._address: Address = ()
         self._records: Records | None = None
@@ -287,6 +288,7 @@ class FastDtlsTransport(RTCDtlsTransport):
             self._udp = take_over(protocol, current, _Socket(self, protocol), self._event_loop)
             if self._udp is not None:
                 protocol.transport = self._udp
+                self._taken_over.append(self._udp)
         else:
             self._udp = None
         self.probing_allowed = self._udp is not None
@@ -389,11 +391,8 @@ class FastDtlsTransport(RTCDtlsTransport):
                 self._batch = min(PACKETS_MAX, self._batch * 2)
         if handed and self._receiver is not None:
             self._receiver.turn_ended()
-        if self._udp is not None:
-            if pending:
-                self._udp.pause_reading()
-            else:
-                self._udp.resume_reading()
+        for udp in self._taken_over:
+            (udp.pause_reading if pending else udp.resume_reading)()
 
     def _end(self, error: Exception | None) -> None:
         """Lets the receive task end: with `error`, or as when the peer has closed."""

@@ -252,7 +252,7 @@ class Reassembly:
                 return
         fsn = 0 if kind & FIRST else word
         if not fsn and not kind & FIRST:
-            # RFC 8260 section 2.1: FSN 0 is that of the fragment with the B bit, which has no field.
+            # RFC 8260 section 2.1: FSN 0 is that of the fragment with the B bit, and is not sent.
             raise _abuse("the peer's message begins with a fragment that is not its first")
         if kind & FIRST:
             partial.ppid = word
