@@ -182,6 +182,10 @@ rivals: .tools/rivals/.stamp ## other tunnels for make bench
 bench-links: $(DEV_STAMP) $(PROJECT_STAMP) ## 200 links at one endpoint, idle and busy
 	@PYTHONPATH=tests $(BIN)/python -m bench.links $(ARGS)
 
+.PHONY: bench-rendezvous
+bench-rendezvous: $(DEV_STAMP) $(PROJECT_STAMP) ## 10,000 clients of a rendezvous service, 500 offers a second, a restart
+	@PYTHONPATH=tests $(BIN)/python -m bench.rendezvous_load $(ARGS)
+
 .PHONY: bench-paths
 bench-paths: $(DEV_STAMP) $(PROJECT_STAMP) ## bare channels over long, slow and lossy paths; needs root
 	@PYTHONPATH=tests $(BIN)/python -m bench.paths $(ARGS)

@@ -1,5 +1,6 @@
 """Hostile clients of a rendezvous service, and a hostile service."""
 
+import asyncio
 import contextlib
 import socket
 import time
@@ -18,6 +19,7 @@ from socks_tunnel.rendezvous.client import Client
 from socks_tunnel.signaling.carrier import Answered, SignalingError
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.signaling.rendezvous_peer import RendezvousCarrier
+from socks_tunnel.supervisor import dialler
 
 
 @pytest.fixture
@@ -258,3 +260,88 @@ async def test_a_service_that_lies_gets_nothing_but_denial(
     await place.start()
     await until(lambda: gateway.up and endpoint.up)
     await until(lambda: gateway.row("office")["state"] == "up")
+
+
+class Careless(registry.Registry):
+    """Drops the first parcel, holds up all others, turns their order round, and repeats answers."""
+
+    def __init__(self) -> None:
+        super().__init__({}, clients="any")
+        self.held: list[tuple[Client, bytes, bytes]] = []
+
+    def envelope(self, client: Client, to: bytes, body: bytes, now: float) -> None:
+        self.counts["parcels"] += 1
+        if self.counts["parcels"] == 1:
+            return
+        answers = wire.decode_parcel(body).kind == "answer"
+        self.held += [(client, to, body)] * (3 if answers else 1)
+        if len(self.held) in {1, 3}:
+            asyncio.get_running_loop().call_later(0.2, self.let_go, now)
+
+    def let_go(self, now: float) -> None:
+        held, self.held = self.held, []
+        for client, to, body in reversed(held):
+            super().envelope(client, to, body, now)
+
+
+async def test_a_service_that_drops_delays_reorders_and_repeats_costs_time_alone(
+    place: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialler, "OFFER_TIMEOUT", 4.0)  # after which the one that was lost counts
+    node = await place.start()
+    node.registry = Careless()
+    endpoint, gateway = place.endpoint(), place.gateway()
+    await prepared(endpoint)
+    await until(lambda: len(node.registry) == 1)
+    await prepared(gateway)
+    await until(lambda: gateway.up and endpoint.up)
+    assert [link.peer.name for link in gateway.up] == ["office"]
+    await until(lambda: gateway.metric("parcels_dropped_total", reason="unasked") >= 2)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+class FalseTurn:
+    """TURN servers that are none: one that answers rubbish, one where nobody is, and no URLs."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.bind(("127.0.0.1", 0))
+        self.sock.setblocking(False)
+        asyncio.get_running_loop().add_reader(self.sock, self.answer)
+
+    def answer(self) -> None:
+        data, sender = self.sock.recvfrom(65_536)
+        self.asked += 1
+        # The header of a success with the transaction's id (RFC 8489 section 5), then rubbish.
+        lie = bytes([data[0] | 0x01, data[1] & 0x0F]) + b"\xff\xff" + data[4:20] + bytes(range(200))
+        for rubbish in (lie, data, b"", bytes(1500)):
+            self.sock.sendto(rubbish, sender)
+
+    def for_key(self, *_: object) -> tuple[wire.TurnServer, ...]:
+        port = self.sock.getsockname()[1]
+        urls = (f"turn:127.0.0.1:{port}", "turn:127.0.0.1:9", "stun:127.0.0.1", "http://a/", "")
+        return (wire.TurnServer(urls, "user", "secret"),) * 2
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.sock)
+        self.sock.close()
+
+
+async def test_false_turn_servers_cost_no_direct_link(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = await place.start()
+    false = FalseTurn()
+    node.registry.turn = false  # type: ignore[assignment] # it is asked for nothing else
+    endpoint, gateway = place.endpoint(), place.gateway()
+    try:
+        await prepared(endpoint)
+        await prepared(gateway)
+        await until(lambda: gateway.up and endpoint.up)
+        await until(lambda: false.asked)
+        assert gateway.row("office")["path_kind"] == "host"
+    finally:
+        false.close()
+    assert not [record for record in caplog.records if record.exc_info]
+    assert "secret" not in caplog.text
