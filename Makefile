@@ -192,7 +192,7 @@ bench-paths: $(DEV_STAMP) $(PROJECT_STAMP) ## bare channels over long, slow and 
 
 .PHONY: interop
 interop: .tools/libdatachannel/.stamp $(DEV_STAMP) $(PROJECT_STAMP) $(NPM_STAMP) ## the tests against other stacks; PYTHON312=… for aiolibdatachannel
-	@INTEROP=1 $(BIN)/python -m pytest tests/integration/test_fast_interop.py tests/integration/test_fast_chromium.py $(ARGS)
+	@INTEROP=required $(BIN)/python -m pytest tests/integration/test_fast_interop.py tests/integration/test_fast_chromium.py $(ARGS)
 
 # -- what takes long ------------------------------------------------------------------------------
 

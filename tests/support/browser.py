@@ -1,7 +1,7 @@
 """Headless Chromium, driven over its debugging pipe.
 
 That is null-terminated JSON on descriptors 3 and 4, so that nothing but the Debian package chromium is
-needed. Without it the tests are skipped.
+needed. Without it the tests are skipped, or fail in CI.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import pytest
+from support.peers import no_peer
 
 PATIENCE = 60.0
 """Seconds that an answer of the browser may take."""
@@ -71,7 +71,7 @@ async def browser(*options: str, prefix: Sequence[str] = ()) -> AsyncIterator[Br
     """A browser with one page. `prefix` is what its command line begins with: another host's."""
     program = shutil.which("chromium")
     if program is None:
-        pytest.skip("the Debian package chromium is not installed")
+        no_peer("the Debian package chromium is not installed")
     loop = asyncio.get_running_loop()
     commands, to_browser = os.pipe()
     from_browser, answers = os.pipe()
