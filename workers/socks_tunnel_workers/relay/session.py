@@ -247,10 +247,10 @@ class WorkerSession:
     def transmit(self, message: bytes) -> None:
         """Transmits a whole message for the session's core."""
         channel = self.services.channel
-        if message[0] == _UDP_PACKET:
+        if channel.paused and message[0] == _UDP_PACKET:
             channel.send_urgent(self.number, (message,))
         else:
-            channel.send_message(self.number, message)
+            channel.send_pieces(self.number, b"", message)
 
     def open(self, message: Opening) -> None:
         """Opens a flow for the peer."""

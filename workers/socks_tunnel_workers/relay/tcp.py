@@ -219,7 +219,7 @@ class TcpRelay(Flow):
             scheduler.credit > 0
             and scheduler.idle
             and self.core.send.next == self.core.send.end
-            and session.open_to_send
+            and session.core.open_to_send
         ):
             if self._read(_READS_PER_EVENT, session.chunk) and scheduler.credit <= 0:
                 self._stop_reading()

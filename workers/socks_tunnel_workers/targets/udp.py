@@ -144,11 +144,12 @@ class EndpointAssociation(Association):
             if entry.expired(now) and not entry.refreshing:
                 entry.refreshing = True
                 self._spawn(self._refresh(destination, entry))
-            self._forward(destination, entry, packet[offset:])
+            self._forward(destination, entry, packet[offset:], now)
 
-    def _forward(self, destination: HostPort, route: Route, data: bytes | memoryview) -> None:
+    def _forward(
+        self, destination: HostPort, route: Route, data: bytes | memoryview, now: float
+    ) -> None:
         """Sends a datagram to the addresses whose turn it is."""
-        now = self._now
         if route.holds(now):
             sock, sockaddr = route.direct
             try:
@@ -216,7 +217,7 @@ class EndpointAssociation(Association):
                 self._refuse(destination, "policy", _NEVER, 1)
                 return
             if allowed is not None:
-                self._forward(destination, self._route(destination, allowed), data)
+                self._forward(destination, self._route(destination, allowed), data, self._now)
                 return
             if len(self.pending) >= PENDING_NAMES_MAX:
                 self.drop("resolving")
@@ -257,7 +258,7 @@ class EndpointAssociation(Association):
             waiting = self._take_pending(destination)
             route = self._route(destination, allowed)
             for data in waiting:
-                self._forward(destination, route, data)
+                self._forward(destination, route, data, self._now)
             if route.racing:
                 self.session.loop.call_later(ATTEMPT_DELAY, self._race, destination, route)
 

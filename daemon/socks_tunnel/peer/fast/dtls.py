@@ -424,7 +424,8 @@ class FastDtlsTransport(RTCDtlsTransport):
         records = self._check_connected()
         start = 0
         while start < len(packets):
-            count = run_length(packets, start, records.overhead)
+            left = len(packets) - start
+            count = run_length(packets, start, records.overhead) if left > 1 else 1
             run = packets[start : start + count]
             self._send_run(self._encrypt(records, run), count, fragment)
             start += count

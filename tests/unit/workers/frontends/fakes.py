@@ -178,6 +178,8 @@ class Sock:
 class Wire:
     """The worker's end of the IPC stream: what flows transmit is decoded here."""
 
+    paused = False
+
     def __init__(self) -> None:
         self.sent: list[Message] = []
 
