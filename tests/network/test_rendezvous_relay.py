@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ from support.nat import SERVICES, NatSite
 from support.processes import wait_until
 from support.rawsocks import Association
 from support.targets import body_hash
-from support.tunnels import Tunnel
+from support.tunnels import Tunnel, write_key
 
 TARGETS = Path(__file__).parents[1] / "support" / "targets.py"
 
@@ -62,7 +64,11 @@ def walled(world: NatSite) -> NatSite:
 
 def through_the_proxies(world: NatSite, proxy: str) -> Tunnel:
     """A tunnel whose sides know of the service and of the proxy, and of nothing else."""
-    tunnel = world.nat_tunnel({"proxy": proxy})
+    return by_the_service(world, {"proxy": proxy})
+
+
+def by_the_service(world: NatSite, ice: dict[str, Any]) -> Tunnel:
+    tunnel = world.nat_tunnel(ice)
     authority = Authority("Meeting")
     issued = authority.issue(SERVICES)
     certificate = world.directory / "meeting.pem"
@@ -166,13 +172,13 @@ def test_where_only_a_proxy_leads_out_and_there_is_no_turn_server(
 @contextlib.contextmanager
 def two_nodes(world: NatSite, tunnel: Tunnel) -> Iterator[None]:
     """Two nodes of one service over Redis; the endpoint is at the other one."""
-    socket = world.directory / "redis.sock"
-    redis = (need("redis-server"), "--port", "0", "--unixsocket", socket, "--save", "")
+    listening = world.directory / "redis.sock"
+    redis = (need("redis-server"), "--port", "0", "--unixsocket", listening, "--save", "")
     tunnel.endpoint_settings["signaling"]["rendezvous"] = OTHER_NODE
     with (
         world.serving(*redis),
-        world.serving(*service_of(world, tunnel, PORT, socket), tcp=[PORT]),
-        world.serving(*service_of(world, tunnel, OTHER_PORT, socket), tcp=[OTHER_PORT]),
+        world.serving(*service_of(world, tunnel, PORT, listening), tcp=[PORT]),
+        world.serving(*service_of(world, tunnel, OTHER_PORT, listening), tcp=[OTHER_PORT]),
     ):
         yield
 
@@ -212,3 +218,53 @@ def test_a_direct_path_that_appears_later_is_moved_to(
                     assert sock.recv(100) == b"directly"
             finally:
                 tunnel.stop()
+
+
+@pytest.mark.netns
+def test_a_reload_names_another_service_or_another_key_while_a_flow_is_open(
+    world: NatSite, report_logs: Report
+) -> None:
+    """The flow goes on by way of the other service. It ends with the key that it belongs to."""
+    for router in (world.world.near, world.world.far):
+        router.become("none")
+    world.world.route_insides(near=True, far=True)
+    tunnel = by_the_service(world, {})
+    report_logs(tunnel)
+
+    def reload(**changes: str) -> None:
+        tunnel.gateway_settings["peers"][0].update(changes)
+        tunnel.write("gateway")
+        tunnel.gateway.reload()
+
+    def echoes(sock: socket.socket, text: bytes) -> None:
+        sock.sendall(text)
+        assert sock.recv(100) == text
+
+    with two_nodes(world, tunnel):
+        try:
+            before = started(tunnel)
+            with tunnel.connect("echo") as sock:
+                echoes(sock, b"by one node")
+                reload(rendezvous=OTHER_NODE)
+                tunnel.gateway.wait_log(re.escape(f"rendezvous {OTHER_NODE}: connected"))
+
+                def moved() -> bool:
+                    rows = links_up(tunnel)
+                    return len(rows) == 1 and rows[0]["path"] != before["path"]
+
+                wait_until(moved, "a link by the other node", timeout=150)
+                echoes(sock, b"by the other node")
+
+                office = tunnel.gateway_settings["peers"][0]["public_key"]
+                reload(public_key=write_key(world.directory / "other.key"))
+                tunnel.gateway.wait_log("the peer's key has changed in the configuration")
+                sock.settimeout(60)
+                with contextlib.suppress(ConnectionResetError):
+                    assert sock.recv(1) == b""
+            wait_until(lambda: not links_up(tunnel), "no link to another key")
+            reload(public_key=office)
+            tunnel.wait_linked()
+            with tunnel.connect("echo") as sock:
+                echoes(sock, b"by its own key")
+        finally:
+            tunnel.stop()
