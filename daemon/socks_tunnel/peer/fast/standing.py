@@ -2,16 +2,21 @@
 
 A controller that waits for losses fills the queue of the bottleneck, however long it is, and keeps
 it full. Everything beside the bulk waits there, and datagrams are dropped with it. So the window is
-cut when round trips are longer by more than :data:`OWN_QUEUE_MAX` than the path alone needs::
+cut when round trips are longer than the path alone needs by more than a queue that is as long as
+the base, and within bounds::
 
     round trip  =  base + our own queue          the shortest one of each round counts
-    cut to         (base + OWN_QUEUE_MAX / 2) / round trip  of the window
+    allowed     =  base, at least OWN_QUEUE_MIN, at most OWN_QUEUE_MAX
+    cut to         (base + allowed / 2) / round trip  of the window
+
+Between hosts that are near each other, the queue is that of a host: what its socket holds while its
+processes wait for a core. There, a long one gains nothing.
 
 The queue need not be ours: another sender may fill it, or that of the way back, or the path has
 become longer. That shows in two ways. If the round trips do not become shorter by at least half of
 what they should, or if they are as long again with less of ours in flight, the cut is taken back,
 and what they are now is the base. So a sender beside others that wait for losses waits for losses
-too, and in a queue that is shorter than :data:`OWN_QUEUE_MAX` nothing of this happens.
+too, and in a queue that is shorter than what is allowed nothing of this happens.
 
 A base may be wrong after all, or the others may have gone. So after :data:`TEST_INTERVAL` the
 window is cut by a quarter to a half for two round trips, to see what they become.
@@ -24,6 +29,9 @@ from socks_tunnel.peer.fast.congestion import Acked
 OWN_QUEUE_MAX: Final = 0.030
 """Seconds of the path's rate that a sender keeps in its queue. Half of it is enough not to run dry
 while a busy host takes no turn, and 30 ms more are not heard in a call."""
+OWN_QUEUE_MIN: Final = 0.005
+"""The same where round trips are as short as between hosts of one room: the delay that
+RFC 8289 (CoDel) leaves to a queue."""
 
 SETTLE_ROUNDS: Final = 2
 """Rounds after a cut until its effect shows: the first one measures what was sent before."""
@@ -75,6 +83,11 @@ class StandingQueue:
         """Whether the effect of a cut is awaited, in which time the window should not grow."""
         return self._settling > 0
 
+    @property
+    def _allowed(self) -> float:
+        """Seconds by which round trips may be longer than the base."""
+        return min(max(self._base, OWN_QUEUE_MIN), OWN_QUEUE_MAX)
+
     def forget(self) -> None:
         """Forgets the path: what follows a time-out may be another one."""
         self._base = self._shortest = self._tested_at = 0.0
@@ -98,11 +111,11 @@ class StandingQueue:
         if not self._base or rtt < self._base:
             self._base = rtt
             self._tested_at = self._tested_at or now
-        if rtt >= self._base + OWN_QUEUE_MAX:
+        if rtt >= self._base + self._allowed:
             return self._too_long(rtt, event, window)
         if now - self._tested_at > TEST_INTERVAL and not event.app_limited and not slow_start:
             self._state = _TEST
-            keep = min((self._base - OWN_QUEUE_MAX) / rtt, TEST_CUT_MIN)
+            keep = min((self._base - self._allowed) / rtt, TEST_CUT_MIN)
             keep = max(keep, TEST_CUT_MAX)
             return self._cut(keep, rtt, rtt * keep)
         return 1.0
@@ -110,7 +123,7 @@ class StandingQueue:
     def _too_long(self, rtt: float, event: Acked, window: int) -> float:
         if window < LESS * self._full and rtt > LESS * self._full_rtt:
             return self._give_back(self._full / window)
-        aim = self._base + OWN_QUEUE_MAX / 2
+        aim = self._base + self._allowed / 2
         keep = aim / rtt
         if event.rate:
             # In slow start the window is twice that which this round trip belongs to.
@@ -127,14 +140,14 @@ class StandingQueue:
 
     def _settled(self, rtt: float, now: float) -> float:
         """Judges by the round trips that have followed."""
-        state, base = self._state, self._base
+        state, base, allowed = self._state, self._base, self._allowed
         self._base = min(base, rtt)
         if state == _GIVEN_BACK:
             self._base, self._tested_at = rtt, now
             return 1.0
         if state == _CUT:
             return 1.0 if rtt < self._wanted else self._give_back(1 / self._keep)
-        found = rtt < base - OWN_QUEUE_MAX / 4
+        found = rtt < base - allowed / 4
         self._tested_at = now - TEST_INTERVAL + TEST_AGAIN if found else now
         return 1 / self._keep
 

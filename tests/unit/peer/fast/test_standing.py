@@ -4,6 +4,7 @@ import pytest
 
 from socks_tunnel.peer.fast.standing import (
     OWN_QUEUE_MAX,
+    OWN_QUEUE_MIN,
     SETTLE_ROUNDS,
     TEST_CUT_MAX,
     TEST_INTERVAL,
@@ -17,11 +18,11 @@ BASE = 0.040
 class Bottleneck:
     """A path that carries `rate` bytes a second, in whose queue others have `others` seconds."""
 
-    def __init__(self, rate: float = 1e6, others: float = 0.0) -> None:
+    def __init__(self, rate: float = 1e6, others: float = 0.0, base: float = BASE) -> None:
         self.rate = rate
-        self.base = BASE
+        self.base = base
         self.others = others
-        self.window = int(rate * BASE)
+        self.window = int(rate * base)
         self.now = 1.0
         self.standing = StandingQueue()
         self.cuts = 0
@@ -45,26 +46,34 @@ class Bottleneck:
         return changed
 
 
-def test_a_queue_that_is_short_is_left_alone() -> None:
-    path = Bottleneck()
-    path.window = int(path.rate * (BASE + 0.9 * OWN_QUEUE_MAX))
+ALLOWED = pytest.mark.parametrize(
+    ("base", "allowed"), [(0.0005, OWN_QUEUE_MIN), (0.012, 0.012), (BASE, OWN_QUEUE_MAX)]
+)
+"""Seconds of the base, and of the queue that a sender may have there."""
+
+
+@ALLOWED
+def test_a_queue_that_is_short_is_left_alone(base: float, allowed: float) -> None:
+    path = Bottleneck(base=base)
+    path.window = int(path.rate * (base + 0.9 * allowed))
     path.standing.judge(
-        event(path.now, MSS, rtt=BASE, round_start=True), path.window, slow_start=False
+        event(path.now, MSS, rtt=base, round_start=True), path.window, slow_start=False
     )
     while path.now < 0.9 * TEST_INTERVAL:
         assert path.round() == 1.0
 
 
-def test_a_queue_of_our_own_is_cut_to_half_of_what_is_allowed() -> None:
-    path = Bottleneck()
+@ALLOWED
+def test_a_queue_of_our_own_is_cut_to_half_of_what_is_allowed(base: float, allowed: float) -> None:
+    path = Bottleneck(base=base)
     path.round()
     path.round()
-    path.window = int(path.rate * (BASE + 2 * OWN_QUEUE_MAX))
+    path.window = int(path.rate * (base + 2 * allowed))
     factors = [path.round() for _ in range(3 + SETTLE_ROUNDS)]
     assert path.cuts == 1
     assert min(factors) < 1.0
     assert max(factors) == 1.0, "it was ours, so nothing is taken back"
-    assert path.rtt == pytest.approx(BASE + OWN_QUEUE_MAX / 2, rel=0.01)
+    assert path.rtt == pytest.approx(base + allowed / 2, rel=0.01)
     assert not path.standing.settling
 
 
