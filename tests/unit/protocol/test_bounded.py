@@ -258,6 +258,7 @@ TOO_DEEP = "it is nested more than 8 levels deep"
         ('{"a": ' + "1" * 5000 + "}", "it is no JSON: "),
         ('{"a": ' * 9 + "1" + "}" * 9, TOO_DEEP),
         ('{"a": [{"b": [' * 2 + '{"c": 1}' + "]}]}" * 2, TOO_DEEP),
+        ('{"a": ' * 9 + "1" + "}" * 8 + ', "b": {}}', TOO_DEEP),
         ('{"a":' * 1900 + "1" + "}" * 1900, "it is "),
         ("[" * 4000, "it is no JSON: "),
         ("[" * 100_000 + "]" * 100_000, "it is no JSON: "),
