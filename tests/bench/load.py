@@ -23,6 +23,7 @@ import uvloop
 WARM_UP = 2.0
 GREETING = b"\x05\x01\x00"
 REPLY_LENGTH = 10  # of a reply with an IPv4 address (RFC 1928 section 6)
+SO_TIMESTAMPNS = 35  # in asm-generic/socket.h; also the type of the control message
 
 
 def request(command: int, address: str, port: int) -> bytes:
@@ -200,7 +201,7 @@ class Load:
         return {"per_second": self.opened / (time.perf_counter() - start)}
 
     @contextlib.contextmanager
-    def associated(self) -> Iterator[tuple[socket.socket, bytes]]:
+    def associated(self, port: int) -> Iterator[tuple[socket.socket, bytes]]:
         """A UDP association: a socket that is connected to its relay, and the header to the echo."""
         with socket.create_connection(self.proxy, timeout=60) as control:
             control.sendall(GREETING)
@@ -208,52 +209,61 @@ class Load:
             control.sendall(request(3, "0.0.0.0", 0))
             reply = exactly(control, REPLY_LENGTH)
             relay = (socket.inet_ntoa(reply[4:8]), int.from_bytes(reply[8:10]))
-            header = (
-                b"\0\0\0\1" + socket.inet_aton(self.target) + self.ports["udp_echo"].to_bytes(2)
-            )
+            header = b"\0\0\0\1" + socket.inet_aton(self.target) + port.to_bytes(2)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 # What the client itself is too slow to take must not count as lost.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
                 sock.connect(relay)
                 yield sock, header
 
-    def paced(self, size: int, rate: int, seconds: float) -> dict[str, Any]:
-        """Datagrams at a steady rate to the echo and back, as calls send them.
+    def paced(self, size: int, rate: int, seconds: float, port: int) -> dict[str, Any]:
+        """Datagrams at a steady rate to an echo (echo.py) and back, as calls send them.
 
-        Each has the time of its departure in it; what comes back within a second counts.
+        Each has the time of its departure in it; what comes back within a second counts. It has come
+        when the kernel says so: this process and the echo may have to wait for a core until they can
+        look, and that is no delay of the tunnel's. `late` is how long both have waited.
         """
-        times: list[float] = []
+        times: list[int] = []
+        late: list[int] = []
         buffer = bytearray(65_536)
-        with self.associated() as (sock, header):
+        with self.associated(port) as (sock, header):
             sock.setblocking(False)
-            padding = bytes(size - 8)
+            sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+            padding = bytes(size - 8)  # the first 8 bytes are for the echo
             sent = 0
             start = time.perf_counter()
             total = int(rate * seconds)
             while (now := time.perf_counter()) < start + seconds + 1 and len(times) < total:
                 while sent < min(total, int((now - start) * rate)):
-                    sock.send(header + struct.pack("!d", time.perf_counter()) + padding)
+                    sock.send(header + struct.pack("!q", time.time_ns()) + padding)
                     sent += 1
                 due = start + (sent + 1) / rate if sent < total else now + 0.1
                 select.select((sock,), (), (), max(due - time.perf_counter(), 0))
                 with contextlib.suppress(BlockingIOError):
                     while True:
-                        sock.recv_into(buffer)
-                        (left,) = struct.unpack_from("!d", buffer, len(header))
-                        times.append(time.perf_counter() - left)
+                        _, ((_, _, stamp),), _, _ = sock.recvmsg_into((buffer,), 64)
+                        second, nanosecond = struct.unpack("=qq", stamp)
+                        came = second * 1_000_000_000 + nanosecond
+                        left, there = struct.unpack_from("!qq", buffer, len(header))
+                        late.append(time.time_ns() - came + there)
+                        times.append(came - left - there)
         times.sort()
+        late.sort()
         if not times:
             raise ConnectionError(f"none of {sent} datagrams came back")
+        middle, high = len(times) // 2, len(times) * 99 // 100
         return {
             "lost": sent - len(times),
-            "p50_ms": times[len(times) // 2] * 1e3,
-            "p99_ms": times[len(times) * 99 // 100] * 1e3,
+            "p50_ms": times[middle] / 1e6,
+            "p99_ms": times[high] / 1e6,
+            "late_p50_ms": late[middle] / 1e6,
+            "late_p99_ms": late[high] / 1e6,
         }
 
     def datagrams(self, size: int, outstanding: int, seconds: float) -> dict[str, Any]:
         buffer = bytearray(65_536)
         received = 0
-        with self.associated() as (sock, header):
+        with self.associated(self.ports["udp_echo"]) as (sock, header):
             packet = header + bytes(size)
             sock.settimeout(1)
             start = time.perf_counter()

@@ -290,7 +290,9 @@ class Bench:
     def calls(self, site: Site, tunnel: Tunnel, rival: Hysteria | None) -> None:
         """Datagrams as calls send them, alone and beside a download."""
         ports = {"tunnel": tunnel.socks_port} | ({} if rival is None else {"hysteria2": rival.port})
+        echo = Worker(site.hosts.target, "echo.py")
         command = {"do": "paced", "size": 160, "rate": 5000, "seconds": self.options.seconds}
+        command |= echo.hear()
         added: dict[str, list[float]] = {}
         lost: dict[str, list[float]] = {}
         for _ in range(self.options.rounds):
@@ -313,6 +315,7 @@ class Bench:
                 bulk.hear()
                 call.quit()
                 bulk.quit()
+        echo.quit()
         self.values[f"{CALLS}: added p99"], self.values[f"{CALLS}: lost"] = added, lost
         figures = {who: statistics.median(each) for who, each in added.items()}
         bars = {"less than 5 ms": figures["tunnel"] < 5}
