@@ -367,6 +367,19 @@ def secured(world: NatSite) -> Iterator[Path]:
 
 
 @pytest.mark.netns
+def test_a_smaller_mtu_between_the_nats(fresh: NatSite, report_logs: Report) -> None:
+    """One that holds the link's first datagrams, of 1,200 bytes, and few longer ones."""
+    links = [(fresh.world.core, "far0"), (fresh.world.far, "wan")]
+    try:
+        for router, interface in links:
+            router.run("ip", "link", "set", interface, "mtu", "1240")
+        up(fresh.nat_tunnel({"servers": SERVERS}), report_logs, "srflx")
+    finally:
+        for router, interface in links:
+            router.run("ip", "link", "set", interface, "mtu", "1500")
+
+
+@pytest.mark.netns
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_path_too_narrow_for_signalling_is_named(
     scheme: str, fresh: NatSite, report_logs: Report
