@@ -4,13 +4,15 @@ Exit codes: 0 done, 1 a negative answer, 2 usage, 69 a peer or service cannot be
 73 cannot create, 78 configuration (the numbers of sysexits.h).
 """
 
+import errno
+import os
 import sys
 import traceback
 from typing import Final, NoReturn
 
 import click
 
-from socks_tunnel.cli.frame import EXIT_BUG, LazyGroup
+from socks_tunnel.cli.frame import EXIT_BUG, EXIT_CANNOT_CREATE, LazyGroup
 
 COMMANDS: Final = {
     name: f"{__name__}.{where}"
@@ -48,12 +50,35 @@ COMMANDS: Final = {
 
 def main() -> NoReturn:
     """Runs the command line of this process and exits."""
+    _open_standard_streams()
     try:
         cli.main(prog_name="socks-tunnel")
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            _report_bug()
+        click.echo(f"socks-tunnel: the output cannot be written: {error.strerror}", err=True)
+        sys.exit(EXIT_CANNOT_CREATE)
     except Exception:  # noqa: BLE001 - the last resort, which reports it and ends the process
-        traceback.print_exc()
-        click.echo("socks-tunnel: this is a bug; please report it with the lines above", err=True)
-        sys.exit(EXIT_BUG)
+        _report_bug()
+
+
+def _report_bug() -> NoReturn:
+    traceback.print_exc()
+    click.echo("socks-tunnel: this is a bug; please report it with the lines above", err=True)
+    sys.exit(EXIT_BUG)
+
+
+def _open_standard_streams() -> None:
+    """Opens those of the descriptors 0 to 2 that whoever started the process has closed.
+
+    Else the next file or socket gets such a number, and what is printed goes into it; libuv ends
+    the process with SIGABRT when it closes one.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
 
 
 @click.group(

@@ -4,6 +4,7 @@ The table of commands is in :mod:`socks_tunnel.cli`. A command's module is impor
 is used, so that `socks-tunnel nc` does not wait for the libraries of `run`.
 """
 
+import math
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,22 @@ EXIT_CANNOT_CREATE: Final = 73
 EXIT_CONFIG: Final = 78
 
 FILE_PATH: Final = click.Path(path_type=Path)
+
+
+class Seconds(click.FloatRange):
+    """An option in seconds: from 0 on, and finite. Nothing would end a wait of `nan` seconds."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Returns the number of seconds; fails for what is none."""
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds
 
 
 class Failure(click.ClickException):

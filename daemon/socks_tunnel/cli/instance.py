@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from socks_tunnel.cli.asking import ask, complete_flow, no_answer, of_instance, path_of
+from socks_tunnel.cli.frame import Seconds
 from socks_tunnel.cli.showing import show
 from socks_tunnel.client import selecting
 from socks_tunnel.client.progress import Progress, follow
@@ -106,7 +107,7 @@ def reload(instance: str | None, socket_path: Path | None) -> None:
 
 @click.command()
 @of_instance
-@click.option("--timeout", type=click.FloatRange(0), metavar="S", help="Seconds that flows have.")
+@click.option("--timeout", type=Seconds(), metavar="S", help="Seconds that flows have.")
 @click.option("--wait/--no-wait", default=None, help="Wait until the instance has ended.")
 def drain(
     instance: str | None, socket_path: Path | None, timeout: float | None, *, wait: bool | None

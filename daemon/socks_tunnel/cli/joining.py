@@ -10,7 +10,14 @@ from typing import IO, Any
 import click
 
 from socks_tunnel.cli.asking import ask, of_instance
-from socks_tunnel.cli.frame import FILE_PATH, CannotCreate, Failure, Misconfigured, Unavailable
+from socks_tunnel.cli.frame import (
+    FILE_PATH,
+    CannotCreate,
+    Failure,
+    Misconfigured,
+    Seconds,
+    Unavailable,
+)
 from socks_tunnel.cli.instance import json_option
 from socks_tunnel.cli.preparing import create
 from socks_tunnel.cli.showing import show
@@ -105,7 +112,14 @@ def withdraw(of: tuple[str | None, Path | None], invitation: str) -> None:
 @click.option("--tls-ca", type=FILE_PATH, help="Authorities of the URL's certificate (PEM).")
 @click.option("--proxy", help="HTTP proxy on the way: http://USER:PASSWORD@HOST:PORT, or none.")
 @click.option("--start", is_flag=True, help="Start it too, and wait until the link is up.")
-@click.option("--timeout", default=60.0, show_default=True, metavar="S", help="Seconds to try.")
+@click.option(
+    "--timeout",
+    type=Seconds(),
+    default=60.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds to try.",
+)
 def join(
     url: str,
     *,

@@ -16,7 +16,7 @@ from socks_tunnel.cli.asking import (
     control_socket_if_any,
     of_instance,
 )
-from socks_tunnel.cli.frame import FILE_PATH, Failure, Unavailable
+from socks_tunnel.cli.frame import FILE_PATH, Failure, Seconds, Unavailable
 from socks_tunnel.client import instances
 from socks_tunnel.client.instances import InstanceError
 from socks_tunnel.client.proxy import (
@@ -33,7 +33,7 @@ LINK_TIMEOUT: Final = 60.0
 
 _timeout_option = click.option(
     "--timeout",
-    type=click.FloatRange(0),
+    type=Seconds(),
     default=LINK_TIMEOUT,
     show_default=True,
     metavar="S",

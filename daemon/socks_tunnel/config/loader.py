@@ -26,6 +26,7 @@ from socks_tunnel.config.policies import RULE_KEYS, read_policy_file
 from socks_tunnel.config.positions import KeyPath, key_lines
 from socks_tunnel.config.users import parse_users
 from socks_tunnel.config.wording import key_text, sentence
+from socks_tunnel.ops.files import read_whole
 from socks_tunnel.protocol.policies import parse_policy
 from socks_tunnel.protocol.policy import PolicyError
 from socks_tunnel.protocol.routes import Route as ParsedRoute
@@ -56,7 +57,7 @@ def load(path: Path) -> settings.Config:
 def _read_text(path: Path) -> str:
     """Reads a file. Raises :class:`ConfigError`."""
     try:
-        return path.read_text("utf-8")
+        return read_whole(path).decode("utf-8")
     except OSError as error:
         raise ConfigError([Problem(path, None, "", f"cannot be read: {error.strerror}")]) from None
     except UnicodeDecodeError:

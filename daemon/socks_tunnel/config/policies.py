@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from socks_tunnel.config.errors import ConfigError, Problem, unknown_key
 from socks_tunnel.config.models import PolicyRules
+from socks_tunnel.ops.files import read_whole
 
 RULE_KEYS: Final = ("allowed_hosts", "allowed_ports", "denied_hosts", "denied_ports")
 
@@ -32,7 +33,7 @@ def read_policy_file(path: Path) -> PolicyRules:
 
 def _read_json_object(path: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(path.read_text("utf-8"))
+        fields = json.loads(read_whole(path).decode("utf-8"))
     except OSError as error:
         raise ConfigError([Problem(path, None, "", f"cannot be read: {error.strerror}")]) from None
     except UnicodeDecodeError:

@@ -27,6 +27,7 @@ from socks_tunnel.config.models import (
 )
 from socks_tunnel.config.positions import KeyPath, key_lines
 from socks_tunnel.config.wording import key_text, sentence, upwards
+from socks_tunnel.ops.files import read_whole
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.ice_urls import parse_ice_url
 from socks_tunnel.protocol.rendezvous import TURN_SERVERS_MAX, TURN_URLS_MAX
@@ -144,7 +145,7 @@ def load_rendezvous(path: Path) -> RendezvousConfig:
     """Reads and checks the configuration of a service. Raises :class:`ConfigError`."""
     path = path.absolute()
     try:
-        text = path.read_text("utf-8")
+        text = read_whole(path).decode("utf-8")
         raw = tomllib.loads(text)
     except OSError as error:
         raise ConfigError([Problem(path, None, "", f"cannot be read: {error.strerror}")]) from None
@@ -197,7 +198,7 @@ def read_turn_secret(path: Path) -> bytes:
     Raises :class:`ValueError` with a sentence that does not hold the secret.
     """
     try:
-        secret = path.read_bytes().strip()
+        secret = read_whole(path).strip()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     if len(secret) < TURN_SECRET_MIN:

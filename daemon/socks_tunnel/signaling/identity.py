@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from socks_tunnel.ops.files import read_whole
+
 PUBLIC_KEY_SIZE = 32
 """Length of a raw public key in bytes."""
 
@@ -49,7 +51,7 @@ class PrivateIdentity:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Reads a PEM file. Raises :class:`OSError`, or :class:`ValueError` as :meth:`from_pem`."""
-        return cls.from_pem(path.read_bytes())
+        return cls.from_pem(read_whole(path))
 
     @classmethod
     def from_pem(cls, pem: bytes) -> Self:
