@@ -259,6 +259,8 @@ def test_a_keystroke_needs_no_credit_and_bulk_does() -> None:
     assert scheduler.turn == QUIET_TURN
     scheduler.requeue(quiet, QUIET_TURN)
     assert scheduler.next_flow() is None, "it goes on, so it is bulk"
+    scheduler.credit = 0
+    assert scheduler.next_flow() is None, "a link that is used up to the byte is used up"
     scheduler.credit = 1
     assert scheduler.next_flow() is not None
     assert scheduler.turn == scheduler.chunk
