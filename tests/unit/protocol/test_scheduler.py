@@ -332,6 +332,7 @@ def test_a_lost_link_leaves_nothing_waiting() -> None:
     scheduler.requeue(second, 1)
     scheduler.queue_datagram(b"x", 0.0)
     scheduler.clear()
+    assert scheduler.waiting == 0
     assert scheduler.idle
     assert (scheduler.credit, scheduler.expired) == (0, 1)
     assert not first.queued
