@@ -3,8 +3,8 @@
 The asyncio shell around :mod:`socks_tunnel.protocol.ipc`: it reads into the frame reader's own
 buffer (no copy on the way in) and hands out views, a batch for each session and turn; on the way
 out everything that is sent within one turn of the event loop leaves with one write. A small message
-before which nothing was sent for a while does not wait for the end of the turn: the other process
-deals with it while this one does the rest of its work.
+that comes alone (:mod:`socks_tunnel.protocol.lone`) does not wait for the end of the turn: the
+other process deals with it while this one does the rest of its work.
 
 While the other side reads too slowly, what is sent waits here and not in the transport, since what
 a transport has cannot be overtaken::
@@ -38,6 +38,7 @@ from socks_tunnel.protocol.ipc import (
     FrameReader,
     encode_control,
 )
+from socks_tunnel.protocol.lone import LONE_BYTES, Lone
 
 _log = logging.getLogger(__name__)
 
@@ -48,13 +49,6 @@ _OVERHEAD = FRAME_HEADER.size - 4
 PORTION: Final = 65_536
 """Bytes that are given to the transport at a time while more waits: about what it takes before it
 asks for a pause."""
-
-LONE_BYTES: Final = 2_048
-"""Bytes of a message, at most, that may be written at once. A larger one is part of a transfer."""
-
-LONE_SECONDS: Final = 0.0001
-"""Seconds after a write in which nothing else is written at once: messages that follow each other
-so closely share a system call and a wake-up of the other process."""
 
 _MESSAGE = int(FrameKind.MESSAGE)  # an enum member's look-up has no place in a call per message
 
@@ -95,7 +89,7 @@ class Channel(asyncio.BufferedProtocol):
         """True while the other side reads too slowly and something waits in this process."""
         self._transport_full = False  # whether the transport has as much as it wants
         self._descriptor = -1
-        self._written_at = 0.0
+        self._lone = Lone()
 
     # --- for subclasses -----------------------------------------------------------------------
 
@@ -184,11 +178,9 @@ class Channel(asyncio.BufferedProtocol):
 
         Nothing that was sent before may still be in this object.
         """
-        now = time.monotonic()
-        before, self._written_at = self._written_at, now
         # The descriptor may be somebody else's if the event loop has given the stream up.
         if (
-            now - before < LONE_SECONDS
+            not self._lone.comes(time.monotonic())
             or self._descriptor < 0
             or transport.get_write_buffer_size()
             or transport.is_closing()
@@ -228,7 +220,6 @@ class Channel(asyncio.BufferedProtocol):
         if not self.paused:
             self._ordered = False
             if out:
-                self._written_at = time.monotonic()
                 transport.writelines(out)
             return
         # Views are valid for this turn only; of bytes this makes no copy.

@@ -9,8 +9,9 @@ import pytest
 import uvloop
 
 from socks_tunnel.ipc import stream
-from socks_tunnel.ipc.stream import LONE_BYTES, LONE_SECONDS, Channel, connect
+from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.protocol.ipc import FRAME_HEADER, IpcPing, encode_control
+from socks_tunnel.protocol.lone import LONE_BYTES, LONE_SECONDS, Lone
 
 LOOPS = [uvloop.new_event_loop, asyncio.new_event_loop]
 
@@ -66,6 +67,7 @@ def test_a_small_message_that_comes_alone_leaves_before_the_call_returns(
         assert await loop.sock_recv(right, 100) == expected
 
         clock.step = 2 * LONE_SECONDS
+        channel._lone = Lone()
         channel.send_control(0, IpcPing(1))
         channel.send_message(6, b"not before what was sent earlier")
         with pytest.raises(BlockingIOError):

@@ -39,6 +39,7 @@ from socks_tunnel.peer.fast.wire import (
     parameters_are_sound,
 )
 from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.lone import LONE_BYTES, Lone
 
 _log = logging.getLogger(__name__)
 
@@ -53,13 +54,6 @@ DEFAULT_OVERHEAD: Final = 85
 
 TIMER_MIN: Final = 0.001
 """Seconds until the timer fires at least; an event loop's timers are not finer."""
-
-LONE_BYTES: Final = 2_048
-"""Bytes of a message, at most, that may be sent at once. A larger one is part of a transfer."""
-
-LONE_SECONDS: Final = 0.0001
-"""Seconds after a transmission in which nothing is sent at once: messages that follow each other so
-closely share a packet and a system call."""
 
 _default_budget: Final = WindowBudget()
 
@@ -103,7 +97,7 @@ class FastSctpTransport(FastAssociation):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._receiving = False
-        self._sent_at = 0.0
+        self._lone = Lone()
 
     # --- for the owner --------------------------------------------------------------------------
 
@@ -177,9 +171,8 @@ class FastSctpTransport(FastAssociation):
 
     def _send_alone(self, now: float) -> None:
         """Sends what is queued, unless it is one of many. All else is left to the turn's end."""
-        before, self._sent_at = self._sent_at, now
-        if self._receiving or now - before < LONE_SECONDS:
-            return  # in the former case it is sent when what came is dealt with
+        if not self._lone.comes(now) or self._receiving:
+            return  # in the latter case it is sent when what came is dealt with
         packets = self.path.flush(now, due=False, blocked=self._blocked)
         if packets:
             self._send_all(packets)
@@ -333,7 +326,6 @@ class FastSctpTransport(FastAssociation):
             self._fail(str(error))
             return
         if packets:
-            self._sent_at = now
             self._send_all(packets)
         sender = path.sender
         if sender.scheduler.drained:

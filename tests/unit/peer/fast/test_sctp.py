@@ -9,7 +9,7 @@ import pytest
 from aiortc import RTCDataChannel, RTCSctpTransport
 
 from socks_tunnel.peer.fast.receiver import Receiver
-from socks_tunnel.peer.fast.sctp import LONE_BYTES
+from socks_tunnel.protocol.lone import LONE_BYTES
 from support.compiled import pure_only
 from support.sctp_network import Path, dtls_pair, run_virtual, virtual_aiortc
 from support.sctp_transfer import Sink, channel, fast, opened, started
