@@ -10,10 +10,10 @@ from typing import Final
 LONE_BYTES: Final = 2_048
 """Bytes of a message, at most, that may be sent at once. A larger one is part of a transfer."""
 
-LONE_SECONDS: Final = 0.0002
+LONE_SECONDS: Final = 0.0003
 """Seconds within which messages count as sent together."""
 
-TOGETHER_TURNS: Final = 8
+TOGETHER_TURNS: Final = 64
 """Messages that wait for others after two that came together: where there was one burst, there will
 be more."""
 
