@@ -79,6 +79,10 @@ def test_without_a_hold_it_is_good_as_soon_as_it_is_well() -> None:
     assert standing.good(6)
 
 
+def test_what_never_fell_would_wait_for_one_hold() -> None:
+    assert Standing(10).wait == 10
+
+
 def test_a_hold_beyond_the_limit_is_kept() -> None:
     standing = Standing(1000)
     standing.fall(0)

@@ -44,6 +44,8 @@ def request(
         ("http://10.1.2.3/", ("10.1.2.3", 80), "10.1.2.3", "/"),
         ("http://[2001:db8::1]/", ("2001:db8::1", 80), "[2001:db8::1]", "/"),
         ("http://[2001:db8::1]:81/", ("2001:db8::1", 81), "[2001:db8::1]:81", "/"),
+        ("http://[2001:db8::1]:/", ("2001:db8::1", 80), "[2001:db8::1]:", "/"),
+        ("http://X.example/", ("x.example", 80), "X.example", "/"),
     ],
 )
 def test_absolute_form(
@@ -137,6 +139,7 @@ def basic(text: bytes) -> str:
         (basic(b"joe:a:b").replace("Basic", "basic"), "joe", "a:b"),
         (basic("zo\u00eb:\u00fc".encode()), "zo\u00eb", "\u00fc"),
         (basic(b":"), "", ""),
+        (basic(b"joe:secret").replace(" ", "  "), "joe", "secret"),  # RFC 9110 11.4: 1*SP
     ],
 )
 def test_credentials(value: str, name: str, password: str) -> None:
@@ -184,6 +187,13 @@ def test_fields_between_two_neighbours_are_not_passed_on() -> None:
     assert passed == [(b"Host", b"h"), (b"Accept", b"*/*"), (b"X-CASE", b"Kept")]
 
 
+@pytest.mark.parametrize("options", ["X-A,X-B", "X-A, X-B", "X-A ,\tX-B", ",X-B,,X-A,"])
+def test_options_of_connection_are_a_list_with_commas(options: str) -> None:
+    # RFC 9110 section 5.6.1: with white space around the commas or none, and empty elements.
+    fields = [("Connection", options), ("X-A", "1"), ("X-B", "1"), ("X-C", "1")]
+    assert passed_on(request("http://a/", fields=fields)) == [(b"Host", b"h"), (b"X-C", b"1")]
+
+
 def test_connection_does_not_take_the_framing_away() -> None:
     fields = [("Connection", "content-length, host"), ("Content-Length", "3")]
     assert (b"Content-Length", b"3") in passed_on(request("http://a/", "POST", fields))
@@ -210,6 +220,19 @@ def test_max_forwards_counts_down_and_ends_here() -> None:
             origin_request(asked, parse_target(asked))
     asked = request("http://a/", "GET", [("Max-Forwards", "0")])
     assert (b"max-forwards", b"0") in list(origin_request(asked, parse_target(asked)).headers)
+
+
+def test_max_forwards_has_nine_digits_at_most_and_what_follows_it_goes_on() -> None:
+    fields = [("Max-Forwards", "9" * 9), ("Accept", "*/*")]
+    asked = request("http://a/", "TRACE", fields)
+    sent = list(origin_request(asked, parse_target(asked)).headers)
+    assert (b"max-forwards", b"999999998") in sent
+    assert (b"accept", b"*/*") in sent
+    asked = request("http://a/", "TRACE", [("Max-Forwards", "1" + "0" * 9)])
+    with pytest.raises(RejectionError) as caught:
+        origin_request(asked, parse_target(asked))
+    assert (caught.value.status, caught.value.close) == (501, False)
+    assert str(caught.value) == "Max-Forwards ends the way of the request here"
 
 
 def test_a_response_with_two_framings_loses_both() -> None:

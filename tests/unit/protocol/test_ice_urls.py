@@ -2,7 +2,7 @@
 
 import pytest
 
-from socks_tunnel.protocol.ice_urls import parse_ice_url, parse_udp_ports
+from socks_tunnel.protocol.ice_urls import IceUrl, parse_ice_url, parse_udp_ports
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,20 @@ def test_urls(text: str, canonical: str) -> None:
     url = parse_ice_url(text)
     assert str(url) == canonical
     assert parse_ice_url(canonical) == url
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("stun:a:1", IceUrl("stun", "a", 1, "udp")),
+        ("stun:a:65535", IceUrl("stun", "a", 65535, "udp")),
+        ("turn:a", IceUrl("turn", "a", 3478, "udp")),
+        ("turns:a", IceUrl("turns", "a", 5349, "tcp")),
+        ("turns:[::1]", IceUrl("turns", "::1", 5349, "tcp")),
+    ],
+)
+def test_parts_of_urls(text: str, url: IceUrl) -> None:
+    assert parse_ice_url(text) == url
 
 
 @pytest.mark.parametrize(
@@ -53,10 +67,14 @@ def test_ranges_of_ports() -> None:
     assert parse_udp_ports("") is None
     assert parse_udp_ports("40000-40100") == (40_000, 40_100)
     assert parse_udp_ports("5000") == (5000, 5000)
+    assert parse_udp_ports("1") == (1, 1)
+    assert parse_udp_ports("1-65535") == (1, 65_535)
+    assert parse_udp_ports("65535") == (65_535, 65_535)
     for text, reason in (
         ("40100-40000", "ends before it begins"),
         ("0-5", "outside of 1 to 65535"),
         ("1-65536", "outside of 1 to 65535"),
+        ("65536-1", "outside of 1 to 65535"),
         ("1-2-3", "not a range"),
         ("a", "not a range"),
     ):

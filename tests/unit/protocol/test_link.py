@@ -439,6 +439,7 @@ def test_a_gateway_suspects_a_peer_whose_transport_does_not_answer() -> None:
     link.answered(T0 + 1.1)
     link.answered(T0 + 1.2)
     assert events(link) == [LinkTrusted()]
+    assert (link.next_timeout() or 0) > T0 + 1.2  # the PING that waits has a new time
 
 
 def test_a_transport_that_does_not_answer_is_nothing_to_an_endpoint_nor_before_hello() -> None:
