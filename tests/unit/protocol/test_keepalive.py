@@ -88,6 +88,7 @@ def test_what_is_sent_and_not_answered_is_probed_and_then_suspected(alive: Keepa
     assert alive.check(T0 + 5) == Verdict(suspected=2)
     assert alive.suspected
     # Once: from here on it is a matter of life and death only.
+    assert alive.check(T0 + 5.5) == Verdict()
     assert pings(alive, until=14.9) == [9, 14]
     assert alive.check(T0 + 15).dead == 15
 
