@@ -42,7 +42,7 @@ def test_parts_of_urls(text: str, url: IceUrl) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("stun:", "not of the form"),
+        ("stun:", r"^is not of the form stun:HOST:PORT or turn:HOST:PORT\?transport=udp$"),
         ("http://a", "not of the form"),
         ("stun://a", "not of the form"),
         ("stun:2001:db8::1", "not of the form"),
@@ -52,10 +52,13 @@ def test_parts_of_urls(text: str, url: IceUrl) -> None:
         ("turn:a:65536", "port 65536"),
         ("stun:[192.0.2.1]", "not an IPv6 address"),
         ("stun:[::g]", "not of the form"),
-        ("stuns:a", "STUN over TLS"),
-        ("stun:a?transport=udp", "RFC 7064"),
+        ("stuns:a", "^is STUN over TLS, which finds no address for UDP; use stun:$"),
+        (
+            "stun:a?transport=udp",
+            r"^has a transport, which a stun: URL cannot have \(RFC 7064\)$",
+        ),
         ("turn:a?transport=sctp", "unknown transport 'sctp'"),
-        ("turns:a?transport=udp", "TURN over DTLS"),
+        ("turns:a?transport=udp", "^is TURN over DTLS, which is not supported; use transport=tcp$"),
     ],
 )
 def test_urls_that_cannot_be_used(text: str, reason: str) -> None:

@@ -5,6 +5,7 @@ import pytest
 from socks_tunnel.protocol.errors import LocalProtocolError
 from socks_tunnel.protocol.keepalive import PONGS_PER_SECOND
 from socks_tunnel.protocol.link import (
+    EARLY_BYTES_MAX,
     EARLY_MESSAGES_MAX,
     LinkEvent,
     LinkFailed,
@@ -102,8 +103,7 @@ def test_what_is_no_message_at_all_before_hello_has_its_own_kind() -> None:
     link = made("endpoint")
     link.receive_message(b"", T0)
     erred, failed = events(link)
-    assert isinstance(erred, PeerErred)
-    assert (list(link.errors), erred.kind, erred.what) == ([erred.kind], erred.kind, "")
+    assert erred == PeerErred("short-message", "", True)
     assert isinstance(failed, LinkFailed)
 
 
@@ -116,6 +116,14 @@ def test_as_many_early_messages_as_there_may_be_do_not_end_the_link() -> None:
     erred, failed = events(link)
     assert erred == PeerErred("before-hello", "", True)
     assert isinstance(failed, LinkFailed)
+
+
+def test_as_many_early_messages_with_too_many_bytes_are_told_by_their_bytes() -> None:
+    link = made("endpoint")
+    size = EARLY_BYTES_MAX // EARLY_MESSAGES_MAX + 1
+    link.receive_flow_messages([Data(1, bytes(size)).encode()] * EARLY_MESSAGES_MAX, T0)
+    sentence = f"the peer sent over {EARLY_BYTES_MAX} bytes before HELLO"
+    assert events(link)[-1] == LinkFailed(sentence)
 
 
 def test_a_link_that_has_failed_greets_nobody() -> None:
