@@ -88,7 +88,8 @@ class Side:
         self.pids: dict[str, list[int]] = collections.defaultdict(list)
         for where, root in (("gateway", gateway.pid), ("endpoint", endpoint.pid)):
             for pid in processes(root):
-                self.pids[f"{where} {name(pid)}"].append(pid)
+                if name(pid) != "nursery":  # it has no part in connections, and soon ends
+                    self.pids[f"{where} {name(pid)}"].append(pid)
         self.costs: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
         """Microseconds of processor time a connection by kind of process, round by round."""
         self.rates: list[float] = []
