@@ -152,6 +152,7 @@ controls = st.one_of(
     st.builds(
         NewFlows,
         st.lists(st.lists(st.lists(u16, max_size=3), min_size=2, max_size=2), max_size=3),
+        st.lists(st.lists(st.lists(st.floats(0, 1e9), min_size=2, max_size=2)), max_size=3),
     ),
     st.builds(Reload, st.dictionaries(st.text(max_size=8), msgpack_values, max_size=6)),
     st.builds(ReadyState, st.none() | st.text(max_size=20)),
@@ -216,7 +217,7 @@ def test_any_bytes_are_frames_or_a_remote_protocol_error_however_cut(raw: bytes)
     whole, error = read(FrameReader(), [raw])
     found, error_in_bytes = read(FrameReader(), in_bytes(raw))
     assert error == error_in_bytes
-    assert found[: len(whole)] == whole
+    assert repr(found[: len(whole)]) == repr(whole)  # in which one NaN is as another
 
 
 @given(st.lists(st.integers(0, BODY_MAX), min_size=1, max_size=6), st.integers(1, BODY_MAX))

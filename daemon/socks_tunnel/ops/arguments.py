@@ -6,14 +6,20 @@ children 1.3 MiB for its parser.
 
 import sys
 from collections.abc import Sequence
+from typing import Final
+
+CHECK: Final = "--check"
+"""The option with which a child ends, with status 0, once it has imported all that it needs."""
 
 
 def options(arguments: Sequence[str], required: Sequence[str], **others: str) -> dict[str, str]:
     """Returns the values of `--name=value` by their names, in which `_` stands for `-`.
 
     `others` are those that may be left out, with their values then. An unknown or a missing one
-    ends the program with status 2, and a sentence about it.
+    ends the program with status 2, and a sentence about it. :data:`CHECK` alone ends it with 0.
     """
+    if arguments == [CHECK]:
+        raise SystemExit(0)
     values = dict(others)
     for argument in arguments:
         name, equals, value = argument.removeprefix("--").partition("=")

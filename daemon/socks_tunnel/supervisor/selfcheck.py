@@ -19,6 +19,7 @@ import socks_tunnel
 from socks_tunnel.config.errors import ConfigError
 from socks_tunnel.config.reading import read
 from socks_tunnel.config.settings import Config
+from socks_tunnel.ops.arguments import CHECK
 from socks_tunnel.ops.process import leave
 from socks_tunnel.peer.select import fast_path_active
 from socks_tunnel.protocol.addresses import HostPort
@@ -94,9 +95,8 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return EXIT_CANNOT_CREATE
     for command in (WORKER_COMMAND, EXPORTER_COMMAND):
-        # With --help a child ends once it has imported everything.
         child = subprocess.run(  # noqa: S603 - our own programs
-            [*command, "--help"],
+            [*command, CHECK],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=WORKER_TIMEOUT,

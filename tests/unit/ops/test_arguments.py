@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from socks_tunnel.ops.arguments import options
+from socks_tunnel.ops.arguments import CHECK, options
 
 
 def test_options_have_values_or_those_that_hold_without_them() -> None:
@@ -35,3 +35,9 @@ def test_what_cannot_be_read_ends_the_program(
         options(arguments, ["ipc_fd"], x="")
     assert end.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_program_that_is_only_tried_ends_well() -> None:
+    with pytest.raises(SystemExit) as end:
+        options([CHECK], ["ipc_fd"])
+    assert end.value.code == 0
