@@ -1,5 +1,8 @@
 """Judges what forked.py found: every survivor is listed with its reason, and 90 % were noticed in each module.
 
+A survivor that is listed cannot be noticed by anybody, so it does not count for that share: in a module of nine
+mutants one that is equivalent would be 11 %. How many they are is printed beside it.
+
 Run in mutmut's folder of the tree that tests/mutants/run assembles: judge.py SURVIVORS [PATTERN…]. A line of SURVIVORS is the
 name of a mutant without `socks_tunnel.protocol.`, in which `*` stands for anything, and the reason.
 """
@@ -29,10 +32,13 @@ def main(file: str, patterns: list[str]) -> int:
     poor = not results
     for module in sorted({name.partition(".")[0] for name in results}):
         mine = [name for name in results if name.startswith(f"{module}.")]
-        left = [name for name in survivors if name.startswith(f"{module}.")]
-        noticed = 1 - len(left) / len(mine)
+        left = [name for name in strange if name.startswith(f"{module}.")]
+        listed = sum(name.startswith(f"{module}.") for name in survivors) - len(left)
+        noticed = 1 - len(left) / max(1, len(mine) - listed)
         poor = poor or noticed < NOTICED_MIN
-        print(f"{module}: {len(mine)} mutants, {100 * noticed:.1f} % noticed")
+        print(
+            f"{module}: {len(mine)} mutants, {listed} listed, {100 * noticed:.1f} % of the others noticed"
+        )
     for name in strange:
         print(f"not noticed, and no reason in {file}: {name}")
     return int(bool(strange) or poor)

@@ -93,6 +93,7 @@ def test_lists_beside_each_other_are_not_deep() -> None:
         (b"\xd6\xff\0\0\0\0", "it has a value of type 0xd6, which has no place in it"),  # a time
         (b"\xa1\xff", "it is no msgpack: 'utf-8' codec can't decode byte 0xff in position 0: "),
         (b"\x81\x90\x01", "it is no msgpack: "),  # a list as a key
+        (b"\x81\x01\x02", "it is no msgpack: int is not allowed for map key"),
     ],
 )
 def test_what_is_no_whole_value_is_refused(raw: bytes, sentence: str) -> None:
@@ -159,6 +160,14 @@ def test_any_bytes_of_our_own_processes_are_a_value_or_malformed(raw: bytes) -> 
         unpack_own(raw)
     except Malformed as error:
         short(error)
+
+
+def test_our_own_processes_may_send_what_no_other_host_may() -> None:
+    value = {"a": [b"x" * 5000] * 100, "b": "y" * 5000}
+    raw = msgpack.packb(value)
+    assert unpack_own(raw) == value
+    with pytest.raises(Malformed, match="more than"):
+        unpack(raw, Bounds(size=len(raw)))
 
 
 # --- clip -------------------------------------------------------------------------------------
