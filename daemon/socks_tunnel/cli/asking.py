@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem
 
 from socks_tunnel.cli.frame import FILE_PATH, Failure, Unavailable
 from socks_tunnel.config import paths
+from socks_tunnel.ops.files import read_whole
 from socks_tunnel.supervisor import control_client
 
 NO_INSTANCE: Final = "no instance runs on this host"
@@ -53,7 +54,7 @@ def _peers_in(config: Path) -> set[str]:
     Nothing may be printed into a command line that is being typed. check-config says what is wrong.
     """
     try:
-        rows = tomllib.loads(config.read_text("utf-8")).get("peers")
+        rows = tomllib.loads(read_whole(config).decode("utf-8")).get("peers")
     except (OSError, ValueError):
         return set()
     if not isinstance(rows, list):

@@ -96,5 +96,9 @@ class LazyGroup(click.Group):
         """Runs the command; mistakes in a configuration end it with exit code 78."""
         try:
             return super().invoke(ctx)
+        except click.Abort as error:
+            if isinstance(error.__context__, EOFError):  # and not ^C, which needs no explanation
+                raise click.UsageError("the input ended before the question was answered") from None
+            raise
         except ConfigError as error:
             raise Misconfigured(str(error)) from None

@@ -26,6 +26,7 @@ from socks_tunnel.client.proxy import (
     proxy_environment,
     proxy_of,
 )
+from socks_tunnel.ops.files import read_whole
 from socks_tunnel.protocol.addresses import HostPort, canonical_host
 
 LINK_TIMEOUT: Final = 60.0
@@ -175,8 +176,15 @@ def execute(
     The running instance is used. If none runs, one is started for the time of the command. Exits
     with the status of the command, or 128 and the number of the signal that has ended it.
     """
+    from socks_tunnel.client.command import CommandError, check
+
     if instance is not None and config_file is not None:
         raise click.UsageError("--instance and --config exclude each other")
+    try:
+        check(command[0], os.environ)  # before a link is waited for, which may take a minute
+    except CommandError as error:
+        click.echo(f"socks-tunnel exec: {error}", err=True)
+        sys.exit(error.exit_code)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
     name = config_file.stem if config_file is not None else instance
@@ -266,6 +274,6 @@ def _is_gateway(path: Path) -> bool:
     import tomllib
 
     try:
-        return tomllib.loads(path.read_text()).get("role") == "gateway"
+        return tomllib.loads(read_whole(path).decode("utf-8")).get("role") == "gateway"
     except (OSError, ValueError):
         return False

@@ -2,9 +2,11 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 EXIT_NOT_EXECUTABLE: Final = 126
@@ -34,6 +36,22 @@ class CommandError(Exception):
         self.exit_code = exit_code
 
 
+def check(program: str, environment: Mapping[str, str]) -> None:
+    """Raises :class:`CommandError` if a command that begins with `program` cannot be started."""
+    places = [""] if "/" in program else os.get_exec_path(dict(environment))
+    if shutil.which(program, path=os.pathsep.join(places)) is not None:
+        return
+    there = bool(program) and any(Path(place, program).exists() for place in places)
+    raise _cannot_start(program, errno.EACCES if there else errno.ENOENT)
+
+
+def _cannot_start(program: str, number: int) -> CommandError:
+    missing = number in {errno.ENOENT, errno.ENOTDIR}
+    return CommandError(
+        f"{program}: {os.strerror(number)}", EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
+    )
+
+
 class Forwarding:
     """Holds the signals that are meant for a command from before it starts until it has ended.
 
@@ -54,11 +72,7 @@ class Forwarding:
                 preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),  # noqa: PLW1509
             )
         except OSError as error:
-            missing = error.errno in {errno.ENOENT, errno.ENOTDIR}
-            raise CommandError(
-                f"{command[0]}: {os.strerror(error.errno or 0)}",
-                EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE,
-            ) from None
+            raise _cannot_start(command[0], error.errno or 0) from None
         while (status := child.poll()) is None:
             info = signal.sigwaitinfo(FORWARDED | {signal.SIGCHLD})
             # What the terminal sends (^C) goes to the whole foreground group, the command included;

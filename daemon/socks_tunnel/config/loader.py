@@ -26,7 +26,7 @@ from socks_tunnel.config.policies import RULE_KEYS, read_policy_file
 from socks_tunnel.config.positions import KeyPath, key_lines
 from socks_tunnel.config.users import parse_users
 from socks_tunnel.config.wording import key_text, sentence
-from socks_tunnel.ops.files import read_whole
+from socks_tunnel.ops.files import open_regular, read_whole
 from socks_tunnel.protocol.policies import parse_policy
 from socks_tunnel.protocol.policy import PolicyError
 from socks_tunnel.protocol.routes import Route as ParsedRoute
@@ -292,15 +292,13 @@ class _Loader:
                 )
                 return file.identity
         try:
-            with path.open("rb") as key_file:
+            with open_regular(path) as key_file:
                 mode = os.fstat(key_file.fileno()).st_mode
         except OSError as error:
             self._found.add(at, f"{path} cannot be read: {error.strerror}")
             return file.identity
-        if not stat.S_ISREG(mode):
-            self._found.add(at, f"{path} is not a file")
         # systemd guards its credentials by other means, and their mode shows the ACL's mask.
-        elif mode & 0o077 and not is_credential:
+        if mode & 0o077 and not is_credential:
             self._found.add(
                 at,
                 f"{path} has mode {stat.S_IMODE(mode):04o}: others may use the key; "
@@ -383,6 +381,6 @@ def _credential() -> Path | None:
         return None
     path = Path(directory) / CREDENTIAL
     try:
-        return None if path.read_bytes() == NO_CREDENTIAL else path
+        return None if read_whole(path) == NO_CREDENTIAL else path
     except OSError:
         return path  # the caller reports why it cannot be read

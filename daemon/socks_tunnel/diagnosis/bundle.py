@@ -4,10 +4,12 @@ Two nets hold secrets back. What is packed is chosen so that it has none. Then e
 searched for each secret that the configuration knows, in case a library has put one into a log.
 """
 
+import base64
 import io
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tarfile
@@ -17,10 +19,11 @@ from dataclasses import asdict
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from socks_tunnel.config.settings import Config
 from socks_tunnel.ops.audit import LOGGER_NAME
+from socks_tunnel.ops.files import read_whole
 
 HIDDEN: Final = "[secret]"
 
@@ -51,24 +54,43 @@ _FILES: Final = (
 
 def secrets_of(config: Config) -> list[str]:
     """Returns every secret that a configuration has or names, the longest first."""
-    found = {server.credential for server in config.ice.servers}
+    found: set[str | None] = {server.credential for server in config.ice.servers}
     for proxy in (config.ice.proxy, *(peer.proxy for peer in config.peers)):
         found |= _of_url(proxy)
     for name, value in os.environ.items():
         if name.lower().endswith("_proxy"):
             found |= _of_url(value)
     found |= set(config.users.values())
-    key = _read(config.identity.private_key_file)
-    found |= {line for line in key.splitlines() if "PRIVATE KEY" not in line}
+    found |= _of_key(config.identity.private_key_file)
+    if (signaling := config.signaling) is not None:
+        # The certificate's file may hold the key too. A line of the certificate is no loss.
+        for file in (signaling.tls_key, signaling.tls_certificate):
+            found |= _of_key(file)
     return sorted((s for s in found if s and len(s) >= SECRET_MIN), key=len, reverse=True)
 
 
+def _of_key(file: Path | None) -> set[str | None]:
+    """Returns the lines of a PEM file that has a private key; none for another file."""
+    text = "" if file is None else _read(file)
+    return {s for s in text.splitlines() if "-----" not in s} if "PRIVATE KEY" in text else set()
+
+
 def _of_url(text: str | None) -> set[str | None]:
-    try:
-        password = urlsplit(text or "").password
-    except ValueError:
-        return {text}
-    return set() if password is None else {password, unquote(password)}
+    """Returns each form in which a text may have the password of a URL.
+
+    A password that is not escaped as it must be (`http://user:a/b@host`) is no part of the login
+    for urllib, and a library may name its first piece as the port. So the login is taken to be
+    all that is before the last @. Without a password, the user name is one: a token.
+    """
+    before, at, _ = (text or "").rpartition("@")
+    if not at:
+        return set()
+    login = before.partition("://")[2] or before
+    user, _, password = login.partition(":")
+    secret = password or user
+    pieces = {secret, *re.split(r"[/?#\\\[\]@]", secret)}
+    header = base64.b64encode(unquote(login).encode()).decode("ascii")
+    return {*pieces, *map(unquote, pieces), header}
 
 
 def scrub(text: str, secrets: Iterable[str]) -> str:
@@ -143,7 +165,7 @@ def _output(command: tuple[str, ...]) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(errors="replace")
+        return read_whole(path).decode(errors="replace")
     except OSError:
         return ""
 

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from socks_tunnel.ops.files import open_regular
 from socks_tunnel.protocol.bounded import Malformed, json_map
 from socks_tunnel.signaling.enrolments import Enrolments, Entry
 from socks_tunnel.signaling.identity import PrivateIdentity
@@ -63,7 +64,7 @@ class EnrolmentFile:
 
     def _read(self) -> list[bytes]:
         try:
-            with self._path.open("rb") as file:
+            with open_regular(self._path) as file:
                 content = file.read(FILE_MAX + 1)
         except FileNotFoundError:
             return []

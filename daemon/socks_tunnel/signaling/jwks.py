@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from socks_tunnel.ops.files import open_regular
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.urls import Url
@@ -209,5 +210,5 @@ class Jwks:
 
 
 def _read_file(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(JWKS_MAX + 1)

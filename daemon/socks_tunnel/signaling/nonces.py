@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from socks_tunnel.ops.files import open_regular
+
 _log = logging.getLogger(__name__)
 
 _RECORD: Final = struct.Struct("!32s16sQ")
@@ -52,7 +54,7 @@ class NonceFile:
         `now` is None where the time is not known yet: nothing is dropped then.
         """
         try:
-            with self._path.open("rb") as file:
+            with open_regular(self._path) as file:
                 content = file.read(FILE_MAX)
         except FileNotFoundError:
             content = b""

@@ -15,6 +15,11 @@ from typing import Final, Literal, TypeAlias
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 
+from socks_tunnel.ops.files import open_regular, read_whole
+
+TLS_FILE_MAX: Final = 4 * 1_048_576
+"""Longest file with certificates or a key, in bytes. All authorities of a system take 250 kB."""
+
 _OTHERS: Final = 0o037
 """Mode bits that the file of a TLS key must not have. The group may read it: that is how
 Debian shares such keys (group ssl-cert), and a file of root's that the daemon cannot write to is
@@ -117,6 +122,7 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
     if ca is None:
         context.load_default_certs()
     else:
+        read_whole(ca, TLS_FILE_MAX)  # OpenSSL has no limit, and waits for the writer of a FIFO
         context.load_verify_locations(ca)
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context
@@ -136,13 +142,14 @@ def check_authorities(ca: Path) -> str | None:
 def _read(key: Key, path: Path) -> tuple[bytes, int]:
     """Returns the contents of a file, and the bits of its mode that say who may do what."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode):
-                raise TlsFileError(key, f"{path} is not a file")
-            return file.read(), stat.S_IMODE(mode)
+            content = file.read(TLS_FILE_MAX + 1)
     except OSError as error:
         raise TlsFileError(key, f"{path} cannot be read: {error.strerror}") from None
+    if len(content) > TLS_FILE_MAX:
+        raise TlsFileError(key, f"{path} is longer than {TLS_FILE_MAX} bytes")
+    return content, stat.S_IMODE(mode)
 
 
 def _first_certificate(path: Path, pem: bytes) -> x509.Certificate:

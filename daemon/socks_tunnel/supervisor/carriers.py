@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.settings import Config, Peer
+from socks_tunnel.ops.files import open_regular
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol import bounded
@@ -165,7 +166,7 @@ class Outgoing:
 def read_enrolment(path: Path) -> bytes:
     """Returns what a file says for the rendezvous service; empty, with a warning, if it cannot."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(ENROLMENT_MAX)
     except OSError as error:
         _log.warning("the enrolment %s cannot be read: %s", path, error.strerror or error)

@@ -354,6 +354,13 @@ def test_passwd_asks() -> None:
     assert verify_password("secret", users["alice"])
 
 
+@pytest.mark.parametrize("typed", ["", "secret\n"])
+def test_passwd_at_the_end_of_input(typed: str) -> None:
+    result = call("passwd", "alice", input=typed)
+    assert result.exit_code == 2
+    assert "the input ended before the question was answered" in result.stderr
+
+
 @pytest.mark.parametrize("name", ["", "a:b", "a\nb", "x" * 256])
 def test_passwd_for_an_impossible_name(name: str) -> None:
     assert "a user name has" in refusal(call("passwd", name, "--password", "x"), 2)

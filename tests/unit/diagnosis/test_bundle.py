@@ -20,7 +20,12 @@ def test_a_longer_secret_goes_first() -> None:
 @pytest.mark.parametrize(
     ("url", "secrets"),
     [
-        ("http://u:p%40ss@h:1", {"p%40ss", "p@ss"}),
+        ("http://u:p%40ss@h:1", {"p%40ss", "p@ss", "dTpwQHNz"}),
+        ("u:secret@h:1", {"secret", "dTpzZWNyZXQ="}),
+        ("http://u:secret/rest@h:1", {"secret/rest", "secret", "rest", "dTpzZWNyZXQvcmVzdA=="}),
+        ("http://u:[secret]@h", {"[secret]", "", "secret", "dTpbc2VjcmV0XQ=="}),
+        ("http://u:one@two@h", {"one@two", "one", "two", "dTpvbmVAdHdv"}),
+        ("http://token@h:1", {"token", "dG9rZW4="}),
         ("http://h:1", set()),
         ("none", set()),
         (None, set()),

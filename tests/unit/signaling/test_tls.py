@@ -1,6 +1,7 @@
 """Certificates: what an operator is told of them. Their mistakes are data in `bad/tls-*`."""
 
 import datetime as dt
+import os
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,42 @@ def test_a_file_that_goes_away_meanwhile(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(tls, "_names", names)
     with pytest.raises(TlsFileError, match="cannot be read: No such file or directory"):
         read_server_certificate(certificate, key)
+
+
+def test_a_file_that_is_too_long_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pem = AUTHORITY.issue("office.example.com")
+    certificate, key = put(tmp_path / "c.pem", pem.certificate), put(tmp_path / "k.key", pem.key)
+    read_server_certificate(certificate, key)
+    limit = len(pem.certificate)
+    put(key, "#" * limit + pem.key)
+    monkeypatch.setattr(tls, "TLS_FILE_MAX", limit)
+    with pytest.raises(TlsFileError, match=rf"^{key} is longer than {limit} bytes$") as caught:
+        read_server_certificate(certificate, key)
+    assert caught.value.key == "tls_key"
+    monkeypatch.setattr(tls, "TLS_FILE_MAX", limit - 1)
+    with pytest.raises(TlsFileError, match=rf"^{certificate} is longer than") as caught:
+        read_server_certificate(certificate, None)
+    assert caught.value.key == "tls_certificate"
+
+
+def test_authorities_that_are_too_long_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ca = put(tmp_path / "ca.pem", AUTHORITY.certificate)
+    assert tls.check_authorities(ca) is None
+    limit = len(AUTHORITY.certificate) - 1
+    monkeypatch.setattr(tls, "TLS_FILE_MAX", limit)
+    assert tls.check_authorities(ca) == (f"{ca} cannot be read: it is longer than {limit} bytes")
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    """To open a FIFO with nobody who writes to it would take for ever."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo, 0o600)
+    reason = f"{fifo} cannot be read: it is a FIFO or a pipe, and not a regular file"
+    assert tls.check_authorities(fifo) == reason
+    for certificate, key in ((fifo, None), (put(tmp_path / "c.pem", AUTHORITY.certificate), fifo)):
+        with pytest.raises(TlsFileError, match=f"^{reason}$"):
+            read_server_certificate(certificate, key)
