@@ -161,13 +161,15 @@ async def prepared(side: Side) -> None:
 
 
 @asynccontextmanager
-async def a_place(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
+async def a_place(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Place] = Place
+) -> AsyncIterator[Place]:
     """Yields a place whose service is not started, and ends all that is in it."""
     monkeypatch.setattr(dialler, "FIRST_DELAY", 0.05)
     monkeypatch.setattr(carriers, "FIRST_DELAY", 0.05)
     monkeypatch.setattr(presence, "APPEARED_PERIOD", 0.05)
     quiet_loop_exceptions(asyncio.get_running_loop())
-    made = Place(directory)
+    made = kind(directory)
     try:
         yield made
     finally:

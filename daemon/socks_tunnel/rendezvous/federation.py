@@ -15,12 +15,13 @@ Each client is at one node, and a key-value store says at which. What the nodes 
                "to": bin                                          who is told; empty: all
     replaced   "client": bin 32                                   it has come to another node
 
-All have "node", the address of the node that says it. Nothing is remembered of other nodes'
-clients, with one exception: whom our clients were told to be online, and at which node, so that
-they can be told when that node dies. `here` is sent to the nodes of all keys that a client watches;
-a node whose client watches that one too tells its own client, and answers once with `here`, so that
-the first client is told as well. So two clients that watch each other learn of each other whichever
-of them comes, or watches, last.
+All have "node", the address of the node that says it. Nodes may be of different versions for a
+while, so a kind that a node does not know is ignored, as is a field that it does not know. Nothing
+is remembered of other nodes' clients, with one exception: whom our clients were told to be online,
+and at which node, so that they can be told when that node dies. `here` is sent to the nodes of all
+keys that a client watches; a node whose client watches that one too tells its own client, and
+answers once with `here`, so that the first client is told as well. So two clients that watch each
+other learn of each other whichever of them comes, or watches, last.
 
 The bus may lose everything (it is restarted, or a node was cut off): :meth:`Federation.resync` says
 it all again. Datagrams go to the node at which the receiver was said to be, are not said again, and
@@ -49,6 +50,8 @@ from socks_tunnel.rendezvous.registry import Registry
 _BOUNDS: Final = bounded.Bounds(
     size=FRAME_MAX + 1024, text=128, binary=FRAME_MAX, entries=16, items=64, depth=1
 )
+
+_KINDS: Final = frozenset({"here", "gone", "envelope", "absent", "load", "relay", "replaced"})
 
 Found = Mapping[bytes, str]
 """The nodes of the keys that are somewhere."""
@@ -210,12 +213,18 @@ class Federation:
 
     # --- what other nodes say -------------------------------------------------------------------
 
-    def receive(self, data: bytes, now: float) -> None:
-        """Takes a message of another node. Raises :class:`bounded.Malformed`."""
+    def receive(self, data: bytes, now: float) -> str | None:
+        """Takes a message of another node; returns its kind if this version does not know that.
+
+        Raises :class:`bounded.Malformed`.
+        """
         fields = bounded.unpack_map(data, _BOUNDS)
         node = bounded.text(fields, "node")
+        kind = bounded.text(fields, "kind")
+        if kind not in _KINDS:
+            return kind
         client = bounded.binary(fields, "client", KEY_SIZE)
-        match bounded.text(fields, "kind"):
+        match kind:
             case "here":
                 self._here(node, client, _keys(fields), asks=fields.get("asks") is True)
             case "gone":
@@ -249,8 +258,7 @@ class Federation:
                 self._relayed(node, client, fields, now)
             case "replaced":
                 self._registry.replaced(client)
-            case _:
-                raise bounded.unusable(fields, "kind")
+        return None
 
     def _relayed(self, node: str, client: bytes, fields: Mapping[str, Any], now: float) -> None:
         frame = decode_relayed(bounded.binary(fields, "to", KEY_SIZE), fields)

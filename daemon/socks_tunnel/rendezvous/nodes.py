@@ -2,14 +2,19 @@
 
 import asyncio
 import logging
+from typing import Final
 
 from socks_tunnel.ops.bugs import BugLog
-from socks_tunnel.protocol.bounded import Malformed
+from socks_tunnel.protocol.bounded import Malformed, clip
 from socks_tunnel.rendezvous.federation import Federation, Hall
 from socks_tunnel.rendezvous.redis_bus import RedisBus
 from socks_tunnel.rendezvous.registry import Registry
 
 _log = logging.getLogger(__name__)
+
+TOLD_MAX: Final = 64
+"""Sentences about messages of other nodes that the log has, each of them once. A node of another
+version may send many messages of one kind."""
 
 
 def join_others(url: str, registry: Registry, hall: Hall, bugs: BugLog) -> RedisBus:
@@ -17,16 +22,25 @@ def join_others(url: str, registry: Registry, hall: Hall, bugs: BugLog) -> Redis
     bus = RedisBus(url)
     federation = Federation(bus.node, registry, hall, bus)
     registry.elsewhere = federation
+    told: set[str] = set()
 
     def receive(message: bytes) -> None:
         try:
-            federation.receive(message, asyncio.get_running_loop().time())
+            unknown = federation.receive(message, asyncio.get_running_loop().time())
         except Malformed as error:
-            registry.counts["protocol: nodes"] += 1
-            _log.warning("a message of another node: %s", error)
+            drop(f"a message of another node: {clip(error)}")
         except Exception as error:  # noqa: BLE001 - one message's end, told and counted
             registry.counts["bugs"] += 1
             bugs.tell(_log, "a message of another node hit a bug", error)
+        else:
+            if unknown is not None:
+                drop(f"another node sends a kind of message that is not known: {clip(unknown)}")
+
+    def drop(why: str) -> None:
+        registry.counts["protocol: nodes"] += 1
+        if why not in told and len(told) < TOLD_MAX:
+            told.add(why)
+            _log.warning("%s; dropped: do all nodes have the same version?", why)
 
     bus.on_message = receive
     bus.on_resync, bus.on_lost = federation.resync, federation.lost

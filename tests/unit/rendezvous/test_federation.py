@@ -94,8 +94,12 @@ class Node:
     def relay(self, node: str, lane: Hashable, message: bytes, datagrams: int, now: float) -> bool:
         del lane, datagrams
         other = self.store.nodes[node]
+
+        def do() -> None:
+            other.federation.receive(message, now)
+
         if self.is_up:
-            self.store.waiting.append(lambda: other.federation.receive(message, now))
+            self.store.waiting.append(do)
         return self.is_up
 
     def join(self, key: bytes, *watched: bytes) -> Client:
@@ -222,7 +226,6 @@ def test_what_the_bus_has_lost_is_said_again(nodes: tuple[Node, Node]) -> None:
     "fields",
     [
         {},
-        {"kind": "new"},
         {"kind": "here", "keys": bytes(31)},
         {"kind": "here", "keys": bytes(32 * 1025)},
         {"kind": "envelope", "to": bytes(32)},
@@ -239,6 +242,22 @@ def test_messages_that_make_no_sense(nodes: tuple[Node, Node], fields: dict[str,
     one, _ = nodes
     with pytest.raises(bounded.Malformed):
         one.federation.receive(msgpack.packb({"node": "two", "client": A, **fields}), 0)
+
+
+def test_a_kind_of_a_newer_version_is_named_and_changes_nothing(nodes: tuple[Node, Node]) -> None:
+    """Whatever it carries: not even a client is wanted in it."""
+    one, two = nodes
+    a, b = one.join(A, B), two.join(B, A)
+    one.store.settle()
+    got(a), got(b)
+    for more in ({}, {"client": A}, {"client": 7}):
+        message = msgpack.packb({"node": "two", "kind": "weather", **more})
+        assert one.federation.receive(message, 0) == "weather"
+    known = {"node": "two", "kind": "gone", "client": B, "keys": A, "weather": "fine"}
+    assert one.federation.receive(msgpack.packb(known), 0) is None
+    one.store.settle()
+    assert got(a) == [wire.Presence((), (B,))]
+    assert got(b) == []
 
 
 KEYS = [bytes([number]) * 32 for number in range(4)]
