@@ -1,7 +1,7 @@
 """From two fresh hosts behind NATs to the first curl, by the commands that the README shows.
 
 The README's block is run as it stands, on booted hosts of the releases that its packages are for.
-Only the token is another one, and the version in the names of the packages.
+Only the token is another one, and the version and the release in the names of the packages.
 """
 
 import re
@@ -18,6 +18,7 @@ import pytest
 import socks_tunnel
 from support.certificates import Authority
 from support.corporate import Server, need
+from support.figures import Told
 from support.installed import limits_drop_in
 from support.machines import Machine, why_no_boot
 from support.nat import SERVICES, Internet
@@ -63,11 +64,13 @@ def shown() -> list[tuple[str, str]]:
 class World:
     """The small internet with two fresh machines, a service with coturn, and a web server."""
 
-    def __init__(self, directory: Path, packages: dict[str, Path]) -> None:
+    def __init__(
+        self, directory: Path, packages: dict[str, Path], gateway: str, endpoint: str
+    ) -> None:
         self._stack = ExitStack()
         self._directory = directory
         self.internet = Internet(
-            gateway=partial(Machine, suite="bookworm"), endpoint=partial(Machine, suite="trixie")
+            gateway=partial(Machine, suite=gateway), endpoint=partial(Machine, suite=endpoint)
         )
         self._stack.callback(self.internet.delete)
         try:
@@ -128,11 +131,14 @@ class World:
         self._stack.close()
 
 
-@pytest.fixture
-def world(packages: dict[str, Path], tmp_path: Path) -> Iterator[World]:
+@pytest.fixture(params=[("bookworm", "trixie"), ("trixie", "bookworm")], ids="-".join)
+def world(
+    packages: dict[str, Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[World]:
+    """Each release is the gateway once, and the endpoint once."""
     if reason := why_no_boot():
         pytest.skip(reason)
-    made = World(tmp_path, packages)
+    made = World(tmp_path, packages, *request.param)
     try:
         yield made
     finally:
@@ -140,7 +146,7 @@ def world(packages: dict[str, Path], tmp_path: Path) -> Iterator[World]:
 
 
 def test_the_readme_from_nothing_to_the_first_page(
-    world: World, packages: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    world: World, packages: dict[str, Path], capsys: pytest.CaptureFixture[str], told: Told
 ) -> None:
     commands = shown()
     assert commands[-1][1].startswith("curl ")
@@ -149,7 +155,7 @@ def test_the_readme_from_nothing_to_the_first_page(
     token, printed, times = "", "", []
     for host, command in commands:
         machine = world.machines[host]
-        command = re.sub(r"socks-tunnel_\S+~deb", _version(packages[machine.suite]), command)
+        command = re.sub(r"socks-tunnel_\S+\.deb", packages[machine.suite].name, command)
         command = re.sub(r"st1_\S+", token or "no token", command)
         began = time.monotonic()
         try:
@@ -164,9 +170,8 @@ def test_the_readme_from_nothing_to_the_first_page(
         found = re.search(r"--token (st1_\S+)", printed)
         token = found[1] if found else token
     assert printed.splitlines()[-1] == "the first page"  # before it, curl shows its progress
-    with capsys.disabled():
-        each = ", ".join(f"{seconds:.1f}" for seconds in times)
-        print(f"\nfirst minute: {sum(times):.1f} s ({each})")
+    each = ", ".join(f"{seconds:.1f}" for seconds in times)
+    told(f"from two fresh machines to the first page: {sum(times):.1f} s ({each})")
     wait_until(
         lambda: re.search(
             '"path_kind": "(srflx|prflx|relay)"',
@@ -174,8 +179,3 @@ def test_the_readme_from_nothing_to_the_first_page(
         ),
         "a path through both NATs",
     )
-
-
-def _version(package: Path) -> str:
-    """Returns the beginning of a package's file name, up to its release."""
-    return package.name.partition("~deb")[0] + "~deb"
