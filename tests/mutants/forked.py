@@ -2,7 +2,8 @@
 
 mutmut's sources contain each function in its original and in its mutated forms, and look into the environment
 at each call to choose one. So a child sets MUTANT_UNDER_TEST and runs tests until one fails. It runs the
-tests of the files that import the module: fewer tests can only make more survivors, never hide one.
+tests that enter the mutated function (reach.py), of the files that import its module: fewer tests can only make more
+survivors, never hide one.
 
 The results are lines of JSON in the file TRIED, each with a digest of what it rests on: the module, and the file
 of the test that noticed or, if none did, all files that were run. A mutant for which these are unchanged is
@@ -15,32 +16,41 @@ import os
 import re
 import resource
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import hypothesis
 import pytest
 
-PREFIX = "socks_tunnel.protocol."
-SOURCES = Path("src/socks_tunnel/protocol")
+from mutants.changes import PREFIX, SOURCES, entered, module_of, names_of
+from mutants.reach import Reached, Reaches, reach_of, silence
+
 TRIED = Path("../tried.jsonl")
 
-# The tests of a module may take this many times the processor time that they take without a mutant, and this much more.
-SLOWER_MAX = 4
-SLOWER_SECONDS = 10
+# A test may take this many times the processor time that it takes without a mutant, and this much more.
+SLOWER_MAX = 3
+SLOWER_SECONDS = 2
 # A test that waits for ever takes no processor time.
-WAIT_SECONDS_MAX = 600
+WAIT_SECONDS_MAX = 180
+# Memory that a mutant may take beyond that of the process that it is forked from: a loop may fill a list.
+MEMORY_MAX = 512 * 1024 * 1024
+
+# Which example a mutant fails on is of no interest, so none is made smaller.
+hypothesis.settings.register_profile(
+    "mutants",
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+    report_multiple_bugs=False,
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--mutant", action="append", default=[], help="a pattern of mutants to try")
     parser.addoption("--children", type=int, default=os.cpu_count(), help="how many at a time")
-
-
-def names_of(module: Path) -> list[str]:
-    """Returns the names of the mutants of a module, without PREFIX."""
-    found: dict[str, object] = json.loads(module.read_text())["exit_code_by_key"]
-    return [name.removeprefix(PREFIX) for name in found]
 
 
 def latest() -> dict[str, dict[str, str]]:
@@ -50,21 +60,29 @@ def latest() -> dict[str, dict[str, str]]:
 
 
 class ModuleTests:
-    """The tests that may notice mutants of one module; the module's own come first, long ones last."""
+    """The tests that may notice mutants of one module; those of its own files come first, long ones last."""
 
-    def __init__(self, module: str, items: Iterable[pytest.Item]) -> None:
+    def __init__(self, module: str, items: Iterable[pytest.Item], reaches: Reaches) -> None:
         imports = re.compile(rf"^(from|import) .*\b{module}\b", re.MULTILINE)
         files = {item.path: item.path.read_text() for item in items}
         chosen = {path for path, text in files.items() if imports.search(text)} or set(files)
         own = f"test_{module}"
-        self.items = sorted(
-            (item for item in items if item.path in chosen),
-            key=lambda item: ("property" in item.path.parts, not item.path.stem.startswith(own)),
+        self._reached: list[tuple[pytest.Item, Reached]] = sorted(
+            ((item, reaches[item.nodeid]) for item in items if item.path in chosen),
+            key=lambda pair: (
+                "property" in pair[0].path.parts,
+                not pair[0].path.stem.startswith(own),
+                pair[1].seconds,
+            ),
         )
         # The sources that mutmut read, not those that it wrote.
         self._source = (Path("..") / SOURCES / f"{module}.py").read_text()
         self._texts = {str(path): files[path] for path in sorted(chosen)}
-        self.seconds = SLOWER_SECONDS
+
+    def of(self, name: str) -> list[tuple[pytest.Item, float]]:
+        """Returns the tests that enter the function of a mutant, each with its seconds."""
+        function = entered(name)
+        return [(item, r.seconds) for item, r in self._reached if function in r.functions]
 
     def rests_on(self, noticed_by: str) -> str:
         """Returns the digest of the module and of the file that noticed, or else of all files."""
@@ -79,16 +97,6 @@ class Trial:
         self._session = session
         self._children = children
         self._running: dict[int, tuple[str, ModuleTests]] = {}
-
-    def measure(self, tests: ModuleTests) -> None:
-        """Runs the tests without a mutant, and allows the mutants a multiple of the time that they take."""
-        pid = os.fork()
-        if pid == 0:
-            self._run("", tests)
-        _, status, usage = os.wait4(pid, 0)
-        if status:
-            pytest.exit("tests fail without any mutant: run them by `make test` first", 1)
-        tests.seconds = int(SLOWER_SECONDS + SLOWER_MAX * (usage.ru_utime + usage.ru_stime))
 
     def attempt(self, name: str, tests: ModuleTests) -> None:
         """Starts the trial of a mutant, when one of those that run has ended."""
@@ -107,34 +115,43 @@ class Trial:
             record(name, "ended", tests, "")
 
     def finish(self) -> None:
+        """Waits for the end of all."""
         while self._running:
             self.wait()
 
+    def failed(self, item: pytest.Item) -> bool:
+        """Runs one test; returns whether one has failed in this process."""
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+        return bool(self._session.testsfailed)
+
     def _run(self, name: str, tests: ModuleTests) -> None:
         """Runs the tests in a child, which ends here."""
-        os.environ["MUTANT_UNDER_TEST"] = name and PREFIX + name
-        if name:
-            resource.setrlimit(resource.RLIMIT_CPU, (tests.seconds, tests.seconds + 1))
-            signal.alarm(WAIT_SECONDS_MAX)
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
+        os.environ["MUTANT_UNDER_TEST"] = PREFIX + name
         status = 2
         try:
-            noticed_by = self._first_failure(tests.items)
-            if name:
-                record(name, "noticed" if noticed_by else "survived", tests, noticed_by)
+            limit_memory()
+            silence()
+            noticed_by = self._first_failure(tests.of(name))
+            record(name, "noticed" if noticed_by else "survived", tests, noticed_by)
             status = int(bool(noticed_by))
         finally:
             os._exit(status)
 
-    def _first_failure(self, items: list[pytest.Item]) -> str:
-        """Returns the file of the first test that fails, or nothing."""
-        for item, following in zip(items, [*items[1:], None], strict=True):
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-            if self._session.testsfailed:
+    def _first_failure(self, tests: Iterable[tuple[pytest.Item, float]]) -> str:
+        """Returns the file of the first test that fails, or nothing. A test that takes too long ends the process."""
+        for item, seconds in tests:
+            signal.setitimer(signal.ITIMER_PROF, SLOWER_SECONDS + SLOWER_MAX * seconds)
+            signal.alarm(WAIT_SECONDS_MAX)
+            if self.failed(item):
                 return str(item.path)
         return ""
+
+
+def limit_memory() -> None:
+    """Bounds the memory of this process by what it has now and MEMORY_MAX."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + MEMORY_MAX
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def record(name: str, result: str, tests: ModuleTests, noticed_by: str) -> None:
@@ -144,22 +161,32 @@ def record(name: str, result: str, tests: ModuleTests, noticed_by: str) -> None:
         file.write(json.dumps(line).encode() + b"\n")
 
 
+def to_try(
+    names: Iterable[str], tests: ModuleTests, before: Mapping[str, Mapping[str, str]]
+) -> list[str]:
+    """Returns the mutants of which no result is there, or none that still holds."""
+    return [
+        name
+        for name in names
+        if name not in before or before[name]["digest"] != tests.rests_on(before[name]["by"])
+    ]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> bool:
+    """Tries the mutants that are wanted, instead of running the tests."""
     patterns = session.config.getoption("--mutant") or ["*"]
     trial = Trial(session, session.config.getoption("--children"))
+    sources = "".join(path.read_text() for path in sorted((Path("..") / SOURCES).glob("*.py")))
+    reaches = reach_of(session.items, sources, trial.failed)
     before = latest()
     for meta in sorted(SOURCES.glob("*.py.meta")):
         names = [name for name in names_of(meta) if any(fnmatchcase(name, p) for p in patterns)]
-        tests = ModuleTests(meta.name.removesuffix(".py.meta"), session.items)
-        left = []
-        for name in names:
-            result = before.get(name)
-            if result is None or result["digest"] != tests.rests_on(result["by"]):
-                left.append(name)
-        if left:
-            trial.measure(tests)
-            print(f"{meta.name.removesuffix('.py.meta')}: {len(left)} of {len(names)} to try")
+        if not names:
+            continue
+        tests = ModuleTests(module_of(names[0]), session.items, reaches)
+        left = to_try(names, tests, before)
+        print(f"{module_of(names[0])}: {len(left)} of {len(names)} to try", flush=True)
         for name in left:
             trial.attempt(name, tests)
     trial.finish()

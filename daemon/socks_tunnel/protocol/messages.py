@@ -708,15 +708,15 @@ def _answer_host(body: memoryview, at: int, conn_id: int) -> tuple[str, int]:
     """Decodes ATYP and ADDR at `at`: an address field of RFC 1928 section 5 without its PORT."""
     try:
         length = address_length(body, at)
-        if length is None or len(body) < at + length - _PORT.size:
-            raise _short("RESOLVED", conn_id)
-        end = at + length - _PORT.size
-        address, _ = decode_address(bytes(body[at:end]) + bytes(_PORT.size))
     except RemoteProtocolError as error:
         raise RemoteProtocolError(
             f"RESOLVED: {error}", kind="malformed-resolved", conn_id=conn_id
         ) from None
-    return address.host, end
+    if length is None or len(body) < at + length - _PORT.size:
+        raise _short("RESOLVED", conn_id)
+    end = at + length - _PORT.size
+    whole = memoryview(bytes(body[at:end]) + bytes(_PORT.size))
+    return _address(whole, "RESOLVED", conn_id).host, end
 
 
 def _map(body: memoryview, name: str, bounds: bounded.Bounds) -> dict[str, Any]:

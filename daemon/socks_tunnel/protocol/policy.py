@@ -31,6 +31,7 @@ the nearest one). Which of them it is never changes the verdict.
 from collections.abc import Sequence
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
+from itertools import compress
 from typing import Final, NamedTuple, Self
 
 from socks_tunnel.protocol.addresses import HostPort, IPAddress, canonical_host, parse_ip
@@ -165,9 +166,9 @@ def _embedded_ipv4(address: IPAddress) -> list[IPv4Address]:
     found = [value >> after for bits, after in _EMBEDDINGS if value >> after + 32 == bits]
     if value >> 96 == _TEREDO:
         # RFC 4380 section 4: the server's address, and the client's with every bit inverted.
-        found += (value >> 64, ~value)
+        found = [value >> 64, ~value]
     elif value >> 80 == _NAT64_LOCAL:
-        found += _nat64_readings(value)
+        found = _nat64_readings(value)
     return [IPv4Address(ipv4 & 0xFFFFFFFF) for ipv4 in found]
 
 
@@ -358,7 +359,7 @@ class Policy:
             return decision, []
         decisions = [self.check_address(decision, a, destination.port) for a in addresses]
         allowed = [d.verdict is Verdict.ALLOWED for d in decisions]
-        dialable = [a for a, ok in zip(addresses, allowed, strict=True) if ok]
+        dialable = list(compress(addresses, allowed))
         return decisions[allowed.index(True) if dialable else 0], dialable
 
     def _decide(self, address: IPAddress, port: int, name_rule: str | None) -> Decision:

@@ -200,7 +200,7 @@ class Session(Generic[F]):
         self.scheduler.credit = credit
         self._held = set(self.flows.ids())
         self._reconcile = set(self._held)
-        self._repeatable = set() if self._opens else set(self._held)
+        self._repeatable = set(self._held)
         self.resuming = bool(self._reconcile)
         rows = [flow.row() for flow in self.flows]
         rows += [

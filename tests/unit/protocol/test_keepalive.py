@@ -281,3 +281,60 @@ def test_a_ping_that_was_lost_and_repeated_raises_no_doubt_on_a_long_path() -> N
     keepalive.answered(lost, 1.8)
     keepalive.heard(1.8)
     assert not keepalive.check(1.81).suspected
+
+
+# --- moments, to the last bit of a second ---------------------------------------------------------
+
+
+def test_a_look_before_the_time_to_ask_asks_nothing() -> None:
+    alive = Keepalive(T0, Timing(), asks=True)
+    alive.answered(alive.ping(T0), T0)
+    assert alive.sent(T0 + 1)
+    assert alive.check(T0 + 1.25) == Verdict()
+    assert alive.check(T0 + 1.5).ping is not None
+
+
+def test_a_suspicion_and_a_question_may_be_due_together() -> None:
+    alive = Keepalive(T0, Timing(ping_interval=1, probe_after=9, suspect_after=2))
+    alive.sent(T0)
+    assert alive.check(T0 + 1).ping is not None
+    verdict = alive.check(T0 + 9)
+    assert (verdict.ping is not None, verdict.suspected) == (True, 9)
+
+
+@pytest.mark.parametrize(("rtt", "patience"), [(None, 1.2), (0.25, 1.2), (1, 3)])
+def test_a_pong_has_three_round_trips_but_some_time_at_least(
+    rtt: float | None, patience: float
+) -> None:
+    alive = Keepalive(T0, Timing(), asks=True)
+    if rtt is not None:
+        alive.answered(alive.ping(T0), T0 + rtt)
+    alive.heard(T0 + 8)
+    alive.ping(T0 + 8)
+    assert due(alive) == pytest.approx(8 + patience)
+
+
+def test_a_first_look_is_not_late() -> None:
+    alive = Keepalive(T0, Timing())
+    alive.sent(T0)
+    assert alive.check(T0 + 2).suspected == 2
+
+
+@pytest.mark.parametrize(("late", "dead_at"), [(2, 15), (2.5, 15), (2.75, 17.75), (4, 19)])
+def test_who_looks_half_an_interval_late_gives_the_peer_time_for_one_more_answer(
+    alive: Keepalive, late: float, dead_at: float
+) -> None:
+    for moment in (5, 7, 10 + late):
+        alive.next_due()
+        alive.check(T0 + moment)
+    while (now := alive.next_due()) < T0 + dead_at:
+        assert alive.check(now).dead is None
+    assert now == T0 + dead_at
+
+
+def test_who_looks_late_asks_although_an_interval_has_not_passed(alive: Keepalive) -> None:
+    assert due(alive) == 5
+    alive.check(T0 + 5)
+    assert due(alive) == 7
+    verdict = alive.check(T0 + 9.75)
+    assert (verdict.ping is not None, verdict.suspected) == (True, None)

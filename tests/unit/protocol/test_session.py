@@ -99,6 +99,7 @@ class Outlet:
         self.sent: list[bytes] = []
         self.errors: list[str] = []
         self.said = ""
+        self.said_of = 0
         self.bugs: list[Exception] = []
         self.named: list[int] = []
         """The CONN_ID that each error and each bug was told with."""
@@ -126,6 +127,7 @@ class Outlet:
     def protocol_error(self, error: RemoteProtocolError, conn_id: int) -> None:
         self.errors.append(error.kind)
         self.said = str(error)
+        self.said_of = error.conn_id
         self.named.append(conn_id)
 
     def bug(self, error: Exception, conn_id: int) -> None:
@@ -327,7 +329,7 @@ def test_no_flow_has_its_turn_before_the_peer_s_rows_are_in() -> None:
 def test_a_link_without_resume_cannot_take_flows_over() -> None:
     outlet = attached()
     outlet.add(7)
-    with pytest.raises(LocalProtocolError, match="without resume"):
+    with pytest.raises(LocalProtocolError, match=r"^a link without resume cannot take flows over$"):
         outlet.session.attach(TERMS, 0, resume=False)
 
 
@@ -448,6 +450,7 @@ def test_a_row_that_comes_twice_costs_its_flow_alone() -> None:
     outlet.session.resumed([(7, 1, 2, 1), (8, 1, 2, 1), (7, 1, 2, 1)], last=False)
     outlet.session.resumed([(7, 1, 2, 1)], last=True)
     assert outlet.errors == ["resume-twice"]
+    assert outlet.said == "RESUME names a flow twice"
     assert [event for event in flow.events if isinstance(event, tuple)] == [
         (1, 2, 1),
         ("abort", CloseReason.PROTOCOL_ERROR, True),
@@ -529,6 +532,7 @@ def test_a_flow_that_fails_at_the_end_of_its_end_is_closed_once() -> None:
     outlet.session.flows.add(7, flow)
     outlet.receive(Data(7, b"x").encode())
     assert [str(bug) for bug in outlet.bugs] == ["a bug", "too late"]
+    assert outlet.named == [7, 7]
     assert outlet.decoded == [CloseConnection(7, CloseReason.GENERAL_FAILURE)]
 
 
@@ -561,6 +565,8 @@ def test_an_opening_with_the_id_of_a_question_ends_the_question(again: Opening) 
     assert given_up == [7]
     assert outlet.opened == []
     assert outlet.errors == ["flow-exists"]
+    assert outlet.said == "CONN_ID 7 cannot be opened: it names a question"
+    assert outlet.said_of == 7
     (answer,) = outlet.decoded
     assert isinstance(answer, CloseConnection | UdpAssociateClosed | Resolved)
     assert (answer.conn_id, answer.reason) == (7, CloseReason.PROTOCOL_ERROR)
@@ -717,3 +723,61 @@ def test_a_bug_of_a_flow_that_has_left_the_table_still_ends_that_flow() -> None:
     assert newer.events == []
     assert outlet.session.flows.get(7) is newer
     assert [type(bug) for bug in outlet.bugs] == [ZeroDivisionError, ValueError]
+
+
+def test_an_opening_is_handed_on_whether_or_not_a_link_came_before() -> None:
+    outlet = Outlet()
+    outlet.receive(OPEN.encode())
+    assert outlet.opened == [OPEN]
+    assert outlet.bugs == []
+
+
+def test_a_repetition_that_meets_a_bug_is_answered_once() -> None:
+    outlet = attached()
+    flow = outlet.add(7)
+    outlet.session.attach(TERMS, 1000, resume=True)
+    flow.fails = ValueError("a bug")
+    outlet.receive(OPEN.encode())
+    assert outlet.bugs == [flow.fails]
+    assert outlet.decoded == [CloseConnection(7, CloseReason.GENERAL_FAILURE)]
+
+
+def test_a_flow_that_has_left_the_table_and_fails_is_not_refused_as_an_opening_is() -> None:
+    outlet = attached()
+
+    class Leaves(Flow):
+        def on_data(self, data: memoryview) -> None:
+            self.outlet.session.flows.remove(self.conn_id)
+            raise ValueError("too late")
+
+    outlet.session.flows.add(7, Leaves(outlet, 7))
+    outlet.receive(Data(7, b"x").encode())
+    assert [str(bug) for bug in outlet.bugs] == ["too late"]
+    assert outlet.sent == []
+
+
+def test_a_bug_in_a_turn_ends_the_flow_that_had_it_though_another_has_its_id() -> None:
+    outlet = attached()
+    flow = outlet.add(7)
+    outlet.session.scheduler.wait(flow)
+    outlet.session.flows.remove(7)
+    newer = outlet.add(7)
+    flow.fails, flow.cannot_end = ValueError("a bug"), OSError("it is gone already")
+    outlet.session.transmit()
+    assert flow.events == ["turn", ("abort", CloseReason.GENERAL_FAILURE, True)]
+    assert newer.events == []
+
+
+def test_the_end_of_a_flow_suits_its_kind_without_a_link_too() -> None:
+    outlet = Outlet()
+    outlet.session.close(7, CloseReason.IDLE_TIMEOUT, kind=UdpAssociate.TYPE)
+    assert outlet.decoded == [UdpAssociateClosed(7, CloseReason.IDLE_TIMEOUT)]
+
+
+def test_a_closed_flow_whose_id_was_opened_anew_is_forgotten_already() -> None:
+    outlet = attached()
+    outlet.session.close(7, CloseReason.ORDERLY)
+    outlet.session.forget_closed()
+    outlet.receive(OPEN.encode())
+    outlet.session.forget_closed()
+    assert list(outlet.session.closed) == []
