@@ -151,13 +151,13 @@ class MemoryTransport:
         self.sent: list[bytes] = []
         """All messages that were taken, in order, for tests to look at."""
         self.heard_at: float | None = None
+        self.seen_at: float | None = None
         self.closed = False
         self.wire: Wire | None = None
         self._clock = clock
         self._network = network
         self._lanes = lanes
-        self._dropped = 0
-        self._drained = 0
+        self._dropped = self._drained = 0
         self._reporting = False
 
     # --- Transport ----------------------------------------------------------------------------

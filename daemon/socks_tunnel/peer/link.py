@@ -380,6 +380,9 @@ class Link:
             heard_at = self.transport.heard_at
             if heard_at is not None:
                 self.protocol.heard(heard_at)
+            seen_at = self.transport.seen_at
+            if seen_at is not None:
+                self.protocol.seen(seen_at)
             self.protocol.handle_timeout(self._clock.time())
             self._pump()
         except Exception as error:  # noqa: BLE001 - as above

@@ -206,6 +206,14 @@ class Transport(Protocol):
         """
 
     @property
+    def seen_at(self) -> float | None:
+        """When the peer has last answered a check of the path itself; None if nobody looks.
+
+        In seconds as those of :attr:`heard_at`. It was authenticated, and says nothing of what was
+        sent over the path.
+        """
+
+    @property
     def path(self) -> "SelectedPath | None":
         """The path in use, as text for an operator if it is made one; None while there is none."""
 

@@ -11,6 +11,7 @@ told                    a gateway's transport says that its packets are not answ
 `SUSPECT_AFTER`         something was sent and nothing has been heard since, not even after a PING:
                         the link is suspected
 `PING_INTERVAL`         nothing was heard: a PING
+`SEEN_INTERVALS` of it  the peer has answered a check of consent, and nothing was sent: a PING
 6 of `PING_INTERVAL`    the last PING: another one, for the round trip that metrics show
 `DEAD_AFTER`            nothing was heard: the link is dead
 ======================  =====================================================================
@@ -18,6 +19,10 @@ told                    a gateway's transport says that its packets are not answ
 What is heard shows that the peer's packets arrive here, and not that ours arrive there. Only a PONG
 shows both, so a gateway, which can dial another link, asks for one while it sends. A PONG may wait
 behind the data of a slow link: a suspicion that is wrong ends with it, and nothing is torn down.
+
+An answered check of consent (RFC 7675) shows both ways too, and that the peer's process runs. It
+says nothing of what lies above ICE, so it counts only while nothing that was sent waits for a sign.
+A link that carries nothing lives by such checks, which come anyway, and costs few PINGs.
 
 A deadline that is noticed late says something about this process, which was stopped or starved,
 and nothing about the peer: what came meanwhile still waits in the sockets. One more PING decides.
@@ -53,6 +58,10 @@ PONGS_PER_SECOND: Final = 16
 
 PINGS_REMEMBERED: Final = 4
 """PINGs whose PONG may still come and be measured."""
+
+SEEN_INTERVALS: Final = 1.3
+"""`PING_INTERVAL` after an answered check of consent until a PING on a link that carries nothing.
+Checks are up to 1.2 of the same 5 s apart, and an answer takes a round trip."""
 
 _MICROSECONDS: Final = struct.Struct("!Q")
 _RTT_PINGS: Final = 6
@@ -130,6 +139,8 @@ class Keepalive:
         self._pongs = float(PONGS_PER_SECOND)
         self._ponged_at = now
         self._due: float | None = None
+        self._seen_at: float | None = None
+        """When the peer has last answered a check of consent."""
 
     def retime(self, timing: Timing) -> None:
         """Uses other times from now on."""
@@ -150,6 +161,10 @@ class Keepalive:
             return False  # it does not show that the peer hears us
         suspected, self.suspected = self.suspected, False
         return suspected
+
+    def seen(self, at: float) -> None:
+        """The peer has answered a check of consent at that moment."""
+        self._seen_at = at
 
     def sent(self, now: float) -> bool:
         """Something was sent. Returns whether a wait begins with it: for a sign, or to ask."""
@@ -226,10 +241,7 @@ class Keepalive:
     def next_due(self) -> float:
         """Returns when :meth:`check` has something to do next."""
         timing = self._timing
-        due = min(
-            self._heard_at + timing.dead_after,
-            max(self._heard_at, self._pinged_at) + timing.ping_interval,
-        )
+        due = min(self._alive_at() + timing.dead_after, self._ping_due())
         since = self._unanswered_since
         if since is not None and not self.suspected:
             probed = self._pinged_at >= since
@@ -247,8 +259,8 @@ class Keepalive:
         timing = self._timing
         self._forgive_own_pause(now)
         # Moments are compared as next_due() adds them up: differences are rounded another way.
-        if now >= self._heard_at + timing.dead_after:
-            return Verdict(dead=now - self._heard_at)
+        if now >= self._alive_at() + timing.dead_after:
+            return Verdict(dead=now - self._alive_at())
         since, asked = self._unanswered_since, self._asked_at
         suspected = None
         if not self.suspected:
@@ -262,13 +274,27 @@ class Keepalive:
             self.suspected = suspected is not None
         unasked = self._unasked_since
         if (
-            now >= max(self._heard_at, self._pinged_at) + timing.ping_interval
-            or now >= self._pinged_at + _RTT_PINGS * timing.ping_interval
+            now >= self._ping_due()
             or (since is not None and self._pinged_at < since and now >= since + timing.probe_after)
             or (asked is None and unasked is not None and now >= unasked + timing.ask_after)
         ):
             return Verdict(ping=self.ping(now), suspected=suspected)
         return Verdict(suspected=suspected)
+
+    def _alive_at(self) -> float:
+        """Returns when the last sign came from which silence counts."""
+        seen, since = self._seen_at, self._unanswered_since
+        if seen is None:
+            return self._heard_at
+        return max(self._heard_at, seen if since is None else min(seen, since))
+
+    def _ping_due(self) -> float:
+        """Returns when silence has to be asked about."""
+        interval = self._timing.ping_interval
+        due = max(self._heard_at, self._pinged_at) + interval
+        if self._seen_at is not None and self._unanswered_since is None:
+            due = max(due, self._seen_at + SEEN_INTERVALS * interval)
+        return min(due, self._pinged_at + _RTT_PINGS * interval)
 
     def _suspicion_due(self, since: float) -> float:
         patience = self._timing.probe_after + 3 * (self.rtt or 0.0)

@@ -278,6 +278,10 @@ class LinkProtocol:
         early, self._early = self._early, []
         return early
 
+    def seen(self, at: float) -> None:
+        """Takes the moment at which the peer has last answered a check of the path."""
+        self.keepalive.seen(at)
+
     def heard(self, at: float) -> None:
         """The peer has given a sign of life, now or a moment ago: a packet of its transport."""
         if self.keepalive.heard(at):

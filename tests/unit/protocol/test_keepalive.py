@@ -75,6 +75,62 @@ def test_other_times_are_kept_too() -> None:
     assert alive.check(T0 + 2).dead == 2
 
 
+# --- checks of consent ----------------------------------------------------------------------------
+
+
+def test_a_link_that_carries_nothing_is_asked_for_the_round_trip_only(alive: Keepalive) -> None:
+    """Checks are answered 4 to 6 s apart (RFC 7675 section 5.1)."""
+    sent = []
+    seen = 0.0
+    for gap in [4, 6, 6, 5, 4, 6] * 10:
+        while (now := alive.next_due()) < T0 + seen + gap:
+            verdict = alive.check(now)
+            assert verdict.dead is verdict.suspected is None
+            if verdict.ping is not None:
+                sent.append(now - T0)
+                alive.answered(verdict.ping, now)
+                alive.heard(now)
+        seen += gap
+        alive.seen(T0 + seen)
+    assert sent == [30 * number for number in range(1, 11)]
+
+
+def test_a_check_that_is_not_answered_is_followed_by_a_ping(alive: Keepalive) -> None:
+    alive.heard(T0)
+    alive.seen(T0 + 4)
+    assert due(alive) == pytest.approx(10.5)
+    assert alive.check(T0 + 10.5).ping is not None
+    assert due(alive) == pytest.approx(12.5)
+    assert alive.check(T0 + 12.51).suspected == pytest.approx(2.01)
+    assert pings(alive, until=18.9) == [pytest.approx(15.5)]
+    assert due(alive) == pytest.approx(19)
+    assert alive.check(T0 + 19).dead == 15  # as long after the last sign as ever
+
+
+def test_checks_do_not_speak_for_what_was_sent(alive: Keepalive) -> None:
+    """A path that lets STUN through, and nothing else, is no path."""
+    alive.heard(T0)
+    alive.seen(T0 + 4)
+    alive.sent(T0 + 5)
+    for second in range(5, 20):
+        alive.seen(T0 + second)
+        alive.next_due()
+        verdict = alive.check(T0 + second)
+        assert verdict.dead is None
+        assert (verdict.ping is not None) is (second in (5, 10, 15))
+        assert (verdict.suspected is not None) is (second == 7)
+    assert due(alive) == 20
+    assert alive.check(T0 + 20).dead == 20 - 5
+
+
+def test_checks_do_not_make_a_short_interval_long() -> None:
+    alive = Keepalive(T0, FAILOVER_TIMING)
+    alive.answered(alive.ping(T0), T0)
+    alive.heard(T0 + 1)
+    alive.seen(T0 + 1)
+    assert due(alive) == pytest.approx(1.65)
+
+
 # --- suspicion ----------------------------------------------------------------------------------
 
 

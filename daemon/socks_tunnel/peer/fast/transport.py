@@ -4,6 +4,7 @@ from typing import Final
 
 from aiortc import RTCConfiguration, RTCDataChannel, RTCDtlsTransport, RTCPeerConnection
 
+from socks_tunnel.peer.aiortc_private import ice_connection
 from socks_tunnel.peer.channels import LANES, channel_for, lane_of
 from socks_tunnel.peer.fast.congestion import CongestionName
 from socks_tunnel.peer.fast.connection import FastPeerConnection
@@ -11,6 +12,7 @@ from socks_tunnel.peer.fast.dtls import FastDtlsTransport
 from socks_tunnel.peer.fast.sctp import FastSctpTransport
 from socks_tunnel.peer.fast.stall import Stall
 from socks_tunnel.peer.ice import IceSettings, drops
+from socks_tunnel.peer.ice.connection import IceConnection
 from socks_tunnel.peer.over_aiortc import HEADER_SIZE, AiortcTransport
 from socks_tunnel.peer.transport import QUEUE_LIMIT, Role, TransportStats
 
@@ -59,6 +61,13 @@ class FastTransport(AiortcTransport):
     def heard_at(self) -> float | None:
         """When the last authenticated packet came, by :func:`time.monotonic`."""
         return None if self._dtls is None else self._dtls.heard_at
+
+    @property
+    def seen_at(self) -> float | None:
+        """When the peer has last answered a check of consent, by :func:`time.monotonic`."""
+        pc = self._connection.pc
+        ice = None if pc is None else ice_connection(pc)
+        return ice.seen_at if isinstance(ice, IceConnection) else None
 
     @property
     def queue_limit(self) -> int:

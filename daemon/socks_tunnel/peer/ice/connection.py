@@ -22,13 +22,14 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import aioice
 from aioice import stun
 from aioice.ice import CandidatePair, StunProtocol, TransportPolicy
 
 from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.peer.ice.consent import next_check
 from socks_tunnel.peer.ice.datagram_relay import is_channel_address
 from socks_tunnel.peer.ice.gathering import Gathering
 from socks_tunnel.peer.ice.pairs import (
@@ -40,6 +41,7 @@ from socks_tunnel.peer.ice.pairs import (
     prune,
 )
 from socks_tunnel.peer.ice.patience import TICK, Patience
+from socks_tunnel.peer.ice.protocol import PathProtocol
 from socks_tunnel.peer.ice.repeats import Repeats
 from socks_tunnel.peer.ice.settings import current_settings
 from socks_tunnel.protocol.addresses import parse_ip
@@ -73,6 +75,8 @@ class IceConnection(aioice.Connection):
 
     A connection that gathers outside of :func:`~.settings.candidate_addresses` is not ours and
     behaves as aioice's own.
+
+    This class has many methods because it overrides each step of aioice's that decides differently.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -82,6 +86,8 @@ class IceConnection(aioice.Connection):
         self.mapped: dict[CandidatePair, tuple[str, int]] = {}
         """Our own address as the peer saw it, for each pair that works."""
         self._drops_before: Counter[str] = Counter()
+        self.seen_at: float | None = None
+        """When the peer has last answered a check of consent, by :func:`time.monotonic`."""
         self.lost: str | None = None
         """Why the selected path is gone, where that is known."""
         self._ours = False
@@ -109,7 +115,7 @@ class IceConnection(aioice.Connection):
         remote = [parse_ip(candidate.host) for candidate in self._remote_candidates]
         self._gathering = Gathering(
             settings,
-            lambda: StunProtocol(self),
+            lambda: PathProtocol(self, self._consented),
             self._protocols,
             remote=[address for address in remote if address is not None],
         )
@@ -174,6 +180,21 @@ class IceConnection(aioice.Connection):
             pair.protocol is protocol and pair.remote_addr == addr for pair in self._check_list
         ):
             super().check_incoming(message, addr, protocol)
+            pair = self._nominated.get(1)
+            if (
+                isinstance(protocol, PathProtocol)
+                and pair is not None
+                and pair.protocol is protocol
+                and pair.remote_addr == addr
+            ):
+                protocol.accepted(message, addr)
+
+    def switch_role(self, ice_controlling: bool) -> None:
+        """Takes the other role; the peer's checks mean something else then."""
+        super().switch_role(ice_controlling)
+        for protocol in self._protocols:
+            if isinstance(protocol, PathProtocol):
+                protocol.forget()
 
     async def check_start(self, pair: CandidatePair) -> None:
         """Checks whether a pair works."""
@@ -329,6 +350,22 @@ class IceConnection(aioice.Connection):
         await super().connect()
         if self._ours:
             self._release_task = spawn(f"release sockets of {self!r}", self._release_unused())
+
+    def _consented(self) -> None:
+        self.seen_at = time.monotonic()
+
+    async def query_consent(self) -> None:
+        """Asks the peer for its consent again and again, until the task is cancelled (RFC 7675)."""
+        if not self._ours:
+            await super().query_consent()
+            return
+        while True:
+            await asyncio.sleep(next_check())
+            for pair in self._nominated.values():
+                try:
+                    cast("PathProtocol", pair.protocol).ask_consent(pair)
+                except (OSError, RuntimeError) as error:
+                    _log.debug("%r: no consent can be asked for on %r: %r", self, pair, error)
 
     async def _release_unused(self) -> None:
         """Closes the sockets and ends the allocations that are not part of the path."""

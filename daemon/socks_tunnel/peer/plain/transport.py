@@ -26,6 +26,7 @@ class PlainTransport(AiortcTransport):
     def __init__(self, role: Role, ice: IceSettings, *, name: str, lanes: int = LANES) -> None:
         super().__init__(role, ice, name=name, lanes=lanes, make=plain_connection)
         self.heard_at: float | None = None
+        self.seen_at: float | None = None
         self._watching = False
         self._packets = 0
 

@@ -1,0 +1,96 @@
+"""What reads one socket of an ICE agent: aioice's protocol, but for checks of consent."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from aioice import stun
+from aioice.ice import CandidatePair, Connection, StunProtocol
+
+from socks_tunnel.peer.ice.consent import (
+    ANSWER,
+    REQUEST,
+    Address,
+    Answers,
+    attributes_of,
+    is_sealed,
+    seal,
+    transaction_of,
+)
+
+_log = logging.getLogger(__name__)
+
+
+class PathProtocol(StunProtocol):
+    """Answers checks of consent on the path that stands, and asks for consent itself.
+
+    Everything else is aioice's. It looks at a peer's check first, and what equals a check that it
+    has accepted, on the nominated pair, is answered here afterwards. `consented` is called when the
+    peer has answered a check of ours; nobody is told when it has not, as PING notices that sooner.
+    """
+
+    def __init__(self, receiver: Connection, consented: Callable[[], None]) -> None:
+        super().__init__(receiver)
+        self.heard_at = 0.0
+        """When the last STUN message came, by :func:`time.monotonic`."""
+        self._agent = receiver
+        self._consented = consented
+        self._answers = Answers(receiver.local_password.encode())
+        self._read = b""
+        self._asked = b""
+        self._request: tuple[CandidatePair, bool, bytes] | None = None
+
+    def datagram_received(self, data: Any, addr: tuple[Any, ...]) -> None:
+        """Takes a datagram that is not a DTLS record of the fast path."""
+        kind = data[:2]
+        if kind == REQUEST:
+            answer = self._answers.answer(data, (addr[0], addr[1]))
+            if answer is not None:
+                self.heard_at = time.monotonic()
+                self._answer(answer, (addr[0], addr[1]))
+                return
+            self._read = data
+        elif kind == ANSWER and self._asked and transaction_of(data) == self._asked:
+            self.heard_at = time.monotonic()
+            if is_sealed(data, self._peer_key):
+                self._asked = b""
+                self._consented()
+            return
+        super().datagram_received(data, addr)
+
+    @property
+    def _peer_key(self) -> bytes:
+        password = self._agent.remote_password
+        assert password is not None, "a pair was nominated"
+        return password.encode()
+
+    def _answer(self, answer: bytes, address: Address) -> None:
+        if self._agent._closing:  # noqa: SLF001 - as aioice does it
+            return
+        try:
+            self.transport.sendto(answer, address)
+        except (OSError, RuntimeError) as error:
+            _log.debug("%r: a check from %s cannot be answered: %r", self._agent, address, error)
+
+    def accepted(self, message: stun.Message, address: Address) -> None:
+        """Learns that ICE has accepted a check on the nominated pair, and would do so again."""
+        nominates = "USE-CANDIDATE" in message.attributes  # which may change the pair each time
+        if transaction_of(self._read) == message.transaction_id and not nominates:
+            self._answers.learn(self._read, address)
+
+    def forget(self) -> None:
+        """Forgets what was accepted: the role of this agent has changed."""
+        self._answers.forget()
+
+    def ask_consent(self, pair: CandidatePair) -> None:
+        """Sends one check, which is not repeated. Raises what the socket raises."""
+        agent = self._agent
+        if self._request is None or self._request[:2] != (pair, agent.ice_controlling):
+            message = agent.build_request(pair, nominate=False)
+            message.add_message_integrity(self._peer_key)
+            self._request = pair, agent.ice_controlling, attributes_of(bytes(message))
+        self._asked = os.urandom(12)
+        request = seal(REQUEST, self._asked, self._request[2], self._peer_key)
+        self.transport.sendto(request, pair.remote_addr)
