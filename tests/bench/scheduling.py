@@ -224,6 +224,12 @@ def spread(rates: list[float]) -> float:
     return max(abs(rate - mean) for rate in rates) / mean
 
 
+def each(measured: Round) -> str:
+    """Returns the Mbit/s of each transfer of a round."""
+    down, up = (" ".join(f"{r:.2f}" for r in rates) for rates in (measured.down, measured.up))
+    return f"each download: {down}; each upload: {up}"
+
+
 def row(rate: float, rounds: list[Round]) -> list[str]:
     """Returns the cells of one rate, with what misses its bar marked."""
 
@@ -292,6 +298,7 @@ def main() -> int:
                 for _ in range(arguments.rounds):
                     rounds.append(measure(tunnel, arguments.seconds))
                     print(" | ".join(row(rate, rounds[-1:])), flush=True)
+                    print(each(rounds[-1]), flush=True)
                 rows.append(row(rate, rounds))
             finally:
                 tunnel.stop()

@@ -39,6 +39,7 @@ MODULES: Final = (
     "socks_tunnel.peer.fast.udp",
     "socks_tunnel.peer.fast.urgent",
     "socks_tunnel.peer.fast.wire",
+    "socks_tunnel.protocol.byte_queue",
     "socks_tunnel.protocol.flow",
     "socks_tunnel.protocol.scheduler",
     "socks_tunnel.protocol.session",

@@ -20,16 +20,8 @@ from collections.abc import Mapping
 from typing import Any, Final, Self
 
 from socks_tunnel.protocol import bounded
+from socks_tunnel.protocol.byte_queue import JOIN_MAX, PIECE_COST, ByteQueue
 from socks_tunnel.protocol.errors import LocalProtocolError, RemoteProtocolError
-
-PIECE_COST: Final = 96
-"""Bytes of memory that one kept piece takes besides its payload: the object's header and rounding,
-and its slot in the queue. Counted, so that a stream in tiny pieces cannot take many times what an
-account says."""
-
-JOIN_MAX: Final = 1024
-"""Bytes up to which a short piece is joined with the one before it. Copying so much costs less than
-keeping one more piece."""
 
 WINDOW_MAX: Final = 16 * 1024 * 1024
 """Bytes: the longest window of one flow, in both directions. It fills 1.3 Gbit/s at a round trip of
@@ -43,67 +35,16 @@ ROUND_TRIP_MIN: Final = 0.005
 """Seconds that a window covers at least: what the turns of four processes take, which no PING goes
 through."""
 
+STARVED_REACH: Final = 16
+"""Shortest round trips that a window may cover if it held its sender up; otherwise it covers 2. The
+queues of a path that others fill take several. On a LAN this changes nothing: 16 of its round
+trips are less than 2 of :data:`ROUND_TRIP_MIN`."""
 
-class ByteQueue:
-    """Bytes in order, kept in the pieces in which they came; short ones are joined.
+STARVED_MIN: Final = 0.010
+"""Seconds for which a receiver got nothing before its sender counts as held up, at least."""
 
-    `size` is the number of bytes in it and `cost` the memory that they take.
-    """
-
-    __slots__ = ("_pieces", "cost", "size")
-
-    def __init__(self) -> None:
-        self._pieces: deque[bytes | memoryview] = deque()
-        self.size = 0
-        self.cost = 0
-
-    def __len__(self) -> int:
-        return self.size
-
-    def append(self, data: bytes) -> None:
-        """Adds bytes at the end."""
-        pieces = self._pieces
-        count = len(data)
-        self.size += count
-        if pieces and len(pieces[-1]) + count <= JOIN_MAX:
-            pieces[-1] = bytes(pieces[-1]) + data
-            self.cost += count
-            return
-        pieces.append(data)
-        self.cost += count + PIECE_COST
-
-    def peek(self, pieces: int) -> list[bytes | memoryview]:
-        """Returns the first so many pieces, for one `sendmsg`. They stay in the queue."""
-        queue = self._pieces
-        if len(queue) <= pieces:
-            return list(queue)
-        return [queue[i] for i in range(pieces)]
-
-    def drop(self, count: int) -> None:
-        """Removes `count` bytes from the front."""
-        if count > self.size:
-            raise LocalProtocolError(f"dropping {count} bytes of a queue of {self.size}")
-        self.size -= count
-        pieces = self._pieces
-        while count:
-            first = pieces[0]
-            length = len(first)
-            if length > count:
-                pieces[0] = memoryview(first)[count:]
-                self.cost -= count
-                return
-            pieces.popleft()
-            self.cost -= length + PIECE_COST
-            count -= length
-
-    def clear(self) -> None:
-        """Removes everything."""
-        self._pieces.clear()
-        self.size = self.cost = 0
-
-    def export(self) -> list[bytes | memoryview]:
-        """Returns the pieces, for a hand-over to another process. They stay in the queue."""
-        return list(self._pieces)
+_STARVED_SHARE: Final = 6
+"""A sixth of the time since the update that the sender waited for is needed as well."""
 
 
 class SendStream:
@@ -360,13 +301,16 @@ class ReceiveStream:
     """
 
     __slots__ = (
+        "_edge_at",
         "announced",
         "consumed",
+        "edge",
         "eof",
         "eof_delivered",
         "limit",
         "pending",
         "received",
+        "starved",
         "updated_at",
         "window",
     )
@@ -380,6 +324,12 @@ class ReceiveStream:
         """CONSUMED of the last update: what the peer may have forgotten."""
         self.updated_at = 0.0
         """When the last update left, on the caller's clock in seconds."""
+        self.edge = -1
+        """LIMIT before an update that left while bytes below it were still to come: `received` at
+        which a sender stops that has not got the update yet. -1: none is looked at."""
+        self._edge_at = 0.0
+        self.starved = False
+        """Whether the sender stopped there, since the last update."""
         self.eof = False
         self.eof_delivered = False
         self.pending = ByteQueue()
@@ -405,6 +355,16 @@ class ReceiveStream:
         if self.eof:
             raise RemoteProtocolError("DATA after SEND_EOF", kind="data-after-eof")
         self.received = received
+
+    def passed_edge(self, now: float, waited: float) -> None:
+        """Notes that the first bytes beyond :attr:`edge` come now, after `waited` seconds of none.
+
+        If that was long, the window held the sender up: the update was still on its way. A round
+        trip that a PING takes does not tell, for it has other queues.
+        """
+        self.edge = -1
+        if self.received == self.consumed and waited >= STARVED_MIN:
+            self.starved = waited * _STARVED_SHARE >= now - self._edge_at
 
     def finish(self) -> None:
         """Notes the peer's SEND_EOF. Raises :class:`RemoteProtocolError` if it came before."""
@@ -432,18 +392,25 @@ class ReceiveStream:
 
         A window that is less than twice what was consumed in a round trip may hold the sender up:
         it doubles, up to `grow_to` bytes, if the sender used up half of it since the last update.
+        If it did hold the sender up, it doubles although it is longer (:data:`STARVED_REACH`).
         `round_trip` is that of the link, in seconds; 0 if it is not known. The windows of a short
         path are not smaller than those of one of ROUND_TRIP_MIN.
         """
         elapsed = now - self.updated_at
         consumed = self.consumed - self.announced
+        span = 2 * max(round_trip, ROUND_TRIP_MIN)
+        if self.starved:
+            span = max(span, STARVED_REACH * round_trip)
         if (
             0 < self.window < grow_to
             and round_trip
             and self.consumed + self.window - self.limit >= self.window >> 1
-            and self.window * elapsed <= 2 * consumed * max(round_trip, ROUND_TRIP_MIN)
+            and self.window * elapsed <= span * consumed
         ):
             self.window = min(2 * self.window, grow_to)
+        self.starved = False
+        if self.edge != self.received:  # else that one is looked at first
+            self.edge, self._edge_at = (self.limit if self.received < self.limit else -1), now
         self.updated_at = now
         self.announced = self.consumed
         self.limit = max(self.limit, self.consumed + self.window)

@@ -2,13 +2,11 @@
 
 import pytest
 
+from socks_tunnel.protocol.byte_queue import JOIN_MAX, PIECE_COST, ByteQueue
 from socks_tunnel.protocol.errors import LocalProtocolError, RemoteProtocolError
 from socks_tunnel.protocol.streams import (
-    JOIN_MAX,
-    PIECE_COST,
     ROUND_TRIP_MIN,
     WINDOW_MAX,
-    ByteQueue,
     ReceiveStream,
     SendStream,
 )

@@ -409,10 +409,14 @@ class TcpRelay(Flow):
         """Writes stream bytes to the local socket; keeps what it does not take."""
         size = len(data)
         core = self.core
+        receive = core.receive
+        if receive.received == receive.edge:
+            now = self.session.loop.time()
+            receive.passed_edge(now, now - self.active)
         core.receive_data(size)
         self.session.counters.received["tcp"] += size
         sock = self.sock
-        if sock is None or core.receive.pending.size or not core.opened:
+        if sock is None or receive.pending.size or not core.opened:
             self._keep(bytes(data))
             return
         try:
