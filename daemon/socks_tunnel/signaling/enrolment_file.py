@@ -14,8 +14,9 @@ from typing import Final
 
 from socks_tunnel.ops.files import open_regular
 from socks_tunnel.protocol.bounded import Malformed, json_map
-from socks_tunnel.signaling.enrolments import Enrolments, Entry
+from socks_tunnel.signaling.enrolments import Enrolments
 from socks_tunnel.signaling.identity import PrivateIdentity
+from socks_tunnel.signaling.member_list import Entry
 
 _log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.signaling.carrier import remote_address
 from socks_tunnel.signaling.enrolment_file import EnrolmentFile
-from socks_tunnel.signaling.enrolments import Enrolments, Member
+from socks_tunnel.signaling.enrolments import Enrolments
 from socks_tunnel.signaling.identity import PrivateIdentity, public_key_text
 from socks_tunnel.signaling.joining import (
     Joined,
@@ -33,6 +33,7 @@ from socks_tunnel.signaling.joining import (
     answer_to,
     open_request,
 )
+from socks_tunnel.signaling.member_list import Member
 from socks_tunnel.supervisor.control import ControlError
 from socks_tunnel.supervisor.jwt_joins import JwtJoins, Refusal
 from socks_tunnel.supervisor.peers import keys_of
@@ -74,6 +75,7 @@ class Enroller:
         self._refused = 0
         self._refused_since = 0.0
         self._told: set[str] = set()
+        """Members that are refused by the configuration, which the log says once."""
         self._jwt = JwtJoins(identity)
         self._results = metrics.joins_total
         self._expires = metrics.membership_expires_seconds
@@ -99,38 +101,23 @@ class Enroller:
         """
         names, listed = {peer.name for peer in config.peers}, _keys_in(config)
         now = time.time()
-        peers = [
-            _peer(member, now)
-            for member in list(self._enrolments.members.values())
-            if not 0 < member.until <= now
-            and self._may_stay(member, names, config.policies, listed, now)
-        ]
+        peers, refused = [], set()
+        for member in list(self._enrolments.members.values()):
+            if 0 < member.until <= now:
+                continue
+            why = _why_refused(member, names, config.policies, listed, now)
+            if why is None:
+                peers.append(_peer(member, now))
+                continue
+            refused.add(member.name)
+            if member.name not in self._told:
+                _log.warning("the host %s has joined, but is refused: %s", member.name, why)
+        self._told = refused
         return replace(config, peers=(*config.peers, *peers))
 
     def extended(self) -> Config:
         """Returns the configuration in force with the members that there are now."""
         return self.extend(self._config)
-
-    def _may_stay(
-        self,
-        member: Member,
-        names: Collection[str],
-        policies: Collection[str],
-        listed: Mapping[bytes, str],
-        now: float,
-    ) -> bool:
-        if member.name in names:
-            why = "the configuration has a peer of that name"
-        elif member.tag and member.tag not in policies:
-            why = f"there is no [policies.{member.tag}]"
-        elif not listed.keys().isdisjoint(member.keys(now)):
-            why = "the configuration has a peer with its key"
-        else:
-            return True
-        if member.name not in self._told:
-            self._told.add(member.name)
-            _log.warning("the host %s has joined, but is refused: %s", member.name, why)
-        return False
 
     def tick(self) -> None:
         """Lets go whose time is over. To be called each second or so."""
@@ -314,7 +301,6 @@ class Enroller:
         except ValueError as error:
             raise ControlError(str(error)) from None
         _log.info("the enrolment of %s is revoked", name)
-        self._told.discard(name)
         applied = self._changed()
         await asyncio.wait([applied])
         if applied.exception() is not None:
@@ -396,6 +382,23 @@ def _not_written(error: OSError) -> Refusal:
 def _keys_in(config: Config) -> dict[bytes, str]:
     """Returns the names of the peers of a configuration, by key."""
     return {key: peer.name for peer in config.peers for key in keys_of(peer)}
+
+
+def _why_refused(
+    member: Member,
+    names: Collection[str],
+    policies: Collection[str],
+    listed: Mapping[bytes, str],
+    now: float,
+) -> str | None:
+    """Returns why a configuration leaves no place for a member; None if it does."""
+    if member.name in names:
+        return "the configuration has a peer of that name"
+    if member.tag and member.tag not in policies:
+        return f"there is no [policies.{member.tag}]"
+    if not listed.keys().isdisjoint(member.keys(now)):
+        return "the configuration has a peer with its key"
+    return None
 
 
 def _peer(member: Member, now: float) -> Peer:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -268,3 +269,23 @@ async def test_a_revocation_that_does_not_hold_is_no_success(
     monkeypatch.setattr(office.instance.links, "apply", fails)
     answer = await office.ask("revoke", name="host")
     assert answer == {"ok": False, "error": "host is revoked from the next start on; see the log"}
+
+
+async def test_what_is_said_of_refused_hosts_is_remembered_as_long_as_they_are_members(
+    office: Office, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refusals() -> int:
+        return caplog.text.count("the host short has joined, but is refused")
+
+    enrol, config = office.instance.enroller, office.instance.config
+    assert enrol is not None
+    for again in (1, 2):
+        joined = await office.join(await office.invite(), "short")
+        assert isinstance(joined, Joined)
+        other = replace(config, peers=(replace(config.peers[0], name="short"),))
+        for _ in range(2):
+            enrol.extend(other)
+        assert refusals() == again
+        assert (await office.ask("revoke", name="short"))["ok"]
+        enrol.extend(other)
+        assert not enrol._told
