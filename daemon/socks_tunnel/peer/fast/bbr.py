@@ -8,9 +8,9 @@ bounds what is in flight from then on, and is probed upwards again once a cycle:
 
     STARTUP --the rate has stopped growing, or too much is lost--> DRAIN
        DRAIN --what is in flight fits the path--> PROBE_BW, phases of one round trip each:
-         UP (1.25 times the rate), DOWN (0.75), six times CRUISE (1.0)
-       any --no smaller round trip for 10 s--> PROBE_RTT for 0.2 s --> PROBE_BW,
-         or STARTUP if the rate was never found
+         UP (1.25 times the rate), DOWN (0.75, until the queue is gone), six times CRUISE (1.0)
+       any --no smaller round trip for 10 s--> PROBE_RTT, until half of the product was in flight
+         for 0.2 s and a round trip --> PROBE_BW, or STARTUP if the rate was never found
 """
 
 from collections import deque
@@ -32,6 +32,9 @@ PROBE_RTT: Final = 3
 STARTUP_GAIN: Final = 2.77
 """4 ln 2: the smallest with which the rate can double each round trip."""
 CYCLE: Final[tuple[float, ...]] = (1.25, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+DOWN_ROUNDS_MAX: Final = 4
+"""Round trips for which DOWN lasts at most while more is in flight than the path holds: the rate
+must not be measured by what is sent in DOWN alone."""
 WINDOW_GAIN: Final = 2.0
 MARGIN: Final = 0.99
 """The pacing rate stays this much below what was measured, so that a queue can drain."""
@@ -53,8 +56,11 @@ PROBE_RTT_INTERVAL: Final = 10.0
 PROBE_RTT_TIME: Final = 0.2
 PROBE_RTT_GAIN: Final = 0.5
 
-BATCH_PACKETS: Final = 64
-"""Packets that may be in flight beyond the computed window, because a peer acknowledges batches."""
+BATCH_PACKETS_MIN: Final = 3
+BATCH_PACKETS_MAX: Final = 64
+BATCH_TIME: Final = 0.02
+"""What may be in flight beyond the computed window, because a peer acknowledges batches: as much as
+the path carries in so many seconds, within these bounds. A slow path would only queue the rest."""
 
 
 class Bbr:
@@ -71,12 +77,16 @@ class Bbr:
         "_mss",
         "_phase",
         "_phase_at",
+        "_probe_drained",
+        "_probe_rtt",
         "_probe_until",
         "_rates",
         "_round",
         "_round_acked",
         "_round_lost",
         "_state",
+        "_undo_ceiling",
+        "_undo_full",
         "conserves",
         "pacing_rate",
         "window",
@@ -90,6 +100,7 @@ class Bbr:
         self._state = STARTUP
         self._gain = STARTUP_GAIN
         self._rates: deque[tuple[int, float]] = deque()
+        """Rounds and rates, both strictly falling in age and size: at most RATE_ROUNDS + 1."""
         self._round = 0
         self._full = False
         """Whether the rate of the path was found."""
@@ -100,9 +111,18 @@ class Bbr:
         self._phase = 0
         self._phase_at = 0.0
         self._probe_until = 0.0
+        """When PROBE_RTT is over; 0 while the queue of before has not left the path yet."""
+        self._probe_drained = 0.0
+        """When what was in flight before PROBE_RTT has left the path in any case."""
+        self._probe_rtt = 0.0
+        """The smallest round trip of this PROBE_RTT; 0 before the first."""
         self._round_acked = 0
         self._round_lost = 0
         self._ceiling = float(WINDOW_BYTES_MAX)
+        self._undo_ceiling = 0.0
+        """`_ceiling` from before the losses of this episode lowered it; 0 if they have not."""
+        self._undo_full = True
+        """`_full` from before the losses of this episode ended STARTUP."""
 
     def set_packet_size(self, size: int) -> None:
         """Learns the size of a full packet."""
@@ -117,7 +137,9 @@ class Bbr:
         """Takes the measurements of a SACK and sets window and pace."""
         self._round_acked += event.acked
         self._round_lost += event.lost
-        if event.rate and (not event.app_limited or event.rate > self.rate):
+        # So little is in flight in PROBE_RTT that what arrives says nothing of the path.
+        limited = event.app_limited or self._state == PROBE_RTT
+        if event.rate and (not limited or event.rate > self.rate):
             self._measured(event.rate)
         self._watch_rtt(event)
         if event.round_start:
@@ -129,17 +151,13 @@ class Bbr:
                 self._check_full()
         # A pacer on timers of a millisecond needs more in flight than a path of less than that.
         bdp = self.rate * max(self._min_rtt, PACING_RTT_MIN)
-        if self._state == DRAIN and event.flight <= bdp:
+        floor = WINDOW_PACKETS_MIN * self._mss
+        if self._state == DRAIN and event.flight <= max(bdp, floor):
             self._cycle(PROBE_BW, event.now, 2)
         elif self._state == PROBE_BW and event.now - self._phase_at > self._min_rtt:
             self._next_phase(event, bdp)
-        elif self._state == PROBE_RTT and event.now > self._probe_until:
-            self._min_rtt_at = event.now
-            if self._full:
-                self._cycle(PROBE_BW, event.now, 2)
-            else:
-                self._state = STARTUP
-                self._gain = STARTUP_GAIN
+        elif self._state == PROBE_RTT:
+            self._watch_probe(event, max(PROBE_RTT_GAIN * bdp, floor))
         self._set(event, bdp)
 
     def _measured(self, rate: float) -> None:
@@ -147,11 +165,12 @@ class Bbr:
         rates = self._rates
         while rates and rates[-1][1] <= rate:
             rates.pop()
-        rates.append((self._round, rate))
+        if not rates or rates[-1][0] != self._round:  # a smaller one of a round never counts
+            rates.append((self._round, rate))
 
     def _watch_rtt(self, event: Acked) -> None:
         rtt = event.rtt
-        if not rtt:
+        if rtt <= 0:
             return
         if not self._min_rtt or rtt <= self._min_rtt:
             self._min_rtt = rtt
@@ -164,16 +183,40 @@ class Bbr:
             elif self._state != PROBE_RTT:
                 self._state = PROBE_RTT
                 self._gain = 1.0
-                self._probe_until = event.now + max(PROBE_RTT_TIME, event.srtt)
-                self._min_rtt = rtt
-            else:
-                self._min_rtt = min(self._min_rtt, rtt)
+                self._probe_until = self._probe_rtt = 0.0
+                self._probe_drained = event.now + 2 * event.srtt
+
+    def _watch_probe(self, event: Acked, target: float) -> None:
+        """Waits until no queue of ours is left in the path, then for the round trip without it.
+
+        The round trip of before counts until then: with the one that has a queue in it, half of
+        the product would be more than the path holds, and the queue would stay for good.
+        """
+        now = event.now
+        if not self._probe_until:
+            # The sender may be a packet above the window, and urgent messages more than that.
+            if event.flight > target + self._mss and now < self._probe_drained:
+                return
+            self._probe_until = now + max(PROBE_RTT_TIME, event.srtt)
+        if event.rtt > 0 and (not self._probe_rtt or event.rtt < self._probe_rtt):
+            self._probe_rtt = event.rtt
+        if now <= self._probe_until or not self._probe_rtt:
+            return
+        self._min_rtt = self._probe_rtt
+        self._min_rtt_at = now
+        if self._full:
+            self._cycle(PROBE_BW, now, 2)
+        else:
+            self._state = STARTUP
+            self._gain = STARTUP_GAIN
 
     def _judge_losses(self, flight: int) -> None:
         """Bounds what may be in flight, if a queue overflowed in the round trip that is over."""
         lost, acked = self._round_lost, self._round_acked
         self._round_lost = self._round_acked = 0
         if lost >= LOSS_PACKETS_MIN * self._mss and lost > LOSS_MAX * (lost + acked):
+            if not self._undo_ceiling:
+                self._undo_ceiling, self._undo_full = self._ceiling, self._full
             self._ceiling = max(
                 CEILING_CUT * min(self._ceiling, max(flight, acked)),
                 float(WINDOW_PACKETS_MIN * self._mss),
@@ -207,6 +250,12 @@ class Bbr:
         gain = CYCLE[self._phase]
         if gain > 1 and not self._round_lost and event.flight < min(gain * bdp, self._ceiling):
             return  # the probe has not filled the path yet
+        if (
+            gain < 1
+            and event.flight > max(bdp, WINDOW_PACKETS_MIN * self._mss) + self._mss
+            and event.now - self._phase_at < DOWN_ROUNDS_MAX * self._min_rtt
+        ):
+            return  # there is still a queue of ours
         if gain > 1 and self._ceiling < WINDOW_BYTES_MAX:
             self._ceiling = min(self._ceiling * CEILING_GROWTH, float(WINDOW_BYTES_MAX))
         self._cycle(PROBE_BW, event.now, (self._phase + 1) % len(CYCLE))
@@ -215,13 +264,15 @@ class Bbr:
         mss = self._mss
         floor = WINDOW_PACKETS_MIN * mss
         if not bdp:
-            self.window = min(self.window + event.acked, WINDOW_BYTES_MAX)
+            limit = max(int(self._ceiling), floor)
+            self.window = min(self.window + event.acked, limit)
         else:
             if self._state == PROBE_RTT:
                 target = max(PROBE_RTT_GAIN * bdp, floor)
             else:
-                gain = STARTUP_GAIN if self._state == STARTUP else WINDOW_GAIN
-                target = min(gain * bdp + BATCH_PACKETS * mss, self._ceiling)
+                batch = min(self.rate * BATCH_TIME, float(BATCH_PACKETS_MAX * mss))
+                batch = max(batch, float(BATCH_PACKETS_MIN * mss))
+                target = min(WINDOW_GAIN * bdp + batch, self._ceiling)
             grown = self.window + event.acked
             if self._state != STARTUP:
                 grown = min(grown, int(target))
@@ -234,12 +285,23 @@ class Bbr:
         else:
             self.pacing_rate = self._gain * self.rate * MARGIN
 
-    def congestion(self, now: float, flight: int) -> None:
-        """A single loss means nothing here; see `lost` of :class:`Acked`."""
+    def congestion(self, now: float, flight: int) -> None:  # noqa: ARG002 - the interface's
+        """Begins another episode. One loss means nothing here; see `lost` of :class:`Acked`."""
+        self._undo_ceiling = 0.0
 
     def timeout(self, now: float, flight: int) -> None:  # noqa: ARG002 - the interface's
         """Starts from one packet; what was measured is kept."""
         self.window = self._mss
 
     def undo(self) -> None:
-        """The window was reduced by nothing that has to be taken back."""
+        """Takes back what the losses of this episode have lowered."""
+        self._round_lost = 0
+        if not self._undo_ceiling:
+            return
+        self._ceiling = max(self._ceiling, self._undo_ceiling)
+        self._undo_ceiling = 0.0
+        if not self._undo_full and self._state != PROBE_RTT:
+            self._full = False
+            self._full_rounds = 0
+            self._state = STARTUP
+            self._gain = STARTUP_GAIN

@@ -45,7 +45,7 @@ class Acked:
         self.acked = 0
         """Bytes that this SACK is the first to acknowledge."""
         self.lost = 0
-        """Bytes that were declared lost with it."""
+        """Bytes that were declared lost with it, or by a timer since the SACK before."""
         self.flight = 0
         """Bytes in flight before it."""
         self.in_recovery = False

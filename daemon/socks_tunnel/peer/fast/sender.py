@@ -46,6 +46,8 @@ class Sender(Packing):
         self._reduction = Reduction()
         self._urgent = UrgentWindow()
         self._acked = Acked()
+        self._lost = 0
+        """Bytes found to be lost since the controller was told last: by SACKs and by timers."""
         self.sacks_received = 0
 
     # --- limits for whoever fills the queue -------------------------------------------------------
@@ -85,12 +87,13 @@ class Sender(Packing):
             self.controller.undo()
         if recovery.detect(now):
             self._enter_recovery(now, flight)
+        self._lost += recovery.lost_bytes
         if not acked and not recovery.losses:
             return
         event = self._acked
         event.now = now
         event.acked = acked
-        event.lost = recovery.lost_bytes
+        event.lost, self._lost = self._lost, 0
         event.flight = flight
         event.in_recovery = recovery.episode and self._reduction.active
         event.paced = self.pacer.until > 0
@@ -155,6 +158,7 @@ class Sender(Packing):
             flight = recovery.flight
             if recovery.detect(now):
                 self._enter_recovery(now, flight)
+            self._lost += recovery.lost_bytes
             if recovery.losses:
                 self._reduce(0, safe=False)
         if recovery.probing.at and now >= recovery.probing.at:

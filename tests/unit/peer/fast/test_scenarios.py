@@ -82,6 +82,15 @@ def test_the_paced_controller_fills_a_path_without_flooding_it() -> None:
     assert path.dropped < 0.01 * path.sent
 
 
+def test_the_paced_controller_keeps_a_slow_path_short() -> None:
+    """Through two probes of the round trip: a queue that they took for the path would stay."""
+    path = Path(delay=0.01, rate=1 * MBIT, queue=100)
+    result = measure(path, Path(delay=0.01), congestion="bbr", warm=2, seconds=23)
+    assert result.rate >= 0.85 * path.rate
+    assert result.sender.path.sender.recovery.trip.smoothed < 0.15
+    assert path.dropped == 0
+
+
 @pytest.mark.parametrize("congestion", ["cubic", "bbr"])
 def test_a_transfer_after_a_long_quiet_time_gets_the_rate_too(congestion: str) -> None:
     """Fifteen seconds of keystrokes first: they say nothing of what the path can carry."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from aiortc.rtcsctptransport import parse_packet
 
-from socks_tunnel.peer.fast.congestion import CongestionName
+from socks_tunnel.peer.fast.congestion import Acked, CongestionName
 from socks_tunnel.peer.fast.controllers import controller
 from socks_tunnel.peer.fast.cubic import Cubic
 from socks_tunnel.peer.fast.limits import (
@@ -412,3 +412,27 @@ def test_a_lost_sack_in_recovery_stops_nothing_for_long() -> None:
     assert now - silent <= 0.02
     assert made.timer(now)
     assert made.recovery.timeouts_total == 0
+
+
+def test_losses_that_a_timer_finds_are_told_with_the_next_sack() -> None:
+    made = sender()
+    told: list[int] = []
+
+    class Listening(Cubic):
+        def acknowledged(self, event: Acked) -> None:
+            told.append(event.lost)
+
+    made.controller = Listening(SIZE)
+    queue(made, *[1_000] * 6)
+    sizes = [chunk.size for chunk in made.recovery.since(0)]
+    made.transmit(1.0)
+    sizes = [chunk.size for chunk in made.recovery.since(0)]
+    # The first is missing, and one that was sent later is not: that may be mere reordering.
+    made.receive_sack(FIRST - 1, made.peer_window, (2, 2), (), 1.05)
+    assert told == [0]
+    due = made.recovery.reorder_at
+    assert due > 1.05
+    made.timer(due)
+    made.receive_sack(FIRST - 1, made.peer_window, (2, 3), (), due + 0.01)
+    made.receive_sack(FIRST - 1, made.peer_window, (2, 4), (), due + 0.02)
+    assert told == [0, sizes[0], 0]
