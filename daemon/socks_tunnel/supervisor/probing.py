@@ -72,6 +72,7 @@ class Prober:
                 self._asked[self._last_number] = _Asked(route.name, peer, f"{host}:{port}", now)
                 worker.send_control(sessions[peer], Probe(self._last_number, host, port))
         self._due = {key: due for key, due in self._due.items() if key in probed}
+        self._warned &= probed
 
     def answered(self, number: int, reason: int) -> None:
         """Takes a worker's answer."""
