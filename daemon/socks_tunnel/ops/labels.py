@@ -162,9 +162,10 @@ RENDEZVOUS_REFUSALS: Final = (
     "rate",
     "outbox",
     "slow",
+    "revoked",
 )
 RENDEZVOUS_DOOR: Final = ("unproved", "rate", "full", "flood")
-RENDEZVOUS_ERRORS: Final = ("proof", "out-of-turn", "malformed", "text", "nodes")
+RENDEZVOUS_ERRORS: Final = ("proof", "out-of-turn", "malformed", "text", "nodes", "revocation")
 RENDEZVOUS_PARCEL_DROPS: Final = (
     "absent",
     "busy",
@@ -173,6 +174,7 @@ RENDEZVOUS_PARCEL_DROPS: Final = (
     "client-gone",
     "sender-gone-too",
     "load",
+    "revocation",
 )
 RENDEZVOUS_RELAY_DROPS: Final = (
     "unrelayed",

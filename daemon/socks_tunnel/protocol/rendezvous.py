@@ -9,13 +9,14 @@ Gateways and endpoints each hold one outbound WebSocket (RFC 6455) to the servic
                          "enrolment": bin
     welcome     service  "session": bin 8, "time": int,
                          "limits": {"body": int, "watch": int, "rate": int,
-                                    "relay": int, "load": int},
+                                    "relay": int, "load": int, "revoked": int},
                          "turn": [{"urls": [str], "username": str, "credential": str}]
     watch       client   "keys": bin 32*n, "reset": bool,      whom the client may talk to
                          "guests": bool,                       envelopes of others are welcome too
                          "loads": bool                         it wants to know how busy they are
     presence    service  "online": bin 32*n, "offline": bin 32*n, "loads": list
     load        client   socks_tunnel.protocol.rendezvous_load
+    revoked     client   socks_tunnel.protocol.rendezvous_revoked
     envelope    client   "to": bin 32, "body": bin
                 service  "from": bin 32, "body": bin
     relay       client   "to": bin 32, "channel": bin 8, "datagram": bin, "segment": int
@@ -76,6 +77,7 @@ from socks_tunnel.protocol.rendezvous_load import (
     encode_loads,
 )
 from socks_tunnel.protocol.rendezvous_relay import CHANNEL_SIZE, Relayed, decode_relayed
+from socks_tunnel.protocol.rendezvous_revoked import Revocation, decode_revocation
 
 PATH: Final = "/v1"
 """Path of the WebSocket, after the path of the URL that a configuration names."""
@@ -183,7 +185,8 @@ class Welcome:
     `body` is the longest parcel in bytes, `watch` the most keys that may be watched, `rate` the
     envelopes a second that are passed on for long. `turn` are servers that the client may use.
     `relay` is how many bytes a second are relayed for it; 0: none are. `load` is how many seconds
-    lie between two frames about its load; 0: none are taken.
+    lie between two frames about its load; 0: none are taken. `revoked` is how many keys the service
+    remembers whose enrolment by this client is void; 0: it takes none.
     """
 
     session: bytes
@@ -194,6 +197,7 @@ class Welcome:
     turn: tuple[TurnServer, ...] = ()
     relay: int = 0
     load: int = 0
+    revoked: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +270,7 @@ REASONS: Final[Mapping[str, str]] = {
 datagrams alone."""
 
 FromService: TypeAlias = Challenge | Welcome | Presence | FromKey | Absent | Drain | Relayed
-FromClient: TypeAlias = Proof | Watch | ToKey | Relayed | Load
+FromClient: TypeAlias = Proof | Watch | ToKey | Relayed | Load | Revocation
 Frame: TypeAlias = (
     Challenge | Welcome | Presence | FromKey | Absent | Drain | Proof | Watch | ToKey | Load
 )
@@ -318,8 +322,9 @@ def _fields(frame: Frame) -> dict[str, Any]:
                 "signature": signature,
                 "enrolment": enrolment,
             }
-        case Welcome(session, time, body, watch, rate, turn, relay, load):
+        case Welcome(session, time, body, watch, rate, turn, relay, load, revoked):
             limits = {"body": body, "watch": watch, "rate": rate, "relay": relay, "load": load}
+            limits["revoked"] = revoked
             return {
                 "kind": "welcome",
                 "session": session,
@@ -411,6 +416,8 @@ def decode_from_client(data: bytes) -> FromClient:
                 return Watch(_keys(fields, "keys"), reset, guests, loads)
             case "load":
                 return decode_load(fields)
+            case "revoked":
+                return decode_revocation(fields)
             case "envelope":
                 return ToKey(bounded.binary(fields, "to", KEY_SIZE), bounded.binary(fields, "body"))
             case "relay":
@@ -467,6 +474,7 @@ def _welcome(fields: Mapping[str, Any]) -> Welcome:
         turn=_turn_servers(fields),
         relay=bounded.integer(limits, "relay", 0, _U64_MAX, default=0),
         load=bounded.integer(limits, "load", 0, _LOAD_MAX, default=0),
+        revoked=bounded.integer(limits, "revoked", 0, _U64_MAX, default=0),
     )
 
 

@@ -6,7 +6,7 @@ Frames and their meaning are in :mod:`socks_tunnel.protocol.rendezvous`. All tra
               open --presence, envelope, relay, absent, drain, welcome--> open
 
     service   start --send challenge--> challenged --proof--> open
-              open --watch, envelope, relay, load--> open
+              open --watch, envelope, relay, load, revoked--> open
 
 Any other frame in a state is a :class:`RemoteProtocolError`, and the connection has to be closed.
 """
@@ -36,6 +36,7 @@ from socks_tunnel.protocol.rendezvous import (
 )
 from socks_tunnel.protocol.rendezvous_load import Load
 from socks_tunnel.protocol.rendezvous_relay import Relayed
+from socks_tunnel.protocol.rendezvous_revoked import Revocation, signed_text
 
 SKEW_TOLD: Final = 30
 """Seconds by which a client's clock may differ from the service's before the log has it."""
@@ -96,6 +97,10 @@ class ClientConnection:
         self._state = "proving"
         return encode(Proof(key, self.host, int(now), signature, self._enrolment))
 
+    def revocation_text(self, revocation: Revocation) -> bytes:
+        """Returns what has to be signed for a revocation on this connection."""
+        return signed_text(self._nonce, self.host, revocation)
+
     def envelope(self, to: bytes, body: bytes) -> bytes:
         """Returns the frame that passes `body` to a key.
 
@@ -122,6 +127,8 @@ class ServiceConnection:
         self._nonce = nonce
         self._hosts = hosts
         self._verify = verify
+        self._host = ""
+        self._revocations = 0
 
     def challenge(self) -> bytes:
         """Returns the first frame."""
@@ -138,7 +145,9 @@ class ServiceConnection:
         match event:
             case Proof() if self.key is None:
                 self._check(event)
-                self.key = event.key
+                self.key, self._host = event.key, event.host
+            case Revocation() if self.key is not None:
+                self._check_revocation(self.key, event)
             case Watch() | ToKey() | Relayed() | Load() if self.key is not None:
                 pass
             case _:
@@ -153,6 +162,13 @@ class ServiceConnection:
         text = proof_text(proof.host, self._nonce, proof.time)
         if not self._verify(proof.key, proof.signature, text):
             raise RemoteProtocolError("the proof is wrong", kind="proof")
+
+    def _check_revocation(self, key: bytes, said: Revocation) -> None:
+        if said.number <= self._revocations:
+            raise RemoteProtocolError("a revocation came a second time", kind="revocation")
+        if not self._verify(key, said.signature, signed_text(self._nonce, self._host, said)):
+            raise RemoteProtocolError("the signature of a revocation is wrong", kind="revocation")
+        self._revocations = said.number
 
 
 def _out_of_turn(event: str, state: str) -> RemoteProtocolError:

@@ -14,6 +14,8 @@ Each client is at one node, and a key-value store says at which. What the nodes 
     load       "client": bin 32, "flows": int, "links": int, "version": str,
                "to": bin                                          who is told; empty: all
     replaced   "client": bin 32                                   it has come to another node
+    enrolled   "client": bin 32, "by": bin 32                     it is here by this enrolment
+    revoked    "client": bin 32, "by": bin 32                     which is void
 
 All have "node", the address of the node that says it. Nodes may be of different versions for a
 while, so a kind that a node does not know is ignored, as is a field that it does not know. Nothing
@@ -22,6 +24,10 @@ and at which node, so that they can be told when that node dies. `here` is sent 
 keys that a client watches; a node whose client watches that one too tells its own client, and
 answers once with `here`, so that the first client is told as well. So two clients that watch each
 other learn of each other whichever of them comes, or watches, last.
+
+An endpoint says at its own node which of its enrolments are void. That node sends `revoked` to
+where such clients are. A node to which a client comes by an enrolment sends `enrolled` to where its
+endpoint is, which answers with `revoked` if the enrolment is void.
 
 The bus may lose everything (it is restarted, or a node was cut off): :meth:`Federation.resync` says
 it all again. Datagrams go to the node at which the receiver was said to be, are not said again, and
@@ -51,7 +57,19 @@ _BOUNDS: Final = bounded.Bounds(
     size=FRAME_MAX + 1024, text=128, binary=FRAME_MAX, entries=16, items=64, depth=1
 )
 
-_KINDS: Final = frozenset({"here", "gone", "envelope", "absent", "load", "relay", "replaced"})
+_KINDS: Final = frozenset(
+    {
+        "here",
+        "gone",
+        "envelope",
+        "absent",
+        "load",
+        "relay",
+        "replaced",
+        "enrolled",
+        "revoked",
+    }
+)
 
 Found = Mapping[bytes, str]
 """The nodes of the keys that are somewhere."""
@@ -115,6 +133,7 @@ class Federation:
         if entry is not None:  # from now on the registry tells what it watches
             self._registry.elsewhere_offline(client.key, entry[1])
         self._bus.claim(client.key, claimed)
+        self._ask_about(client)
 
     def left(self, client: Client) -> None:
         """A client has gone; not if a newer one with its key has come."""
@@ -161,6 +180,31 @@ class Federation:
     def _send_load(self, node: str, client: bytes, load: Load, to: bytes = b"") -> None:
         fields = {"flows": load.flows, "links": load.links, "version": load.version}
         self._send(node, {"kind": "load", "client": client, "to": to, **fields})
+
+    def revoked(self, by: bytes, keys: Collection[bytes]) -> None:
+        """An endpoint of ours has revoked these keys: where they are, they have to go."""
+
+        def found(nodes: Found) -> None:
+            for key, node in nodes.items():
+                if node != self.node:
+                    self._send(node, {"kind": "revoked", "client": key, "by": by})
+
+        elsewhere = [key for key in keys if self._registry.get(key) is None]
+        if elsewhere:
+            self._bus.find(elsewhere, found)
+
+    def _ask_about(self, client: Client) -> None:
+        """Asks the node of who has enrolled a client whether that still holds."""
+        by = client.enrolled_by
+        if by is None or self._registry.get(by) is not None:
+            return
+
+        def found(nodes: Found) -> None:
+            node = nodes.get(by)
+            if node is not None and node != self.node:
+                self._send(node, {"kind": "enrolled", "client": client.key, "by": by})
+
+        self._bus.find([by], found)
 
     def told(self, client: Client, key: bytes) -> bool:
         """Returns whether a client was told that this key is at another node."""
@@ -258,6 +302,12 @@ class Federation:
                 self._relayed(node, client, fields, now)
             case "replaced":
                 self._registry.replaced(client)
+            case "enrolled":
+                by = bounded.binary(fields, "by", KEY_SIZE)
+                if self._registry.revocations.has(by, client):
+                    self._send(node, {"kind": "revoked", "client": client, "by": by})
+            case "revoked":
+                self._registry.revocations.expel(bounded.binary(fields, "by", KEY_SIZE), client)
         return None
 
     def _relayed(self, node: str, client: bytes, fields: Mapping[str, Any], now: float) -> None:
@@ -313,6 +363,7 @@ class Federation:
             self._bus.claim(client.key, lambda _: None)
         for client in self._registry.clients():
             self.watched(client, client.watched)
+            self._ask_about(client)
 
 
 def _keys(fields: Mapping[str, Any]) -> list[bytes]:

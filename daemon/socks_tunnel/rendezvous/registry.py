@@ -6,7 +6,8 @@ presence only if both watch each other. So a stranger cannot even learn whether 
 
 A client that takes *guests* also gets envelopes of keys that it does not watch, so that hosts can
 join it, and only within a rate for all of them. Where keys have to be enrolled, a key that is
-neither listed nor enrolled by a listed one is a guest itself: it may be here for a short time.
+neither listed nor enrolled by a listed one is a guest itself: it may be here for a short time. Who
+shows an enrolment that its endpoint has revoked is refused, and is ended if it is here.
 
 What is to be sent to a client waits in its outbox, which is bounded in bytes. An envelope that does
 not fit is not passed on, and the sender is told. Presence that does not fit ends the client's
@@ -33,8 +34,10 @@ from socks_tunnel.protocol.rendezvous import (
 from socks_tunnel.protocol.rendezvous_load import PERIOD as LOAD_PERIOD
 from socks_tunnel.protocol.rendezvous_load import Load
 from socks_tunnel.protocol.rendezvous_relay import Relayed
+from socks_tunnel.protocol.rendezvous_revoked import REVOKED_MAX
 from socks_tunnel.rendezvous.client import Client
 from socks_tunnel.rendezvous.limits import Bucket, Buckets
+from socks_tunnel.rendezvous.revoked import Revocations
 from socks_tunnel.rendezvous.turn import TurnLogins
 
 WATCH_MAX: Final = 16_384
@@ -102,6 +105,9 @@ class Elsewhere(Protocol):
     def told(self, client: Client, key: bytes) -> bool:
         """Returns whether a client was told that this key is at another node."""
 
+    def revoked(self, by: bytes, keys: Collection[bytes]) -> None:
+        """An endpoint of ours has revoked these keys, which may be at other nodes."""
+
     def relay(self, client: bytes, frame: Relayed, now: float, *, known: bool) -> bool:
         """Passes datagrams on to a client at another node; returns whether that is reached."""
 
@@ -134,6 +140,7 @@ class Registry:
         self._clients_max = clients_max
         self._clients: dict[bytes, Client] = {}
         self._joins = Buckets(JOINS_PER_SECOND, JOINS_BURST)
+        self.revocations = Revocations(self)
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -165,6 +172,9 @@ class Registry:
         if name is None and self._mode == "listed":
             self.counts["refused: not listed"] += 1
             raise Refused(CLOSE_FORBIDDEN, "its key is not listed")
+        if name is None and self.revocations.has(enrolled_by, key):
+            self.counts["refused: revoked"] += 1
+            raise Refused(CLOSE_FORBIDDEN, "its enrolment is revoked")
         if guest and self._guests >= GUESTS_MAX:
             self.counts["refused: guests"] += 1
             raise Refused(CLOSE_TOO_MUCH, f"there are {GUESTS_MAX} guests already")
@@ -207,7 +217,8 @@ class Registry:
         turn = () if self.turn is None else self.turn.for_key(client.key, unix_time)
         relay = 0 if client.guest else self.relay_rate
         times = int(unix_time)
-        return Welcome(session, times, PARCEL_MAX, watch, rate, turn, relay, LOAD_PERIOD)
+        revoked = REVOKED_MAX if client.listed else 0
+        return Welcome(session, times, PARCEL_MAX, watch, rate, turn, relay, LOAD_PERIOD, revoked)
 
     def leave(self, client: Client) -> None:
         """Forgets a client, and tells those that may know. Does nothing if it was replaced."""
@@ -234,6 +245,7 @@ class Registry:
     def update(self, names: dict[bytes, str]) -> None:
         """Replaces the listed keys; where only those may be here, clients of others have to go."""
         self._names = names
+        self.revocations.keep(set(names))
         for client in list(self._clients.values()):
             name = names.get(client.key)
             if name is not None:

@@ -38,6 +38,7 @@ from socks_tunnel.protocol.rendezvous import (
 )
 from socks_tunnel.protocol.rendezvous_load import Load
 from socks_tunnel.protocol.rendezvous_relay import BLOCKED_TIME, Relayed
+from socks_tunnel.protocol.rendezvous_revoked import Revocation
 from socks_tunnel.protocol.rendezvous_states import ServiceConnection
 from socks_tunnel.rendezvous.client import Client
 from socks_tunnel.rendezvous.configured import listed_keys, turn_logins
@@ -422,6 +423,8 @@ class _Session:
                 registry.envelope(self._client, to, body, now)
             case Load() as load if self._client is not None:
                 registry.load(self._client, load, now)
+            case Revocation() as said if self._client is not None:
+                registry.revocations.tell(self._client, said)
             case Relayed() as frame if self._client is not None:
                 self._service.relay.relay(self._client, frame, now)
 

@@ -14,7 +14,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -59,6 +59,7 @@ from socks_tunnel.signaling.rendezvous_asking import ANSWERS, Delays, Waiting, f
 from socks_tunnel.signaling.rendezvous_doubt import ANSWER_WITHIN, Doubt, Unanswered
 from socks_tunnel.signaling.rendezvous_load import LoadTold
 from socks_tunnel.signaling.rendezvous_relay import ServiceRelay
+from socks_tunnel.signaling.rendezvous_revoked import RevokedTold
 from socks_tunnel.signaling.rendezvous_socket import open_socket
 from socks_tunnel.signaling.rendezvous_words import (
     CONNECT_TIMEOUT,
@@ -101,7 +102,8 @@ class Rendezvous:
     without them it is dropped. `enrolment` is shown to the service unless empty. `dropped` is told
     why a parcel was dropped, one of :data:`socks_tunnel.ops.labels.PARCEL_DROPS`; `clock` is told
     the service's time; `relay` carries datagrams, and is made here if there is none to count them.
-    `load` returns what the service is told of our load; without it, it is told nothing.
+    The service is told what `load` returns, and that the enrolments of the keys are void which
+    `revoked` returns.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class Rendezvous:
         clock: SignalingClock | None = None,
         relay: ServiceRelay | None = None,
         load: Callable[[], Load] | None = None,
+        revoked: Callable[[], Sequence[bytes]] | None = None,
     ) -> None:
         self.url = url
         self.problem: str | None = "not connected yet"
@@ -133,6 +136,7 @@ class Rendezvous:
         self._dropped = dropped
         self._skew = SkewTold(url, clock)
         self._load = LoadTold(load, self._send)
+        self.revoked = RevokedTold(revoked, self._send)
         self._wants_loads = False
         self._watched: frozenset[bytes] = frozenset()
         self._task: asyncio.Task[None] | None = None
@@ -245,8 +249,8 @@ class Rendezvous:
         self._doubt = None
         self._protocol = None
         self.presence.clear()
-        self._load.closed()
-        self.relay.closed()
+        for told in (self._load, self.revoked, self.relay):
+            told.closed()
         if self._leaving is not None:
             self._leaving.cancel()
             self._leaving = None
@@ -290,6 +294,7 @@ class Rendezvous:
             await self._send(frame)
         self._open.set()
         self._load.opened(welcome.load)
+        self.revoked.opened(welcome.revoked, self._identity.sign, protocol.revocation_text)
 
     async def _receive(
         self, ws: aiohttp.ClientWebSocketResponse, protocol: ClientConnection

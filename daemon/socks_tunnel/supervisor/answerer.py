@@ -54,6 +54,7 @@ class EndpointLinks(Links):
             self.clock,
             self.router.longest_wait,
             self._load,
+            self._revoked,
         )
         self._paths = PathWatcher(self.path_changed)
         self._pauses = PauseWatcher(self.path_changed)
@@ -63,6 +64,9 @@ class EndpointLinks(Links):
         sessions = self.router.sessions.values()
         links = sum(session.link is not None for session in sessions)
         return Load(self.router.flows, links, socks_tunnel.__version__)
+
+    def _revoked(self) -> list[bytes]:
+        return [] if self.enroller is None else self.enroller.revoked_keys()
 
     async def start(self) -> None:
         """Listens for offers."""

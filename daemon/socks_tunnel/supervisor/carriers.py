@@ -6,7 +6,7 @@ The dialler and the answerer see carriers through :mod:`socks_tunnel.signaling.c
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
@@ -187,14 +187,16 @@ def incoming(
     clock: SignalingClock,
     waited: Callable[[], float | None],
     load: Callable[[], Load],
+    revoked: Callable[[], Sequence[bytes]],
 ) -> list[ConfiguredCarrier]:
     """Returns the ways on which an endpoint takes offers and requests to join.
 
-    `waited` is as for :class:`Outgoing`; `load` returns how busy the endpoint is.
+    `waited` is as for :class:`Outgoing`; `load` returns how busy the endpoint is, and `revoked` the
+    keys whose enrolment it has revoked.
     """
     return [
         DirectListener(handlers, metrics),
-        RendezvousListener(handlers, metrics, identity, clock, waited, load),
+        RendezvousListener(handlers, metrics, identity, clock, waited, load, revoked),
     ]
 
 
@@ -207,6 +209,7 @@ def _rendezvous(
     handlers: Handlers | None = None,
     enrolment: bytes = b"",
     load: Callable[[], Load] | None = None,
+    revoked: Callable[[], Sequence[bytes]] | None = None,
 ) -> "Rendezvous":
     from socks_tunnel.signaling.rendezvous import Rendezvous  # noqa: PLC0415 - as above
     from socks_tunnel.signaling.rendezvous_relay import ServiceRelay  # noqa: PLC0415 - as above
@@ -235,6 +238,7 @@ def _rendezvous(
         clock=clock,
         relay=ServiceRelay(url, passed=relayed, dropped=unrelayed),
         load=load,
+        revoked=revoked,
     )
 
 
@@ -249,8 +253,10 @@ class RendezvousListener:
         clock: SignalingClock,
         waited: Callable[[], float | None],
         load: Callable[[], Load],
+        revoked: Callable[[], Sequence[bytes]],
     ) -> None:
         self._load = load
+        self._revoked = revoked
         self._handlers = handlers
         self._metrics = metrics
         self._clock = clock
@@ -275,6 +281,7 @@ class RendezvousListener:
             self._waited,
             self._handlers,
             load=self._load,
+            revoked=self._revoked,
         )
         self.apply(config)
         self._service.start()
@@ -284,6 +291,7 @@ class RendezvousListener:
         """Lets the gateways of a configuration send offers, and no others."""
         if self._service is not None:
             self._service.watch([key for peer in config.peers for key in keys_of(peer)])
+            self._service.revoked.changed()
 
     def doubt(self) -> None:
         """Makes sure that the service still hears us."""

@@ -119,6 +119,10 @@ class Enroller:
         """Returns the configuration in force with the members that there are now."""
         return self.extend(self._config)
 
+    def revoked_keys(self) -> list[bytes]:
+        """Returns the keys that were revoked, the last one last."""
+        return list(self._enrolments.revoked)
+
     def tick(self) -> None:
         """Lets go whose time is over. To be called each second or so."""
         if self._enrolments.expire(time.time()):
@@ -326,6 +330,7 @@ class Enroller:
             ) from None
         for key in keys:
             _log.info("the revoked key %s may join again", key)
+        self._changed()
         return {"forgotten": keys}
 
     def _withdraw(self, invitation: str, op: object) -> dict[str, Any]:

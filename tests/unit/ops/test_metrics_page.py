@@ -195,7 +195,7 @@ def test_kinds_of_protocol_errors() -> None:
     """Each kind that is raised is known, but for those that end something else than a link or flow."""
     elsewhere = {
         *("ipc-control", "ipc-message", "ipc-frame", "ipc-descriptors"),  # of our own processes
-        *("proof", "out-of-turn", "malformed"),  # of the rendezvous service
+        *("proof", "out-of-turn", "malformed", "revocation"),  # of the rendezvous service
         *labels.CLIENT_REJECTIONS,  # of a client of the proxy
         "udp-header",  # a dropped datagram
     }

@@ -32,7 +32,7 @@ FROM_SERVICE: list[wire.Frame] = [
     wire.FromKey(KEY, b"parcel"),
     wire.Absent(KEY, "busy"),
     wire.Absent(KEY, "elsewhere", bytes(8)),
-    wire.Welcome(bytes(8), 0, 1, 1, 1, relay=2_000_000, load=5),
+    wire.Welcome(bytes(8), 0, 1, 1, 1, relay=2_000_000, load=5, revoked=16_384),
     wire.Drain(10),
 ]
 FROM_CLIENT: list[wire.Frame] = [

@@ -8,6 +8,7 @@ import pytest
 from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.protocol.errors import LocalProtocolError, RemoteProtocolError
 from socks_tunnel.protocol.rendezvous_relay import Relayed, encode_relayed
+from socks_tunnel.protocol.rendezvous_revoked import Revocation, encode_revocation
 from socks_tunnel.protocol.rendezvous_states import ClientConnection, ServiceConnection
 from socks_tunnel.signaling.identity import PrivateIdentity, verify
 
@@ -260,3 +261,42 @@ def test_a_frame_before_the_proof_is_as_long_as_the_limit_at_most() -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         service.receive(bytes(wire.SHORT_FRAME_MAX))
     assert "long frame" not in str(caught.value), "it was decoded"
+
+
+# --- revocations ----------------------------------------------------------------------------------
+
+
+def said(identity: PrivateIdentity, client: ClientConnection, number: int) -> bytes:
+    bare = Revocation(number, True, (bytes(32),))
+    signature = identity.sign(client.revocation_text(bare))
+    return encode_revocation(replace(bare, signature=signature))
+
+
+def test_a_revocation_is_taken_once(identity: PrivateIdentity) -> None:
+    client, service = opened(identity)
+    first, second = said(identity, client, 1), said(identity, client, 2)
+    assert isinstance(service.receive(first), Revocation)
+    assert isinstance(service.receive(second), Revocation)
+    for again in (first, second):
+        with pytest.raises(RemoteProtocolError, match="came a second time") as caught:
+            service.receive(again)
+        assert caught.value.kind == "revocation"
+
+
+def test_a_revocation_means_nothing_on_another_connection(identity: PrivateIdentity) -> None:
+    client, _ = opened(identity)
+    recorded = said(identity, client, 1)
+    service = ServiceConnection(bytes([9]) * 32, frozenset(), verify)
+    other = ClientConnection("a.example")
+    other.receive(service.challenge(), NOW)
+    service.receive(proof(other, identity))
+    with pytest.raises(RemoteProtocolError, match="signature of a revocation is wrong"):
+        service.receive(recorded)
+
+
+def test_nobody_else_signs_a_revocation(identity: PrivateIdentity) -> None:
+    client, service = opened(identity)
+    with pytest.raises(RemoteProtocolError, match="signature of a revocation is wrong"):
+        service.receive(said(PrivateIdentity.generate(), client, 1))
+    with pytest.raises(RemoteProtocolError, match="has no place in the state challenged"):
+        ServiceConnection(NONCE, frozenset(), verify).receive(said(identity, client, 1))

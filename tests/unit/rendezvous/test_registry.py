@@ -6,6 +6,7 @@ import pytest
 
 from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.protocol.rendezvous_load import Load
+from socks_tunnel.protocol.rendezvous_revoked import REVOKED_MAX, Revocation
 from socks_tunnel.rendezvous import registry
 from socks_tunnel.rendezvous.client import OUTBOX_MAX, Client
 from socks_tunnel.rendezvous.registry import Refused, Registry
@@ -388,3 +389,59 @@ def test_a_load_that_is_said_too_often_is_dropped_and_counted() -> None:
         hall.registry.load(office, Load(tenth, 1, "1"), tenth / 10)
     assert loads(hall.got(laptop)) == [(A, 0), (A, 25), (A, 50), (A, 75)]
     assert hall.registry.counts["dropped: load"] == 96
+
+
+# --- enrolments that are void ---------------------------------------------------------------------
+
+
+def test_a_revoked_client_is_ended_and_refused_until_that_is_lifted() -> None:
+    hall = Hall(clients="enrolled")
+    a = hall.join(A, C)
+    hall.join(C, A, enrolled_by=A)
+    hall.got(a)
+    hall.registry.revocations.tell(a, Revocation(1, True, (C,)))
+    assert hall.ended == [(C, wire.CLOSE_FORBIDDEN)]
+    assert hall.got(a) == [wire.Presence((), (C,))]
+    assert hall.registry.counts["ended: revoked"] == 1
+    with pytest.raises(Refused, match="its enrolment is revoked"):
+        hall.join(C, enrolled_by=A)
+    assert hall.registry.counts["refused: revoked"] == 1
+    hall.registry.leave(a)
+    with pytest.raises(Refused, match="its enrolment is revoked"):
+        hall.join(C, enrolled_by=A)
+    hall.registry.revocations.tell(hall.join(A), Revocation(2, False, (), (C,)))
+    assert not hall.join(C, enrolled_by=A).guest
+
+
+def test_an_endpoint_revokes_nothing_but_its_own() -> None:
+    hall = Hall(clients="enrolled")
+    hall.join(A)
+    b, c = hall.join(B), hall.join(C, enrolled_by=A)
+    hall.registry.revocations.tell(b, Revocation(1, True, (A, B, C)))
+    hall.registry.revocations.tell(c, Revocation(1, True, (A, B)))
+    assert hall.ended == []
+    assert hall.registry.counts["dropped: revocation"] == 1, "who is not listed enrols nobody"
+    hall.join(C, enrolled_by=A)
+
+
+def test_what_is_revoked_may_still_be_listed() -> None:
+    hall = Hall(clients="enrolled")
+    a = hall.join(A)
+    hall.join(B, enrolled_by=A)
+    hall.registry.revocations.tell(a, Revocation(1, True, (B,)))
+    hall.join(B, enrolled_by=A)
+    assert [code for _, code in hall.ended] == [wire.CLOSE_REPLACED]
+
+
+def test_who_is_listed_no_more_has_revoked_nothing() -> None:
+    hall = Hall(clients="enrolled")
+    hall.registry.revocations.tell(hall.join(A), Revocation(1, True, (C,)))
+    hall.registry.update({B: "b"})
+    hall.registry.update({A: "a", B: "b"})
+    assert not hall.join(C, enrolled_by=A).guest
+
+
+def test_only_who_may_enrol_is_told_that_revocations_are_taken() -> None:
+    hall = Hall()
+    assert hall.registry.welcome(hall.join(A), bytes(8), 5).revoked == REVOKED_MAX
+    assert hall.registry.welcome(hall.join(C), bytes(8), 5).revoked == 0

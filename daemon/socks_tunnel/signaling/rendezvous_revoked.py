@@ -1,0 +1,67 @@
+"""Tells a rendezvous service whose enrolments are revoked, while there is a connection to it."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol.rendezvous_revoked import Revocation, Telling, encode_revocation
+from socks_tunnel.signaling.carrier import SignalingError
+
+_log = logging.getLogger(__name__)
+
+Text = Callable[[Revocation], bytes]
+"""Returns what the signature of a revocation is over."""
+
+
+class RevokedTold:
+    """The revoked keys that one service is told of. `current` returns them, the last one last."""
+
+    def __init__(
+        self,
+        current: Callable[[], Sequence[bytes]] | None,
+        send: Callable[[bytes], Awaitable[None]],
+    ) -> None:
+        self._current = current
+        self._send = send
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def opened(self, most: int, sign: Callable[[bytes], bytes], text: Text) -> None:
+        """There is a connection to a service that remembers so many keys; 0: it takes none.
+
+        `sign` signs, and `text` returns what has to be signed on this connection.
+        """
+        if self._current is None or not most:
+            return
+        self._task = spawn(
+            "tell the rendezvous who is revoked", self._tell(self._current, most, sign, text)
+        )
+
+    def changed(self) -> None:
+        """Other keys are revoked now."""
+        self._changed.set()
+
+    def closed(self) -> None:
+        """There is no connection any more."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def _tell(
+        self,
+        current: Callable[[], Sequence[bytes]],
+        most: int,
+        sign: Callable[[bytes], bytes],
+        text: Text,
+    ) -> None:
+        telling = Telling(most)
+        try:
+            while True:
+                self._changed.clear()
+                for said in telling.news(current()):
+                    await self._send(encode_revocation(replace(said, signature=sign(text(said)))))
+                await self._changed.wait()
+        except SignalingError as error:
+            _log.debug("%s", error)  # the next connection tells it
