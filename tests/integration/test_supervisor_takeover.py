@@ -76,6 +76,10 @@ async def with_slow_carrier(world: World) -> tuple[Side, Side, SlowCarrier]:
     await until(lambda: gateway.up and endpoint.up)
     (carrier,) = made
     assert carrier.asked == 1
+    # The link is up before the attempt that made it has returned. A link that a test closes in
+    # between is one that could not be made.
+    (dialling,) = manager(gateway)._diallers.values()
+    await until(lambda: dialling._dialled_at is None)
     return gateway, endpoint, carrier
 
 
