@@ -10,8 +10,8 @@ from collections.abc import Callable
 from socks_tunnel.peer.sdp import check_sdp
 from socks_tunnel.protocol import messages, socks4, socks5
 from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.frames import FrameReader
 from socks_tunnel.protocol.http_proxy import ProxyConnection
-from socks_tunnel.protocol.ipc import FrameReader
 from socks_tunnel.signaling.envelope import EnvelopeRejected, Verifier
 
 Target = Callable[[bytes], None]

@@ -27,13 +27,13 @@ from socks_tunnel.protocol.addresses import (
     parse_host_port,
 )
 from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.frames import FrameReader
 from socks_tunnel.protocol.ipc import (
     BODY_MAX,
     FRAME_HEADER,
     Attached,
     ChildHello,
     Control,
-    FrameReader,
     NewFlows,
     ReadyState,
     Reload,

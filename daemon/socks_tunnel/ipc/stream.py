@@ -29,13 +29,13 @@ from typing import Final, TypeVar, cast
 from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.frames import FrameReader
 from socks_tunnel.protocol.ipc import (
     BODY_MAX,
     FRAME_HEADER,
     Control,
     Credit,
     FrameKind,
-    FrameReader,
     encode_control,
 )
 from socks_tunnel.protocol.lone import LONE_BYTES, Lone

@@ -12,6 +12,8 @@ import pytest
 
 from socks_tunnel.ops.compiled import MODULES, compiled_state, is_compiled
 
+COMPILED = os.environ.get("SOCKS_TUNNEL_COMPILED") == "1"
+
 # Here and not in a test: to load a library, ctypes may start a process.
 for name in MODULES:
     importlib.import_module(name)
@@ -19,10 +21,9 @@ for name in MODULES:
 
 def test_these_tests_run_on_what_they_are_meant_for() -> None:
     """`make test-compiled` runs them on compiled modules, everybody else on pure ones."""
-    wanted = os.environ.get("SOCKS_TUNNEL_COMPILED") == "1"
     for name in MODULES:
-        assert is_compiled(name) == wanted, name
-    expected = f"compiled ({len(MODULES)} modules)" if wanted else "pure Python"
+        assert is_compiled(name) == COMPILED, name
+    expected = f"compiled ({len(MODULES)} modules)" if COMPILED else "pure Python"
     assert compiled_state() == expected
 
 
@@ -62,3 +63,36 @@ def test_no_class_gives_one_of_its_names_to_another(name: str) -> None:
 def test_the_list_is_in_order_and_names_modules() -> None:
     assert list(MODULES) == sorted(set(MODULES))
     assert not is_compiled("socks_tunnel.nowhere")
+
+
+INTERPRETED_IN_FAST = {
+    *(
+        "association",
+        "connection",
+        "dtls",
+        "sctp",
+        "transport",
+    ),  # bases of aiortc's, or above those
+    *("flights", "guard", "sink", "source"),  # no message passes them
+}
+
+
+def test_each_machine_of_the_fast_path_is_listed() -> None:
+    """A module that is taken out of a listed one takes its functions out of the compiled path."""
+    folder = Path(__file__).parents[3] / "daemon/socks_tunnel/peer/fast"
+    found = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    prefix = "socks_tunnel.peer.fast."
+    listed = {name.removeprefix(prefix) for name in MODULES if name.startswith(prefix)}
+    assert found - listed == INTERPRETED_IN_FAST
+
+
+@pytest.mark.skipif(
+    COMPILED, reason="says the same of the sources; mypyc's own types cannot be asked"
+)
+@pytest.mark.parametrize("name", MODULES)
+def test_no_listed_class_has_a_base_of_ours_that_is_interpreted(name: str) -> None:
+    """All that is inherited from such a base would run interpreted, and attributes be slow."""
+    for found in vars(sys.modules[name]).values():
+        if isinstance(found, type) and found.__module__ == name:
+            for base in found.__mro__[1:]:
+                assert not base.__module__.startswith("socks_tunnel") or base.__module__ in MODULES

@@ -7,6 +7,7 @@ import msgpack
 import pytest
 
 from socks_tunnel.protocol.errors import LocalProtocolError, RemoteProtocolError
+from socks_tunnel.protocol.frames import FrameReader
 from socks_tunnel.protocol.ipc import (
     BODY_MAX,
     CONTROL_MAX,
@@ -27,7 +28,6 @@ from socks_tunnel.protocol.ipc import (
     Drain,
     Drained,
     FrameKind,
-    FrameReader,
     HandedOver,
     HandOver,
     IpcPing,
