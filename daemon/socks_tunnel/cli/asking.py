@@ -9,6 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from socks_tunnel.cli.frame import FILE_PATH, Failure, Unavailable
+from socks_tunnel.client import instances
 from socks_tunnel.config import paths
 from socks_tunnel.ops.files import read_whole
 from socks_tunnel.supervisor import control_client
@@ -130,6 +131,8 @@ def control_socket_if_any(instance: str | None, socket_path: Path | None) -> Pat
 
 def no_answer(path: Path, error: OSError) -> Unavailable:
     """Returns the failure of a command whose instance does not answer."""
+    if isinstance(error, PermissionError):
+        return Unavailable(instances.may_not_ask(path))
     return Unavailable(f"no instance answers on {path}: {error.strerror or error}")
 
 
@@ -143,6 +146,9 @@ def _control_socket(instance: str | None) -> Path:
         return paths.control_socket(directory)
     running = paths.running_instances()
     if not running:
+        if hidden := paths.hidden_instances():
+            names = ", ".join(sorted(hidden))
+            raise Unavailable(f"{NO_INSTANCE} that you may ask; use sudo for: {names}")
         raise Unavailable(NO_INSTANCE)
     if len(running) > 1:
         raise click.UsageError(f"name one with --instance: {', '.join(sorted(running))}")

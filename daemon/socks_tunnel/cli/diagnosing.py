@@ -66,7 +66,13 @@ def diagnose(
     name = config_file.stem if config_file is not None else instance
     path = control_socket_if_any(name, socket_path)
     running, findings = _ask(path)
-    file = config_file or (Path(running["config"]) if running else only_configuration())
+    try:
+        file = config_file or (Path(running["config"]) if running else only_configuration())
+    except click.UsageError:
+        if not any(found.level == "problem" for found in findings):
+            raise
+        _print(findings, as_json=as_json)  # the instance that is meant may not be asked
+        ctx.exit(Failure.exit_code)
     try:
         config = loader.load(file)
     except ConfigError as error:

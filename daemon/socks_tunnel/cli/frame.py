@@ -19,7 +19,8 @@ EXIT_BUG: Final = 70
 EXIT_CANNOT_CREATE: Final = 73
 EXIT_CONFIG: Final = 78
 
-FILE_PATH: Final = click.Path(path_type=Path)
+FILE_PATH: Final = click.Path(path_type=Path, readable=False)
+"""What reads the file says why it cannot, in the words and with the exit code of its command."""
 
 
 class Seconds(click.FloatRange):

@@ -46,10 +46,7 @@ def wait_for_link(find: Callable[[], Path | None], timeout: float) -> dict[str, 
             try:
                 found = summary(path)
             except PermissionError:
-                raise InstanceError(
-                    f"you may not ask the instance on {path}: its socket is for the user and group "
-                    "of the daemon"
-                ) from None
+                raise InstanceError(may_not_ask(path)) from None
             except OSError as error:
                 missing = f"no instance answers on {path}: {error.strerror or error}"
             else:
@@ -60,6 +57,14 @@ def wait_for_link(find: Callable[[], Path | None], timeout: float) -> dict[str, 
         if left <= 0:
             raise InstanceError(f"{missing} (waited {timeout:g} s)")
         time.sleep(min(POLL, left))
+
+
+def may_not_ask(path: Path) -> str:
+    """Returns what to tell a user whom the control socket of an instance is not for."""
+    return (
+        f"you may not ask the instance on {path}: its socket is for the user and group of the "
+        "daemon; use sudo, or become a member of that group"
+    )
 
 
 def why_no_link(found: Mapping[str, Any]) -> str:

@@ -26,7 +26,8 @@ def runtime_directory(instance: str, *, create: bool) -> Path:
 
     With `create`, it is the first place that can be written to, made (mode 0750) if need be; this
     is for the supervisor. Without, it is the first place where the instance has a control socket,
-    and failing that the first place of all; this is for commands that look for a running instance.
+    or else the first that may not be looked into, or else the first of all; this is for commands
+    that look for a running instance.
 
     Raises :class:`OSError` if no place can be written to, :class:`ValueError` if `instance` is not
     a plain name.
@@ -35,7 +36,7 @@ def runtime_directory(instance: str, *, create: bool) -> Path:
         raise ValueError(f"{instance!r} cannot name an instance")
     places = list(_places(instance))
     if not create:
-        return next((p for p in places if (p / CONTROL_SOCKET).exists()), places[0])
+        return min(places, key=lambda place: _RANKS[_has_socket(place)])  # the first of equals
     for place in places[:-1]:
         try:
             _make(place)
@@ -77,12 +78,44 @@ def temporary_directory(prefix: str) -> tempfile.TemporaryDirectory[str]:
 
 
 def running_instances() -> dict[str, Path]:
-    """Returns the control sockets that are there, by instance name, from every place."""
+    """Returns the control sockets that are there, by instance name, from every place.
+
+    Those in directories that this user may not look into are not among them: see
+    :func:`hidden_instances`.
+    """
+    return _instances(hidden=False)
+
+
+def hidden_instances() -> dict[str, Path]:
+    """Returns the control sockets that may be in directories that are closed to this user."""
+    return _instances(hidden=True)
+
+
+def _instances(*, hidden: bool) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for root in _roots():
-        for path in sorted(root.glob(f"*/{CONTROL_SOCKET}")):
-            found.setdefault(path.parent.name, path)
+        try:
+            places = sorted(root.iterdir())
+        except OSError:
+            continue
+        for place in places:
+            if _has_socket(place) is (None if hidden else True):
+                found.setdefault(place.name, control_socket(place))
     return found
+
+
+_RANKS: Final = {True: 0, None: 1, False: 2}
+
+
+def _has_socket(place: Path) -> bool | None:
+    """Whether a directory has a control socket; None if this user may not look into it."""
+    try:
+        control_socket(place).lstat()
+    except PermissionError:
+        return None
+    except OSError:
+        return False
+    return True
 
 
 def _roots() -> Iterator[Path]:
