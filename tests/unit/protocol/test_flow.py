@@ -12,6 +12,7 @@ from socks_tunnel.protocol.flow import (
     ConnIdAllocator,
     FlowState,
     FlowTable,
+    InUse,
     Questions,
     TcpFlow,
 )
@@ -244,3 +245,10 @@ def test_a_question_is_given_up_once() -> None:
     questions.give_up_all()
     assert given_up == [1, 3]
     assert not questions
+
+
+@pytest.mark.parametrize(("conn_id", "used"), [(1, True), (2, True), (3, True), (4, False)])
+def test_ids_of_open_flows_and_of_those_that_have_just_ended_are_in_use(
+    conn_id: int, used: bool
+) -> None:
+    assert (conn_id in InUse({1, 2}, {2, 3})) is used

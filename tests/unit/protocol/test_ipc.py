@@ -6,6 +6,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from socks_tunnel.protocol import ipc
 from socks_tunnel.protocol.errors import LocalProtocolError, RemoteProtocolError
 from socks_tunnel.protocol.frames import FrameReader
 from socks_tunnel.protocol.ipc import (
@@ -345,3 +346,18 @@ def test_a_buffer_is_moved_only_if_the_longest_frame_would_not_fit() -> None:
         reader.received(start + 1)
         assert len(reader.get_buffer()) == room
         reader = FrameReader(longest + 100)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "classes"),
+    [
+        (int, (int,)),
+        (list[int], (list,)),
+        (int | None, (int, type(None))),
+        (bytes | dict[str, list[int]] | None, (bytes, dict, type(None))),
+    ],
+)
+def test_a_field_may_have_the_classes_of_its_annotation(
+    annotation: object, classes: tuple[type, ...]
+) -> None:
+    assert ipc._types(annotation) == classes
