@@ -24,3 +24,9 @@ def test_bursts_that_go_on_never_come_alone() -> None:
             assert not lone.comes(1.0 + burst / 100 + number * LONE_SECONDS / 2) or (
                 burst == 1 and number == 0
             )
+
+
+def test_messages_at_the_distance_come_alone() -> None:
+    lone = Lone()
+    assert lone.comes(0.0)
+    assert lone.comes(LONE_SECONDS)

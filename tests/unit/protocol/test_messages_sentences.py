@@ -7,6 +7,7 @@ from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.messages import (
     ANSWERS_MAX,
     Answer,
+    Hello,
     Resolve,
     Resolved,
     ResolveKind,
@@ -126,8 +127,14 @@ def test_as_many_answers_as_may_be_are_decoded() -> None:
     assert decode(message.encode()) == message
 
 
-def test_a_resume_without_flows_has_none() -> None:
+def test_a_resume_without_flows_has_none_and_without_last_is_not_the_last() -> None:
     assert decode(bytes.fromhex("0c 0000 00000000 81 a4 6c617374 c3")) == Resume((), last=True)
+    assert decode(bytes.fromhex("0c 0000 00000000 80")) == Resume((), last=False)
+
+
+def test_of_a_hello_of_another_version_nothing_else_is_read() -> None:
+    hello = decode(bytes.fromhex("0a 0000 00000000 81 a7 76657273696f6e 02"))
+    assert hello == Hello(version=2, software="", session=b"", window=0, max_data=0)
 
 
 @pytest.mark.parametrize(

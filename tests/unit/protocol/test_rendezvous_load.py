@@ -113,3 +113,24 @@ async def test_it_is_told_once_in_a_period_and_only_if_it_is_news() -> None:
         await tell_forever(lambda: replace(LOAD, flows=next(now)), 5, send, pause)
     assert sent == [1, 9, 20]
     assert all(5 <= seconds <= 6 for seconds in paused)
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        (5, "'loads' is not usable: 5"),
+        ([[KEY, 1, 1]], "'loads' is not usable"),
+        ([[KEY[:31], 1, 1, "1"]], "'key' is not usable"),
+        ([[KEY, 1, 1, "v" * (loads.VERSION_MAX + 1)]], "'version' is not usable: vvv"),
+    ],
+)
+def test_what_is_wrong_with_a_load_is_said(told: object, sentence: str) -> None:
+    frame = {"kind": "presence", "online": b"", "offline": b"", "loads": told}
+    with pytest.raises(RemoteProtocolError) as caught:
+        wire.decode_from_service(msgpack.packb(frame))
+    assert str(caught.value).startswith(f"the frame: {sentence}")
+
+
+def test_the_longest_version_is_taken() -> None:
+    load = Load(1, 1, "v" * loads.VERSION_MAX)
+    assert wire.decode_from_client(wire.encode(load)) == load
