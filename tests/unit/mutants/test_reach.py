@@ -1,0 +1,23 @@
+"""Which functions are entered, by the forms that mutmut leaves as they were."""
+
+from mutants.reach import entries
+
+
+def x_small__mutmut_orig() -> None:
+    """Is called as the form of a function that is not mutated."""
+
+
+def x_small__mutmut_1() -> None:
+    """Is called as one that is."""
+
+
+def test_what_is_entered_is_named_by_its_module_and_mutmut_s_name() -> None:
+    x_small__mutmut_orig()
+    with entries() as entered:
+        assert entered == set()
+        x_small__mutmut_orig()
+        x_small__mutmut_1()
+    assert entered == {f"{__name__}.x_small"}
+    with entries() as nothing:
+        x_small__mutmut_1()
+    assert nothing == set()
