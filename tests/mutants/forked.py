@@ -62,22 +62,27 @@ def latest() -> dict[str, dict[str, str]]:
 class ModuleTests:
     """The tests that may notice mutants of one module; those of its own files come first, long ones last."""
 
-    def __init__(self, module: str, items: Iterable[pytest.Item], reaches: Reaches) -> None:
+    def __init__(self, module: str, items: Iterable[pytest.Item]) -> None:
         imports = re.compile(rf"^(from|import) .*\b{module}\b", re.MULTILINE)
         files = {item.path: item.path.read_text() for item in items}
         chosen = {path for path, text in files.items() if imports.search(text)} or set(files)
-        own = f"test_{module}"
-        self._reached: list[tuple[pytest.Item, Reached]] = sorted(
-            ((item, reaches[item.nodeid]) for item in items if item.path in chosen),
-            key=lambda pair: (
-                "property" in pair[0].path.parts,
-                not pair[0].path.stem.startswith(own),
-                pair[1].seconds,
-            ),
-        )
+        self._own = f"test_{module}"
+        self.items = [item for item in items if item.path in chosen]
+        self._reached: list[tuple[pytest.Item, Reached]] = []
         # The sources that mutmut read, not those that it wrote.
         self._source = (Path("..") / SOURCES / f"{module}.py").read_text()
         self._texts = {str(path): files[path] for path in sorted(chosen)}
+
+    def arrange(self, reaches: Reaches) -> None:
+        """Takes what the tests reach, and puts them in their order."""
+        self._reached = sorted(
+            ((item, reaches[item.nodeid]) for item in self.items),
+            key=lambda pair: (
+                "property" in pair[0].path.parts,
+                not pair[0].path.stem.startswith(self._own),
+                pair[1].seconds,
+            ),
+        )
 
     def of(self, name: str) -> list[tuple[pytest.Item, float]]:
         """Returns the tests that enter the function of a mutant, each with its seconds."""
@@ -178,15 +183,17 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     patterns = session.config.getoption("--mutant") or ["*"]
     trial = Trial(session, session.config.getoption("--children"))
     sources = "".join(path.read_text() for path in sorted((Path("..") / SOURCES).glob("*.py")))
-    reaches = reach_of(session.items, sources, trial.failed)
     before = latest()
     for meta in sorted(SOURCES.glob("*.py.meta")):
         names = [name for name in names_of(meta) if any(fnmatchcase(name, p) for p in patterns)]
         if not names:
             continue
-        tests = ModuleTests(module_of(names[0]), session.items, reaches)
+        tests = ModuleTests(module_of(names[0]), session.items)
         left = to_try(names, tests, before)
         print(f"{module_of(names[0])}: {len(left)} of {len(names)} to try", flush=True)
+        if left:
+            trial.finish()
+            tests.arrange(reach_of(tests.items, sources, trial.failed))
         for name in left:
             trial.attempt(name, tests)
     trial.finish()

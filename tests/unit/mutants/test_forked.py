@@ -49,7 +49,9 @@ class Tree:
         self.reaches[item.nodeid] = Reached(frozenset(functions), seconds)
 
     def tests(self) -> ModuleTests:
-        return ModuleTests("toy", cast("list[pytest.Item]", self.items), self.reaches)
+        tests = ModuleTests("toy", cast("list[pytest.Item]", self.items))
+        tests.arrange(self.reaches)
+        return tests
 
 
 @pytest.fixture
