@@ -1,14 +1,17 @@
 """What one node of the rendezvous service takes: a table.
 
-    python -m bench.rendezvous_load [--idle 10000] [--clients 5000] [--offers 500] [--seconds 10]
+    python -m bench.rendezvous_load [--idle 10000] [--clients 5000] [--herds 8] [--offers 500]
+        [--seconds 10]
 
 * Idle WebSockets: how much memory each of them costs the service (RSS of its process).
 * Offers: so many a second are passed from 200 clients to five endpoints, and answered by them.
-* A restart: the clients of the product are told to leave, and come back. How many connections the
-  service gets in its worst second, and how long it takes until all are back. `--clients` of them
-  are the product's own :class:`~socks_tunnel.signaling.rendezvous.Rendezvous`.
+* A restart: the clients of the product are told to leave, and come back. How many came back in the
+  worst second, and how long it takes until all are. `--clients` of them are the product's own
+  :class:`~socks_tunnel.signaling.rendezvous.Rendezvous`, in `--herds` processes: in one process,
+  thousands of them hold each other up for so long that their attempts run out of time, which hosts
+  of a fleet do not do to each other.
 
-The service runs as a process of its own. The clients are in this one, so the two share the machine.
+The service runs as a process of its own. It shares the machine with the clients.
 """
 
 import argparse
@@ -41,6 +44,9 @@ COMMAND = Path(sys.executable).with_name("socks-tunnel")
 
 IDLE_BUDGET = 60.0
 """KiB that an idle client may cost the service."""
+
+RETURN_MAX = 180.0
+"""Seconds in which all clients have to be back after a restart."""
 
 
 OFFICES = [PrivateIdentity.generate() for _ in range(5)]
@@ -82,6 +88,7 @@ class Service:
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
+        """Has it ask its clients to leave, and end."""
         if self._popen is not None:
             self._popen.send_signal(signal.SIGTERM)
             while self._popen.poll() is None:
@@ -202,36 +209,87 @@ async def offers(service: Service, rate: int, seconds: float) -> tuple[str, str,
     return f"{rate} offers a second for {seconds:g} s", text, len(delays) == total
 
 
-async def restart(service: Service, number: int) -> tuple[str, str, bool]:
-    """Returns how the product's clients come back after a restart."""
+class Herd:
+    """Some of the product's clients, in a process of their own, which is this program again."""
+
+    def __init__(self, port: int, number: int) -> None:
+        self.number = number
+        command = [sys.executable, "-m", "bench.rendezvous_load", "--herd", str(number), str(port)]
+        self._popen = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def line(self) -> str:
+        """Returns the next line that it prints."""
+        assert self._popen.stdout is not None
+        line = self._popen.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a herd ended: {self._popen.wait()}")
+        return line.strip()
+
+    def returns(self) -> list[float]:
+        """Returns when its clients were back, by the monotonic clock: those that were in time."""
+        return [float(moment) for moment in self.line().split()]
+
+    def end(self) -> None:
+        """Ends it."""
+        assert self._popen.stdin is not None
+        self._popen.stdin.close()
+        self._popen.wait()
+
+
+async def herd(number: int, port: int) -> None:
+    """Has so many clients join, and prints a line; then a line of when each of them was back."""
     clients = [
         Rendezvous(
-            f"ws://localhost:{service.port}/",
+            f"ws://localhost:{port}/",
             PrivateIdentity.generate(),
             Backoff(FIRST_DELAY, LONGEST_DELAY, jitter=True),
         )
         for _ in range(number)
     ]
-    back: Counter[int] = Counter()
-    for start in range(0, number, 100):
-        for client in clients[start : start + 100]:
+    for start in range(0, number, 20):
+        for client in clients[start : start + 20]:
             client.start()
-        while any(client.problem is not None for client in clients[: start + 100]):
+        while any(client.problem is not None for client in clients[: start + 20]):
             await asyncio.sleep(0.05)
-    await service.stop()
-    gone = time.monotonic()
-    await service.start()
-    missing = set(clients)
-    while missing and time.monotonic() - gone < 120:
-        for client in [client for client in missing if client.problem is None]:
-            missing.discard(client)
-            back[int(time.monotonic() - gone)] += 1
+    print("joined", flush=True)
+    lost: set[Rendezvous] = set()
+    back: dict[Rendezvous, float] = {}
+    began = time.monotonic()
+    while len(back) < number and time.monotonic() - began < RETURN_MAX:
+        for client in clients:
+            if client.problem is not None:
+                lost.add(client)
+                back.pop(client, None)  # it was let in, and has lost that connection too
+            elif client in lost:
+                back.setdefault(client, time.monotonic())
         await asyncio.sleep(0.02)
-    seconds = time.monotonic() - gone
+    print(*back.values(), flush=True)
+    await asyncio.to_thread(sys.stdin.read)  # until all are measured
     await asyncio.gather(*(client.stop() for client in clients))
-    worst = max(back.values(), default=0)
-    text = f"{number - len(missing)} back within {seconds:.1f} s; at most {worst} in one second"
-    return f"a restart with {number} clients", text, not missing
+
+
+async def restart(service: Service, number: int, processes: int) -> tuple[str, str, bool]:
+    """Returns how the product's clients come back after a restart."""
+    shares = [number // processes + (index < number % processes) for index in range(processes)]
+    herds = [Herd(service.port, share) for share in shares if share]
+    try:
+        await asyncio.gather(*(asyncio.to_thread(each.line) for each in herds))
+        await service.stop()
+        gone = time.monotonic()
+        await service.start()
+        returns = await asyncio.gather(*(asyncio.to_thread(each.returns) for each in herds))
+    finally:
+        await asyncio.gather(*(asyncio.to_thread(each.end) for each in herds))
+    moments = [moment - gone for of_one in returns for moment in of_one]
+    worst = max(Counter(map(int, moments)).values(), default=0)
+    last = max(moments, default=0.0)
+    text = (
+        f"{len(moments)} back, the last {last:.1f} s after the service had ended; at most {worst} "
+        "in one second"
+    )
+    return f"a restart with {number} clients", text, len(moments) == number
 
 
 async def measure(arguments: argparse.Namespace) -> int:
@@ -243,7 +301,7 @@ async def measure(arguments: argparse.Namespace) -> int:
         try:
             rows.append(await offers(service, arguments.offers, arguments.seconds))
             rows.append(await idle(service, arguments.idle))
-            rows.append(await restart(service, arguments.clients))
+            rows.append(await restart(service, arguments.clients, arguments.herds))
         finally:
             await service.stop()
     for what, text, _ in rows:
@@ -256,12 +314,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--idle", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=5000)
+    parser.add_argument("--herds", type=int, default=8)
+    parser.add_argument("--herd", type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--offers", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)  # each client says that the service is away
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if arguments.herd:
+        asyncio.run(herd(*arguments.herd))
+        return 0
     return asyncio.run(measure(arguments))
 
 
