@@ -31,11 +31,8 @@ from support.processes import wait_until
 from support.tunnels import Tunnel
 
 NATS: tuple[Nat, ...] = ("full-cone", "address-restricted", "port-restricted", "symmetric")
-CELLS: list[tuple[Nat, Nat]] = [
-    *(("none", far) for far in ("none", "symmetric")),
-    *((near, far) for near in NATS for far in NATS),
-    ("symmetric", "none"),
-]
+BOTH: tuple[Nat, ...] = ("none", *NATS)
+CELLS: list[tuple[Nat, Nat]] = [(near, far) for near in BOTH for far in BOTH]
 
 # RFC 4787: a symmetric NAT shows each peer another port, so the other side can only learn of it from
 # the check that arrives (prflx), and a filter that wants the port to be known never lets that in.
@@ -231,6 +228,22 @@ def test_a_relayed_path_stays_where_no_direct_one_appears(
 
 
 @pytest.mark.netns
+def test_two_nats_and_a_range_of_ports(fresh: NatSite, report_logs: Report) -> None:
+    """As where a firewall lets only these through. Linux keeps a port that is free outside."""
+    ports = range(40_000, 40_010)
+    for router in (fresh.world.near, fresh.world.far):
+        router.become(
+            "port-restricted",
+            f"oifname wan meta l4proto udp udp sport != {ports[0]}-{ports[-1]} drop",
+        )
+    ice = {"servers": SERVERS, "udp_ports": f"{ports[0]}-{ports[-1]}"}
+    link = up(fresh.nat_tunnel(ice), report_logs, "srflx")
+    found = re.findall(r" port (\d+)", link["path"])
+    assert len(found) == 2
+    assert set(map(int, found)) <= set(ports), link
+
+
+@pytest.mark.netns
 def test_behind_two_nats(fresh: NatSite, report_logs: Report) -> None:
     fresh.world.carrier_nat(NEAR)
     up(fresh.nat_tunnel({"servers": SERVERS}), report_logs, "srflx")
@@ -367,13 +380,21 @@ def secured(world: NatSite) -> Iterator[Path]:
 
 
 @pytest.mark.netns
-def test_a_smaller_mtu_between_the_nats(fresh: NatSite, report_logs: Report) -> None:
-    """One that holds the link's first datagrams, of 1,200 bytes, and few longer ones."""
+@pytest.mark.parametrize(("kind", "path"), [("port-restricted", "srflx"), ("symmetric", "relay")])
+def test_a_smaller_mtu_between_the_nats(
+    kind: Nat, path: str, fresh: NatSite, report_logs: Report
+) -> None:
+    """One that holds the link's first datagrams, of 1,200 bytes, and few longer ones.
+
+    To a TURN server, each of them has a header more (RFC 8656 section 12.4).
+    """
     links = [(fresh.world.core, "far0"), (fresh.world.far, "wan")]
     try:
         for router, interface in links:
             router.run("ip", "link", "set", interface, "mtu", "1240")
-        up(fresh.nat_tunnel({"servers": SERVERS}), report_logs, "srflx")
+        for router in (fresh.world.near, fresh.world.far):
+            router.become(kind)
+        up(fresh.nat_tunnel({"servers": SERVERS}), report_logs, path)
     finally:
         for router, interface in links:
             router.run("ip", "link", "set", interface, "mtu", "1500")

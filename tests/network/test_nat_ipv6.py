@@ -8,8 +8,10 @@ from network.test_nat import SERVERS, Report, ask_target, bring_up, up, wait_kin
 from support.figures import Told
 from support.hosts import why_no_namespaces
 from support.nat import (
+    CARRIER6,
     ENDPOINT_INSIDE6,
     FAR,
+    GATEWAY_INSIDE6,
     SERVICES,
     SERVICES6,
     NatSite,
@@ -70,6 +72,26 @@ def test_ipv6_only(policy: str, kind: str, world6: NatSite, report_logs: Report)
     link = up(tunnel, report_logs, kind)
     assert link["path_family"] == "ipv6"
     assert "links are made without it" not in tunnel.gateway.log_text()
+
+
+@pytest.mark.netns
+def test_behind_the_same_nat_of_ipv6(report_logs: Report) -> None:
+    """Both have one public address, and their packets turn round at the NAT (hairpin)."""
+    if reason := why_no_namespaces():
+        pytest.skip(reason)
+    site = NatSite(ipv4=False, ipv6=True)
+    try:
+        with site.turn(), site.proxy() as proxy:
+            site.world.carrier_nat(GATEWAY_INSIDE6, ENDPOINT_INSIDE6, hairpin=True)
+            tunnel = site.nat_tunnel({"servers": SERVERS6})
+            peer = tunnel.gateway_settings["peers"][0]
+            peer["url"] = f"http://[{ENDPOINT_INSIDE6}]:{tunnel.signaling_port}/"
+            peer["proxy"] = proxy.replace(SERVICES, f"[{SERVICES6}]")
+            link = up(tunnel, report_logs, "srflx")
+    finally:
+        site.close()
+    assert link["path_family"] == "ipv6"
+    assert CARRIER6 in link["path"].partition("->")[2]
 
 
 # --- NAT64 --------------------------------------------------------------------------------------

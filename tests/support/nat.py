@@ -28,6 +28,7 @@ FAR = "198.18.3.2"
 """The endpoint's address as the internet sees it; its TCP ports are the endpoint's."""
 
 CARRIER = "198.18.9.9"
+CARRIER6 = "2001:db8:9::9"
 """The public address of the carrier's NAT, where there is one."""
 
 NEAR = "198.18.2.2"
@@ -35,6 +36,7 @@ NEAR = "198.18.2.2"
 
 GATEWAY_INSIDE = "192.168.1.2"
 ENDPOINT_INSIDE = "192.168.2.2"
+GATEWAY_INSIDE6 = "2001:db8:101::2"
 ENDPOINT_INSIDE6 = "2001:db8:102::2"
 
 NAT64 = "2001:db8:64::"
@@ -194,25 +196,32 @@ class Internet:
         """Put a second NAT, a carrier's, before some routers: one public address for all of them.
 
         With `hairpin`, packets from inside to that address go where packets from outside would
-        (RFC 4787 section 6), and it is a full cone; else it is port-restricted.
+        (RFC 4787 section 6), and it is a full cone; else it is port-restricted. Sources in IPv6 make it
+        one of IPv6 (NAT66), before hosts that reach each other by no other way.
         """
         sources = ", ".join(insides)
-        pre = f"ip daddr {CARRIER} dnat to udp dport map @open" if hairpin else ""
-        self.core.run("ip", "address", "replace", f"{CARRIER}/32", "dev", "lo")
+        six = ":" in sources
+        ip, kind = ("ip6", "ipv6_addr") if six else ("ip", "ipv4_addr")
+        carrier, length = (CARRIER6, 128) if six else (CARRIER, 32)
+        pre = f"{ip} daddr {carrier} dnat to udp dport map @open" if hairpin else ""
+        # Looks at packets before they are translated.
+        apart = f"{ip} saddr {{ {sources} }} {ip} daddr {{ {sources} }} drop" if six else ""
+        self.core.run("ip", "address", "replace", f"{carrier}/{length}", "dev", "lo")
         subprocess.run(
             self.core.command("nft", "-f", "-"),
             input=f"""
-table ip carrier {{
-  map open {{ type inet_service : ipv4_addr; {_CONE} }}
+table {ip} carrier {{
+  map open {{ type inet_service : {kind}; {_CONE} }}
+  chain apart {{ type filter hook prerouting priority raw; {apart}; }}
   chain pre {{ type nat hook prerouting priority dstnat; {pre}; }}
   chain post {{
     type nat hook postrouting priority srcnat;
-    ip saddr {{ {sources} }} meta l4proto udp snat to {CARRIER}
+    {ip} saddr {{ {sources} }} meta l4proto udp snat to {carrier}
   }}
   chain input {{ type filter hook input priority 0; meta l4proto udp drop; }}
   chain forward {{
     type filter hook forward priority 0;
-    ip saddr {{ {sources} }} meta l4proto udp update @open {{ udp sport : ip saddr }}
+    {ip} saddr {{ {sources} }} meta l4proto udp update @open {{ udp sport : {ip} saddr }}
   }}
 }}
 """.replace("; ;", ";"),

@@ -76,12 +76,24 @@ class Buckets:
 
 UNPROVED_MAX: Final = 512
 """Connections that have not proved a key yet. A further one ends the oldest of them, if that had
-:data:`UNPROVED_TIME`, and is closed itself otherwise."""
+enough time, and is closed itself otherwise."""
 
 UNPROVED_TIME: Final = 1.0
-"""Seconds that each connection has at least, also in a flood. Who means it needs two round trips,
-so a flood of idle ones cannot keep them out for long. When all clients come back at once, those
-that are about to prove their key are not ended for others that would have the same fate."""
+UNPROVED_TIME_MAX: Final = 8.0
+"""Seconds that each connection has at least, also in a flood. Who means it needs a few round trips,
+so a flood of idle ones cannot keep them out for long.
+
+When thousands of clients come back at once, this service is what they wait for. With a bound that
+is shorter than that takes, each of them would be ended for another one with the same fate, and
+nobody would ever come in. So the bound doubles, up to the second one, with each
+:data:`UNPROVED_MAX` connections that were ended while nobody proved a key. It follows the time
+that those need who do."""
+
+PROVED_SHARE: Final = 2.0
+"""The bound is at least so many times what the last client needed to prove its key."""
+
+PROVED_DECAY: Final = 0.8
+"""A proof lowers the bound to this part of it at most: the next client may need longer."""
 
 UNPROVED_PER_NETWORK_MAX: Final = 32
 """The same of one IPv4 address, or of one /64 of IPv6; further ones are closed at once."""
@@ -109,6 +121,8 @@ class Door:
         self.counts: Counter[str] = Counter()
         """Connections that were closed, by reason."""
         self._tickets: dict[Ticket, None] = {}  # in the order of their coming
+        self._time = UNPROVED_TIME
+        self._ended = 0  # since the last proof, or the last doubling of the bound
         self._per_network: Counter[str] = Counter()
         self._connects = Buckets(CONNECTS_PER_SECOND, CONNECTS_BURST)
 
@@ -129,10 +143,14 @@ class Door:
             return None
         if len(self._tickets) >= UNPROVED_MAX:
             oldest = next(iter(self._tickets))
-            if now - oldest.at < UNPROVED_TIME:
+            if now - oldest.at < self._time:
                 self.counts["full"] += 1
                 return None
             self.counts["flood"] += 1
+            self._ended += 1
+            if self._ended >= UNPROVED_MAX:
+                self._ended = 0
+                self._time = min(2 * self._time, UNPROVED_TIME_MAX)
             self.release(oldest)
             oldest.abort()
         ticket = Ticket(network, abort, now)
@@ -156,8 +174,17 @@ class Door:
         self._per_network[network] += 1
         return True
 
+    def proved(self, ticket: Ticket, now: float) -> None:
+        """Forgets a connection that has proved a key."""
+        if ticket not in self._tickets:
+            return
+        needed = PROVED_SHARE * (now - ticket.at)
+        self._time = min(max(UNPROVED_TIME, needed, PROVED_DECAY * self._time), UNPROVED_TIME_MAX)
+        self._ended = 0
+        self.release(ticket)
+
     def release(self, ticket: Ticket) -> None:
-        """Forgets a connection that has proved a key, or has ended."""
+        """Forgets a connection that has ended."""
         if ticket in self._tickets:
             del self._tickets[ticket]
             self._subtract(ticket.network)

@@ -345,6 +345,8 @@ class Service:
 
     def proved(self, waiting: Waiting) -> None:
         """The connection is a client's now."""
+        if waiting.ticket is not None:
+            self.door.proved(waiting.ticket, asyncio.get_running_loop().time())
         self._admitted(waiting)
 
     def left(self, client: Client) -> None:

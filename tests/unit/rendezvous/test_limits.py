@@ -90,6 +90,45 @@ def test_when_it_is_full_the_oldest_has_to_go() -> None:
     assert door.counts["flood"] == 2
 
 
+def test_a_connection_has_longer_while_nobody_proves_a_key() -> None:
+    door = Door()
+    now = 0.0
+
+    def come() -> Ticket | None:
+        return door.admit("", lambda: None, now)
+
+    def patience() -> float:
+        """Returns how long those that are in have at least, in a door that was just filled anew."""
+        nonlocal now
+        began = now
+        while come() is None:
+            now += 0.25
+        return now - began
+
+    def refill() -> None:
+        while come() is not None:
+            pass
+
+    refill()
+    found = []
+    for _ in range(5):
+        found.append(patience())
+        refill()
+    assert found == [1, 2, 4, 8, 8] == [*found[:3], limits.UNPROVED_TIME_MAX, found[4]]
+    # Each proof lowers it, though not below what that client has needed.
+    for _ in range(40):
+        door.proved(next(reversed(door._tickets)), now)
+    refill()
+    assert patience() == limits.UNPROVED_TIME
+    refill()
+    late = next(iter(door._tickets))
+    door.proved(late, late.at + 1.5)
+    door.proved(late, late.at + 100)  # the second time does nothing
+    now = late.at
+    refill()
+    assert patience() == 2 * 1.5
+
+
 def test_a_proxys_connection_counts_for_whom_it_names() -> None:
     door = Door()
 
