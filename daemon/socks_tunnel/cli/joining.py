@@ -19,7 +19,7 @@ from socks_tunnel.cli.frame import (
     Unavailable,
 )
 from socks_tunnel.cli.instance import json_option
-from socks_tunnel.cli.preparing import create
+from socks_tunnel.cli.preparing import create, sync_directory
 from socks_tunnel.cli.showing import show
 
 DAY = 86_400
@@ -300,6 +300,7 @@ class _Joiner:
         decided = self._ask(sent, request, old)
         self._replace_enrolment(decided.enrolment)
         fresh_file.replace(self._key_file)
+        sync_directory(self._key_file.parent)
         self._tell(decided)
         click.echo(f"{self._key_file} is another key; the old one is good for a day")
         click.echo("use it: socks-tunnel reload")

@@ -133,7 +133,19 @@ def create(files: Mapping[Path, bytes]) -> None:
             created.append(file)
             with os.fdopen(fd, "wb") as stream:
                 stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())  # its public key may be in use before a power cut
+            sync_directory(file.parent)
         except OSError as error:
             for made in created:
                 made.unlink(missing_ok=True)
             raise CannotCreate(f"{file}: {error.strerror or error}") from None
+
+
+def sync_directory(directory: Path) -> None:
+    """Waits until the names in a directory are on the disk. Raises :class:`OSError`."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -338,6 +338,23 @@ def test_keygen_does_not_trust_the_umask(tmp_path: Path) -> None:
     assert mode(tmp_path / "host.key") == 0o600
 
 
+def test_a_key_is_on_the_disk_before_its_public_key_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[int, int]] = []
+    sync = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append((os.fstat(fd).st_ino, os.fstat(fd).st_size))
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert call("keygen", tmp_path / "host.key").exit_code == 0
+    file = (tmp_path / "host.key").stat()
+    assert synced[0] == (file.st_ino, file.st_size)
+    assert [inode for inode, _ in synced[1:]] == [tmp_path.stat().st_ino]
+
+
 def test_passwd() -> None:
     result = call("passwd", "alice", "--password", "secret")
     users, problems = parse_users(result.stdout)

@@ -110,3 +110,25 @@ def test_the_message_names_the_target() -> None:
     setup = Setup()
     setup.prober.tick([ROUTE], {"a": 7}, {1: cast("Any", setup.worker)}, 0)
     assert setup.worker.take() == [(7, Probe(1, "10.0.0.1", 443))]
+
+
+def test_the_numbers_of_probes_wrap_around() -> None:
+    setup = Setup()
+    setup.prober._last_number = 0xFFFF_FFFE
+    setup.prober.tick([ROUTE], {"a": 7, "b": 8}, {1: cast("Any", setup.worker)}, 0)
+    numbers = [cast("Probe", probe).number for _, probe in setup.worker.take()]
+    assert numbers == [0xFFFF_FFFF, 1]
+    for number in numbers:
+        setup.prober.answered(number, 0)
+    assert setup.told == [("r", "a", None), ("r", "b", None)]
+
+
+def test_who_was_warned_of_is_forgotten_with_the_route(caplog: pytest.LogCaptureFixture) -> None:
+    setup = Setup()
+    for number in range(1, 60):
+        route = RouteSettings(f"r{number}", peers=("a",), failures=3, probe=("10.0.0.1", 443))
+        setup.tick(number, routes=route, a=7)
+        setup.prober.answered(number, CloseReason.NOT_ALLOWED)
+        assert len(setup.prober._warned) <= 2
+        assert len(setup.prober._due) == 1
+    assert caplog.text.count("does not allow the probe") == 59
