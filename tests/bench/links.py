@@ -2,8 +2,9 @@
 
     python -m bench.links [--links 200] [--busy 10] [--seconds 60] [--kind fast|plain]
 
-One process is the endpoint, with a link to each of many gateways, which all are in another process.
-Links are those of the product, on loopback and with its own times, without a router and workers.
+One process is the endpoint, with a link to each of many gateways. Those of the busy links are in another
+process, and those of the idle ones in a third, so that the PINGs wait for the endpoint and for nobody's
+downloads. All three share the cores. Links are those of the product, on loopback and with its own times, without a router and workers.
 Prints, for the endpoint, processor time and memory of an idle link; then, while some links carry
 downloads, the round trips of the others' PINGs, and how the downloads share.
 """
@@ -83,13 +84,12 @@ class Counting(Recorder):
         self.bytes += sum(map(len, messages))
 
 
-class Endpoint:
-    """The commands of the endpoint's process."""
+class Child:
+    """The commands of the endpoint's process, and of the one with the busy gateways."""
 
     def __init__(self, here: Site) -> None:
         self.here = here
         self.links: list[tuple[Link, Recorder]] = []
-        self.before = 0
 
     async def do(self, command: dict[str, Any]) -> dict[str, Any]:
         match command["do"]:
@@ -97,6 +97,18 @@ class Endpoint:
                 link, recorder = self.here.endpoint()
                 self.links.append((link, recorder))
                 return {"sdp": await link.accept_offer(command["sdp"])}
+            case "offer":
+                link, _ = self.here.gateway()
+                self.links.append((link, counting := Counting()))
+                link._observer = counting
+                return {"sdp": await link.create_offer()}
+            case "connect":
+                link, recorder = self.links[-1]
+                await link.accept_answer(command["sdp"])
+                await recorder.up()
+                return {}
+            case "received":
+                return {"bytes": [r.bytes for _, r in self.links if isinstance(r, Counting)]}
             case "figures":
                 return {"cpu": time.process_time(), "kib": resident()}
             case "busy":
@@ -107,16 +119,16 @@ class Endpoint:
 
 
 async def serve() -> None:
-    """Runs the endpoint's process: one JSON object a line, each answered by one."""
+    """Runs a child's process: one JSON object a line, each answered by one."""
     loop = asyncio.get_running_loop()
     async with site() as here:
-        endpoint = Endpoint(here)
+        child = Child(here)
         while line := await loop.run_in_executor(None, sys.stdin.readline):
-            print(json.dumps(await endpoint.do(json.loads(line))), flush=True)
+            print(json.dumps(await child.do(json.loads(line))), flush=True)
 
 
 class Remote:
-    """The endpoint's process, to the gateways'."""
+    """A child's process, to the one of the idle gateways."""
 
     def __init__(self, kind: str) -> None:
         self.process = subprocess.Popen(
@@ -144,12 +156,16 @@ def verdict(*, good: bool) -> str:
 
 async def measure(options: argparse.Namespace) -> None:
     """Makes the links, waits, loads some, and prints the table."""
-    remote = Remote(options.kind)
+    remote, downloads = Remote(options.kind), Remote(options.kind)
     async with site() as here:
         print(f"{options.links} links, {options.kind} path, {compiled_state()}")
         gateways: list[Counting] = []
         empty = (await remote.ask(do="figures"))["kib"]
-        for _ in range(options.links):
+        for _ in range(options.busy):  # they are the first, which "busy" means
+            offer = (await downloads.ask(do="offer"))["sdp"]
+            answer = await remote.ask(do="answer", sdp=offer)
+            await downloads.ask(do="connect", sdp=answer["sdp"])
+        for _ in range(options.links - options.busy):
             link, _ = here.gateway()
             gateways.append(recorder := Counting())
             link._observer = recorder
@@ -172,15 +188,13 @@ async def measure(options: argparse.Namespace) -> None:
         await asyncio.sleep(3)
         for recorder in gateways:
             recorder.rtts.clear()
-        received = [recorder.bytes for recorder in gateways]
+        received = (await downloads.ask(do="received"))["bytes"]
         began = time.monotonic()
         await asyncio.sleep(options.seconds)
+        moved = (await downloads.ask(do="received"))["bytes"]
         took = time.monotonic() - began
-        rates = [
-            (recorder.bytes - before) * 8 / took / 1e6
-            for recorder, before in zip(gateways[: options.busy], received, strict=False)
-        ]
-        rtts = [rtt * 1000 for recorder in gateways[options.busy :] for rtt in recorder.rtts]
+        rates = [(a - b) * 8 / took / 1e6 for a, b in zip(moved, received, strict=True)]
+        rtts = [rtt * 1000 for recorder in gateways for rtt in recorder.rtts]
         mean = statistics.mean(rates)
         away = max(abs(rate / mean - 1) for rate in rates) * 100
         worst = percentile(rtts, 0.99)
@@ -192,8 +206,9 @@ async def measure(options: argparse.Namespace) -> None:
             f"PINGs of the others: {len(rtts)}, p50 {percentile(rtts, 0.5):.1f} ms, "
             f"p99 {worst:.1f} ms (bar {RTT_BAR:.0f}){verdict(good=worst < RTT_BAR)}"
         )
-        remote.process.kill()
-        remote.process.wait()
+        for child in (remote, downloads):
+            child.process.kill()
+            child.process.wait()
 
 
 def main() -> None:

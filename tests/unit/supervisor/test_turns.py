@@ -146,3 +146,27 @@ def test_a_link_that_was_quiet_has_saved_nothing() -> None:
     before = links[0].given
     loop.run(links, 400)
     assert abs((links[0].given - before) / links[1].given - 1) < 0.1
+
+
+def test_forty_links_of_which_ten_are_busy() -> None:
+    """An idle one is served before any busy one is served twice, and the busy ones share."""
+    loop = Loop()
+    busy = [Link(wants=SERVICE_BYTES + 9_000 * number) for number in range(10)]
+    idle = [Link(wants=1_100) for _ in range(30)]
+    for number in range(300):
+        asking = idle[number % len(idle)]
+        asking.held = 0
+        loop.turns.want(asking)
+        before, had = [link.given for link in busy], asking.given
+        turns = 0
+        while asking.given == had:
+            assert loop.run(busy, 1) <= TURN_BYTES + SERVICE_BYTES
+            turns += 1
+            assert turns <= 10 * SERVICE_BYTES // TURN_BYTES + 1
+        # The turn in which it is served may go on with others.
+        most = SERVICE_BYTES + TURN_BYTES
+        assert all(link.given - was <= most for link, was in zip(busy, before, strict=True))
+    mean = sum(link.given for link in busy) / len(busy)
+    assert mean > 50 * SERVICE_BYTES
+    assert all(abs(link.given / mean - 1) < 0.2 for link in busy)
+    assert {link.given for link in idle} == {10 * 1_100}
