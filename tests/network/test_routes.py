@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import socks
 
-from support.corporate import is_bound
+from support.corporate import Server, is_bound
 from support.figures import Told
 from support.hosts import TARGET_ADDRESS, Host, join, why_no_namespaces
 from support.processes import Daemon, toml, wait_until
@@ -32,6 +32,7 @@ pytestmark = [
 ]
 
 PORT = 7007
+RENDEZVOUS_PORT = 8443
 PARIS_ADDRESS = "10.78.0.2"
 PROXY = ("127.0.0.1", 11080)
 PATIENCE = 90.0
@@ -62,12 +63,16 @@ class Office:
             wait_until(lambda: is_bound(self.target, protocol, PORT), f"the target of {name}")  # noqa: B023
         self.public_key = write_key(directory / f"{name}.key")
         self.daemon: Daemon
+        self.rendezvous = ""
+        """The service by which it is reached; empty: it listens itself."""
 
     def start(self, gateway_key: str) -> None:
         settings: dict[str, Any] = {
             "role": "endpoint",
             "identity": {"private_key_file": f"{self.name}.key"},
-            "signaling": {"listen": f"{self.address}:8765"},
+            "signaling": {"rendezvous": self.rendezvous}
+            if self.rendezvous
+            else {"listen": f"{self.address}:8765"},
             "peers": [{"name": "laptop", "public_key": gateway_key}],
             "policy": {"allowed_hosts": ["10.77.1.0/24", "*.corp"], "allowed_ports": ["*"]},
             "workers": {"count": 1},
@@ -110,9 +115,11 @@ class Office:
 
 
 class Scene:
-    """The gateway and both offices."""
+    """The gateway and both offices; with `rendezvous`, a service on the gateway's host between them."""
 
-    def __init__(self, directory: Path, exit_stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self, directory: Path, exit_stack: contextlib.ExitStack, *, rendezvous: bool = False
+    ) -> None:
         self.gateway = Host("gw")
         exit_stack.callback(self.gateway.delete)
         self.offices = {
@@ -123,6 +130,8 @@ class Scene:
             exit_stack.callback(office.close)
         key = write_key(directory / "laptop.key")
         self.key = key
+        if rendezvous:
+            self._serve_rendezvous(directory, exit_stack)
         for office in self.offices.values():
             office.start(key)
             exit_stack.callback(office.kill)
@@ -135,7 +144,11 @@ class Scene:
                 {
                     "name": name,
                     "public_key": office.public_key,
-                    "url": f"http://{office.address}:8765/",
+                    **(
+                        {"rendezvous": office.rendezvous}
+                        if office.rendezvous
+                        else {"url": f"http://{office.address}:8765/"}
+                    ),
                 }
                 for name, office in self.offices.items()
             ],
@@ -170,6 +183,17 @@ class Scene:
         exit_stack.callback(self.daemon.kill)
         self.daemon.wait_ready()
         self.wait_preferred("berlin", "paris")
+
+    def _serve_rendezvous(self, directory: Path, exit_stack: contextlib.ExitStack) -> None:
+        config = directory / "rendezvous.toml"
+        config.write_text(f'listen = "0.0.0.0:{RENDEZVOUS_PORT}"\nclients = "any"\n')
+        command = (sys.executable, "-m", "socks_tunnel", "rendezvous", "--config", config)
+        server = Server("rendezvous", directory, self.gateway, command, None, None)
+        exit_stack.callback(server.stop)
+        server.wait_bound("tcp", RENDEZVOUS_PORT)
+        for office in self.offices.values():
+            ours = f"{office.address.rpartition('.')[0]}.1"
+            office.rendezvous = f"ws://{ours}:{RENDEZVOUS_PORT}/"
 
     def rows(self, route: str) -> dict[str, str]:
         """The state of each peer of a route."""
