@@ -47,7 +47,7 @@ EXPECTED = {
     for near, far in CELLS
 }
 
-MOVED_MAX = 120.0
+MOVED_MAX = 240.0
 """Seconds; a loose bound of the time until a direct path that appears later is in use."""
 
 STALLED_MAX = 30.0
