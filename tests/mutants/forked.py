@@ -182,7 +182,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     """Tries the mutants that are wanted, instead of running the tests."""
     patterns = session.config.getoption("--mutant") or ["*"]
     trial = Trial(session, session.config.getoption("--children"))
-    sources = "".join(path.read_text() for path in sorted((Path("..") / SOURCES).glob("*.py")))
+    sources = {path.stem: path.read_text() for path in (Path("..") / SOURCES).glob("*.py")}
     before = latest()
     for meta in sorted(SOURCES.glob("*.py.meta")):
         names = [name for name in names_of(meta) if any(fnmatchcase(name, p) for p in patterns)]

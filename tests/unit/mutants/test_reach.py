@@ -1,6 +1,6 @@
 """Which functions are entered, by the forms that mutmut leaves as they were."""
 
-from mutants.reach import entries
+from mutants.reach import digest_of, entries
 
 
 def x_small__mutmut_orig() -> None:
@@ -21,3 +21,11 @@ def test_what_is_entered_is_named_by_its_module_and_mutmut_s_name() -> None:
     with entries() as nothing:
         x_small__mutmut_1()
     assert nothing == set()
+
+
+def test_what_is_known_of_a_file_holds_until_it_or_a_module_that_it_names_changes() -> None:
+    text = "from socks_tunnel.protocol.toy import small"
+    known = digest_of(text, {"toy": "1", "other": "1", "to": "1"})
+    assert digest_of(text, {"toy": "1", "other": "2", "to": "2"}) == known
+    assert digest_of(text, {"toy": "2", "other": "1", "to": "1"}) != known
+    assert digest_of(text + ", big", {"toy": "1"}) != known

@@ -40,6 +40,7 @@ def test_short_pieces_are_joined_so_that_many_cost_little() -> None:
     assert queue.size == 20_000
     assert queue.cost < 20_000 + 20_000 // (JOIN_MAX // 2) * PIECE_COST
     assert b"".join(queue.peek(10_000)) == b"xy" * 10_000
+    assert b"".join(queue.export()) == b"xy" * 10_000
 
 
 def test_a_queue_can_be_cleared_and_not_overdrawn() -> None:
