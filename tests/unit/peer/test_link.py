@@ -297,6 +297,23 @@ def test_packets_of_the_transport_are_a_sign_of_life() -> None:
     assert site.left.values("suspected") == [pytest.approx(PONG_AFTER, abs=0.1)]
 
 
+def test_answered_checks_of_the_path_take_the_place_of_pings() -> None:
+    """But not of what was sent: a path that lets nothing else through is given up."""
+    site = Site().connect()
+    site.clock.advance(1)
+    before = len(site.rtts)
+    for _ in range(58):
+        site.wire.gateway.seen_at = site.wire.endpoint.seen_at = site.clock.time()
+        site.clock.advance(1)
+    assert 1 <= len(site.rtts) - before <= 2
+    site.wire.cut()
+    site.gateway.send_many([data(1)])
+    for _ in range(16):
+        site.wire.gateway.seen_at = site.clock.time()
+        site.clock.advance(1)
+    assert site.gateway.state == "down"
+
+
 def test_a_stopped_process_does_not_blame_its_peer() -> None:
     site = Site().connect()
     site.clock.advance(3)

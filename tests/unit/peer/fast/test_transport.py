@@ -226,5 +226,6 @@ async def test_figures_before_there_are_any() -> None:
     transport = FastTransport("gateway", IceSettings(), name="office", congestion="bbr")
     assert transport.stats.rtt is None
     assert transport.heard_at is None
+    assert transport.seen_at is None
     assert transport.queue_limit > 0
     assert up()[0].queue_limit == 12_345
