@@ -7,7 +7,8 @@ A gateway, an endpoint and target servers in namespaces; linkemu.c is the path o
 way). 8 downloads and 4 uploads go as fast as they can. Beside them, 64 bytes go to an echo server
 every 100 ms, as an SSH client sends keystrokes, and datagrams of the size of G.711 speech every 20 ms.
 Then two gateways share one endpoint and one path, of which one has 20 downloads and one has 1. At last two
-gateways of different weights share one endpoint without a slow path: its process is what they share.
+gateways of equal weights, and then of different ones, share one endpoint without a slow path: its process is what
+they share.
 
 Each figure is the median of the rounds; each round has its own idle figure. Needs root, /dev/net/tun
 and a C compiler.
@@ -312,17 +313,17 @@ def main() -> int:
             shares = two_gateways(site, name, arguments.rounds, arguments.seconds)
             shared.append(f"{name}, two gateways: {as_text(shares)} for 20 downloads and 1")
     if len(arguments.weights) == 2:
-        with contextlib.closing(Site()) as site:
-            weights = (arguments.weights[0], arguments.weights[1])
-            shares = two_gateways(
-                *(site, "no slow path", arguments.rounds, arguments.seconds),
-                flows=(4, 4),
-                weights=weights,
-                ice=({}, {}),
-            )
-            shared.append(
-                f"no slow path, two gateways: {as_text(shares)} for weights {weights[0]} and {weights[1]}"
-            )
+        first, second = arguments.weights
+        for weights in ((1, 1), (first, second)):
+            with contextlib.closing(Site()) as site:
+                name = f"no slow path, weights {weights[0]} and {weights[1]}"
+                shares = two_gateways(
+                    *(site, name, arguments.rounds, arguments.seconds),
+                    flows=(4, 4),
+                    weights=weights,
+                    ice=({}, {}),
+                )
+                shared.append(f"{name}, two gateways: {as_text(shares)}")
     for line in (HEADINGS, ["---"] * len(HEADINGS), *rows):
         print("| " + " | ".join(line) + " |")
     for text in shared:

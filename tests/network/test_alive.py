@@ -178,6 +178,27 @@ def test_the_gateway_s_address_changes(alive: Tunnel, told: Told) -> None:
     assert took < RECOVERED_MAX
 
 
+def test_an_address_that_has_nothing_to_do_with_the_link_costs_no_other_link(alive: Tunnel) -> None:
+    """A program that starts containers brings such addresses all day long."""
+    before = settled_path(alive)
+    seen = len(alive.gateway.log_text())
+    host = alive.site.hosts.gateway
+    host.run("ip", "address", "add", "172.17.0.1/16", "dev", "lo", "scope", "global")
+    try:
+        alive.gateway.wait_log(
+            "172\\.17\\.0\\.1; the peer is asked whether it is heard", after=seen
+        )
+        with alive.connect("echo") as sock:
+            sock.sendall(b"as before")
+            assert sock.recv(100) == b"as before"
+    finally:
+        host.run("ip", "address", "del", "172.17.0.1/16", "dev", "lo")
+    alive.gateway.wait_log(
+        "lost its address, 172\\.17\\.0\\.1; the peer is asked whether it is heard", after=seen
+    )
+    assert settled_path(alive) == before
+
+
 def test_the_endpoint_s_peer_connection_is_closed_under_it(alive: Tunnel, told: Told) -> None:
     seen = len(alive.endpoint.log_text())
     with Load(alive, ssh=True) as load:

@@ -232,6 +232,11 @@ class Link:
         self.protocol.goaway(reason)
         self._pump()
 
+    def ask(self) -> None:
+        """Sends a PING now; if it is not answered soon, the link is suspected."""
+        self.protocol.ask(self._clock.time())
+        self._pump()
+
     # --- what the transport tells ---------------------------------------------------------------
 
     def transport_up(self) -> None:

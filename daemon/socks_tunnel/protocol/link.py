@@ -325,6 +325,11 @@ class LinkProtocol:
         if self.state == "established":
             self._outgoing.append(Goaway(reason).encode())
 
+    def ask(self, now: float) -> None:
+        """Asks the peer for an answer at once. Before the link is established: nothing."""
+        if self.state == "established":
+            self._outgoing.append(Ping(self.keepalive.ping(now)).encode())
+
     def resume(self, resume: Resume) -> None:
         """Tells the peer where our flows stand. Raises :class:`LocalProtocolError` if not agreed.
 

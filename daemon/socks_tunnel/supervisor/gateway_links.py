@@ -6,7 +6,7 @@ What becomes of one peer: supervisor/dialler.py.
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from socks_tunnel.config.for_workers import route_settings
@@ -21,8 +21,9 @@ from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor import carriers
 from socks_tunnel.supervisor.dialler import CarrierFactory, Dialler
 from socks_tunnel.supervisor.links import Links, route_of
-from socks_tunnel.supervisor.netlink import PathWatcher
+from socks_tunnel.supervisor.netlink import PathWatcher, only_addresses, source_towards
 from socks_tunnel.supervisor.pauses import PauseWatcher
+from socks_tunnel.supervisor.peerlink import PeerLink
 from socks_tunnel.supervisor.peers import keys_of
 
 _log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class GatewayLinks(Links):
         self.carrier_for = carrier_for or self._outgoing.carrier_for
         self._diallers: dict[str, Dialler] = {}
         self._inherited: dict[str, bytes] = {}
-        self._paths = PathWatcher(self.path_changed)
+        self._paths = PathWatcher(self.host_changed)
         self._pauses = PauseWatcher(lambda why: self.path_changed(why, "host-slept"))
 
     def _take(self, config: Config) -> None:
@@ -139,17 +140,38 @@ class GatewayLinks(Links):
         sessions = bounded.table(fields, "sessions")
         self._inherited = {name: bounded.binary(sessions, name, 16) for name in sessions}
 
-    def path_changed(self, why: str, cause: ReconnectCause = "network-changed") -> None:
+    def host_changed(self, why: str) -> None:
+        """Tries other links beside those that a change of addresses or routes concerns.
+
+        The kernel still sends to the peer of some links from the same address, as when a container
+        has started here. Those are asked for an answer, and are in doubt if none comes soon.
+        """
+        concerned = self.up()
+        if only_addresses(why):
+            concerned = [link for link in concerned if not _sends_as_before(link)]
+        self.path_changed(why, links=concerned)
+
+    def path_changed(
+        self,
+        why: str,
+        cause: ReconnectCause = "network-changed",
+        *,
+        links: Collection[PeerLink] | None = None,
+    ) -> None:
         """Tries another link beside each: addresses or routes have changed, or the host has slept.
 
-        `why` ends the sentence "link office: …". Whoever waits to dial again does it now; an
-        attempt that has begun is made anew, for it knows other addresses.
+        With `links`, only beside these; the others are asked for an answer. `why` ends the sentence
+        "link office: …". Whoever waits to dial again does it now; an attempt that has begun is made
+        anew, for it knows other addresses.
         """
         if self.draining:
             return
         self._outgoing.doubt()
         for link in self.up():
-            link.doubt(why, cause)
+            if links is None or link in links:
+                link.doubt(why, cause)
+            else:
+                link.ask(why)
         for dialler in self._diallers.values():
             dialler.hurry()
 
@@ -170,3 +192,13 @@ class GatewayLinks(Links):
         dialler = self._diallers.get(peer.name)
         detail = dialler.last_failure if dialler is not None else None
         return {**super()._absent(peer), "detail": detail}
+
+
+def _sends_as_before(link: PeerLink) -> bool:
+    """Returns whether the kernel sends to the peer from the address that the link has."""
+    path = link.link.transport.path
+    return (
+        path is not None
+        and path.kind != "relay"
+        and source_towards(path.remote[:2]) == path.local[0]
+    )

@@ -61,6 +61,29 @@ _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 4, 5, 6
 
 
+_ADDRESS_CHANGES: Final = ("its host has a new address", "its host has lost its address")
+
+
+def only_addresses(why: str) -> bool:
+    """Returns whether a change that was told leaves the default routes as they are."""
+    return why.startswith(_ADDRESS_CHANGES)
+
+
+def source_towards(remote: tuple[str, int]) -> str | None:
+    """Returns the local address from which the kernel would send there now; None if it cannot.
+
+    Nothing is sent.
+    """
+    family = socket.AF_INET6 if ":" in remote[0] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(remote)
+        except OSError:
+            return None
+        address: str = sock.getsockname()[0]
+        return address
+
+
 class NetlinkDecoder:
     """Knows the addresses and default routes of the host; says what changes.
 
@@ -121,7 +144,7 @@ class NetlinkDecoder:
             return
         address = ipaddress.ip_address(raw)
         if self._differs(("address", raw, index), new=new):
-            yield f"its host has {'a new address' if new else 'lost its address'}, {address}"
+            yield f"{_ADDRESS_CHANGES[0 if new else 1]}, {address}"
 
     def _route(self, body: bytes, *, new: bool) -> Iterator[str]:
         if len(body) < _ROUTE.size:
@@ -170,7 +193,8 @@ def _attributes(body: bytes) -> dict[int, bytes]:
 class PathWatcher:
     """Calls `on_change` with a sentence's end when addresses or default routes have changed.
 
-    It is called at most once each :data:`INTERVAL`, and never for nothing.
+    It is called at most once each :data:`INTERVAL`, and never for nothing. Of several changes, the
+    first one is told, but one of a default route before all addresses.
     """
 
     def __init__(self, on_change: Callable[[str], None]) -> None:
@@ -236,7 +260,8 @@ class PathWatcher:
                     changes += self._decoder.receive(datagram)
         self._ask()
         if changes:
-            self._why = self._why or changes[0]
+            told = [self._why, *changes] if self._why else changes
+            self._why = next((why for why in told if not only_addresses(why)), told[0])
             if self._timer is None:
                 loop = asyncio.get_running_loop()
                 wait = max(SETTLE_SECONDS, self._told_at + INTERVAL - loop.time())

@@ -206,6 +206,12 @@ class PeerLink:
             _log.info("link %s: %s", self.peer.name, why)
             self._set_doubt(cause)
 
+    def ask(self, why: str) -> None:
+        """Asks the peer for an answer, for a reason that hardly concerns the link."""
+        if not self.in_doubt and not self.ended.done():
+            _log.info("link %s: %s; the peer is asked whether it is heard", self.peer.name, why)
+            self.link.ask()
+
     def _set_doubt(self, cause: ReconnectCause | None) -> None:
         self.doubted = cause
         self.in_doubt = cause is not None

@@ -3,7 +3,7 @@
 import pytest
 
 from socks_tunnel.protocol.link import LinkEvent, LinkFailed, LinkProtocol, LinkSuspected
-from socks_tunnel.protocol.messages import Hello
+from socks_tunnel.protocol.messages import Hello, Ping, Pong, decode
 
 T0 = 100.0
 
@@ -70,3 +70,23 @@ def test_a_gateway_that_slept_blames_nobody_and_finds_out_soon(minutes: int) -> 
         told = events(gateway)
     assert isinstance(told[0], LinkSuspected)
     assert now - woke < 2.1
+
+
+def test_a_link_that_is_asked_sends_a_ping_at_once() -> None:
+    gateway = made("gateway")
+    gateway.ask(T0)
+    assert gateway.messages_to_send() == [], "it is not established yet"
+    gateway.channels_opened(T0)
+    (hello,) = gateway.messages_to_send()
+    gateway.receive_message(hello, T0)
+    (first,) = gateway.messages_to_send()
+    gateway.receive_message(Pong(first[-8:]).encode(), T0 + 0.1)
+    events(gateway)
+    gateway.ask(T0 + 1)
+    (asked,) = gateway.messages_to_send()
+    assert isinstance(decode(asked), Ping)
+    due = gateway.next_timeout()
+    assert due is not None
+    assert due < T0 + 3
+    gateway.handle_timeout(due)
+    assert [type(event) for event in events(gateway)] == [LinkSuspected]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socks_tunnel.supervisor.netlink import KNOWN_MAX, NetlinkDecoder
+from socks_tunnel.supervisor.netlink import KNOWN_MAX, NetlinkDecoder, only_addresses
 
 NEW_ADDRESS, DEL_ADDRESS, NEW_ROUTE, DEL_ROUTE, DONE, ERROR = 20, 21, 24, 25, 3, 2
 
@@ -153,3 +153,15 @@ def test_any_bytes(datagram: bytes) -> None:
     decoder.receive(datagram)
     decoder.receive(struct.pack("=IHHII", 16 + len(datagram), NEW_ADDRESS, 0, 1, 0) + datagram)
     decoder.receive(struct.pack("=IHHII", 16 + len(datagram), NEW_ROUTE, 0, 1, 0) + datagram)
+
+
+def test_a_change_of_addresses_is_told_from_one_of_routes() -> None:
+    decoder = settled(address("10.0.0.1"), route("10.0.0.2"))
+    changes = [
+        *decoder.receive(address("10.0.0.7")),
+        *decoder.receive(address("10.0.0.1", kind=DEL_ADDRESS)),
+        *decoder.receive(route("10.0.0.2", kind=DEL_ROUTE)),
+        *decoder.receive(route("10.0.0.3")),
+    ]
+    assert [only_addresses(change) for change in changes] == [True, True, False, False]
+    assert [only_addresses(change) for change in decoder.lost()] == [False]
