@@ -15,9 +15,9 @@ A SACK that acknowledges nothing new counts as well: the peer answers a retransm
 
 from typing import Final
 
-STALLED_MIN: Final = 0.5
-"""Seconds without an answer until a sender is stalled, at least: radio links pause for so long when
-they move to another cell or wake from saving power."""
+STALLED_MIN: Final = 0.4
+"""Seconds without an answer until a sender is stalled, at least: radio links often pause for nearly
+so long when they move to another cell or wake from saving power."""
 
 DRAIN_MAX: Final = 1.0
 """Seconds for what is in flight at most: the rate is a guess while little is sent."""

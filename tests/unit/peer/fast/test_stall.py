@@ -29,11 +29,11 @@ def test_a_second_time_out_without_an_answer_is_a_stall() -> None:
 
 def test_a_short_time_out_is_not_enough() -> None:
     stall = Stall()
-    stall.timed_out(10.0, 0.2, 0.0)
-    stall.look(10.2 + 0.01)
+    stall.timed_out(10.0, 0.15, 0.0)
+    stall.look(10.15 + 0.01)
     assert not stall.silent
-    stall.look(10.0 - 0.2 + STALLED_MIN + 0.01)
-    assert stall.silent == pytest.approx(0.51)
+    stall.look(10.0 - 0.15 + STALLED_MIN + 0.01)
+    assert stall.silent == pytest.approx(STALLED_MIN + 0.01)
 
 
 def test_what_is_in_flight_is_given_the_time_that_it_takes() -> None:
