@@ -1,14 +1,14 @@
 """What keystrokes and calls notice of bulk transfers on a link that is full both ways.
 
-    python -m bench.scheduling [--rates 1 10 100] [--shared-rates 10] [--weights 4 1] [--rounds N]
-        [--seconds S]
+    python -m bench.scheduling [--rates 1 10 100] [--shared-rates 10] [--weights 4 1]
+        [--single-rates 10 100 300] [--rounds N] [--seconds S]
 
 A gateway, an endpoint and target servers in namespaces; linkemu.c is the path of the link (20 ms each
 way). 8 downloads and 4 uploads go as fast as they can. Beside them, 64 bytes go to an echo server
 every 100 ms, as an SSH client sends keystrokes, and datagrams of the size of G.711 speech every 20 ms.
 Then two gateways share one endpoint and one path, of which one has 20 downloads and one has 1. At last two
 gateways of equal weights, and then of different ones, share one endpoint without a slow path: its process is what
-they share.
+they share. One download, and then one upload, has a path of 80 ms for itself.
 
 Each figure is the median of the rounds; each round has its own idle figure. Needs root, /dev/net/tun
 and a C compiler.
@@ -55,6 +55,12 @@ RATIO_MAX: Final = 3.0
 
 SLOW_RATE, SLOW_MAX = 1.0, 0.300
 """On a path of that rate, the seconds that the loaded 99th percentile may take."""
+
+SINGLE_DELAY: Final = 40.0
+"""Milliseconds each way of the path of one flow."""
+
+SINGLE_MIN: Final = 0.8
+"""Part of the path's rate that one flow reaches at least."""
 
 FAIR: Final = 0.2
 """Part of their mean by which bulk flows may differ."""
@@ -208,6 +214,34 @@ def two_gateways(
     return share, 1 - share
 
 
+def single(rate: float, rounds: int, seconds: float) -> str:
+    """Returns what one flow through the whole tunnel reaches on a path of 80 ms, as a line."""
+    queue = max(20, int(rate * 1e6 * 2 * SINGLE_DELAY / 1e3 / 8 / 1500))
+    with (
+        contextlib.closing(Site()) as site,
+        SlowPath(site.hosts, rate=rate, delay=SINGLE_DELAY, queue=queue),
+    ):
+        tunnel = site.tunnel(GATEWAY_ICE, ENDPOINT_ICE, foreground=True)
+        reached = {}
+        try:
+            tunnel.start()
+            for way in ("down", "up"):
+                rates = []
+                for _ in range(rounds):
+                    client = load(tunnel)
+                    client.tell(do="throughput", direction=way, flows=1, seconds=seconds)
+                    rates.append(client.hear()["mbps"])
+                    client.quit()
+                reached[way] = statistics.median(rates)
+        finally:
+            tunnel.stop()
+    met = "met" if min(reached.values()) >= SINGLE_MIN * rate else "missed"
+    return (
+        f"{rate:g} Mbit/s, 80 ms, one flow: download {reached['down']:.1f}, "
+        f"upload {reached['up']:.1f} Mbit/s ({met})"
+    )
+
+
 def as_text(shares: tuple[float, float]) -> str:
     """Returns two shares in percent."""
     return f"{shares[0] * 100:.0f} % and {shares[1] * 100:.0f} %"
@@ -278,6 +312,9 @@ def main() -> int:
     parser.add_argument("--rates", type=float, nargs="*", default=[1.0, 10.0, 100.0], help="Mbit/s")
     parser.add_argument("--shared-rates", type=float, nargs="*", default=[10.0], help="Mbit/s")
     parser.add_argument("--weights", type=int, nargs="*", default=[4, 1], help="of two gateways")
+    parser.add_argument(
+        "--single-rates", type=float, nargs="*", default=[10.0, 100.0, 300.0], help="Mbit/s"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
@@ -324,6 +361,9 @@ def main() -> int:
                     ice=({}, {}),
                 )
                 shared.append(f"{name}, two gateways: {as_text(shares)}")
+    for rate in arguments.single_rates:
+        shared.append(single(rate, arguments.rounds, arguments.seconds))
+        print(shared[-1], flush=True)
     for line in (HEADINGS, ["---"] * len(HEADINGS), *rows):
         print("| " + " | ".join(line) + " |")
     for text in shared:
