@@ -2,6 +2,7 @@
 
 import pytest
 
+from socks_tunnel.protocol.keepalive import PING_INTERVAL, SEEN_INTERVALS
 from socks_tunnel.protocol.link import LinkEvent, LinkFailed, LinkProtocol, LinkSuspected
 from socks_tunnel.protocol.messages import Hello, Ping, Pong, decode
 
@@ -90,3 +91,16 @@ def test_a_link_that_is_asked_sends_a_ping_at_once() -> None:
     assert due < T0 + 3
     gateway.handle_timeout(due)
     assert [type(event) for event in events(gateway)] == [LinkSuspected]
+
+
+def test_a_path_that_was_checked_needs_no_ping_for_a_while() -> None:
+    gateway, endpoint = made("gateway"), made("endpoint")
+    for link in (endpoint, gateway):
+        link.channels_opened(T0)
+    for _ in range(3):  # HELLOs, PINGs, PONGs
+        for sender, receiver in ((gateway, endpoint), (endpoint, gateway)):
+            for message in sender.messages_to_send():
+                receiver.receive_message(message, T0)
+    assert endpoint.next_timeout() == T0 + PING_INTERVAL
+    endpoint.seen(T0 + 4)
+    assert endpoint.next_timeout() == T0 + 4 + SEEN_INTERVALS * PING_INTERVAL
