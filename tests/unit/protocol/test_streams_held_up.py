@@ -50,7 +50,7 @@ def test_a_window_that_held_its_sender_up_grows_for_sixteen_round_trips(
     # 80 bytes since the last update; 16 round trips of 0.03125 s.
     receive.announce(1.0 + elapsed * 0.625, round_trip=0.03125, grow_to=1000)
     assert receive.window == window
-    assert not receive.starved, "each update has to find out anew"
+    assert receive.starved is False, "each update has to find out anew"
 
 
 def test_no_edge_is_looked_at_while_all_that_was_allowed_has_come() -> None:
@@ -77,3 +77,8 @@ def test_an_edge_that_is_reached_is_looked_at_before_the_next_one() -> None:
     receive.consume(50)
     receive.announce(2.0)
     assert receive.edge == 200
+
+
+def test_a_new_stream_looks_at_no_edge() -> None:
+    receive = ReceiveStream(100)
+    assert (receive.edge, receive.starved is False) == (-1, True)
