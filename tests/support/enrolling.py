@@ -45,10 +45,7 @@ class Place:
             table = {"name": "office", "public_key": key.public_text}
             settings = {"listen": f"127.0.0.1:{port}", "clients": "enrolled", "keys": [table]}
             (directory / "rendezvous.toml").write_text(toml(settings))
-            service = [SOCKS_TUNNEL, "rendezvous", "--config", str(directory / "rendezvous.toml")]
-            process = Process("rendezvous", service, directory)
-            self.running.append(process)
-            process.wait_notified("READY=1")
+            self.begin_service()
         else:
             port = free_port()
             self.url = f"http://127.0.0.1:{port}/"
@@ -66,6 +63,13 @@ class Place:
         }
         (directory / "endpoint.toml").write_text(toml(self.settings))
         self.endpoint = self.start("endpoint")
+
+    def begin_service(self) -> None:
+        config = self.directory / "rendezvous.toml"
+        service = [SOCKS_TUNNEL, "rendezvous", "--config", str(config)]
+        process = Process("rendezvous", service, self.directory)
+        self.running.append(process)
+        process.wait_notified("READY=1")
 
     def key(self, name: str) -> PrivateIdentity:
         identity = PrivateIdentity.generate()

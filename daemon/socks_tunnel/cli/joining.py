@@ -67,6 +67,16 @@ def revoke(of: tuple[str | None, Path | None], name: str) -> None:
     """End the enrolment of the host NAME, its links and its flows. Its keys cannot join again."""
     result = ask(*of, {"op": "revoke", "name": name})
     click.echo(f"revoked: {name}")
+    if "only_here" in result:
+        click.echo(
+            f"at this endpoint only: {result['only_here']} owns the list; revoke it there for all",
+            err=True,
+        )
+    if "not_told" in result:
+        click.echo(
+            f"not told yet: {', '.join(result['not_told'])}; they are told when they are reached",
+            err=True,
+        )
     if "invitation" in result:
         click.echo(
             f"it had joined by the invitation {result['invitation']}, which is good for"

@@ -4,6 +4,8 @@ Each value takes the text that a file has, and what it has been made into. All r
 because that is what pydantic reports.
 """
 
+import base64
+import binascii
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import (
@@ -32,6 +34,18 @@ def text_of(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"must be text, not {value!r}")  # noqa: TRY004
     return value
+
+
+def public_key(value: Any) -> str:
+    """Returns a public key in canonical form. Raises :class:`ValueError`."""
+    text = text_of(value).strip()
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("is not a public key: it is not base64") from None
+    if len(raw) != 32:
+        raise ValueError(f"is not a public key: {len(raw)} bytes, where an Ed25519 key has 32")
+    return base64.b64encode(raw).decode("ascii")
 
 
 def destination(value: Any) -> HostPort:

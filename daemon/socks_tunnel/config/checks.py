@@ -122,7 +122,17 @@ def check_policy_names(found: Findings, peers: Peers) -> None:
 
 
 def check_joining(found: Findings, file: ConfigFile) -> None:
-    """Complains of tags without a policy, and of authorities that cannot be used."""
+    """Complains of a group without a service, of tags without a policy, and of bad authorities."""
+    signaling = file.signaling
+    if (
+        file.role == "endpoint"
+        and file.join.group is not None
+        and (signaling is None or signaling.rendezvous is None)
+    ):
+        found.add(
+            ("join", "group"),
+            "needs signaling.rendezvous: the list of members goes through that service",
+        )
     jwt = file.join.jwt
     if jwt is None or file.role == "gateway":
         return

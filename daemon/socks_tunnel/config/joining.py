@@ -7,10 +7,20 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PlainValidator, StringConstraints, ValidationInfo, model_validator
 
-from socks_tunnel.config.basics import Positive, Seconds, Table, text_of
+from socks_tunnel.config.basics import (
+    PeerName,
+    Positive,
+    Seconds,
+    Table,
+    public_key,
+    text_of,
+)
 from socks_tunnel.config.settings import LIFETIME_MAX
 from socks_tunnel.config.urls import checked_url
 from socks_tunnel.protocol.addresses import parse_ip
+
+GROUP_MAX: Final = 32
+"""Endpoints of one group."""
 
 TAGS_MAX: Final = 1024
 """Entries of `tags`."""
@@ -85,7 +95,39 @@ class JoinJwt(Table):
         return self
 
 
+class GroupEndpoint(Table):
+    """One of `join.group.endpoints`."""
+
+    name: PeerName
+    public_key: Annotated[str, PlainValidator(public_key)]
+
+
+class Group(Table):
+    """`[join.group]`: endpoints with one list of members. It is the same text at all of them."""
+
+    name: PeerName
+    owner: PeerName
+    """Which of the endpoints owns the list: hosts join it, and are revoked there."""
+    endpoints: tuple[GroupEndpoint, ...] = Field(min_length=2, max_length=GROUP_MAX)
+    max_age: Annotated[int, Field(ge=0, le=LIFETIME_MAX, strict=True)] = 604_800
+    """Seconds for which a copy admits members while its owner is not heard of; 0: for ever."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "Group":
+        names = [each.name for each in self.endpoints]
+        keys = [each.public_key for each in self.endpoints]
+        for values, what in ((names, "name"), (keys, "public_key")):
+            if len(set(values)) < len(values):
+                raise ValueError(f"two of the endpoints have the same {what}")
+        if self.owner not in names:
+            raise ValueError(
+                f"owner is {self.owner!r}, which is none of the endpoints: {', '.join(names)}"
+            )
+        return self
+
+
 class Join(Table):
     """`[join]` of an endpoint."""
 
+    group: Group | None = None
     jwt: JoinJwt | None = None

@@ -7,8 +7,6 @@ once read: relative ones are relative to the configuration file.
 This file is long because all tables stand together, as they do in a configuration.
 """
 
-import base64
-import binascii
 import ipaddress
 import os
 import re
@@ -32,9 +30,10 @@ from socks_tunnel.config.basics import (
     Positive,
     Seconds,
     Table,
+    public_key,
     text_of,
 )
-from socks_tunnel.config.joining import Join, JoinJwt  # noqa: F401 - each table has its name here
+from socks_tunnel.config.joining import Group, GroupEndpoint, Join, JoinJwt  # noqa: F401 - each table has its name here
 from socks_tunnel.config.routes import Route
 from socks_tunnel.config.settings import listener_text
 from socks_tunnel.config.urls import checked_url
@@ -152,18 +151,6 @@ def _rendezvous_url(value: Any) -> str | None:
     return checked_url(
         text_of(value), {"ws", "wss"}, "is neither wss://HOST[:PORT]/ nor ws://HOST[:PORT]/"
     )
-
-
-def public_key(value: Any) -> str:
-    """Returns a public key in canonical form. Raises :class:`ValueError`."""
-    text = text_of(value).strip()
-    try:
-        raw = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise ValueError("is not a public key: it is not base64") from None
-    if len(raw) != 32:
-        raise ValueError(f"is not a public key: {len(raw)} bytes, where an Ed25519 key has 32")
-    return base64.b64encode(raw).decode("ascii")
 
 
 def _optional_public_key(value: Any) -> str | None:

@@ -15,7 +15,7 @@ from pydantic import (
     ValidationError,
 )
 
-from socks_tunnel.config.basics import PeerName, Positive, Seconds, Table
+from socks_tunnel.config.basics import PeerName, Positive, Seconds, Table, public_key
 from socks_tunnel.config.errors import ConfigError, Problem, unknown_key
 from socks_tunnel.config.models import (
     FilePath,
@@ -23,7 +23,6 @@ from socks_tunnel.config.models import (
     Log,
     MetricsListener,
     OptionalFilePath,
-    public_key,
 )
 from socks_tunnel.config.positions import KeyPath, key_lines
 from socks_tunnel.config.wording import key_text, sentence, upwards

@@ -192,9 +192,28 @@ class JoinJwt:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupEndpoint:
+    """One of `join.group.endpoints`."""
+
+    name: str
+    public_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """`[join.group]`."""
+
+    name: str
+    owner: str
+    endpoints: tuple[GroupEndpoint, ...]
+    max_age: int
+
+
+@dataclass(frozen=True, slots=True)
 class Join:
     """`[join]`."""
 
+    group: Group | None
     jwt: JoinJwt | None
 
 

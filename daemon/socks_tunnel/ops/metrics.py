@@ -333,6 +333,11 @@ class Metrics:
             "Unix time at which the first host that has joined must leave (endpoint)",
             kind=(),
         )
+        self.membership_list_heard_seconds = gauge(
+            "membership_list_heard_seconds",
+            "Unix time at which the owner of the group's list of members was heard last (endpoint)",
+            kind=(),
+        )
         self.metrics_files_damaged = gauge(
             "metrics_files_damaged", "Files of metrics that were left out or set aside as damaged"
         )

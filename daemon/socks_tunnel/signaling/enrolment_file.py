@@ -44,6 +44,7 @@ class EnrolmentFile:
 
     def __init__(self, path: Path, identity: PrivateIdentity) -> None:
         self._path = path
+        self._identity = identity
         self.enrolments = Enrolments(identity, self._append)
         lines = self._read()
         live = list(self.enrolments.entries())
@@ -51,6 +52,25 @@ class EnrolmentFile:
         if self._lines > max(REWRITE_MIN, 2 * len(live)):
             self._rewrite(live)
         self._lines_max = max(REWRITE_OPEN_MIN, 2 * len(live))
+
+    def replace(self, entries: list[Entry]) -> None:
+        """Makes the file say something else, from nothing.
+
+        What cannot be used of it is left out with a warning. Raises OSError; the file stays as it
+        is then, and the entries are in force all the same, until a restart.
+        """
+        fresh = Enrolments(self._identity, self._append)
+        good = []
+        for entry in entries:
+            try:
+                fresh.replay(entry)
+            except ValueError as error:
+                _log.warning("%s: left out: %s", self._path, error)
+            else:
+                good.append(entry)
+        self.enrolments = fresh
+        self._rewrite(good)
+        self._lines_max = max(REWRITE_OPEN_MIN, 2 * len(good))
 
     def sync(self) -> None:
         """Waits until what was appended is on the disk. Runs in a thread. Raises OSError."""

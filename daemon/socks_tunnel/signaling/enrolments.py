@@ -84,6 +84,28 @@ class Enrolments(MemberList):
         )
         return token
 
+    def begin_epoch(self, now: float) -> int:
+        """Begins an epoch of a group's list, later than all before, and returns it.
+
+        The time is in it, so that it is later than those of a file that was restored as well.
+        """
+        self._happen({"entry": "epoch", "epoch": max(self.epoch + 1, int(now))})
+        return self.epoch
+
+    def bar(self, name: str, keys: Collection[bytes], now: float) -> None:
+        """Revokes keys of a host that has joined another endpoint. Raises :class:`ValueError`."""
+        if len(self.revoked) + len(keys) > REVOKED_MAX:
+            raise ValueError(f"{REVOKED_MAX} keys are revoked; have some forgotten first")
+        for key in keys:
+            self._happen(
+                {
+                    "entry": "revoked-key",
+                    "name": name,
+                    "key": public_key_text(key),
+                    "at": int(now),
+                }
+            )
+
     def withdraw(self, invitation: str) -> None:
         """Ends an invitation, named by its id in hexadecimal. Raises :class:`KeyError`."""
         if invitation not in {each.hex() for each in self.invitations}:

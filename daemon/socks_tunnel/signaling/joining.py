@@ -259,7 +259,7 @@ def open_request(data: bytes, own: bytes, now: float) -> Request:
     :class:`JoinRequest` is right, whether the token of a :class:`JwtRequest` is good, and whether
     the old key of a :class:`RenewRequest` is a member's.
     """
-    fields = _open(data, sender_wanted=None, bounds=_JWT_BOUNDS)
+    fields = open_signed(data, bounds=_JWT_BOUNDS)
     request: Request
     try:
         common = {
@@ -325,7 +325,7 @@ def answer_to(identity: PrivateIdentity, request: Request, decided: Joined | Not
 
 def open_answer(data: bytes, request: Request) -> Joined | NotJoined:
     """Returns what the endpoint has decided about `request`. Raises :class:`JoinRejected`."""
-    fields = _open(data, sender_wanted=request.to)
+    fields = open_signed(data, request.to)
     try:
         if (
             bounded.binary(fields, "to", PUBLIC_KEY_SIZE) != request.sender
@@ -355,10 +355,13 @@ def seal(identity: PrivateIdentity, body: Mapping[str, Any]) -> bytes:
     return sealed
 
 
-def _open(
-    data: bytes, sender_wanted: bytes | None, bounds: bounded.Bounds = _BOUNDS
+def open_signed(
+    data: bytes, sender_wanted: bytes | None = None, bounds: bounded.Bounds = _BOUNDS
 ) -> dict[str, Any]:
-    """Returns a body that its sender has signed: `sender_wanted`, if that is given."""
+    """Returns a body that its sender has signed: `sender_wanted`, if that is given.
+
+    Raises :class:`JoinRejected`.
+    """
     try:
         outer = bounded.unpack_map(data, bounds)
         packed = bounded.binary(outer, "body")

@@ -12,6 +12,9 @@ before anything else is done, and from which :meth:`MemberList.replay` builds th
     {"entry": "seen" or "revoked", "name", "at"}
     {"entry": "revoked-key", "name", "key", "at"}       the same, once its member is in no entry
     {"entry": "forgotten", "key"}                       a revoked key that may join again
+    {"entry": "epoch", "epoch"}                         of the owner of a group's list
+    {"entry": "left", "name"}                           in a copy: no member any more
+    {"entry": "copied", "owner", "group", "epoch", "number", "at"}    the version of a copy
 
 Keys are base64, other bytes are hexadecimal, and an `until` of 0 is none. An invitation or an
 enrolment whose time is over is forgotten without an entry: its time is in the one that made it.
@@ -24,7 +27,7 @@ Who may join, :mod:`socks_tunnel.signaling.enrolments` decides. Times are Unix t
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from socks_tunnel.signaling.identity import parse_public_key, public_key_text
 
@@ -84,6 +87,13 @@ class Revoked:
     at: int
 
 
+class Journal(Protocol):
+    """Remembers in which order things changed."""
+
+    def touch(self, subject: str | bytes) -> None:
+        """Notes that a member (by its name), or a revoked key, has changed or is gone."""
+
+
 class MemberList:
     """Invitations, members and revoked keys. `record` writes an entry down."""
 
@@ -92,6 +102,12 @@ class MemberList:
         self.invitations: dict[bytes, Invitation] = {}
         self.members: dict[str, Member] = {}
         self.revoked: dict[bytes, Revoked] = {}
+        self.epoch = 0
+        """The latest epoch of the list, where it is a group's."""
+        self.journal: Journal | None = None
+        """Who has to know of changes; None if nobody."""
+        self.copied: Entry = {}
+        """The entry that says of what this is a copy; empty if it is none."""
         self._by_key: dict[bytes, str] = {}
         self._spent: dict[bytes, int] = {}
 
@@ -119,8 +135,24 @@ class MemberList:
         return changed
 
     def _happen(self, entry: Entry) -> None:
+        member = self.members.get(entry.get("name", ""))
         self.record(entry)  # first: what cannot be written down has not happened
         self.replay(entry)
+        if self.journal is not None:
+            self._note(self.journal, entry, member)
+
+    @staticmethod
+    def _note(journal: Journal, entry: Entry, member: Member | None) -> None:
+        """Notes what an entry has changed. `member` is the one of its name before that."""
+        match entry["entry"]:
+            case "joined" | "renewed":
+                journal.touch(entry["name"])
+            case "revoked" if member is not None:
+                journal.touch(member.name)
+                for key in member.all_keys():
+                    journal.touch(key)
+            case "revoked-key" | "forgotten":
+                journal.touch(parse_public_key(entry["key"]))
 
     def replay(self, entry: Entry) -> None:
         """Takes an entry into account. Raises :class:`ValueError` for one that makes no sense."""
@@ -170,7 +202,14 @@ class MemberList:
                 key = parse_public_key(entry["key"])
                 self.revoked[key] = Revoked(key, entry["name"], int(entry["at"]))
             case "forgotten":
-                del self.revoked[parse_public_key(entry["key"])]
+                self.revoked.pop(parse_public_key(entry["key"]), None)
+            case "left":
+                if entry["name"] in self.members:
+                    self._forget(self.members[entry["name"]])
+            case "epoch":
+                self.epoch = int(entry["epoch"])
+            case "copied":
+                self.copied = entry
             case other:
                 raise ValueError(f"the entry {other!r} is not known")
 
@@ -210,7 +249,7 @@ class MemberList:
     def entries(self) -> Iterator[Entry]:
         """Yields entries that make the present state, for a file that is written anew."""
         for member in self.members.values():
-            yield from _entries_of(member)
+            yield from entries_of(member)
         for revoked in self.revoked.values():
             yield {
                 "entry": "revoked-key",
@@ -231,9 +270,14 @@ class MemberList:
                 "until": each.until,
                 "lifetime": each.lifetime,
             }
+        if self.epoch:
+            yield {"entry": "epoch", "epoch": self.epoch}
+        if self.copied:
+            yield self.copied
 
 
-def _entries_of(member: Member) -> Iterator[Entry]:
+def entries_of(member: Member) -> Iterator[Entry]:
+    """Yields entries that make a member what it is."""
     yield {
         "entry": "joined",
         "name": member.name,

@@ -14,6 +14,7 @@ from socks_tunnel.protocol.rendezvous_load import Load
 from socks_tunnel.signaling.carrier import (
     Answered,
     Handlers,
+    SignalingError,
     offered_relay,
     offered_servers,
     remote_address,
@@ -73,9 +74,18 @@ class EndpointLinks(Links):
         for carrier in self._carriers:
             await carrier.prepare(self.config)
             await carrier.start(self.config)
+        if self.enroller is not None:
+            self.enroller.start(self._ask)
         self._count_links()
         self._paths.start()
         self._pauses.start()
+
+    async def _ask(self, to: bytes, request: bytes, timeout: float) -> bytes:  # noqa: ASYNC109
+        """Brings a request to another endpoint of our group; returns the answer."""
+        for carrier in self._carriers:
+            if isinstance(carrier, carriers.RendezvousListener):
+                return await carrier.ask(to, request, timeout)
+        raise SignalingError("there is no rendezvous service")
 
     def path_changed(self, why: str) -> None:
         """Makes sure that offers still get here. Links are the gateways' to make anew."""
@@ -105,6 +115,8 @@ class EndpointLinks(Links):
     async def stop(self, reason: str) -> None:
         """Takes no more offers, ends all links."""
         self.draining = True
+        if self.enroller is not None:
+            await self.enroller.stop()
         self._paths.stop()
         self._pauses.stop()
         # Before the carriers, one of which may relay what the links say to their peers.

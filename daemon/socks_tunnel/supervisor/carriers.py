@@ -18,7 +18,7 @@ from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.rendezvous_load import Load
-from socks_tunnel.signaling.carrier import Handlers, OutgoingCarrier
+from socks_tunnel.signaling.carrier import Handlers, OutgoingCarrier, SignalingError
 from socks_tunnel.signaling.clock import SignalingClock
 from socks_tunnel.signaling.direct import DirectClient, DirectServer
 from socks_tunnel.signaling.either import DirectFirst
@@ -290,8 +290,18 @@ class RendezvousListener:
     def apply(self, config: Config) -> None:
         """Lets the gateways of a configuration send offers, and no others."""
         if self._service is not None:
-            self._service.watch([key for peer in config.peers for key in keys_of(peer)])
+            keys = [key for peer in config.peers for key in keys_of(peer)]
+            group = config.join.group
+            others = () if group is None else group.endpoints
+            keys += [parse_public_key(each.public_key) for each in others]
+            self._service.watch(set(keys) - {self._identity.public})
             self._service.revoked.changed()
+
+    async def ask(self, to: bytes, request: bytes, timeout: float) -> bytes:  # noqa: ASYNC109
+        """Brings a request to another endpoint; returns the answer. Raises SignalingError."""
+        if self._service is None:
+            raise SignalingError("there is no rendezvous service")
+        return await self._service.join(to, request, timeout)
 
     def doubt(self) -> None:
         """Makes sure that the service still hears us."""

@@ -8,13 +8,12 @@ configurations instead of a thousand.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from socks_tunnel.config.settings import LIFETIME_MAX, Config, Peer
+from socks_tunnel.config.settings import LIFETIME_MAX, Config
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.bounded import clip
@@ -33,15 +32,16 @@ from socks_tunnel.signaling.joining import (
     answer_to,
     open_request,
 )
-from socks_tunnel.signaling.member_list import Member
 from socks_tunnel.supervisor.control import ControlError
+from socks_tunnel.supervisor.enrolment_rows import keys_in, peer_of, rows_of, why_refused
+from socks_tunnel.supervisor.group import Ask, ListCopy, ListOwner, part_of
 from socks_tunnel.supervisor.jwt_joins import JwtJoins, Refusal
-from socks_tunnel.supervisor.peers import keys_of
 
 _log = logging.getLogger(__name__)
 
 FILE: Final = "enrolments"
-"""Name of the file in the state directory."""
+COPY: Final = "enrolments-of-group"
+"""Names of the files in the state directory; the other one is a copy of a group's list."""
 
 GATHER: Final = 0.1
 """Seconds in which changes are gathered before they are applied together."""
@@ -79,19 +79,41 @@ class Enroller:
         self._jwt = JwtJoins(identity)
         self._results = metrics.joins_total
         self._expires = metrics.membership_expires_seconds
+        self._stale = False
+        self._group = part_of(
+            config, identity, self._file.enrolments, directory / COPY, self._changed, metrics
+        )
         self._enrolments.expire(time.time())
         self._show()
         self.use(config)
 
     @property
+    def _is_copy(self) -> bool:
+        """Whether another endpoint owns the list of members."""
+        return isinstance(self._group, ListCopy)
+
+    @property
     def _enrolments(self) -> Enrolments:
-        return self._file.enrolments
+        """The members that are in force, and who may join them."""
+        return (
+            self._group.enrolments if isinstance(self._group, ListCopy) else self._file.enrolments
+        )
+
+    def start(self, ask: Ask) -> None:
+        """Shares the list with the other endpoints of the group from now on."""
+        if self._group is not None:
+            self._group.start(ask)
+
+    async def stop(self) -> None:
+        """Shares it no more."""
+        if self._group is not None:
+            await self._group.stop()
 
     def use(self, config: Config) -> None:
         """Decides by a configuration, without the members, from now on."""
         self._config = config
         self._jwt.apply(config)
-        self._listed = _keys_in(config)
+        self._listed = keys_in(config)
 
     def extend(self, config: Config) -> Config:
         """Returns a configuration as it was read, with the members as further peers.
@@ -99,15 +121,19 @@ class Enroller:
         It changes nothing: the configuration may be refused after all. It may be called in a
         thread, beside hosts that join.
         """
-        names, listed = {peer.name for peer in config.peers}, _keys_in(config)
+        names, listed = {peer.name for peer in config.peers}, keys_in(config)
         now = time.time()
         peers, refused = [], set()
-        for member in list(self._enrolments.members.values()):
-            if 0 < member.until <= now:
+        barred = self._file.enrolments.revoked.keys() if self._is_copy else frozenset()
+        members = list(self._enrolments.members.values())
+        if isinstance(self._group, ListCopy) and self._group.is_stale(now):
+            members = []
+        for member in members:
+            if 0 < member.until <= now or not barred.isdisjoint(member.all_keys()):
                 continue
-            why = _why_refused(member, names, config.policies, listed, now)
+            why = why_refused(member, names, config.policies, listed, now)
             if why is None:
-                peers.append(_peer(member, now))
+                peers.append(peer_of(member, now))
                 continue
             refused.add(member.name)
             if member.name not in self._told:
@@ -120,11 +146,21 @@ class Enroller:
         return self.extend(self._config)
 
     def revoked_keys(self) -> list[bytes]:
-        """Returns the keys that were revoked, the last one last."""
-        return list(self._enrolments.revoked)
+        """Returns the keys whose enrolment by this endpoint was revoked, the last one last."""
+        return list(self._file.enrolments.revoked)
 
     def tick(self) -> None:
         """Lets go whose time is over. To be called each second or so."""
+        group = self._group
+        if isinstance(group, ListCopy) and (stale := group.is_stale(time.time())) != self._stale:
+            self._stale = stale
+            if stale:
+                _log.warning(
+                    "hosts that have joined are refused: the copy of the list of %s is too old"
+                    " (join.group.max_age)",
+                    group.owner_name,
+                )
+            self._changed()
         if self._enrolments.expire(time.time()):
             _log.info("the time of a host that had joined, or of its old key, is over")
             self._changed()
@@ -139,6 +175,8 @@ class Enroller:
     def _changed(self) -> "asyncio.Task[None]":
         """Has the changes applied; returns what ends when they hold."""
         self._show()
+        if isinstance(self._group, ListOwner):
+            self._group.changed()
         if self._applying is None:
             self._applying = spawn("apply enrolments", self._apply_soon())
         return self._applying
@@ -164,6 +202,17 @@ class Enroller:
         This is a :data:`~socks_tunnel.signaling.carrier.JoinHandler`.
         """
         now = time.time()
+        if self._group is not None:
+            try:
+                shared = self._group.opened(data)
+            except JoinRejected as rejection:
+                self._refuse("rejected", str(rejection))
+                return None
+            if shared is not None:
+                return self._group.handle(shared)
+            if isinstance(self._group, ListCopy):
+                self._refuse("rejected", self._group.elsewhere)
+                return None
         try:
             request = open_request(data, self._identity.public, now)
             if isinstance(request, JwtRequest):
@@ -206,7 +255,7 @@ class Enroller:
             one_time=settings.one_time,
         )
         if isinstance(decided, Joined):
-            self._log_joined(decided, f"has joined as {judged.subject}", request)
+            _log_joined(decided, f"has joined as {judged.subject}", request)
         return decided
 
     def _decide(self, request: JoinRequest | RenewRequest, now: float) -> Joined | NotJoined | None:
@@ -221,19 +270,8 @@ class Enroller:
             decided = enrolments.renew(name, request.sender, self._listed, now)
             what = "has another key now"
         if isinstance(decided, Joined):
-            self._log_joined(decided, what, request)
+            _log_joined(decided, what, request)
         return decided
-
-    @staticmethod
-    def _log_joined(decided: Joined, what: str, request: Request) -> None:
-        _log.info(
-            "the host %s %s: key %s, tag %s, from %s",
-            decided.name,
-            what,
-            public_key_text(request.sender),
-            decided.tag or "-",
-            remote_address.get(),
-        )
 
     async def _hold(self, decided: Joined) -> Joined | Refusal:
         """Waits until a decision is on the disk and in force."""
@@ -276,6 +314,8 @@ class Enroller:
             raise ControlError(f"nothing has changed: {error}") from None
 
     def _invite(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if isinstance(self._group, ListCopy):
+            raise ControlError(self._group.elsewhere)
         if request.get("jwt"):
             if self._jwt.settings is None:
                 raise ControlError("no JWT is taken: the configuration has no [join.jwt]")
@@ -298,7 +338,12 @@ class Enroller:
 
     async def _revoke(self, name: str) -> dict[str, Any]:
         try:
-            invitation = self._enrolments.revoke(name, time.time())
+            if self._is_copy:  # the owner may be away: here it holds all the same
+                member = self._enrolments.members[name]
+                self._file.enrolments.bar(name, member.all_keys(), time.time())
+                invitation = None
+            else:
+                invitation = self._file.enrolments.revoke(name, time.time())
         except KeyError:
             hint = " (it is in the configuration)" if name in self._listed.values() else ""
             raise ControlError(f"no host of the name {clip(name)} has joined{hint}") from None
@@ -313,17 +358,18 @@ class Enroller:
             await asyncio.to_thread(self._file.sync)
         except OSError as error:
             raise ControlError(f"{clip(name)} is revoked until a restart: {error}") from None
-        if invitation is None:
-            return {"revoked": name}
-        return {
-            "revoked": name,
-            "invitation": invitation.id.hex(),
-            "uses_left": invitation.uses,
-        }
+        result: dict[str, Any] = {"revoked": name}
+        if isinstance(self._group, ListCopy):
+            result["only_here"] = self._group.owner_name
+        elif isinstance(self._group, ListOwner) and (behind := await self._group.told()):
+            result["not_told"] = behind
+        if invitation is not None:
+            result |= {"invitation": invitation.id.hex(), "uses_left": invitation.uses}
+        return result
 
     def _forget(self, name: str) -> dict[str, Any]:
         try:
-            keys = [public_key_text(key) for key in self._enrolments.forget(name)]
+            keys = [public_key_text(key) for key in self._file.enrolments.forget(name)]
         except KeyError:
             raise ControlError(
                 f"{clip(name)} is neither a revoked key nor the name of a host with one"
@@ -337,7 +383,7 @@ class Enroller:
         if op != "withdraw":
             raise ControlError(f"there is no request '{clip(op)}'")
         try:
-            self._enrolments.withdraw(invitation)
+            self._file.enrolments.withdraw(invitation)
         except KeyError:
             raise ControlError(f"there is no open invitation {clip(invitation)}") from None
         _log.info("invitation %s is withdrawn", invitation)
@@ -346,84 +392,28 @@ class Enroller:
     def _rows(self) -> dict[str, Any]:
         now = time.time()
         self._enrolments.expire(now)
-        members = [
-            {
-                "name": member.name,
-                "public_keys": [public_key_text(key) for key in member.keys(now)],
-                "tag": member.tag,
-                "joined": _iso(member.joined_at),
-                "seen": _iso(member.seen_at),
-                "until": _iso(member.until),
-                "invitation": member.invitation,
-                "subject": member.subject,
-            }
-            for member in self._enrolments.members.values()
-        ]
-        invitations = [
-            {
-                "invitation": each.id.hex(),
-                "tag": each.tag,
-                "uses_left": each.uses,
-                "until": _iso(each.until),
-                "lifetime": each.lifetime,
-            }
-            for each in self._enrolments.invitations.values()
-        ]
-        revoked = [
-            {"name": each.name, "public_key": public_key_text(each.key), "revoked": _iso(each.at)}
-            for each in self._enrolments.revoked.values()
-        ]
-        return {"peers": members, "invitations": invitations, "revoked": revoked}
+        here = self._file.enrolments.revoked.values() if self._is_copy else ()
+        result = rows_of(self._enrolments, here, now)
+        return result if self._group is None else {"list": self._group.row(), **result}
 
 
 _Decided: TypeAlias = Joined | NotJoined | Refusal | None
 
 
-def _not_written(error: OSError) -> Refusal:
-    _log.error("a host cannot join: %s", error)
-    return Refusal("disk", "the endpoint cannot write down who joins; its log says why")
-
-
-def _keys_in(config: Config) -> dict[bytes, str]:
-    """Returns the names of the peers of a configuration, by key."""
-    return {key: peer.name for peer in config.peers for key in keys_of(peer)}
-
-
-def _why_refused(
-    member: Member,
-    names: Collection[str],
-    policies: Collection[str],
-    listed: Mapping[bytes, str],
-    now: float,
-) -> str | None:
-    """Returns why a configuration leaves no place for a member; None if it does."""
-    if member.name in names:
-        return "the configuration has a peer of that name"
-    if member.tag and member.tag not in policies:
-        return f"there is no [policies.{member.tag}]"
-    if not listed.keys().isdisjoint(member.keys(now)):
-        return "the configuration has a peer with its key"
-    return None
-
-
-def _peer(member: Member, now: float) -> Peer:
-    key, *old = member.keys(now)
-    return Peer(
-        name=member.name,
-        public_key=public_key_text(key),
-        old_public_key=public_key_text(old[0]) if old else None,
-        url=None,
-        tls_ca=None,
-        proxy=None,
-        rendezvous=None,
-        enrolment_file=None,
-        policy=member.tag or None,
-        weight=1,
+def _log_joined(decided: Joined, what: str, request: Request) -> None:
+    _log.info(
+        "the host %s %s: key %s, tag %s, from %s",
+        decided.name,
+        what,
+        public_key_text(request.sender),
+        decided.tag or "-",
+        remote_address.get(),
     )
 
 
-def _iso(moment: int) -> str | None:
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds") if moment else None
+def _not_written(error: OSError) -> Refusal:
+    _log.error("a host cannot join: %s", error)
+    return Refusal("disk", "the endpoint cannot write down who joins; its log says why")
 
 
 def _text(request: Mapping[str, Any], name: str, default: str | None = None) -> str:

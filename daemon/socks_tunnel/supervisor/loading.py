@@ -37,5 +37,7 @@ def load_enroller(
     """
     try:
         return Enroller(paths.state_directory(directory), identity, config, apply, metrics)
+    except ValueError as error:
+        raise StartError(f"{config.source}: {error}", EXIT_CONFIG) from None
     except OSError as error:
         raise StartError(f"who has joined cannot be read: {error}", EXIT_CANNOT_CREATE) from None

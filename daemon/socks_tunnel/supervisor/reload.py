@@ -37,6 +37,7 @@ BY_REPLACING: Final = frozenset(
     {
         "forwards",
         "identity",
+        "join.group",
         "log.format",
         "metrics",
         "signaling",
@@ -82,6 +83,9 @@ def merge(running: Config, read: Config) -> tuple[Config, list[str]]:
     if read.log.format != running.log.format:
         waiting.append("log.format")
         changed["log"] = replace(read.log, format=running.log.format)
+    if read.join.group != running.join.group:
+        waiting.append("join.group")
+        changed["join"] = replace(read.join, group=running.join.group)
     return replace(running, **changed), sorted(waiting)
 
 

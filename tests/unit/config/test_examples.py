@@ -35,7 +35,8 @@ def load_example(role: str, directory: Path, *, with_comments: bool) -> Config:
         text = re.sub(r"^#policy = .*\n", "", text, flags=re.MULTILINE)  # an example, no default
         for table in ("forwards", "routes"):  # as above
             text = re.sub(rf"^#\[\[{table}\]\]\n(#.*\n)+", "", text, flags=re.MULTILINE)
-        text = re.sub(r"^#\[join\.jwt\]\n(#.*\n)+", "", text, flags=re.MULTILINE)  # as above
+        for table in ("jwt", "group"):  # as above
+            text = re.sub(rf"^#\[join\.{table}\]\n(#.*\n)+", "", text, flags=re.MULTILINE)
         text = text.replace(
             "#[policies.engineering]\n#allowed_hosts", "[policies.e]\n#allowed_hosts"
         )
