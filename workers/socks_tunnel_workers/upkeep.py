@@ -105,20 +105,26 @@ class Upkeep:
                 (session, flow)
                 for session in self._sessions.values()
                 for flow in (*session.flows, *session.lingering)
-            ]
+            ],
+            0,
         )
 
-    def _sweep_some(self, left: list[tuple[WorkerSession, Flow]]) -> None:
-        """Looks at some flows, then lets the others' bytes move before the next ones."""
+    def _sweep_some(self, left: list[tuple[WorkerSession, Flow]], windows: int) -> None:
+        """Looks at some flows, then lets the others' bytes move before the next ones.
+
+        `windows` is what those that were looked at allow their peers.
+        """
         now = self._loop.time()
         for session, flow in left[-SWEEP_FLOWS:]:
             session.core.guard(flow, flow.sweep, now)
+            windows += 0 if flow.ended else flow.receive_window
         del left[-SWEEP_FLOWS:]
         if self._stopped:
             return
         if left:
-            self._loop.call_soon(self._sweep_some, left)
+            self._loop.call_soon(self._sweep_some, left, windows)
         else:
+            self._metrics.window_bytes.set(windows)
             self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def _forget_closed(self) -> None:

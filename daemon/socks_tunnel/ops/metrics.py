@@ -292,6 +292,9 @@ class Metrics:
         self.buffered_bytes = gauge(
             "buffered_bytes", "Bytes that wait, by the place where they do", where=labels.BUFFERS
         )
+        self.window_bytes = gauge(
+            "window_bytes", "Bytes that the windows of all flows allow their peers, all together"
+        )
         self.worker_buffer_bytes = gauge(
             "worker_buffer_bytes", "Bytes that the flows of a worker hold", process=()
         )

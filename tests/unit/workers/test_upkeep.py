@@ -150,6 +150,16 @@ def test_what_was_counted_is_in_the_metrics_a_second_later(site: Site) -> None:
     assert metrics.udp_dropped_total.labels("expired").value == 2, "once"
 
 
+def test_the_windows_of_all_open_flows_are_in_the_metrics(site: Site) -> None:
+    metrics, loop = site.gateway.metrics, site.gateway.loop
+    flows = [site.flow(), site.flow()]
+    loop.advance(SWEEP_SECONDS)
+    assert metrics.window_bytes.labels().value == 2 * site.session.receive_window
+    flows[0].abort(CloseReason.RESET)
+    loop.advance(SWEEP_SECONDS)
+    assert metrics.window_bytes.labels().value == site.session.receive_window
+
+
 def test_closed_flows_are_forgotten_when_the_peer_must_have_heard(site: Site) -> None:
     flow = site.flow()
     flow.abort(CloseReason.RESET)

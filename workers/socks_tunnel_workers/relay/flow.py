@@ -142,6 +142,11 @@ class Flow:
         raise NotImplementedError
 
     @property
+    def receive_window(self) -> int:
+        """Bytes that the peer may send before any of it is consumed; 0: nothing counts them."""
+        return 0
+
+    @property
     def held(self) -> int:
         """Bytes of it that wait in this process, or are kept until the peer has them."""
         return 0

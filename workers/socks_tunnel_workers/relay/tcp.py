@@ -693,6 +693,11 @@ class TcpRelay(Flow):
         return self.core.receive.received if self.upstream else self.core.send.end
 
     @property
+    def receive_window(self) -> int:
+        """Bytes that the peer may send before any of it is consumed."""
+        return self.core.receive.window
+
+    @property
     def held(self) -> int:
         """Bytes that wait for the local socket, and those that the peer has not confirmed."""
         return self.core.cost
