@@ -5,10 +5,11 @@ says when there is something to ask for. Requests and answers go the way of requ
 (:mod:`socks_tunnel.signaling.joining`), signed by their sender, in the same two envelopes::
 
     request   { "kind": "list", "from", "to", "nonce", "expires",
-                "group": str, "epoch": int, "number": int }          what the asker has
+                "group": str, "epoch": int, "number": int,           what the asker has
+                "box": bin 32 }
     answer    { "kind": "listed", "from", "to", "in_reply_to",
                 "group": str, "epoch": int, "number": int,           what it has then
-                "reset": bool, "more": bool, "entries": [map] }
+                "reset": bool, "more": bool, "sealed": bin }
 
     request   { "kind": "list-changed", "from", "to", "nonce", "expires", "group": str }
     answer    { "kind": "list-noted", "from", "to", "in_reply_to", "group": str }
@@ -16,20 +17,30 @@ says when there is something to ask for. Requests and answers go the way of requ
 A version is an epoch and a number. The owner begins an epoch at each start, later than all before,
 and numbers the changes in it. An answer has what has changed after the number of the request, the
 oldest first, as entries of :mod:`socks_tunnel.signaling.member_list` that can be applied twice;
-`more` says that there is more to ask for at once. If the owner cannot tell what has changed,
+`more` says that there is more to ask for at once. They are names, tags and users of a whole fleet,
+which is nobody else's business, so `sealed` is a msgpack list of them by HPKE as in
+:mod:`socks_tunnel.signaling.joining_jwt`, for the X25519 key that the request has as `box`. The
+asker makes another one for each request. Its `info` binds it to the request::
+
+    "socks-tunnel members" 0x00 | FROM 32 | TO 32 | NONCE 16          of the request
+
+If the owner cannot tell what has changed,
 because the request is of another epoch, `reset` says that the whole list begins with this answer.
 
-Whoever carries this can drop and delay it. An answer is signed, names the group and both sides, and
-answers one nonce, so an old one cannot be shown again. Who asks refuses a version below its own.
+Whoever carries this can drop and delay it, and sees sizes and times. An answer is signed, names the
+group and both sides, and answers one nonce, so an old one cannot be shown again. Who asks refuses a
+version below its own.
 """
 
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 import msgpack
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from socks_tunnel.protocol import bounded
 from socks_tunnel.signaling.identity import PUBLIC_KEY_SIZE, PrivateIdentity, public_key_text
@@ -41,6 +52,7 @@ from socks_tunnel.signaling.joining import (
     open_signed,
     seal,
 )
+from socks_tunnel.signaling.joining_jwt import BOX_KEY_SIZE, SUITE
 from socks_tunnel.signaling.member_list import Entry, Member, MemberList, entries_of
 
 ANSWER_MAX: Final = 65_536
@@ -76,6 +88,10 @@ class ListRequest:
     nonce: bytes
     group: str
     since: Version
+    box: bytes
+    """The key that the answer is encrypted to."""
+    opener: X25519PrivateKey | None = field(default=None, repr=False, compare=False)
+    """The private half of it; the asker alone has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +206,12 @@ def new_request(
 ) -> tuple[bytes, ListRequest]:
     """Returns a request for what has changed, signed, and what is in it."""
     nonce = secrets.token_bytes(NONCE_SIZE)
-    request = ListRequest(identity.public, owner, nonce, group, since)
+    opener = X25519PrivateKey.generate()
+    box = opener.public_key().public_bytes_raw()
+    request = ListRequest(identity.public, owner, nonce, group, since, box, opener)
     epoch, number = since
-    return _request(identity, "list", request, now, epoch=epoch, number=number), request
+    sent = _request(identity, "list", request, now, epoch=epoch, number=number, box=box)
+    return sent, request
 
 
 def new_change(
@@ -208,7 +227,7 @@ def _request(
     kind: str,
     request: ListRequest | ListChanged,
     now: float,
-    **more: int,
+    **more: int | bytes,
 ) -> bytes:
     body = {
         "kind": kind,
@@ -242,12 +261,13 @@ def open_request(
         nonce = bounded.binary(fields, "nonce", NONCE_SIZE)
         named = bounded.text(fields, "group")
         expires = bounded.integer(fields, "expires", 0, _TIME_MAX)
-        since = NO_VERSION
+        since, box = NO_VERSION, b""
         if kind == "list":
             since = (
                 bounded.integer(fields, "epoch", 0, _EPOCH_MAX),
                 bounded.integer(fields, "number", 0, _EPOCH_MAX),
             )
+            box = bounded.binary(fields, "box", BOX_KEY_SIZE)
     except bounded.Malformed as error:
         raise JoinRejected(f"the request for the list: {error}") from None
     if to != own or sender not in endpoints or named != group:
@@ -255,7 +275,7 @@ def open_request(
     if not now < expires <= now + LIFETIME_MAX:
         raise JoinRejected("the request for the list has expired, or a clock is wrong")
     if kind == "list":
-        return ListRequest(sender, to, nonce, named, since)
+        return ListRequest(sender, to, nonce, named, since, box)
     return ListChanged(sender, to, nonce, named)
 
 
@@ -265,8 +285,17 @@ def _kind(data: bytes) -> str:
 
 
 def answer_to(identity: PrivateIdentity, request: ListRequest, portion: Portion) -> bytes:
-    """Returns the answer to a request, signed."""
+    """Returns the answer to a request, signed.
+
+    Raises :class:`JoinRejected` for a request to whose key nothing can be encrypted.
+    """
     epoch, number = portion.version
+    packed: bytes = msgpack.packb([dict(entry) for entry in portion.entries])
+    try:
+        box = X25519PublicKey.from_public_bytes(request.box)
+        sealed: bytes = SUITE.encrypt(packed, box, _info(request))
+    except ValueError:
+        raise JoinRejected("nothing can be encrypted to the key in the request") from None
     body: dict[str, Any] = {
         "kind": "listed",
         "from": identity.public,
@@ -277,7 +306,7 @@ def answer_to(identity: PrivateIdentity, request: ListRequest, portion: Portion)
         "number": number,
         "reset": portion.reset,
         "more": portion.more,
-        "entries": [dict(entry) for entry in portion.entries],
+        "sealed": sealed,
     }
     return seal(identity, body)
 
@@ -298,9 +327,7 @@ def open_answer(data: bytes, request: ListRequest) -> Portion:
     """Returns what the owner of the list has answered. Raises :class:`JoinRejected`."""
     fields = _opened(data, request, "listed")
     try:
-        rows = fields.get("entries")
-        if not isinstance(rows, list):
-            raise bounded.unusable(fields, "entries")
+        rows = _unsealed(bounded.binary(fields, "sealed"), request)
         return Portion(
             (
                 bounded.integer(fields, "epoch", 0, _EPOCH_MAX),
@@ -312,6 +339,23 @@ def open_answer(data: bytes, request: ListRequest) -> Portion:
         )
     except bounded.Malformed as error:
         raise JoinRejected(f"the list: {error}") from None
+
+
+def _info(request: ListRequest) -> bytes:
+    return b"socks-tunnel members\0" + request.sender + request.to + request.nonce
+
+
+def _unsealed(sealed: bytes, request: ListRequest) -> list[Any]:
+    """Returns the entries in an answer. Raises :class:`JoinRejected` or :class:`Malformed`."""
+    assert request.opener is not None, "we have made the request"
+    try:
+        packed: bytes = SUITE.decrypt(sealed, request.opener, _info(request))
+    except (InvalidTag, ValueError):
+        raise JoinRejected("the list was encrypted for another request") from None
+    rows = bounded.unpack(packed, _BOUNDS)
+    if not isinstance(rows, list):
+        raise bounded.Malformed("the entries are no list")
+    return rows
 
 
 def check_noted(data: bytes, change: ListChanged) -> None:

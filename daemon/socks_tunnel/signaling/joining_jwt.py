@@ -49,7 +49,8 @@ ADDRESS_PREFIX: Final = "sj1_"
 BOX_KEY_SIZE: Final = 32
 
 _PURPOSE: Final = b"socks-tunnel join box"
-_SUITE: Final = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
+SUITE: Final = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
+"""How everything is encrypted that the carrier of a request must not read (RFC 9180)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def new_jwt_request(
         sealed=b"",
     )
     box = X25519PublicKey.from_public_bytes(address.box)
-    sealed: bytes = _SUITE.encrypt(token.encode("ascii"), box, _info(bare))
+    sealed: bytes = SUITE.encrypt(token.encode("ascii"), box, _info(bare))
     assert len(sealed) <= SEALED_MAX, "HPKE adds the encapsulated key and a tag"
     body = {
         "kind": "join-jwt",
@@ -124,7 +125,7 @@ def unseal(request: JwtRequest, identity: PrivateIdentity) -> str:
     Raises :class:`JoinRejected` if it was not encrypted to it, or for another request.
     """
     try:
-        opened: bytes = _SUITE.decrypt(request.sealed, _box_key(identity), _info(request))
+        opened: bytes = SUITE.decrypt(request.sealed, _box_key(identity), _info(request))
     except (InvalidTag, ValueError):
         raise JoinRejected("the token was sealed for another endpoint or another key") from None
     # Not ASCII is no JWT either: the judge of tokens says so.

@@ -205,11 +205,11 @@ class Enroller:
         if self._group is not None:
             try:
                 shared = self._group.opened(data)
+                if shared is not None:
+                    return self._group.handle(shared)
             except JoinRejected as rejection:
                 self._refuse("rejected", str(rejection))
                 return None
-            if shared is not None:
-                return self._group.handle(shared)
             if isinstance(self._group, ListCopy):
                 self._refuse("rejected", self._group.elsewhere)
                 return None

@@ -135,7 +135,10 @@ class ListOwner(_Part):
             event.set()
 
     def handle(self, request: ListRequest | ListChanged) -> bytes | None:
-        """Answers a request of another endpoint; None for one that makes no sense."""
+        """Answers a request of another endpoint; None for one that makes no sense.
+
+        Raises :class:`JoinRejected` for one that cannot be answered.
+        """
         if isinstance(request, ListChanged):
             return None
         self._have[request.sender] = request.since

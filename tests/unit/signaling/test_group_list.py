@@ -5,6 +5,7 @@ from typing import Any
 
 import msgpack
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from socks_tunnel.signaling import group_list as module
 from socks_tunnel.signaling import joining
@@ -12,6 +13,7 @@ from socks_tunnel.signaling.enrolments import Enrolments
 from socks_tunnel.signaling.group_list import Journal, ListChanged, ListRequest, Portion
 from socks_tunnel.signaling.identity import PrivateIdentity, public_key_text
 from socks_tunnel.signaling.joining import Joined, JoinRejected, JoinRequest, seal
+from socks_tunnel.signaling.joining_jwt import SUITE
 
 OWNER, OTHER, STRANGER = (PrivateIdentity.generate() for _ in range(3))
 ENDPOINTS = {OWNER.public: "a", OTHER.public: "b"}
@@ -90,7 +92,7 @@ def test_a_long_list_comes_in_parts_that_fit() -> None:
     assert same(copy, office)
     assert len(copy.answers) > 2
     assert [each.reset for each in copy.answers] == [True] + [False] * (len(copy.answers) - 1)
-    request = ListRequest(OTHER.public, OWNER.public, bytes(16), "g", module.NO_VERSION)
+    _, request = module.new_request(OTHER, OWNER.public, "g", module.NO_VERSION, NOW)
     for each in copy.answers:
         sent = module.answer_to(OWNER, request, each)
         assert len(sent) <= module.ANSWER_MAX
@@ -144,6 +146,14 @@ def test_what_is_gone_is_remembered_within_a_bound(monkeypatch: pytest.MonkeyPat
 # --- messages -------------------------------------------------------------------------------------
 
 
+def sealed_for(asked: ListRequest, packed: bytes) -> bytes:
+    """Returns what an owner puts into its answer, with any bytes for the entries."""
+    box = X25519PublicKey.from_public_bytes(asked.box)
+    info = b"socks-tunnel members\0" + asked.sender + asked.to + asked.nonce
+    sealed: bytes = SUITE.encrypt(packed, box, info)
+    return sealed
+
+
 def request() -> tuple[bytes, ListRequest]:
     return module.new_request(OTHER, OWNER.public, "g", (5, 6), NOW)
 
@@ -194,6 +204,7 @@ def test_an_answer_is_good_for_one_request_and_from_the_owner_alone() -> None:
     assert module.open_answer(good, asked) == portion
     for other in (
         replace(asked, nonce=bytes(16)),
+        replace(asked, opener=X25519PrivateKey.generate()),
         replace(asked, sender=STRANGER.public),
         replace(asked, group="other"),
         replace(asked, to=STRANGER.public),
@@ -205,6 +216,39 @@ def test_an_answer_is_good_for_one_request_and_from_the_owner_alone() -> None:
     change = ListChanged(OTHER.public, OWNER.public, asked.nonce, "g")
     with pytest.raises(JoinRejected):
         module.check_noted(good, change)
+
+
+def test_whoever_carries_an_answer_cannot_read_it() -> None:
+    _, asked = request()
+    portion = Portion((5, 7), False, False, ({"entry": "left", "name": "salaries-db"},))
+    answer = module.answer_to(OWNER, asked, portion)
+    assert b"salaries" not in answer
+    again = module.answer_to(OWNER, asked, portion)
+    assert (
+        msgpack.unpackb(msgpack.unpackb(again)["body"])["sealed"]
+        != (msgpack.unpackb(msgpack.unpackb(answer)["body"])["sealed"])
+    )
+    # Of another request of the same asker, it does not even open with the right key.
+    _, other = request()
+    body = msgpack.unpackb(msgpack.unpackb(answer)["body"])
+    moved = seal(OWNER, {**body, "in_reply_to": other.nonce})
+    with pytest.raises(JoinRejected, match="another request"):
+        module.open_answer(moved, replace(other, opener=asked.opener))
+
+
+def test_a_key_to_which_nothing_can_be_encrypted_is_refused() -> None:
+    _, asked = request()
+    with pytest.raises(JoinRejected, match="nothing can be encrypted"):
+        module.answer_to(OWNER, replace(asked, box=bytes(32)), Portion((5, 7), False, False, ()))
+
+
+@pytest.mark.parametrize("packed", [b"", b"\xc1", msgpack.packb({}), b"\x91" * 9 + b"\xc0"])
+def test_what_is_no_list_of_entries(packed: bytes) -> None:
+    _, asked = request()
+    answer = msgpack.unpackb(module.answer_to(OWNER, asked, Portion((5, 7), False, False, ())))
+    body = {**msgpack.unpackb(answer["body"]), "sealed": sealed_for(asked, packed)}
+    with pytest.raises(JoinRejected):
+        module.open_answer(seal(OWNER, body), asked)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +278,11 @@ def test_entries_that_are_none(entry: object) -> None:
         "reset": False,
         "more": False,
     }
+
+    def answer(entry: object) -> bytes:
+        return seal(OWNER, {**body, "sealed": sealed_for(asked, msgpack.packb([entry]))})
+
     with pytest.raises(JoinRejected):
-        module.open_answer(seal(OWNER, {**body, "entries": [entry]}), asked)
+        module.open_answer(answer(entry), asked)
     good = {"entry": "left", "name": "one"}
-    assert module.open_answer(seal(OWNER, {**body, "entries": [good]}), asked).entries == (good,)
+    assert module.open_answer(answer(good), asked).entries == (good,)
