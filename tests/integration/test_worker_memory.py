@@ -11,8 +11,7 @@ import pytest
 
 from socks_tunnel.protocol.addresses import HostPort, encode_address
 from socks_tunnel_workers.relay import tcp as tcp_flow
-from socks_tunnel_workers.relay.memory import WINDOW_WHEN_SHORT
-from socks_tunnel_workers.relay.tcp import TcpRelay
+from socks_tunnel_workers.relay.tcp import WINDOW_WHEN_SHORT, TcpRelay
 from socks_tunnel_workers.worker import Worker
 from support.worker_pair import LINK, WINDOW, attach, link_up, worker_pair
 

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Final
 
 from socks_tunnel.protocol.errors import CloseReason
 from socks_tunnel_workers.relay.session import WorkerSession
-from socks_tunnel_workers.relay.tcp import TcpRelay
+from socks_tunnel_workers.relay.tcp import WINDOW_WHEN_SHORT, TcpRelay
 from socks_tunnel_workers.services import Account, Counters, Notices
 
 logger = logging.getLogger(__name__)
-
-WINDOW_WHEN_SHORT: Final = 65_536
-"""Bytes to which all receive windows shrink while memory is short."""
 
 
 class MemoryRelief:
     """Makes room in the account of memory.
 
-    First the windows shrink, so that less comes from now on. Then sessions without a link give way,
-    the one that lost its link longest ago first: nobody may ever come back for them. Then the flow
-    that holds most is closed (0x17). `sessions` are all sessions of the worker.
+    First all windows shrink, so that less comes from now on; those of quiet flows have shrunk
+    before, when half of the memory was in use (:meth:`TcpRelay.sweep`). Then sessions without a
+    link give way, the one that lost its link longest ago first: nobody may ever come back for them.
+    Then the flow that holds most is closed (0x17). `sessions` are all sessions of the worker.
     """
 
     def __init__(

@@ -68,6 +68,13 @@ HELD_WHEN_SHORT: Final = 65_536
 of the window if that is more and the peer takes no part in resuming, for only then an update is
 certain to come."""
 
+WINDOW_WHEN_SHORT: Final = 65_536
+"""Bytes to which receive windows shrink while memory is short."""
+
+QUIET_SECONDS: Final = 10.0
+"""Seconds without a byte after which the window of a flow shrinks once half of the worker's memory
+is in use. Windows that are needed shrink only when there is no memory left."""
+
 _GONE: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED})
 _DATA: Final = int(MessageType.DATA)
 
@@ -657,6 +664,9 @@ class TcpRelay(Flow):
             self._announce(now)
         if not core.opened:
             return  # the connect timeout watches it
+        memory = self.session.memory
+        if idle > QUIET_SECONDS and memory.used > memory.limit >> 1:
+            self.shrink(WINDOW_WHEN_SHORT)
         if self.sock is not None and not self.reading:
             # Without window, link or after the EOF, nothing watches the socket: a reset is found
             # here.

@@ -5,9 +5,9 @@ from typing import Any, cast
 import pytest
 
 from socks_tunnel.protocol.errors import CloseReason
-from socks_tunnel_workers.relay.memory import WINDOW_WHEN_SHORT, MemoryRelief
+from socks_tunnel_workers.relay.memory import MemoryRelief
 from socks_tunnel_workers.relay.session import WorkerSession
-from socks_tunnel_workers.relay.tcp import TcpRelay
+from socks_tunnel_workers.relay.tcp import WINDOW_WHEN_SHORT, TcpRelay
 from socks_tunnel_workers.services import Account, Counters, Notices
 
 

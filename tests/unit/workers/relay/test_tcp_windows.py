@@ -3,6 +3,7 @@
 import pytest
 
 from socks_tunnel.protocol.messages import Data, WindowUpdate
+from socks_tunnel_workers.relay.tcp import QUIET_SECONDS, WINDOW_WHEN_SHORT
 from unit.workers.relay.test_tcp import Site
 
 
@@ -24,3 +25,18 @@ def test_a_window_that_held_its_sender_up_grows(stopped: float, *, grows: bool) 
         loop.now += stopped
     limit = max(update.limit for update in site.sent() if isinstance(update, WindowUpdate))
     assert (limit - site.flow.core.receive.consumed > window) is grows
+
+
+@pytest.mark.parametrize(
+    ("used", "quiet", "shrinks"),
+    [(0.51, QUIET_SECONDS + 1, True), (0.5, QUIET_SECONDS + 1, False), (0.99, 9.0, False)],
+)
+def test_windows_of_quiet_flows_shrink_first(used: float, quiet: float, *, shrinks: bool) -> None:
+    """The others keep theirs as long as there is memory."""
+    site = Site().open()
+    memory, window = site.session.memory, site.session.receive_window
+    held = memory.charge(int(memory.limit * used))
+    site.advance(quiet)
+    assert (site.flow.receive_window == WINDOW_WHEN_SHORT) is shrinks
+    assert shrinks or site.flow.receive_window == window
+    held.end()
