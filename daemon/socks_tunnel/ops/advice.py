@@ -112,6 +112,13 @@ _CASES: Final = (
         "Connect it to a network; `ip route` shows whether there is a default route.",
     ),
     _case(
+        r"the connection was made, but",
+        "answer lost",
+        "The connection is made, and no answer comes through it.",
+        "If a smaller MTU helps (`ip link set dev DEVICE mtu 1280`), let ICMP type 3 pass in the "
+        "firewalls in between. If not, look at the other side's log.",
+    ),
+    _case(
         r"did not answer within|timed out|No route to host|unreachable",
         "no answer",
         "Packets to that address get lost.",

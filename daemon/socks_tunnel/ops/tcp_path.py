@@ -15,7 +15,9 @@ STALLED_AFTER: Final = 2
 # struct tcp_info of linux/tcp.h: offsets of the fields that are read.
 _RETRANSMITS: Final = 2
 _U32: Final = struct.Struct("=I")
+_U64: Final = struct.Struct("=Q")
 _SND_MSS, _UNACKED, _ADVMSS, _RCV_OOOPACK = 16, 24, 84, 224
+_BYTES_ACKED, _BYTES_RECEIVED = 120, 128
 
 
 def too_large(info: bytes) -> str | None:
@@ -42,11 +44,32 @@ def too_large(info: bytes) -> str | None:
     return None
 
 
-def why_stalled(sock: socket.socket) -> str | None:
-    """Returns why a connection that got no answer may have stalled; None if nobody knows."""
+def silent(info: bytes) -> str | None:
+    """Returns what TCP_INFO says of a peer that has acknowledged something and sent nothing.
+
+    Packets that are all too large look like that, and so does a program that hangs.
+    """
+
+    def field(offset: int) -> int:
+        return int(_U64.unpack_from(info, offset)[0]) if len(info) >= offset + 8 else 0
+
+    if field(_BYTES_ACKED) <= 1 or field(_BYTES_RECEIVED):  # the SYN counts as one byte
+        return None
+    return (
+        "the connection was made, but nothing came back: does the program there hang, or are its "
+        "packets lost, because the MTU of the path is smaller and ICMP filtered?"
+    )
+
+
+def why_stalled(sock: socket.socket, *, waited: bool) -> str | None:
+    """Returns why a connection that got no answer may have stalled; None if nobody knows.
+
+    `waited` says that the answer was waited for as long as it may take.
+    """
     if sock.family == socket.AF_UNIX:
         return None
     try:
-        return too_large(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232))
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
     except OSError:
         return None  # it is no connection any more
+    return too_large(info) or (silent(info) if waited else None)

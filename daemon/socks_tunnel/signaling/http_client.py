@@ -119,7 +119,7 @@ async def request(
         cut = isinstance(error, ConnectionResetError)
         raise HttpFailure(error.strerror or clip(error), cut_short=cut) from None
     finally:
-        stall = None if answered else why_stalled(probe)
+        stall = None if answered else why_stalled(probe, waited=given_up)
         probe.close()
         stream.abort(reset=given_up)
         if stall is not None:

@@ -52,6 +52,10 @@ def rejection(*, now: float = 0.0, stranger: bool = False, other: bool = False) 
         ("STUN server stun:a:3478: its name cannot be resolved: Temporary failure", "DNS"),
         ("http://a/ cannot be reached: Connection refused", "signalling refused"),
         ("http://a/ did not answer within 15 s", "no answer"),
+        (
+            "http://a/ did not answer within 15 s: the connection was made, but nothing came back",
+            "answer lost",
+        ),
         ("https://a/ cannot be reached: Network is unreachable", "offline"),
         (f"https://a/: {PORTAL_WORDS} (HTTP status 302 to the offer)", "captive portal"),
         ("rendezvous wss://a/: the HTTP proxy answered with status 407", "proxy authentication"),

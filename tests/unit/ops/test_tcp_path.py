@@ -2,7 +2,7 @@
 
 import struct
 
-from socks_tunnel.ops.tcp_path import STALLED_AFTER, too_large
+from socks_tunnel.ops.tcp_path import STALLED_AFTER, silent, too_large
 
 
 def info(
@@ -37,3 +37,21 @@ def test_one_loss_says_nothing() -> None:
 def test_an_older_kernel_says_less() -> None:
     assert too_large(info(out_of_order=1, size=192)) is None
     assert too_large(b"") is None
+
+
+def flow(*, acked: int, received: int, size: int = 232) -> bytes:
+    raw = bytearray(info())
+    struct.pack_into("=QQ", raw, 120, acked, received)
+    return bytes(raw[:size])
+
+
+def test_a_peer_that_takes_and_gives_nothing() -> None:
+    text = silent(flow(acked=518, received=0))
+    assert text is not None
+    assert text.startswith("the connection was made, but nothing came back")
+
+
+def test_a_peer_of_which_nothing_is_known() -> None:
+    assert silent(flow(acked=518, received=1)) is None
+    assert silent(flow(acked=1, received=0)) is None, "it has acknowledged the SYN alone"
+    assert silent(flow(acked=518, received=0, size=127)) is None
