@@ -20,7 +20,7 @@ import ipaddress
 import logging
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 _log = logging.getLogger(__name__)
@@ -30,6 +30,9 @@ SETTLE_SECONDS: Final = 0.1
 
 INTERVAL: Final = 1.0
 """Seconds between two calls of a watcher's owner."""
+
+NAMED_MAX: Final = 4
+"""Changes that one call names; it says how many more there were."""
 
 KNOWN_MAX: Final = 4096
 """Addresses and default routes that are remembered. What is beyond counts as a change each time."""
@@ -67,6 +70,18 @@ _ADDRESS_CHANGES: Final = ("its host has a new address", "its host has lost its 
 def only_addresses(why: str) -> bool:
     """Returns whether a change that was told leaves the default routes as they are."""
     return why.startswith(_ADDRESS_CHANGES)
+
+
+def joined(changes: Iterable[str]) -> str:
+    """Returns several changes as one end of a sentence, those that concern all peers first.
+
+    A change that came more than once is named once.
+    """
+    told = sorted(dict.fromkeys(changes), key=only_addresses)
+    named, more = told[:NAMED_MAX], len(told) - NAMED_MAX
+    if more > 0:
+        named.append("and one more change" if more == 1 else f"and {more} more changes")
+    return "; ".join(named)
 
 
 def source_towards(remote: tuple[str, int]) -> str | None:
@@ -193,8 +208,8 @@ def _attributes(body: bytes) -> dict[int, bytes]:
 class PathWatcher:
     """Calls `on_change` with a sentence's end when addresses or default routes have changed.
 
-    It is called at most once each :data:`INTERVAL`, and never for nothing. Of several changes, the
-    first one is told, but one of a default route before all addresses.
+    It is called at most once each :data:`INTERVAL`, and never for nothing. Several changes are told
+    together, see :func:`joined`.
     """
 
     def __init__(self, on_change: Callable[[str], None]) -> None:
@@ -202,7 +217,8 @@ class PathWatcher:
         self._decoder = NetlinkDecoder()
         self._sock: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._why: str | None = None
+        self._changes: dict[str, None] = {}
+        """What is told at the next call, in order, each once; at most :data:`KNOWN_MAX`."""
         self._told_at = float("-inf")
 
     def start(self) -> None:
@@ -260,8 +276,9 @@ class PathWatcher:
                     changes += self._decoder.receive(datagram)
         self._ask()
         if changes:
-            told = [self._why, *changes] if self._why else changes
-            self._why = next((why for why in told if not only_addresses(why)), told[0])
+            for change in changes:
+                if len(self._changes) < KNOWN_MAX:
+                    self._changes[change] = None
             if self._timer is None:
                 loop = asyncio.get_running_loop()
                 wait = max(SETTLE_SECONDS, self._told_at + INTERVAL - loop.time())
@@ -269,7 +286,6 @@ class PathWatcher:
 
     def _tell(self) -> None:
         self._timer = None
-        why, self._why = self._why, None
-        assert why is not None
+        changes, self._changes = self._changes, {}
         self._told_at = asyncio.get_running_loop().time()
-        self._on_change(why)
+        self._on_change(joined(changes))

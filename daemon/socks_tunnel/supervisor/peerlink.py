@@ -207,8 +207,11 @@ class PeerLink:
             self._set_doubt(cause)
 
     def ask(self, why: str) -> None:
-        """Asks the peer for an answer, for a reason that hardly concerns the link."""
-        if not self.in_doubt and not self.ended.done():
+        """Asks the peer for an answer, for a reason that hardly concerns the link.
+
+        It is said also of a link that is in doubt for another reason.
+        """
+        if not self.ended.done():
             _log.info("link %s: %s; the peer is asked whether it is heard", self.peer.name, why)
             self.link.ask()
 

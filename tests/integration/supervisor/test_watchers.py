@@ -43,11 +43,11 @@ async def test_the_kernel_tells_of_addresses_and_default_routes(host: Host) -> N
     change(host, "route", "add", "default", "via", "10.9.0.2")
     await until(lambda: len(told) == 2)
     assert told[1] == "its host has a new default route"
-    # Several at once are one call: the first of them names the reason.
-    change(host, "route", "del", "default")
+    # Several at once are one call, which names each of them, those of routes first.
     change(host, "address", "del", "10.9.0.7/24", "dev", "d0")
+    change(host, "route", "del", "default")
     await until(lambda: len(told) == 3)
-    assert told[2] == "its host has lost its default route"
+    assert told[2] == "its host has lost its default route; its host has lost its address, 10.9.0.7"
     watcher.stop()
 
 

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from socks_tunnel.supervisor.netlink import KNOWN_MAX, NetlinkDecoder, only_addresses
+from socks_tunnel.supervisor.netlink import (
+    KNOWN_MAX,
+    NAMED_MAX,
+    NetlinkDecoder,
+    joined,
+    only_addresses,
+)
 
 NEW_ADDRESS, DEL_ADDRESS, NEW_ROUTE, DEL_ROUTE, DONE, ERROR = 20, 21, 24, 25, 3, 2
 
@@ -165,3 +171,19 @@ def test_a_change_of_addresses_is_told_from_one_of_routes() -> None:
     ]
     assert [only_addresses(change) for change in changes] == [True, True, False, False]
     assert [only_addresses(change) for change in decoder.lost()] == [False]
+
+
+def test_changes_that_are_told_together_are_all_named() -> None:
+    addresses = ["its host has lost its address, 10.0.0.1", "its host has a new address, 10.0.0.7"]
+    assert joined(addresses) == "; ".join(addresses)
+    assert joined([addresses[0], *addresses]) == "; ".join(addresses)
+    assert only_addresses(joined(addresses))
+    route = "its host has a new default route"
+    assert joined([*addresses, route]) == "; ".join([route, *addresses])
+    assert not only_addresses(joined([*addresses, route]))
+
+
+def test_only_some_of_very_many_changes_are_named() -> None:
+    changes = [f"its host has a new address, 10.0.0.{n}" for n in range(NAMED_MAX + 3)]
+    assert joined(changes) == "; ".join([*changes[:NAMED_MAX], "and 3 more changes"])
+    assert joined(changes[: NAMED_MAX + 1]).endswith("; and one more change")
