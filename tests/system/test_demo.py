@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import random
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -100,6 +101,11 @@ def test_demo_carries_tcp_and_udp_until_ctrl_c(place: Host | None, tmp_path: Pat
         with place.call(associated) if place else associated() as association:
             answer = association.ask("127.0.0.1", targets.ports["udp_echo"], b"hello")
             assert answer == ("127.0.0.1", targets.ports["udp_echo"], b"hello")
+
+        # The command for the status is one that works as it stands.
+        command = shlex.split(printed(demo, r"status +(\S.* --socket .*)").group(1))
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert "role: gateway" in shown.stdout, shown.stderr
 
         demo.signal(signal.SIGINT)
         assert demo.wait() == 0

@@ -10,6 +10,8 @@ them.
 import asyncio
 import json
 import os
+import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -282,6 +284,7 @@ class _Demo:
 
     def _say(self, status: Mapping[str, Any], target: Any) -> None:
         proxy = status["listen"][0]
+        control = paths.control_socket(self._runtime_directory("gateway"))
         allowed = "every destination"
         meet = "on a Unix socket"
         if self._service is not None:
@@ -296,7 +299,7 @@ A gateway and an endpoint run on this machine, with a WebRTC data channel betwee
   policy         {allowed}
   they met       {meet}
   metrics        http://{status["metrics"]}/metrics
-  status         socks-tunnel status --socket {self._runtime_directory("gateway")}/control.sock
+  status         {_program()} status --socket {control}
 
 Try this in another terminal; the page is served by the demo itself, so it works offline:
 
@@ -329,6 +332,11 @@ Ctrl-C ends it all.
 
 async def _first(*futures: asyncio.Future[Any]) -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _program() -> str:
+    """Returns how this program can be called from another terminal in the same directory."""
+    return shlex.quote("socks-tunnel" if shutil.which("socks-tunnel") else sys.argv[0])
 
 
 def _status(control: Path) -> dict[str, Any] | None:
