@@ -213,7 +213,7 @@ fuzz: $(DEEP_STAMP) $(PROJECT_STAMP) ## coverage-guided fuzzing, walks through s
 	@HYPOTHESIS_PROFILE=deep $(PYTEST) tests/property --timeout=0
 
 .PHONY: coverage
-coverage: $(DEEP_STAMP) $(PROJECT_STAMP) ## branch coverage of socks_tunnel.protocol, which is to be 100 %
+coverage: $(DEV_STAMP) $(PROJECT_STAMP) ## branch coverage of socks_tunnel.protocol, which is to be 100 %
 	@$(BIN)/python -m coverage run --branch --source=socks_tunnel.protocol \
 	  -m pytest -q tests/unit/protocol tests/unit/config tests/property $(ARGS)
 	@$(BIN)/python -m coverage report --show-missing --skip-covered --fail-under=100

@@ -1,8 +1,10 @@
 """The guard around aiortc's private names: fails loudly when one of them changes."""
 
 import logging
+import re
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,11 +23,40 @@ from socks_tunnel.peer.aiortc_private import (
     watch_buffered,
 )
 
+ROOT = Path(__file__).parents[3]
+
+
+def read(name: str) -> list[str]:
+    """The lines of a file of the checkout."""
+    return (ROOT / name).read_text("utf-8").splitlines()
+
 
 def test_the_installed_releases_are_the_ones_that_were_read() -> None:
     assert version("aiortc").startswith("1.16.")
     assert version("aioice").startswith("0.13.")
     check_supported()
+
+
+def test_ci_runs_with_every_release_that_is_allowed() -> None:
+    """One is allowed, it is the one of the lock files, and `.ci/run` has it meet the other stacks."""
+    (allowed,) = [
+        line.strip().strip('",')
+        for line in read("pyproject.toml")
+        if line.strip().startswith('"aiortc')
+    ]
+    assert re.fullmatch(r"aiortc==[0-9]+\.[0-9]+\.[0-9]+", allowed), (
+        "a range would allow what CI has not tried"
+    )
+    locks = sorted((ROOT / "requirements").glob("*.lock"))
+    locked = [
+        line.split()[0]
+        for lock in locks
+        for line in lock.read_text("utf-8").splitlines()
+        if line.startswith("aiortc")
+    ]
+    assert locked == [allowed] * 6  # three Pythons, to run and to work on it
+    assert allowed == f"aiortc=={version('aiortc')}"
+    assert "export INTEROP=required" in read(".ci/run")
 
 
 def test_another_release_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
