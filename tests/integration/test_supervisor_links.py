@@ -133,16 +133,21 @@ async def test_a_lost_link_is_dialled_again_and_the_worker_told(
     ((number, session),) = gateway.router.sessions.items()
     await until(lambda: gateway.router.target == number)
     gateway.routes.from_worker(number, [memoryview(opening)])
+    await until(lambda: endpoint.router.flows == 1)
     assert gateway.row("office")["waiting_flows"] == 0
     assert gateway.row("office")["waiting_since"] is None
     await endpoint.up[0].close("a test")
     await until(lambda: session.detached_at is not None)
-    row = gateway.row("office")
-    assert row["waiting_flows"] == 1
-    assert 55 <= row["waiting_left"] <= 60
-    assert abs(datetime.fromisoformat(row["waiting_since"]).timestamp() - time.time()) < 10
+    for side, peer in ((gateway, "office"), (endpoint, "laptop")):
+        (row,) = side.manager.rows({peer: 700, "another": 5})
+        assert row["waiting_flows"] == 1
+        assert row["waiting_held"] == 700
+        assert 55 <= row["waiting_left"] <= 60
+        assert abs(datetime.fromisoformat(row["waiting_since"]).timestamp() - time.time()) < 10
     await until(lambda: len(gateway.worker.told(Attach)) == 2)
-    assert gateway.row("office")["waiting_flows"] == 0
+    (row,) = gateway.manager.rows({"office": 700})  # the link came back meanwhile
+    assert row["waiting_flows"] == row["waiting_held"] == 0
+    assert row["waiting_since"] is row["waiting_left"] is None
     assert list(gateway.router.sessions.values()) == [session]
     assert len(gateway.worker.told(Detach)) == 1
     what = "link office is down: the peer closed the connection; 1 flows wait for the next link"

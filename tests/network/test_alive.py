@@ -130,6 +130,26 @@ def resumed(tunnel: Tunnel, role: str = "gateway") -> float:
     return tunnel.metric("resumes_total", role, result="resumed")
 
 
+def what_waits_is_shown(tunnel: Tunnel, role: str) -> None:
+    """Says whether `status` and `connections` agree on it: since when, how much, until when."""
+    daemon = tunnel.gateway if role == "gateway" else tunnel.endpoint
+
+    def shown() -> bool:
+        # What is under way to a socket, or from one, may move between the two answers.
+        flows, status = flows_of(tunnel, role), daemon.control("status")
+        (link,) = status["links"]
+        return bool(
+            link["waiting_flows"] == len(flows)
+            and not any(flow["linked"] for flow in flows)
+            and link["waiting_held"] == sum(flow["held"] for flow in flows) > 0
+            and {flow["waiting_since"] for flow in flows} == {link["waiting_since"]}
+            and all(0 < flow["waiting_left"] < 3600 for flow in flows)
+            and abs(flows[0]["waiting_left"] - link["waiting_left"]) <= 5
+        )
+
+    wait_until(shown, f"the session that waits, as {role} shows it", timeout=60)
+
+
 def test_a_path_that_swallows_everything_for_half_a_minute(alive: Tunnel, told: Told) -> None:
     before = resumed(alive)
     with Load(alive, ssh=True) as load:
@@ -140,6 +160,8 @@ def test_a_path_that_swallows_everything_for_half_a_minute(alive: Tunnel, told: 
                 "the end of the link",
                 timeout=90,
             )
+            for role in ROLES:
+                what_waits_is_shown(alive, role)
             load.stop.wait(30 - (time.monotonic() - cut))
         mended = time.monotonic()
         took = load.recovered_after(mended)

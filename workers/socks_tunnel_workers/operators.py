@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Final
@@ -17,9 +18,15 @@ ROWS_PER_FRAME: Final = 100
 """Flows in one frame of an answer, so that it stays far below the frame limit; then others' bytes
 move before the next ones."""
 
+SUMMED_PER_TURN: Final = 500
+"""Flows without a link whose bytes are added up in one turn of the event loop."""
+
 
 class Answers:
-    """Answers the supervisor's questions. `status` returns the row for `status`."""
+    """Answers the supervisor's questions.
+
+    `status` returns the row for `status`, and `waiting` the flows that wait for a link.
+    """
 
     def __init__(
         self,
@@ -27,16 +34,18 @@ class Answers:
         send: Callable[[Answer], None],
         flows: Callable[[], Iterable[Flow]],
         status: Callable[[], dict[str, object]],
+        waiting: Callable[[], list[Flow]],
     ) -> None:
         self._loop = loop
         self._send = send
         self._flows = flows
         self._status = status
+        self._waiting = waiting
 
     def answer(self, question: Ask) -> None:
         """Answers, a part a turn of the event loop."""
         if question.what == "status":
-            self._send(Answer(question.number, [self._status()], more=False))
+            self._send_status(question.number, self._waiting(), Counter())
         elif question.limit < 0:
             self._send_rows(question.number, self._flows())
         else:
@@ -57,6 +66,17 @@ class Answers:
                 rows.append(flow.as_row(self._loop.time()))
                 session.core.guard(flow, flow.abort, CloseReason.RESET)
         self._send(Answer(message.number, rows, more=False))
+
+    def _send_status(self, number: int, left: list[Flow], held: Counter[str]) -> None:
+        """Sends the row for `status`, once the bytes of all flows in `left` are added to `held`."""
+        for flow in left[-SUMMED_PER_TURN:]:
+            held[flow.session.peer] += flow.held
+        del left[-SUMMED_PER_TURN:]
+        if left:
+            self._loop.call_soon(self._send_status, number, left, held)
+        else:
+            row = {**self._status(), "waiting_held": dict(held)}
+            self._send(Answer(number, [row], more=False))
 
     def _send_rows(self, number: int, flows: Iterable[Flow]) -> None:
         self._send_some(number, iter(list(flows)))

@@ -92,6 +92,15 @@ class Upkeep:
             "buffered": self._memory.used,
         }
 
+    def waiting_flows(self) -> list[Flow]:
+        """Returns the flows that wait for a link, also those that only owe bytes."""
+        return [
+            flow
+            for session in self._sessions.values()
+            if not session.core.attached
+            for flow in (*session.flows, *session.lingering)
+        ]
+
     def _each_second(self) -> None:
         if not self._stopped:
             self._loop.call_later(METRICS_SECONDS, self._each_second)

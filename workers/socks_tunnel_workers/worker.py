@@ -124,6 +124,7 @@ class Worker(Channel):
             partial(self.send_control, 0),
             self.flows,
             lambda: self.upkeep.status_row(),  # noqa: PLW0108 - there is none yet
+            lambda: self.upkeep.waiting_flows(),  # noqa: PLW0108
         )
         self._count = 1
         self._configured = False

@@ -56,7 +56,14 @@ def connections(
         flows = selecting.ordered(selecting.matching(rows, filters), sort)
     except selecting.FilterError as error:
         raise click.BadParameter(str(error), param_hint="--filter") from None
-    show(flows if as_json else {"flows": flows}, as_json=as_json)
+    show(flows if as_json else {"flows": _without_waits(flows)}, as_json=as_json)
+
+
+def _without_waits(flows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Returns the rows without the columns of what waits for a link, unless one does."""
+    if not all(row.get("linked", True) for row in flows):
+        return flows
+    return [{k: v for k, v in row.items() if not k.startswith("waiting_")} for row in flows]
 
 
 @click.command()

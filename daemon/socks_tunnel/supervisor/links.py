@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from itertools import product
+from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -179,16 +180,19 @@ class Links:
         """Returns each configured peer's links, in the order of the configuration."""
         return list(self.rows())
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Yields what :meth:`status` returns, one by one: thousands take a while."""
+    def rows(self, held: Mapping[str, int] = MappingProxyType({})) -> Iterator[dict[str, Any]]:
+        """Yields what :meth:`status` returns, one by one: thousands take a while.
+
+        `held` is how many bytes flows without a link hold, by their peer.
+        """
         present: dict[str, list[dict[str, Any]]] = {}
         for link in self.links:
             present.setdefault(link.peer.name, []).append(link.status())
-        now = time.monotonic()
+        waiting = self.router.waiting(time.monotonic())
         for peer in self.config.peers:
-            waiting = waiting_status(self.router.waiting(peer.name, now))
+            waits = waiting_status(waiting.get(peer.name), held.get(peer.name, 0))
             for row in present.get(peer.name) or [self._absent(peer)]:
-                yield {**row, **waiting}
+                yield {**row, **waits}
 
     def _absent(self, peer: Peer) -> dict[str, Any]:
         return absent_status(peer)

@@ -41,8 +41,8 @@ _LISTS: Final = ("allowed_hosts", "allowed_ports", "denied_hosts", "denied_ports
 async def overview(instance: Summarized, problems: RecentProblems) -> dict[str, Any]:
     """Returns all that the page shows, in a form that an IPC frame holds."""
     config, router = instance.config, instance.links.router
-    whole = await report.brief(instance)
-    rows = instance.links.rows()
+    whole, held = await report.brief(instance)
+    rows = instance.links.rows(held)
     shown = config.metrics.show_destinations
     return {
         **whole,

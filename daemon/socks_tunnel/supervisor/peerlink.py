@@ -296,14 +296,23 @@ def absent_status(peer: Peer) -> dict[str, Any]:
     }
 
 
-def waiting_status(waiting: Waiting | None) -> dict[str, Any]:
-    """Returns how `status` shows the flows that wait for a link to a peer."""
-    if waiting is None:
-        return {"waiting_flows": 0, "waiting_since": None, "waiting_left": None}
+def waiting_status(waiting: Waiting | None, held: int) -> dict[str, Any]:
+    """Returns how `status` shows the flows that wait for a link to a peer, and hold `held` bytes.
+
+    The workers were asked a moment before: what they held then is nothing if the link is back now.
+    """
     return {
-        "waiting_flows": waiting.flows,
-        "waiting_since": _iso(time.time() - waiting.seconds),
-        "waiting_left": round(waiting.left),
+        "waiting_flows": 0 if waiting is None else waiting.flows,
+        "waiting_held": 0 if waiting is None else held,
+        **waiting_times(waiting),
+    }
+
+
+def waiting_times(waiting: Waiting | None) -> dict[str, Any]:
+    """Returns since when flows wait for a link, and after how many more seconds they are ended."""
+    return {
+        "waiting_since": None if waiting is None else _iso(time.time() - waiting.seconds),
+        "waiting_left": None if waiting is None else round(waiting.left),
     }
 
 

@@ -8,7 +8,8 @@ import logging
 import os
 import resource
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sized
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sized
 from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
@@ -18,6 +19,7 @@ from socks_tunnel.config.settings import Config, listener_text
 from socks_tunnel.supervisor.children import WorkerSlot
 from socks_tunnel.supervisor.links import Links
 from socks_tunnel.supervisor.listeners import Address
+from socks_tunnel.supervisor.peerlink import waiting_times
 
 _T = TypeVar("_T")
 
@@ -73,23 +75,24 @@ class Summarized(Reported, Protocol):
 
 async def status(instance: Summarized) -> dict[str, Any]:
     """Returns the answer to `status`."""
-    return {
-        **await brief(instance),
-        "links": [row async for row in in_turns(instance.links.rows())],
-    }
+    whole, held = await brief(instance)
+    return {**whole, "links": [row async for row in in_turns(instance.links.rows(held))]}
 
 
-async def brief(instance: Summarized) -> dict[str, Any]:
+async def brief(instance: Summarized) -> tuple[dict[str, Any], Mapping[str, int]]:
     """Returns the answer to `status` but for the links, of which there may be thousands.
 
-    `reason` is in it only while an instance that is ready can serve no new flow.
+    The second result is how many bytes the flows hold that wait for a link, by their peer.
+    `reason` is in the answer only while an instance that is ready can serve no new flow.
     """
     reason = instance.why_not_ready()
     slots = list(instance.workers)  # one that retires may end meanwhile
     answers = await asyncio.gather(*(_ask(slot, "status") for slot in slots))
     workers = []
+    held: Counter[str] = Counter()
     for slot, answer in zip(slots, answers, strict=True):
         known = answer[0] if answer and isinstance(answer[0], dict) else {}
+        held.update(known.get("waiting_held", {}))
         workers.append(
             {
                 "index": slot.index,
@@ -100,7 +103,7 @@ async def brief(instance: Summarized) -> dict[str, Any]:
                 **{key: known.get(key, 0) for key in _OF_WORKER},
             }
         )
-    return {
+    whole = {
         "instance": instance.config.instance,
         "role": instance.config.role,
         "version": socks_tunnel.__version__,
@@ -119,6 +122,7 @@ async def brief(instance: Summarized) -> dict[str, Any]:
             "restarts": sum(worker["restarts"] for worker in workers),
         },
     }
+    return whole, held
 
 
 def summary(instance: Summarized) -> dict[str, Any]:
@@ -211,13 +215,21 @@ async def connections(instance: Reported, **options: Any) -> list[dict[str, Any]
     """Returns the answer to `connections`: a row for each flow.
 
     With `limit` and `by`: for so many of each worker, those that have the most of it. `linked` is
-    false for a flow that waits for a link.
+    false for a flow that waits for a link; it has waited since `waiting_since`, and is ended after
+    `waiting_left` more seconds.
     """
     slots = list(instance.workers)  # as above
     answers = await asyncio.gather(*(_ask(slot, "connections", **options) for slot in slots))
-    waiting = {session.peer for session in instance.links.router.detached}
+    found = instance.links.router.waiting(time.monotonic())
+    waiting = {peer: waiting_times(each) for peer, each in found.items()}
+    linked = waiting_times(None)
     rows = (
-        {**row, "worker": slot.index, "linked": row.get("peer") not in waiting}
+        {
+            **row,
+            "worker": slot.index,
+            "linked": row.get("peer", "") not in waiting,
+            **waiting.get(row.get("peer", ""), linked),
+        }
         for slot, answer in zip(slots, answers, strict=True)
         for row in answer
         if isinstance(row, dict)

@@ -168,13 +168,17 @@ class Router:
                 return self.clock() - session.detached_at
         return None
 
-    def waiting(self, peer: str, now: float) -> Waiting | None:
-        """Returns what waits for a link to the peer; None if nothing does. `now` is monotonic."""
-        for session in self.sessions.values():
-            if session.peer == peer and session.detached_at is not None:
-                seconds = now - session.detached_at
-                return Waiting(session.flows, seconds, max(0.0, self.resume_timeout - seconds))
-        return None
+    def waiting(self, now: float) -> dict[str, Waiting]:
+        """Returns what waits for a link, by the peer that it is with. `now` is monotonic."""
+        return {
+            session.peer: Waiting(
+                flows=session.flows,
+                seconds=(seconds := now - session.detached_at),
+                left=max(0.0, self.resume_timeout - seconds),
+            )
+            for session in self.sessions.values()
+            if session.detached_at is not None
+        }
 
     # --- workers ------------------------------------------------------------------------------
 

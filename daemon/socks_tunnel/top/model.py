@@ -7,6 +7,7 @@ until it was seen twice, unless it began after the sample before.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 Order: TypeAlias = Literal["rate", "total", "age"]
@@ -267,7 +268,11 @@ def _link(row: Mapping[str, Any]) -> LinkRow:
     detail = row.get("detail") or row.get("path") or ""
     if waiting:
         flows = "1 flow waits" if waiting == 1 else f"{waiting} flows wait"
-        detail = f"{flows}, for another {row.get('waiting_left') or 0} s; {detail}"
+        since = datetime.fromisoformat(row["waiting_since"])
+        detail = (
+            f"{flows}, for another {row['waiting_left']} s, with {row['waiting_held']:,} bytes, "
+            f"since {since:%H:%M:%S %Z}; {detail}"
+        )
     return LinkRow(
         peer=row["peer"],
         state=row["state"],

@@ -416,7 +416,15 @@ async def test_connections_come_from_all_workers_with_their_index(running: Runni
     await running.ready()
     rows = (await running.ask("connections"))["result"]
     assert rows == [
-        {"part": part, "worker": worker, "linked": True} for worker in (0, 1) for part in (1, 2)
+        {
+            "part": part,
+            "worker": worker,
+            "linked": True,
+            "waiting_since": None,
+            "waiting_left": None,
+        }
+        for worker in (0, 1)
+        for part in (1, 2)
     ]
 
 

@@ -598,6 +598,21 @@ def test_connections(instance: Instance) -> None:
     assert call("connections", "--socket", "/x").stdout == "flows: 0\n"
 
 
+def test_connections_have_columns_of_what_waits_only_while_a_flow_does(instance: Instance) -> None:
+    linked = {"conn_id": 7, "linked": True, "waiting_since": None, "waiting_left": None}
+    waits = {"conn_id": 8, "linked": False, "waiting_since": "2026-11-22T21:28:02+00:00"}
+    waits["waiting_left"] = 3400
+    instance.answer = {"ok": True, "result": [linked]}
+    lines = call("connections", "--socket", "/x").stdout.splitlines()
+    assert lines[1].split() == ["conn", "id", "linked"]
+    assert '"waiting_left": null' in call("connections", "--socket", "/x", "--json").stdout
+    instance.answer = {"ok": True, "result": [linked, waits]}
+    lines = call("connections", "--socket", "/x").stdout.splitlines()
+    assert lines[1].split()[3:] == ["waiting", "since", "waiting", "left"]
+    assert lines[2].split() == ["7", "yes", "-", "-"]
+    assert lines[3].split() == ["8", "no", "2026-11-22T21:28:02+00:00", "3400"]
+
+
 def test_long_lines_are_not_cut_in_a_pipe(instance: Instance) -> None:
     name = "a" * 300 + ".example.com:443"
     instance.answer = {"ok": True, "result": [{"destination": name, "up": 1}]}

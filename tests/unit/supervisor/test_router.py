@@ -264,19 +264,18 @@ def test_what_waits_is_told_with_the_time_that_it_has_left() -> None:
     setup = resuming()
     setup.say(0, open_message(2))
     setup.say(0, open_message(3))
-    assert setup.router.waiting("office", 0.0) is None
+    assert setup.router.waiting(0.0) == {}
     setup.router.detach(setup.link, "cut")
     since = setup.now
-    assert setup.router.waiting("office", since + 20) == Waiting(2, 20.0, 40.0)
-    assert setup.router.waiting("another", since + 20) is None
+    assert setup.router.waiting(since + 20) == {"office": Waiting(2, 20.0, 40.0)}
     assert setup.registry.get_sample_value("socks_tunnel_sessions_detached") == 1
     # An application has left meanwhile: its flow waits no more.
     setup.say(0, CloseConnection(2).encode())
-    assert setup.router.waiting("office", since + 70) == Waiting(1, 70.0, 0.0)
+    assert setup.router.waiting(since + 70) == {"office": Waiting(1, 70.0, 0.0)}
     assert setup.port.sent == [open_message(2), open_message(3)]
     setup.workers[0].rows = [[3, 0, 20, 1]]
     setup.relink()
-    assert setup.router.waiting("office", since + 20) is None
+    assert setup.router.waiting(since + 20) == {}
     assert setup.registry.get_sample_value("socks_tunnel_sessions_detached") == 0
 
 

@@ -288,12 +288,14 @@ def test_flows_that_wait_for_a_link_are_shown_with_the_time_that_they_have_left(
         "waiting_flows": 12,
         "waiting_since": "2026-11-22T21:28:02+00:00",
         "waiting_left": 3400,
+        "waiting_held": 34816,
     }
     model = Model()
     model.sample(10.0, status(links=[row]), [flow(1, 5.0, linked=False), flow(2, 5.0, linked=True)])
     assert model.links[0].flows == 12
-    assert model.links[0].detail == "12 flows wait, for another 3400 s; nobody answers"
+    waits = "for another 3400 s, with 34,816 bytes, since 21:28:02 UTC"
+    assert model.links[0].detail == f"12 flows wait, {waits}; nobody answers"
     assert [row.state for row in model.flows(10)[0]] == ["no link", "open"]
     one = {**row, "waiting_flows": 1, "detail": None}
     model.sample(11.0, status(links=[one]), [])
-    assert model.links[0].detail == "1 flow waits, for another 3400 s"
+    assert model.links[0].detail == f"1 flow waits, {waits}"

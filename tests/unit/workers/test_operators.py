@@ -4,7 +4,7 @@ import asyncio
 from typing import Any, cast
 
 from socks_tunnel.protocol.ipc import Answer, Ask
-from socks_tunnel_workers.operators import ROWS_PER_FRAME, Answers
+from socks_tunnel_workers.operators import ROWS_PER_FRAME, SUMMED_PER_TURN, Answers
 from socks_tunnel_workers.relay.flow import Flow
 
 
@@ -23,9 +23,16 @@ class FakeLoop:
         callback(*arguments)
 
 
+class FakeSession:
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+
+
 class FakeFlow:
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, peer: str = "office") -> None:
         self.number = number
+        self.session = FakeSession(peer)
+        self.held = 1000 + number
         self.up = number
         self.down = 0
         self.started = 0.0
@@ -36,7 +43,9 @@ class FakeFlow:
         return {"conn_id": self.number, "now": now}
 
 
-def answers(count: int) -> tuple[Answers, FakeLoop, list[Answer]]:
+def answers(
+    count: int, waiting: list[FakeFlow] | None = None
+) -> tuple[Answers, FakeLoop, list[Answer]]:
     loop, sent = FakeLoop(), list[Answer]()
     flows = [cast("Flow", FakeFlow(number)) for number in range(count)]
     made = Answers(
@@ -44,6 +53,7 @@ def answers(count: int) -> tuple[Answers, FakeLoop, list[Answer]]:
         sent.append,
         lambda: flows,
         lambda: {"flows_tcp": count},
+        lambda: cast("list[Flow]", list(waiting or ())),
     )
     return made, loop, sent
 
@@ -51,7 +61,19 @@ def answers(count: int) -> tuple[Answers, FakeLoop, list[Answer]]:
 def test_status_is_one_row() -> None:
     made, _, sent = answers(3)
     made.answer(Ask(7, "status", -1, ""))
-    assert sent == [Answer(7, [{"flows_tcp": 3}], more=False)]
+    assert sent == [Answer(7, [{"flows_tcp": 3, "waiting_held": {}}], more=False)]
+
+
+def test_status_adds_up_what_flows_without_a_link_hold_some_of_them_a_turn() -> None:
+    waiting = [FakeFlow(number) for number in range(SUMMED_PER_TURN)]
+    waiting += [FakeFlow(number, "backup") for number in range(2)]
+    made, loop, sent = answers(3, waiting)
+    made.answer(Ask(7, "status", -1, ""))
+    assert (sent, len(loop.later)) == ([], 1), "others' bytes move first"
+    loop.turn()
+    expected = {"backup": 2001, "office": sum(range(1000, 1000 + SUMMED_PER_TURN))}
+    assert sent == [Answer(7, [{"flows_tcp": 3, "waiting_held": expected}], more=False)]
+    assert not loop.later
 
 
 def test_many_flows_are_told_a_part_a_turn() -> None:

@@ -74,6 +74,15 @@ def test_the_sweep_looks_at_all_flows_some_at_a_time(
     assert any(timer.when == loop.now + SWEEP_SECONDS for timer in loop.timers)
 
 
+def test_flows_wait_only_while_their_session_has_no_link(site: Site) -> None:
+    flow, owing = site.flow(), site.flow()
+    assert site.upkeep.waiting_flows() == []
+    site.session.leave(owing)
+    site.session.linger(owing)
+    site.session.detach()
+    assert site.upkeep.waiting_flows() == [flow, owing]
+
+
 def test_a_flow_that_fails_in_its_turn_costs_no_other(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
