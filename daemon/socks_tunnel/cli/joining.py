@@ -19,8 +19,9 @@ from socks_tunnel.cli.frame import (
     Unavailable,
 )
 from socks_tunnel.cli.instance import json_option
-from socks_tunnel.cli.preparing import create, sync_directory
+from socks_tunnel.cli.preparing import create
 from socks_tunnel.cli.showing import show
+from socks_tunnel.ops.files import rename, replace_whole
 
 DAY = 86_400
 
@@ -284,10 +285,11 @@ class _Joiner:
         click.echo("it runs, and the link is up: SOCKS5 and HTTP on 127.0.0.1:1080")
 
     def _replace_enrolment(self, enrolment: bytes) -> None:
-        replacement = self._enrolment_file.with_suffix(".enrolment.new")
-        replacement.unlink(missing_ok=True)
-        create({replacement: enrolment})
-        replacement.replace(self._enrolment_file)
+        try:
+            replace_whole(self._enrolment_file, enrolment, 0o644)
+        except OSError as error:
+            why = error.strerror or error
+            raise CannotCreate(f"{self._enrolment_file}: {why}") from None
 
     def renew(self) -> None:
         """Takes another key in the place of the one that has joined."""
@@ -309,8 +311,10 @@ class _Joiner:
         sent, request = new_renewal(old, fresh, parse_public_key(peer.public_key), time.time())
         decided = self._ask(sent, request, old)
         self._replace_enrolment(decided.enrolment)
-        fresh_file.replace(self._key_file)
-        sync_directory(self._key_file.parent)
+        try:
+            rename(fresh_file, self._key_file)
+        except OSError as error:
+            raise CannotCreate(f"{self._key_file}: {error.strerror or error}") from None
         self._tell(decided)
         click.echo(f"{self._key_file} is another key; the old one is good for a day")
         click.echo("use it: socks-tunnel reload")

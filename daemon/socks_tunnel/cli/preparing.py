@@ -1,6 +1,5 @@
 """Commands that prepare an instance: its configuration, its keys, its users."""
 
-import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from socks_tunnel.cli.frame import FILE_PATH, CannotCreate, Misconfigured
 from socks_tunnel.config import loader, pairing, users
 from socks_tunnel.config.errors import ConfigError
 from socks_tunnel.config.for_workers import route_settings
+from socks_tunnel.ops.files import write_new
 from socks_tunnel.protocol.routes import RouteTable, shadowed
 
 
@@ -128,24 +128,10 @@ def create(files: Mapping[Path, bytes]) -> None:
         mode = 0o644 if is_public else 0o600
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            # O_EXCL: what is there already is never overwritten, nor a symbolic link followed.
-            fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            # Synced, as its public key may be in use before a power cut.
+            write_new(file, content, mode)
             created.append(file)
-            with os.fdopen(fd, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())  # its public key may be in use before a power cut
-            sync_directory(file.parent)
         except OSError as error:
             for made in created:
                 made.unlink(missing_ok=True)
             raise CannotCreate(f"{file}: {error.strerror or error}") from None
-
-
-def sync_directory(directory: Path) -> None:
-    """Waits until the names in a directory are on the disk. Raises :class:`OSError`."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -1,9 +1,13 @@
-"""Reads files whose names come from a command line or a configuration.
+"""Reads files of which others decide what they are, and writes files that must outlive a crash.
 
 Only regular files are read. Whoever opens a FIFO waits until somebody writes to it, which may be
 for ever, and a device such as /dev/zero has no end.
+
+What is written here is on the disk, and its name too, when the call returns. A rename alone does
+not ensure that: after a power failure the new name may lead to an empty file.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -12,6 +16,9 @@ from typing import BinaryIO, Final
 
 FILE_MAX: Final = 64 * 1_048_576
 """Longest file in bytes that is read as a whole."""
+
+REPLACEMENT: Final = ".new"
+"""What is added to a file's name while its replacement is written."""
 
 _KINDS: Final = {
     stat.S_IFDIR: "a directory",
@@ -45,3 +52,59 @@ def read_whole(path: Path, limit: int = FILE_MAX) -> bytes:
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"it is longer than {limit} bytes", str(path))
     return content
+
+
+def write_new(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Writes a file that does not exist yet, and waits until it is on the disk.
+
+    Raises :class:`FileExistsError` if something is there, also a symbolic link, and
+    :class:`OSError` if it cannot be written; then no file is left.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_directory(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
+
+
+def replace_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Writes a file in the place of the one that is there, if any, and waits for the disk.
+
+    After a crash at any moment the file has either its old or its new content. Raises
+    :class:`OSError`; the old file is still there then, unless only the last step failed, which
+    waits for the new name to be on the disk.
+    """
+    fresh = path.with_name(path.name + REPLACEMENT)
+    fresh.unlink(missing_ok=True)  # of an attempt that was cut short
+    write_new(fresh, content, mode)
+    try:
+        fresh.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
+    sync_directory(path.parent)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Renames a file, over `target` if that exists, and waits until the disk has the new name.
+
+    What is in the file must be on the disk already. Raises :class:`OSError`.
+    """
+    source.replace(target)
+    sync_directory(target.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Waits until the names in a directory are on the disk. Raises :class:`OSError`."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from socks_tunnel.ops.files import open_regular
+from socks_tunnel.ops.files import open_regular, replace_whole, sync_directory
 from socks_tunnel.protocol.bounded import Malformed, json_map
 from socks_tunnel.signaling.enrolments import Enrolments
 from socks_tunnel.signaling.identity import PrivateIdentity
@@ -45,6 +45,7 @@ class EnrolmentFile:
     def __init__(self, path: Path, identity: PrivateIdentity) -> None:
         self._path = path
         self._identity = identity
+        self._named = False
         self.enrolments = Enrolments(identity, self._append)
         lines = self._read()
         live = list(self.enrolments.entries())
@@ -73,7 +74,10 @@ class EnrolmentFile:
         self._lines_max = max(REWRITE_OPEN_MIN, 2 * len(good))
 
     def sync(self) -> None:
-        """Waits until what was appended is on the disk. Runs in a thread. Raises OSError."""
+        """Waits until what was appended is on the disk, and the file's name with the first of it.
+
+        Runs in a thread. Raises OSError.
+        """
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -82,6 +86,9 @@ class EnrolmentFile:
             os.fdatasync(fd)
         finally:
             os.close(fd)
+        if not self._named:
+            sync_directory(self._path.parent)
+            self._named = True
 
     def _read(self) -> list[bytes]:
         try:
@@ -130,11 +137,5 @@ class EnrolmentFile:
             self._lines_max = max(REWRITE_OPEN_MIN, 2 * len(live))
 
     def _rewrite(self, entries: list[Entry]) -> None:
-        fresh = self._path.with_suffix(".new")
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.writelines(json.dumps(entry).encode() + b"\n" for entry in entries)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._path)
+        replace_whole(self._path, b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
         self._lines = len(entries)

@@ -11,13 +11,15 @@ An incomplete record at the end, of a write that was cut short, is ignored. The 
 without what has expired when it is opened, and when it has grown to twice of what was left then.
 """
 
+import errno
 import logging
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from socks_tunnel.ops.files import open_regular
+from socks_tunnel.ops.files import open_regular, replace_whole
 
 _log = logging.getLogger(__name__)
 
@@ -76,8 +78,7 @@ class NonceFile:
         if self._size >= self._limit:
             self._rewrite(live)
         try:
-            with self._path.open("ab") as file:
-                file.write(_RECORD.pack(sender, nonce, expires))
+            self._append(_RECORD.pack(sender, nonce, expires))
         except OSError as error:
             self._complain(error)
         else:
@@ -89,13 +90,22 @@ class NonceFile:
         """True when :meth:`add` will write the file anew."""
         return self._size >= self._limit
 
+    def _append(self, record: bytes) -> None:
+        """Appends a whole record or nothing. Raises :class:`OSError`."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        fd = os.open(self._path, flags, 0o600)
+        try:
+            before = os.fstat(fd).st_size
+            if os.write(fd, record) != len(record):
+                os.ftruncate(fd, before)  # a part of it would move all later records
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(fd)
+
     def _rewrite(self, live: list[tuple[bytes, bytes, int]]) -> None:
-        fresh = self._path.with_suffix(".new")
         content = b"".join(_RECORD.pack(*record) for record in live)
         try:
-            fresh.touch(mode=0o600)
-            fresh.write_bytes(content)
-            fresh.replace(self._path)
+            replace_whole(self._path, content)
         except OSError as error:
             self._complain(error)
         self._size = len(content)

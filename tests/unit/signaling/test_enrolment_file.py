@@ -1,5 +1,7 @@
 """Enrolments on disk."""
 
+import errno
+import os
 import stat
 from pathlib import Path
 
@@ -82,6 +84,38 @@ def test_a_file_in_use_does_not_grow_without_end(
         enrolments.withdraw(token.id.hex())
     assert "cannot be written anew" in caplog.text
     assert list(EnrolmentFile(path, ENDPOINT).enrolments.invitations) == kept
+
+
+def test_a_failing_disk_leaves_the_old_list(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = EnrolmentFile(path, ENDPOINT)
+    kept = file.enrolments.invite("a", 1, int(NOW) + 100, 0, NOW).id
+
+    def failing(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", failing)
+        with pytest.raises(OSError, match="Input/output error"):
+            file.replace([])
+    assert set(EnrolmentFile(path, ENDPOINT).enrolments.invitations) == {kept}
+
+
+def test_the_name_of_a_new_file_is_on_the_disk_too(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[bool] = []
+    real = os.fsync
+
+    def following(fd: int) -> None:
+        synced.append(stat.S_ISDIR(os.fstat(fd).st_mode))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", following)
+    file = EnrolmentFile(path, ENDPOINT)
+    for _ in range(2):
+        file.enrolments.invite("a", 1, int(NOW) + 100, 0, NOW)
+        file.sync()
+    assert synced == [True], "once: the name stays"
 
 
 def test_what_cannot_be_read_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Nonces over a restart: what was accepted once stays refused, whatever becomes of the file."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,39 @@ def test_a_file_that_cannot_be_used_is_a_warning(
     verifier.open(offer(), NOW)
     verifier.open(offer(), NOW)
     assert caplog.text.count("cannot be used: No such file or directory") == 1
+
+
+def test_a_disk_that_takes_a_part_of_a_record_spoils_no_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "nonces"
+    verifier = started(path)
+    real_write = os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda fd, data: real_write(fd, data[:20]))
+        verifier.open(offer(), NOW)
+    last = offer()
+    verifier.open(last, NOW)
+    with pytest.raises(EnvelopeRejected) as caught:
+        started(path).open(last, NOW)
+    assert caught.value.reason_code == "replayed"
+
+
+def test_a_file_that_cannot_be_written_anew_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, envelope = tmp_path / "nonces", offer()
+    started(path).open(envelope, NOW)
+
+    def failing(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", failing)
+        started(path)
+    assert "cannot be used: Input/output error" in caplog.text
+    with pytest.raises(EnvelopeRejected):
+        started(path).open(envelope, NOW)
 
 
 def test_while_the_time_is_not_known_nothing_is_forgotten(tmp_path: Path) -> None:
