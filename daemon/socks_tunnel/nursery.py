@@ -35,6 +35,9 @@ from typing import Final
 
 from socks_tunnel.ops.process import die_with_parent, give_back_freed
 
+ADOPTION_TIMEOUT_MS: Final = 60_000
+"""Milliseconds that the process between has to end: as long as a supervisor waits for an answer."""
+
 ORDER_MAX: Final = 65_536
 """Longest order in bytes."""
 
@@ -146,7 +149,7 @@ def await_adoption(between: int, supervisor: int) -> None:
     """Waits until the process that has forked this one is gone, and the supervisor its parent.
 
     Before that, to die with the parent (PR_SET_PDEATHSIG) would be to die at once. Raises
-    :class:`SystemExit` if the supervisor is gone too.
+    :class:`SystemExit` if the supervisor is gone too, or that process does not end.
     """
     if os.getppid() == between:
         try:
@@ -156,8 +159,10 @@ def await_adoption(between: int, supervisor: int) -> None:
         if fd >= 0:
             poll = select.poll()
             poll.register(fd, select.POLLIN)
-            poll.poll()
+            ended = poll.poll(ADOPTION_TIMEOUT_MS)
             os.close(fd)
+            if not ended:
+                raise SystemExit(1)  # the supervisor has given up waiting for an answer
     if os.getppid() != supervisor:
         raise SystemExit(1)
 

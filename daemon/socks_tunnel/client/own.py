@@ -79,7 +79,8 @@ class OwnInstance:
                 break
         else:
             self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(KILL_TIMEOUT)
         self._log.close()
         self._directory.cleanup()
 

@@ -10,9 +10,19 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.settings import Config
+
+READ_TIMEOUT: Final = 60.0
+"""Seconds that the process has. 5,000 peers take it three; a network file system whose server does
+not answer takes it all."""
+
+KILL_TIMEOUT: Final = 5.0
+"""Seconds to wait for the end of the process after SIGKILL.
+
+A process that waits for a disk does not obey."""
 
 
 class Reading:
@@ -31,10 +41,16 @@ class Reading:
         """The process that reads."""
         return self._process.pid
 
-    def result(self) -> Config:
-        """Returns what was read. Raises :class:`ConfigError` with every mistake."""
-        with self._process as process:
-            output, _ = process.communicate()
+    def result(self, timeout: float = READ_TIMEOUT) -> Config:
+        """Returns what was read within `timeout` seconds.
+
+        Raises :class:`ConfigError` with every mistake, or for a process that does not end.
+        """
+        process = self._process
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise ConfigError([Problem(self.path, None, "", self._kill(timeout))]) from None
         if process.returncode != 0:
             ending = (
                 f"was killed by signal {-process.returncode}"
@@ -47,6 +63,23 @@ class Reading:
         if isinstance(found, Config):
             return found
         raise ConfigError(found)
+
+    def _kill(self, timeout: float) -> str:
+        """Ends the process, which is late; returns the sentence that says so."""
+        process = self._process
+        process.kill()
+        if process.stdout is not None:
+            process.stdout.close()
+        try:
+            process.wait(KILL_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            ending = "and does not end by SIGKILL either"
+        else:
+            ending = "and was killed"
+        return (
+            f"the process that reads it (PID {process.pid}) has not ended within {timeout:g} s, "
+            f"{ending}; this file or one that it names is on a file system that does not answer"
+        )
 
 
 def read(path: Path) -> Config:

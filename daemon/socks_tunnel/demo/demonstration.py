@@ -327,7 +327,7 @@ Ctrl-C ends it all.
             for role, exited in self._exits.items():
                 if not exited.done():
                     self._sides[role].kill()
-                    await exited
+                    await asyncio.wait([exited], timeout=STOP_TIMEOUT)
 
 
 async def _first(*futures: asyncio.Future[Any]) -> None:

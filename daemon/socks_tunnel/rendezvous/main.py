@@ -34,12 +34,18 @@ EXIT_CONFIG: Final = 78
 REPORT_PERIOD: Final = 600.0
 """Seconds between two lines of the log with what was passed on and refused."""
 
+READ_TIMEOUT: Final = 30.0
+"""Seconds that a reload has to read its files. Signals wait for it, SIGTERM too."""
+
 NEEDS_RESTART: Final = ("listen", "clients", "clients_max", "redis_url", "metrics")
 """Settings that a reload does not change."""
 
 
 def run(config_path: Path) -> int:
     """Runs the service until it ends; returns the exit status of the process.
+
+    The process has to end after that without waiting for threads:
+    :func:`socks_tunnel.ops.process.leave`.
 
     0 after a drain, 70 for a bug, 73 for a listener that cannot be bound, 78 for a configuration
     that cannot be used.
@@ -56,8 +62,9 @@ def run(config_path: Path) -> int:
     ops_logging.setup(config.log.level, config.log.format, component="rendezvous")
     raise_descriptor_limit()
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config, certificate))
+        # The loop is not closed: that waits for threads that wait for the network or a disk.
+        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+        runner.run(_serve(config, certificate))
     except _CannotListenError as error:
         _log.error("cannot listen on %s", error)
         return EXIT_CANNOT_CREATE
@@ -153,8 +160,17 @@ async def _reload(
 ) -> RendezvousConfig:
     """Reads the configuration again; returns what holds now."""
     try:
-        read = await asyncio.to_thread(load_rendezvous, config.source)
-        certificate = await asyncio.to_thread(read_certificate, read)
+        async with asyncio.timeout(READ_TIMEOUT):
+            read = await asyncio.to_thread(load_rendezvous, config.source)
+            certificate = await asyncio.to_thread(read_certificate, read)
+    except TimeoutError:
+        _log.error(
+            "reload refused: %s and its TLS files were not read within %.0f s; they are on a file "
+            "system that does not answer",
+            config.source,
+            READ_TIMEOUT,
+        )
+        return config
     except (ConfigError, TlsFileError) as error:
         _log.error("reload refused: %s", error)
         return config

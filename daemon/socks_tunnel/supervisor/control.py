@@ -10,7 +10,6 @@ is in the log, by SO_PEERCRED (unix(7)).
 """
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -36,6 +35,9 @@ PIECE: Final = 32_768
 
 IDLE_TIMEOUT: Final = 60.0
 """Seconds that a connection may be silent."""
+
+CLOSE_TIMEOUT: Final = 1.0
+"""Seconds that a client has to take the rest of its answer when its connection is closed."""
 
 _READING: Final = frozenset({"status", "connections"})
 """Requests that change nothing: of those that are repeated on a connection, the first is logged."""
@@ -198,9 +200,15 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:
+    """Closes a connection. A client that does not read loses the rest of its answer."""
     writer.close()
-    with contextlib.suppress(ConnectionError):  # the client was faster
-        await writer.wait_closed()
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await writer.wait_closed()
+    except TimeoutError:
+        writer.transport.abort()
+    except ConnectionError:
+        pass  # the client was faster
 
 
 def _peer_of(writer: asyncio.StreamWriter) -> Caller:

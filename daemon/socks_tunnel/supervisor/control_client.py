@@ -3,6 +3,7 @@
 import errno
 import json
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,8 @@ ANSWER_MAX: Final = 64 * 1_048_576
 TIMEOUT: Final = 30.0
 """Seconds for a whole question and answer."""
 
+_READ: Final = 262_144
+
 
 def request(path: Path, fields: Mapping[str, Any], *, timeout: float = TIMEOUT) -> dict[str, Any]:
     """Asks the instance whose control socket is at `path`; returns its whole answer.
@@ -23,11 +26,11 @@ def request(path: Path, fields: Mapping[str, Any], *, timeout: float = TIMEOUT) 
     no instance answers there, or not within `timeout` seconds.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        until = time.monotonic() + timeout
         sock.settimeout(timeout)
         sock.connect(str(path))
         sock.sendall(json.dumps(dict(fields)).encode() + b"\n")
-        with sock.makefile("rb") as stream:
-            line = stream.readline(ANSWER_MAX + 1)
+        line = _read_line(sock, until)
     try:
         return bounded.json_map(line, size=ANSWER_MAX)
     except bounded.Malformed as error:
@@ -37,3 +40,19 @@ def request(path: Path, fields: Mapping[str, Any], *, timeout: float = TIMEOUT) 
             else "it closed the connection without an answer"
         )
         raise OSError(errno.EPROTO, reason, str(path)) from None
+
+
+def _read_line(sock: socket.socket, until: float) -> bytes:
+    """Returns what comes up to the end of the line, of the connection, or of the longest answer.
+
+    Raises :class:`TimeoutError` if that has not come at the time `until`.
+    """
+    line = bytearray()
+    while len(line) <= ANSWER_MAX:
+        sock.settimeout(max(until - time.monotonic(), 0.001))
+        data = sock.recv(_READ)
+        end = data.find(b"\n") + 1
+        line += data[:end] if end else data
+        if end or not data:
+            break
+    return bytes(line)

@@ -36,6 +36,7 @@ import socks_tunnel
 from socks_tunnel.ops import audit_file
 from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops.process import come_up_within
+from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.handover import STATE_VERSION, Head, StateReader, StateWriter
@@ -57,6 +58,9 @@ CHECK_OUTPUT_MAX: Final = 65_536
 
 SETTLE_SECONDS: Final = 2.0
 """Seconds that clients have whose requests are not answered yet, before their worker goes."""
+
+KILL_TIMEOUT: Final = 5.0
+"""Seconds to wait for the end of that check after SIGKILL."""
 
 HAND_OVER_TIMEOUT: Final = 10.0
 """Seconds that a worker has to write its state: a gigabyte takes one or two."""
@@ -122,7 +126,7 @@ async def check(config: Path, served: Sequence[str] = ()) -> str:
             output, complaint = await process.communicate()
     except TimeoutError:
         process.kill()
-        await process.wait()
+        await asyncio.wait([spawn("the check ends", process.wait())], timeout=KILL_TIMEOUT)
         raise RefusedError(
             f"the installed program has not started within {CHECK_TIMEOUT:.0f} s"
         ) from None

@@ -77,7 +77,7 @@ from socks_tunnel.supervisor.problems import (
     EXIT_CONFIG,
     StartError,
 )
-from socks_tunnel.supervisor.processes import TICK, Slot
+from socks_tunnel.supervisor.processes import KILL_TIMEOUT, TICK, Slot
 from socks_tunnel.supervisor.reload import BY_REPLACING
 from socks_tunnel.supervisor.reloading import Reloader
 from socks_tunnel.supervisor.requests import drain_timeout, flow_name, selection
@@ -775,7 +775,9 @@ class Instance:
             await self.exporter.stop(STOP_TIMEOUT)
         running = [slot.ended for slot in self._slots() if slot.ended is not None]
         if running:
-            await asyncio.wait(running)
+            _, left = await asyncio.wait(running, timeout=KILL_TIMEOUT)
+            if left:
+                _log.error("%d children do not end within %.0f s", len(left), KILL_TIMEOUT)
         await self._control.stop()
         for listener in self._listeners:
             listener.close()

@@ -37,6 +37,10 @@ ANSWER_TIMEOUT: Final = 60.0
 END_TIMEOUT: Final = 5.0
 """Seconds that a nursery which has closed its socket has to end."""
 
+KILL_TIMEOUT: Final = 5.0
+"""Seconds to wait for the end of a nursery after SIGKILL.
+
+A process that waits for a disk does not obey."""
 
 REST: Final = 15.0
 """Seconds for which a nursery stays after its last order.
@@ -221,7 +225,10 @@ class Nursery:
         await asyncio.wait([ended], timeout=grace)
         if process.returncode is None:
             process.send_signal(signal.SIGKILL)
-        status = await ended
+            await asyncio.wait([ended], timeout=KILL_TIMEOUT)
+        status = process.returncode
+        if status is None:
+            return f"(PID {process.pid}) does not end by SIGKILL"
         return f"ended with status {status}" if status >= 0 else f"was killed by signal {-status}"
 
 

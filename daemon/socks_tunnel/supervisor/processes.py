@@ -65,6 +65,11 @@ EXIT_CONFIG: Final = 78
 LIVED_LONG: Final = 30.0
 """Seconds after which a child's death does not count as following the one before."""
 
+KILL_TIMEOUT: Final = 5.0
+"""Seconds to wait for the end of a child after SIGKILL.
+
+A process that waits for a disk does not obey."""
+
 CHANNEL_GRACE: Final = 5.0
 """Seconds that a child may live on after it closed its IPC stream."""
 
@@ -210,7 +215,14 @@ class Slot:
                 "%s did not shut down within %.0f s; killing it (SIGKILL)", self.name, timeout
             )
             self._signal(signal.SIGKILL)
-            await self.ended
+            done, _ = await asyncio.wait([self.ended], timeout=KILL_TIMEOUT)
+            if not done:
+                _log.error(
+                    "%s (PID %s) does not end by SIGKILL within %.0f s; it is left alone",
+                    self.name,
+                    self.pid,
+                    KILL_TIMEOUT,
+                )
 
     def retire(self) -> None:
         """Starts no further process in this slot; the one that runs goes on."""

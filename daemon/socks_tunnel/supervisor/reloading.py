@@ -14,7 +14,7 @@ Which settings a reload changes at all, supervisor/reload.py decides.
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.for_workers import dump
@@ -31,6 +31,9 @@ from socks_tunnel.supervisor.links import Links
 from socks_tunnel.supervisor.loading import load_identity
 from socks_tunnel.supervisor.problems import StartError
 from socks_tunnel.supervisor.reload import merge
+
+READ_TIMEOUT: Final = 30.0
+"""Seconds that the files of TLS have to be read."""
 
 
 class Reloader:
@@ -76,7 +79,7 @@ class Reloader:
                 read, base, config, waiting, fields = await asyncio.to_thread(self._read)
                 number = await asyncio.to_thread(config_hash, config)
             identity = _identity(config)
-            await self._links.prepare(read)
+            await _prepare(self._links, read)
             _use_audit_file(config)
             if self._enroller is not None:
                 self._enroller.use(base)
@@ -116,6 +119,19 @@ class Reloader:
         except StartError as error:
             raise ConfigError([Problem(config.source, None, "", str(error))]) from None
         return read, base, config, waiting, dump(config)
+
+
+async def _prepare(links: Links, config: Config) -> None:
+    """Has the TLS files read. Raises :class:`ConfigError`."""
+    try:
+        async with asyncio.timeout(READ_TIMEOUT):
+            await links.prepare(config)
+    except TimeoutError:
+        message = (
+            f"the files of TLS were not read within {READ_TIMEOUT:g} s; they are on a file system "
+            "that does not answer"
+        )
+        raise ConfigError([Problem(config.source, None, "signaling", message)]) from None
 
 
 def _identity(config: Config) -> PrivateIdentity:

@@ -70,6 +70,19 @@ def test_a_reader_that_is_killed_is_a_mistake_in_words(file: Path) -> None:
         reading.result()
 
 
+def test_a_reader_that_does_not_end_is_killed(file: Path) -> None:
+    reading = Reading(file)
+    os.kill(reading.pid, signal.SIGSTOP)  # as one that waits for a file system
+    with pytest.raises(ConfigError) as caught:
+        reading.result(0.2)
+    assert str(caught.value) == (
+        f"{file}: the process that reads it (PID {reading.pid}) has not ended within 0.2 s, and was "
+        "killed; this file or one that it names is on a file system that does not answer"
+    )
+    with pytest.raises(ProcessLookupError):
+        os.kill(reading.pid, 0)
+
+
 def test_a_reader_with_a_bug_is_a_mistake_in_words(
     file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

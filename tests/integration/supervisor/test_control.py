@@ -2,9 +2,14 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
+import select
+import socket
 import stat
+import sys
+import termios
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +84,67 @@ async def test_of_questions_that_are_repeated_on_a_connection_the_first_is_logge
     assert caplog.text.count("control request 'drain'") == 3, "of what changes something, each"
     await raw(path, b'{"op": "status"}\n')
     assert caplog.text.count("control request 'status'") == 2
+
+
+async def deaf(path: Path) -> socket.socket:
+    """A client that asks for 8 MB, and reads nothing of that; the first part has come."""
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    client.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(client, str(path))
+    client.sendall(b'{"op": "other"}\n' * 40)
+    async with asyncio.timeout(60):
+        while waiting_in(client) < 50_000:
+            await asyncio.sleep(0.01)
+    return client
+
+
+def waiting_in(client: socket.socket) -> int:
+    return int.from_bytes(fcntl.ioctl(client, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+async def test_a_client_that_reads_no_answer_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "CLOSE_TIMEOUT", 0.1)
+    server = ControlServer(tmp_path / "control.sock", answer)
+    await server.start()
+    with await deaf(tmp_path / "control.sock"):
+        async with asyncio.timeout(60):
+            await server.stop()
+
+
+async def test_a_client_that_reads_no_answer_is_hung_up_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(control, "IDLE_TIMEOUT", 0.5)
+    with await deaf(path) as client:
+        poll = select.poll()
+        poll.register(client, 0)
+        async with asyncio.timeout(60):
+            while not poll.poll(0):  # POLLHUP: the server has closed its end
+                await asyncio.sleep(0.01)
+
+
+async def test_an_answer_that_comes_in_drops_has_a_bound_as_a_whole(tmp_path: Path) -> None:
+    ended = asyncio.Event()
+
+    async def dripping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        await close(writer)
+        ended.set()
+
+    server = await asyncio.start_unix_server(dripping, tmp_path / "control.sock")
+    async with server, asyncio.timeout(60):
+        with pytest.raises(TimeoutError):
+            await asyncio.to_thread(
+                control_client.request, tmp_path / "control.sock", {"op": "status"}, timeout=0.3
+            )
+        await ended.wait()
 
 
 async def test_only_owner_and_group_may_connect(path: Path) -> None:
