@@ -1,6 +1,5 @@
 """What makes the program fast, and whether it is there: compiled parts that may be missing."""
 
-import asyncio
 from collections.abc import Iterator
 
 import google_crc32c
@@ -9,9 +8,12 @@ import uvloop
 
 
 def accelerations() -> Iterator[tuple[str, bool]]:
-    """Yields what makes the program fast, and whether it is really in use here."""
+    """Yields what makes the program fast, and whether it is really in use here.
+
+    All processes make their event loops with `uvloop.new_event_loop`, so one is made to look at it.
+    """
     loop = uvloop.new_event_loop()
-    yield "event loop: uvloop (libuv)", isinstance(loop, asyncio.AbstractEventLoop)
+    yield "event loop: uvloop (libuv)", isinstance(loop, uvloop.Loop)
     loop.close()
     yield "msgpack: compiled", msgpack.Packer.__module__.endswith("_cmsgpack")
     yield "SCTP checksum: compiled CRC-32C", google_crc32c.implementation == "c"

@@ -603,6 +603,24 @@ async def test_why_it_is_not_ready(running: Running, role: str) -> None:
     )
 
 
+async def test_it_is_ready_as_long_as_half_of_its_workers_run(running: Running) -> None:
+    """Half of three is two: with one that is gone it serves, with one that is left it does not."""
+    running.endpoint()
+    running.config.write_text(running.config.read_text().replace("count = 1", "count = 3"))
+    running.start()
+    await running.ready()
+    said = []
+    for slot in running.instance.workers:
+        said.append(running.instance.why_not_ready())
+        slot.retire()
+        os.kill(slot.pid or 0, signal.SIGKILL)
+        assert slot.ended is not None
+        await slot.ended
+    said.append(running.instance.why_not_ready())
+    left = [f"{count} of 3 workers are running" for count in (1, 0)]
+    assert said == [None, None, *left]
+
+
 # --- before and after the loop ------------------------------------------------------------------
 
 
