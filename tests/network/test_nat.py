@@ -401,6 +401,43 @@ def test_a_smaller_mtu_between_the_nats(
 
 
 @pytest.mark.netns
+@pytest.mark.parametrize("mtu", [1240, 1200])
+def test_a_narrow_path_that_tells_nobody(mtu: int, fresh: NatSite, report_logs: Report) -> None:
+    """No ICMP says that a packet is too big, and fragments disappear (RFC 8900 section 3.7).
+
+    TCP is told of the size by MSS clamping, as behind most such links.
+    """
+    links = [(fresh.world.core, "far0"), (fresh.world.far, "wan")]
+    try:
+        for router, interface in links:
+            router.run("ip", "link", "set", interface, "mtu", str(mtu))
+            router.run(
+                "nft",
+                "add table ip quiet; "
+                "add chain ip quiet out { type filter hook output priority 0; }; "
+                "add rule ip quiet out icmp type destination-unreachable drop; "
+                "add chain ip quiet on { type filter hook forward priority 0; }; "
+                "add rule ip quiet on tcp flags syn tcp option maxseg size set 1000; "
+                # Before connection tracking, which would put them together again.
+                "add chain ip quiet in { type filter hook prerouting priority -450; }; "
+                "add rule ip quiet in ip frag-off & 0x3fff != 0 drop",
+            )
+        tunnel = fresh.nat_tunnel({"servers": SERVERS})
+        try:
+            bring_up(tunnel, report_logs)
+            wait_kind(tunnel, "srflx")
+            with tunnel.connect("echo") as sock:
+                ask_target(tunnel)
+                sock.sendall(b"hello")
+                assert sock.recv(5) == b"hello"
+        finally:
+            tunnel.stop()
+    finally:
+        for router, interface in links:
+            router.run("ip", "link", "set", interface, "mtu", "1500")
+
+
+@pytest.mark.netns
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_path_too_narrow_for_signalling_is_named(
     scheme: str, fresh: NatSite, report_logs: Report
