@@ -6,9 +6,10 @@ container that is added to the product tomorrow is watched, too, without being n
 
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
+from itertools import pairwise
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
@@ -103,3 +104,17 @@ def grown(before: Counter[str], after: Counter[str], bounded: Iterable[str] = ()
         for name, count in sorted(after.items())
         if count > before[name] and name not in but
     }
+
+
+def grown_each_time(
+    sizes: Sequence[Counter[str]], bounded: Iterable[str] = ()
+) -> dict[str, list[str]]:
+    """Returns what there was more of each time than the time before, but for what `bounded` names.
+
+    What clients leave behind grows each time. What grows once may be something that a busy machine
+    has done for the first time, such as a metric of a drop that had not come before.
+    """
+    steps = [grown(before, after, bounded) for before, after in pairwise(sizes)]
+    assert len(steps) > 1
+    common = set.intersection(*(set(step) for step in steps))
+    return {name: [step[name] for step in steps] for name in sorted(common)}
