@@ -1,5 +1,6 @@
 """Real processes under test: `socks-tunnel run` and `demo`, with their logs, notifications and memory."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -65,14 +66,34 @@ def toml(table: Mapping[str, Any], path: str = "") -> str:
 
 def descendants(pid: int) -> Iterator[int]:
     """Process ids of all living children of `pid`, their children and so on."""
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for t in tasks for child in (t / "children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return
-    for child in children:
+    for child in _children(pid):
         yield child
         yield from descendants(child)
+
+
+def _children(pid: int) -> list[int]:
+    """The living children of a process, those of each of its threads.
+
+    While another child ends, the kernel may leave some out that live (proc_pid_task(5)), so they are
+    those of which two looks in a row tell the same.
+    """
+    before = None
+    while (found := _children_once(pid)) != before:
+        before = found
+    return found
+
+
+def _children_once(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        tasks = sorted(Path(f"/proc/{pid}/task").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return found
+    for task in tasks:
+        # A thread that has ended meanwhile is no reason to miss the children of the others.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def command_line(pid: int) -> str:
