@@ -97,7 +97,7 @@ def test_call_under_socksify(corporate: Corporate, folder: Path) -> None:
     for stream in (client.sent, office.sent, client.returned):
         # All of them on an idle machine. A busy one drops some as too late, or ends the call before the
         # last of them.
-        assert stream.received > 0.9 * PACKETS
+        assert stream.received > 0.6 * PACKETS
         assert stream.repeated == 0
         assert stream.out_of_order < 0.02 * PACKETS
 
@@ -196,10 +196,10 @@ def test_one_percent_loss_beside_a_bulk_download(
         usual[name], late = (returned.delay(sent, share) for share in (0.5, 0.99))
         print(f"under way p50 {usual[name]:.1f} p99 {late:.1f} ms")
     # Lost twice with 1 % each; a busy machine drops some more as too late.
-    assert datagrams[1].received > 0.9 * PACKETS
+    assert datagrams[1].received > 0.6 * PACKETS
     assert datagrams[1].repeated == 0
     # Nothing is lost, but the last of it may still be under way when the call ends.
-    assert reliable[1].received > 0.8 * PACKETS
+    assert reliable[1].received > 0.6 * PACKETS
     # One may have begun later, because SIP was lost and sent again.
     begun = max(sent.times[0] for sent, _ in (datagrams, reliable))
     ended = min(sent.times[-1] for sent, _ in (datagrams, reliable))
