@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,8 +42,7 @@ class Web(NamedTuple):
 def web(site: Site) -> Iterator[Web]:
     need("git")
     need("dpkg-deb")
-    directory = site.directory / "web"
-    directory.mkdir()
+    directory = Path(tempfile.mkdtemp(prefix="web-", dir=site.directory))
     authority = Authority("tests")
     (directory / "ca.pem").write_text(authority.certificate)
     (directory / "server.pem").write_text(authority.issue(HOST, TARGET_ADDRESS).both)
