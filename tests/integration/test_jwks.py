@@ -122,7 +122,9 @@ async def found(jwks: Jwks, header: Header) -> None:
 async def test_nobody_waits_for_a_provider_that_is_away(
     web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FETCH_TIMEOUT", 0.2)
+    monkeypatch.setattr(
+        module, "FETCH_TIMEOUT", 2.0
+    )  # all of them wait within that, on any machine
     now = 1000.0
     jwks = Jwks(web.server.url, proxy=None, clock=lambda: now)
     web.gate.clear()
@@ -144,7 +146,7 @@ async def test_nobody_waits_for_a_provider_that_is_away(
     for _ in range(100):
         with pytest.raises(KeysUnavailable, match="did not answer within"):
             await jwks.find(unknown)
-    assert loop.time() - before < 10, "at 0.2 s each it would be twice as long"
+    assert loop.time() - before < 60, "at 2 s each it would be three times as long"
     assert len(web.server.requests) == 1
     monkeypatch.setattr(module, "FETCH_TIMEOUT", 60)
     monkeypatch.setattr(module, "AWAY_PATIENCE", 0.01)

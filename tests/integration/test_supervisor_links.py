@@ -142,8 +142,8 @@ async def test_a_lost_link_is_dialled_again_and_the_worker_told(
         (row,) = side.manager.rows({peer: 700, "another": 5})
         assert row["waiting_flows"] == 1
         assert row["waiting_held"] == 700
-        assert 55 <= row["waiting_left"] <= 60
-        assert abs(datetime.fromisoformat(row["waiting_since"]).timestamp() - time.time()) < 10
+        assert 30 <= row["waiting_left"] <= 60
+        assert abs(datetime.fromisoformat(row["waiting_since"]).timestamp() - time.time()) < 30
     await until(lambda: len(gateway.worker.told(Attach)) == 2)
     (row,) = gateway.manager.rows({"office": 700})  # the link came back meanwhile
     assert row["waiting_flows"] == row["waiting_held"] == 0

@@ -39,7 +39,7 @@ def preferred(gateway: Side) -> list[str]:
 
 
 async def test_a_link_in_doubt_is_passed_over_until_it_was_well_for_a_while(world: World) -> None:
-    gateway, _ = await two_offices(world, recover_after=3)
+    gateway, _ = await two_offices(world, recover_after=8)
     (berlin,) = [link for link in gateway.up if link.peer.name == "berlin"]
     berlin.doubt("a test", UNANSWERED)
     assert preferred(gateway) == ["paris"]
