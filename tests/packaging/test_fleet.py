@@ -138,11 +138,10 @@ def installed_version(machine: Machine) -> str:
 
 
 def running_version(machine: Machine, instance: str) -> str:
-    """The upstream version that an instance says it is."""
-    status = machine.sh(f"socks-tunnel status --json --instance {instance}")
+    """The upstream version that an instance says it is; empty while none answers."""
+    status = machine.sh(f"socks-tunnel status --json --instance {instance}", check=False)
     found = re.search(r'"version": "(.*)"', status)
-    assert found, status
-    return found[1]
+    return found[1] if found else ""
 
 
 def unattended(containing: str, **words: str) -> str:

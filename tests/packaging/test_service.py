@@ -225,8 +225,12 @@ def test_reload_of_a_policy(scene: Scene) -> None:
     with contextlib.closing(flow), changed(endpoint, policy=policy):
         endpoint.systemctl("reload")
         endpoint.wait_state("active")
-        # curl's exit status 97: the proxy refused.
-        assert scene.curl("whoami", "; echo $?", check=False).endswith("97")
+        # curl's exit status 97: the proxy refused, once the workers have the new policy.
+        wait_until(
+            lambda: scene.curl("whoami", "; echo $?", check=False).endswith("97"),
+            "a refusal by the new policy",
+            timeout=START_TIMEOUT,
+        )
         assert echoes(flow)
     endpoint.systemctl("reload")
     scene.wait_works()
