@@ -120,4 +120,4 @@ def test_a_file_that_cannot_be_written(make_tunnel: MakeTunnel) -> None:
     assert done.returncode == 1
     assert "the old configuration stays: " in done.stderr
     assert "none/audit.jsonl cannot be written: No such file or directory" in done.stderr
-    assert tunnel.linked()
+    tunnel.wait_linked()

@@ -4,6 +4,7 @@ Each cell is printed at the end of the run, with the seconds from the gateway's 
 those to the path that theory allows where another one came first.
 """
 
+import itertools
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -224,6 +225,8 @@ def test_a_relayed_path_stays_where_no_direct_one_appears(
     assert "flows wait for the next link" not in tunnel.gateway.log_text()
     for daemon in tunnel.daemons:
         warnings = [line for line in daemon.log_text().splitlines() if "WARNING" in line]
+        # A server on a busy machine may be too late for a link, which is said of the server.
+        warnings = [line for line in warnings if "no answer within" not in line]
         assert not [line for line in warnings if "link" in line or "ICE" in line]
 
 
@@ -352,9 +355,11 @@ def test_a_dead_server_before_a_live_one(fresh: NatSite, report_logs: Report) ->
                 r"STUN server stun:198\.18\.1\.77:3478",
                 r"TURN server turn:198\.18\.1\.78:3478",
             ):
-                warning = rf"{server}\S*: .*; links are made without it"
+                warning = rf"{server}\S*: (.*); links are made without it"
                 side.wait_log(warning, timeout=90)
-                assert len(re.findall(warning, side.log_text())) == 1
+                # A later link may fail at it in another way, which is said too.
+                said = re.findall(warning, side.log_text())
+                assert all(one != after for one, after in itertools.pairwise(said)), said
     finally:
         tunnel.stop()
     assert link["path_kind"] == "srflx"

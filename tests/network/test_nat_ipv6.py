@@ -1,5 +1,6 @@
 """Paths where one side, or both, have only IPv6: without a translator, and through a NAT64."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -71,7 +72,9 @@ def test_ipv6_only(policy: str, kind: str, world6: NatSite, report_logs: Report)
     tunnel.gateway_settings["peers"][0]["url"] = url
     link = up(tunnel, report_logs, kind)
     assert link["path_family"] == "ipv6"
-    assert "links are made without it" not in tunnel.gateway.log_text()
+    warnings = re.findall(r".*links are made without it", tunnel.gateway.log_text())
+    # On a busy machine, a server may be too late for a link.
+    assert not [line for line in warnings if "no answer within" not in line]
 
 
 @pytest.mark.netns

@@ -29,6 +29,8 @@ from support.prometheus_files import FOLDER, recorded, scaled
 from support.rawsocks import request
 from support.tunnels import Site, Tunnel
 
+pytestmark = pytest.mark.timeout(600)  # on a loaded machine, with the start of all and a browser
+
 FACTOR = 60
 PORT = 9090
 
@@ -236,7 +238,7 @@ def test_prometheus_scrapes_both_sides_under_load(
     wait_until(
         lambda: not [alert for alert in prometheus.firing() if alert[0] not in MAY_FIRE],
         "no alert that nothing gave rise to",
-        timeout=60,
+        timeout=120,  # one of an earlier test lasts for the minute that it looks back upon
     )
 
 
@@ -256,7 +258,11 @@ def the_dashboard_is_drawn(tunnel: Tunnel, prometheus: Prometheus, folder: Path)
         nonlocal page, found
         look_up(tunnel)
         page, found = drawn(prometheus.range)
-        return not missing()
+        return not missing() and all(map(of_both_sides, ("Payload", "Windows", "Processor")))
+
+    def of_both_sides(title: str) -> bool:
+        names = " ".join(line.name for line in found[title])
+        return "127.0.0.1" in names and ENDPOINT_ADDRESS in names
 
     def missing() -> set[str]:
         drawable = {t for t, shown in found.items() if any(len(line.points) > 2 for line in shown)}
@@ -266,10 +272,6 @@ def the_dashboard_is_drawn(tunnel: Tunnel, prometheus: Prometheus, folder: Path)
         wait_until(has_data, "data for each panel", timeout=60, interval=1)
     finally:
         print("panels without data:", missing())
-    for title in ("Payload", "Windows", "Processor"):
-        names = " ".join(line.name for line in found[title])
-        assert "127.0.0.1" in names, (title, names)
-        assert ENDPOINT_ADDRESS in names, (title, names)
     assert max(value for line in found["Payload"] for _, value in line.points) > 1000
     content = asyncio.run(picture(page, folder))
     assert content.startswith(b"\x89PNG")

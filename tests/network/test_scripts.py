@@ -88,8 +88,14 @@ def test_nc_by_a_name_that_only_the_endpoint_knows(tunnel: Tunnel) -> None:
 
 def test_nc_with_datagrams(tunnel: Tunnel) -> None:
     port = str(tunnel.site.ports["udp_echo"])
-    done = nc(tunnel, "--udp", "--idle", "8", TARGET_ADDRESS, port, stdin=b"a datagram")
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"a datagram", b"")
+
+    def answer() -> bytes:
+        """What came back, if anything did: a datagram may be lost, or late."""
+        done = nc(tunnel, "--udp", "--idle", "8", TARGET_ADDRESS, port, stdin=b"a datagram")
+        assert (done.returncode, done.stderr) == (0, b"")
+        return done.stdout
+
+    assert wait_until(answer, "a datagram back") == b"a datagram"
 
 
 @pytest.mark.parametrize(
@@ -168,7 +174,7 @@ def test_wait_until_a_link_is_up(make_tunnel: MakeTunnel) -> None:
     finally:
         waiting.kill()
         waiting.wait()
-    assert tunnel.linked()
+    tunnel.wait_linked()
 
 
 # --- connections, kill, drain ---------------------------------------------------------------------
@@ -337,10 +343,13 @@ def test_exec_says_why_its_own_instance_has_no_link(make_tunnel: MakeTunnel, fol
     tunnel = make_tunnel(start=False, foreground=True)
     config = tunnel.write("gateway")
     environment = {"TMPDIR": str(folder), "XDG_RUNTIME_DIR": str(folder)}
-    # Seconds in which it starts and tries; on a loaded machine, the start alone may take most of them.
-    arguments = ("--config", config, "--timeout", "20", "--", "true")
-    done = execute(tunnel, *arguments, environment=environment)
-    assert done.returncode == 69
+    # Seconds in which it starts and tries; on a loaded machine, the start alone may take them all.
+    for seconds in ("20", "90"):
+        arguments = ("--config", config, "--timeout", seconds, "--", "true")
+        done = execute(tunnel, *arguments, environment=environment)
+        assert done.returncode == 69
+        if b"cannot reach office: " in done.stderr:
+            break
     assert b"gateway has no link: office: " in done.stderr
     assert b"cannot reach office: " in done.stderr  # its log
     assert list(folder.iterdir()) == []

@@ -163,7 +163,7 @@ async def it_fits_a_phone_and_the_dark(page: Browser, folder: Path) -> None:
     light = await page.call("getComputedStyle(document.body).backgroundColor")
     dark = [{"name": "prefers-color-scheme", "value": "dark"}]
     await page.ask("Emulation.setEmulatedMedia", features=dark)
-    assert await page.call("getComputedStyle(document.body).backgroundColor") != light
+    await until(page, f"getComputedStyle(document.body).backgroundColor !== '{light}'", "the dark")
     await page.ask(
         "Emulation.setDeviceMetricsOverride",
         width=360,
@@ -173,7 +173,7 @@ async def it_fits_a_phone_and_the_dark(page: Browser, folder: Path) -> None:
     )
     await until(page, "innerWidth === 360", "a phone")
     # What is wider than the screen scrolls in its own box, and not the page.
-    assert await page.call("document.documentElement.scrollWidth") <= 360
+    await until(page, "document.documentElement.scrollWidth <= 360", "a page that fits")
     content = await picture(page, "status-page-phone-dark", folder)
     assert content.startswith(b"\x89PNG")
     assert len(zlib.compress(content)) > 10_000  # a blank picture is far smaller

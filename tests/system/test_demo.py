@@ -188,6 +188,11 @@ def test_pair_run_curl_on_two_hosts(site: Site, tmp_path: Path) -> None:
     try:
         endpoint.wait_notified("READY=1")
         gateway.wait_notified("READY=1")
+        wait_until(
+            lambda: any(link["state"] == "up" for link in gateway.control("status")["links"]),
+            "the link, for which a request waits ten seconds",
+            timeout=90,
+        )
         done = site.gateway.run(
             *("curl", "-sS", "--socks5", "127.0.0.1:1080"),
             f"http://{TARGET_ADDRESS}:{site.ports['http']}/whoami",

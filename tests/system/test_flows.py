@@ -305,7 +305,7 @@ def test_slow_client_holds_only_its_own_download(make_tunnel: MakeTunnel) -> Non
 
 def test_idle_tcp_ends_a_silent_flow(make_tunnel: MakeTunnel) -> None:
     # Longer than a busy machine may need for the echo.
-    tunnel = make_tunnel(gateway={"socks": {"idle_tcp": 5}})
+    tunnel = make_tunnel(gateway={"socks": {"idle_tcp": 10}})
     with tunnel.connect("echo") as sock:
         sock.sendall(b"x")
         assert sock.recv(1) == b"x"

@@ -219,7 +219,7 @@ def test_certbots_files_by_the_documented_hook(
     assert served(tunnel) == old.certificate
     with held_flow(tunnel):
         renew(new)
-        assert served(tunnel) == new.certificate
+        wait_until(lambda: served(tunnel) == new.certificate, "the new certificate")
     assert machine.sh("stat -c '%a %U %G' /etc/socks-tunnel/tls.pem") == "640 root socks-tunnel"
 
 

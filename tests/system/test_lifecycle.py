@@ -433,8 +433,9 @@ def test_a_flow_outlives_a_link_that_is_given_up(make_tunnel: MakeTunnel) -> Non
         assert receive_exactly(sock, len(late)) == late
         assert echo(sock, b"and after it")
     wait_until(
-        lambda: all(tunnel.metric("resumes_total", r, result="resumed") == 1 for r in ROLES),
-        "one resume counted by each side",
+        # A busy machine may have had another link take over besides.
+        lambda: all(tunnel.metric("resumes_total", r, result="resumed") >= 1 for r in ROLES),
+        "a resume counted by each side",
     )
     wait_until(
         lambda: not any(tunnel.metric("flows_active", r, kind="tcp") for r in ROLES),

@@ -87,6 +87,11 @@ def test_datagrams_of_every_size(tunnel: Tunnel, association: Association, size:
 
 def test_fragments_are_dropped_and_counted(tunnel: Tunnel, association: Association) -> None:
     port = tunnel.site.ports["udp_echo"]
+    # Of earlier tests, a datagram that was sent again may be under way still.
+    wait_until(
+        lambda: tunnel.metric("flows_active", "endpoint", kind="udp") <= 1,
+        "the end of other associations",
+    )
     before = tunnel.metric("udp_dropped_total")
     seen = tunnel.site.state()["datagrams"].get("udp_echo", 0)
     association.send(TARGET_ADDRESS, port, b"part", frag=1)
@@ -180,7 +185,7 @@ def test_association_ends_with_its_control_connection(make_tunnel: MakeTunnel) -
 
 def test_idle_association_ends(make_tunnel: MakeTunnel) -> None:
     # Longer than a busy machine may need for the echo.
-    tunnel = make_tunnel(gateway={"socks": {"idle_udp": 5}})
+    tunnel = make_tunnel(gateway={"socks": {"idle_udp": 10}})
     with tunnel.site.gateway.inside(), Association(tunnel.proxy) as association:
         port = tunnel.site.ports["udp_echo"]
         assert association.ask(TARGET_ADDRESS, port, b"x")[2] == b"x"
