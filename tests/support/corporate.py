@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from support.hosts import TARGET_ADDRESS, Host
-from support.processes import wait_until
+from support.processes import PATIENCE, wait_until
 from support.tunnels import Site, Tunnel, merged
 
 OTHER_ADDRESS = "10.77.1.3"
@@ -112,7 +112,7 @@ class Server:
                 process_group=0,  # a Ctrl-C ends pytest, which ends this in order
             )
 
-    def wait_bound(self, protocol: str, port: int, timeout: float = 60) -> None:
+    def wait_bound(self, protocol: str, port: int, timeout: float = PATIENCE) -> None:
         """Wait until it serves a port; fails at once when it ends."""
 
         def probe() -> bool:
@@ -122,7 +122,7 @@ class Server:
 
         wait_until(probe, f"{self.name} at {protocol} port {port}:\n{self.tail()}", timeout=timeout)
 
-    def wait_log(self, text: str, timeout: float = 60) -> None:
+    def wait_log(self, text: str, timeout: float = PATIENCE) -> None:
         """Wait until it has written a text; fails at once when it ends."""
 
         def probe() -> bool:

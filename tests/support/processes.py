@@ -22,6 +22,9 @@ T = TypeVar("T")
 
 _numbers = itertools.count()
 
+PATIENCE = 120.0
+"""Seconds for a state to come about: at a load of 40 on two cores, a program takes more than 60 to start."""
+
 SOCKS_TUNNEL = str(Path(sys.executable).with_name("socks-tunnel"))
 TARGETS = str(Path(__file__).with_name("targets.py"))
 
@@ -33,7 +36,7 @@ _BUGS = re.compile(
 
 
 def wait_until(
-    probe: Callable[[], T | None], what: str, *, timeout: float = 60, interval: float = 0.02
+    probe: Callable[[], T | None], what: str, *, timeout: float = PATIENCE, interval: float = 0.02
 ) -> T:
     """The first true value that `probe` gives; AssertionError naming `what` after `timeout` seconds.
 
@@ -132,7 +135,7 @@ class Observed:
         """All that it and its children wrote to standard error."""
         return self.log.read_text(errors="replace")
 
-    def wait_log(self, pattern: str, *, timeout: float = 60, after: int = 0) -> re.Match[str]:
+    def wait_log(self, pattern: str, *, timeout: float = PATIENCE, after: int = 0) -> re.Match[str]:
         """The first match of `pattern` in the log behind offset `after`."""
         expression = re.compile(pattern)
         return wait_until(
@@ -172,9 +175,7 @@ class Observed:
 
     def memory(self) -> int:
         """Bytes of memory of it and all its descendants (PSS), once no other is about to end."""
-        wait_until(
-            lambda: self.children() == self.lasting(), f"{self.name}'s nursery gone", timeout=60
-        )
+        wait_until(lambda: self.children() == self.lasting(), f"{self.name}'s nursery gone")
         return resident(self.pid) + sum(resident(p) for p in self.lasting())
 
 
@@ -184,7 +185,7 @@ class Instance(Observed):
     config: Path
     """Its configuration file, under the name that this machine has for it."""
 
-    def control(self, operation: str, timeout: float = 60) -> Any:
+    def control(self, operation: str, timeout: float = PATIENCE) -> Any:
         """What the control socket answers to an operation such as `status`."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(timeout)
@@ -204,7 +205,7 @@ class Instance(Observed):
         """Send a signal to the main process."""
         raise NotImplementedError
 
-    def wait_ready(self, timeout: float = 60) -> None:
+    def wait_ready(self, timeout: float = PATIENCE) -> None:
         """Wait until the start is complete; fails at once when the main process ends."""
         raise NotImplementedError
 
@@ -224,11 +225,11 @@ class Instance(Observed):
         """Whether the main process ends by itself in so many seconds."""
         raise NotImplementedError
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         """Its exit status, once it has ended by itself."""
         raise NotImplementedError
 
-    def stop(self, timeout: float = 60) -> None:
+    def stop(self, timeout: float = PATIENCE) -> None:
         """End it, if it runs, as systemd does; assert that it went well, and that nothing is left."""
         raise NotImplementedError
 
@@ -296,7 +297,7 @@ class Process(Observed):
         """Every sd_notify assignment so far, oldest first."""
         return list(self.notifications)
 
-    def wait_notified(self, wanted: str, *, timeout: float = 60) -> None:
+    def wait_notified(self, wanted: str, *, timeout: float = PATIENCE) -> None:
         """Wait for an assignment that begins with `wanted`; fails at once when the process ends."""
 
         def probe() -> bool:
@@ -323,14 +324,14 @@ class Process(Observed):
             return False
         return True
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         """Its exit status, once it has ended by itself."""
         if not self.ends_within(timeout):
             raise AssertionError(f"{self.name} still runs after {timeout} s:\n{self.tail()}")
         status: int = self.popen.returncode
         return status
 
-    def stop(self, timeout: float = 60) -> None:
+    def stop(self, timeout: float = PATIENCE) -> None:
         """End it as systemd would, and assert that it went well: status 0, no child left, no traceback."""
         left = self.children()
         try:
@@ -372,7 +373,7 @@ class Daemon(Process, Instance):
             name, [SOCKS_TUNNEL, "run", "--config", str(self.config)], directory, prefix=prefix
         )
 
-    def wait_ready(self, timeout: float = 60) -> None:
+    def wait_ready(self, timeout: float = PATIENCE) -> None:
         """Wait until it says so."""
         self.wait_notified("READY=1", timeout=timeout)
 

@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from support.processes import PATIENCE
+
 _TOKEN = re.compile(r"\x1b\[([?]?)([0-9;]*)([A-Za-z])|\x1b(.)|([\r\n])|([^\x1b\r\n]+)", re.DOTALL)
 
 
@@ -150,7 +152,7 @@ class Terminal:
         self.screen.feed(text)
         return True
 
-    def wait(self, condition: Callable[[Screen], Any], what: str, timeout: float = 60) -> Any:
+    def wait(self, condition: Callable[[Screen], Any], what: str, timeout: float = PATIENCE) -> Any:
         """What `condition` gives for the screen once that is true."""
         end = time.monotonic() + timeout
         while True:
@@ -160,14 +162,14 @@ class Terminal:
             assert left > 0, f"not within {timeout} s: {what}\n{self.screen.text}"
             self._read(min(left, 0.5))
 
-    def shows(self, pattern: str, timeout: float = 60) -> re.Match[str]:
+    def shows(self, pattern: str, timeout: float = PATIENCE) -> re.Match[str]:
         """The first match of `pattern` in the text of the screen, once there is one."""
         found: re.Match[str] = self.wait(
             lambda screen: re.search(pattern, screen.text, re.MULTILINE), repr(pattern), timeout
         )
         return found
 
-    def ended(self, timeout: float = 60) -> int:
+    def ended(self, timeout: float = PATIENCE) -> int:
         """The program's exit status."""
         end = time.monotonic() + timeout
         while self.popen.poll() is None and time.monotonic() < end:

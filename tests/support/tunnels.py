@@ -31,7 +31,7 @@ from support.hosts import (
     Host,
     ThreeHosts,
 )
-from support.processes import Daemon, Instance, Targets, toml, wait_until
+from support.processes import PATIENCE, Daemon, Instance, Targets, toml, wait_until
 from support.remote_shell import SshServer
 
 Settings = dict[str, Any]
@@ -326,12 +326,12 @@ class Tunnel:
         """Whether the gateway says that its link is up."""
         return any(link["state"] == "up" for link in self.gateway.control("status")["links"])
 
-    def wait_linked(self, timeout: float = 90) -> None:
+    def wait_linked(self, timeout: float = 150) -> None:
         """Wait for the link."""
         wait_until(self.linked, f"a link:\n{self.gateway.tail()}", timeout=timeout, interval=0.05)
 
     def connect(
-        self, port: int | str, host: str = TARGET_ADDRESS, timeout: float = 60
+        self, port: int | str, host: str = TARGET_ADDRESS, timeout: float = PATIENCE
     ) -> socket.socket:
         """A connection to a target server (by name) or port through the tunnel, by PySocks."""
         import socks
