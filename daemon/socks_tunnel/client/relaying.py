@@ -79,8 +79,13 @@ def _up(sock: socket.socket, source: int, ended: _Ended) -> None:
             sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
     except OSError as error:
-        # The other direction knows why the connection has ended, and whether that is a failure.
-        if error.errno not in {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF}:
+        # A reset is told to one call only: if it is this one, the other direction finds an end in
+        # order.
+        if error.errno == errno.ECONNRESET:
+            ended.finish(error=_lost(error))
+            return
+        # Else the other direction knows why the connection has ended, and whether that is a failure.
+        if error.errno not in {errno.EPIPE, errno.ENOTCONN, errno.EBADF}:
             ended.finish(error=f"standard input: {os.strerror(error.errno or 0)}")
             return
     ended.finish()
@@ -96,12 +101,16 @@ def _down(sock: socket.socket, data: bytes, sink: int, ended: _Ended, *, interac
         try:
             data = sock.recv(PIECE)
         except OSError as error:
-            ended.finish(error=f"the connection was lost: {os.strerror(error.errno or 0)}")
+            ended.finish(error=_lost(error))
             return
         if not data:
             break
     _close(sink)
     ended.finish(both=interactive)
+
+
+def _lost(error: OSError) -> str:
+    return f"the connection was lost: {os.strerror(error.errno or 0)}"
 
 
 def relay_datagrams(
