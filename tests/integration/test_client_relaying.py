@@ -38,12 +38,15 @@ def test_a_reset_is_a_failure_whichever_direction_is_told_of_it(
     os.close(filled)
     sink = os.open(os.devnull, os.O_WRONLY)
     ended = relaying._Ended()
-    directions = [
-        lambda: relaying._up(reset, source, ended),
-        lambda: relaying._down(reset, b"", sink, ended, interactive=False),
-    ]
+
+    def up() -> None:
+        relaying._up(reset, source, ended)
+
+    def down() -> None:
+        relaying._down(reset, b"", sink, ended, interactive=False)
+
     try:
-        for direction in directions if first == "up" else reversed(directions):
+        for direction in (up, down) if first == "up" else (down, up):
             direction()
     finally:
         os.close(source)

@@ -84,7 +84,7 @@ def _up(sock: socket.socket, source: int, ended: _Ended) -> None:
         if error.errno == errno.ECONNRESET:
             ended.finish(error=_lost(error))
             return
-        # Else the other direction knows why the connection has ended, and whether that is a failure.
+        # Else the other direction knows why the connection has ended, and whether it is a failure.
         if error.errno not in {errno.EPIPE, errno.ENOTCONN, errno.EBADF}:
             ended.finish(error=f"standard input: {os.strerror(error.errno or 0)}")
             return
