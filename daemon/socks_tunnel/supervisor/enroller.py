@@ -83,6 +83,9 @@ class Enroller:
         self._group = part_of(
             config, identity, self._file.enrolments, directory / COPY, self._changed, metrics
         )
+        if isinstance(self._group, ListOwner):
+            # An epoch that a power failure took back would be begun again, for other changes.
+            self._file.sync()
         self._enrolments.expire(time.time())
         self._show()
         self.use(config)

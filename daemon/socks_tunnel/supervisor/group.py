@@ -72,7 +72,9 @@ WRITTEN_EACH: Final = 3600.0
 COPIED_MAX: Final = 2 * (MEMBERS_MAX + REVOKED_MAX)
 """Entries of a whole list, which wait in memory until its last part is here."""
 
-_NOT_WRITTEN: Final = "the list of members cannot be written down, and holds until a restart: %s"
+CLOCK_BACK: Final = 300.0
+"""Seconds that the clock may be behind the time at which the owner was last heard before a restart.
+If it is farther behind, how old the copy is cannot be known, and it counts as too old."""
 
 Ask: TypeAlias = Callable[[bytes, bytes, float], Awaitable[bytes]]
 """Brings a request to a key and returns the answer; raises :class:`SignalingError`."""
@@ -210,6 +212,10 @@ class ListCopy(_Part):
         self._hint = asyncio.Event()
         self._fresh: list[Entry] | None = None
         """Entries of a whole list of which parts are still missing; None if none is on its way."""
+        self._unwritten = False
+        """Whether the file lacks something that is in force. It is written as a whole then."""
+        self._heard_at_boottime: float | None = None
+        """The same moment as `_heard_at` by a clock that nobody sets; None if before the start."""
         self._away_told = False
         self._problem = ""
         of = self._file.enrolments.copied
@@ -232,8 +238,15 @@ class ListCopy(_Part):
         return copied.get("epoch", 0), copied.get("number", 0)
 
     def is_stale(self, now: float) -> bool:
-        """Returns whether the copy is too old to admit anybody by it."""
-        return 0 < self._max_age < now - self._heard_at
+        """Returns whether the copy is too old to admit anybody by it. `now` is Unix time.
+
+        A clock that is set back does not make the copy younger.
+        """
+        if not self._max_age:
+            return False
+        if self._heard_at_boottime is not None:
+            return _boottime() - self._heard_at_boottime > self._max_age
+        return not -CLOCK_BACK <= now - self._heard_at <= self._max_age
 
     def start(self, ask: Ask) -> None:
         """Asks the owner from now on."""
@@ -273,7 +286,10 @@ class ListCopy(_Part):
         self._take(portion)
         if self._version != before:
             self._applied()
-            await asyncio.to_thread(self._file.sync)
+            try:
+                await asyncio.to_thread(self._file.sync)
+            except OSError as error:
+                self._not_written(error)
             _log.info(
                 "list of version %s from %s: %d members, %d revoked keys",
                 _text(self._version),
@@ -314,34 +330,61 @@ class ListCopy(_Part):
                 seen = [each for each in seen if each["name"] in here]
                 whole_list = [*self._fresh, *seen, self._copied(portion.version, now)]
                 self._fresh = None
-                try:
-                    self._file.replace(whole_list)
-                except OSError as error:  # who is revoked is not let in for that
-                    _log.error(_NOT_WRITTEN, clip(error))
+                self._write_whole(whole_list)
         self._cursor = portion.version
         self._problem = ""
         if self._away_told:
             self._away_told = False
             _log.info("%s, who owns the list of members, is heard again", self.owner_name)
-        self._heard_at = now
+        self._heard_at, self._heard_at_boottime = now, _boottime()
         self._heard(now)
 
     def _apply(self, portion: Portion, now: float) -> None:
         written_at = float(self.enrolments.copied.get("at", 0))
-        if portion.version == self._version and now - written_at < WRITTEN_EACH:
+        is_news = portion.version != self._version or now - written_at >= WRITTEN_EACH
+        if is_news:
+            for entry in (*portion.entries, self._copied(portion.version, now)):
+                self._record(entry)
+                try:
+                    self.enrolments.replay(entry)
+                except ValueError as error:
+                    _log.warning("the list of %s: left out: %s", self.owner_name, clip(error))
+        if self._unwritten:
+            self._write_whole(list(self.enrolments.entries()))
+
+    def _record(self, entry: Entry) -> None:
+        """Appends an entry to the file, unless an earlier one is missing there.
+
+        The last entry of an answer says which version the file has. It must not be written behind a
+        gap: after a restart, the owner would never be asked for what is missing.
+        """
+        if self._unwritten:
             return
-        problem: OSError | None = None
-        for entry in (*portion.entries, self._copied(portion.version, now)):
-            try:
-                self.enrolments.record(entry)
-            except OSError as error:  # who is revoked is not let in for that
-                problem = error
-            try:
-                self.enrolments.replay(entry)
-            except ValueError as error:
-                _log.warning("the list of %s: left out: %s", self.owner_name, clip(error))
-        if problem is not None:
-            _log.error(_NOT_WRITTEN, clip(problem))
+        try:
+            self.enrolments.record(entry)
+        except OSError as error:
+            self._not_written(error)
+
+    def _write_whole(self, entries: list[Entry]) -> None:
+        try:
+            self._file.replace(entries)
+        except OSError as error:
+            self._not_written(error)
+            return
+        if self._unwritten:
+            self._unwritten = False
+            _log.info("the list of members is written down again")
+
+    def _not_written(self, error: OSError) -> None:
+        """The list is in force all the same: who is revoked is not let in for a full disk."""
+        if not self._unwritten:
+            _log.error(
+                "the list of members cannot be written down; this endpoint tries again, and has to"
+                " ask %s for it after a restart: %s",
+                self.owner_name,
+                clip(error),
+            )
+        self._unwritten = True
 
     def _copied(self, version: Version, now: float) -> Entry:
         return {
@@ -415,6 +458,11 @@ def part_of(
         )
     heard = metrics.membership_list_heard_seconds.labels("copied").set
     return ListCopy(group, identity, path, changed, heard)
+
+
+def _boottime() -> float:
+    """Returns seconds since the start of the system, with those that it slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _text(version: Version) -> str:
