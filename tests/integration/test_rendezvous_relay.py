@@ -15,7 +15,7 @@ from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.protocol import rendezvous_relay
 from socks_tunnel.protocol.rendezvous_relay import JOINED_MAX, Relayed, encode_relayed
-from socks_tunnel.rendezvous import service
+from socks_tunnel.rendezvous import session
 from socks_tunnel.rendezvous.client import Client
 from socks_tunnel.rendezvous.service import Service
 from socks_tunnel.signaling.clock import SignalingClock
@@ -329,7 +329,7 @@ async def test_a_channel_that_is_not_open_gets_nothing(place: Place) -> None:
 async def test_a_reload_of_the_service_is_told_to_who_is_connected(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "TOLD_WITHIN", 0.05)
+    monkeypatch.setattr(session, "TOLD_WITHIN", 0.05)
     node = await relaying(place, enabled=False)
     client = place.client(place.world.key("office"))
     await until(lambda: len(node.registry) == 1 and client.problem is None)

@@ -3,15 +3,12 @@
 import asyncio
 import contextlib
 import logging
-import random
-import secrets
 import socket
 import ssl
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
 from socks_tunnel.config.rendezvous import RendezvousConfig
 from socks_tunnel.ops.accepting import accept
@@ -20,36 +17,19 @@ from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.ops.write_queue import WRITE_BUFFER, keep_queue_short
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.bounded import clip
-from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.rendezvous import (
-    CLOSE_FORBIDDEN,
     CLOSE_GOING_AWAY,
-    CLOSE_LATE,
-    CLOSE_PROOF,
-    CLOSE_PROTOCOL,
     FRAME_MAX,
-    NONCE_SIZE,
     PATH,
-    SESSION_SIZE,
-    Proof,
-    ToKey,
-    Watch,
-    encode,
 )
-from socks_tunnel.protocol.rendezvous_load import Load
-from socks_tunnel.protocol.rendezvous_relay import BLOCKED_TIME, Relayed
-from socks_tunnel.protocol.rendezvous_revoked import Revocation
-from socks_tunnel.protocol.rendezvous_states import ServiceConnection
 from socks_tunnel.rendezvous.client import Client
 from socks_tunnel.rendezvous.configured import listed_keys, turn_logins
-from socks_tunnel.rendezvous.enrolled import whose_enrolment
 from socks_tunnel.rendezvous.limits import Door
-from socks_tunnel.rendezvous.registry import GUEST_SECONDS, Refused, Registry
+from socks_tunnel.rendezvous.registry import Registry
 from socks_tunnel.rendezvous.relay import RelayHall
-from socks_tunnel.rendezvous.turn import RENEWAL
+from socks_tunnel.rendezvous.session import CLOSE_TIMEOUT, Session
 from socks_tunnel.rendezvous.waiting import Waiting
 from socks_tunnel.signaling.direct import listen_tcp, listen_unix
-from socks_tunnel.signaling.identity import verify
 from socks_tunnel.signaling.tls import ServerCertificate
 
 if TYPE_CHECKING:  # only those load the client of Redis who name one
@@ -62,15 +42,6 @@ PROOF_TIMEOUT: Final = 10.0
 
 HEARTBEAT: Final = 30.0
 """Seconds of silence after which a client is asked whether it is there; it has half of that."""
-
-SEND_TIMEOUT: Final = 10.0
-"""Seconds that one frame may take to be handed to the kernel before the client is given up."""
-
-CLOSE_TIMEOUT: Final = 2.0
-"""Seconds for a client to agree to the end of its connection."""
-
-TOLD_WITHIN: Final = 10.0
-"""Seconds in which all clients are told of other TURN servers, or of another relay."""
 
 ACCEPT_PAUSE: Final = 1.0
 """Seconds without accepting after an error such as too many open files."""
@@ -121,7 +92,7 @@ class Service:
         self._accepting: asyncio.Task[None] | None = None
         self._waiting: dict[Any, Waiting] = {}
         self._empty = asyncio.Event()
-        self.sessions: dict[_Session, Client] = {}
+        self.sessions: dict[Session, Client] = {}
         self._offered: object = None
         self.apply(config, certificate)
 
@@ -304,7 +275,7 @@ class Service:
         await ws.prepare(request)
         keep_queue_short(request.transport)
         try:
-            await _Session(self, ws, waiting).run()
+            await Session(self, ws, waiting).run()
         except (ConnectionError, asyncio.IncompleteReadError) as error:
             _log.debug("a connection broke: %s", clip(error))
         except Exception as error:  # noqa: BLE001 - one connection's end, told and counted
@@ -354,140 +325,6 @@ class Service:
         self.registry.leave(client)
         self.relay.left(client)
         self._empty.set()
-
-
-class _Session:
-    """One WebSocket: proof, then frames in, and the outbox out."""
-
-    def __init__(self, service: Service, ws: web.WebSocketResponse, waiting: Waiting) -> None:
-        self._service = service
-        self._ws = ws
-        self._waiting = waiting
-        self._protocol = ServiceConnection(secrets.token_bytes(NONCE_SIZE), service.hosts, verify)
-        self._client: Client | None = None
-        self._flushing: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[Any] | None = None
-        self._renewal: asyncio.TimerHandle | None = None
-        self._leave_at: asyncio.TimerHandle | None = None
-        self._id = secrets.token_bytes(SESSION_SIZE)
-
-    async def run(self) -> None:
-        """Serves until the connection ends."""
-        try:
-            await self._ws.send_bytes(self._protocol.challenge())
-            while True:
-                message = await self._ws.receive()
-                if message.type is WSMsgType.BINARY:
-                    await self._frame(message.data)
-                elif message.type is WSMsgType.TEXT:
-                    self._service.registry.counts["protocol: text"] += 1
-                    await self._close(CLOSE_PROTOCOL, "frames are binary messages")
-                    return
-                else:
-                    return  # it is closed, or broken
-        except Refused as refusal:
-            name = self._client.name if self._client is not None else "a key"
-            _log.info("closing the connection of %s: %s", name, refusal)
-            await self._close(refusal.code, str(refusal))
-        except RemoteProtocolError as error:
-            self._service.registry.counts[f"protocol: {error.kind}"] += 1
-            _log.debug("closing a connection: %s", error)
-            code = CLOSE_PROOF if error.kind == "proof" else CLOSE_PROTOCOL
-            await self._close(code, str(error))
-        finally:
-            self._service.sessions.pop(self, None)
-            if self._client is not None:
-                self._service.left(self._client)
-                self._client.finish(CLOSE_LATE, "gone")
-            if self._flushing is not None:
-                self._flushing.cancel()
-            for timer in (self._renewal, self._leave_at):
-                if timer is not None:
-                    timer.cancel()
-
-    async def _frame(self, data: bytes) -> None:
-        registry, now = self._service.registry, asyncio.get_running_loop().time()
-        match self._protocol.receive(data):
-            case Proof(key=key, enrolment=enrolment):
-                by = whose_enrolment(enrolment, key)
-                client = registry.join(key, now, wake=self._wake, end=self._end, enrolled_by=by)
-                self._client = client
-                self._service.proved(self._waiting)
-                if client.guest:
-                    loop = asyncio.get_running_loop()
-                    self._leave_at = loop.call_later(GUEST_SECONDS, self._end_guest, client)
-                self._service.sessions[self] = client
-                self._welcome(client)
-                _log.debug("%s is here; %d clients", client.name, len(registry))
-            case Watch() as asked if self._client is not None:
-                registry.watch(self._client, asked)
-            case ToKey(to=to, body=body) if self._client is not None:
-                registry.envelope(self._client, to, body, now)
-            case Load() as load if self._client is not None:
-                registry.load(self._client, load, now)
-            case Revocation() as said if self._client is not None:
-                registry.revocations.tell(self._client, said)
-            case Relayed() as frame if self._client is not None:
-                self._service.relay.relay(self._client, frame, now)
-
-    def _welcome(self, client: Client) -> None:
-        """Tells a client of itself, and again before its TURN logins expire."""
-        client.push(encode(self._service.registry.welcome(client, self._id, time.time())))
-        self._renewal = asyncio.get_running_loop().call_later(RENEWAL, self._welcome, client)
-
-    def welcome_soon(self, client: Client) -> None:
-        """Tells the client within a while what has changed. Not all at once: they are many."""
-        if self._renewal is not None:
-            self._renewal.cancel()
-        delay = random.uniform(0, TOLD_WITHIN)  # noqa: S311 - no secret
-        self._renewal = asyncio.get_running_loop().call_later(delay, self._welcome, client)
-
-    @staticmethod
-    def _end_guest(client: Client) -> None:
-        if client.guest:  # its key may have been listed meanwhile
-            client.finish(CLOSE_FORBIDDEN, "a guest may be here for a short time only")
-
-    # --- frames out -----------------------------------------------------------------------------
-
-    def _wake(self) -> None:
-        if self._flushing is None or self._flushing.done():
-            # In a task that ends when the outbox is empty: ten thousand idle clients have none.
-            self._flushing = spawn("send to a client", self._flush())
-
-    async def _flush(self) -> None:
-        client = self._client
-        if client is None:  # join() has not returned yet; the welcome comes next
-            return
-        frame: bytes | None = None
-        clock = asyncio.get_running_loop().time
-        try:
-            while (frame := client.pop()) is not None:
-                began = clock()
-                async with asyncio.timeout(SEND_TIMEOUT):
-                    await self._ws.send_bytes(frame)
-                if client.relayed is not None and (now := clock()) - began > BLOCKED_TIME:
-                    client.relayed.expire(now)
-        except TimeoutError:
-            client.lost(frame)
-            self._service.registry.counts["ended: slow"] += 1
-            _log.info("closing the connection of %s: it does not read", client.name)
-            self._waiting.abort()
-        except (ConnectionError, RuntimeError) as error:  # RuntimeError: it is closing
-            client.lost(frame)
-            _log.debug("cannot send to %s: %s", client.name, clip(error))
-            self._waiting.abort()
-
-    def _end(self, code: int, reason: str) -> None:
-        if not self._ws.closed and code != CLOSE_LATE:
-            self._closing = spawn("close a connection", self._close(code, reason))
-
-    async def _close(self, code: int, reason: str) -> None:
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT):
-                await self._ws.close(code=code, message=reason.encode()[:120])
-        except (TimeoutError, ConnectionError, RuntimeError) as error:
-            _log.debug("a connection did not close in order: %s", clip(error))
-        self._waiting.abort()
 
 
 def _closing(status: int) -> web.Response:
