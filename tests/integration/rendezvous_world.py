@@ -210,11 +210,17 @@ class Raw:
         signature = identity.sign(self.protocol.signed_text(now))
         await self.ws.send_bytes(self.protocol.proof(identity.public, signature, now))
 
-    async def join(self, identity: PrivateIdentity, *watched: PrivateIdentity) -> None:
+    async def join(
+        self, identity: PrivateIdentity, *watched: PrivateIdentity, enrolment: bytes = b""
+    ) -> wire.Welcome:
+        """Joins, and returns what the service says of itself."""
+        self.protocol = ClientConnection(self.protocol.host, enrolment)
         await self.prove(identity)
-        assert isinstance(await self.frame(), wire.Welcome)
+        welcome = await self.frame()
+        assert isinstance(welcome, wire.Welcome)
         for frame in wire.watches([other.public for other in watched]):
             await self.ws.send_bytes(frame)
+        return welcome
 
     async def closed(self) -> int | None:
         """Reads until the end; returns the code."""

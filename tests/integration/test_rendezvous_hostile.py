@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import aiohttp
 import msgpack
@@ -14,10 +15,11 @@ import pytest
 from integration.links_world import until
 from integration.rendezvous_world import Connect, Place, a_place, prepared, raw_connections
 from socks_tunnel.protocol import rendezvous as wire
-from socks_tunnel.rendezvous import limits, registry, service
+from socks_tunnel.rendezvous import limits, registry, service, session
 from socks_tunnel.rendezvous.client import Client
 from socks_tunnel.signaling.carrier import Answered, SignalingError
 from socks_tunnel.signaling.identity import PrivateIdentity
+from socks_tunnel.signaling.joining import enrolment_for
 from socks_tunnel.signaling.rendezvous_peer import RendezvousCarrier
 from socks_tunnel.supervisor import dialler
 
@@ -179,6 +181,47 @@ async def test_who_proves_nothing_is_disconnected(
     await client.frame()
     assert await client.closed() == 1006
     await until(lambda: not len(node.door))
+
+
+@pytest.fixture
+def office(place: Place, tmp_path: Path) -> PrivateIdentity:
+    """The endpoint of a place whose clients are those that it has enrolled."""
+    made = PrivateIdentity.generate()
+    secret = tmp_path / "turn.secret"
+    secret.write_text("north" * 8)
+    place.settings |= {
+        "clients": "enrolled",
+        "keys": [{"name": "office", "public_key": made.public_text}],
+        "turn": {"servers": [{"urls": ["turn:turn.example"]}], "secret_file": secret},
+    }
+    return made
+
+
+async def test_a_guest_cannot_use_the_turn_server(
+    place: Place, raw: Connect, office: PrivateIdentity
+) -> None:
+    await place.start()
+    host = PrivateIdentity.generate()
+    assert (await (await raw()).join(host)).turn == ()
+    enrolment = enrolment_for(office, host.public, 0)
+    assert (await (await raw()).join(host, enrolment=enrolment)).turn
+
+
+async def test_a_host_that_has_joined_for_a_time_is_disconnected_after_it(
+    place: Place, raw: Connect, office: PrivateIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "ENROLMENT_CHECKED", 0.05)
+    node = await place.start()
+    host, other = PrivateIdentity.generate(), PrivateIdentity.generate()
+    until_then = int(time.time()) + 3600
+    client, stays = await raw(), await raw()
+    await client.join(host, enrolment=enrolment_for(office, host.public, until_then))
+    await stays.join(other, enrolment=enrolment_for(office, other.public, 0))
+    assert len(node.registry) == 2
+    monkeypatch.setattr(session, "time", SimpleNamespace(time=lambda: time.time() + 3601))
+    assert await client.closed() == wire.CLOSE_FORBIDDEN
+    assert node.registry.counts["ended: enrolment over"] == 1
+    assert len(node.registry) == 1
 
 
 async def test_a_proxy_that_is_trusted_names_the_address(place: Place, raw: Connect) -> None:

@@ -163,6 +163,7 @@ RENDEZVOUS_REFUSALS: Final = (
     "outbox",
     "slow",
     "revoked",
+    "enrolment-over",
 )
 RENDEZVOUS_DOOR: Final = ("unproved", "rate", "full", "flood")
 RENDEZVOUS_ERRORS: Final = ("proof", "out-of-turn", "malformed", "text", "nodes", "revocation")

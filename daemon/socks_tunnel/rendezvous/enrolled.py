@@ -3,17 +3,17 @@
 import logging
 import time
 
-from socks_tunnel.signaling.joining import JoinRejected, enrolled_by
+from socks_tunnel.signaling.joining import Enrolled, JoinRejected, open_enrolment
 
 _log = logging.getLogger(__name__)
 
 
-def whose_enrolment(enrolment: bytes, key: bytes) -> bytes | None:
-    """Returns whose enrolment a client shows; None for none that is good."""
+def whose_enrolment(enrolment: bytes, key: bytes) -> Enrolled | None:
+    """Returns by whom a client is enrolled, as it shows; None for nothing that is good."""
     if not enrolment:
         return None
     try:
-        return enrolled_by(enrolment, key, time.time())
+        return open_enrolment(enrolment, key, time.time())
     except JoinRejected as error:
         _log.debug("an enrolment is not good: %s", error)
         return None

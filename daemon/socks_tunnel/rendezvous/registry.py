@@ -69,6 +69,9 @@ JOINS_PER_SECOND: Final = 2.0
 JOINS_BURST: Final = 20
 """Connections of one key, where a newer one takes the place of an older one."""
 
+CLOSE_NORMAL: Final = 1000
+"""Closes the WebSocket of a client that is to come back (RFC 6455 section 7.4.1)."""
+
 CLIENTS_MAX: Final = 20_000
 """Clients at a time."""
 
@@ -214,7 +217,8 @@ class Registry:
         """Returns what a new client is told, or one whose logins are renewed."""
         watch = WATCH_MAX if client.listed else WATCH_MAX_ANY
         rate = ENVELOPES_PER_SECOND if client.listed else ENVELOPES_PER_SECOND_ANY
-        turn = () if self.turn is None else self.turn.for_key(client.key, unix_time)
+        # A guest may be anybody, and a login is good for a day, anywhere behind the TURN server.
+        turn = () if self.turn is None or client.guest else self.turn.for_key(client.key, unix_time)
         relay = 0 if client.guest else self.relay_rate
         times = int(unix_time)
         revoked = REVOKED_MAX if client.listed else 0
@@ -230,6 +234,12 @@ class Registry:
             self._tell(other, offline=[client.key])
         if self.elsewhere is not None:
             self.elsewhere.left(client)
+
+    def enrolment_is_over(self, client: Client) -> None:
+        """Ends a client whose enrolment was for a time, which is over."""
+        self.leave(client)
+        self.counts["ended: enrolment over"] += 1
+        client.finish(CLOSE_FORBIDDEN, "its enrolment has ended")
 
     def drain(self, within: int) -> None:
         """Asks all clients to leave."""
@@ -248,9 +258,12 @@ class Registry:
         self.revocations.keep(set(names))
         for client in list(self._clients.values()):
             name = names.get(client.key)
-            if name is not None:
-                self._guests -= client.guest
-                client.name, client.listed, client.guest = name, True, False
+            if name is not None and client.listed:
+                client.name = name
+            elif name is not None:
+                # It was told other limits, and has not said whose enrolments it has revoked.
+                self.leave(client)
+                client.finish(CLOSE_NORMAL, "its key is listed now; it is to come back")
             elif client.listed or not self._is_welcome(client):
                 # Its limits were others: it may come back if it still may.
                 self.leave(client)

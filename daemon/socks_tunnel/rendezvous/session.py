@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+ENROLMENT_CHECKED: Final = 600.0
+"""Seconds in which it is looked at least once whether the enrolment of a client has ended."""
+
 SEND_TIMEOUT: Final = 10.0
 """Seconds that one frame may take to be handed to the kernel before the client is given up."""
 
@@ -103,13 +106,16 @@ class Session:
         registry, now = self._service.registry, asyncio.get_running_loop().time()
         match self._protocol.receive(data):
             case Proof(key=key, enrolment=enrolment):
-                by = whose_enrolment(enrolment, key)
+                enrolled = whose_enrolment(enrolment, key)
+                by = None if enrolled is None else enrolled.by
                 client = registry.join(key, now, wake=self._wake, end=self._end, enrolled_by=by)
                 self._client = client
                 self._service.proved(self._waiting)
                 if client.guest:
                     loop = asyncio.get_running_loop()
                     self._leave_at = loop.call_later(GUEST_SECONDS, self._end_guest, client)
+                elif client.enrolled_by is not None and enrolled is not None and enrolled.until:
+                    self._end_in_time(client, enrolled.until)
                 self._service.sessions[self] = client
                 self._welcome(client)
                 _log.debug("%s is here; %d clients", client.name, len(registry))
@@ -138,8 +144,20 @@ class Session:
 
     @staticmethod
     def _end_guest(client: Client) -> None:
-        if client.guest:  # its key may have been listed meanwhile
-            client.finish(CLOSE_FORBIDDEN, "a guest may be here for a short time only")
+        client.finish(CLOSE_FORBIDDEN, "a guest may be here for a short time only")
+
+    def _end_in_time(self, client: Client, until: int) -> None:
+        """Ends the client when its enrolment ends, by the wall clock, which may be set."""
+        if client.listed:
+            return
+        left = until - time.time()
+        if left <= 0:
+            self._service.registry.enrolment_is_over(client)
+            return
+        loop = asyncio.get_running_loop()
+        self._leave_at = loop.call_later(
+            min(left, ENROLMENT_CHECKED), self._end_in_time, client, until
+        )
 
     # --- frames out -----------------------------------------------------------------------------
 

@@ -409,8 +409,16 @@ def enrolment_for(identity: PrivateIdentity, key: bytes, until: int) -> bytes:
     return packed
 
 
-def enrolled_by(enrolment: bytes, key: bytes, now: float) -> bytes:
-    """Returns the key of who has accepted `key`. Raises :class:`JoinRejected`."""
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """The owner of the key `by` has accepted a host, until a Unix time; 0: without an end."""
+
+    by: bytes
+    until: int
+
+
+def open_enrolment(enrolment: bytes, key: bytes, now: float) -> Enrolled:
+    """Returns who has accepted `key`, and until when. Raises :class:`JoinRejected`."""
     try:
         fields = bounded.unpack_map(enrolment, _BOUNDS)
         by = bounded.binary(fields, "by", PUBLIC_KEY_SIZE)
@@ -422,7 +430,7 @@ def enrolled_by(enrolment: bytes, key: bytes, now: float) -> bytes:
         raise JoinRejected("the enrolment has ended")
     if not verify(by, signature, _enrolment_text(key, until)):
         raise JoinRejected("the enrolment is not for this key")
-    return by
+    return Enrolled(by, until)
 
 
 def _enrolment_text(key: bytes, until: int) -> bytes:

@@ -236,8 +236,19 @@ def test_keys_that_are_not_listed_any_more_have_to_go() -> None:
     assert hall.got(a) == [wire.Presence((), (B,))]
     open_hall = Hall()
     open_hall.join(C)
-    open_hall.registry.update({C: "c"})
+    open_hall.registry.update({B: "b"})
     assert open_hall.ended == []
+
+
+def test_who_is_listed_meanwhile_comes_back() -> None:
+    """It was told other limits: among them, that nobody asks whose enrolments it has revoked."""
+    hall = Hall()
+    assert hall.registry.welcome(hall.join(C), bytes(8), 5).revoked == 0
+    hall.registry.update({C: "c"})
+    assert hall.ended == [(C, registry.CLOSE_NORMAL)]
+    assert hall.registry.welcome(hall.join(C), bytes(8), 5).revoked == REVOKED_MAX
+    hall.registry.update({C: "renamed"})
+    assert len(hall.ended) == 1
 
 
 def test_what_a_client_is_told_of_its_limits() -> None:
@@ -318,7 +329,19 @@ def test_guests_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     hall.join(bytes([102]) * 32)
     hall.registry.update({bytes([102]) * 32: "c"})
     hall.join(bytes([103]) * 32)
-    assert len(hall.registry) == 3
+    with pytest.raises(Refused, match="2 guests"):
+        hall.join(bytes([104]) * 32)
+    assert len(hall.registry) == 2
+
+
+def test_who_is_enrolled_for_a_time_is_ended_after_it() -> None:
+    hall = Hall(clients="enrolled")
+    a, c = hall.join(A, C), hall.join(C, A, enrolled_by=A)
+    hall.got(a)
+    hall.registry.enrolment_is_over(c)
+    assert hall.ended == [(C, wire.CLOSE_FORBIDDEN)]
+    assert hall.got(a) == [wire.Presence((), (C,))]
+    assert hall.registry.counts["ended: enrolment over"] == 1
 
 
 # --- what is dropped ------------------------------------------------------------------------------

@@ -28,3 +28,15 @@ def test_a_welcome_has_it() -> None:
     turn = registry.welcome(client, bytes(8), 5).turn
     assert [server.urls for server in turn] == list(SERVERS)
     assert turn == registry.turn.for_key(KEY, 5)
+
+
+def test_a_guest_gets_no_login() -> None:
+    """A guest may be anybody, and a login is good for a day, and for whatever the server reaches."""
+    by = bytes(32)
+    registry = Registry({by: "endpoint"}, clients="enrolled")
+    registry.turn = TurnLogins(SERVERS, b"north")
+    guest = registry.join(KEY, 0, wake=lambda: None, end=lambda *_: None)
+    assert guest.guest
+    assert registry.welcome(guest, bytes(8), 5).turn == ()
+    enrolled = registry.join(KEY, 0, enrolled_by=by, wake=lambda: None, end=lambda *_: None)
+    assert registry.welcome(enrolled, bytes(8), 5).turn == registry.turn.for_key(KEY, 5)

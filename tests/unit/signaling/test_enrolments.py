@@ -76,7 +76,7 @@ def test_an_invitation_is_for_so_many_hosts(office: Office) -> None:
     joined = office.join(token)
     assert isinstance(joined, Joined)
     assert (joined.name, joined.tag, joined.until) == ("laptop", "engineering", 0)
-    assert joining.enrolled_by(joined.enrolment, HOSTS[0].public, NOW) == ENDPOINT.public
+    assert joining.open_enrolment(joined.enrolment, HOSTS[0].public, NOW).by == ENDPOINT.public
     assert office.join(token) == joined, "its answer was lost"
     assert isinstance(office.join(token, HOSTS[1], "desktop"), Joined)
     assert office.reason(token, HOSTS[2]) == "the invitation has been used up"
@@ -232,7 +232,7 @@ def test_two_keys_are_good_for_a_while(office: Office) -> None:
     old, new = HOSTS[0].public, HOSTS[1].public
     renewed = office.enrolments.renew("laptop", new, (), office.now)
     assert isinstance(renewed, Joined)
-    assert joining.enrolled_by(renewed.enrolment, new, NOW) == ENDPOINT.public
+    assert joining.open_enrolment(renewed.enrolment, new, NOW).by == ENDPOINT.public
     assert office.enrolments.renew("laptop", new, (), office.now) == renewed
     assert office.enrolments.members["laptop"].keys(office.now) == [new, old]
     assert isinstance(office.enrolments.renew("laptop", old, (), office.now), NotJoined)

@@ -129,7 +129,7 @@ def test_requests_that_are_rejected(
 def test_any_bytes_are_rejected_or_understood(data: bytes) -> None:
     calls: list[Callable[[], object]] = [
         lambda: joining.open_request(data, bytes(32), NOW),
-        lambda: joining.enrolled_by(data, bytes(32), NOW),
+        lambda: joining.open_enrolment(data, bytes(32), NOW),
     ]
     for call in calls:
         with pytest.raises(JoinRejected):
@@ -167,13 +167,13 @@ def test_an_enrolment_is_for_one_key_and_ends(
     until = int(NOW) + 10
     enrolment = joining.enrolment_for(endpoint, host.public, until)
     assert len(enrolment) <= joining.ENROLMENT_MAX
-    assert joining.enrolled_by(enrolment, host.public, NOW) == endpoint.public
+    assert joining.open_enrolment(enrolment, host.public, NOW).by == endpoint.public
     with pytest.raises(JoinRejected, match="has ended"):
-        joining.enrolled_by(enrolment, host.public, until)
+        joining.open_enrolment(enrolment, host.public, until)
     with pytest.raises(JoinRejected, match="not for this key"):
-        joining.enrolled_by(enrolment, bytes(32), NOW)
+        joining.open_enrolment(enrolment, bytes(32), NOW)
     for_ever = joining.enrolment_for(endpoint, host.public, 0)
-    assert joining.enrolled_by(for_ever, host.public, 2 * NOW) == endpoint.public
+    assert joining.open_enrolment(for_ever, host.public, 2 * NOW).by == endpoint.public
 
 
 def test_another_key_is_signed_by_the_old_one(
