@@ -241,12 +241,21 @@ class Enrolments(MemberList):
         return self._answer(self.members[name])
 
     def renew(
-        self, name: str, key: bytes, listed: Collection[bytes], now: float
-    ) -> Joined | NotJoined:
-        """Gives a member another key; the one that it had stays good for a while."""
+        self, old: bytes, key: bytes, listed: Collection[bytes], now: float
+    ) -> Joined | NotJoined | None:
+        """Gives the member with the key `old` another one; `old` stays good for a while.
+
+        None if `old` is no member's key.
+        """
+        name = self._by_key.get(old)
+        if name is None:
+            return None
         member = self.members[name]
         if member.key == key:
             return self._answer(member)  # its answer was lost
+        if member.key != old:
+            # A key may be replaced because it was stolen. The thief must not take the place back.
+            return NotJoined("the old key was replaced already; the one in its place can be")
         if key in listed or key in self._by_key or key in self.revoked:
             return NotJoined("the new key is that of another peer, or was used before")
         old_until = int(now) + OLD_KEY_LIFETIME

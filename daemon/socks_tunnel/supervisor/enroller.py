@@ -267,10 +267,7 @@ class Enroller:
             decided = enrolments.join(request, self._listed, now)
             what = "has joined"
         else:
-            name = enrolments.name_of(request.old)
-            if name is None:
-                return None
-            decided = enrolments.renew(name, request.sender, self._listed, now)
+            decided = enrolments.renew(request.old, request.sender, self._listed, now)
             what = "has another key now"
         if isinstance(decided, Joined):
             _log_joined(decided, what, request)

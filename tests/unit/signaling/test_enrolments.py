@@ -50,6 +50,10 @@ class Office:
         assert isinstance(decided, NotJoined)
         return decided.reason
 
+    def renew(self, name: str, key: bytes, listed: Any, now: float) -> Joined | NotJoined | None:
+        old = self.enrolments.members[name].key
+        return self.enrolments.renew(old, key, listed, now)
+
     def written_anew(self) -> Enrolments:
         """Returns what a restart would know after the file was written anew."""
         fresh = Enrolments(ENDPOINT, lambda _: None)
@@ -169,13 +173,13 @@ def test_both_keys_of_a_revoked_member_are_revoked_and_neither_can_be_renewed_to
 ) -> None:
     token = office.invite(uses=4)
     office.join(token)
-    office.enrolments.renew("laptop", HOSTS[1].public, (), office.now)
+    office.renew("laptop", HOSTS[1].public, (), office.now)
     office.enrolments.revoke("laptop", office.now)
     for host in HOSTS[:2]:
         assert office.reason(token, host) == REVOKED
         assert office.enrolments.name_of(host.public) is None, "it can renew nothing"
     assert isinstance(office.join(token, HOSTS[2], "other"), Joined)
-    renewed = office.enrolments.renew("other", HOSTS[0].public, (), office.now)
+    renewed = office.renew("other", HOSTS[0].public, (), office.now)
     assert isinstance(renewed, NotJoined)
 
 
@@ -230,19 +234,30 @@ def test_another_invitation_changes_the_tag_and_not_the_name(office: Office) -> 
 def test_two_keys_are_good_for_a_while(office: Office) -> None:
     office.join(office.invite())
     old, new = HOSTS[0].public, HOSTS[1].public
-    renewed = office.enrolments.renew("laptop", new, (), office.now)
+    renewed = office.renew("laptop", new, (), office.now)
     assert isinstance(renewed, Joined)
     assert joining.open_enrolment(renewed.enrolment, new, NOW).by == ENDPOINT.public
-    assert office.enrolments.renew("laptop", new, (), office.now) == renewed
+    assert office.renew("laptop", new, (), office.now) == renewed
     assert office.enrolments.members["laptop"].keys(office.now) == [new, old]
-    assert isinstance(office.enrolments.renew("laptop", old, (), office.now), NotJoined)
-    assert isinstance(
-        office.enrolments.renew("laptop", HOSTS[2].public, {HOSTS[2].public}, 0), NotJoined
-    )
+    assert isinstance(office.renew("laptop", old, (), office.now), NotJoined)
+    assert isinstance(office.renew("laptop", HOSTS[2].public, {HOSTS[2].public}, 0), NotJoined)
     office.now += module.OLD_KEY_LIFETIME
     assert office.enrolments.members["laptop"].keys(office.now) == [new]
     assert office.enrolments.expire(office.now)
     assert office.again().members == office.enrolments.members
+
+
+def test_a_key_that_was_replaced_replaces_none(office: Office) -> None:
+    """It may have been replaced because it was stolen, and is good for a day."""
+    office.join(office.invite())
+    old, new, thief = (host.public for host in HOSTS[:3])
+    renewed = office.renew("laptop", new, (), office.now)
+    refused = office.enrolments.renew(old, thief, (), office.now)
+    assert refused == NotJoined("the old key was replaced already; the one in its place can be")
+    assert office.enrolments.renew(old, new, (), office.now) == renewed, "its answer was lost"
+    assert office.enrolments.members["laptop"].all_keys() == [new, old]
+    assert office.enrolments.renew(thief, old, (), office.now) is None
+    assert isinstance(office.enrolments.renew(new, thief, (), office.now), Joined)
 
 
 def test_when_a_member_was_seen_is_written_down_now_and_then(office: Office) -> None:
@@ -307,7 +322,7 @@ class Lives(RuleBasedStateMachine):
     def renew(self, host: PrivateIdentity, index: int) -> None:
         names = sorted(self.office.enrolments.members)
         if index < len(names):
-            self.office.enrolments.renew(names[index], host.public, (), self.office.now)
+            self.office.renew(names[index], host.public, (), self.office.now)
 
     @rule(index=st.integers(0, 3))
     def revoke(self, index: int) -> None:

@@ -69,9 +69,9 @@ def test_a_copy_follows_by_what_has_changed() -> None:
     office.join("one")
     copy.ask(office.journal)
     assert same(copy, office)
-    office.join("two")
+    two = office.join("two")
     office.enrolments.revoke("one", NOW)
-    office.enrolments.renew("two", PrivateIdentity.generate().public, (), NOW)
+    office.enrolments.renew(two.public, PrivateIdentity.generate().public, (), NOW)
     copy.ask(office.journal)
     assert same(copy, office)
     assert len(copy.list.revoked) == 1
