@@ -193,6 +193,20 @@ class Federation:
         if elsewhere:
             self._bus.find(elsewhere, found)
 
+    def refused(self, by: bytes) -> None:
+        """A client was refused for what an endpoint has said here.
+
+        If the endpoint is at another node now, that node knows better: the endpoint may have
+        admitted the key again. From the client's next attempt on, that node is asked.
+        """
+
+        def found(nodes: Found) -> None:
+            if nodes.get(by) not in {None, self.node}:
+                self._registry.revocations.forget(by)
+
+        if self._registry.get(by) is None:
+            self._bus.find([by], found)
+
     def _ask_about(self, client: Client) -> None:
         """Asks the node of who has enrolled a client whether that still holds."""
         by = client.enrolled_by

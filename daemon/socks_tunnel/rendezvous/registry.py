@@ -111,6 +111,9 @@ class Elsewhere(Protocol):
     def revoked(self, by: bytes, keys: Collection[bytes]) -> None:
         """An endpoint of ours has revoked these keys, which may be at other nodes."""
 
+    def refused(self, by: bytes) -> None:
+        """A client was refused for what an endpoint has said here, which may not be here now."""
+
     def relay(self, client: bytes, frame: Relayed, now: float, *, known: bool) -> bool:
         """Passes datagrams on to a client at another node; returns whether that is reached."""
 
@@ -177,6 +180,8 @@ class Registry:
             raise Refused(CLOSE_FORBIDDEN, "its key is not listed")
         if name is None and self.revocations.has(enrolled_by, key):
             self.counts["refused: revoked"] += 1
+            if self.elsewhere is not None and enrolled_by is not None:
+                self.elsewhere.refused(enrolled_by)
             raise Refused(CLOSE_FORBIDDEN, "its enrolment is revoked")
         if guest and self._guests >= GUESTS_MAX:
             self.counts["refused: guests"] += 1

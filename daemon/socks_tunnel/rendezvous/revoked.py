@@ -82,6 +82,10 @@ class Revocations:
         """Returns whether the enrolment of a key by this endpoint is void."""
         return by is not None and key in self._by.get(by, ())
 
+    def forget(self, by: bytes) -> None:
+        """Forgets what an endpoint has said here."""
+        self._by.pop(by, None)
+
     def keep(self, endpoints: set[bytes]) -> None:
         """Forgets what others than these have said."""
         for by in self._by.keys() - endpoints:

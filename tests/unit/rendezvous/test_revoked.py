@@ -6,6 +6,7 @@ from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.protocol.rendezvous_revoked import Revocation
 from socks_tunnel.rendezvous import revoked as module
 from socks_tunnel.rendezvous.client import Client
+from socks_tunnel.rendezvous.registry import Refused
 from unit.rendezvous.test_federation import Node, Store
 from unit.rendezvous.test_registry import Hall
 
@@ -98,3 +99,28 @@ def test_who_came_while_the_endpoint_was_away_is_ended_when_it_is_back(
     one.registry.revocations.tell(one.join(A), Revocation(1, True, (B,)))
     one.store.settle()
     assert two.ended == [(B, wire.CLOSE_FORBIDDEN)]
+
+
+def test_a_node_that_the_endpoint_has_left_does_not_refuse_for_ever(
+    nodes: tuple[Node, Node],
+) -> None:
+    """The endpoint has admitted a key again, and has said so at another node."""
+    one, two = nodes
+    a = one.join(A)
+    one.registry.revocations.tell(a, Revocation(1, True, (B, C)))
+    one.registry.leave(a)
+    one.store.settle()
+    with pytest.raises(Refused, match="its enrolment is revoked"):
+        enrolled(one, B)
+    one.store.settle()
+    with pytest.raises(Refused, match="its enrolment is revoked"):
+        enrolled(one, B)  # as long as the endpoint is nowhere, what it has said holds
+    two.registry.revocations.tell(two.join(A), Revocation(1, True, (C,)))
+    one.store.settle()
+    with pytest.raises(Refused, match="its enrolment is revoked"):
+        enrolled(one, B)
+    one.store.settle()
+    enrolled(one, B)
+    enrolled(one, C)
+    one.store.settle()
+    assert one.ended == [(C, wire.CLOSE_FORBIDDEN)]
