@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 import msgpack
@@ -17,10 +18,12 @@ from integration.rendezvous_world import Connect, Place, a_place, prepared, raw_
 from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.rendezvous import limits, registry, service, session
 from socks_tunnel.rendezvous.client import Client
+from socks_tunnel.signaling import rendezvous_socket
 from socks_tunnel.signaling.carrier import Answered, SignalingError
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.signaling.joining import enrolment_for
 from socks_tunnel.signaling.rendezvous_peer import RendezvousCarrier
+from socks_tunnel.signaling.rendezvous_relay import RelaySocket
 from socks_tunnel.supervisor import dialler
 
 
@@ -222,6 +225,31 @@ async def test_a_host_that_has_joined_for_a_time_is_disconnected_after_it(
     assert await client.closed() == wire.CLOSE_FORBIDDEN
     assert node.registry.counts["ended: enrolment over"] == 1
     assert len(node.registry) == 1
+
+
+async def test_a_service_that_does_not_take_a_revocation_is_told_it_by_the_next_connection(
+    place: Place, office: PrivateIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendezvous_socket, "SEND_TIMEOUT", 0.5)
+    send, stuck = RelaySocket.send_bytes, 0
+
+    async def send_bytes(ws: RelaySocket, data: bytes, *args: Any, **more: Any) -> None:
+        nonlocal stuck
+        if b"\xa7revoked" in data and revoked and not stuck:
+            stuck += 1
+            await asyncio.Event().wait()
+        await send(ws, data, *args, **more)
+
+    monkeypatch.setattr(RelaySocket, "send_bytes", send_bytes)
+    node = await place.start()
+    revoked: list[bytes] = []
+    client = place.client(office, revoked=lambda: revoked)
+    await until(lambda: client.problem is None)
+    host = PrivateIdentity.generate().public
+    revoked.append(host)
+    client.revoked.changed()
+    await until(lambda: node.registry.revocations.has(office.public, host))
+    assert stuck
 
 
 async def test_a_proxy_that_is_trusted_names_the_address(place: Place, raw: Connect) -> None:

@@ -60,7 +60,7 @@ from socks_tunnel.signaling.rendezvous_doubt import ANSWER_WITHIN, Doubt, Unansw
 from socks_tunnel.signaling.rendezvous_load import LoadTold
 from socks_tunnel.signaling.rendezvous_relay import ServiceRelay
 from socks_tunnel.signaling.rendezvous_revoked import RevokedTold
-from socks_tunnel.signaling.rendezvous_socket import open_socket
+from socks_tunnel.signaling.rendezvous_socket import open_socket, send_frame
 from socks_tunnel.signaling.rendezvous_words import (
     CONNECT_TIMEOUT,
     SkewTold,
@@ -73,9 +73,6 @@ _log = logging.getLogger(__name__)
 
 UNDISTURBED: Final = 4.0
 """Seconds that an attempt to connect has at least, however often the network changes meanwhile."""
-
-SEND_TIMEOUT: Final = 10.0
-"""Seconds that one frame may take to be handed to the kernel before the service is given up."""
 
 OFFERS_MAX: Final = 1024
 """Offers of ours that may wait for an answer."""
@@ -343,14 +340,9 @@ class Rendezvous:
 
     async def _send(self, frame: bytes) -> None:
         """Sends a frame. Raises :class:`SignalingError`."""
-        ws = self._ws
-        try:
-            if ws is None:
-                raise SignalingError(f"no connection to {self.url}: {self.problem}")
-            async with asyncio.timeout(SEND_TIMEOUT):
-                await ws.send_bytes(frame)
-        except (OSError, RuntimeError, aiohttp.ClientError, TimeoutError) as error:
-            raise SignalingError(f"cannot send to {self.url}: {clip(error)}") from None
+        if self._ws is None:
+            raise SignalingError(f"no connection to {self.url}: {self.problem}")
+        await send_frame(self._ws, frame, self.url)
 
     async def appeared(self, key: bytes) -> None:
         """Waits until the service says that a key has come; at most once in a while."""

@@ -1,4 +1,4 @@
-"""Opens the WebSocket to a rendezvous service."""
+"""The WebSocket to a rendezvous service: opens it, and sends frames."""
 
 import asyncio
 import contextlib
@@ -10,10 +10,16 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from socks_tunnel.ops.tasks import spawn
+from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.rendezvous import FRAME_MAX, PATH
 from socks_tunnel.protocol.urls import Url, proxy_for
+from socks_tunnel.signaling.carrier import SignalingError
 from socks_tunnel.signaling.rendezvous_relay import RelaySocket
 from socks_tunnel.signaling.tls import client_context
+
+SEND_TIMEOUT: Final = 10.0
+"""Seconds that one frame may take to be handed to the kernel before the service is given up."""
 
 HEARTBEAT: Final = 20.0
 """Seconds of silence after which the service is asked whether it is there; it has half of that."""
@@ -64,3 +70,19 @@ async def open_socket(
             timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT),
         )
     )
+
+
+async def send_frame(ws: aiohttp.ClientWebSocketResponse, frame: bytes, url: str) -> None:
+    """Sends a frame to the service at `url`. Raises :class:`SignalingError`.
+
+    A service that takes nothing for :data:`SEND_TIMEOUT` is given up. What it has to know, such as
+    whose enrolments are revoked, is told by the next connection, and by no other on this one.
+    """
+    try:
+        async with asyncio.timeout(SEND_TIMEOUT):
+            await ws.send_bytes(frame)
+    except TimeoutError:
+        spawn("give the rendezvous up", ws.close())
+        raise SignalingError(f"{url} has taken nothing for {SEND_TIMEOUT:g} s") from None
+    except (OSError, RuntimeError, aiohttp.ClientError) as error:
+        raise SignalingError(f"cannot send to {url}: {clip(error)}") from None
