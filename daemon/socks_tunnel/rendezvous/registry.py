@@ -240,12 +240,6 @@ class Registry:
         if self.elsewhere is not None:
             self.elsewhere.left(client)
 
-    def enrolment_is_over(self, client: Client) -> None:
-        """Ends a client whose enrolment was for a time, which is over."""
-        self.leave(client)
-        self.counts["ended: enrolment over"] += 1
-        client.finish(CLOSE_FORBIDDEN, "its enrolment has ended")
-
     def drain(self, within: int) -> None:
         """Asks all clients to leave."""
         frame = encode(Drain(within))

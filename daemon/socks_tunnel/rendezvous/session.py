@@ -5,7 +5,7 @@ import logging
 import random
 import secrets
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from aiohttp import WSMsgType, web
 
@@ -30,13 +30,11 @@ from socks_tunnel.protocol.rendezvous_revoked import Revocation
 from socks_tunnel.protocol.rendezvous_states import ServiceConnection
 from socks_tunnel.rendezvous.client import Client
 from socks_tunnel.rendezvous.enrolled import whose_enrolment
-from socks_tunnel.rendezvous.registry import GUEST_SECONDS, Refused
+from socks_tunnel.rendezvous.registry import GUEST_SECONDS, Refused, Registry
+from socks_tunnel.rendezvous.relay import RelayHall
 from socks_tunnel.rendezvous.turn import RENEWAL
 from socks_tunnel.rendezvous.waiting import Waiting
 from socks_tunnel.signaling.identity import verify
-
-if TYPE_CHECKING:
-    from socks_tunnel.rendezvous.service import Service
 
 _log = logging.getLogger(__name__)
 
@@ -53,10 +51,28 @@ TOLD_WITHIN: Final = 10.0
 """Seconds in which all clients are told of other TURN servers, or of another relay."""
 
 
+class Node(Protocol):
+    """The service that a session is of."""
+
+    registry: Registry
+    relay: RelayHall
+    sessions: "dict[Session, Client]"
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The names that the service goes by; empty: any."""
+
+    def proved(self, waiting: Waiting) -> None:
+        """The connection is a client's now."""
+
+    def left(self, client: Client) -> None:
+        """A client's connection has ended."""
+
+
 class Session:
     """One WebSocket: proof, then frames in, and the outbox out."""
 
-    def __init__(self, service: "Service", ws: web.WebSocketResponse, waiting: Waiting) -> None:
+    def __init__(self, service: Node, ws: web.WebSocketResponse, waiting: Waiting) -> None:
         self._service = service
         self._ws = ws
         self._waiting = waiting
@@ -152,7 +168,10 @@ class Session:
             return
         left = until - time.time()
         if left <= 0:
-            self._service.registry.enrolment_is_over(client)
+            registry = self._service.registry
+            registry.leave(client)
+            registry.counts["ended: enrolment over"] += 1
+            client.finish(CLOSE_FORBIDDEN, "its enrolment has ended")
             return
         loop = asyncio.get_running_loop()
         self._leave_at = loop.call_later(

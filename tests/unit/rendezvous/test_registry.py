@@ -334,16 +334,6 @@ def test_guests_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(hall.registry) == 2
 
 
-def test_who_is_enrolled_for_a_time_is_ended_after_it() -> None:
-    hall = Hall(clients="enrolled")
-    a, c = hall.join(A, C), hall.join(C, A, enrolled_by=A)
-    hall.got(a)
-    hall.registry.enrolment_is_over(c)
-    assert hall.ended == [(C, wire.CLOSE_FORBIDDEN)]
-    assert hall.got(a) == [wire.Presence((), (C,))]
-    assert hall.registry.counts["ended: enrolment over"] == 1
-
-
 # --- what is dropped ------------------------------------------------------------------------------
 
 
