@@ -2,7 +2,8 @@
 
 import json
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from socks_tunnel.cli.frame import FILE_PATH, Failure, Unavailable
 from socks_tunnel.client.policy_diff import Change, Comparison, Side
 from socks_tunnel.client.selecting import flow_name
 from socks_tunnel.config import loader
-from socks_tunnel.config.settings import Config
+from socks_tunnel.config.settings import Config, Peer
 from socks_tunnel.ops.audit_reading import oldest_first, records
 from socks_tunnel.protocol.addresses import HostPort, IPAddress, canonical_host, parse_ip
 from socks_tunnel.protocol.policies import build_policies
@@ -92,12 +93,14 @@ def policy_diff(
     """Say what the policies of NEW would change, where those of OLD are in force.
 
     It looks at the open flows of the running instance and at the destinations that were asked for
-    in the last day. Names are looked up, with this host's resolver, only if they alone do not
-    decide. Exits with 1 if something would change.
+    in the last day, also of hosts that have joined. Names are looked up, with this host's resolver,
+    only if they alone do not decide. Exits with 1 if something would change.
     """
     before, after = loader.load(old), loader.load(new)
-    comparison = Comparison(_side(before), _side(after), _addresses_of)
-    _compare_flows(comparison, control_socket_if_any(instance, socket_path))
+    control = control_socket_if_any(instance, socket_path)
+    members = {} if control is None or before.role != "endpoint" else _members(control)
+    comparison = Comparison(_side(before, members), _side(after, members), _addresses_of)
+    _compare_flows(comparison, control)
     _compare_records(comparison, audit_files, before)
     changes = comparison.changes()
     if as_json:
@@ -107,8 +110,37 @@ def policy_diff(
     ctx.exit(Failure.exit_code if changes else 0)
 
 
-def _side(config: Config) -> Side:
-    return Side(build_policies(config), frozenset(peer.name for peer in config.peers))
+def _members(control: Path) -> dict[str, str]:
+    """Returns the hosts that have joined, with the names of their policies (empty: the default)."""
+    return {row["name"]: row["tag"] for row in ask(None, control, {"op": "peers"})["peers"]}
+
+
+def _side(config: Config, members: Mapping[str, str]) -> Side:
+    """Returns what a configuration says of its peers, and of the `members` that it has room for."""
+    listed = {peer.name for peer in config.peers}
+    joined = [
+        _peer(name, tag)
+        for name, tag in members.items()
+        if name not in listed and (not tag or tag in config.policies)
+    ]
+    whole = replace(config, peers=(*config.peers, *joined))
+    return Side(build_policies(whole), frozenset(peer.name for peer in whole.peers))
+
+
+def _peer(name: str, tag: str) -> Peer:
+    """Returns a host that has joined as far as policies look at it."""
+    return Peer(
+        name=name,
+        public_key="",
+        old_public_key=None,
+        url=None,
+        tls_ca=None,
+        proxy=None,
+        rendezvous=None,
+        enrolment_file=None,
+        policy=tag or None,
+        weight=1,
+    )
 
 
 def _compare_flows(comparison: Comparison, path: Path | None) -> None:
