@@ -4,12 +4,14 @@ Whoever comes and goes must leave nothing behind. A test counts before and after
 container that is added to the product tomorrow is watched, too, without being named here.
 """
 
+import asyncio
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
@@ -18,24 +20,27 @@ OURS: Final = ("socks_tunnel", "socks_tunnel_workers")
 
 _PLAIN: Final = (str, bytes, bytearray, memoryview, int, float, bool, type(None), type)
 
+_CONTAINERS: Final = (Mapping, AbstractSet, list, deque)
+
 
 def held(*roots: object) -> Counter[str]:
     """Returns how many objects of each class there are, and how many items in each attribute.
 
     `roots` are where to begin, besides the variables of our modules. What is an attribute of
-    several objects is added up. Memory of functions (`lru_cache`) has a bound by its nature.
+    several objects is added up. `name[]` are the items of the containers inside the container
+    `name`. Memory of functions (`lru_cache`) has a bound by its nature.
     """
     counts: Counter[str] = Counter()
     seen: set[int] = set()
     kept = list(roots)  # an id is good for as long as its object lives
-    waiting: deque[object] = deque(kept)
+    waiting: deque[tuple[object, str]] = deque((root, "") for root in kept)
     for module in list(sys.modules.values()):
         if _is_ours(module.__name__):
             for name, value in list(vars(module).items()):
                 _note(counts, f"{module.__name__}.{name}", value)
-                waiting.append(value)
+                waiting.append((value, f"{module.__name__}.{name}"))
     while waiting:
-        item = waiting.popleft()
+        item, known_as = waiting.popleft()
         if isinstance(item, _PLAIN) or id(item) in seen:
             continue
         seen.add(id(item))
@@ -47,8 +52,12 @@ def held(*roots: object) -> Counter[str]:
             counts[kind] += 1
             for name, value in _attributes(item):
                 _note(counts, f"{kind}.{name}", value)
-                waiting.append(value)
-        waiting.extend(_inside(item))
+                waiting.append((value, f"{kind}.{name}"))
+        for part in _inside(item):
+            inner = f"{known_as}[]" if known_as and isinstance(item, _CONTAINERS) else ""
+            if inner:
+                _note(counts, inner, part)
+            waiting.append((part, inner))
     return counts
 
 
@@ -57,7 +66,7 @@ def _is_ours(module: str) -> bool:
 
 
 def _note(counts: Counter[str], name: str, value: object) -> None:
-    if isinstance(value, Mapping | AbstractSet | list | deque | bytearray):
+    if isinstance(value, (*_CONTAINERS, bytearray)):
         counts[name] += len(value)
 
 
@@ -94,6 +103,16 @@ def _is_full(cell: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def around() -> Counter[str]:
+    """Returns how many tasks and descriptors there are: what has gone must not leave these either."""
+    return Counter(
+        {
+            "tasks": len(asyncio.all_tasks()),
+            "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        }
+    )
 
 
 def grown(before: Counter[str], after: Counter[str], bounded: Iterable[str] = ()) -> dict[str, str]:
