@@ -83,7 +83,7 @@ async def test_clients_that_are_gone_leave_nothing(place: Place) -> None:
     place.settings = {"clients": "any", "keys": keys, "relay": {"enabled": True}}
     node = await place.start()
     sizes: list[Counter[str]] = []
-    for number in range(4):
+    for _ in range(4):
         async with raw_connections(place) as connect:
             await wanderers(place, connect)
         await link(place)

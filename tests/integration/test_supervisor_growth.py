@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from integration.links_world import Side, World, until
 from socks_tunnel.peer import quiet_loop_exceptions
 from socks_tunnel.protocol.messages import CloseConnection, Data, OpenConnection
 from socks_tunnel.supervisor import dialler
+from socks_tunnel.supervisor.peerlink import PeerLink
 from support.growth import around, grown_each_time, held
 
 EACH = 8
@@ -69,6 +71,11 @@ async def stranger(world: World, number: int) -> None:
     await unknown.manager.stop("nobody knows it")
 
 
+def another(gateway: Side, endpoint: Side, link: PeerLink) -> bool:
+    """Whether the two have another link than that."""
+    return bool(gateway.up and gateway.up[0] is not link and endpoint.up)
+
+
 async def test_what_is_gone_leaves_nothing(world: World) -> None:
     endpoint, gateway = world.endpoint("office", "laptop", "phone"), world.gateway()
     await endpoint.manager.start()
@@ -80,7 +87,7 @@ async def test_what_is_gone_leaves_nothing(world: World) -> None:
         await flows(gateway, endpoint, 1000 * number + 2)
         (link,) = gateway.up
         await endpoint.up[0].link.close("a test")
-        await until(lambda link=link: gateway.up and gateway.up[0] is not link and endpoint.up)
+        await until(partial(another, gateway, endpoint, link))
         await visit(world, endpoint, 1000 * number + 502)
         await stranger(world, number)
         sizes.append(around() + held(*watched))

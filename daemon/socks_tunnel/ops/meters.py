@@ -308,7 +308,7 @@ class Files:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._carried = self._read_predecessor()
-        file_of(directory, "gauge", slot).unlink(missing_ok=True)
+        discard(file_of(directory, "gauge", slot))
 
     def _read_predecessor(self) -> dict[str, dict[tuple[str, Labels], float]]:
         carried: dict[str, dict[tuple[str, Labels], float]] = {}
@@ -323,15 +323,13 @@ class Files:
         except FileNotFoundError:
             return []
         except OSError as error:
-            _log.warning("the metrics of an earlier process cannot be read: %s", error)
-            return []
+            reason = error.strerror or str(error)
+            _log.warning("the metrics file %s cannot be read (%s): set aside", path, reason)
         except DamagedError as error:
-            self.damaged += 1
-            aside = path.with_suffix(".damaged")  # one for each file: they do not pile up
-            with contextlib.suppress(OSError):
-                path.replace(aside)
             _log.warning("the metrics file %s is damaged (%s): set aside", path, error)
-            return []
+        self.damaged += 1
+        _set_aside(path)
+        return []
 
     def add(self, family: AnyFamily) -> None:
         """Has a family written, and lets it go on where an earlier process ended."""
@@ -414,12 +412,34 @@ class Files:
             except FileNotFoundError:  # a cleaner has removed the directory
                 self.directory.mkdir(mode=0o750, parents=True, exist_ok=True)
                 fresh.write_bytes(content)
-            fresh.replace(path)
+            try:
+                fresh.replace(path)
+            except IsADirectoryError:  # whoever made it: the metrics go on
+                discard(path)
+                fresh.replace(path)
             self._written[path] = content, identity_of(path)
         except OSError:
             with contextlib.suppress(OSError):
                 fresh.unlink(missing_ok=True)
             raise
+
+
+def discard(path: Path) -> None:
+    """Removes a metrics file, if there is one; what cannot be removed is set aside.
+
+    Whatever stands in its place, such as a directory, must not keep a process from its work.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("%s cannot be removed (%s): set aside", path, error.strerror or error)
+        _set_aside(path)
+
+
+def _set_aside(path: Path) -> None:
+    aside = path.with_suffix(".damaged")  # one for each file: they do not pile up
+    with contextlib.suppress(OSError):
+        path.replace(aside)
 
 
 def identity_of(path: Path) -> Identity:

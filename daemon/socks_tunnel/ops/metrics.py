@@ -22,6 +22,7 @@ from socks_tunnel.ops.meters import (
     Files,
     Gauge,
     Histogram,
+    discard,
 )
 from socks_tunnel.ops.multiprocess import Labels, Sample, file_of
 from socks_tunnel.ops.process_figures import ProcessFigures, figures_of, process_figures
@@ -48,7 +49,7 @@ def prepare_directory(directory: Path) -> None:
     directory.mkdir(mode=0o750, parents=True, exist_ok=True)
     for pattern in ("*.db", "*.new", "*.damaged"):
         for file in directory.glob(pattern):
-            file.unlink(missing_ok=True)
+            discard(file)
 
 
 def configure(directory: Path, identity: str) -> Files:
@@ -65,7 +66,7 @@ def configure(directory: Path, identity: str) -> Files:
 
 def slot_died(directory: Path, identity: str) -> None:
     """Removes the live gauges of a slot whose process has ended; its counters stay."""
-    file_of(directory, "gauge", identity).unlink(missing_ok=True)
+    discard(file_of(directory, "gauge", identity))
 
 
 class Metrics:

@@ -20,6 +20,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+from socks_tunnel.ops.files import open_regular
+
 Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
 Labels: TypeAlias = tuple[str, ...]
 """Names and values in turn."""
@@ -144,6 +146,6 @@ def _fields(key: bytes) -> tuple[str, str, Labels]:
 
 def read(path: Path) -> list[Sample]:
     """Returns the samples of a file. Raises :class:`OSError` and :class:`DamagedError`."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         content = file.read(FILE_MAX + 1)
     return list(decode(content))

@@ -3,13 +3,14 @@
 import errno
 import logging
 import math
+import os
 import struct
 import threading
 from pathlib import Path
 
 import pytest
 
-from socks_tunnel.ops import meters
+from socks_tunnel.ops import meters, metrics
 from socks_tunnel.ops.exposition import Reader
 from socks_tunnel.ops.meters import (
     Counter,
@@ -17,7 +18,7 @@ from socks_tunnel.ops.meters import (
     Gauge,
     Histogram,
 )
-from socks_tunnel.ops.multiprocess import DamagedError, Sample, encode, file_of, read
+from socks_tunnel.ops.multiprocess import DamagedError, Kind, Sample, encode, file_of, read
 
 
 def test_series_are_counted_by_their_labels() -> None:
@@ -134,6 +135,49 @@ def test_a_damaged_file_is_set_aside(
     files.flush()
     assert [s.value for s in read(file_of(tmp_path, "counter", "worker-0"))] == [1]
     assert Reader(tmp_path).files()[1] == 1
+
+
+@pytest.mark.parametrize("kind", ["counter", "histogram", "gauge"])
+@pytest.mark.parametrize("what", ["directory", "full directory", "FIFO", "link to a device"])
+def test_whatever_stands_in_the_place_of_a_file_stops_nobody(
+    tmp_path: Path, kind: Kind, what: str
+) -> None:
+    path = file_of(tmp_path, kind, "worker-0")
+    if what == "FIFO":
+        os.mkfifo(path)
+    elif what == "link to a device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+        if what == "full directory":
+            (path / "something").touch()
+    for _ in range(2):  # also where something has been set aside before
+        files = Files(tmp_path, "worker-0")
+        counter = Counter("x_total", "An x")
+        files.add(counter)
+        counter.inc()
+        files.flush()
+        assert files.problem is None
+    metrics.slot_died(tmp_path, "worker-0")
+    assert {sample.value for sample in read(file_of(tmp_path, "counter", "worker-0"))} == {2}
+
+
+def test_a_directory_that_comes_later_is_set_aside(tmp_path: Path) -> None:
+    files = Files(tmp_path, "worker-0")
+    counter = Counter("x_total", "An x")
+    files.add(counter)
+    counter.inc()
+    file_of(tmp_path, "counter", "worker-0").mkdir()
+    files.flush()
+    assert files.problem is None
+    assert [sample.value for sample in read(file_of(tmp_path, "counter", "worker-0"))] == [1]
+
+
+def test_a_slot_that_died_has_no_gauges_whatever_they_are(tmp_path: Path) -> None:
+    path = file_of(tmp_path, "gauge", "worker-0")
+    path.mkdir()
+    metrics.slot_died(tmp_path, "worker-0")
+    assert not path.exists()
 
 
 def test_without_room_counting_goes_on_in_memory(
