@@ -53,6 +53,7 @@ def sack(made: Controller, now: float, step: tuple[Any, ...]) -> Acked:
     event = Acked()
     event.now = now
     event.rtt, event.srtt, event.min_rtt = rtt, rtt or 0.01, rtt
+    event.there = rtt
     event.acked = max(1, int(acked * made.window))
     event.flight = int(flight * made.window)
     event.rate = rate

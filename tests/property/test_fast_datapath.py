@@ -118,7 +118,9 @@ def test_only_one_kind_of_error_comes_out(
         rare=lambda kind, flag, body: None,
     )
     path.set_addressing(INBOUND, INBOUND)
-    path.set_extensions(interleaved=interleaved, partial_reliability=True, batch_sacks=batch_sacks)
+    path.set_extensions(
+        interleaved=interleaved, partial_reliability=True, batch_sacks=batch_sacks, stamps=True
+    )
     path.receiver.start(PEER_TSN)
     path.sender.peer_window = 100_000
     path.established = True

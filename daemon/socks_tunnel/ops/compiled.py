@@ -40,6 +40,7 @@ MODULES: Final = (
     "socks_tunnel.peer.fast.streams",
     "socks_tunnel.peer.fast.udp",
     "socks_tunnel.peer.fast.urgent",
+    "socks_tunnel.peer.fast.wayback",
     "socks_tunnel.peer.fast.wire",
     "socks_tunnel.protocol.byte_queue",
     "socks_tunnel.protocol.flow",

@@ -31,6 +31,7 @@ from socks_tunnel.peer.fast.wire import (
     I_FORWARD_TSN,
     SACK_BATCH,
     SACK_BATCH_VALUE,
+    STAMP_VERSION,
     TSN_MASK,
 )
 
@@ -59,6 +60,7 @@ class FastAssociation(RTCSctpTransport):
         super().__init__(transport, port)
         self._peer_identity: tuple[int, int] | None = None
         self._peer_batches = False
+        self._peer_stamps = False
         self._restart: InitChunk | None = None
         self._out_streams: dict[int, OutboundStream] = {}
 
@@ -79,7 +81,11 @@ class FastAssociation(RTCSctpTransport):
         self._remote_extensions = []
         self._remote_partial_reliability = False
         super()._get_extensions(params)
-        self._peer_batches = any(kind == SACK_BATCH for kind, _ in params)
+        versions = [
+            int.from_bytes(value[:4], "big") for kind, value in params if kind == SACK_BATCH
+        ]
+        self._peer_batches = bool(versions)
+        self._peer_stamps = max(versions, default=0) >= STAMP_VERSION
 
     async def _receive_chunk(self, chunk: Chunk) -> None:
         if isinstance(chunk, InitChunk):
@@ -157,6 +163,7 @@ class FastAssociation(RTCSctpTransport):
             interleaved=I_DATA in self._remote_extensions,
             partial_reliability=self._remote_partial_reliability,
             batch_sacks=self._peer_batches,
+            stamps=self._peer_stamps,
         )
 
     def _end_for_restart(self, chunk: InitChunk) -> None:

@@ -88,11 +88,13 @@ class Bbr:
         "_undo_ceiling",
         "_undo_full",
         "conserves",
+        "one_way",
         "pacing_rate",
         "window",
     )
 
     def __init__(self, packet_size: int) -> None:
+        self.one_way = False
         self.conserves = False
         self._mss = packet_size
         self.window = INITIAL_PACKETS * packet_size

@@ -28,6 +28,7 @@ class Acked:
     __slots__ = (
         "acked",
         "app_limited",
+        "credit",
         "flight",
         "in_recovery",
         "lost",
@@ -37,7 +38,9 @@ class Acked:
         "rate",
         "round_start",
         "rtt",
+        "slow",
         "srtt",
+        "there",
     )
 
     def __init__(self) -> None:
@@ -47,12 +50,19 @@ class Acked:
         self.lost = 0
         """Bytes that were declared lost with it, or by a timer since the SACK before."""
         self.flight = 0
-        """Bytes in flight before it."""
+        """Bytes in flight before it, without those whose SACKs wait on the way back."""
         self.in_recovery = False
         self.paced = False
         """Whether the pacer holds something back that the window would let go."""
         self.rtt = 0.0
         """A round trip in seconds that it measured; 0 if none."""
+        self.there = 0.0
+        """The same without what its SACK has waited in the queue of the way back, as far as the
+        ways are told apart; 0 if that is not known."""
+        self.slow = 0.0
+        """How slow the path is, from 0 to 1: to which part the ways are told apart."""
+        self.credit = 0
+        """Bytes that may be in flight beyond the window, as their SACKs wait on the way back."""
         self.srtt = 0.0
         self.min_rtt = 0.0
         self.rate = 0.0
@@ -68,6 +78,8 @@ class Controller(Protocol):
 
     window: int
     pacing_rate: float
+    one_way: bool
+    """Whether on a slow path the window is of the way there alone."""
     conserves: bool
     """Whether proportional rate reduction (RFC 6937) holds the sender back in recovery."""
 

@@ -30,7 +30,9 @@ CSS_ROUNDS: Final = 5
 class Cubic:
     """CUBIC (RFC 9438) with HyStart++ (RFC 9406), paced where the round trip is long enough.
 
-    It grows only as long as its own queue in the path is short (:class:`StandingQueue`).
+    It grows only as long as its own queue in the path is short (:class:`StandingQueue`). On a slow
+    path, round trips count without what SACKs wait on the way back
+    (:mod:`socks_tunnel.peer.fast.wayback`).
     """
 
     __slots__ = (
@@ -49,6 +51,7 @@ class Cubic:
         "_standing",
         "_w_max",
         "conserves",
+        "one_way",
         "pacing_rate",
         "ssthresh",
         "window",
@@ -56,6 +59,7 @@ class Cubic:
 
     def __init__(self, packet_size: int) -> None:
         self.conserves = True
+        self.one_way = True
         self.pacing_rate = 0.0
         self._mss = packet_size
         self.window = INITIAL_PACKETS * packet_size
@@ -90,10 +94,12 @@ class Cubic:
         since, self._last_ack = now - self._last_ack, now
         if self.window < self.ssthresh:
             self._hystart(event)
-        factor = self._standing.judge(event, self.window, slow_start=self.slow_start)
+        factor = self._standing.judge(
+            event, self.window, packet=self._mss, slow_start=self.slow_start
+        )
         if factor != 1.0:
             self._correct(factor)
-        elif self._standing.settling:
+        elif self._standing.holds:
             if self._epoch:
                 self._epoch += since
         elif not event.in_recovery:
@@ -165,7 +171,7 @@ class Cubic:
                 if self._css_rounds > CSS_ROUNDS:
                     self.ssthresh = self.window
                     return
-        rtt = event.rtt
+        rtt = event.there
         if rtt <= 0:
             return
         # RFC 9406 counts SACKs for two packets each. One that stands for a whole batch says more,
@@ -190,7 +196,7 @@ class Cubic:
             self.pacing_rate = 0.0
         else:
             gain = 2.0 if self.window < self.ssthresh and not self._css_rounds else 1.25
-            self.pacing_rate = gain * self.window / srtt
+            self.pacing_rate = gain * (self.window + event.credit) / srtt
 
     def congestion(self, now: float, flight: int) -> None:  # noqa: ARG002 - the interface's
         """Reduces the window (RFC 9438 sections 4.6 and 4.7)."""

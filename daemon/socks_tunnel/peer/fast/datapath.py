@@ -19,7 +19,8 @@ from socks_tunnel.peer.fast.congestion import CongestionName
 from socks_tunnel.peer.fast.controllers import controller
 from socks_tunnel.peer.fast.pmtu import PathMtu
 from socks_tunnel.peer.fast.receiver import Receiver
-from socks_tunnel.peer.fast.sender import Sender
+from socks_tunnel.peer.fast.sender import UNKNOWN, Sender
+from socks_tunnel.peer.fast.wayback import stamp
 from socks_tunnel.peer.fast.wire import (
     CHUNK,
     DATA,
@@ -37,6 +38,8 @@ from socks_tunnel.peer.fast.wire import (
     SACK,
     SACK_BODY,
     SACK_HEADER,
+    STAMP,
+    STAMP_HEADER,
     WORD,
     ZERO_CHECKSUM,
     checksum_of_header,
@@ -55,6 +58,9 @@ WAITING_SACKS_MAX: Final = 64
 """SACKs that wait until the messages that came with them are passed on. A packet may have dozens;
 those beyond this number have the ones before them dealt with at once."""
 
+STAMPED_BYTES: Final = 1_000
+"""Bytes of user data from which on their SACK is stamped. Less is no bulk, and needs no stamp."""
+
 _PROBE_MAGIC: Final = b"PMTU"
 _PROBE = struct.Struct("!4sL8s")
 
@@ -69,6 +75,7 @@ class DataPath:
     """
 
     __slots__ = (
+        "_clock_offset",
         "_congestion",
         "_inbound_crc",
         "_inbound_header",
@@ -84,6 +91,7 @@ class DataPath:
         "receiver",
         "sacks",
         "sender",
+        "stamps",
     )
 
     def __init__(
@@ -111,8 +119,13 @@ class DataPath:
         self.malformed = 0
         """Packets and chunks of the peer's that could not be read."""
         self.packets_received = 0
-        # The fields of SACKs, and when they came.
-        self._waiting_sacks: list[tuple[int, int, tuple[int, ...], tuple[int, ...], float]] = []
+        # The fields of SACKs, when they came, and for how long they have waited on the way back.
+        self._waiting_sacks: list[
+            tuple[int, int, tuple[int, ...], tuple[int, ...], float, float]
+        ] = []
+        self.stamps = False
+        """Whether the peer understands stamps of SACKs for bulk."""
+        self._clock_offset = int(WORD.unpack_from(secret)[0])
         self._local_tag = local_tag
         self._secret = secret
         self._rare = rare
@@ -126,13 +139,14 @@ class DataPath:
         self.sender.set_addressing(outbound)
 
     def set_extensions(
-        self, *, interleaved: bool, partial_reliability: bool, batch_sacks: bool
+        self, *, interleaved: bool, partial_reliability: bool, batch_sacks: bool, stamps: bool
     ) -> None:
         """Sets what both sides have announced in INIT and INIT ACK."""
         self.sender.interleaved = self.sender.scheduler.interleaved = interleaved
         self.receiver.interleaved = interleaved
         self.sender.partial_reliability = partial_reliability
         self.receiver.batch_sacks = batch_sacks
+        self.stamps = stamps
 
     # --- in ---------------------------------------------------------------------------------------
 
@@ -180,6 +194,7 @@ class DataPath:
         position = 0
         rare = 0
         has_data = False
+        waited = UNKNOWN
         while position + 4 <= size:
             kind, flags, length = CHUNK.unpack_from(body, position)
             end = position + length
@@ -204,7 +219,11 @@ class DataPath:
                     has_data = True
                     receiver.data(tsn, flags, stream, ssn, ppid, body[position + DATA_HEADER : end])
             elif kind == SACK:
-                self._receive_sack(body, position, length, now)
+                self._receive_sack(body, position, length, now, waited)
+            elif kind == STAMP:
+                if length == STAMP_HEADER:
+                    word = int(WORD.unpack_from(body, position + 4)[0])
+                    waited = self.sender.way_back.stamped(word, now)
             elif kind in (FORWARD_TSN, I_FORWARD_TSN):
                 if length >= 8 and receiver.cumulative >= 0:
                     receiver.forward(body[position + 4 : end], interleaved=kind == I_FORWARD_TSN)
@@ -237,7 +256,9 @@ class DataPath:
             return bool(tag == 0 and length + (-length & 3) >= len(body))
         return bool(tag == self._local_tag)
 
-    def _receive_sack(self, body: bytes, position: int, length: int, now: float) -> None:
+    def _receive_sack(
+        self, body: bytes, position: int, length: int, now: float, waited: float
+    ) -> None:
         if not self.established:
             return
         if length < SACK_HEADER:
@@ -256,19 +277,19 @@ class DataPath:
             tsns = struct.unpack_from(f"!{duplicates}L", body, position + 4 * gaps)
         if len(self._waiting_sacks) >= WAITING_SACKS_MAX:
             self._acknowledge()
-        self._waiting_sacks.append((cumulative, window, blocks, tsns, now))
+        self._waiting_sacks.append((cumulative, window, blocks, tsns, now, waited))
 
     def _acknowledge(self) -> None:
         """Has the sender learn what the SACKs say that were received, each as of its time."""
         received, self._waiting_sacks = self._waiting_sacks, []
-        for cumulative, window, blocks, tsns, now in received:
-            self.sender.receive_sack(cumulative, window, blocks, tsns, now)
+        for cumulative, window, blocks, tsns, now, waited in received:
+            self.sender.receive_sack(cumulative, window, blocks, tsns, now, waited)
 
     # --- out --------------------------------------------------------------------------------------
 
     @property
     def _sack_room(self) -> int:
-        return self.sender.packet_size - PACKET_HEADER
+        return self.sender.packet_size - PACKET_HEADER - STAMP_HEADER
 
     def flush(self, now: float, *, due: bool, blocked: bool) -> list[bytes]:
         """Returns the packets to send now.
@@ -284,7 +305,10 @@ class DataPath:
         blocked = blocked or not self.established
         first = b""
         if due or (receiver.owes_sack and not blocked and sender.scheduler.queued):
+            stamped = self.stamps and receiver.unacknowledged >= STAMPED_BYTES
             first = receiver.sack(self._sack_room)
+            if stamped:
+                first = stamp(now, self._clock_offset) + first
         if not blocked:
             packets += sender.transmit(now, first)
         elif first:
@@ -343,9 +367,7 @@ class DataPath:
     def new_path(self, overhead: int) -> None:
         """Starts anew with what depends on the path: packet size, round trip, congestion."""
         self.pmtu.restart(overhead)
-        self.sender.recovery.new_path()
-        self.sender.controller = controller(self._congestion, self.pmtu.packet_size)
-        self.sender.rate = 0.0
+        self.sender.new_path(controller(self._congestion, self.pmtu.packet_size))
         self.packet_size_changed()
 
     def packet_size_changed(self) -> None:

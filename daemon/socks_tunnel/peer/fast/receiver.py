@@ -75,6 +75,7 @@ class Receiver:
         "_epoch_end",
         "_packets",
         "_reserved",
+        "_sacked_bytes",
         "batch_sacks",
         "bytes_received",
         "chunks_dropped",
@@ -108,6 +109,7 @@ class Receiver:
         self._epoch_bytes = 0
         self.sacks_sent = 0
         self.bytes_received = 0
+        self._sacked_bytes = 0
         self.duplicates = 0
         self.chunks_dropped = 0
 
@@ -272,12 +274,18 @@ class Receiver:
         """Whether something was received that no SACK has acknowledged yet."""
         return self.sack_now or self._packets > 0
 
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes of user data that arrived since the last SACK."""
+        return self.bytes_received - self._sacked_bytes
+
     def sack(self, room: int) -> bytes:
         """Returns a SACK chunk of at most `room` bytes (at least 16); nothing is owed then."""
         self._packets = 0
         self.sack_now = False
         self.sack_at = 0.0
         self.sacks_sent += 1
+        self._sacked_bytes = self.bytes_received
         cumulative = self.cumulative
         starts = self.gaps.starts
         if not starts and not self._duplicates:

@@ -20,10 +20,23 @@ from socks_tunnel.peer.fast.rate import Burst
 from socks_tunnel.peer.fast.recovery import OUTSTANDING_MAX
 from socks_tunnel.peer.fast.reduction import Reduction
 from socks_tunnel.peer.fast.urgent import URGENT_PACKETS, UrgentWindow
+from socks_tunnel.peer.fast.wayback import WayBack
 from socks_tunnel.peer.fast.wire import PACKET_HEADER, forward_tsn
 
 BURST_PACKETS: Final = 64
 """Packets that are sent in one turn: what one UDP GSO call takes."""
+
+UNKNOWN: Final = -1.0
+"""For how long a SACK has waited on the way back if it was not stamped."""
+
+SLOW_RATE: Final = 200_000
+SLOW_RATE_MAX: Final = 350_000
+"""Bytes a second up to which the ways are told apart wholly, and from which on they are not. On
+faster paths a packet takes little time, and a TCP beside us cannot tell the ways apart."""
+
+CREDIT_WINDOWS: Final = 4
+"""Windows beyond the window that may be in flight because SACKs wait on the way back. A peer whose
+stamps lie gains no more by it."""
 
 TOP_UP_PACKETS: Final = 2
 """Packets beyond what window and pacer let go from which on urgent messages travel without bulk:
@@ -48,6 +61,10 @@ class Sender(Packing):
         self._acked = Acked()
         self._lost = 0
         """Bytes found to be lost since the controller was told last: by SACKs and by timers."""
+        self.way_back = WayBack()
+        self.credit = 0
+        """Bytes that have arrived, but whose SACKs wait on the way back. They are in flight, but
+        neither on the way there nor in its queue, so they are beyond the window."""
         self.sacks_received = 0
 
     # --- limits for whoever fills the queue -------------------------------------------------------
@@ -71,8 +88,12 @@ class Sender(Packing):
         blocks: tuple[int, ...],
         duplicates: tuple[int, ...],
         now: float,
+        waited: float = UNKNOWN,
     ) -> None:
-        """Takes a SACK; the fields are those of the chunk (RFC 9260 section 3.3.4)."""
+        """Takes a SACK; the fields are those of the chunk (RFC 9260 section 3.3.4).
+
+        It has `waited` for so many seconds on the way back.
+        """
         recovery = self.recovery
         flight = recovery.flight
         if not recovery.sack(cumulative, blocks, duplicates, now):
@@ -94,7 +115,7 @@ class Sender(Packing):
         event.now = now
         event.acked = acked
         event.lost, self._lost = self._lost, 0
-        event.flight = flight
+        event.flight = max(flight - self.credit, 0)
         event.in_recovery = recovery.episode and self._reduction.active
         event.paced = self.pacer.until > 0
         event.rtt = recovery.rtt_sample
@@ -103,12 +124,37 @@ class Sender(Packing):
         event.rate = recovery.delivery.rate
         event.app_limited = recovery.delivery.limited
         event.round_start = recovery.delivery.round_start
+        self._split_trip(event, waited)
         self.controller.acknowledged(event)
         if recovery.delivery.rate and (
             recovery.delivery.rate > self.rate or not recovery.delivery.limited
         ):
             self.rate += (recovery.delivery.rate - self.rate) / (8 if self.rate else 1)
         self._reduce(acked, safe=recovery.moved and not recovery.losses)
+
+    def _split_trip(self, event: Acked, waited: float) -> None:
+        """Tells the way there from the wait on the way back, where SACKs are stamped."""
+        rtt = event.there = event.rtt
+        slow = (SLOW_RATE_MAX - self.rate) / (SLOW_RATE_MAX - SLOW_RATE)
+        event.slow = min(max(slow, 0.0), 1.0) if self.rate and self.controller.one_way else 0.0
+        if rtt and self.way_back.known:
+            if waited >= rtt:
+                # No SACK waits for longer than the whole round trip has taken.
+                self.way_back.restart(event.now)
+                waited = 0.0
+            event.there = rtt - event.slow * waited if waited >= 0 else 0.0
+        if event.there:
+            limit = CREDIT_WINDOWS * self.controller.window
+            self.credit = min(int(self.rate * (rtt - event.there)), limit)
+        event.credit = self.credit
+
+    def new_path(self, controller: Controller) -> None:
+        """Starts anew with what depends on the path."""
+        self.recovery.new_path()
+        self.controller = controller
+        self.rate = 0.0
+        self.way_back = WayBack()
+        self.credit = 0
 
     def _enter_recovery(self, now: float, flight: int) -> None:
         self._reduction.begin(flight)
@@ -119,7 +165,7 @@ class Sender(Packing):
         reduction, recovery = self._reduction, self.recovery
         reduction.active = reduction.active and recovery.episode
         if reduction.active:
-            window, packet = self.controller.window, self.packet_size
+            window, packet = self.controller.window + self.credit, self.packet_size
             reduction.delivered(
                 acked, flight=recovery.flight, window=window, packet=packet, safe=safe
             )
@@ -149,6 +195,7 @@ class Sender(Packing):
             flight = recovery.flight
             if flight and self.peer_window:
                 self.controller.timeout(now, flight)
+            self.credit = 0
             drain = flight / self.rate if self.rate else 0.0
             recovery.stall.timed_out(now, recovery.trip.rto, drain)
             self._reduction.end()
@@ -206,8 +253,13 @@ class Sender(Packing):
             room -= len(chunk)
         allowance = self._allowance(now)
         flight, quota = recovery.flight, self._quota()
-        urgent = self.scheduler.urgent
-        if urgent or forward or (allowance > 0 and (self.scheduler.queued or recovery.lost)):
+        urgent, sparse = self.scheduler.urgent, self._may_send_sparse(quota)
+        if (
+            urgent
+            or forward
+            or sparse
+            or (allowance > 0 and (self.scheduler.queued or recovery.lost))
+        ):
             burst = recovery.burst(now)
             if urgent:
                 room = self._send_urgent(now, burst, allowance, packets, parts, room)
@@ -220,6 +272,8 @@ class Sender(Packing):
                 allowance -= recovery.flight - before
             if allowance > 0 and self.scheduler.queued and not recovery.lost:
                 self.fill(now, burst, allowance, packets, parts, room, self.scheduler.pick)
+            elif sparse and recovery.flight - flight < self.packet_size:
+                self.fill(now, burst, 1, packets, parts, room, self.scheduler.pick_sparse)
         if parts:
             packets.append(self.count(self.packet(b"".join(parts))))
         sent = recovery.flight - flight
@@ -254,6 +308,19 @@ class Sender(Packing):
                 self._urgent.sent(recovery.since(first))
         return room
 
+    def _may_send_sparse(self, quota: int) -> bool:
+        """Returns whether a small message of a quiet stream may go beyond the window and the pacer.
+
+        What is beyond it is a packet at most, as in RFC 3042, and the bulk makes room for it.
+        """
+        recovery = self.recovery
+        return (
+            self.scheduler.has_new
+            and quota > -self.packet_size
+            and recovery.flight + self.packet_size <= self.peer_window
+            and len(recovery) < OUTSTANDING_MAX
+        )
+
     def _may_top_up(self, now: float, quota: int) -> bool:
         """Returns whether bulk may fill a packet that waits for no window.
 
@@ -285,7 +352,7 @@ class Sender(Packing):
         if not self.scheduler.queued and not recovery.lost:
             self.more = False
             self.pacer.rested = True
-            if recovery.flight < self.controller.window:
+            if recovery.flight < self.controller.window + self.credit:
                 recovery.delivery.limited_until = recovery.delivery.delivered + max(
                     recovery.flight, 1
                 )
@@ -294,7 +361,7 @@ class Sender(Packing):
         """Returns how many bytes congestion control lets go now; below 0 if too many have gone."""
         if self._reduction.active and self.recovery.episode and self.controller.conserves:
             return self._reduction.quota
-        return self.controller.window - self.recovery.flight
+        return self.controller.window + self.credit - self.recovery.flight
 
     def _allowance(self, now: float) -> int:
         """Returns how many bytes may be added to what is in flight now."""

@@ -6,7 +6,7 @@ cut when round trips are longer than the path alone needs by more than a queue t
 the base, and within bounds::
 
     round trip  =  base + our own queue          the shortest one of each round counts
-    allowed     =  base, at least OWN_QUEUE_MIN, at most OWN_QUEUE_MAX
+    allowed     =  base, at least OWN_QUEUE_MIN, at most OWN_QUEUE_MAX; at least OWN_QUEUE_PACKETS
     cut to         (base + allowed / 2) / round trip  of the window
 
 Between hosts that are near each other, the queue is that of a host: what its socket holds while its
@@ -32,6 +32,10 @@ while a busy host takes no turn, and 30 ms more are not heard in a call."""
 OWN_QUEUE_MIN: Final = 0.005
 """The same where round trips are as short as between hosts of one room: the delay that
 RFC 8289 (CoDel) leaves to a queue."""
+
+OWN_QUEUE_PACKETS: Final = 3
+"""Full packets that may wait at least, at the rate of the last round trip. Where one takes 12 ms,
+round trips differ by as much already because of what else is between the packets of the bulk."""
 
 SETTLE_ROUNDS: Final = 2
 """Rounds after a cut until its effect shows: the first one measures what was sent before."""
@@ -60,8 +64,11 @@ class StandingQueue:
         "_full",
         "_full_rtt",
         "_keep",
+        "_latest",
+        "_packet_time",
         "_settling",
         "_shortest",
+        "_slow",
         "_state",
         "_tested_at",
         "_wanted",
@@ -74,33 +81,49 @@ class StandingQueue:
         self._settling = 0
         self._state = _CUT
         self._keep = 1.0
+        self._latest = self._slow = 0.0
+        self._packet_time = 0.0
         self._wanted = 0.0
         self._full = 0  # what was in flight at the last cut that was not taken back; 0: none was
         self._full_rtt = 0.0
 
     @property
-    def settling(self) -> bool:
-        """Whether the effect of a cut is awaited, in which time the window should not grow."""
-        return self._settling > 0
+    def holds(self) -> bool:
+        """Whether the window should not grow.
+
+        The effect of a cut is awaited, or on a slow path half of the allowed queue has come about.
+        """
+        if self._settling:
+            return True
+        if not self._slow or not self._base:
+            return False
+        return self._latest >= self._base + (1 - self._slow / 2) * self._allowed
 
     @property
     def _allowed(self) -> float:
         """Seconds by which round trips may be longer than the base."""
-        return min(max(self._base, OWN_QUEUE_MIN), OWN_QUEUE_MAX)
+        time = min(max(self._base, OWN_QUEUE_MIN), OWN_QUEUE_MAX)
+        return max(time, OWN_QUEUE_PACKETS * self._packet_time)
 
     def forget(self) -> None:
         """Forgets the path: what follows a time-out may be another one."""
-        self._base = self._shortest = self._tested_at = 0.0
+        self._base = self._shortest = self._latest = self._tested_at = 0.0
         self._settling = self._full = 0
 
-    def judge(self, event: Acked, window: int, *, slow_start: bool) -> float:
-        """Takes a SACK; returns the factor by which the window is to change, mostly 1."""
+    def judge(self, event: Acked, window: int, *, packet: int, slow_start: bool) -> float:
+        """Takes a SACK; returns the factor by which the window is to change, mostly 1.
+
+        `packet` is the size of a full packet in bytes.
+        """
         factor = 1.0
         if event.round_start and self._shortest:
+            self._packet_time = packet * self._shortest / window
             factor = self._judge_round(self._shortest, event, window, slow_start=slow_start)
             self._shortest = 0.0
-        if event.rtt and (not self._shortest or event.rtt < self._shortest):
-            self._shortest = event.rtt
+        if event.there:
+            self._latest, self._slow = event.there, event.slow
+            if not self._shortest or event.there < self._shortest:
+                self._shortest = event.there
         return factor
 
     def _judge_round(self, rtt: float, event: Acked, window: int, *, slow_start: bool) -> float:

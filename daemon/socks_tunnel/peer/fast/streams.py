@@ -26,6 +26,10 @@ CONTROL_LABEL: Final = "control"
 QUANTUM: Final = 1_500
 """Bytes that a stream may send until it is another's turn: about one packet."""
 
+SPARSE_BYTES: Final = 1_100
+"""Bytes of the largest message that goes beyond the window if its stream has sent nothing for a
+while. A session lets quiet flows send as much (ADR 0032)."""
+
 
 def rank_of(label: str, ordered: bool, retransmits: int | None) -> int:
     """Returns the rank of a data channel, from what was said when it was opened."""
@@ -178,6 +182,19 @@ class Scheduler:
                     return stream.queue[0]
                 stream.listed = False
                 urgent.popleft()
+        return None
+
+    @property
+    def has_new(self) -> bool:
+        """Whether a stream may wait that has sent nothing for a while."""
+        return bool(self._new)
+
+    def pick_sparse(self) -> Message | None:
+        """Returns a small message of a stream that has sent nothing for a while, or None."""
+        if self._locked is None:
+            for stream in self._new:
+                if stream.queue and stream.deficit > 0 and stream.queue[0].size <= SPARSE_BYTES:
+                    return stream.queue[0]
         return None
 
     def pick(self) -> Message | None:

@@ -64,11 +64,21 @@ whoever does not know it skips it and does not report it (RFC 9260 section 3.2.1
     +-------------------------------+-------------------------------+
     |         type = 0x8F53         |          length = 8           |
     +-------------------------------+-------------------------------+
-    |                          version = 1                          |
+    |                          version = 2                          |
     +---------------------------------------------------------------+
 
 It says: "my sender does not depend on one SACK for every two packets; one for each batch that you
-have drained from your socket will do."
+have drained from your socket will do." From version 2 on, it also says: "I understand STAMP."
+
+STAMP, a chunk of our own, before a SACK for at least STAMPED_BYTES of user data. It says when the
+packet was made. A peer gets none that did not announce version 2; the two high bits are `10`
+nevertheless (RFC 9260 section 3.2)::
+
+    +---------------+---------------+-------------------------------+
+    |  type = 0x9D  |   flags = 0   |          length = 8           |
+    +---------------+---------------+-------------------------------+
+    |    microseconds of a clock that begins anywhere, modulo 2^32  |
+    +---------------------------------------------------------------+
 """
 
 from struct import Struct
@@ -84,12 +94,14 @@ HEARTBEAT: Final = 4
 HEARTBEAT_ACK: Final = 5
 I_DATA: Final = 64
 PAD: Final = 0x84
+STAMP: Final = 0x9D
 FORWARD_TSN: Final = 192
 I_FORWARD_TSN: Final = 194
 
 DATA_HEADER: Final = 16
 I_DATA_HEADER: Final = 20
 SACK_HEADER: Final = 16
+STAMP_HEADER: Final = 8
 
 LAST: Final = 1
 """Flag E of DATA and I-DATA: the last fragment of a message."""
@@ -101,8 +113,11 @@ IMMEDIATE: Final = 8
 """Flag I: the sender wants a SACK at once (RFC 7053)."""
 
 SACK_BATCH: Final = 0x8F53
-SACK_BATCH_VALUE: Final = b"\x00\x00\x00\x01"
+SACK_BATCH_VALUE: Final = b"\x00\x00\x00\x02"
+STAMP_VERSION: Final = 2
+"""Version of SACK-BATCH from which on a peer understands STAMP."""
 
+WORD_MASK: Final = 0xFFFF_FFFF
 TSN_MASK: Final = 0xFFFF_FFFF
 TSN_HALF: Final = 0x8000_0000
 """A 32-bit distance from here on is a distance backwards (RFC 1982)."""
@@ -125,6 +140,7 @@ FORWARD_CHUNK: Final = Struct("!BBHL")
 FORWARD_ENTRY: Final = Struct("!HH")
 I_FORWARD_ENTRY: Final = Struct("!HHL")
 PARAMETER: Final = Struct("!HH")
+STAMP_CHUNK: Final = Struct("!BBHL")
 WORD: Final = Struct("!L")
 
 PARAMETERS_AT: Final = {1: 16, 2: 16, 4: 0, 5: 0, 6: 0, 9: 0, 130: 0}

@@ -5,11 +5,12 @@ import struct
 from typing import Any
 
 import pytest
-from aiortc import RTCDataChannel
+from aiortc import RTCDataChannel, RTCSctpTransport
 from aiortc.rtcsctptransport import InitChunk
 from google_crc32c import value as crc32c
 
-from socks_tunnel.peer.fast.association import T1_FIRST, T1_LONGEST
+from socks_tunnel.peer.fast.association import T1_FIRST, T1_LONGEST, FastAssociation
+from socks_tunnel.peer.fast.wire import SACK_BATCH
 from support.sctp_network import FakeDtls, Path, dtls_pair, run_virtual
 from support.sctp_transfer import Sink, channel, fast, opened, started
 
@@ -56,6 +57,37 @@ def test_both_announce_what_they_can() -> None:
             assert figures.interleaved
             assert figures.batch_sacks
             assert side.path.sender.partial_reliability
+            assert side.path.stamps
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize(
+    ("value", "batches", "stamps"),
+    [
+        (None, False, False),
+        (b"", True, False),
+        (b"\x00\x00\x00\x01", True, False),
+        (b"\x00\x00\x00\x02", True, True),
+        (b"\x00\x00\x00\x03", True, True),
+    ],
+)
+def test_stamps_are_for_whoever_announces_them(
+    value: bytes | None, batches: bool, stamps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version before 2 was released, and announces batch SACKs alone."""
+
+    def announce(self: Any, params: list[tuple[int, bytes]]) -> None:
+        RTCSctpTransport._set_extensions(self, params)
+        if value is not None:
+            params.append((SACK_BATCH, value))
+
+    async def main() -> None:
+        monkeypatch.setattr(FastAssociation, "_set_extensions", announce)
+        a, b, *_ = await connected()
+        for side in (a, b):
+            assert side.snapshot().batch_sacks is batches
+            assert side.path.stamps is stamps
 
     run_virtual(main)
 

@@ -19,7 +19,7 @@ def event(
 ) -> Acked:
     made = Acked()
     made.now, made.acked, made.flight = now, acked, flight
-    made.rtt = made.srtt = made.min_rtt = rtt
+    made.rtt = made.there = made.srtt = made.min_rtt = rtt
     made.rate = acked / rtt
     for name, value in more.items():
         setattr(made, name, value)

@@ -30,7 +30,7 @@ FIRST_TSN = 0xFFFF_FF00
 OURS = 1_000
 
 
-def path(*, interleaved: bool = False, batch_sacks: bool = True) -> DataPath:
+def path(*, interleaved: bool = False, batch_sacks: bool = True, stamps: bool = False) -> DataPath:
     made = DataPath(
         local_tag=0xAAAA,
         initial_tsn=OURS,
@@ -41,7 +41,9 @@ def path(*, interleaved: bool = False, batch_sacks: bool = True) -> DataPath:
         rare=lambda kind, flags, body: None,
     )
     made.set_addressing(INBOUND, OUTBOUND)
-    made.set_extensions(interleaved=interleaved, partial_reliability=True, batch_sacks=batch_sacks)
+    made.set_extensions(
+        interleaved=interleaved, partial_reliability=True, batch_sacks=batch_sacks, stamps=stamps
+    )
     made.receiver.start(FIRST_TSN)
     made.sender.peer_window = 1 << 24
     made.established = True

@@ -5,12 +5,14 @@ of the machine that runs the test has a part in it.
 """
 
 import asyncio
+import math
 
 import pytest
 
 from support.sctp_network import Path, dtls_pair, run_virtual
 from support.sctp_transfer import Result, Sink, bulk, channel, fast, opened, started
 from support.tcp_cubic import TcpCubic
+from support.two_ways import both_ways
 
 MBIT = 1e6 / 8
 
@@ -265,3 +267,15 @@ def test_datagrams_survive_a_queue_that_is_hard_on_small_packets(seed: int) -> N
     took, count = run_virtual(lambda: _call_beside_bulk(there, back, 20))
     assert there.dropped > 0
     assert len(took) >= 0.9 * count
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_keystroke_waits_little_where_a_slow_path_is_full_both_ways(seed: int) -> None:
+    """Once, each side took the queue of the other for its own: it took 400 ms, and bulk got less."""
+    found = run_virtual(lambda: both_ways(1.0, 15.0, seed))
+    took = sorted(parts[0] for parts, _ in found["rows"])  # in milliseconds
+    assert took[math.ceil(0.99 * len(took)) - 1] < 250
+    assert found["down"] > 0.80
+    assert found["up"] > 0.72
+    assert found["lost"] == 0
+    assert found["drops"] == (0, 0)

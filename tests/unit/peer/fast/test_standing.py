@@ -5,6 +5,7 @@ import pytest
 from socks_tunnel.peer.fast.standing import (
     OWN_QUEUE_MAX,
     OWN_QUEUE_MIN,
+    OWN_QUEUE_PACKETS,
     SETTLE_ROUNDS,
     TEST_CUT_MAX,
     TEST_INTERVAL,
@@ -39,7 +40,7 @@ class Bottleneck:
             sack = event(self.now, MSS, flight=self.window, rtt=rtt, round_start=not sample)
             sack.app_limited = app_limited
             sack.rate = self.window / rtt
-            factor = self.standing.judge(sack, self.window, slow_start=False)
+            factor = self.standing.judge(sack, self.window, packet=MSS, slow_start=False)
             self.cuts += factor < 1
             changed *= factor
             self.window = int(self.window * factor)
@@ -57,7 +58,10 @@ def test_a_queue_that_is_short_is_left_alone(base: float, allowed: float) -> Non
     path = Bottleneck(base=base)
     path.window = int(path.rate * (base + 0.9 * allowed))
     path.standing.judge(
-        event(path.now, MSS, rtt=base, round_start=True), path.window, slow_start=False
+        event(path.now, MSS, rtt=base, round_start=True),
+        path.window,
+        packet=MSS,
+        slow_start=False,
     )
     while path.now < 0.9 * TEST_INTERVAL:
         assert path.round() == 1.0
@@ -74,7 +78,7 @@ def test_a_queue_of_our_own_is_cut_to_half_of_what_is_allowed(base: float, allow
     assert min(factors) < 1.0
     assert max(factors) == 1.0, "it was ours, so nothing is taken back"
     assert path.rtt == pytest.approx(base + allowed / 2, rel=0.01)
-    assert not path.standing.settling
+    assert not path.standing.holds
 
 
 def test_the_queue_of_others_costs_nothing_for_long() -> None:
@@ -117,7 +121,7 @@ def test_whoever_fills_the_queue_again_gets_no_more_by_it() -> None:
     path.round()
     path.round()
     before = path.window = int(path.rate * (BASE + 1.5 * OWN_QUEUE_MAX))
-    while not path.cuts or path.standing.settling:
+    while not path.cuts or path.standing.holds:
         path.round()
     path.others = 1.1 * OWN_QUEUE_MAX  # a rival takes the room that was made
     for _ in range(4 + SETTLE_ROUNDS):
@@ -155,3 +159,41 @@ def test_what_follows_a_time_out_may_be_another_path() -> None:
     path.others = 3 * OWN_QUEUE_MAX
     for _ in range(5):
         assert path.round() == 1.0
+
+
+SLOW = 125_000.0
+"""1 Mbit/s in bytes a second: OWN_QUEUE_PACKETS take longer there than OWN_QUEUE_MAX."""
+
+
+@pytest.mark.parametrize(("packets", "cut"), [(0.95, False), (1.5, True)])
+def test_some_full_packets_may_wait_on_a_slow_path(packets: float, cut: bool) -> None:
+    """`packets` is a part of OWN_QUEUE_PACKETS."""
+    wait = packets * OWN_QUEUE_PACKETS * MSS / SLOW
+    assert wait > OWN_QUEUE_MAX
+    path = Bottleneck(rate=SLOW)
+    path.round()
+    path.round()
+    path.window = int(SLOW * (BASE + wait))
+    for _ in range(3):
+        path.round()
+    assert bool(path.cuts) is cut
+
+
+@pytest.mark.parametrize("slow", [0.0, 0.5, 1.0])
+def test_on_a_slow_path_the_window_is_held_at_half_of_the_queue(slow: float) -> None:
+    """The path is slow in that part."""
+    standing, window = StandingQueue(), 100 * MSS
+
+    def holds(rtt: float) -> bool:
+        sack = event(1.0, MSS, rtt=rtt, slow=slow)
+        assert standing.judge(sack, window, packet=MSS, slow_start=False) == 1.0
+        return standing.holds
+
+    first = event(1.0, MSS, rtt=BASE, round_start=True)
+    standing.judge(first, window, packet=MSS, slow_start=False)
+    first.round_start = True
+    standing.judge(first, window, packet=MSS, slow_start=False)
+    limit = BASE + (1 - slow / 2) * OWN_QUEUE_MAX
+    assert not holds(limit - 0.001)
+    assert holds(limit + 0.001) is bool(slow)
+    assert not holds(BASE)

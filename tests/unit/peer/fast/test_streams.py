@@ -9,6 +9,7 @@ from socks_tunnel.peer.fast.streams import (
     DATAGRAM,
     NORMAL,
     QUANTUM,
+    SPARSE_BYTES,
     Message,
     OutboundStream,
     Scheduler,
@@ -155,3 +156,30 @@ def test_a_message_that_is_given_up_leaves_the_queue(scheduler: Scheduler) -> No
     assert scheduler.pick() is second
     scheduler.discard(stream)
     assert (scheduler.queued, scheduler.pick()) == (0, None)
+
+
+def test_only_a_small_message_of_a_quiet_stream_may_go_beyond_the_window(
+    scheduler: Scheduler,
+) -> None:
+    bulk, quiet = OutboundStream(1, NORMAL), OutboundStream(2, NORMAL)
+    queue(scheduler, bulk, 50_000)
+    assert scheduler.pick_sparse() is None, "it is too large"
+    (message,) = queue(scheduler, quiet, SPARSE_BYTES)
+    assert scheduler.pick_sparse() is message, "though another new stream is first"
+    scheduler.sent(message, message.size)
+    assert scheduler.pick_sparse() is None
+    queue(scheduler, quiet, SPARSE_BYTES)
+    more = scheduler.pick_sparse()
+    assert more is not None, "within its quantum"
+    scheduler.sent(more, more.size)
+    queue(scheduler, quiet, 10)
+    assert scheduler.pick_sparse() is None, "it has used its quantum up"
+
+
+def test_nothing_goes_between_the_fragments_of_a_message_without_interleaving() -> None:
+    plain = Scheduler()
+    bulk, quiet = OutboundStream(1, NORMAL), OutboundStream(2, NORMAL)
+    (large,) = queue(plain, bulk, 5_000)
+    plain.sent(large, 1_000)
+    queue(plain, quiet, 10)
+    assert plain.pick_sparse() is None
