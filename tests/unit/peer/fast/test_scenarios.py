@@ -9,6 +9,7 @@ import math
 
 import pytest
 
+from socks_tunnel.peer.fast.sender import CREDIT_WINDOWS
 from support.sctp_network import Path, dtls_pair, run_virtual
 from support.sctp_transfer import Result, Sink, bulk, channel, fast, opened, started
 from support.tcp_cubic import TcpCubic
@@ -279,3 +280,37 @@ def test_a_keystroke_waits_little_where_a_slow_path_is_full_both_ways(seed: int)
     assert found["up"] > 0.72
     assert found["lost"] == 0
     assert found["drops"] == (0, 0)
+
+
+@pytest.mark.parametrize("step", [-50_000, 3_000, 1 << 30])
+def test_a_peer_that_lies_about_its_clock_costs_itself_only(step: int) -> None:
+    """Its clock runs by `step` microseconds off each 10 ms. What comes of it is a queue on its way."""
+
+    async def main() -> tuple[float, float, float]:
+        there, back = (Path(delay=0.02, rate=MBIT, queue=20) for _ in range(2))
+        dtls = dtls_pair(there, back, probing=True)
+        a, b = fast(dtls[0]), fast(dtls[1])
+        left, right = Sink(a), Sink(b)
+        await started(a, b)
+        one = channel(a)
+        await opened(one)
+        left.filling = one
+        left.fill()
+        most = 0.0
+        for _ in range(1_000):
+            b.path._clock_offset = (b.path._clock_offset + step) & 0xFFFF_FFFF
+            await asyncio.sleep(0.01)
+            sender = a.path.sender
+            most = max(most, sender.credit / sender.controller.window)
+        lied = right.received
+        await asyncio.sleep(20)
+        honest = right.received
+        await asyncio.sleep(10)
+        left.filling = None
+        assert not left.failed + right.failed
+        return most, lied / 10, (right.received - honest) / 10
+
+    most, lied, honest = run_virtual(main)
+    assert most <= 2 * CREDIT_WINDOWS  # the window may have been halved since
+    assert lied > 0.5 * MBIT
+    assert honest > 0.85 * MBIT
