@@ -4,6 +4,7 @@ import ast
 import importlib
 import os
 import sys
+import threading
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -58,6 +59,14 @@ def test_no_class_gives_one_of_its_names_to_another(name: str) -> None:
                     values += [] if value is None else [value]
         used = {n.id for v in values for n in ast.walk(v) if isinstance(n, ast.Name)}
         assert not used & bound, f"{name}.{node.name}: {', '.join(sorted(used & bound))}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_variable_is_of_a_class_that_derives_from_the_locals_of_threads(name: str) -> None:
+    """Compiled by mypyc, instances of such a class crash the process in `isinstance(x, Mapping)`."""
+    for variable, value in vars(sys.modules[name]).items():
+        kind = type(value)
+        assert kind is threading.local or threading.local not in kind.__mro__, variable
 
 
 def test_the_list_is_in_order_and_names_modules() -> None:

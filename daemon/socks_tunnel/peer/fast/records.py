@@ -51,7 +51,7 @@ class RecordError(Exception):
     """OpenSSL takes no more records for this association."""
 
 
-class _Scratch(threading.local):
+class _Buffers:
     """Buffers for records on their way: one set for each thread, used only within a call."""
 
     def __init__(self) -> None:
@@ -61,7 +61,15 @@ class _Scratch(threading.local):
         self.plain_view = ffi.buffer(self.plain)
 
 
-_scratch = _Scratch()
+_scratch = threading.local()
+
+
+def _buffers() -> _Buffers:
+    """Returns the buffers of this thread."""
+    buffers: _Buffers | None = getattr(_scratch, "buffers", None)
+    if buffers is None:
+        buffers = _scratch.buffers = _Buffers()
+    return buffers
 
 
 def count_single_records(data: bytes | bytearray, size: int, segment: int) -> int:
@@ -147,8 +155,9 @@ class Records:
 
     def written(self) -> memoryview:
         """Returns what OpenSSL has written to the out BIO; valid until the next call."""
-        view = _scratch.cipher_view
-        size = lib.BIO_read(self._out, _scratch.cipher, len(view))
+        buffers = _buffers()
+        view = buffers.cipher_view
+        size = lib.BIO_read(self._out, buffers.cipher, len(view))
         return view[: max(size, 0)]
 
     def read_joined(
@@ -159,8 +168,8 @@ class Records:
         `data` is as :func:`count_single_records` has approved it. Records that are forged,
         repeated or too old are passed over by OpenSSL.
         """
-        scratch = _scratch
-        read, plain, view = lib.SSL_read, scratch.plain, scratch.plain_view
+        buffers = _buffers()
+        read, plain, view = lib.SSL_read, buffers.plain, buffers.plain_view
         ssl, append = self._ssl, packets.append
         source = ffi.from_buffer(data)
         step = max(1, BIO_BYTES_MAX // segment) * segment
@@ -186,13 +195,14 @@ class Records:
         if len(datagram) > BIO_BYTES_MAX:
             return 0
         lib.BIO_write(self._in, datagram, len(datagram))
+        buffers = _buffers()
         taken = 0
         while taken < RECORDS_PER_DATAGRAM_MAX:
-            count = lib.SSL_read(self._ssl, _scratch.plain, PLAINTEXT_MAX)
+            count = lib.SSL_read(self._ssl, buffers.plain, PLAINTEXT_MAX)
             if count <= 0:
                 self._stopped(count)
                 break
-            packets.append(_scratch.plain_view[:count])
+            packets.append(buffers.plain_view[:count])
             taken += 1
         return taken
 

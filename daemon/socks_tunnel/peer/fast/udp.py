@@ -110,14 +110,18 @@ class UdpCounters:
     """Datagrams in those that were not sent in another way either."""
 
 
-class _Scratch(threading.local):
-    """The receive buffer: one for each thread, as a callback uses it only until it returns."""
+_scratch = threading.local()
+"""The receive buffer: one for each thread, as a callback uses it only until it returns.
 
-    def __init__(self) -> None:
-        self.buffer = bytearray(RECEIVE_BUFFER)
+No subclass of `local`: compiled by mypyc, its instances crash the process in `isinstance`."""
 
 
-_scratch = _Scratch()
+def _receive_buffer() -> bytearray:
+    """Returns the receive buffer of this thread."""
+    buffer: bytearray | None = getattr(_scratch, "buffer", None)
+    if buffer is None:
+        buffer = _scratch.buffer = bytearray(RECEIVE_BUFFER)
+    return buffer
 
 
 class BatchedUdpTransport(asyncio.DatagramTransport):
@@ -231,7 +235,7 @@ class BatchedUdpTransport(asyncio.DatagramTransport):
             self._loop.add_reader(self._fd, self._readable)
 
     def _readable(self) -> None:
-        buffer = _scratch.buffer
+        buffer = _receive_buffer()
         receive = self._socket.recvmsg_into
         counters = self.counters
         deadline = time.perf_counter() + READ_SECONDS_MAX
