@@ -339,11 +339,18 @@ class RawEndpoint:
         channel.on("message", on_message)
 
     async def connect(self, change: Callable[[str], str] = lambda sdp: sdp) -> None:
-        """Connect, with an answer that `change` may have changed, and wait for HELLO."""
+        """Connect, with an answer that `change` may have changed, and wait for HELLO.
+
+        HELLO may come before the acknowledgements of the channels have arrived, so these are waited
+        for as well.
+        """
         offer = await self.gateway.create_offer()
         await self.pc.setRemoteDescription(RTCSessionDescription(sdp=offer, type="offer"))
         await self.gateway.accept_answer(change(await describe(self.pc, "answer")))
         await self.until(lambda: bool(self.on("control")))
+        async with asyncio.timeout(PATIENCE):
+            while self.gateway.transport.state == "connecting":
+                await asyncio.sleep(0.01)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(PATIENCE):

@@ -19,6 +19,8 @@ channels over a real path, and each of its faults is the choice of a test::
   To attach again, a test makes the next wire, on the same clock.
 
 The set-up by offer and answer works as well, between transports of one :class:`MemoryNetwork`.
+
+This file is long because clock, transports and wire are one model of a path.
 """
 
 import heapq
@@ -142,6 +144,7 @@ class MemoryTransport:
         lanes: int = 8,
         max_message: int = MESSAGE_MAX,
         network: "MemoryNetwork | None" = None,
+        sends_early: bool = False,
     ) -> None:
         self.role: Role = role
         self.state: TransportState = "new"
@@ -156,6 +159,9 @@ class MemoryTransport:
         self.wire: Wire | None = None
         self._clock = clock
         self._network = network
+        self._sends_early = sends_early
+        self.early: list[bytes] = []
+        """What goes out behind the opening of the channels."""
         self._lanes = lanes
         self._dropped = self._drained = 0
         self._reporting = False
@@ -210,6 +216,11 @@ class MemoryTransport:
             self.end("the answer is no one's here")
             raise TransportError("the answer is no one's here")
         self._network.join(self, other)
+
+    def send_early(self, message: bytes) -> bool:
+        if self._sends_early:
+            self.early.append(message)
+        return self._sends_early
 
     def send_many(self, messages: list[bytes]) -> None:
         if self.state in {"new", "down"} or self.wire is None:
@@ -337,6 +348,8 @@ class Wire:
             if transport.state == "new":
                 transport.state = "connecting"
         self.clock.call_later(self.delay, self.endpoint.go_up)
+        for message in self.gateway.early:
+            self.carry(self.gateway, "control", message)
         self.clock.call_later(2 * self.delay, self.gateway.go_up)
 
     def carry(self, sender: MemoryTransport, channel: str, message: bytes) -> None:

@@ -180,7 +180,10 @@ class Link:
         was closed meanwhile; the link is down then.
         """
         self._begin()
-        return await self.transport.create_offer()
+        offer = await self.transport.create_offer()
+        if self.transport.send_early(self.protocol.hello.encode()):
+            self.protocol.hello_sent()
+        return offer
 
     async def accept_answer(self, sdp: str) -> None:
         """Takes the endpoint's answer; the connection is then made in the background.

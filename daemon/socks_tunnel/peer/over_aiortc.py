@@ -125,6 +125,11 @@ class AiortcTransport:
 
     # --- messages -----------------------------------------------------------------------------
 
+    def send_early(self, message: bytes) -> bool:
+        """Returns False: aiortc sends nothing on a channel that is not acknowledged."""
+        del message
+        return False
+
     def _check_sizes(self, messages: list[bytes], limit: int) -> None:
         """Raises LocalProtocolError for a message that would corrupt a stream or is none."""
         for message in messages:

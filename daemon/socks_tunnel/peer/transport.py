@@ -274,6 +274,14 @@ class Transport(Protocol):
         would corrupt a stream) or if any is shorter than a header.
         """
 
+    def send_early(self, message: bytes) -> bool:
+        """Sends a message on `control` right behind the opening of all channels.
+
+        That is a round trip before the channels are acknowledged (RFC 8832 section 6). Called once,
+        by a gateway, between offer and answer. Returns False, and takes nothing, if the transport
+        cannot do that.
+        """
+
     def close(self, reason: str, *, linger: float = 0.0) -> None:
         """Begins the end of the transport, once; `transport_down` is called from inside it.
 

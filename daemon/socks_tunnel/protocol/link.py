@@ -12,9 +12,11 @@ channel `control` (docs/protocol.md sections 1, 3 and 5). States, all transition
         v                                                             v
       failed <--------------------------------------------------------+
 
-The gateway sends HELLO as soon as all channels are open, and the endpoint answers it with its own.
-So a gateway is established only after the endpoint has read its HELLO, and no flow message of the
-gateway can overtake it.
+The gateway sends HELLO right behind the opening of the channels if its transport can do that, else
+as soon as all channels are open, and the endpoint answers it with its own. So a gateway is
+established only after the endpoint has read its HELLO, and no flow message of the gateway can
+overtake it. An endpoint that has read an early HELLO may be established before its gateway, which
+still waits for a channel to be acknowledged. What it says then is kept until both are.
 
 When it asks for signs of life and what it makes of their absence: protocol/keepalive.py.
 
@@ -51,6 +53,10 @@ as a burst of opening messages from one that does not wait for our HELLO."""
 
 EARLY_BYTES_MAX: Final = 1_048_576
 """Bytes of those messages."""
+
+EARLY_RESUMES_MAX: Final = 64
+"""RESUMEs that are kept until the link is established, which is a round trip later at most unless a
+packet was lost: 128,000 rows of one of ours."""
 
 DEFAULT_TIMING: Final = Timing()
 
@@ -192,6 +198,8 @@ class LinkProtocol:
         self._outgoing: list[bytes] = []
         self._early: list[bytes] = []
         self._early_bytes = 0
+        self._early_resumes: list[Resume] = []
+        self._greeted = False
         self._channels_open = False
         self._gone_away = False
         self._connect_due = now + connect_timeout
@@ -206,12 +214,16 @@ class LinkProtocol:
         if self.state == "connecting":
             self._connect_due = now + self._connect_timeout
 
+    def hello_sent(self) -> None:
+        """The transport sends HELLO behind the opening of the channels (gateway only)."""
+        self._greeted = True
+
     def channels_opened(self, now: float) -> None:
-        """All channels are open; a gateway says HELLO."""
+        """All channels are open; a gateway says HELLO, unless it has said so before."""
         if self._channels_open or self.state == "failed":
             return
         self._channels_open = True
-        if self.role == "gateway":
+        if self.role == "gateway" and not self._greeted:
             self._outgoing.append(self.hello.encode())
         self._establish_if_ready(now)
 
@@ -345,6 +357,7 @@ class LinkProtocol:
         """The link has ended for another reason: nothing comes and goes any more."""
         self.state = "failed"
         self._early.clear()
+        self._early_resumes.clear()
         self._outgoing.clear()
         self._events.clear()
 
@@ -438,20 +451,30 @@ class LinkProtocol:
         self._events.append(GoawayReceived(goaway.reason))
 
     def _resume_arrived(self, resume: Resume) -> None:
-        if self.state == "established" and self.resumable:
-            self._events.append(ResumeReceived(resume))
-        else:
+        if not self.resumable:
             self.peer_error("unexpected-resume", "sent RESUME, which was not agreed upon")
+        elif self.state == "established":
+            self._events.append(ResumeReceived(resume))
+        elif len(self._early_resumes) < EARLY_RESUMES_MAX:
+            self._early_resumes.append(resume)
+        else:
+            self.peer_error("unexpected-resume", "")
+            self._fail(
+                f"the peer sent over {EARLY_RESUMES_MAX} RESUMEs before all channels were open"
+            )
 
     def _establish_if_ready(self, now: float) -> None:
         if self.state != "connecting" or self.remote_hello is None or not self._channels_open:
             return
         self.state = "established"
         self._events.append(LinkEstablished(self.remote_hello))
+        self._events += map(ResumeReceived, self._early_resumes)
+        self._early_resumes.clear()
         self.keepalive.heard(now)
         self._outgoing.append(Ping(self.keepalive.ping(now)).encode())
 
     def _fail(self, reason: str, *, linger: bool = False) -> None:
         self.state = "failed"
         self._early.clear()
+        self._early_resumes.clear()
         self._events.append(LinkFailed(reason, linger))

@@ -33,6 +33,10 @@ async def test_it_ends_once_and_says_why() -> None:
     assert states == ["new", "down"]
 
 
+async def test_it_sends_nothing_before_the_channels_are_acknowledged() -> None:
+    assert not make(Owner()).send_early(b"hello")
+
+
 async def test_nothing_is_reported_after_the_end() -> None:
     owner = Owner()
     transport = make(owner)

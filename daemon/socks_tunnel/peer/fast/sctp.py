@@ -38,7 +38,7 @@ from socks_tunnel.peer.fast.wire import (
     checksum_of_header,
     parameters_are_sound,
 )
-from socks_tunnel.protocol.errors import RemoteProtocolError
+from socks_tunnel.protocol.errors import LocalProtocolError, RemoteProtocolError
 from socks_tunnel.protocol.lone import LONE_BYTES, Lone
 
 _log = logging.getLogger(__name__)
@@ -466,6 +466,18 @@ class FastSctpTransport(FastAssociation):
             )
         )
         self._flush_soon()
+
+    def send_after_openings(self, channel: RTCDataChannel, message: bytes) -> None:
+        """Queues a binary message behind the opening of the channels that there are.
+
+        On an ordered channel it may be sent before the peer has acknowledged that (RFC 8832
+        section 6: "all data messages sent before the DATA_CHANNEL_ACK MUST be ordered").
+        """
+        if not channel.ordered:
+            raise LocalProtocolError(
+                "an unordered message would overtake the opening of its channel"
+            )
+        self._data_channel_queue.append((channel, BINARY, message))
 
     async def _data_channel_flush(self) -> None:
         """Takes what aiortc queues, which is the opening of channels and its answers."""

@@ -109,6 +109,13 @@ class FastTransport(AiortcTransport):
 
     # --- sending ------------------------------------------------------------------------------
 
+    def send_early(self, message: bytes) -> bool:
+        """Sends a message on `control` behind the opening of the channels."""
+        if self.state != "connecting" or self._sctp is None or self._control is None:
+            return False
+        self._sctp.send_after_openings(self._control, message)
+        return True
+
     def send_many(self, messages: list[bytes]) -> None:
         """Takes messages for the channels of their types."""
         if self.state == "down" or self._sctp is None:

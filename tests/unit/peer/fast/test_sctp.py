@@ -93,6 +93,34 @@ def test_text_and_empty_messages_are_what_they_were() -> None:
     run_virtual(main)
 
 
+@pytest.mark.parametrize("right", KINDS)
+def test_a_message_behind_the_openings_does_not_wait_for_their_acknowledgement(
+    right: str, monkeypatch: Any
+) -> None:
+    async def main() -> None:
+        client, server = dtls_pair(Path(delay=0.05), Path(delay=0.05))
+        a, b = fast(client), KINDS[right](server)
+        got: list[tuple[str, Any, str]] = []
+
+        def arrive(other: RTCDataChannel) -> None:
+            other.on("message", lambda message: got.append((other.label, message, one.readyState)))
+
+        b.on("datachannel", arrive)
+        one = channel(a, "control")
+        lane = channel(a, "lane-0")
+        a.send_after_openings(one, b"hello")
+        await started(a, b)
+        await opened(one, lane)
+        assert got == [("control", b"hello", "connecting")]
+        one.send(b"more")
+        await asyncio.sleep(1)
+        assert got[1:] == [("control", b"more", "open")]
+        await asyncio.gather(a.stop(), b.stop())
+
+    with virtual_aiortc(monkeypatch):
+        run_virtual(main)
+
+
 def test_an_owner_gets_what_arrived_in_one_list_a_turn() -> None:
     async def main() -> None:
         client, server = dtls_pair(Path(delay=0.01), Path(delay=0.01))

@@ -40,6 +40,9 @@ class Sctp:
     def send_many(self, channel: Channel, messages: list[bytes]) -> None:
         self.sent.append((channel.label, messages))
 
+    def send_after_openings(self, channel: Channel, message: bytes) -> None:
+        self.sent.append((channel.label, [message]))
+
 
 class Owner:
     """Writes down what a transport tells."""
@@ -89,6 +92,15 @@ async def test_each_message_takes_its_channel_in_one_call_each() -> None:
     for number in range(4):
         assert sent.get(f"lane-{number}", []) == [m for m in flows if lane_of(m, 4) == number]
     assert transport.buffered == sum(map(len, flows + datagrams))
+
+
+async def test_only_a_transport_that_is_being_connected_sends_early() -> None:
+    transport, sctp, _ = up()
+    assert not transport.send_early(b"late")
+    transport._connection.state = "connecting"
+    assert transport.send_early(b"hello")
+    assert sctp.sent == [("control", [b"hello"])]
+    assert not FastTransport("gateway", IceSettings(), name="office").send_early(b"x")
 
 
 async def test_lanes_that_come_late_do_not_move_flows() -> None:
