@@ -70,7 +70,7 @@ def test_another_key_for_a_host_that_has_joined(place: Place) -> None:
         (peer,) = json.loads(place.ask_endpoint("peers", "--json"))["peers"]
         assert len(peer["public_keys"]) == 2
         gateway.reload()
-        gateway.wait_log("this host has another key for its next links")
+        gateway.wait_log("this host identifies itself by another key on its next links")
         sock.sendall(b"both")
         assert sock.recv(4) == b"both"
     place.command("check-config", config)

@@ -49,7 +49,7 @@ class _Ended:
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Raises :class:`RelayError`."""
+        """Waits until it is over. Raises :class:`RelayError` for what went wrong."""
         with self._changed:
             self._changed.wait_for(lambda: self._over)
             if self._error is not None:

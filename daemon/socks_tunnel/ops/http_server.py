@@ -223,7 +223,9 @@ class HttpServer:
                 return await self._handler(request)
         except TimeoutError:
             _log.warning(
-                "a %s request took over %g s; given up", self.name, self.bounds.handle_timeout
+                "a %s request took more than %g s and was given up",
+                self.name,
+                self.bounds.handle_timeout,
             )
             self.refused("busy")
             return Response(503)

@@ -28,7 +28,7 @@ class _Absent:
 
     @classmethod
     def create(cls, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Raises."""
+        """Raises an error that says which module of PyAV was asked for."""
         _absent(cls.__name__)
 
 

@@ -136,7 +136,10 @@ class Federation:
         self._ask_about(client)
 
     def left(self, client: Client) -> None:
-        """A client has gone; not if a newer one with its key has come."""
+        """Gives up what this node holds for a client that has gone.
+
+        Not called if a newer connection with its key has come meanwhile.
+        """
         self._bus.release(client.key)
         self.unwatched(client, client.watched)
 

@@ -152,7 +152,7 @@ async def _serve(config: RendezvousConfig, certificate: ServerCertificate | None
 async def _ended_again(signals: "asyncio.Queue[signal.Signals]") -> None:
     while await signals.get() not in {signal.SIGTERM, signal.SIGINT}:
         pass
-    _log.warning("told again to end: ending at once")
+    _log.warning("a second signal has come: ending at once")
 
 
 async def _reload(

@@ -66,7 +66,7 @@ class EnrolmentFile:
             try:
                 fresh.replay(entry)
             except ValueError as error:
-                _log.warning("%s: left out: %s", self._path, error)
+                _log.warning("an entry of %s is left out: %s", self._path, error)
             else:
                 good.append(entry)
         self.enrolments = fresh
@@ -107,7 +107,7 @@ class EnrolmentFile:
             try:
                 self.enrolments.replay(json_map(line, size=LINE_MAX))
             except (Malformed, ValueError) as error:
-                _log.warning("%s:%d: left out: %s", self._path, number, error)
+                _log.warning("%s:%d: this entry is left out: %s", self._path, number, error)
         return lines
 
     def _append(self, entry: Entry) -> None:
@@ -131,7 +131,11 @@ class EnrolmentFile:
         try:
             self._rewrite(live)
         except OSError as error:
-            _log.warning("%s cannot be written anew: %s; it grows on", self._path, error)
+            _log.warning(
+                "%s cannot be rewritten without its old lines: %s; the file keeps growing",
+                self._path,
+                error,
+            )
             self._lines_max *= 2
         else:
             self._lines_max = max(REWRITE_OPEN_MIN, 2 * len(live))

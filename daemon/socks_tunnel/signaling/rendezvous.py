@@ -463,7 +463,7 @@ class Rendezvous:
             async with asyncio.timeout(HANDLE_TIMEOUT):
                 answer = await self._answer_to(parcel)
         except TimeoutError:
-            _log.warning("an envelope took over %g s; given up", HANDLE_TIMEOUT)
+            _log.warning("the answer to an envelope was given up after %g s", HANDLE_TIMEOUT)
             self._dropped("timeout")
             return
         if answer is None:

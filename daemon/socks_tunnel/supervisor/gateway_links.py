@@ -100,7 +100,10 @@ class GatewayLinks(Links):
         When the endpoint does not accept that any more, it ends them, and flows go on with others.
         """
         if identity.public != self.identity.public:
-            _log.info("this host has another key for its next links: %s", identity.public_text)
+            _log.info(
+                "this host identifies itself by another key on its next links: %s",
+                identity.public_text,
+            )
             self.identity = identity
             self.verifier.renew(identity.public)
             self._outgoing.renew(identity, self.config)

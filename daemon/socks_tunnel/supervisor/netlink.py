@@ -232,7 +232,7 @@ class PathWatcher:
                 sock.close()
                 raise
         except OSError as error:
-            _log.info("changes of addresses and routes are not told by the kernel: %s", error)
+            _log.info("the kernel does not report changes of addresses and routes: %s", error)
             return
         self._sock = sock
         asyncio.get_running_loop().add_reader(sock, self._readable)
@@ -267,7 +267,9 @@ class PathWatcher:
                 break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
-                    _log.warning("the kernel tells no more changes of addresses: %s", error)
+                    _log.warning(
+                        "the kernel no longer reports changes of addresses and routes: %s", error
+                    )
                     self.stop()
                     return
                 changes += self._decoder.lost()

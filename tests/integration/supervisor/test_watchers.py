@@ -79,7 +79,7 @@ async def test_a_host_that_may_not_listen_goes_on_without(
     watcher = PathWatcher(lambda _: None)
     watcher.start()
     watcher.stop()
-    assert "changes of addresses and routes are not told by the kernel" in caplog.text
+    assert "the kernel does not report changes of addresses and routes" in caplog.text
 
 
 async def test_a_pause_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

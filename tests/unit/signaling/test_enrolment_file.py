@@ -46,8 +46,11 @@ def test_half_a_line_is_dropped_and_a_bad_one_left_out(
         file.write(b'{"entry": "unheard of"}\nnonsense\n{"entry": "invi')
     again = EnrolmentFile(path, ENDPOINT).enrolments
     assert again.invitations == first.invitations
-    assert ["cut short" in caplog.text, f"{path}:2: left out" in caplog.text] == [True, True]
-    assert f"{path}:3: left out: it is no JSON" in caplog.text
+    assert ["cut short" in caplog.text, f"{path}:2: this entry is left out" in caplog.text] == [
+        True,
+        True,
+    ]
+    assert f"{path}:3: this entry is left out: it is no JSON" in caplog.text
     again.invite("b", 1, int(NOW) + 100, 0, NOW)
     assert len(EnrolmentFile(path, ENDPOINT).enrolments.invitations) == 2
 
@@ -82,7 +85,7 @@ def test_a_file_in_use_does_not_grow_without_end(
     for _ in range(10):
         token = enrolments.invite("a", 1, int(NOW) + 100, 0, NOW)
         enrolments.withdraw(token.id.hex())
-    assert "cannot be written anew" in caplog.text
+    assert "cannot be rewritten without its old lines" in caplog.text
     assert list(EnrolmentFile(path, ENDPOINT).enrolments.invitations) == kept
 
 

@@ -99,7 +99,7 @@ class UdpForward:
             self.clients.loop.add_reader(self.sock, self._readable)
 
     def stop(self) -> None:
-        """Takes none from new clients or old ones."""
+        """Takes no more datagrams, neither from new clients nor from known ones."""
         if self._watching:
             self._watching = False
             self.clients.loop.remove_reader(self.sock)

@@ -132,7 +132,7 @@ class TargetRelay(TcpRelay):
         return Liveness(targets.keepalive, targets.user_timeout)
 
     def _connect_to_literal(self) -> bool:
-        """Decides about an IP literal and connects to it. False if it is a name; begins nothing."""
+        """Decides about an IP literal and connects to it. Returns False for a name, at once."""
         assert self.destination is not None
         try:
             allowed = self.targets.access.literal(self._asker(), self._policy(), self.destination)
