@@ -118,6 +118,7 @@ class Targets:
                 except Exception as error:  # noqa: BLE001 - the border: a bug costs this flow alone
                     # Whether the policy still allows it is not known.
                     flow.session.core.guard(flow, _fail, error)
+            yield  # also after one with nothing to check: thousands of them take their time
 
     def _recheck_some(self) -> None:
         assert self._recheck is not None
