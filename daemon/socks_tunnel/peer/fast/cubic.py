@@ -92,10 +92,16 @@ class Cubic:
         """Grows the window."""
         now = event.now
         since, self._last_ack = now - self._last_ack, now
-        if self.window < self.ssthresh:
+        slow = self.window < self.ssthresh
+        full = 2 * event.flight if slow else event.flight + 3 * self._mss
+        # What the pacer holds back is there to be sent, too. If the first round trip was measured
+        # on a busy host, it paces far below the window, and would go on so.
+        limited = full < self.window and not event.paced
+        if slow and not limited:
             self._hystart(event)
+            slow = self.window < self.ssthresh
         factor = self._standing.judge(
-            event, self.window, packet=self._mss, slow_start=self.slow_start
+            event, self.window, packet=self._mss, slow_start=slow, limited=limited
         )
         if factor != 1.0:
             self._correct(factor)
@@ -103,12 +109,8 @@ class Cubic:
             if self._epoch:
                 self._epoch += since
         elif not event.in_recovery:
-            slow = self.window < self.ssthresh
-            full = 2 * event.flight if slow else event.flight + 3 * self._mss
-            if full < self.window and not event.paced:
+            if limited:
                 # RFC 9438 section 4.2 with 5.8: time without enough to send is no time to grow in.
-                # What the pacer holds back is there to be sent, though. If the first round trip was
-                # measured on a busy host, it paces far below the window, and would go on so.
                 if self._epoch:
                     self._epoch += since
             elif slow:
@@ -121,8 +123,7 @@ class Cubic:
     def _correct(self, factor: float) -> None:
         """Changes the window by what is known of our own queue in the path."""
         before = self.window
-        # After a time-out the window is below its floor, and no cut may raise it. What is given
-        # back is computed from a rate, which may be measured far too high.
+        # After a time-out the window is below its floor, and no cut may raise it.
         floor = min(WINDOW_PACKETS_MIN * self._mss, before)
         self.window = min(max(int(before * factor), floor), WINDOW_BYTES_MAX)
         self._epoch = 0.0

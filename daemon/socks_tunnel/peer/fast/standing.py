@@ -12,11 +12,16 @@ the base, and within bounds::
 Between hosts that are near each other, the queue is that of a host: what its socket holds while its
 processes wait for a core. There, a long one gains nothing.
 
+A sender that has less to send than its window allows keeps no queue, so its window is not cut:
+beside a download, what acknowledges it would leave an upload that begins next a window of a few
+packets. Nor is what it sends a rate that a window could follow.
+
 The queue need not be ours: another sender may fill it, or that of the way back, or the path has
 become longer. That shows in two ways. If the round trips do not become shorter by at least half of
 what they should, or if they are as long again with less of ours in flight, the cut is taken back,
-and what they are now is the base. So a sender beside others that wait for losses waits for losses
-too, and in a queue that is shorter than what is allowed nothing of this happens.
+and what they are now is the base. No more is given back than was there before. So a sender beside
+others that wait for losses waits for losses too, and in a queue that is shorter than what is
+allowed nothing of this happens.
 
 A base may be wrong after all, or the others may have gone. So after :data:`TEST_INTERVAL` the
 window is cut by a quarter to a half for two round trips, to see what they become.
@@ -61,10 +66,12 @@ class StandingQueue:
 
     __slots__ = (
         "_base",
+        "_before",
         "_full",
         "_full_rtt",
         "_keep",
         "_latest",
+        "_limited",
         "_packet_time",
         "_settling",
         "_shortest",
@@ -81,6 +88,8 @@ class StandingQueue:
         self._settling = 0
         self._state = _CUT
         self._keep = 1.0
+        self._before = 0  # the window before the last cut
+        self._limited = False
         self._latest = self._slow = 0.0
         self._packet_time = 0.0
         self._wanted = 0.0
@@ -110,13 +119,17 @@ class StandingQueue:
         self._base = self._shortest = self._latest = self._tested_at = 0.0
         self._settling = self._full = 0
 
-    def judge(self, event: Acked, window: int, *, packet: int, slow_start: bool) -> float:
+    def judge(
+        self, event: Acked, window: int, *, packet: int, slow_start: bool, limited: bool
+    ) -> float:
         """Takes a SACK; returns the factor by which the window is to change, mostly 1.
 
-        `packet` is the size of a full packet in bytes.
+        `packet` is the size of a full packet in bytes. A sender is `limited` if it had less to send
+        than its window allows.
         """
         factor = 1.0
         if event.round_start and self._shortest:
+            self._limited = limited
             self._packet_time = packet * self._shortest / window
             factor = self._judge_round(self._shortest, event, window, slow_start=slow_start)
             self._shortest = 0.0
@@ -130,17 +143,17 @@ class StandingQueue:
         now = event.now
         if self._settling:
             self._settling -= 1
-            return 1.0 if self._settling else self._settled(rtt, now)
+            return 1.0 if self._settling else self._settled(rtt, now, window)
         if not self._base or rtt < self._base:
             self._base = rtt
             self._tested_at = self._tested_at or now
         if rtt >= self._base + self._allowed:
-            return self._too_long(rtt, event, window)
+            return 1.0 if self._limited else self._too_long(rtt, event, window)
         if now - self._tested_at > TEST_INTERVAL and not event.app_limited and not slow_start:
             self._state = _TEST
             keep = min((self._base - self._allowed) / rtt, TEST_CUT_MIN)
             keep = max(keep, TEST_CUT_MAX)
-            return self._cut(keep, rtt, rtt * keep)
+            return self._cut(keep, rtt, rtt * keep, window)
         return 1.0
 
     def _too_long(self, rtt: float, event: Acked, window: int) -> float:
@@ -148,20 +161,21 @@ class StandingQueue:
             return self._give_back(self._full / window)
         aim = self._base + self._allowed / 2
         keep = aim / rtt
-        if event.rate:
+        rate = 0.0 if event.app_limited else event.rate
+        if rate:
             # In slow start the window is twice that which this round trip belongs to.
-            keep = min(keep, event.rate * aim / window)
+            keep = min(keep, rate * aim / window)
         self._state = _CUT
-        self._full, self._full_rtt = int(event.rate * rtt) or window, rtt
-        return self._cut(keep, rtt, aim)
+        self._full, self._full_rtt = min(int(rate * rtt) or window, window), rtt
+        return self._cut(keep, rtt, aim, window)
 
-    def _cut(self, keep: float, rtt: float, expected: float) -> float:
+    def _cut(self, keep: float, rtt: float, expected: float, window: int) -> float:
         self._settling = SETTLE_ROUNDS
-        self._keep = keep
+        self._keep, self._before = keep, window
         self._wanted = (expected + rtt) / 2
         return keep
 
-    def _settled(self, rtt: float, now: float) -> float:
+    def _settled(self, rtt: float, now: float, window: int) -> float:
         """Judges by the round trips that have followed."""
         state, base, allowed = self._state, self._base, self._allowed
         self._base = min(base, rtt)
@@ -169,13 +183,20 @@ class StandingQueue:
             self._base, self._tested_at = rtt, now
             return 1.0
         if state == _CUT:
-            return 1.0 if rtt < self._wanted else self._give_back(1 / self._keep)
+            return 1.0 if rtt < self._wanted else self._give_back(self._undo(window))
         found = rtt < base - allowed / 4
         self._tested_at = now - TEST_INTERVAL + TEST_AGAIN if found else now
-        return 1 / self._keep
+        return self._undo(window)
+
+    def _undo(self, window: int) -> float:
+        """Returns the factor that undoes the last cut.
+
+        A window has a floor, so less may have been cut than was wanted.
+        """
+        return max(min(1 / self._keep, self._before / window), 1.0)
 
     def _give_back(self, factor: float) -> float:
-        """Returns the factor that undoes a cut. What round trips are then is the base."""
+        """Returns `factor`, which undoes a cut. What round trips are then is the base."""
         self._state = _GIVEN_BACK
         self._settling = SETTLE_ROUNDS
         self._full = 0

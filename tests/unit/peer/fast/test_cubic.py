@@ -43,6 +43,19 @@ def test_what_the_pacer_holds_back_is_used() -> None:
     assert made.window == before + 5 * MSS
 
 
+def test_who_sends_little_takes_no_queue_for_its_own() -> None:
+    """A download fills the way there; what acknowledges and updates windows goes the other way."""
+    made, now = Cubic(MSS), 1.0
+    before = made.window
+    for number in range(200):
+        rtt = 0.08 if number < 20 else 0.16
+        for sample in range(10):
+            now += rtt / 10
+            made.acknowledged(event(now, 60, flight=120, rtt=rtt, round_start=not sample))
+    assert made.window == before
+    assert made.slow_start, "an upload that begins then doubles each round trip"
+
+
 def test_a_loss_takes_three_tenths() -> None:
     made, now = avoiding(4)
     before = made.window

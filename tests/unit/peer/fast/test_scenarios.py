@@ -263,7 +263,7 @@ def test_a_datagram_never_waits_for_lost_packets(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_datagrams_survive_a_queue_that_is_hard_on_small_packets(seed: int) -> None:
     """A slow link whose queue, full of our own bulk, has room for full packets only."""
-    there = Path(delay=0.01, rate=1 * MBIT, queue=50, harsh=True, seed=seed)
+    there = Path(delay=0.01, rate=1 * MBIT, queue=6, harsh=True, seed=seed)
     back = Path(delay=0.01, rate=1 * MBIT, queue=50, harsh=True)
     took, count = run_virtual(lambda: _call_beside_bulk(there, back, 20))
     assert there.dropped > 0

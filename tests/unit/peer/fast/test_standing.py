@@ -1,5 +1,7 @@
 """What round trips say of the sender's own queue, and what the window does then."""
 
+from typing import Any
+
 import pytest
 
 from socks_tunnel.peer.fast.standing import (
@@ -40,7 +42,9 @@ class Bottleneck:
             sack = event(self.now, MSS, flight=self.window, rtt=rtt, round_start=not sample)
             sack.app_limited = app_limited
             sack.rate = self.window / rtt
-            factor = self.standing.judge(sack, self.window, packet=MSS, slow_start=False)
+            factor = self.standing.judge(
+                sack, self.window, packet=MSS, slow_start=False, limited=False
+            )
             self.cuts += factor < 1
             changed *= factor
             self.window = int(self.window * factor)
@@ -62,6 +66,7 @@ def test_a_queue_that_is_short_is_left_alone(base: float, allowed: float) -> Non
         path.window,
         packet=MSS,
         slow_start=False,
+        limited=False,
     )
     while path.now < 0.9 * TEST_INTERVAL:
         assert path.round() == 1.0
@@ -186,14 +191,62 @@ def test_on_a_slow_path_the_window_is_held_at_half_of_the_queue(slow: float) -> 
 
     def holds(rtt: float) -> bool:
         sack = event(1.0, MSS, rtt=rtt, slow=slow)
-        assert standing.judge(sack, window, packet=MSS, slow_start=False) == 1.0
+        assert standing.judge(sack, window, packet=MSS, slow_start=False, limited=False) == 1.0
         return standing.holds
 
     first = event(1.0, MSS, rtt=BASE, round_start=True)
-    standing.judge(first, window, packet=MSS, slow_start=False)
+    standing.judge(first, window, packet=MSS, slow_start=False, limited=False)
     first.round_start = True
-    standing.judge(first, window, packet=MSS, slow_start=False)
+    standing.judge(first, window, packet=MSS, slow_start=False, limited=False)
     limit = BASE + (1 - slow / 2) * OWN_QUEUE_MAX
     assert not holds(limit - 0.001)
     assert holds(limit + 0.001) is bool(slow)
     assert not holds(BASE)
+
+
+def judged(
+    standing: StandingQueue, window: int, rtt: float, *, limited: bool = False, **fields: Any
+) -> float:
+    """A round of one SACK; returns what comes of the round before it."""
+    sack = event(1.0, MSS, flight=window, rtt=rtt, round_start=True)
+    for name, value in fields.items():
+        setattr(sack, name, value)
+    return standing.judge(sack, window, packet=MSS, slow_start=False, limited=limited)
+
+
+def queued(window: int) -> StandingQueue:
+    """Returns one that has the base of the path, and a round that is three times as long."""
+    standing = StandingQueue()
+    for rtt in (BASE, 3 * BASE):
+        assert judged(standing, window, rtt) == 1.0
+    return standing
+
+
+def test_no_more_is_given_back_than_was_there() -> None:
+    """A window has a floor, and a rate may be far too low, such as that of a lone keystroke."""
+    before, floor = 10 * MSS, 4 * MSS
+    standing = queued(before)
+    assert judged(standing, before, 3 * BASE, rate=600.0) < 0.01
+    factors = [judged(standing, floor, 3 * BASE) for _ in range(SETTLE_ROUNDS)]
+    assert max(factors) * floor == pytest.approx(before), "it was 23 MB"
+
+
+def test_a_loss_while_a_cut_is_tried_is_not_given_back() -> None:
+    before = 100 * MSS
+    standing = queued(before)
+    window = int(before * judged(standing, before, 3 * BASE) * 0.7)
+    factors = [judged(standing, window, 3 * BASE) for _ in range(SETTLE_ROUNDS)]
+    assert max(factors) * window == pytest.approx(0.7 * before, rel=0.01)
+
+
+def test_who_has_less_to_send_than_the_window_allows_keeps_no_queue() -> None:
+    window = 100 * MSS
+    standing = queued(window)
+    assert judged(standing, window, 3 * BASE, limited=True) == 1.0
+    assert judged(standing, window, 3 * BASE) < 1.0
+
+
+def test_a_rate_without_enough_to_send_says_nothing_of_the_path() -> None:
+    window = 100 * MSS
+    factor = judged(queued(window), window, 3 * BASE, rate=600.0, app_limited=True)
+    assert factor == pytest.approx((BASE + OWN_QUEUE_MAX / 2) / (3 * BASE))
