@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -144,7 +145,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
     def wait(self: PasswordChecker, name: str, password: str) -> bool:
         if password.startswith("guess"):
-            assert opened.wait(60)
+            assert opened.wait(300)
         return check(self, name, password)
 
     monkeypatch.setattr(PasswordChecker, "check", wait)
@@ -152,6 +153,20 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     opened.set()
 
 
+GUESSES = 1_000
+"""Clients of one sender that try passwords at once."""
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Two ends of each guess are in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_descriptors")
 async def test_guesses_keep_nobody_waiting_but_their_sender(
     tmp_path: Path, gate: threading.Event
 ) -> None:
@@ -164,8 +179,8 @@ async def test_guesses_keep_nobody_waiting_but_their_sender(
         async def guess(number: int) -> bytes:
             return await log_in(pair, "127.0.0.9", "ana", f"guess {number}")
 
-        guesses = [asyncio.create_task(guess(number)) for number in range(300)]
-        async with asyncio.timeout(60):
+        guesses = [asyncio.create_task(guess(number)) for number in range(GUESSES)]
+        async with asyncio.timeout(300):
             while not pair.gateway_worker.clients.logins.waiting:
                 await asyncio.sleep(0.01)
             # No guess has been checked yet when these two have their answers.
@@ -174,7 +189,7 @@ async def test_guesses_keep_nobody_waiting_but_their_sender(
             gate.set()
             answers = await asyncio.gather(*guesses)
         assert {answer[3] for answer in answers} == {1}
-    assert counted(pair.gateway_worker, "socks_rejected_total", "authentication") == 300
+    assert counted(pair.gateway_worker, "socks_rejected_total", "authentication") == GUESSES
 
 
 async def test_guesses_whose_clients_left_are_not_checked(

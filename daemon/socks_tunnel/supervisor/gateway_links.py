@@ -24,7 +24,7 @@ from socks_tunnel.supervisor.links import Links, route_of
 from socks_tunnel.supervisor.netlink import PathWatcher, only_addresses, source_towards
 from socks_tunnel.supervisor.pauses import PauseWatcher
 from socks_tunnel.supervisor.peerlink import PeerLink
-from socks_tunnel.supervisor.peers import keys_of
+from socks_tunnel.supervisor.peers import share_a_key
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class GatewayLinks(Links):
         self._outgoing.apply(config)
         for name, dialler in list(self._diallers.items()):
             peer = self.peers.get(name)
-            if peer is None or not set(keys_of(peer)) & set(keys_of(dialler.peer)):
+            if peer is None or not share_a_key(peer, dialler.peer):
                 del self._diallers[name]
                 reason = "the peer was removed from the configuration"
                 if peer is not None:

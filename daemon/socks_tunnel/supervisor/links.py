@@ -35,7 +35,7 @@ from socks_tunnel.signaling.envelope import EnvelopeRejected, Verifier
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor.attachment import RESUME, Attachments
 from socks_tunnel.supervisor.peerlink import REPLACED, PeerLink, absent_status, waiting_status
-from socks_tunnel.supervisor.peers import keys_of
+from socks_tunnel.supervisor.peers import keys_of, share_a_key
 from socks_tunnel.supervisor.reconnects import Reconnects
 from socks_tunnel.supervisor.router import Router
 from socks_tunnel.supervisor.routing import AttachedLink
@@ -123,7 +123,7 @@ class Links:
         self.verifier.update_peers(_by_key(config.peers))
         for name, peer in before.items():
             now = self.peers.get(name)
-            if now is None or not set(keys_of(peer)) & set(keys_of(now)):
+            if now is None or not share_a_key(peer, now):
                 reason = "the peer was removed from the configuration, or has another key"
                 self.attachments.forget(name, reason)
 

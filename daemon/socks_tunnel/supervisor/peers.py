@@ -14,5 +14,13 @@ _parsed = lru_cache(maxsize=KEYS_REMEMBERED)(parse_public_key)
 
 def keys_of(peer: Peer) -> list[bytes]:
     """Returns the keys that a peer may use, the newest first."""
-    texts = [peer.public_key, *([peer.old_public_key] if peer.old_public_key else [])]
-    return [_parsed(text) for text in texts]
+    if not peer.old_public_key:  # as almost always: a reload asks for thousands in one turn
+        return [_parsed(peer.public_key)]
+    return [_parsed(peer.public_key), _parsed(peer.old_public_key)]
+
+
+def share_a_key(one: Peer, other: Peer) -> bool:
+    """Returns whether a key of one peer is also one of the other."""
+    if one.public_key == other.public_key:
+        return True
+    return not set(keys_of(one)).isdisjoint(keys_of(other))
