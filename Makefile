@@ -139,11 +139,13 @@ wheel: $(DEV_STAMP) ## a wheel with the compiled data path, for this Python and 
 	@ls dist/*.whl
 
 .PHONY: check
-check: $(DEV_STAMP) $(PROJECT_STAMP) ## format, lint, types, import contracts
+check: $(DEV_STAMP) $(PROJECT_STAMP) ## format, lint, types, import contracts, no large file in git
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/mypy $(SOURCES)
 	@$(BIN)/lint-imports
+	@large=$$(git ls-files -z | xargs -0 -r stat --format='%s %n' | awk '$$1 > 1048576 {print $$2}'); \
+	  [ -z "$$large" ] || { echo "over 1 MiB, and in git: $$large" >&2; exit 1; }
 
 .PHONY: structure
 structure: $(DEV_STAMP) $(PROJECT_STAMP) ## delete from tests/unit/structure/exceptions.toml what has been mended
