@@ -21,8 +21,10 @@ class Hysteria:
 
     port = 1085
 
-    def __init__(self, client: Host, server: Host) -> None:
+    def __init__(self, client: Host, server: Host, address: str = ENDPOINT_ADDRESS) -> None:
+        """`address` is the server's, as the client reaches it."""
         self.hosts = client, server
+        self.address = address
         self.processes: list[subprocess.Popen[bytes]] = []
         self.folder = Path(tempfile.mkdtemp(prefix="rival-"))
 
@@ -57,7 +59,7 @@ class Hysteria:
             "outbounds": [
                 {
                     "type": "hysteria2",
-                    "server": ENDPOINT_ADDRESS,
+                    "server": self.address,
                     "server_port": 8443,
                     "password": "bench",
                     "tls": {"enabled": True, "server_name": "bench.example", "insecure": True},
