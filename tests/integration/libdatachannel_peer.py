@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from aiolibdatachannel import PeerConnection, RTCConfiguration, RTCError
+from aiolibdatachannel import GatheringState, PeerConnection, RTCConfiguration, RTCError
 
 SIZES = [1, 2, 1171, 1172, 1173, 16_384, 65_535, 65_536, 100, 5_000]
 MESSAGES = 300
@@ -41,12 +41,9 @@ def messages(seed: int) -> Iterator[bytes]:
 
 async def described(connection: Any) -> str:
     """The description with its candidates: libdatachannel gathers on its own."""
-    for _ in range(200):
+    while connection.gathering_state != GatheringState.COMPLETE:
         await asyncio.sleep(0.02)
-        if "a=candidate" in connection.local_description.sdp:
-            await asyncio.sleep(0.2)
-            return str(connection.local_description.sdp)
-    raise RuntimeError("libdatachannel has no candidates")
+    return str(connection.local_description.sdp)
 
 
 async def main(role: str) -> None:
@@ -72,7 +69,8 @@ async def main(role: str) -> None:
         count += 1
     say(messages=count, digest=whole.hexdigest())
     await sending
-    await asyncio.sleep(30)  # until the test ends this process
+    # What is on its way leaves while this waits for the test to end the process.
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
 async def send(channel: Any) -> None:

@@ -1,9 +1,9 @@
 """The fast path towards others, each way at once and in both roles: every byte is compared.
 
 Peers: the fast path itself, unmodified aiortc, and libdatachannel (C++, the stack behind many
-programs). libdatachannel comes from npm, as node-datachannel. Its Python package, aiolibdatachannel,
-needs Python 3.12 or later: where `make interop` has made .tools/libdatachannel, or the environment
-variable LIBDATACHANNEL_PYTHON names an interpreter that can import it, the tests run with that one too.
+programs). libdatachannel comes from npm, as node-datachannel, and from PyPI, as aiolibdatachannel. That one
+needs Python 3.12 or later, and has an environment of its own in .tools/libdatachannel; the environment
+variable LIBDATACHANNEL_PYTHON names another interpreter that can import it.
 
 A libdatachannel that made the offer has a race in itself (0.24, PeerConnection::setRemoteDescription).
 It gives the answer to ICE first and stores it afterwards. Our checks reach it before the answer does,
@@ -19,7 +19,6 @@ links failed since.
 import asyncio
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from aiortc.sdp import candidate_from_sdp
 from integration.fast_pair import Kind, Peer, pair
 from integration.link_pair import PATIENCE
 from socks_tunnel.peer.ice import IceSettings, candidate_addresses
-from support.peers import no_peer
+from support.peers import libdatachannel_python, no_peer
 
 ROOT = Path(__file__).parents[2]
 NODE_SCRIPT = ROOT / "tests/support/npm/libdatachannel.js"
@@ -94,20 +93,15 @@ def test_every_pair_of_paths(loop: Any, offerer: Kind, answerer: Kind) -> None:
 # --- libdatachannel ---------------------------------------------------------------------------
 
 
-def libdatachannel_python() -> str:
-    """Returns an interpreter that is said to have aiolibdatachannel, or an empty string."""
-    made = ROOT / ".tools" / "libdatachannel" / "bin" / "python"
-    named = os.environ.get("LIBDATACHANNEL_PYTHON", "")
-    return named or (str(made) if made.exists() else "")
-
-
-PYTHON = libdatachannel_python()
-
-
 def libdatachannel(driver: str) -> list[str]:
     """Returns the command that runs a peer of libdatachannel; leaves the test where there is none."""
     if driver == "python":
-        return [PYTHON, str(PYTHON_SCRIPT)]
+        python = libdatachannel_python()
+        if not python:
+            no_peer(
+                "aiolibdatachannel is missing (make test installs it, if there is a Python 3.12)"
+            )
+        return [python, str(PYTHON_SCRIPT)]
     node = shutil.which("node")
     if node is None or not (NODE_SCRIPT.parent / "node_modules/node-datachannel").exists():
         no_peer("Node.js or the npm package node-datachannel is missing (make test installs both)")
@@ -149,7 +143,7 @@ def apart(sdp: str) -> tuple[str, list[RTCIceCandidate]]:
 
 @pytest.mark.parametrize("kind", ["fast", "fenced"])
 @pytest.mark.parametrize("role", ["offer", "answer"])
-@pytest.mark.parametrize("driver", ["node", "python"] if PYTHON else ["node"])
+@pytest.mark.parametrize("driver", ["node", "python"])
 async def test_libdatachannel(kind: Kind, role: str, driver: str) -> None:
     """`role` is libdatachannel's."""
     process = await asyncio.create_subprocess_exec(
