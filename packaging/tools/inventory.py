@@ -1,6 +1,7 @@
 """Writes what the Debian package has inside: a CycloneDX bill of materials, and the licence texts.
 
-inventory.py --lock LOCK --version VERSION --compiler FOLDER --sbom FILE --licences FILE SITE_PACKAGES
+inventory.py --lock LOCK --version VERSION --compiler FOLDER --sbom FILE --licences FILE
+SITE_PACKAGES
 
 FOLDER has mypy in it, whose run-time library mypyc has put into the compiled data path.
 

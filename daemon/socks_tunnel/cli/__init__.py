@@ -45,7 +45,7 @@ COMMANDS: Final = {
         "version": "versions:version",
     }.items()
 }
-"""Each command, and the module of this package and the function in it that it is."""
+"""The commands: each value names the module of this package, and the function in it."""
 
 
 def main() -> NoReturn:
@@ -58,7 +58,7 @@ def main() -> NoReturn:
             _report_bug()
         click.echo(f"socks-tunnel: the output cannot be written: {error.strerror}", err=True)
         sys.exit(EXIT_CANNOT_CREATE)
-    except Exception:  # noqa: BLE001 - the last resort, which reports it and ends the process
+    except Exception:  # noqa: BLE001 - the last resort: it reports the exception and ends the process
         _report_bug()
 
 
@@ -69,10 +69,10 @@ def _report_bug() -> NoReturn:
 
 
 def _open_standard_streams() -> None:
-    """Opens those of the descriptors 0 to 2 that whoever started the process has closed.
+    """Opens those of the descriptors 0 to 2 that were closed when the process started.
 
-    Else the next file or socket gets such a number, and what is printed goes into it; libuv ends
-    the process with SIGABRT when it closes one.
+    Otherwise the next file or socket that is opened gets such a number, and printed text goes into
+    it. libuv ends the process with SIGABRT if it is asked to close one of these numbers.
     """
     for descriptor in range(3):
         try:

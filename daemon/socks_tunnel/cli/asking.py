@@ -50,9 +50,9 @@ def complete_peer(
 
 
 def _peers_in(config: Path) -> set[str]:
-    """Returns the names of peers in a file; none for one that is half written or cannot be read.
+    """Returns the names of the peers in a file; no names if it is half written or cannot be read.
 
-    Nothing may be printed into a command line that is being typed. check-config says what is wrong.
+    No error may be printed into a command line that is being typed. `check-config` shows it.
     """
     try:
         rows = tomllib.loads(read_whole(config).decode("utf-8")).get("peers")
@@ -67,7 +67,7 @@ def _peers_in(config: Path) -> set[str]:
 def complete_flow(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Returns the names of live flows, with what they are."""
+    """Returns the names of live flows, each with its client and its destination."""
     del param
     rows = _answer_for_completion(ctx, "connections").get("flows", [])
     return [
@@ -78,7 +78,10 @@ def complete_flow(
 
 
 def _answer_for_completion(ctx: click.Context, op: str) -> dict[str, Any]:
-    """Returns an answer of the instance that is meant, or nothing: completion has no words."""
+    """Returns the answer of the instance that is meant, or nothing.
+
+    Completion cannot show an error.
+    """
     try:
         path = path_of(ctx.params.get("instance"), ctx.params.get("socket_path"))
         result = control_client.request(path, {"op": op}).get("result")
@@ -89,13 +92,13 @@ def _answer_for_completion(ctx: click.Context, op: str) -> dict[str, Any]:
 
 def of_instance(command: _F) -> _F:
     """Adds the options that name a running instance."""
-    command = click.option("--socket", "socket_path", type=FILE_PATH, help="Its control socket.")(
-        command
-    )
+    command = click.option(
+        "--socket", "socket_path", type=FILE_PATH, help="Control socket of the instance."
+    )(command)
     return click.option(
         "--instance",
         metavar="NAME",
-        help="Its name: that of its file.",
+        help="Name of the instance: that of its configuration file, without .toml.",
         shell_complete=complete_instance,
     )(command)
 
@@ -130,14 +133,14 @@ def control_socket_if_any(instance: str | None, socket_path: Path | None) -> Pat
 
 
 def no_answer(path: Path, error: OSError) -> Unavailable:
-    """Returns the failure of a command whose instance does not answer."""
+    """Returns the exception for a command whose instance does not answer."""
     if isinstance(error, PermissionError):
         return Unavailable(instances.may_not_ask(path))
     return Unavailable(f"no instance answers on {path}: {error.strerror or error}")
 
 
 def _control_socket(instance: str | None) -> Path:
-    """Returns the control socket of the instance; if none is named, of the only one that runs."""
+    """Returns the control socket of the named instance, or of the only one that runs."""
     if instance is not None:
         try:
             directory = paths.runtime_directory(instance, create=False)
@@ -149,7 +152,10 @@ def _control_socket(instance: str | None) -> Path:
         if hidden := paths.hidden_instances():
             names = ", ".join(sorted(hidden))
             raise Unavailable(f"{NO_INSTANCE} that you may ask; use sudo for: {names}")
-        raise Unavailable(NO_INSTANCE)
+        raise Unavailable(
+            f"{NO_INSTANCE}; if one runs elsewhere, name its control socket with --socket"
+        )
     if len(running) > 1:
-        raise click.UsageError(f"name one with --instance: {', '.join(sorted(running))}")
+        names = ", ".join(sorted(running))
+        raise click.UsageError(f"several instances run; name one with --instance: {names}")
     return next(iter(running.values()))

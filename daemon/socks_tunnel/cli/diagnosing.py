@@ -31,9 +31,12 @@ _MARKS: Final[dict[Level, str]] = {
 
 @click.command()
 @click.option(
-    "--instance", metavar="NAME", help="A running instance.", shell_complete=complete_instance
+    "--instance",
+    metavar="NAME",
+    help="Name of a running instance.",
+    shell_complete=complete_instance,
 )
-@click.option("--socket", "socket_path", type=FILE_PATH, help="Its control socket.")
+@click.option("--socket", "socket_path", type=FILE_PATH, help="Control socket of the instance.")
 @click.option(
     "--config", "config_file", type=FILE_PATH, metavar="FILE", help="A configuration to look at."
 )
@@ -43,9 +46,14 @@ _MARKS: Final[dict[Level, str]] = {
     default=TRIAL_TIMEOUT,
     show_default=True,
     metavar="S",
-    help="Seconds that a gateway that does not run is tried for; 0: it is not started.",
+    help="Seconds for which a gateway that does not run is started, for a try; 0: it is not.",
 )
-@click.option("--bundle", type=FILE_PATH, metavar="FILE", help="Pack all of it, without secrets.")
+@click.option(
+    "--bundle",
+    type=FILE_PATH,
+    metavar="FILE",
+    help="Write an archive of it all, without secrets.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def diagnose(
@@ -71,7 +79,7 @@ def diagnose(
     except click.UsageError:
         if not any(found.level == "problem" for found in findings):
             raise
-        _print(findings, as_json=as_json)  # the instance that is meant may not be asked
+        _print(findings, as_json=as_json)  # this user may not ask the instance that is meant
         ctx.exit(Failure.exit_code)
     try:
         config = loader.load(file)
@@ -88,7 +96,7 @@ def diagnose(
 
 
 def _ask(path: Path | None) -> tuple[dict[str, Any] | None, list[Finding]]:
-    """Returns what the running instance says, if one runs, and what was found in asking it."""
+    """Returns what the running instance answers, if there is one, and the findings from asking."""
     if path is None:
         return None, [Finding("note", "instance", "none runs on this host.")]
     from socks_tunnel.client.instances import is_gone

@@ -1,4 +1,4 @@
-"""What all commands share: the failures with their exit codes, and the group that finds a command.
+"""What all commands share: exceptions with their exit codes, and the group that finds a command.
 
 The table of commands is in :mod:`socks_tunnel.cli`. A command's module is imported when the command
 is used, so that `socks-tunnel nc` does not wait for the libraries of `run`.
@@ -6,6 +6,7 @@ is used, so that `socks-tunnel nc` does not wait for the libraries of `run`.
 
 import math
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Final
@@ -24,7 +25,10 @@ FILE_PATH: Final = click.Path(path_type=Path, readable=False)
 
 
 class Seconds(click.FloatRange):
-    """An option in seconds: from 0 on, and finite. Nothing would end a wait of `nan` seconds."""
+    """An option in seconds.
+
+    It must be finite and not negative: a wait of `nan` seconds would never end.
+    """
 
     def __init__(self) -> None:
         super().__init__(min=0)
@@ -32,10 +36,10 @@ class Seconds(click.FloatRange):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Returns the number of seconds; fails for what is none."""
+        """Returns the number of seconds. Fails if the value is not such a number."""
         seconds = float(super().convert(value, param, ctx))
         if not math.isfinite(seconds):
-            self.fail(f"{value} is no number of seconds", param, ctx)
+            self.fail(f"{value} is not a number of seconds", param, ctx)
         return seconds
 
 
@@ -83,7 +87,7 @@ class LazyGroup(click.Group):
         return sorted(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Returns a command, or None if there is none of that name."""
+        """Returns a command, or None if no command has that name."""
         del ctx
         where = self._table.get(cmd_name)
         if where is None:
@@ -93,12 +97,35 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Returns the command that the arguments name. The error for none names the nearest."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            nearest = get_close_matches(args[0], self._table, n=1)
+            if not nearest:
+                raise
+            message = f"{error.message} The nearest command is {nearest[0]!r}."
+            raise click.UsageError(message, error.ctx) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the commands with their first sentences, which are wrapped and not cut off."""
+        rows = []
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            assert command is not None, "it is in the table"
+            rows.append((name, command.get_short_help_str(limit=1000)))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; mistakes in a configuration end it with exit code 78."""
         try:
             return super().invoke(ctx)
         except click.Abort as error:
-            if isinstance(error.__context__, EOFError):  # and not ^C, which needs no explanation
+            if isinstance(error.__context__, EOFError):  # not Ctrl-C, which needs no explanation
                 raise click.UsageError("the input ended before the question was answered") from None
             raise
         except ConfigError as error:

@@ -33,14 +33,14 @@ def status(instance: str | None, socket_path: Path | None, *, as_json: bool) -> 
     "--sort",
     type=click.Choice(selecting.orders()),
     metavar="KEY",
-    help=f"By {', '.join((*selecting.NUMBERS, *selecting.TEXTS))}; a - before it turns it round.",
+    help=f"By {', '.join((*selecting.NUMBERS, *selecting.TEXTS))}; a - before it reverses it.",
 )
 @click.option(
     "--filter",
     "filters",
     multiple=True,
     metavar="FIELD=PATTERN",
-    help=f"Only flows that fit: {', '.join(selecting.FIELDS)}; or a text that they contain.",
+    help=f"Only flows that match: {', '.join(selecting.FIELDS)}; or a text that they contain.",
 )
 def connections(
     instance: str | None,
@@ -60,7 +60,10 @@ def connections(
 
 
 def _without_waits(flows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Returns the rows without the columns of what waits for a link, unless one does."""
+    """Returns the rows.
+
+    Without a flow that waits for a link, the columns about waiting are left out.
+    """
     if not all(row.get("linked", True) for row in flows):
         return flows
     return [{k: v for k, v in row.items() if not k.startswith("waiting_")} for row in flows]
@@ -114,7 +117,7 @@ def reload(instance: str | None, socket_path: Path | None) -> None:
 
 @click.command()
 @of_instance
-@click.option("--timeout", type=Seconds(), metavar="S", help="Seconds that flows have.")
+@click.option("--timeout", type=Seconds(), metavar="S", help="Seconds that flows have to end.")
 @click.option("--wait/--no-wait", default=None, help="Wait until the instance has ended.")
 def drain(
     instance: str | None, socket_path: Path | None, timeout: float | None, *, wait: bool | None
@@ -141,7 +144,7 @@ def _follow_drain(path: Path, timeout: float) -> None:
         nonlocal followed
         followed = followed or found["pid"]
         if found["pid"] != followed:
-            return None  # the service manager has started the next one already
+            return None  # the service manager has already started the next process
         left = max(until - time.monotonic(), 0)
         return f"draining: {found['flows']} flows left, for another {left:.0f} s at most"
 

@@ -28,10 +28,10 @@ DAY = 86_400
 
 @click.command()
 @of_instance
-@click.option("--tag", default="", help="Names the [policies.TAG] of who joins; empty: [policy].")
-@click.option("--uses", default=1, show_default=True, help="So many hosts may join with it.")
-@click.option("--expires", default=DAY, show_default=True, help="Seconds until it ends.")
-@click.option("--lifetime", default=0, help="Seconds that a host may stay; 0: without an end.")
+@click.option("--tag", default="", help="Hosts that join get [policies.TAG]; without it: [policy].")
+@click.option("--uses", default=1, show_default=True, help="Number of hosts that may join with it.")
+@click.option("--expires", default=DAY, show_default=True, help="Seconds until it expires.")
+@click.option("--lifetime", default=0, help="Seconds that a host may stay; 0: no limit.")
 @click.option("--jwt", is_flag=True, help="Print the address for hosts that join with a JWT.")
 def invite(instance: str | None, socket_path: Path | None, **fields: Any) -> None:
     """Print a token with which hosts may join this endpoint.
@@ -117,19 +117,19 @@ def withdraw(of: tuple[str | None, Path | None], invitation: str) -> None:
     default=Path("/etc/socks-tunnel/gateway.toml"),
     show_default=True,
     metavar="FILE",
-    help="The configuration that is written; the key lies beside it.",
+    help="The configuration to write; the key is written beside it.",
 )
-@click.option("--name", default=None, help="What the host is called there; default: its host name.")
-@click.option("--tls-ca", type=FILE_PATH, help="Authorities of the URL's certificate (PEM).")
-@click.option("--proxy", help="HTTP proxy on the way: http://USER:PASSWORD@HOST:PORT, or none.")
-@click.option("--start", is_flag=True, help="Start it too, and wait until the link is up.")
+@click.option("--name", default=None, help="Name of this host there; default: its host name.")
+@click.option("--tls-ca", type=FILE_PATH, help="CA certificates for the URL (PEM).")
+@click.option("--proxy", help="HTTP proxy to use: http://USER:PASSWORD@HOST:PORT, or none.")
+@click.option("--start", is_flag=True, help="Start the gateway too, and wait until its link is up.")
 @click.option(
     "--timeout",
     type=Seconds(),
     default=60.0,
     show_default=True,
     metavar="S",
-    help="Seconds to try.",
+    help="Seconds for which to try.",
 )
 def join(
     url: str,
@@ -173,7 +173,7 @@ def join(
 
 
 class _Joiner:
-    """What both ways to join have in common."""
+    """The part that both ways to join have in common."""
 
     def __init__(
         self,
@@ -254,7 +254,7 @@ class _Joiner:
             raise click.BadParameter(str(error), param_hint="URL") from None
 
     def _check_same_endpoint(self, endpoint_key: str) -> None:
-        """Sees to it that a configuration that stays is one of a host that has joined."""
+        """Checks that a configuration that is already there is that of a host that has joined."""
         from socks_tunnel.config.loader import load
 
         if not any(peer.public_key == endpoint_key for peer in load(self._config).peers):
@@ -292,7 +292,7 @@ class _Joiner:
             raise CannotCreate(f"{self._enrolment_file}: {why}") from None
 
     def renew(self) -> None:
-        """Takes another key in the place of the one that has joined."""
+        """Replaces the key with which this host has joined by a new one."""
         from socks_tunnel.config.loader import load
         from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
         from socks_tunnel.signaling.joining import new_renewal
@@ -320,9 +320,10 @@ class _Joiner:
         click.echo("use it: socks-tunnel reload")
 
     def _own_key(self) -> Any:
-        """Returns the key of this host: the one that is there, or a new one that is written first.
+        """Returns the key of this host. If there is none yet, a new one is made and written first.
 
-        If the answer is lost, the next attempt comes with the same key, and uses up nothing.
+        If the answer is lost, the next attempt uses the same key, so that it does not use up the
+        token again.
         """
         from socks_tunnel.signaling.identity import PrivateIdentity
 

@@ -76,7 +76,7 @@ def policy_test(
     type=FILE_PATH,
     multiple=True,
     metavar="FILE",
-    help="Audit records, or a log with them. Default: audit.file of OLD, and its rotated copies.",
+    help="Audit records, or a log that has them. Default: audit.file of OLD and its old copies.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
@@ -116,7 +116,7 @@ def _members(control: Path) -> dict[str, str]:
 
 
 def _side(config: Config, members: Mapping[str, str]) -> Side:
-    """Returns what a configuration says of its peers, and of the `members` that it has room for."""
+    """Returns the peers of a configuration, and those of the `members` whose policy it has."""
     listed = {peer.name for peer in config.peers}
     joined = [
         _peer(name, tag)
@@ -128,7 +128,7 @@ def _side(config: Config, members: Mapping[str, str]) -> Side:
 
 
 def _peer(name: str, tag: str) -> Peer:
-    """Returns a host that has joined as far as policies look at it."""
+    """Returns a host that has joined, as a peer with the settings that policies need."""
     return Peer(
         name=name,
         public_key="",
@@ -231,6 +231,6 @@ def _resolve(destination: HostPort, kind: socket.SocketKind) -> list[IPAddress]:
     except OSError as error:
         message = f"{destination.host} cannot be looked up, and only its addresses decide: {error}"
         raise Unavailable(message) from None
-    # A link-local address comes with its zone, which no rule has.
+    # The resolver gives a link-local address with its zone. Rules have no zones.
     literals = dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found)
     return [address for address in map(parse_ip, literals) if address is not None]

@@ -8,8 +8,9 @@ import click
 
 from socks_tunnel.cli.frame import FILE_PATH, CannotCreate, Misconfigured
 from socks_tunnel.config import loader, pairing, users
-from socks_tunnel.config.errors import ConfigError
+from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.for_workers import route_settings
+from socks_tunnel.config.settings import Config
 from socks_tunnel.ops.files import write_new
 from socks_tunnel.protocol.routes import RouteTable, shadowed
 
@@ -21,6 +22,7 @@ def check_config(ctx: click.Context, config_file: Path) -> None:
     """Check a configuration file and all that it names."""
     try:
         config = loader.load(config_file)
+        _check_key(config)
     except ConfigError as error:
         click.echo(str(error))
         ctx.exit(Misconfigured.exit_code)
@@ -43,6 +45,19 @@ def check_config(ctx: click.Context, config_file: Path) -> None:
         )
     names = ", ".join(peer.name for peer in config.peers)
     click.echo(f"{config_file}: this is a usable {config.role}, with the peers: {names}")
+
+
+def _check_key(config: Config) -> None:
+    """Raises :class:`ConfigError` if the private key of a configuration cannot be used."""
+    from socks_tunnel.signaling.identity import PrivateIdentity
+
+    path = config.identity.private_key_file
+    assert path is not None, "the loader has found it"
+    try:
+        PrivateIdentity.load(path)
+    except (OSError, ValueError) as error:
+        key = "identity.private_key_file"
+        raise ConfigError([Problem(config.source, None, key, f"{path}: {error}")]) from None
 
 
 @click.command()
@@ -121,17 +136,23 @@ def pair(gateway: Path, endpoint: Path, url: str) -> None:
 
 
 def create(files: Mapping[Path, bytes]) -> None:
-    """Writes new files, all or none, keys for the owner only. Raises :class:`CannotCreate`."""
+    """Writes new files, either all or none.
+
+    Only the owner can read keys. Raises :class:`CannotCreate`.
+    """
     created: list[Path] = []
     for file, content in files.items():
         is_public = file.suffix == ".toml" or ".enrolment" in file.suffixes
         mode = 0o644 if is_public else 0o600
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            # Synced, as its public key may be in use before a power cut.
+            # It is synced, because its public key may already be in use elsewhere when the power
+            # fails.
             write_new(file, content, mode)
             created.append(file)
         except OSError as error:
             for made in created:
                 made.unlink(missing_ok=True)
+            if isinstance(error, FileExistsError):
+                raise CannotCreate(f"{file} is there already, and is not overwritten") from None
             raise CannotCreate(f"{file}: {error.strerror or error}") from None

@@ -15,7 +15,8 @@ def run(config_file: Path, *, private: bool) -> None:
     """Run one instance in the foreground."""
     from socks_tunnel.config.reading import Reading
 
-    reading = Reading(config_file)  # in a process of its own, while this one imports the rest
+    # The file is read in another process, while this one imports the other modules.
+    reading = Reading(config_file)
     from socks_tunnel.ops.process import leave
     from socks_tunnel.supervisor import main as supervisor
 

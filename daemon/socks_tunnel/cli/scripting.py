@@ -30,7 +30,7 @@ from socks_tunnel.ops.files import read_whole
 from socks_tunnel.protocol.addresses import HostPort, canonical_host
 
 LINK_TIMEOUT: Final = 60.0
-"""Seconds for which a link is waited for, if nothing else is asked for."""
+"""Seconds to wait for a link, if no option says otherwise."""
 
 _timeout_option = click.option(
     "--timeout",
@@ -38,7 +38,7 @@ _timeout_option = click.option(
     default=LINK_TIMEOUT,
     show_default=True,
     metavar="S",
-    help="Seconds until a link must be up.",
+    help="Seconds to wait for a link.",
 )
 
 
@@ -65,16 +65,16 @@ def wait(instance: str | None, socket_path: Path | None, timeout: float) -> None
     "--proxy",
     "proxy_text",
     metavar="ADDR:PORT",
-    help="Use this SOCKS5 proxy, without asking an instance; unix:PATH too.",
+    help="Use this SOCKS5 proxy (ADDR:PORT or unix:PATH) and ask no instance.",
 )
-@click.option("--udp", is_flag=True, help="Send datagrams: one for each read of standard input.")
+@click.option("--udp", is_flag=True, help="Send datagrams, one for each read of standard input.")
 @click.option(
     "--idle",
     type=click.FloatRange(0, min_open=True),
     default=3.0,
     show_default=True,
     metavar="S",
-    help="With --udp: seconds of silence after the end of standard input.",
+    help="With --udp: end after so many seconds without an answer, once standard input has ended.",
 )
 @click.option(
     "--timeout",
@@ -82,7 +82,7 @@ def wait(instance: str | None, socket_path: Path | None, timeout: float) -> None
     default=60.0,
     show_default=True,
     metavar="S",
-    help="Seconds until the connection must be open.",
+    help="Seconds to wait until the connection is open.",
 )
 @click.argument("host")
 @click.argument("port", type=click.IntRange(1, 65535))
@@ -109,7 +109,8 @@ def nc(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="HOST") from None
     proxy = _proxy(instance, socket_path, proxy_text)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as every filter: ^C ends it without a word
+    # Like every filter, it ends on Ctrl-C without a message.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         if udp:
             control, relay = open_association(proxy, timeout)
@@ -164,7 +165,7 @@ def _proxy(instance: str | None, socket_path: Path | None, text: str | None) -> 
     "config_file",
     type=FILE_PATH,
     metavar="FILE",
-    help="A gateway's configuration, for an instance of one's own if that one does not run.",
+    help="Configuration of the gateway that is started if no instance runs.",
 )
 @_timeout_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -181,7 +182,8 @@ def execute(
     if instance is not None and config_file is not None:
         raise click.UsageError("--instance and --config exclude each other")
     try:
-        check(command[0], os.environ)  # before a link is waited for, which may take a minute
+        # Checked first, because the wait for a link may take a minute.
+        check(command[0], os.environ)
     except CommandError as error:
         click.echo(f"socks-tunnel exec: {error}", err=True)
         sys.exit(error.exit_code)
@@ -198,7 +200,7 @@ def execute(
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    """Ends the command on a signal that comes before there is a child to pass it on to."""
+    """Ends the command on a signal that comes before there is a child to receive it."""
     del frame
     from socks_tunnel.client.command import SIGNAL_BASE
 
@@ -206,7 +208,7 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _answers(path: Path) -> bool:
-    """Whether a process is behind a control socket: a killed instance leaves the file behind."""
+    """Returns whether a process answers on a control socket. A killed instance leaves its file."""
     try:
         instances.summary(path)
     except OSError as error:
@@ -258,7 +260,7 @@ def _run(command: Sequence[str], found: dict[str, Any]) -> int:
 
 
 def only_configuration() -> Path:
-    """Returns the configuration of the only gateway of the user or, failing that, of the host."""
+    """Returns the configuration of the user's only gateway or else of the host's only one."""
     home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     for directory in (Path(home) / "socks-tunnel", CONFIGURATIONS):
         found = [path for path in sorted(directory.glob("*.toml")) if _is_gateway(path)]

@@ -19,7 +19,7 @@ PORTS = ("22", "53", "80", "443")
     multiple=True,
     required=True,
     metavar="RULE",
-    help="What may be reached: 10.77.0.0/16, *.internal.corp and so on; may come several times.",
+    help="What may be reached, as 10.77.0.0/16 or *.internal.corp; may be given several times.",
 )
 @click.option(
     "--port",
@@ -28,7 +28,7 @@ PORTS = ("22", "53", "80", "443")
     default=PORTS,
     show_default=True,
     metavar="PORT",
-    help="Ports that may be reached; may come several times.",
+    help="Ports that may be reached; may be given several times.",
 )
 @click.option(
     "--config",
@@ -36,9 +36,9 @@ PORTS = ("22", "53", "80", "443")
     default=CONFIGURATIONS / "endpoint.toml",
     show_default=True,
     metavar="FILE",
-    help="The configuration that is written; the key lies beside it.",
+    help="The configuration to write; the key is written beside it.",
 )
-@click.option("--tls-ca", type=FILE_PATH, help="Authorities of the service's certificate (PEM).")
+@click.option("--tls-ca", type=FILE_PATH, help="CA certificates for the service (PEM).")
 @click.option("--no-start", is_flag=True, help="Only write the files.")
 def setup(
     url: str,

@@ -17,7 +17,7 @@ def show(result: dict[str, Any] | list[Any], *, as_json: bool) -> None:
         return
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 10_000  # for grep and awk: a line for each row, nothing cut off
+        console.width = 10_000  # for grep and awk: one line for each row, and nothing is cut off
     for key, value in dict(result).items():
         title = key.replace("_", " ")
         if isinstance(value, list) and all(isinstance(row, dict) for row in value):
@@ -38,7 +38,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
         numeric = all(isinstance(row.get(name) or 0, int | float) for row in rows)
         table.add_column(name.replace("_", " "), justify="right" if numeric else "left")
     for row in rows:
-        # Text, because a plain string would be read as rich's markup: "[::1]:80" is none.
+        # Text, because rich would read a plain string such as "[::1]:80" as its markup.
         table.add_row(*(Text(_cell(row.get(name))) for name in names))
     return table
 

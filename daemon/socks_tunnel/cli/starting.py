@@ -1,4 +1,4 @@
-"""Starts the unit of an instance that a command has just configured."""
+"""Starts the systemd unit of an instance that a command has just configured."""
 
 import shutil
 import subprocess
@@ -12,14 +12,14 @@ from socks_tunnel.config import paths
 from socks_tunnel.supervisor import control_client
 
 START_TIMEOUT: Final = 60.0
-"""Seconds for which systemd, and then the instance, is waited for."""
+"""Seconds to wait for systemd, and then again for the instance."""
 
 _PAUSE: Final = 0.1
 """Seconds between two looks for the control socket."""
 
 
 def unit_of(config: Path) -> str | None:
-    """Returns the unit that runs a configuration; None for one that no unit looks for."""
+    """Returns the unit that runs a configuration, or None if it is not where units look for one."""
     return f"socks-tunnel@{config.stem}" if config.parent == CONFIGURATIONS else None
 
 

@@ -1,4 +1,4 @@
-"""`socks-tunnel upgrade`: the running program is replaced by the installed one, no flow is lost."""
+"""The command `upgrade`: replaces the running program by the installed one, without lost flows."""
 
 import sys
 import time
@@ -14,13 +14,13 @@ from socks_tunnel.client.progress import Progress
 from socks_tunnel.supervisor import control_client
 
 CHECK_TIMEOUT: Final = 90.0
-"""Seconds for the answer: the installed program has a minute to say that it can start."""
+"""Seconds to wait for the answer. The installed program has a minute to say that it can start."""
 
 COME_UP_TIMEOUT: Final = 120.0
-"""Seconds that the new program has to answer."""
+"""Seconds within which the new program must answer."""
 
 RESUMED_TIMEOUT: Final = 20.0
-"""Seconds that flows have to go on; they may take longer where the peer is away."""
+"""Seconds to wait for flows to go on. They may take longer if the peer cannot be reached."""
 
 POLL: Final = 0.1
 """Seconds between two questions."""
@@ -37,7 +37,7 @@ def upgrade(instance: str | None, socket_path: Path | None) -> None:
     the running version cannot do this, or the new one does not answer; restart the service.
     """
     path = path_of(instance, socket_path)
-    # A script gets one sentence; the line is for whoever watches.
+    # A script gets only the final sentence. The progress line is for a person at a terminal.
     progress = Progress(sys.stderr) if sys.stderr.isatty() else None
     show = _unseen if progress is None else progress.show
     show("the installed program is asked whether it can take over")
@@ -50,12 +50,15 @@ def upgrade(instance: str | None, socket_path: Path | None) -> None:
 
 
 def _unseen(line: str) -> None:
-    """Shows a line to nobody."""
+    """Shows no line."""
     del line
 
 
 def _replace(path: Path, show: Callable[[str], None]) -> str:
-    """Has the program replaced; returns a sentence. `show` is told how far it is."""
+    """Has the program replaced, and returns the final sentence.
+
+    `show` is called with the progress.
+    """
     begun = _ask(path, {"op": "upgrade"}, CHECK_TIMEOUT)
     if not begun.get("ok"):
         complaint = str(begun.get("error", "no reason given"))
@@ -96,7 +99,7 @@ def _sentence(found: dict[str, Any]) -> str:
 def _wait(
     path: Path, upgrades: int, deadline: float, waiting: Callable[[], None]
 ) -> dict[str, Any] | None:
-    """Returns what the next program says of the replacement; None if it has not come in time.
+    """Returns the new program's answer about the replacement, or None if it did not answer in time.
 
     `waiting` is called before each question.
     """
@@ -105,7 +108,7 @@ def _wait(
         left = deadline - time.monotonic()
         try:
             answer = control_client.request(path, {"op": "status"}, timeout=max(left, 1.0))
-        except OSError:  # the old program has just gone, with the connection
+        except OSError:  # the old program has just ended, and its connection with it
             answer = {}
         result = answer.get("result") or {}
         if result.get("state") == "ready" and result.get("upgrades", -1) >= upgrades:

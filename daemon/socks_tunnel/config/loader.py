@@ -2,9 +2,7 @@
 
 import glob
 import os
-import re
 import stat
-import tomllib
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +10,7 @@ from pydantic import ValidationError
 
 from socks_tunnel.config import checks, settings
 from socks_tunnel.config.checks import Findings
+from socks_tunnel.config.documents import read_text, read_toml
 from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.models import (
     Config,
@@ -23,7 +22,7 @@ from socks_tunnel.config.models import (
 )
 from socks_tunnel.config.plain import plain
 from socks_tunnel.config.policies import RULE_KEYS, read_policy_file
-from socks_tunnel.config.positions import KeyPath, key_lines
+from socks_tunnel.config.positions import KeyPath
 from socks_tunnel.config.users import parse_users
 from socks_tunnel.config.wording import key_text, sentence
 from socks_tunnel.ops.files import open_regular, read_whole
@@ -41,8 +40,6 @@ NO_CREDENTIAL: Final = b"absent"
 _INCLUDABLE: Final = ("peers", "policies", "policy")
 """What an included file may hold."""
 
-_TOML_PLACE: Final = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
-
 
 def load(path: Path) -> settings.Config:
     """Reads and checks the configuration at `path`, and the files that it names.
@@ -50,34 +47,8 @@ def load(path: Path) -> settings.Config:
     Raises :class:`ConfigError` with every mistake that can be found.
     """
     path = path.absolute()
-    raw, lines = _parse_toml(path, _read_text(path))
+    raw, lines = read_toml(path)
     return plain(_Loader(path, raw, lines).load())
-
-
-def _read_text(path: Path) -> str:
-    """Reads a file. Raises :class:`ConfigError`."""
-    try:
-        return read_whole(path).decode("utf-8")
-    except OSError as error:
-        raise ConfigError([Problem(path, None, "", f"cannot be read: {error.strerror}")]) from None
-    except UnicodeDecodeError:
-        raise ConfigError([Problem(path, None, "", "is not UTF-8 text")]) from None
-
-
-def _parse_toml(path: Path, text: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
-    """Returns the values and their lines. Raises :class:`ConfigError`."""
-    try:
-        return tomllib.loads(text), key_lines(text)
-    except tomllib.TOMLDecodeError as error:
-        message = str(error)
-        line = None
-        place = _TOML_PLACE.search(message)
-        if place:
-            message = message[: place.start()]
-            line = int(place[1]) if place[1] else text.count("\n") + 1
-        raise ConfigError([Problem(path, line, "", f"is not valid TOML: {message}")]) from None
-    except RecursionError:
-        raise ConfigError([Problem(path, None, "", "is nested too deeply")]) from None
 
 
 class _Loader:
@@ -136,7 +107,7 @@ class _Loader:
             for name in sorted(glob.glob(str(self._path.parent / pattern))):  # noqa: PTH207
                 file = Path(name)
                 try:
-                    raw, lines = _parse_toml(file, _read_text(file))
+                    raw, lines = read_toml(file)
                 except ConfigError as error:
                     self._found.problems += error.problems
                     continue
@@ -258,7 +229,7 @@ class _Loader:
         if path is None or file.role != "gateway":
             return {}
         try:
-            users, problems = parse_users(_read_text(path))
+            users, problems = parse_users(read_text(path))
         except ConfigError as error:
             self._found.problems += error.problems
             return {}

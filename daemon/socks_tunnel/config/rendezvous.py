@@ -1,6 +1,5 @@
 """The configuration of the rendezvous service: its tables, and what reads and checks them."""
 
-import tomllib
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -16,6 +15,7 @@ from pydantic import (
 )
 
 from socks_tunnel.config.basics import PeerName, Positive, Seconds, Table, public_key
+from socks_tunnel.config.documents import read_toml
 from socks_tunnel.config.errors import ConfigError, Problem, unknown_key
 from socks_tunnel.config.models import (
     FilePath,
@@ -24,7 +24,7 @@ from socks_tunnel.config.models import (
     MetricsListener,
     OptionalFilePath,
 )
-from socks_tunnel.config.positions import KeyPath, key_lines
+from socks_tunnel.config.positions import KeyPath
 from socks_tunnel.config.wording import key_text, sentence, upwards
 from socks_tunnel.ops.files import read_whole
 from socks_tunnel.protocol.addresses import HostPort
@@ -143,16 +143,10 @@ class RendezvousConfig(RendezvousFile):
 def load_rendezvous(path: Path) -> RendezvousConfig:
     """Reads and checks the configuration of a service. Raises :class:`ConfigError`."""
     path = path.absolute()
-    try:
-        text = read_whole(path).decode("utf-8")
-        raw = tomllib.loads(text)
-    except OSError as error:
-        raise ConfigError([Problem(path, None, "", f"cannot be read: {error.strerror}")]) from None
-    except UnicodeDecodeError:
-        raise ConfigError([Problem(path, None, "", "is not UTF-8 text")]) from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError([Problem(path, None, "", f"is not valid TOML: {error}")]) from None
-    lines = key_lines(text)
+    raw, lines = read_toml(path)
+    if "role" in raw:
+        message = "is a configuration of a gateway or an endpoint: socks-tunnel run --config FILE"
+        raise ConfigError([Problem(path, None, "", message)])
     problems: list[Problem] = []
 
     def add(at: KeyPath, message: str) -> None:

@@ -69,6 +69,8 @@ def sentence(details: ErrorDetails) -> str:
                 "must be 1 to 64 letters, digits, dots, hyphens and underscores, and start with a "
                 f"letter or digit{not_this}"
             )
+        case "tuple_type" if isinstance(details["input"], dict) and _is_array(details["loc"]):
+            return f"must be a list of tables: each begins with [[{key_text(details['loc'])}]]"
         case "tuple_type":
             return f"must be a list{not_this}"
         case "model_type" | "dict_type":
@@ -102,6 +104,11 @@ def _unknown_key(at: KeyPath) -> str:
         # TOML has no way back to the top level: a setting written below a table is in the table.
         return "is not a key of this table; it must stand above the first [table]"
     return unknown_key(key, _model_at(at[:-1]).model_fields)
+
+
+def _is_array(at: KeyPath) -> bool:
+    """Returns whether the setting at `at` is an array of tables that is written at the top."""
+    return len(at) == 1 and _model_at(at) is not ConfigFile
 
 
 def _model_at(at: KeyPath) -> type[BaseModel]:

@@ -10,10 +10,10 @@ from typing import Any, Final
 from socks_tunnel.protocol import bounded
 
 ANSWER_MAX: Final = 64 << 20
-"""Longest answer in bytes: that of an older instance has a row for every flow."""
+"""Longest answer in bytes. The answer of an older instance has a row for every flow."""
 
 TIMEOUT: Final = 15.0
-"""Seconds for a question and its answer."""
+"""Seconds for a request and its answer."""
 
 
 class Client:

@@ -1,8 +1,8 @@
-"""What `socks-tunnel top` knows: answers of the instance and the time go in, rows come out.
+"""The model of `socks-tunnel top`: answers of the instance and the time go in, rows come out.
 
-Rates are made of two samples. Those of a flow are measured by the flow's own age, which its worker
-tells with its byte counts: how long an answer was under way does not matter. A flow has no rate
-until it was seen twice, unless it began after the sample before.
+Rates are computed from two samples. The rate of a flow is measured by the flow's own age, which its
+worker sends with the byte counts, so the delay of an answer does not matter. A flow has no rate
+until it was seen twice, unless it began after the previous sample.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,15 @@ from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 Order: TypeAlias = Literal["rate", "total", "age"]
-"""What flows are sorted by: bytes per second, bytes, seconds; the most first."""
+"""What flows are sorted by: bytes per second, bytes, or seconds. The largest value comes first."""
 
 ORDERS: Final[tuple[Order, ...]] = get_args(Order)
 
 SEEN_MAX: Final = 20_000
-"""Flows whose byte counts are remembered; those seen least recently are forgotten first."""
+"""Number of flows whose byte counts are remembered.
+
+Those seen least recently are forgotten first.
+"""
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
 _FlowKey: TypeAlias = tuple[str, int, int]
@@ -41,13 +44,13 @@ class FlowRow:
 
     @property
     def rate(self) -> float:
-        """Bytes per second both ways, as far as they are known."""
+        """Bytes per second, both directions added up, as far as they are known."""
         return (self.up_rate or 0.0) + (self.down_rate or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class LinkRow:
-    """A link; `rtt_ms` None where it is not known, `detail` why it is down."""
+    """A link. `rtt_ms` is None if it is not known; `detail` says why the link is down."""
 
     peer: str
     state: str
@@ -59,7 +62,10 @@ class LinkRow:
 
 @dataclass(frozen=True, slots=True)
 class RouteRow:
-    """A peer of a route; `why` it is passed over, "" if new flows of the route may go to it."""
+    """A peer of a route.
+
+    `why` says why it is passed over; "" if new flows of the route may go to it.
+    """
 
     route: str
     peer: str
@@ -106,17 +112,20 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class _Counts:
-    """Byte counts, and the time that they are of, in seconds of some clock."""
+    """Byte counts and the time at which they were read, in seconds of one clock."""
 
     at: float
     up: int
     down: int
 
     def rates(self, now: "_Counts") -> tuple[float, float] | None:
-        """Returns bytes per second up and down from then to now; None if that cannot be told."""
+        """Returns the bytes per second, up and down, since then.
+
+        None if they cannot be computed.
+        """
         took = now.at - self.at
         if took <= 0 or now.up < self.up or now.down < self.down:
-            return None  # the counts began anew: another flow, or another worker
+            return None  # the counts started again at 0: it is another flow, or another worker
         return (now.up - self.up) / took, (now.down - self.down) / took
 
 
@@ -168,11 +177,11 @@ class Model:
         self.lost_because = reason
 
     def next_order(self) -> None:
-        """Sort flows by something else."""
+        """Sorts flows by the next order."""
         self.order = ORDERS[(ORDERS.index(self.order) + 1) % len(ORDERS)]
 
     def _take_workers(self, now: float, rows: Rows) -> None:
-        """Takes the workers' rows, and measure each against its last one."""
+        """Takes the workers' rows, and computes the rates of each from its previous row."""
         before, self._of_workers = self._of_workers, {}
         self.workers = []
         for row in rows:
@@ -196,7 +205,7 @@ class Model:
 
     def _summarize(self, status: Mapping[str, Any]) -> None:
         counters = status["counters"]
-        # Of the workers: the instance's own counts fall when a worker ends.
+        # Rates of the workers, because the counts of the instance fall when a worker ends.
         known = [worker for worker in self.workers if worker.up_rate is not None]
         self.summary = Summary(
             instance=status["instance"],
@@ -214,16 +223,16 @@ class Model:
         )
 
     def _flow(self, row: Mapping[str, Any], since: float | None) -> FlowRow:
-        """Returns a flow's row. `since`: how long ago the last sample was."""
+        """Returns a flow's row. `since` is the age of the previous sample in seconds."""
         key = row["peer"], row["conn_id"], row["worker"]
         counts = _Counts(row["seconds"], row["up"], row["down"])
-        last = self._seen.pop(key, None)  # and put back as the latest
+        last = self._seen.pop(key, None)  # and put back as the most recent one
         self._seen[key] = counts
         if last is not None:
             rates = last.rates(counts)
         elif since is not None and counts.at <= since:
-            # All that it has carried came since the last sample. Over that time, not over its own:
-            # a small answer in a millisecond is no great rate.
+            # It began after the previous sample. Its bytes are divided by the time since then, not
+            # by its age: a small answer within a millisecond would look like a very high rate.
             rates = _Counts(0.0, 0, 0).rates(_Counts(since, counts.up, counts.down))
         else:
             rates = None
@@ -246,9 +255,9 @@ class Model:
     # --- out ------------------------------------------------------------------------------------
 
     def flows(self, limit: int) -> tuple[list[FlowRow], int]:
-        """Returns the first flows in the order chosen, at most `limit`, and the number of others.
+        """Returns at most `limit` flows in the chosen order, and the number of all others.
 
-        Flows that are equal in it keep their places from one sample to the next.
+        Flows with equal values keep their places from one sample to the next.
         """
         match self.order:
             case "rate":
@@ -257,7 +266,7 @@ class Model:
                 flows = sorted(self._flows, key=lambda f: (-f.up - f.down, f.conn_id))
             case "age":
                 flows = sorted(self._flows, key=lambda f: (-f.seconds, f.conn_id))
-        # The instance gives the first ones only, and counts all.
+        # The instance sends only the first flows, and the number of all.
         total = max(len(flows), 0 if self.summary is None else self.summary.flows)
         shown = flows[: max(limit, 0)]
         return shown, total - len(shown)

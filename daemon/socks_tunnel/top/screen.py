@@ -1,4 +1,4 @@
-"""What `socks-tunnel top` looks like: a model and the size of the terminal go in, a picture out."""
+"""The screen of `socks-tunnel top`: the model and the terminal's size go in, a picture out."""
 
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -24,10 +24,10 @@ _STYLES: Final = {
     "draining": "yellow",
 }
 _WIDE: Final = 100
-"""Columns from which the peer and the state of each flow are shown too."""
+"""Width in columns from which the peer and the state of each flow are shown too."""
 
 _FLOWS_MIN: Final = 3
-"""Lines for flows that links and workers leave free, on a screen that has as many."""
+"""Lines that links and workers leave free for flows, if the screen is that high."""
 
 _CONTROLS: Final = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], "?")
 
@@ -35,7 +35,7 @@ _TITLE_LINES: Final = 3  # the instance, its totals, the keys
 
 
 def picture(model: Model, width: int, height: int) -> RenderableType:
-    """Returns what fills a screen of this size, and never more lines."""
+    """Returns a picture that fills a screen of this size, with no more lines than it has."""
     summary = model.summary
     if summary is None:
         return _line(model.lost_because or "")
@@ -79,12 +79,12 @@ def age(seconds: float) -> str:
 
 
 def _text(text: str, style: str = "") -> Text:
-    """Returns text as it is: no markup, and nothing in it that a terminal would obey."""
+    """Returns text that is shown as it is, without markup or terminal control sequences."""
     return Text(text.translate(_CONTROLS), style)
 
 
 def _line(*parts: str | tuple[str, str]) -> Text:
-    """Returns a line that is cut off, and never wrapped, where the terminal ends."""
+    """Returns a line that is cut off at the terminal's edge and never wrapped."""
     texts = (_text(part) if isinstance(part, str) else _text(*part) for part in parts)
     return Text.assemble(*texts, no_wrap=True, overflow="ellipsis")
 
@@ -118,9 +118,9 @@ def _footer(model: Model) -> Text:
 
 
 def _table(*columns: tuple[str, int | None]) -> Table:
-    """Makes a table without lines: names of columns with their widths, None for what is left.
+    """Returns a table without borders. A width of None takes the space that is left.
 
-    Names that end with a colon are those of text, others of numbers. Nothing is wrapped.
+    A column whose name ends with a colon holds text, any other column numbers. No cell is wrapped.
     """
     table = Table(
         box=None,
@@ -149,7 +149,10 @@ def _state(state: str) -> Text:
 def _fill(
     table: Table, rows: Sequence[Sequence[str | Text]], lines: int, more: Callable[[int], str]
 ) -> tuple[RenderableType, int]:
-    """Adds the rows that fit into so many lines, header included, and says how many do not."""
+    """Adds the rows that fit into the given lines, header included.
+
+    A last line counts the others.
+    """
     fitting = lines - 1
     shown = rows if len(rows) <= fitting else rows[: fitting - 1]
     for row in shown:
@@ -222,7 +225,7 @@ def _flows(model: Model, width: int, lines: int) -> RenderableType:
         ("total", 5),
     )
     flows, hidden = model.flows(lines - 1)
-    if hidden:  # it takes a line to say so
+    if hidden:  # the line that says so takes one, too
         flows, hidden = model.flows(lines - 2)
     for flow in flows:
         table.add_row(*map(_text, _flow(flow, wide=wide)))
@@ -232,7 +235,7 @@ def _flows(model: Model, width: int, lines: int) -> RenderableType:
 
 
 def _flow(flow: FlowRow, *, wide: bool) -> list[str]:
-    # An association of a SOCKS client has many destinations, and so none.
+    # The UDP association of a SOCKS client has many destinations, so none is shown.
     destination = flow.destination or "(several)"
     return [
         *([flow.peer] if wide else []),

@@ -19,13 +19,13 @@ from socks_tunnel.top.model import Model
 from socks_tunnel.top.screen import picture
 
 PERIOD: Final = 1.0
-"""Seconds from one sample to the next, if the instance answers swiftly."""
+"""Seconds from one sample to the next, if the instance answers quickly."""
 
 LOAD_MAX: Final = 0.1
-"""At most this share of the time is spent on waiting for answers."""
+"""Largest share of the time that is spent on waiting for answers."""
 
 PAUSE_MAX: Final = 5.0
-"""The longest pause that this makes, in seconds."""
+"""The longest pause that follows from this share, in seconds."""
 
 FLOWS_MAX: Final = 250
 """Flows that each worker is asked for: more than there are lines on a screen."""
@@ -34,10 +34,10 @@ _INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(path: Path) -> None:
-    """Watch the instance whose control socket is at `path` until somebody quits.
+    """Watches the instance whose control socket is at `path` until the user quits.
 
-    Standard input and output are a terminal, which is as before afterwards. Raises
-    :class:`OSError` if the instance does not answer at first.
+    Standard input and output are a terminal, which is restored at the end. Raises
+    :class:`OSError` if the instance does not answer the first request.
     """
     asyncio.run(_Watch(path).run())
 
@@ -95,7 +95,9 @@ class _Watch:
                 await self._sample()
             except OSError as error:
                 self._model.lost(error.strerror or str(error))
-                began = loop.time()  # one that does not answer is not spared by being left alone
+                # The time-out is not counted: a longer pause would not help an instance that is
+                # silent.
+                began = loop.time()
             took = loop.time() - began
             self._draw()
 
@@ -103,7 +105,7 @@ class _Watch:
 
     @contextlib.contextmanager
     def _terminal(self) -> Iterator[None]:
-        """Takes the terminal, and give it back as it was, whatever happens."""
+        """Takes the terminal, and restores it, whatever happens."""
         try:
             self._enter()
             yield
@@ -111,7 +113,7 @@ class _Watch:
             self._leave()
 
     def _enter(self) -> None:
-        # Keys come one by one and are not shown; those that make signals still do.
+        # Keys arrive one by one and are not echoed. Keys for signals, such as Ctrl-C, still work.
         tty.setcbreak(self._input, termios.TCSADRAIN)
         self._live = Live(
             console=self._console,
@@ -125,7 +127,7 @@ class _Watch:
 
     def _leave(self) -> None:
         live, self._live = self._live, None
-        # The terminal may be gone; then there is nothing to give back.
+        # The terminal may be gone; then there is nothing to restore.
         with contextlib.suppress(OSError):
             if live is not None:
                 live.stop()
@@ -136,7 +138,8 @@ class _Watch:
         if self._live is None:
             return
         try:
-            # Asked for anew: the environment's COLUMNS and LINES do not follow the window.
+            # The terminal is asked each time: COLUMNS and LINES in the environment do not follow
+            # the window.
             width, height = os.get_terminal_size(self._input)
             self._console.size = ConsoleDimensions(width, height)
             self._live.update(picture(self._model, width, height), refresh=True)
@@ -155,7 +158,10 @@ class _Watch:
             self._draw()
 
     def _suspend(self) -> None:
-        """Stops as Ctrl-Z stops programs, with the terminal as it was; goes on when continued."""
+        """Stops, as Ctrl-Z stops programs, with the terminal restored.
+
+        Goes on when it is continued.
+        """
         self._leave()
         os.kill(os.getpid(), signal.SIGSTOP)
         self._enter()

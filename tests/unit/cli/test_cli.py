@@ -24,6 +24,7 @@ import socks_tunnel.peer.select  # ifaddr starts ldconfig when it is imported: n
 from socks_tunnel import cli
 from socks_tunnel.config.loader import load
 from socks_tunnel.config.users import parse_users, verify_password
+from socks_tunnel.ops.files import write_new
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.signaling.identity import PrivateIdentity, parse_public_key
 from support.certificates import DAY, Authority
@@ -52,7 +53,7 @@ def refusal(result: Result, exit_code: int) -> str:
 
 @pytest.fixture
 def endpoint(tmp_path: Path) -> Path:
-    (tmp_path / "host.key").touch(mode=0o600)
+    write_new(tmp_path / "host.key", PrivateIdentity.generate().to_pem(), 0o600)
     file = tmp_path / "endpoint.toml"
     file.write_text(
         f"""\
@@ -82,7 +83,7 @@ allowed_ports = [22]
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Path:
-    (tmp_path / "host.key").touch(mode=0o600)
+    write_new(tmp_path / "host.key", PrivateIdentity.generate().to_pem(), 0o600)
     file = tmp_path / "gateway.toml"
     file.write_text(
         f"""\
@@ -142,6 +143,15 @@ def test_usage(arguments: list[str]) -> None:
     result = call(*arguments)
     assert result.exit_code == 2
     assert "Usage: " in result.stderr
+
+
+def test_an_unknown_command_names_the_nearest() -> None:
+    assert "No such command 'stats'. The nearest command is 'status'." in call("stats").stderr
+    assert "The nearest" not in call("xyzzy").stderr
+
+
+def test_the_list_of_commands_has_whole_sentences() -> None:
+    assert "..." not in call("--help").stdout
 
 
 def test_help_is_there_for_each_command() -> None:
@@ -280,6 +290,17 @@ def test_check_config_prints_every_mistake(gateway: Path) -> None:
     )
 
 
+def test_check_config_reads_the_private_key(gateway: Path) -> None:
+    key = gateway.with_name("host.key")
+    key.write_text("precious")
+    result = call("check-config", gateway)
+    assert result.exit_code == 78
+    assert result.stdout == (
+        f"{gateway}: identity.private_key_file: {key}: this is no private key in PEM form "
+        "(PKCS #8)\n"
+    )
+
+
 def test_check_config_of_nothing(tmp_path: Path) -> None:
     result = call("check-config", tmp_path / "none.toml")
     assert result.exit_code == 78
@@ -313,7 +334,7 @@ def test_pubkey_of_what_is_no_key(tmp_path: Path) -> None:
 def test_keygen_never_overwrites(tmp_path: Path) -> None:
     file = tmp_path / "host.key"
     file.write_text("precious")
-    assert refusal(call("keygen", file), 73) == f"{file}: File exists\n"
+    assert refusal(call("keygen", file), 73) == f"{file} is there already, and is not overwritten\n"
     assert file.read_text() == "precious"
 
 
@@ -412,7 +433,7 @@ def test_pair_in_one_directory(tmp_path: Path) -> None:
 def test_pair_writes_all_or_nothing(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("precious")
     result = call("pair", "--gateway", tmp_path, "--endpoint", tmp_path, "--url", "http://h/")
-    assert refusal(result, 73) == f"{tmp_path / name}: File exists\n"
+    assert refusal(result, 73) == f"{tmp_path / name} is there already, and is not overwritten\n"
     assert [file.name for file in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "precious"
 
@@ -666,7 +687,7 @@ def test_how_an_instance_is_found(
     monkeypatch.setattr("socks_tunnel.config.paths.SYSTEM_DIRECTORY", tmp_path / "system")
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "tmp"))
 
-    assert refusal(call("status"), 69) == "no instance runs on this host\n"
+    assert refusal(call("status"), 69).startswith("no instance runs on this host; ")
 
     def start(name: str) -> Path:
         path = tmp_path / "socks-tunnel" / name / "control.sock"

@@ -6,6 +6,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from socks_tunnel.cli import cli
+from socks_tunnel.ops.files import write_new
+from socks_tunnel.signaling.identity import PrivateIdentity
 
 KEY = "A" * 42 + "E="
 
@@ -23,7 +25,7 @@ peers = "office-b"
 
 
 def write(directory: Path, routes: str) -> Path:
-    (directory / "host.key").touch(mode=0o600)
+    write_new(directory / "host.key", PrivateIdentity.generate().to_pem(), 0o600)
     file = directory / "gateway.toml"
     peers = "".join(
         f'[[peers]]\nname = "{name}"\npublic_key = "{key}"\nurl = "http://192.0.2.1/"\n'

@@ -128,6 +128,23 @@ def test_invalid_toml_is_named_with_its_line(directory: Path, text: str, line: i
     assert "(at " not in said
 
 
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("role = gateway\n", "a value is missing or invalid; text needs quotes"),
+        ("drain_timeout = 1\ndrain_timeout = 2\n", "a key is there twice"),
+        ("[ice]\n[ice]\n", "the table [ice] is there twice; its settings belong into one"),
+        ("[a.b]\n[a.b]\n", "the table [a.b] is there twice; its settings belong into one"),
+    ],
+)
+def test_complaints_of_the_toml_parser_are_explained(
+    directory: Path, text: str, complaint: str
+) -> None:
+    (directory / "office.toml").write_text(text)
+    said = mistakes(directory, directory / "office.toml")
+    assert said.endswith(f": is not valid TOML: {complaint}\n")
+
+
 def test_a_file_that_cannot_be_read(directory: Path) -> None:
     assert mistakes(directory, directory / "none.toml") == (
         "none.toml: cannot be read: No such file or directory\n"

@@ -63,6 +63,7 @@ def test_a_good_one_with_tls(tmp_path: Path) -> None:
     ("text", "complaints"),
     [
         ("", ["listen: is missing"]),
+        ('role = "gateway"', ["is a configuration of a gateway or an endpoint: socks-tunnel run"]),
         ('listen = "0.0.0.0:1', [": is not valid TOML"]),
         ('listen = "here:1"\n' + KEYS, ["1: listen: 'here' is a name"]),
         ('listen = "0.0.0.0:1"', ["keys: is missing: nobody could connect"]),
