@@ -42,6 +42,7 @@ class Client:
         "counts",
         "ended",
         "enrolled_by",
+        "enrolled_until",
         "excess",
         "guest",
         "guest_bucket",
@@ -79,6 +80,8 @@ class Client:
         self.watched: set[bytes] = set()
         self.enrolled_by: bytes | None = None
         """The listed key that has enrolled it, if it is here for that."""
+        self.enrolled_until = 0
+        """The Unix time at which that ends; 0: without an end, or it is not here for that."""
         self.guest = False
         """Whether it may be here only for a short time, to join."""
         self.guests = False

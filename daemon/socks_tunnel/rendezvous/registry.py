@@ -26,6 +26,7 @@ from socks_tunnel.protocol.rendezvous import (
     Absent,
     Drain,
     FromKey,
+    TurnServer,
     Watch,
     Welcome,
     encode,
@@ -165,16 +166,20 @@ class Registry:
         wake: Callable[[], None],
         end: Callable[[int, str], None],
         enrolled_by: bytes | None = None,
+        enrolled_until: int = 0,
     ) -> Client:
         """Adds a client whose key is proved. Raises :class:`Refused`; nothing is kept then.
 
-        `enrolled_by` is the key that has enrolled it, if it has shown that.
+        `enrolled_by` is the key that has enrolled it, if it has shown that, and `enrolled_until`
+        the Unix time at which that ends; 0: without an end.
 
         An older connection with the same key is ended: after a change of networks the service
         often notices later than the client that the old one is dead.
         """
         name = self._names.get(key)
-        guest = name is None and self._mode == "enrolled" and enrolled_by not in self._names
+        if enrolled_by not in self._names:
+            enrolled_by, enrolled_until = None, 0  # any two strangers can enrol each other
+        guest = name is None and self._mode == "enrolled" and enrolled_by is None
         if name is None and self._mode == "listed":
             self.counts["refused: not listed"] += 1
             raise Refused(CLOSE_FORBIDDEN, "its key is not listed")
@@ -209,7 +214,8 @@ class Registry:
             wake=wake,
             end=end,
         )
-        client.enrolled_by = None if guest else enrolled_by
+        client.enrolled_by = enrolled_by
+        client.enrolled_until = 0 if listed else enrolled_until
         client.guest = guest
         self._guests += guest
         self._clients[key] = client
@@ -222,8 +228,10 @@ class Registry:
         """Returns what a new client is told, or one whose logins are renewed."""
         watch = WATCH_MAX if client.listed else WATCH_MAX_ANY
         rate = ENVELOPES_PER_SECOND if client.listed else ENVELOPES_PER_SECOND_ANY
-        # A guest may be anybody, and a login is good for a day, anywhere behind the TURN server.
-        turn = () if self.turn is None or client.guest else self.turn.for_key(client.key, unix_time)
+        turn: tuple[TurnServer, ...] = ()
+        # A guest may be anybody, and a login is good for an hour, anywhere behind the TURN server.
+        if self.turn is not None and not client.guest:
+            turn = self.turn.for_key(client.key, unix_time, client.enrolled_until)
         relay = 0 if client.guest else self.relay_rate
         times = int(unix_time)
         revoked = REVOKED_MAX if client.listed else 0
@@ -267,6 +275,8 @@ class Registry:
                 # Its limits were others: it may come back if it still may.
                 self.leave(client)
                 client.finish(CLOSE_FORBIDDEN, "its key is not listed any more")
+            elif client.enrolled_by not in names:
+                client.enrolled_by, client.enrolled_until = None, 0
 
     def _is_welcome(self, client: Client) -> bool:
         """Returns whether a client whose key is not listed may stay."""

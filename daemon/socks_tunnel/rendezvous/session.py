@@ -123,15 +123,21 @@ class Session:
         match self._protocol.receive(data):
             case Proof(key=key, enrolment=enrolment):
                 enrolled = whose_enrolment(enrolment, key)
-                by = None if enrolled is None else enrolled.by
-                client = registry.join(key, now, wake=self._wake, end=self._end, enrolled_by=by)
+                client = registry.join(
+                    key,
+                    now,
+                    wake=self._wake,
+                    end=self._end,
+                    enrolled_by=None if enrolled is None else enrolled.by,
+                    enrolled_until=0 if enrolled is None else enrolled.until,
+                )
                 self._client = client
                 self._service.proved(self._waiting)
                 if client.guest:
                     loop = asyncio.get_running_loop()
                     self._leave_at = loop.call_later(GUEST_SECONDS, self._end_guest, client)
-                elif client.enrolled_by is not None and enrolled is not None and enrolled.until:
-                    self._end_in_time(client, enrolled.until)
+                elif client.enrolled_until:
+                    self._end_in_time(client, client.enrolled_until)
                 self._service.sessions[self] = client
                 self._welcome(client)
                 _log.debug("%s is here; %d clients", client.name, len(registry))

@@ -17,8 +17,12 @@ from typing import Final
 
 from socks_tunnel.protocol.rendezvous import TurnServer
 
-LIFETIME: Final = 24 * 3600
-"""Seconds for which a login is good. It is renewed in half of that."""
+LIFETIME: Final = 3600
+"""Seconds for which a login is good. It is renewed in half of that.
+
+A host that may not be here any more keeps its login for so long. coturn asks for a good login when
+an allocation is made, and not when it is refreshed, so a link that is relayed outlives its login.
+"""
 
 RENEWAL: Final = LIFETIME // 2
 """Seconds after which a client that is still connected gets new logins."""
@@ -31,9 +35,13 @@ class TurnLogins:
         self._servers = tuple(servers)
         self._secret = secret
 
-    def for_key(self, key: bytes, now: float) -> tuple[TurnServer, ...]:
-        """Returns the servers, with logins for a client's key. `now` is Unix time."""
-        username = f"{int(now) + LIFETIME}:{base64.b64encode(key).decode()}"
+    def for_key(self, key: bytes, now: float, until: int = 0) -> tuple[TurnServer, ...]:
+        """Returns the servers, with logins for a client's key. `now` is Unix time.
+
+        No login is good any longer than the client may be here: until `until`, if that is not 0.
+        """
+        ends = int(now) + LIFETIME
+        username = f"{min(ends, until) if until else ends}:{base64.b64encode(key).decode()}"
         mac = hmac.new(self._secret, username.encode(), hashlib.sha1).digest()
         credential = base64.b64encode(mac).decode()
         return tuple(TurnServer(urls, username, credential) for urls in self._servers)

@@ -1,8 +1,9 @@
 """Enrolments on disk: a line of JSON for each entry, appended as it happens (mode 0600).
 
 A line that is cut short at the end, by a full disk or a power failure, is dropped: nobody was told
-that it had happened. Another line that cannot be used is left out with a warning. The file is
-written anew if most of its lines have been overtaken by later ones: when it is opened, and after
+that it had happened. Another line that cannot be used is an error, because it may have revoked a
+key, or replaced one that was stolen: nobody is let in by what is left of such a file. It is written
+anew if most of its lines have been overtaken by later ones: when it is opened, and after
 many more lines than that.
 """
 
@@ -35,11 +36,16 @@ loop for a moment. Without that, a fleet that comes and goes for months would ma
 :data:`FILE_MAX`, and the next start would fail."""
 
 
+class DamagedFileError(OSError):
+    """A line of the file cannot be used, so what it says is not known."""
+
+
 class EnrolmentFile:
     """The file at `path`, and what it says. Its directory must exist.
 
-    Raises :class:`OSError` if it cannot be read or written: an endpoint that has forgotten its
-    members must not start as if it had none.
+    Raises :class:`OSError` if it cannot be read or written, and :class:`DamagedFileError` if it
+    cannot be understood: an endpoint that has forgotten its members must not start as if it had
+    none, and one that has forgotten a revocation must not start as if there had been none.
     """
 
     def __init__(self, path: Path, identity: PrivateIdentity) -> None:
@@ -107,7 +113,11 @@ class EnrolmentFile:
             try:
                 self.enrolments.replay(json_map(line, size=LINE_MAX))
             except (Malformed, ValueError) as error:
-                _log.warning("%s:%d: this entry is left out: %s", self._path, number, error)
+                raise DamagedFileError(
+                    f"{self._path}:{number}: this line cannot be used: {error}. It may have revoked"
+                    " a key. Restore the file from a backup, or delete the line and revoke once"
+                    " more whom you had revoked"
+                ) from None
         return lines
 
     def _append(self, entry: Entry) -> None:

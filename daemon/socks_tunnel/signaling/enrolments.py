@@ -20,7 +20,13 @@ from socks_tunnel.signaling.joining import (
     Token,
     enrolment_for,
 )
-from socks_tunnel.signaling.member_list import Entry, Invitation, Member, MemberList
+from socks_tunnel.signaling.member_list import (
+    REPLACED_MAX,
+    Entry,
+    Invitation,
+    Member,
+    MemberList,
+)
 
 if TYPE_CHECKING:  # it brings PyJWT, which only those load who take such tokens
     from socks_tunnel.signaling.jwt_tokens import Accepted
@@ -39,6 +45,9 @@ SPENT_MAX: Final = 65_536
 
 REVOKED_MAX: Final = 65_536
 """Keys that are revoked at a time. Only an administrator adds one, and only he takes one away."""
+
+REPLACED_ALL_MAX: Final = 262_144
+"""Replaced keys that are remembered of all members together."""
 
 SEEN_PERIOD: Final = 3600.0
 """Seconds in which the last time that a member was seen is written down at most once."""
@@ -208,6 +217,10 @@ class Enrolments(MemberList):
             return NotJoined(
                 "this key is revoked; the endpoint's administrator can have it forgotten"
             )
+        name = self._by_key.get(key)
+        if key in self._replaced or (name is not None and self.members[name].key != key):
+            # It may have been stolen. Its host has a newer one, or makes one.
+            return NotJoined("this key was replaced by another one; join with that, or a new one")
         return None
 
     def _admit(
@@ -256,8 +269,13 @@ class Enrolments(MemberList):
         if member.key != old:
             # A key may be replaced because it was stolen. The thief must not take the place back.
             return NotJoined("the old key was replaced already; the one in its place can be")
-        if key in listed or key in self._by_key or key in self.revoked:
+        if any(key in those for those in (listed, self._by_key, self._replaced, self.revoked)):
             return NotJoined("the new key is that of another peer, or was used before")
+        if len(member.past()) >= REPLACED_MAX or len(self._replaced) >= REPLACED_ALL_MAX:
+            # Each of them has an enrolment that the rendezvous service must know to be void.
+            return NotJoined(
+                "too many keys were replaced; have this host revoked, and join with a new key"
+            )
         old_until = int(now) + OLD_KEY_LIFETIME
         self._happen(
             {

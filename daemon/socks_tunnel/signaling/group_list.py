@@ -35,7 +35,7 @@ version below its own.
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
 import msgpack
@@ -193,7 +193,7 @@ class Journal:
 
 def _shared(member: Member) -> Iterator[Entry]:
     """Yields the entries of a member without what is of use to its owner alone."""
-    for entry in entries_of(member):
+    for entry in entries_of(replace(member, replaced=())):
         if entry["entry"] != "seen":
             yield {key: value for key, value in entry.items() if key != "token"}
 

@@ -22,16 +22,23 @@ A token of an identity provider that is good for one host is remembered until it
 for its age anyway. A revoked key is remembered until an administrator has it forgotten: requests to
 join are good for minutes and can be repeated, and an invitation may have uses left.
 
+A key that another one has taken the place of is good for a while, and is remembered as long as its
+member is there: its enrolment is signed, and a rendezvous service has to be told that it is void.
+
 Who may join, :mod:`socks_tunnel.signaling.enrolments` decides. Times are Unix time in seconds.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from socks_tunnel.signaling.identity import parse_public_key, public_key_text
 
 Entry = Mapping[str, Any]
+
+REPLACED_MAX: Final = 128
+"""Replaced keys that are remembered of one member; the oldest are forgotten first. An endpoint
+replaces no more than these itself, so that only a copy ever forgets one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,8 @@ class Invitation:
 class Member:
     """A host that has joined. `old_key` is good besides `key` until `old_until`.
 
+    The keys in `replaced`, the oldest first, were good earlier, and are good for nothing any more.
+
     Where a token of an identity provider was shown, `subject` is whom that named, `token` is the id
     of the token if it may not come again, and `invitation` is empty.
     """
@@ -68,6 +77,7 @@ class Member:
     old_until: int = 0
     subject: str = ""
     token: str = ""
+    replaced: tuple[bytes, ...] = ()
 
     def keys(self, now: float) -> list[bytes]:
         """Returns the keys that are good now, the newest first."""
@@ -75,7 +85,12 @@ class Member:
 
     def all_keys(self) -> list[bytes]:
         """Returns the keys that are remembered, the newest first."""
-        return [self.key, self.old_key] if self.old_key else [self.key]
+        old = [self.old_key] if self.old_key else []
+        return [self.key, *old, *reversed(self.replaced)]
+
+    def past(self) -> tuple[bytes, ...]:
+        """Returns the keys in whose place `key` is, the oldest first."""
+        return (*self.replaced, self.old_key) if self.old_key else self.replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +124,17 @@ class MemberList:
         self.copied: Entry = {}
         """The entry that says of what this is a copy; empty if it is none."""
         self._by_key: dict[bytes, str] = {}
+        self._replaced: dict[bytes, str] = {}
+        """Whose the keys are that are good for nothing any more."""
         self._spent: dict[bytes, int] = {}
 
     def name_of(self, key: bytes) -> str | None:
         """Returns whose key this is; None if it is no member's."""
         return self._by_key.get(key)
+
+    def replaced(self) -> list[bytes]:
+        """Returns the keys of members that are good for nothing any more."""
+        return list(self._replaced)
 
     def expire(self, now: float) -> bool:
         """Forgets what has ended; returns whether a key is not good any more."""
@@ -129,8 +150,8 @@ class MemberList:
                 self._forget(member)
                 changed = True
             elif member.old_key and member.old_until <= now:
-                del self._by_key[member.old_key]
-                self.members[member.name] = replace(member, old_key=b"", old_until=0)
+                self._forget(member)
+                self._enter(replace(member, old_key=b"", old_until=0, replaced=member.past()))
                 changed = True
         return changed
 
@@ -180,14 +201,9 @@ class MemberList:
             case "renewed":
                 member = self.members[entry["name"]]
                 self._forget(member)
-                newer = replace(
-                    member,
-                    key=parse_public_key(entry["key"]),
-                    old_key=member.key,
-                    old_until=int(entry["old_until"]),
+                self._enter(
+                    _renewed(member, parse_public_key(entry["key"]), int(entry["old_until"]))
                 )
-                self._enter(newer)
-                self._by_key[newer.old_key] = newer.name
             case "spent":
                 self._spent[bytes.fromhex(entry["token"])] = int(entry["until"])
             case "seen":
@@ -195,7 +211,7 @@ class MemberList:
                 self.members[member.name] = replace(member, seen_at=int(entry["at"]))
             case "revoked":
                 member = self.members[entry["name"]]
-                for key in member.all_keys():
+                for key in reversed(member.all_keys()):
                     self.revoked[key] = Revoked(key, member.name, int(entry["at"]))
                 self._forget(member)
             case "revoked-key":
@@ -230,21 +246,45 @@ class MemberList:
         if invitation is not None:
             used = replace(invitation, uses=max(0, invitation.uses - 1))
             self.invitations[invitation.id] = used
-        for name in {member.name, self._by_key.get(member.key, member.name)}:
-            # One whose time was over had its name, or its key, when it came.
-            if name in self.members:
-                self._forget(self.members[name])
+        earlier = self.members.get(member.name)
+        if earlier is not None and member.key in earlier.all_keys():
+            past = tuple(each for each in reversed(earlier.all_keys()) if each != member.key)
+            member = replace(member, replaced=past)
+        self._let_go(member.key, self._by_key.get(member.key) or self._replaced.get(member.key))
+        if member.name in self.members:
+            self._forget(self.members[member.name])  # its time was over, or it is the same host
         self._enter(member)
 
+    def _let_go(self, key: bytes, name: str | None) -> None:
+        """Takes a key that joins from the member of this name, whose time, or its, was over."""
+        if name is None:
+            return
+        member = self.members[name]
+        self._forget(member)
+        if key == member.key:
+            return
+        left = tuple(each for each in member.replaced if each != key)
+        if key == member.old_key:
+            member = replace(member, old_key=b"", old_until=0)
+        self._enter(replace(member, replaced=left))
+
     def _enter(self, member: Member) -> None:
+        member = replace(member, replaced=member.replaced[-REPLACED_MAX:])
         self.members[member.name] = member
-        self._by_key[member.key] = member.name
+        for key in (member.key, member.old_key):
+            if key:
+                self._by_key[key] = member.name
+        for key in member.replaced:
+            self._replaced[key] = member.name
 
     def _forget(self, member: Member) -> None:
         del self.members[member.name]
         for key in (member.key, member.old_key):
             if self._by_key.get(key) == member.name:
                 del self._by_key[key]
+        for key in member.replaced:
+            if self._replaced.get(key) == member.name:
+                del self._replaced[key]
 
     def entries(self) -> Iterator[Entry]:
         """Yields entries that make the present state, for a file that is written anew."""
@@ -276,12 +316,23 @@ class MemberList:
             yield self.copied
 
 
+def _renewed(member: Member, key: bytes, old_until: int) -> Member:
+    """Returns a member with another key. Without a time, the one before is good no more."""
+    past = tuple(each for each in (*member.past(), member.key) if each != key)
+    old = b""
+    if old_until and member.key != key:
+        *past_keys, old = past
+        past = tuple(past_keys)
+    return replace(member, key=key, old_key=old, old_until=old_until if old else 0, replaced=past)
+
+
 def entries_of(member: Member) -> Iterator[Entry]:
     """Yields entries that make a member what it is."""
+    first, *later = (*member.past(), member.key)
     yield {
         "entry": "joined",
         "name": member.name,
-        "key": public_key_text(member.old_key or member.key),
+        "key": public_key_text(first),
         "tag": member.tag,
         "until": member.until,
         "invitation": member.invitation,
@@ -290,12 +341,12 @@ def entries_of(member: Member) -> Iterator[Entry]:
         **({"subject": member.subject} if member.subject else {}),
         **({"token": member.token} if member.token else {}),
     }
-    if member.old_key:
+    for key in later:
         yield {
             "entry": "renewed",
             "name": member.name,
-            "key": public_key_text(member.key),
-            "old_until": member.old_until,
+            "key": public_key_text(key),
+            "old_until": member.old_until if key == member.key else 0,
         }
     if member.seen_at:
         yield {"entry": "seen", "name": member.name, "at": member.seen_at}

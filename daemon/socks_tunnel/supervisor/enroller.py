@@ -149,8 +149,13 @@ class Enroller:
         return self.extend(self._config)
 
     def revoked_keys(self) -> list[bytes]:
-        """Returns the keys whose enrolment by this endpoint was revoked, the last one last."""
-        return list(self._file.enrolments.revoked)
+        """Returns the keys whose enrolment by this endpoint is void.
+
+        Those of revoked hosts are behind those that other keys have taken the place of: a service
+        remembers the last ones if they are more than it has room for.
+        """
+        enrolments = self._file.enrolments
+        return [*enrolments.replaced(), *enrolments.revoked]
 
     def tick(self) -> None:
         """Lets go whose time is over. To be called each second or so."""

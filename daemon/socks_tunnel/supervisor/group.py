@@ -23,7 +23,7 @@ from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.signaling.carrier import SignalingError
-from socks_tunnel.signaling.enrolment_file import EnrolmentFile
+from socks_tunnel.signaling.enrolment_file import DamagedFileError, EnrolmentFile
 from socks_tunnel.signaling.enrolments import MEMBERS_MAX, REVOKED_MAX, Enrolments
 from socks_tunnel.signaling.group_list import (
     NO_VERSION,
@@ -206,7 +206,13 @@ class ListCopy(_Part):
     ) -> None:
         super().__init__(group, identity)
         self._max_age = group.max_age
-        self._file = EnrolmentFile(path, identity)
+        try:
+            self._file = EnrolmentFile(path, identity)
+        except DamagedFileError as error:
+            # The owner has all of it. Nobody is admitted until it has answered.
+            _log.warning("%s; the owner is asked for a new copy", error)
+            path.replace(path.with_suffix(".damaged"))
+            self._file = EnrolmentFile(path, identity)
         self._applied = changed
         self._heard = heard
         self._hint = asyncio.Event()

@@ -166,3 +166,26 @@ async def test_a_clock_that_is_set_does_not_make_a_copy_younger(
     assert isinstance(copy, group_module.ListCopy)
     assert not copy.is_stale(now)
     assert copy.is_stale(now + seconds), "nobody knows how old it is"
+
+
+@pytest.mark.parametrize("line", [b"nonsense", b'{"entry": "revoked", "name": "nobody", "at": 1}'])
+async def test_a_damaged_copy_admits_nobody_until_the_owner_is_heard(
+    world: World, line: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line may have revoked one of those whom the lines before it have let in."""
+    world.start("a", "b")
+    host = PrivateIdentity.generate()
+    await world.endpoints["a"].join(await world.endpoints["a"].invite(), host)
+    await until(lambda: world.all_have(host))
+    await world.stop("b")
+    (path,) = world.directory.glob(f"**/b/**/{module.COPY}")
+    with path.open("ab") as file:
+        file.write(line + b"\n")
+    world.cut = {"a"}
+    world.start("b")
+    assert peers_of(world.endpoints["b"]) == set()
+    assert f"{path}:" in caplog.text
+    assert "the owner is asked for a new copy" in caplog.text
+    assert path.with_suffix(".damaged").exists()
+    world.cut = set()
+    await until(lambda: world.all_have(host))

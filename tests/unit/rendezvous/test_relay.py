@@ -156,6 +156,28 @@ def test_enrolled_hosts_are_known_and_guests_are_not() -> None:
     assert hall.registry.welcome(d, bytes(8), 0).relay == 0
 
 
+def test_strangers_who_have_enrolled_each_other_are_strangers() -> None:
+    """Whoever has two keys can sign an enrolment of the one with the other."""
+    hall = Hall(clients="any")
+    c, d = hall.join(C, D, enrolled_by=D), hall.join(D, C, enrolled_by=C)
+    drain(c)
+    hall.send(c, D)
+    assert drain(c) == [wire.Absent(D, "unrelayed", CHANNEL)]
+    assert drain(d) == []
+
+
+def test_who_is_here_by_an_endpoint_that_is_not_listed_any_more_is_a_stranger() -> None:
+    hall = Hall(clients="any")
+    c, d = hall.join(C, D, enrolled_by=A), hall.join(D, C)
+    drain(c)
+    hall.send(c, D)
+    assert drain(d) == [Relayed(C, CHANNEL, b"data", 4)]
+    hall.registry.update({B: "b"})
+    hall.send(c, D)
+    assert drain(c) == [wire.Absent(D, "unrelayed", CHANNEL)]
+    assert not (c.ended or drain(d)), "it may stay, as anybody may"
+
+
 def test_a_service_without_a_relay_says_so() -> None:
     hall = Hall(enabled=False)
     a, b = hall.pair()

@@ -9,7 +9,7 @@ import pytest
 
 from socks_tunnel.signaling import enrolment_file as module
 from socks_tunnel.signaling import joining
-from socks_tunnel.signaling.enrolment_file import EnrolmentFile
+from socks_tunnel.signaling.enrolment_file import DamagedFileError, EnrolmentFile
 from socks_tunnel.signaling.identity import PrivateIdentity
 
 ENDPOINT, HOST = PrivateIdentity.generate(), PrivateIdentity.generate()
@@ -37,22 +37,52 @@ def test_a_restart_knows_who_has_joined(path: Path) -> None:
     assert again.invitations == file.enrolments.invitations
 
 
-def test_half_a_line_is_dropped_and_a_bad_one_left_out(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_half_a_line_at_the_end_is_dropped(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = EnrolmentFile(path, ENDPOINT).enrolments
     first.invite("a", 1, int(NOW) + 100, 0, NOW)
     with path.open("ab") as file:
-        file.write(b'{"entry": "unheard of"}\nnonsense\n{"entry": "invi')
+        file.write(b'{"entry": "invi')
     again = EnrolmentFile(path, ENDPOINT).enrolments
     assert again.invitations == first.invitations
-    assert ["cut short" in caplog.text, f"{path}:2: this entry is left out" in caplog.text] == [
-        True,
-        True,
-    ]
-    assert f"{path}:3: this entry is left out: it is no JSON" in caplog.text
+    assert "cut short" in caplog.text
     again.invite("b", 1, int(NOW) + 100, 0, NOW)
     assert len(EnrolmentFile(path, ENDPOINT).enrolments.invitations) == 2
+
+
+def joined(path: Path, name: str, host: PrivateIdentity) -> EnrolmentFile:
+    file = EnrolmentFile(path, ENDPOINT)
+    token = file.enrolments.invite("a", 1, int(NOW) + 100, 0, NOW)
+    sent, _ = joining.new_request(host, token, name, NOW)
+    request = joining.open_request(sent, ENDPOINT.public, NOW)
+    assert isinstance(request, joining.JoinRequest)
+    assert file.enrolments.join(request, {}, NOW) is not None
+    return file
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b'{"entry": "revo\x00ed", "name": "laptop", "at": 1}', "it is no JSON"),
+        (b'{"entry": "unheard of"}', "the entry 'unheard of' is not known"),
+        (b'{"entry": "revoked", "name": "laptoq", "at": 1}', "KeyError: 'laptoq'"),
+        (b'{"entry": "revoked-key", "name": "laptop", "key": "AA==", "at": 1}', "ValueError"),
+        (b"", "it is no JSON"),
+    ],
+)
+def test_a_line_that_cannot_be_used_lets_nobody_in(path: Path, line: bytes, why: str) -> None:
+    """It may have been the revocation of somebody whom the lines before it have let in."""
+    joined(path, "laptop", HOST)
+    whole = path.read_bytes()
+    with path.open("ab") as file:
+        file.write(line + b'\n{"entry": "epoch", "epoch": 5}\n')
+    damaged = path.read_bytes()
+    with pytest.raises(DamagedFileError) as caught:
+        EnrolmentFile(path, ENDPOINT)
+    assert str(caught.value).startswith(f"{path}:3: this line cannot be used: ")
+    assert why in str(caught.value)
+    assert path.read_bytes() == damaged, "it is left to the administrator"
+    path.write_bytes(whole)
+    assert "laptop" in EnrolmentFile(path, ENDPOINT).enrolments.members
 
 
 def test_a_long_file_is_written_anew(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
