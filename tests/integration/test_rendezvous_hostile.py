@@ -18,6 +18,7 @@ from integration.rendezvous_world import Connect, Place, a_place, prepared, raw_
 from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.rendezvous import limits, registry, service, session
 from socks_tunnel.rendezvous.client import Client
+from socks_tunnel.rendezvous.service import Service
 from socks_tunnel.signaling import rendezvous_socket
 from socks_tunnel.signaling.carrier import Answered, SignalingError
 from socks_tunnel.signaling.identity import PrivateIdentity
@@ -416,3 +417,21 @@ async def test_false_turn_servers_cost_no_direct_link(
         false.close()
     assert not [record for record in caplog.records if record.exc_info]
     assert "secret" not in caplog.text
+
+
+async def test_what_somebody_else_has_put_in_the_place_of_its_socket_stays(place: Place) -> None:
+    """Another service listens there already, or it is a file of somebody else."""
+    path = place.world.directory / "service.sock"
+    place.settings = {"listen": f"unix:{path}", "clients": "any"}
+    node = Service(place.configuration(), None)
+    await node.start()
+    path.unlink()
+    path.write_text("another's")
+    await node.stop()
+    assert path.read_text() == "another's"
+    path.unlink()
+    node = Service(place.configuration(), None)
+    await node.start()
+    assert path.is_socket()
+    await node.stop()
+    assert not path.exists()

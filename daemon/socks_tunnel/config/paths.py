@@ -16,6 +16,8 @@ SYSTEM_DIRECTORY: Final = Path("/run/socks-tunnel")
 CONTROL_SOCKET: Final = "control.sock"
 METRICS: Final = "metrics"
 
+_OF_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
+
 TEMPORARY_MAX: Final = 50
 """Longest path of the directory for temporary files that is used, in bytes: the sockets below it
 must fit into the 107 that an address has room for (unix(7))."""
@@ -36,6 +38,7 @@ def runtime_directory(instance: str, *, create: bool) -> Path:
         raise ValueError(f"{instance!r} cannot name an instance")
     places = list(_places(instance))
     if not create:
+        places = [place for place in places if _may_be_asked(place.parent)]
         return min(places, key=lambda place: _RANKS[_has_socket(place)])  # the first of equals
     for place in places[:-1]:
         try:
@@ -93,7 +96,7 @@ def hidden_instances() -> dict[str, Path]:
 
 def _instances(*, hidden: bool) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for root in _roots():
+    for root in filter(_may_be_asked, _roots()):
         try:
             places = sorted(root.iterdir())
         except OSError:
@@ -123,7 +126,26 @@ def _roots() -> Iterator[Path]:
     xdg = os.environ.get("XDG_RUNTIME_DIR")
     if xdg:
         yield Path(xdg) / "socks-tunnel"
-    yield Path(tempfile.gettempdir()) / f"socks-tunnel-{os.getuid()}"
+    yield _private_root()
+
+
+def _private_root() -> Path:
+    return Path(tempfile.gettempdir()) / f"socks-tunnel-{os.getuid()}"
+
+
+def _may_be_asked(root: Path) -> bool:
+    """Returns whether what runs below a directory may be asked by a command of this user.
+
+    Everybody can make one where temporary files are, and answer there what they like.
+    """
+    if root != _private_root():
+        return True
+    try:
+        status = root.lstat()
+    except OSError:
+        return True  # nothing is there
+    ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+    return ours and not status.st_mode & _OF_OTHERS
 
 
 def _places(instance: str) -> Iterator[Path]:
@@ -146,3 +168,5 @@ def _make(directory: Path) -> None:
         status = made.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
             raise PermissionError(f"{made} belongs to someone else")
+        if private and status.st_mode & _OF_OTHERS:
+            raise PermissionError(f"others may write to {made}")

@@ -29,7 +29,7 @@ from socks_tunnel.rendezvous.registry import Registry
 from socks_tunnel.rendezvous.relay import RelayHall
 from socks_tunnel.rendezvous.session import CLOSE_TIMEOUT, Session
 from socks_tunnel.rendezvous.waiting import Waiting
-from socks_tunnel.signaling.direct import listen_tcp, listen_unix
+from socks_tunnel.signaling.direct import inode_of, listen_tcp, listen_unix
 from socks_tunnel.signaling.tls import ServerCertificate
 
 if TYPE_CHECKING:  # only those load the client of Redis who name one
@@ -90,6 +90,8 @@ class Service:
         self._http: _HttpServer | None = None
         self._listening: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
+        self._inode: int | None = None
+        """Which file the Unix socket is that is ours, if we listen on one."""
         self._waiting: dict[Any, Waiting] = {}
         self._empty = asyncio.Event()
         self.sessions: dict[Session, Client] = {}
@@ -122,6 +124,7 @@ class Service:
         where = self.address
         if isinstance(where, Path):
             self._listening = listen_unix(where)
+            self._inode = inode_of(where)
         else:
             self._listening = listen_tcp(where)
             self.address = HostPort(*self._listening.getsockname()[:2])
@@ -177,7 +180,8 @@ class Service:
         if self._listening is not None:
             self._listening.close()
             self._listening = None
-            if isinstance(self.address, Path):
+            # What somebody else has put in its place meanwhile is theirs.
+            if isinstance(self.address, Path) and inode_of(self.address) == self._inode:
                 self.address.unlink(missing_ok=True)
 
     # --- connections ----------------------------------------------------------------------------

@@ -141,7 +141,7 @@ class DirectServer:
         """Binds and listens; `listening` does already. Raises :class:`OSError`."""
         if isinstance(self._listen, Path):
             sock = listening or listen_unix(self._listen)
-            self._inode = _inode(self._listen)
+            self._inode = inode_of(self._listen)
         else:
             sock = listening or listen_tcp(self._listen)
             self._address = HostPort(*sock.getsockname()[:2])
@@ -166,7 +166,7 @@ class DirectServer:
             return
         http, self.http = self.http, None
         await http.stop()
-        if isinstance(self._listen, Path) and _inode(self._listen) == self._inode:
+        if isinstance(self._listen, Path) and inode_of(self._listen) == self._inode:
             self._listen.unlink(missing_ok=True)
 
     async def _handle(self, asked: Request) -> Response:
@@ -415,7 +415,8 @@ def listen_unix(path: Path) -> socket.socket:
     return sock
 
 
-def _inode(path: Path) -> int | None:
+def inode_of(path: Path) -> int | None:
+    """Returns which file is at a path; None if there is none."""
     try:
         return path.stat().st_ino
     except FileNotFoundError:

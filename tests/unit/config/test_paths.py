@@ -9,6 +9,7 @@ import pytest
 from socks_tunnel.config import paths
 from socks_tunnel.config.paths import (
     control_socket,
+    hidden_instances,
     metrics_directory,
     running_instances,
     runtime_directory,
@@ -77,6 +78,13 @@ def test_a_symbolic_link_in_place_of_the_private_directory_is_refused(places: Pa
         runtime_directory("office", create=True)
 
 
+def test_a_private_directory_that_others_may_write_to_is_refused(places: Path) -> None:
+    private(places).mkdir()
+    private(places).chmod(0o770)
+    with pytest.raises(PermissionError, match="others may write to"):
+        runtime_directory("office", create=True)
+
+
 def test_a_command_finds_where_the_instance_runs(
     places: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,10 +92,32 @@ def test_a_command_finds_where_the_instance_runs(
     assert runtime_directory("office", create=False) == places / "run/socks-tunnel/office"
     assert not (places / "run").exists()
 
+    private(places).mkdir(0o700)
     running = private(places) / "office"
-    running.mkdir(parents=True)
+    running.mkdir()
     control_socket(running).touch()
     assert runtime_directory("office", create=False) == running
+
+
+@pytest.mark.parametrize("how", ["owner", "link", "mode"])
+def test_what_another_user_has_put_there_is_no_instance(
+    places: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a one could print a token of its own to the administrator who asks for an invitation."""
+    made = places / "elsewhere" if how == "link" else private(places)
+    made.mkdir(0o700)
+    (made / "office").mkdir()
+    control_socket(made / "office").touch()
+    assert how == "link" or "office" in running_instances()
+    if how == "link":
+        private(places).symlink_to(made)
+    elif how == "mode":
+        made.chmod(0o777)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+        made.rename(private(places))
+    assert running_instances() == hidden_instances() == {}
+    assert not runtime_directory("office", create=False).is_relative_to(places / "tmp")
 
 
 def test_running_instances(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
