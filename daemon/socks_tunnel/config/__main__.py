@@ -1,4 +1,4 @@
-"""`python -m socks_tunnel.config FILE`: reads a configuration for :mod:`.reading`, never by hand.
+"""`python -m socks_tunnel.config FILE`: reads a configuration for :mod:`.reading`.
 
 What it writes is the pickled result: a :class:`~socks_tunnel.config.settings.Config`, or the list
 of the problems that were found.
@@ -15,7 +15,7 @@ from socks_tunnel.config.loader import load
 
 def main() -> None:
     """Reads the file that is named on the command line."""
-    # Whoever asked may have ended meanwhile, or Ctrl-C have ended both: no traceback for that.
+    # The parent may have ended meanwhile, or Ctrl-C may have ended both. That needs no traceback.
     for number in (signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     try:

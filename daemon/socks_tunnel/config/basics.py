@@ -1,7 +1,7 @@
-"""What the tables of a configuration are made of: their base, and values that several have.
+"""The base class of the tables of a configuration, and values that several tables have.
 
-Each value takes the text that a file has, and what it has been made into. All raise ValueError,
-because that is what pydantic reports.
+Each function takes the text from a file, or a value that was made of such a text before. All raise
+ValueError, because pydantic reports that.
 """
 
 import base64
@@ -28,7 +28,7 @@ class Table(BaseModel):
 
 
 def text_of(value: Any) -> str:
-    """Returns the text. Raises :class:`ValueError` if it is none."""
+    """Returns the value if it is text. Raises :class:`ValueError` otherwise."""
     if isinstance(value, dict | list):
         raise ValueError(f"must be text, not a {'table' if isinstance(value, dict) else 'list'}")  # noqa: TRY004
     if not isinstance(value, str):

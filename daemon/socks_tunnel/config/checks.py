@@ -1,4 +1,4 @@
-"""Checks of values that depend on each other, or on files; each mistake becomes a finding."""
+"""Checks values that depend on each other or on files. Each mistake becomes a finding."""
 
 import json
 from collections.abc import Collection, Iterator, Sequence
@@ -18,14 +18,14 @@ from socks_tunnel.signaling.tls import TlsFileError, check_authorities, read_ser
 _TLS_CERTIFICATE: Final = ("signaling", "tls_certificate")
 
 Peers: TypeAlias = Sequence[tuple[int, Peer]]
-"""Peers without a mistake of their own, with their numbers in the file."""
+"""The peers that have no mistake of their own, with their numbers in the file."""
 
 
 class Findings:
-    """The mistakes in one configuration, and where its values stand.
+    """The mistakes in one configuration, and the places of its values.
 
-    `raw` is the file's content, `lines` the line of each key, `files` the included file that a key
-    comes from, `broken` the tables and settings that were complained of.
+    `raw` is the file's content, `lines` has the line of each key, `files` the included file from
+    which a key comes, and `broken` the tables and settings that have a mistake.
     """
 
     def __init__(self, path: Path, raw: dict[str, Any], lines: dict[KeyPath, int]) -> None:
@@ -37,7 +37,7 @@ class Findings:
         self.files: dict[KeyPath, Path] = {}
 
     def add(self, at: KeyPath, message: str, *, file: Path | None = None) -> None:
-        """Notes a mistake in the value at `at`, or in the file that is named there."""
+        """Adds a mistake in the value at `at`, or in the file that is named there."""
         line = None
         if file is None:
             place = next((p for p in upwards(at) if p in self.lines), None)
@@ -47,12 +47,12 @@ class Findings:
         self.problems.append(Problem(file or self.path, line, key_text(at), message))
 
     def is_broken(self, *at: str) -> bool:
-        """Returns whether the setting at `at`, or its table, was complained of."""
+        """Returns whether the setting at `at`, or its table, has a mistake."""
         return any(path in self.broken for path in upwards(at))
 
 
 def check_role(found: Findings, file: ConfigFile, peers: Peers) -> None:
-    """Complains of what has no meaning in the role, and of what it lacks."""
+    """Reports settings that have no meaning in the role, and settings that the role needs."""
     senseless = f"has no meaning in the configuration of {a(file.role)}"
     is_gateway = file.role == "gateway"
     gateways = ("socks", "forwards", "routes")
@@ -78,11 +78,11 @@ def check_role(found: Findings, file: ConfigFile, peers: Peers) -> None:
     if not is_gateway and not found.is_broken("signaling", "listen"):
         signaling = file.signaling or Signaling()
         if signaling.listen is None and signaling.rendezvous is None:
-            found.add(("signaling", "listen"), "is missing: where do gateways send offers to?")
+            found.add(("signaling", "listen"), "is missing: where do gateways send their offers?")
 
 
 def check_peers_differ(found: Findings, peers: Peers) -> None:
-    """Complains of peers with the same name or key."""
+    """Reports peers with the same name or key."""
     for key in ("name", "public_key"):
         seen: dict[str, int] = {}
         for index, peer in peers:
@@ -97,7 +97,7 @@ def check_peers_differ(found: Findings, peers: Peers) -> None:
 
 
 def check_route(found: Findings, at: KeyPath, route: Route, peers: Collection[str]) -> None:
-    """Complains of peers of a route that are not there."""
+    """Reports peers of a route that do not exist."""
     for number, name in enumerate(route.peers):
         if name not in peers:
             listing = ", ".join(map(json.dumps, sorted(peers))) or "none"
@@ -108,7 +108,7 @@ def check_route(found: Findings, at: KeyPath, route: Route, peers: Collection[st
 
 
 def check_policy_names(found: Findings, peers: Peers) -> None:
-    """Complains of peers whose policy is not there."""
+    """Reports peers whose policy does not exist."""
     tables = found.raw.get("policies", {})
     known = list(tables) if isinstance(tables, dict) else []
     for index, peer in peers:
@@ -122,7 +122,7 @@ def check_policy_names(found: Findings, peers: Peers) -> None:
 
 
 def check_joining(found: Findings, file: ConfigFile) -> None:
-    """Complains of a group without a service, of tags without a policy, and of bad authorities."""
+    """Reports a group without a service, tags without a policy, and unusable CA files."""
     signaling = file.signaling
     if (
         file.role == "endpoint"
@@ -154,11 +154,11 @@ def check_joining(found: Findings, file: ConfigFile) -> None:
 
 
 def check_listeners(found: Findings, file: ConfigFile) -> None:
-    """Complains of listeners that others reach without leave, and of those that collide."""
+    """Reports listeners that are open to others without permission, and those that collide."""
     if file.role == "gateway" and not file.socks.listen and not file.forwards:
         found.add(("socks", "listen"), "is empty: clients could not reach the gateway")
     for index, listener in enumerate(file.socks.listen):
-        # Who may use a Unix socket is decided by its mode, and nobody comes from elsewhere.
+        # The mode of a Unix socket decides who may use it, and no client comes from another host.
         if isinstance(listener, Path) or _address(listener).is_loopback:
             continue
         at: KeyPath = ("socks", "listen", index)
@@ -211,10 +211,10 @@ def _udp_listeners(file: ConfigFile) -> Iterator[tuple[KeyPath, HostPort]]:
 
 
 def check_tls(found: Findings, file: ConfigFile, peers: Peers) -> None:
-    """Complains of files for TLS that cannot be used; who uses them reads them again."""
+    """Reports TLS files that cannot be used. The code that uses them reads them again."""
     for index, peer in peers:
         if file.role == "endpoint" or peer.tls_ca is None:
-            continue  # of an endpoint's peer, _check_role has said it
+            continue  # check_role has reported that of an endpoint's peer
         at: KeyPath = ("peers", index, "tls_ca")
         urls = [url for url in (peer.url, peer.rendezvous) if url is not None]
         if urls and not any(url.startswith(("https:", "wss:")) for url in urls):
@@ -247,7 +247,7 @@ def check_tls(found: Findings, file: ConfigFile, peers: Peers) -> None:
 
 
 def check_ice(found: Findings, file: ConfigFile) -> None:
-    """Refuses what cannot work together in `[ice]`."""
+    """Reports settings of `[ice]` that cannot work together."""
     if found.is_broken("ice", "servers"):
         return
     urls = [parse_ice_url(url) for server in file.ice.servers for url in server.urls]
@@ -281,7 +281,7 @@ def _address(listener: HostPort) -> IPAddress:
 
 
 def _collide(one: HostPort | Path, other: HostPort | Path) -> bool:
-    """Returns whether only one of two listeners could be bound. Port 0 is any free port."""
+    """Returns whether only one of two listeners can be bound. Port 0 means any free port."""
     if isinstance(one, Path) or isinstance(other, Path):
         return one == other
     if one.port != other.port or one.port == 0:
@@ -291,6 +291,6 @@ def _collide(one: HostPort | Path, other: HostPort | Path) -> bool:
 
 
 def _forwards(file: ConfigFile) -> Iterator[tuple[int, Forward]]:
-    """Yields the numbers of the forwards in the file, and what each is."""
+    """Yields each forward with its number in the file."""
     for index, forward in enumerate(file.forwards):
         yield index, Forward(forward.listen, forward.target)

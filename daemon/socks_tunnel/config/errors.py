@@ -33,6 +33,6 @@ class ConfigError(Exception):
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """Says of an unknown key which of the `known` ones is meant, as near as can be told."""
+    """Returns the complaint about an unknown key, with the most similar of the `known` ones."""
     nearest = get_close_matches(key, known, n=1, cutoff=0.0)
     return f'unknown key; the nearest known key is "{nearest[0]}"'

@@ -1,4 +1,4 @@
-"""What workers get of the configuration."""
+"""The part of the configuration that workers get."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from socks_tunnel.protocol.settings import (
 
 
 def worker_settings(config: Config) -> WorkerSettings:
-    """Returns what a worker needs of the configuration, with what the files that it names hold."""
+    """Returns the part that a worker needs, with the content of the files that it names."""
     return WorkerSettings(
         role=config.role,
         udp_filtering=config.udp_filtering,
@@ -41,9 +41,9 @@ def worker_settings(config: Config) -> WorkerSettings:
 
 
 def route_settings(config: Config) -> tuple[RouteSettings, ...]:
-    """Returns the routes of a gateway; without `[[routes]]`, the one that has everything.
+    """Returns the routes of a gateway. Without `[[routes]]`, one route has every destination.
 
-    In that one, nothing but the state of the links decides.
+    In that route, only the state of the links decides.
     """
     if config.role != "gateway":
         return ()

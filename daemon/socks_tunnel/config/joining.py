@@ -61,24 +61,24 @@ _Text = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
 
 class JoinJwt(Table):
-    """`[join.jwt]`: which tokens are accepted, and what they give."""
+    """`[join.jwt]`: which tokens are accepted, and what hosts get for them."""
 
     issuer: _Text
-    """`iss`, to the letter."""
+    """The exact value of `iss`."""
     audience: _Text
-    """What `aud` has to be, or to hold."""
+    """The value that `aud` must be or contain."""
     jwks: Annotated[str | Path, PlainValidator(_jwks)]
     """Where the issuer's public keys are: `https://…`, or a file."""
     tls_ca: Annotated[Path | None, PlainValidator(_optional_path)] = None
-    """PEM of the authorities that the server's certificate may be from. None: the system's."""
+    """PEM file of CA certificates for the server. None: those of the system."""
     tag_claim: str = ""
-    """The claim with the roles of who joins, such as `groups` or `realm_access.roles`."""
+    """The claim with the roles of the user, such as `groups` or `realm_access.roles`."""
     tags: Mapping[_Text, str] = Field(default={}, max_length=TAGS_MAX)
     """The tag for each role that may join. The first that a token has counts."""
     lifetime: Annotated[int, Field(ge=0, le=LIFETIME_MAX, strict=True)] = 0
-    """Seconds that a host may stay; 0: without an end."""
+    """Seconds that a host may stay; 0: no limit."""
     max_age: Positive = 3600
-    """Seconds from the issuing of a token until it is too old to join with."""
+    """Seconds after its issue for which a token can be used to join."""
     leeway: Seconds = 30
     """Seconds by which the provider's clock may differ from the endpoint's."""
     one_time: bool = True
@@ -110,7 +110,7 @@ class Group(Table):
     """Which of the endpoints owns the list: hosts join it, and are revoked there."""
     endpoints: tuple[GroupEndpoint, ...] = Field(min_length=2, max_length=GROUP_MAX)
     max_age: Annotated[int, Field(ge=0, le=LIFETIME_MAX, strict=True)] = 604_800
-    """Seconds for which a copy admits members while its owner is not heard of; 0: for ever."""
+    """Seconds for which a copy admits members while its owner is silent; 0: for ever."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "Group":

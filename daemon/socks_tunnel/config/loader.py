@@ -35,7 +35,7 @@ CREDENTIAL: Final = "identity"
 """Name of the systemd credential that stands in for `private_key_file`."""
 
 NO_CREDENTIAL: Final = b"absent"
-"""What the unit sets the credential to if there is no key file to load it from."""
+"""The value that the unit gives the credential if there is no key file."""
 
 _INCLUDABLE: Final = ("peers", "policies", "policy")
 """What an included file may hold."""
@@ -92,10 +92,10 @@ class _Loader:
     # --- included files -----------------------------------------------------------------------
 
     def _include(self) -> None:
-        """Adds what the files hold that `include` names, in the order of the patterns and names.
+        """Adds the content of the included files, in the order of the patterns and names.
 
-        Peers and policies are added to those there are, rules of `[policy]` to its lists. No file
-        need match: a drop-in directory may be empty.
+        Peers and policies are added to the existing ones, and rules of `[policy]` to its lists. A
+        pattern may match no file, because a drop-in directory may be empty.
         """
         patterns = self._raw.get("include", [])
         if not isinstance(patterns, list):
@@ -118,7 +118,7 @@ class _Loader:
             self._found.problems.append(Problem(file, lines.get(at), key_text(at), message))
 
         def adopt(at: KeyPath, whole: KeyPath) -> None:
-            """Notes where what stands at `at` in the file is from, now that it is at `whole`."""
+            """Notes where the value at `whole` comes from: `at` in the included file."""
             for path, line in lines.items():
                 if path[: len(at)] == at:
                     moved = whole + path[len(at) :]
@@ -159,7 +159,7 @@ class _Loader:
                         ours.append(rule)
 
     def _move_old_keys(self) -> None:
-        """Takes an endpoint's `socks.connect_timeout` for what is in `[targets]` now, and warns."""
+        """Accepts an endpoint's old `socks.connect_timeout` for that of `[targets]`, and warns."""
         old, new = ("socks", "connect_timeout"), ("targets", "connect_timeout")
         socks = self._raw.get("socks")
         if self._raw.get("role") != "endpoint" or not isinstance(socks, dict):
@@ -187,8 +187,8 @@ class _Loader:
     def _validate(self) -> ConfigFile | None:
         """Returns the tables, with defaults in place of settings that have mistakes.
 
-        So that a mistake in one place does not hide those that only several places together make.
-        None if the role itself is not known.
+        With defaults, a mistake in one place does not hide the mistakes that depend on several
+        places. Returns None if the role itself is not known.
         """
         try:
             return ConfigFile.model_validate(self._raw, context=self._context)
@@ -242,12 +242,12 @@ class _Loader:
         return users
 
     def _find_identity(self, file: ConfigFile) -> Identity:
-        """Finds the private key and checks that it can be read, and by nobody else."""
+        """Finds the private key, and checks that only this user can read it."""
         at = ("identity", "private_key_file")
         path = file.identity.private_key_file
         credential = _credential()
-        # The packaged unit loads the key that is named like the configuration, which then may
-        # belong to root alone.
+        # The packaged unit loads the key that is named like the configuration, so that the file
+        # may belong to root alone.
         is_credential = credential is not None and path in {None, self._path.with_suffix(".key")}
         if is_credential:
             path = credential
@@ -268,7 +268,7 @@ class _Loader:
         except OSError as error:
             self._found.add(at, f"{path} cannot be read: {error.strerror}")
             return file.identity
-        # systemd guards its credentials by other means, and their mode shows the ACL's mask.
+        # systemd protects its credentials in another way, and their mode shows the mask of an ACL.
         if mode & 0o077 and not is_credential:
             self._found.add(
                 at,
@@ -339,7 +339,7 @@ class _Loader:
 
 
 def _rule_list(rules: Any) -> list[Any]:
-    """Returns rules as a list, also those that are the lines of one text; a copy."""
+    """Returns a new list of rules. One text is split into its lines."""
     if isinstance(rules, str):
         return [line for line in rules.splitlines() if line.strip()]
     return list(rules) if isinstance(rules, list) else [rules]

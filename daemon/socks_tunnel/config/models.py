@@ -1,6 +1,6 @@
-"""What a configuration holds: one class per table, each setting with its default.
+"""The tables of a configuration: one class for each, with the default of each setting.
 
-These classes say what each value must be by itself. What depends on the role, on other settings or
+These classes check each value by itself. Whatever depends on the role, on other settings or
 on files is checked by :mod:`socks_tunnel.config.loader`. Durations are seconds. Paths are absolute
 once read: relative ones are relative to the configuration file.
 
@@ -51,9 +51,9 @@ UNIX_PATH_MAX: Final = 107
 
 
 # --- values -----------------------------------------------------------------------------------
-# Each takes the text that a file has, and what it has been made into: so tables can be built in
-# code, and read back from what `loader.dump` gave. All raise ValueError, because that is what
-# pydantic reports. Text that may have a password in it is not repeated.
+# Each takes the text from a file, or a value that was made of such a text before. So tables can be
+# built in code, and read back from what `loader.dump` gave. All raise ValueError, because pydantic
+# reports that. No message repeats a text that may contain a password.
 
 
 def _search_domain(value: Any) -> str:
@@ -158,7 +158,7 @@ def _optional_public_key(value: Any) -> str | None:
 
 
 def _candidate_filter(value: Any) -> str:
-    """Checks an interface name, an address or a range; the latter two in canonical form."""
+    """Checks an interface name, an address or a range. The latter two become canonical."""
     text = text_of(value)
     try:
         if "/" in text:
@@ -214,7 +214,8 @@ class Identity(Table):
     """`[identity]`: the private key of this host."""
 
     private_key_file: FilePath | None = None
-    """PEM, PKCS #8, Ed25519. None only in a file: the loader finds the systemd credential."""
+    """PEM file (PKCS #8, Ed25519). None only before loading: then the systemd credential is
+    used."""
 
 
 class Socks(Table):
@@ -223,7 +224,7 @@ class Socks(Table):
     listen: tuple[Listener, ...] = (HostPort("127.0.0.1", 1080), HostPort("::1", 1080))
     """Addresses and ports, and paths of Unix sockets (written `unix:PATH`)."""
     protocols: tuple[Literal["socks5", "socks4", "http"], ...] = ("socks5", "socks4", "http")
-    """What is spoken on each listener, told apart by the first byte of a client."""
+    """Protocols of each listener. The first byte of a client tells which one it speaks."""
     allow_remote_clients: StrictBool = False
     users_file: OptionalFilePath = None
     connect_timeout: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] = 30
@@ -231,7 +232,7 @@ class Socks(Table):
     """0: never."""
     idle_udp: Positive = 300
     udp_address: Annotated[str, PlainValidator(_optional_address)] = ""
-    """Address that clients are told for their UDP relays; empty: the one that they connected to."""
+    """Address of UDP relays that clients are told; empty: the one to which they connected."""
     udp_ports: Annotated[str, PlainValidator(_udp_ports)] = ""
     """Range of ports for UDP relays, such as `40000-40100`; empty: any."""
 
@@ -247,15 +248,15 @@ class Targets(Table):
     """`[targets]`: how an endpoint reaches what gateways ask for."""
 
     connect_timeout: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] = 30
-    """For looking a name up and for connecting."""
+    """Seconds to look a name up and to connect."""
     keepalive: Annotated[int, Field(ge=0, le=32_767, strict=True)] = 60
     """Seconds of silence before TCP asks whether a target is still there; 0: never."""
     user_timeout: Annotated[int, Field(ge=0, le=86_400, strict=True)] = 120
-    """Seconds for which bytes may stay unacknowledged (RFC 5482); 0: as the system has it."""
+    """Seconds for which bytes may stay unacknowledged (RFC 5482); 0: the system's default."""
     search: tuple[Annotated[str, PlainValidator(_search_domain)], ...] = Field(
         default=(), max_length=6
     )
-    """Domains in which names of one label are looked up, before the policy is asked."""
+    """Domains that are appended to names of one label, before the policy decides."""
 
 
 class Peer(Table):
@@ -265,12 +266,12 @@ class Peer(Table):
     public_key: Annotated[str, PlainValidator(public_key)]
     """Base64 of the 32 raw bytes, in canonical form."""
     old_public_key: Annotated[str | None, PlainValidator(_optional_public_key)] = None
-    """Of an endpoint's peer: a key that is good besides the other, while the gateway changes it."""
+    """Of an endpoint's peer: a second key that is accepted while the gateway changes its key."""
     url: Annotated[str, PlainValidator(_signaling_url)] | None = None
     """Of a gateway's peer: `http://HOST:PORT/…`, `https://…` or `unix:/PATH`."""
     tls_ca: OptionalFilePath = None
-    """Of a gateway's peer with an https url or a wss rendezvous: PEM of the authorities that their
-    certificates may be from. None: those that the system trusts."""
+    """Of a gateway's peer with an https url or a wss rendezvous: PEM file of CA certificates for
+    them. None: those that the system trusts."""
     proxy: Annotated[str | None, PlainValidator(_proxy)] = None
     """Of a gateway's peer: `http://[USER:PASSWORD@]HOST[:PORT]`, or `none`. None: what the
     environment says (HTTPS_PROXY, http_proxy, NO_PROXY)."""
@@ -278,12 +279,12 @@ class Peer(Table):
     """Of a gateway's peer: `wss://HOST[:PORT]/` of the service through which it is reached, after
     the url if there is one."""
     enrolment_file: OptionalFilePath = None
-    """Of a gateway's peer: what the peer has said about this host's key, for the rendezvous service
-    (`socks-tunnel join` writes it)."""
+    """Of a gateway's peer: the peer's signed enrolment of this host's key, for the rendezvous
+    service. `socks-tunnel join` writes the file."""
     policy: str | None = None
     """Of an endpoint's peer: the name of one of `[policies]`. None: the `[policy]` table."""
     weight: Annotated[int, Field(ge=1, le=100, strict=True)] = 1
-    """Its share of this process, beside other peers, while they all have more to send."""
+    """Its share of this process relative to other peers, while all of them have more to send."""
 
 
 class Forward(Table):
@@ -298,7 +299,7 @@ class PolicyRules(Table):
     """`[policy]` and `[policies.NAME]`: rules as written, in a list or as the lines of one text."""
 
     policy_file: OptionalFilePath = None
-    """JSON that holds the rules instead. Once loaded, they stand in the fields below."""
+    """JSON file with the rules. Once loaded, the rules are in the fields below."""
     allowed_hosts: PolicyRuleList = ()
     allowed_ports: PolicyRuleList = ()
     denied_hosts: PolicyRuleList = ()
@@ -333,21 +334,20 @@ class IceServer(Table):
 
 
 class Ice(Table):
-    """`[ice]`: how the peer connection finds its way (RFC 8445)."""
+    """`[ice]`: how the peer connection finds a path (RFC 8445)."""
 
     servers: tuple[IceServer, ...] = ()
     addresses: tuple[Annotated[str, PlainValidator(_candidate_filter)], ...] = ()
     """Interfaces, addresses and ranges that candidates are restricted to; empty: all."""
     policy: Literal["all", "relay"] = "all"
-    """`relay`: only what a TURN server relays; the peer does not learn this host's addresses."""
+    """`relay`: only relayed candidates, so that the peer does not learn this host's addresses."""
     udp_ports: Annotated[str, PlainValidator(_udp_ports)] = ""
     """Lowest and highest local port of candidates, as `40000-40100`; empty: the system picks."""
     tls_ca: OptionalFilePath = None
-    """PEM of the authorities that certificates of `turns:` servers may be from. None: those that
-    the system trusts."""
+    """PEM file of CA certificates for `turns:` servers. None: those that the system trusts."""
     proxy: Annotated[str | None, PlainValidator(_proxy)] = Field(default=None, repr=False)
-    """HTTP proxy for TURN over TCP and TLS: `http://USER:PASSWORD@HOST:PORT`, or `none`. None: what
-    HTTPS_PROXY and NO_PROXY of the environment say."""
+    """HTTP proxy for TURN over TCP and TLS: `http://USER:PASSWORD@HOST:PORT`, or `none`. None:
+    HTTPS_PROXY and NO_PROXY of the environment decide."""
 
 
 class Transport(Table):
@@ -367,11 +367,11 @@ class Workers(Table):
 
 
 class Limits(Table):
-    """`[limits]`: what one worker, and one client, may take."""
+    """`[limits]`: bounds for one worker, and for one client."""
 
     flows_per_worker: Positive = 20_000
     memory_per_worker: Annotated[int, Field(ge=16 << 20, strict=True)] = 256 << 20
-    """Bytes for the windows of flows; at least 16 MiB."""
+    """Bytes for the windows of all flows; at least 16 MiB."""
     associations_per_client: Positive = 256
     """UDP associations at once from one client address."""
 
@@ -408,11 +408,12 @@ class Audit(Table):
     """`[audit]`: who has reached what."""
 
     file: OptionalFilePath = None
-    """Audit records are appended to it too, a JSON object in each line. None: the log only."""
+    """File to which audit records are also appended, a JSON object in each line. None: only the
+    log."""
 
 
 class Signaling(Table):
-    """`[signaling]`: where an endpoint takes offers."""
+    """`[signaling]`: where an endpoint receives offers."""
 
     listen: (
         Annotated[
@@ -424,17 +425,18 @@ class Signaling(Table):
     ) = None
     """An address and port, or the path of a Unix socket (written `unix:PATH`)."""
     tls_certificate: OptionalFilePath = None
-    """PEM chain, the host's own certificate first: the listener is HTTPS. None: plain HTTP."""
+    """PEM chain, the host's own certificate first. With it, the listener is HTTPS. None: plain
+    HTTP."""
     tls_key: OptionalFilePath = None
-    """PEM. None: the file of the certificate holds the key too."""
+    """PEM file. None: the file of the certificate contains the key too."""
     rendezvous: Annotated[str | None, PlainValidator(_rendezvous_url)] = None
-    """`wss://HOST[:PORT]/` of the service through which offers are taken, besides the listener."""
+    """`wss://HOST[:PORT]/` of a service that also brings offers, besides the listener."""
     tls_ca: OptionalFilePath = None
-    """PEM of the authorities that the service's certificate may be from. None: the system's."""
+    """PEM file of CA certificates for the service. None: those of the system."""
 
 
 class ConfigFile(Table):
-    """All that can be written in a configuration file, before what it refers to is read."""
+    """Everything that a configuration file can contain, before the files that it names are read."""
 
     role: Literal["gateway", "endpoint"]
     drain_timeout: Seconds = 20
@@ -443,11 +445,11 @@ class ConfigFile(Table):
         "address-dependent", "endpoint-independent", "address-and-port-dependent"
     ] = "address-dependent"
     rendezvous_clock: StrictBool = False
-    """Whether offers and answers go by the time of the rendezvous service, not by this host's."""
+    """Whether offers and answers use the time of the rendezvous service, not that of this host."""
     policy_file: OptionalFilePath = None
     """The same as `policy_file` in `[policy]`."""
     include: tuple[str, ...] = ()
-    """Patterns of further files, which add peers, policies and rules; relative to the file."""
+    """Patterns of further files with peers, policies and rules; relative to this file."""
     identity: Identity = Identity()
     socks: Socks = Socks()
     signaling: Signaling | None = None
@@ -470,7 +472,7 @@ class ConfigFile(Table):
 class Config(ConfigFile):
     """A whole, checked configuration with the contents of the files that it names.
 
-    Of the private key it has the path only.
+    It has only the path of the private key.
     """
 
     source: FilePath
@@ -478,4 +480,4 @@ class Config(ConfigFile):
     users: dict[str, str] = Field(default={}, repr=False)
     """Password hashes by user name (RFC 1929); empty: clients need no password."""
     warnings: tuple[str, ...] = ()
-    """What should be written differently, and is read all the same: sentences with their place."""
+    """Sentences about old spellings that are still accepted, each with its place."""

@@ -121,13 +121,13 @@ class Pair(NamedTuple):
 
 
 def signaling_address(url: str, directory: Path) -> SignalingAddress:
-    """Returns how the endpoint must listen so that a gateway finds it at `url`.
+    """Returns the listener that an endpoint needs, so that a gateway finds it at `url`.
 
     A relative `unix:` path is relative to `directory`. Raises :class:`ValueError` with a sentence
     if that is no URL for signalling that an endpoint can serve.
     """
     try:
-        # Any key will do: what is checked here is the URL, by the rules for configurations.
+        # Any key will do, because only the URL is checked here, by the rules for configurations.
         peer = {"name": "endpoint", "public_key": "A" * 43 + "=", "url": url}
         checked = Peer.model_validate(peer, context={"directory": directory}).url
     except ValidationError as error:
@@ -147,7 +147,7 @@ def signaling_address(url: str, directory: Path) -> SignalingAddress:
     if address is not None and address.is_loopback:
         text = f"[{address}]" if address.version == 6 else str(address)
         return SignalingAddress(checked, f"{text}:{port}", str(address))
-    # Not the address itself: behind NAT, the host does not have the address that others see.
+    # It listens on all addresses: behind NAT, the host does not have the address that others see.
     everywhere = "[::]" if address is not None and address.version == 6 else "0.0.0.0"  # noqa: S104
     return SignalingAddress(checked, f"{everywhere}:{port}", None)
 
@@ -240,7 +240,7 @@ def joined(
 
 
 def _loopback_ice(url: str) -> str:
-    """Returns the `[ice]` table of a host whose other side is on the same host, or nothing."""
+    """Returns the `[ice]` table if both sides are on one host, otherwise an empty text."""
     host = urlsplit(url).hostname or ""
     address = parse_ip("127.0.0.1" if host == "localhost" or url.startswith("unix:") else host)
     if address is None or not address.is_loopback:

@@ -19,17 +19,17 @@ METRICS: Final = "metrics"
 _OF_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
 TEMPORARY_MAX: Final = 50
-"""Longest path of the directory for temporary files that is used, in bytes: the sockets below it
-must fit into the 107 that an address has room for (unix(7))."""
+"""Longest path in bytes of a directory for temporary files. The paths of the sockets below it must
+fit into the 107 bytes of an address (unix(7))."""
 
 
 def runtime_directory(instance: str, *, create: bool) -> Path:
     """Returns the directory of `instance`.
 
-    With `create`, it is the first place that can be written to, made (mode 0750) if need be; this
-    is for the supervisor. Without, it is the first place where the instance has a control socket,
-    or else the first that may not be looked into, or else the first of all; this is for commands
-    that look for a running instance.
+    With `create`, which is for the supervisor, it is the first place that can be written to. It is
+    made (mode 0750) if necessary. Without `create`, which is for commands that look for a running
+    instance, it is the first place with a control socket of the instance, or else the first place
+    that this user may not read, or else the first place of all.
 
     Raises :class:`OSError` if no place can be written to, :class:`ValueError` if `instance` is not
     a plain name.
@@ -39,12 +39,12 @@ def runtime_directory(instance: str, *, create: bool) -> Path:
     places = list(_places(instance))
     if not create:
         places = [place for place in places if _may_be_asked(place.parent)]
-        return min(places, key=lambda place: _RANKS[_has_socket(place)])  # the first of equals
+        return min(places, key=lambda place: _RANKS[_has_socket(place)])  # of equal ones, the first
     for place in places[:-1]:
         try:
             _make(place)
         except OSError:
-            continue  # read-only, or another user's: the next place is for that
+            continue  # it is read-only or belongs to another user, so the next place is tried
         return place
     _make(places[-1])
     return places[-1]
@@ -61,36 +61,36 @@ def metrics_directory(directory: Path) -> Path:
 
 
 def state_directory(runtime: Path) -> Path:
-    """Returns where what must outlive the service is kept: `$STATE_DIRECTORY`, or `runtime`.
+    """Returns the directory for files that outlive the service: `$STATE_DIRECTORY`, or `runtime`.
 
-    systemd removes a runtime directory when the service stops; without systemd nobody does.
+    systemd removes a runtime directory when the service stops. Without systemd, it stays.
     """
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     return Path(given) if given else runtime
 
 
 def temporary_directory(prefix: str) -> tempfile.TemporaryDirectory[str]:
-    """Makes a private directory for the time of one command, whose path leaves room for sockets.
+    """Makes a private directory for one command. Its path is short enough for sockets below it.
 
     Raises :class:`OSError`.
     """
     parent = tempfile.gettempdir()
     if len(os.fsencode(parent)) > TEMPORARY_MAX:
-        parent = "/tmp"  # noqa: S108 - what is made there is private and has an unguessable name
+        parent = "/tmp"  # noqa: S108 - the directory is private and has an unguessable name
     return tempfile.TemporaryDirectory(prefix=prefix, dir=parent)
 
 
 def running_instances() -> dict[str, Path]:
-    """Returns the control sockets that are there, by instance name, from every place.
+    """Returns the existing control sockets in all places, by the name of the instance.
 
-    Those in directories that this user may not look into are not among them: see
+    Those in directories that this user may not read are missing: see
     :func:`hidden_instances`.
     """
     return _instances(hidden=False)
 
 
 def hidden_instances() -> dict[str, Path]:
-    """Returns the control sockets that may be in directories that are closed to this user."""
+    """Returns control sockets that may exist in directories that this user may not read."""
     return _instances(hidden=True)
 
 
@@ -111,7 +111,7 @@ _RANKS: Final = {True: 0, None: 1, False: 2}
 
 
 def _has_socket(place: Path) -> bool | None:
-    """Whether a directory has a control socket; None if this user may not look into it."""
+    """Returns whether a directory has a control socket; None if this user may not read it."""
     try:
         control_socket(place).lstat()
     except PermissionError:
@@ -149,7 +149,7 @@ def _may_be_asked(root: Path) -> bool:
 
 
 def _places(instance: str) -> Iterator[Path]:
-    # systemd lists several directories with colons between; the unit has one.
+    # systemd separates several directories by colons. The unit has only one.
     given = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     if given:
         yield Path(given)
@@ -160,13 +160,13 @@ def _places(instance: str) -> Iterator[Path]:
 def _make(directory: Path) -> None:
     """Makes `directory` and checks that it is ours. Raises :class:`OSError`."""
     parent = directory.parent
-    # In a directory that all may write to, an unknown owner could swap the sockets under us.
+    # In a directory that all may write to, another owner could replace the sockets.
     private = parent.parent.is_dir() and bool(parent.parent.stat().st_mode & stat.S_IWOTH)
     parent.mkdir(mode=0o700 if private else 0o755, exist_ok=True)
     directory.mkdir(mode=0o750, exist_ok=True)
     for made in (parent, directory) if private else (directory,):
         status = made.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-            raise PermissionError(f"{made} belongs to someone else")
+            raise PermissionError(f"{made} belongs to another user")
         if private and status.st_mode & _OF_OTHERS:
             raise PermissionError(f"others may write to {made}")

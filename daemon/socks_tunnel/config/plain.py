@@ -1,4 +1,4 @@
-"""From the models that check a configuration to the plain values that the program uses."""
+"""Converts the models that check a configuration into the plain values that the program uses."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from socks_tunnel.config import models, settings
 
 
 def plain(config: models.Config) -> settings.Config:
-    """Returns the same configuration as plain values: each table as its namesake in `settings`."""
+    """Returns the same configuration as plain values, each table as its namesake in `settings`."""
     made: settings.Config = _plain(config)
     return made
 

@@ -1,8 +1,8 @@
-"""On which line of a TOML document each key and each item stands.
+"""Finds the line of each key and each item in a TOML document.
 
 The standard library's parser gives values without their positions. This scanner gives positions
-without values: it runs only over text that the parser has accepted, so it can skip what it does not
-need, and has no errors of its own to report.
+without values. It only reads text that the parser has accepted, so it can skip whatever it does not
+need, and reports no errors.
 """
 
 import re
@@ -11,7 +11,7 @@ from bisect import bisect_right
 from typing import Final, TypeAlias
 
 KeyPath: TypeAlias = tuple[str | int, ...]
-"""The way to a value: names of keys, and numbers of items, counted from 0."""
+"""The path to a value: names of keys, and numbers of items, counted from 0."""
 
 _BLANK: Final = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _SPACE: Final = re.compile(r"[ \t]*")
@@ -28,7 +28,7 @@ _BARE_VALUE: Final = re.compile(r"[^,\]}#\r\n]+")
 
 
 def key_lines(text: str) -> dict[KeyPath, int]:
-    """Returns the line, from 1, of every table, key and array item of a valid TOML document.
+    """Returns the line (from 1) of every table, key and array item of a valid TOML document.
 
     A table that is written in several places has the line of the first.
     """
@@ -43,7 +43,7 @@ class _Scanner:
         self._text = text
         self._position = 0
         self._newlines = [i for i, c in enumerate(text) if c == "\n"]
-        self._last_item: dict[KeyPath, int] = {}  # of each array of tables
+        self._last_item: dict[KeyPath, int] = {}  # the number of tables in each array of tables
 
     def document(self) -> None:
         table: KeyPath = ()
@@ -74,7 +74,7 @@ class _Scanner:
         return path
 
     def _into_last_item(self, path: KeyPath) -> KeyPath:
-        # "[fruits.physical]" after "[[fruits]]" speaks of the last of the fruits.
+        # "[fruits.physical]" after "[[fruits]]" belongs to the last item of `fruits`.
         return (*path, self._last_item[path]) if path in self._last_item else path
 
     def _assignment(self, table: KeyPath) -> None:
@@ -132,7 +132,7 @@ class _Scanner:
         self._position += 1
 
     def _skip(self, pattern: re.Pattern[str]) -> int:
-        """Goes behind what the pattern matches here, if anything, and returns that place."""
+        """Skips what the pattern matches at the present place, and returns the new place."""
         match = pattern.match(self._text, self._position)
         self._position = match.end() if match else self._position
         return self._position

@@ -1,9 +1,8 @@
 """Reads a configuration in a process of its own.
 
-The validation library and the models take 11 MiB and 0.2 s, and are needed for a moment: at the
-start and for a reload. So they live in a process that ends when it has read the file, and the
-supervisor has what it found. Its event loop keeps turning meanwhile, because no thread of its own
-has to work through thousands of peers.
+The validation library and the models take 11 MiB and 0.2 s, and are needed only at the start and
+for a reload. So they run in a process that reads the file, passes the result to the supervisor, and
+ends. Meanwhile the supervisor's event loop is not held up, even if there are thousands of peers.
 """
 
 import pickle
@@ -16,13 +15,13 @@ from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.settings import Config
 
 READ_TIMEOUT: Final = 60.0
-"""Seconds that the process has. 5,000 peers take it three; a network file system whose server does
-not answer takes it all."""
+"""Seconds within which the process must end. 5,000 peers take three. A network file system whose
+server does not answer uses up the whole time."""
 
 KILL_TIMEOUT: Final = 5.0
 """Seconds to wait for the end of the process after SIGKILL.
 
-A process that waits for a disk does not obey."""
+A process that waits for a disk does not react to it."""
 
 
 class Reading:
@@ -30,7 +29,7 @@ class Reading:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        # -P: whatever lies in the working directory is not imported.
+        # With -P, no module is imported from the working directory.
         command = (sys.executable, "-P", "-m", "socks_tunnel.config", str(self.path))
         self._process = subprocess.Popen(  # noqa: S603 - our own program, and a path as one argument
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
@@ -38,13 +37,13 @@ class Reading:
 
     @property
     def pid(self) -> int:
-        """The process that reads."""
+        """The id of the process that reads."""
         return self._process.pid
 
     def result(self, timeout: float = READ_TIMEOUT) -> Config:
         """Returns what was read within `timeout` seconds.
 
-        Raises :class:`ConfigError` with every mistake, or for a process that does not end.
+        Raises :class:`ConfigError` with every mistake, also if the process does not end.
         """
         process = self._process
         try:
@@ -65,7 +64,7 @@ class Reading:
         raise ConfigError(found)
 
     def _kill(self, timeout: float) -> str:
-        """Ends the process, which is late; returns the sentence that says so."""
+        """Kills the process, which is too slow. Returns the sentence about it."""
         process = self._process
         process.kill()
         if process.stdout is not None:

@@ -1,4 +1,4 @@
-"""The configuration of the rendezvous service: its tables, and what reads and checks them."""
+"""The configuration of the rendezvous service: its tables, and how they are read and checked."""
 
 from functools import partial
 from pathlib import Path
@@ -55,13 +55,13 @@ def _redis_url(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("must be text")  # noqa: TRY004 - pydantic reports it
     if value and not value.startswith(("redis://", "rediss://", "unix://")):
-        # Without the text itself: it may hold a password.
+        # The message does not repeat the text, which may contain a password.
         raise ValueError("must be redis://[:PASSWORD@]HOST[:PORT]/, rediss://… or unix:///PATH")
     return value
 
 
 def _some(values: tuple[_T, ...], most: int) -> tuple[_T, ...]:
-    """Returns what has at least one entry and at most `most`. Raises :class:`ValueError`."""
+    """Returns the value if it has 1 to `most` entries. Raises :class:`ValueError` otherwise."""
     if not values:
         raise ValueError("must not be empty")
     if len(values) > most:
@@ -81,15 +81,15 @@ class Relay(Table):
 
     enabled: StrictBool = False
     bytes_per_second: Positive = 2_000_000
-    """Bytes that each key may send."""
+    """Bytes per second that each key may send."""
     sessions: Positive = 1024
-    """Connections between two hosts that are relayed at a time."""
+    """Number of connections between two hosts that may be relayed at a time."""
     idle_timeout: Seconds = 60
-    """Seconds without a datagram after which one of them is forgotten."""
+    """Seconds without a datagram after which such a connection is forgotten."""
 
 
 class TurnServer(Table):
-    """One of `turn.servers`. The service makes the logins, so none is named here."""
+    """One of `turn.servers`. The service makes the logins, so there are none here."""
 
     urls: Annotated[
         tuple[Annotated[str, PlainValidator(_turn_url)], ...],
@@ -105,28 +105,28 @@ class Turn(Table):
         tuple[TurnServer, ...], AfterValidator(partial(_some, most=TURN_SERVERS_MAX))
     ]
     secret_file: FilePath
-    """The secret that the servers know as `static-auth-secret`, in a file of its own."""
+    """File with the secret that the servers know as `static-auth-secret`."""
 
 
 class RendezvousFile(Table):
-    """All that can be written in the file."""
+    """Everything that the file can contain."""
 
     listen: Listener
     """An address and port, or the path of a Unix socket (written `unix:PATH`)."""
     tls_certificate: OptionalFilePath = None
-    """PEM chain. None: a proxy in front ends TLS."""
+    """PEM chain. None: a proxy in front of the service terminates TLS."""
     tls_key: OptionalFilePath = None
     names: tuple[Annotated[str, StringConstraints(to_lower=True, min_length=1)], ...] = ()
-    """Hosts that clients reach it by; empty: those of the certificate, or else any."""
+    """Host names by which clients reach it; empty: those of the certificate, or else any."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses whose X-Forwarded-For is believed; `unix` for a Unix socket."""
+    """Addresses of proxies whose X-Forwarded-For is trusted; `unix` for a Unix socket."""
     clients: Literal["listed", "enrolled", "any"] = "listed"
     clients_max: Positive = 20_000
-    """Clients at a time."""
+    """Most clients at a time."""
     drain_timeout: Seconds = 10
-    """Seconds in which clients are asked to leave before the service ends."""
+    """Seconds over which clients are asked to leave before the service ends."""
     redis_url: Annotated[str, PlainValidator(_redis_url)] = Field(default="", repr=False)
-    """Where several nodes of one service meet; empty: this is the only one."""
+    """Redis through which several nodes of one service meet; empty: this is the only node."""
     keys: Annotated[tuple[Key, ...], Field(max_length=KEYS_MAX)] = ()
     relay: Relay = Relay()
     turn: Turn | None = None
@@ -172,7 +172,7 @@ def load_rendezvous(path: Path) -> RendezvousConfig:
 
 
 def _known(at: KeyPath) -> list[str]:
-    """Returns the keys that the table has in which `at` is unknown."""
+    """Returns the known keys of the table that contains the unknown key `at`."""
     tables: dict[Any, type[Table]] = {
         "keys": Key,
         "relay": Relay,
@@ -186,7 +186,7 @@ def _known(at: KeyPath) -> list[str]:
 
 
 def read_turn_secret(path: Path) -> bytes:
-    """Returns the secret in a file, without the end of its line.
+    """Returns the secret in a file, without the line end.
 
     Raises :class:`ValueError` with a sentence that does not hold the secret.
     """
@@ -202,7 +202,7 @@ def read_turn_secret(path: Path) -> bytes:
 def _complaints(file: RendezvousFile) -> list[tuple[KeyPath, str]]:
     found: list[tuple[KeyPath, str]] = []
     if file.relay.enabled and not file.keys:
-        # With clients = "any", it would be open to everybody.
+        # With clients = "any", the relay would be open to everybody.
         message = "needs [[keys]]: one of the two hosts that it connects has to be listed"
         found.append((("relay", "enabled"), message))
     if file.turn is not None:

@@ -18,20 +18,20 @@ class Route(Table):
     """`[[routes]]`: hosts and ports, and the peers that they are reached through."""
 
     name: Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")] = ""
-    """What it is called in logs and metrics; empty: its number, as `routes[0]`."""
+    """Its name in logs and metrics; empty: its number, as `routes[0]`."""
     hosts: PolicyRuleList = "*"
     """As in a policy; `*`: every name and every address."""
     ports: PolicyRuleList = "*"
     peers: tuple[PeerName, ...] = Field(max_length=PEERS_MAX)
     """Names of `[[peers]]`."""
     policy: Literal["first", "least-loaded", "nearest"] = "first"
-    """Which of the peers that work gets a new flow."""
+    """How the peer of a new flow is chosen among those that work."""
     failures: Annotated[int, Field(ge=0, le=64, strict=True)] = 3
-    """Dials, or probes, that fail one after the other until a peer is passed over; 0: never."""
+    """Dials or probes that fail in a row until a peer is passed over; 0: never."""
     recover_after: Seconds = 10
-    """Seconds that a peer has to be well, after it was not, before it is preferred again."""
+    """Seconds for which a peer must work again before it is preferred again."""
     probe: Destination | None = None
-    """A host and port that each of the peers has to reach. None: only dials of clients tell."""
+    """A host and port that each peer has to reach. None: only the dials of clients are counted."""
     probe_interval: Annotated[int, Field(ge=1, le=3600, strict=True)] = 5
 
     @field_validator("peers", mode="before")

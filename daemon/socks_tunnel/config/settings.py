@@ -1,8 +1,8 @@
-"""A configuration as the program uses it: plain values, and nothing that checks them.
+"""A configuration as the program uses it: plain values without checks.
 
 :mod:`socks_tunnel.config.loader` checks a file by the models of :mod:`socks_tunnel.config.models`
 and returns these. The attributes are named as in the file, and tests hold them equal to the models.
-A process that only uses a configuration does not have to hold the validation library, which takes
+So a process that only uses a configuration does not need the validation library, which takes
 11 MiB. Durations are seconds, paths are absolute.
 """
 
@@ -20,7 +20,7 @@ Targets = TargetSettings
 Limits = LimitSettings
 
 LIFETIME_MAX: Final = 100 * 366 * 86_400
-"""Longest time in seconds that a host may stay: after it, dates have an end."""
+"""Longest time in seconds that a host may stay. Later dates could not be represented."""
 
 
 def listener_text(listener: HostPort | Path) -> str:
@@ -232,9 +232,9 @@ class Signaling:
 class Config:
     """A whole, checked configuration with the contents of the files that it names.
 
-    Of the private key it has the path only. `users` are password hashes by user name (RFC 1929);
+    It has only the path of the private key. `users` are password hashes by user name (RFC 1929);
     empty: clients need no password. `source` is the configuration file. `warnings` are sentences
-    about what should be written differently, and is read all the same.
+    about old spellings that are still accepted.
     """
 
     role: Role

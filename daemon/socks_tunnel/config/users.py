@@ -23,7 +23,7 @@ _LOG_N: Final = 15
 _R: Final = 8
 _P: Final = 1
 _KEY_SIZE: Final = 32
-# What a file may ask for: above these one login would take seconds, or all of the memory.
+# Bounds for a file's hashes: above these, one login would take seconds, or all memory.
 _LOG_N_MAX: Final = 18
 _R_MAX: Final = 16
 _P_MAX: Final = 8
@@ -52,17 +52,17 @@ def hash_password(password: str) -> str:
 
 
 def verify_password(password: str, password_hash: str) -> bool:
-    """Returns whether `password` is the one that `password_hash` was made of.
+    """Returns whether `password_hash` was made from `password`.
 
-    As slow as :func:`hash_password`: never on an event loop. Raises :class:`ValueError` for a text
-    that is no hash.
+    It is as slow as :func:`hash_password`, so it must not run on an event loop. Raises
+    :class:`ValueError` for a text that is no hash.
     """
     scrypt = _parse_hash(password_hash)
     return hmac.compare_digest(_derive(password, scrypt), scrypt.key)
 
 
 def parse_users(text: str) -> tuple[dict[str, str], list[tuple[int, str]]]:
-    """Returns hashes by name, and (line, reason) for each line of the file that is no user."""
+    """Returns the hashes by name, and (line, reason) for each line that cannot be used."""
     users: dict[str, str] = {}
     problems: list[tuple[int, str]] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -71,7 +71,8 @@ def parse_users(text: str) -> tuple[dict[str, str], list[tuple[int, str]]]:
         try:
             name, password_hash = _parse_user(line)
         except ValueError as error:
-            # Never the line itself: someone may have written the password there.
+            # The reason never contains the line itself, because somebody may have written a
+            # password there.
             problems.append((number, str(error)))
             continue
         if name in users:
@@ -88,19 +89,19 @@ class PasswordChecker:
     """
 
     REMEMBERED: Final = 1024
-    """Logins that are remembered at most."""
+    """Most logins that are remembered."""
 
     def __init__(self, users: Mapping[str, str]) -> None:
         self._users = users
         self._secret = os.urandom(32)
         self._right: OrderedDict[bytes, None] = OrderedDict()
-        # An unknown name costs as much time as a wrong password, so that it cannot be told.
+        # An unknown name takes as long as a wrong password, so that the time does not reveal it.
         self._nobody = (
             f"$scrypt$ln={_LOG_N},r={_R},p={_P}${_encode(bytes(16))}${_encode(bytes(32))}"
         )
 
     def remembers(self, name: str, password: str) -> bool:
-        """Returns at once whether this login was found right before."""
+        """Returns at once whether this login was found to be right before."""
         return self._fingerprint(name, password) in self._right
 
     def check(self, name: str, password: str) -> bool:
@@ -121,7 +122,7 @@ class PasswordChecker:
 def _parse_user(line: str) -> tuple[str, str]:
     name, colon, password_hash = line.partition(":")
     if not colon:
-        raise ValueError("this is no `name:hash`")
+        raise ValueError("this is not of the form `name:hash`")
     if not 1 <= len(name.encode()) <= NAME_MAX:
         raise ValueError(f"a user name has 1 to {NAME_MAX} bytes")
     _parse_hash(password_hash.strip())

@@ -1,4 +1,4 @@
-"""Puts mistakes in a configuration into words that fit after the key."""
+"""Words for mistakes in a configuration, which stand after the key."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def key_text(at: KeyPath) -> str:
 
 
 def sentence(details: ErrorDetails) -> str:
-    """Returns a finding of pydantic's in words that fit after the key."""
+    """Returns a mistake that pydantic found, in words that stand after the key."""
     context = details.get("ctx", {})
     not_this = f", not {_shown(details['input'])}"
     if details["loc"][-1] in _SECRETS:
@@ -86,7 +86,7 @@ def sentence(details: ErrorDetails) -> str:
 
 
 def _shown(value: Any) -> str:
-    # What is inside a table or list is not shown: it may be a password that stands in it.
+    # The content of a table or list is not shown, because it may be a password.
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, list):
@@ -101,7 +101,7 @@ def _plain(number: float) -> str:
 def _unknown_key(at: KeyPath) -> str:
     key = str(at[-1])
     if len(at) > 1 and key in ConfigFile.model_fields:
-        # TOML has no way back to the top level: a setting written below a table is in the table.
+        # TOML has no way back to the top level: a setting below a table header is in that table.
         return "is not a key of this table; it must stand above the first [table]"
     return unknown_key(key, _model_at(at[:-1]).model_fields)
 

@@ -1,4 +1,4 @@
-"""What makes the program fast, and whether it is there: compiled parts that may be missing."""
+"""The compiled parts that make the program fast, and whether each is in use."""
 
 from collections.abc import Iterator
 
@@ -8,9 +8,9 @@ import uvloop
 
 
 def accelerations() -> Iterator[tuple[str, bool]]:
-    """Yields what makes the program fast, and whether it is really in use here.
+    """Yields the name of each compiled part, and whether it is in use in this process.
 
-    All processes make their event loops with `uvloop.new_event_loop`, so one is made to look at it.
+    All processes make their event loops with `uvloop.new_event_loop`, so one is made and examined.
     """
     loop = uvloop.new_event_loop()
     yield "event loop: uvloop (libuv)", isinstance(loop, uvloop.Loop)

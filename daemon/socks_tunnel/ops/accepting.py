@@ -6,7 +6,7 @@ from typing import Any
 
 
 async def accept(listening: socket.socket) -> tuple[socket.socket, Any]:
-    """Returns the next connection of a non-blocking listening socket, and where it comes from.
+    """Returns the next connection of a non-blocking listening socket, and its peer's address.
 
     The connection does not block. Raises :class:`OSError` if one cannot be accepted.
 
@@ -18,7 +18,7 @@ async def accept(listening: socket.socket) -> tuple[socket.socket, Any]:
         await _readable(listening)
         try:
             sock, address = listening.accept()
-        except (BlockingIOError, InterruptedError):  # another process was faster
+        except (BlockingIOError, InterruptedError):  # another process has accepted it
             continue
         sock.setblocking(False)
         return sock, address

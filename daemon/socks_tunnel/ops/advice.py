@@ -1,6 +1,6 @@
-"""What to do about failures: from the sentences that the program logs to advice. No I/O.
+"""Advice about failures: maps sentences that the program logs to what to do. No I/O.
 
-The sentences are our own. A test holds each of those below to the code that makes it.
+The sentences are our own. A test checks each pattern below against the code that makes it.
 """
 
 import re
@@ -150,20 +150,20 @@ def explain(sentence: str, about: str = "") -> Finding:
     for case in _CASES:
         if case.pattern.search(sentence):
             name = f"{about}: {case.about}" if about else case.about
-            # A log line has the advice at its end already.
+            # The end of a log line already has this advice.
             plain = sentence.removesuffix(f" {case.advice}").rstrip(".")
             return Finding("problem", name, f"{plain}. {case.meaning}", case.advice)
     return Finding("problem", about or "failure", f"{sentence}.", "The log has more.")
 
 
 def advice_for(sentence: str) -> str:
-    """Returns what to do about a failure, for the end of a log line; empty if nobody knows."""
+    """Returns what to do about a failure, for the end of a log line, or an empty text."""
     case = next((case for case in _CASES if case.pattern.search(sentence)), None)
     return "" if case is None else f" {case.advice}"
 
 
 def known(sentence: str) -> bool:
-    """Whether there is advice for a sentence."""
+    """Returns whether there is advice for a sentence."""
     return any(case.pattern.search(sentence) for case in _CASES)
 
 

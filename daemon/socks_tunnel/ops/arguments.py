@@ -1,7 +1,7 @@
 """The command lines of the supervisor's children: options of the form `--name=value`.
 
-A program writes them and another one reads them; no person does. argparse would take each of three
-children 1.3 MiB for its parser.
+One program writes these options and another reads them; no person types them. argparse would cost
+each of the three children 1.3 MiB.
 """
 
 import sys
@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from typing import Final
 
 CHECK: Final = "--check"
-"""The option with which a child ends, with status 0, once it has imported all that it needs."""
+"""With this option a child imports all that it needs, and then ends with status 0."""
 
 
 def options(arguments: Sequence[str], required: Sequence[str], **others: str) -> dict[str, str]:
     """Returns the values of `--name=value` by their names, in which `_` stands for `-`.
 
-    `others` are those that may be left out, with their values then. An unknown or a missing one
-    ends the program with status 2, and a sentence about it. :data:`CHECK` alone ends it with 0.
+    `others` are the options that may be left out, with their default values. An unknown or a
+    missing option ends the program with status 2 and a sentence. :data:`CHECK` alone ends it with
+    0.
     """
     if arguments == [CHECK]:
         raise SystemExit(0)

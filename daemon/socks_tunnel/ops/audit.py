@@ -1,8 +1,8 @@
 """Audit records: who asked for what, what was decided by which rule, and how each flow ended.
 
-They go to the logger `socks_tunnel.audit` at level INFO, which `socks_tunnel.ops.logging` keeps on
-whatever the log level is: an audit trail that a quieter log level switches off is none.
-The field names are the same in every record and are part of the interface to log pipelines.
+They go to the logger `socks_tunnel.audit` at level INFO. `socks_tunnel.ops.logging` keeps that
+logger on at every log level, because an audit trail must not end when somebody sets a quieter
+level. The field names are the same in every record and are part of the interface to log pipelines.
 """
 
 import logging
@@ -29,7 +29,7 @@ _log = logging.getLogger(LOGGER_NAME)
 
 
 def _record(message: str, fields: dict[str, object]) -> None:
-    # Each flow has two records, and what `info` does besides would be half of their cost.
+    # Each flow has two records. What `Logger.info` does besides would be half of their cost.
     if _log.isEnabledFor(logging.INFO):
         record = logging.LogRecord(LOGGER_NAME, logging.INFO, "", 0, message, None, None)
         record.fields = fields
@@ -47,9 +47,9 @@ def decision(
 ) -> None:
     """Records one decision of the access policy.
 
-    `peer` is the configured name of the other host, `command` one of "connect",
-    "udp-associate", "bind", `verdict` "allowed", "denied" or, on a gateway that cannot tell, as it
-    resolves no names, "resolve"; `rule` is the text of the rule that decided.
+    `peer` is the configured name of the other host, `command` one of "connect", "udp-associate",
+    "bind", `verdict` "allowed", "denied", or "resolve" on a gateway, which resolves no names and so
+    may not be able to decide. `rule` is the text of the rule that decided.
     """
     _record(
         DECISION,
@@ -65,15 +65,15 @@ def decision(
 
 
 def unrouted(*, command: str, destination: str) -> None:
-    """Records that no route of this gateway has a destination, so that it was refused."""
+    """Records that a destination was refused because no route of this gateway has it."""
     _record(UNROUTED, {"command": command, "destination": destination})
 
 
 def failover(*, route: str, peer: str, instead: str, cause: str) -> None:
     """Records that new flows of a route go to another peer.
 
-    `peer` is passed over and `instead` is the first one that takes over. `cause` is "link", "dials"
-    or "probe". Flows that `peer` has already stay with it.
+    `peer` is passed over, and `instead` is the first peer that takes over. `cause` is "link",
+    "dials" or "probe". Flows that `peer` has already stay with it.
     """
     _record(FAILOVER, {"route": route, "peer": peer, "instead": instead, "cause": cause})
 

@@ -1,12 +1,12 @@
 """The audit records of a process in a file, a JSON object in each line.
 
 All processes of an instance append to one file, each line by a write of its own offset (O_APPEND,
-open(2)). Before each write it is looked whether the file is still the one of that name: whoever
-rotates it renames it, or removes it, and what comes after that belongs into a new file. If it was
-removed in the moment of a write, the lines are written again.
+open(2)). Before each write, the process checks whether the open file still has that name. A log
+rotation renames or removes the file, and later lines belong into a new one. If the file was removed
+during a write, the lines are written again.
 
-Records are in the log too. A file that cannot be written, such as on a full disk, costs nothing but
-that copy: it is tried again with the next records, and the log says how many are missing.
+The log has all records too. If the file cannot be written, for example because the disk is full,
+only this copy is lost. The next records are tried again, and the log says how many are missing.
 """
 
 import logging
@@ -27,11 +27,11 @@ _handler: "_AuditFile | None" = None
 
 
 def use(path: str, component: str) -> None:
-    """Writes the audit records of this process to a file from now on; "": to none.
+    """Writes the audit records of this process to a file from now on; with "", to no file.
 
-    Raises :class:`OSError` if it cannot be opened for writing; nothing has changed then.
+    Raises :class:`OSError`, and changes nothing, if the file cannot be opened for writing.
     """
-    global _handler  # noqa: PLW0603 - where a process writes its records is a property of it
+    global _handler  # noqa: PLW0603 - each process has one place for its records
     if (_handler.path if _handler is not None else "") == path:
         return
     handler = _AuditFile(path, component) if path else None
@@ -45,12 +45,15 @@ def use(path: str, component: str) -> None:
 
 
 def close() -> None:
-    """Writes what waits, for a moment at most, and closes the file; harmless if there is none."""
+    """Writes waiting records, for a bounded time, and closes the file.
+
+    Does nothing if none is open.
+    """
     use("", "")
 
 
 class _AuditFile(QueueHandler):
-    """Formats in the calling thread, and lets a thread of its own look after the file."""
+    """Formats records in the calling thread, and writes them in a thread of its own."""
 
     to = "audit-file"
 
@@ -64,7 +67,8 @@ class _AuditFile(QueueHandler):
     def close(self) -> None:
         """Writes what waits, and closes the file."""
         super().close()
-        if not self._thread.is_alive():  # else it hangs in a write, and the descriptor stays
+        # Otherwise it hangs in a write, and the descriptor stays open.
+        if not self._thread.is_alive():
             os.close(self._fd)
 
     def _write(self, data: bytes) -> None:
@@ -78,8 +82,8 @@ class _AuditFile(QueueHandler):
         except OSError as error:
             if not self._missing:
                 _log.error(
-                    "audit records cannot be written to %s: %s; they are only in the log until it "
-                    "works again",
+                    "audit records cannot be written to %s: %s; until that works again, only the "
+                    "log has them",
                     self.path,
                     error.strerror,
                 )
@@ -93,7 +97,10 @@ class _AuditFile(QueueHandler):
                 self._missing = 0
 
     def _append(self, data: bytes) -> None:
-        """Writes whole lines, behind what a full disk or a power cut has left of one."""
+        """Writes whole lines.
+
+        If a full disk or a power failure left part of a line, they begin after it.
+        """
         size = os.fstat(self._fd).st_size
         left = data
         if size and os.pread(self._fd, 1, size - 1) != b"\n":
@@ -104,7 +111,7 @@ class _AuditFile(QueueHandler):
     def _reopen_if_moved(self) -> None:
         ours = os.fstat(self._fd)
         try:
-            named = os.stat(self.path)  # noqa: PTH116 - beside fstat, which has no form in pathlib
+            named = os.stat(self.path)  # noqa: PTH116 - pathlib has nothing like fstat, which stands beside it
         except FileNotFoundError:
             named = None
         if named is not None and (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino):

@@ -10,7 +10,7 @@ from socks_tunnel.ops.audit import LOGGER_NAME, MESSAGES, NUMBERS
 from socks_tunnel.protocol import bounded
 
 RECORD_MAX: Final = 65_536
-"""Longest record in bytes; those that this program writes have a few hundred."""
+"""Longest record in bytes. The records that this program writes have a few hundred."""
 
 SCHEMA: Final = Path(__file__).with_name("audit.schema.json")
 """The JSON schema of a record."""
@@ -28,8 +28,8 @@ _CONTROLS: Final = {"n": "\n", "r": "\r", "t": "\t"}
 def parse(line: str) -> dict[str, Any] | None:
     """Returns the audit record in a line, or None if there is none.
 
-    It reads JSON, and the text form of the log with whatever the journal writes before it. The text
-    form lacks the process id and, in the journal's form, the time.
+    It reads JSON, and the text form of the log, also behind the prefix that the journal writes. The
+    text form has no process id. In the journal's form it has no time either.
     """
     line = line.rstrip("\n")
     if f'"logger": "{LOGGER_NAME}"' in line:
@@ -54,7 +54,7 @@ def parse(line: str) -> dict[str, Any] | None:
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the records of a file, oldest first. Lines that are none are passed over.
+    """Yields the records of a file, oldest first. Other lines are skipped.
 
     Raises :class:`OSError`.
     """
@@ -67,7 +67,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def oldest_first(path: Path) -> list[Path]:
-    """Returns an audit file behind its rotated copies, as logrotate names them."""
+    """Returns the rotated copies of an audit file (as logrotate names them) and the file itself."""
     copies = [p for p in path.parent.glob(f"{path.name}?*") if p.is_file()]
     return [*sorted(copies, key=lambda p: p.stat().st_mtime), path]
 

@@ -1,4 +1,4 @@
-"""Bugs that somebody outside can provoke again and again are logged once for each kind."""
+"""Logs bugs that somebody outside can trigger repeatedly: once in full for each kind."""
 
 import logging
 from collections.abc import Iterator
@@ -6,16 +6,16 @@ from contextlib import contextmanager
 from typing import Final
 
 KINDS_MAX: Final = 64
-"""Kinds of bugs that are told apart; those beyond are logged without a traceback."""
+"""Number of kinds that are remembered. Bugs of further kinds are logged without a traceback."""
 
 
 class BugLog:
-    """Remembers which kinds of exceptions were logged. One for each part of a process.
+    """Remembers which kinds of exceptions were logged. Each part of a process has one.
 
     The kind of an exception is its type and the line of the source that raised it. The first of
-    a kind is logged as an error with its traceback, later ones only at debug level: whoever finds
-    a bug in how his messages are handled must not be able to fill the log with it. The caller
-    counts all of them.
+    a kind is logged as an error with its traceback, later ones only at debug level: a sender
+    whose messages trigger a bug must not be able to fill the log with it. The caller counts all
+    of them.
     """
 
     def __init__(self) -> None:
@@ -38,11 +38,11 @@ class BugLog:
 
     @contextmanager
     def going_on(self, log: logging.Logger, sentence: str) -> Iterator[None]:
-        """Logs an exception of its block, as :meth:`tell` does, and lets what follows it go on.
+        """Logs an exception in its block, as :meth:`tell` does, and continues after the block.
 
-        It is for what is done again and again: a bug that is met once must not be its end.
+        It is for work that is repeated: one exception must not end the repetition.
         """
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - it is what this is for
+        except Exception as error:  # noqa: BLE001 - this is the purpose of the method
             self.tell(log, sentence, error)

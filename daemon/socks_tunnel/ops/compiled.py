@@ -1,8 +1,8 @@
 """Which modules may be compiled, and whether they are.
 
-They are ordinary Python, and run as such. `packaging/tools/compile.py`, which reads the list here,
-compiles copies of them with mypyc; an extension module that stands beside its source is what Python
-imports. docs/adr/0028 says why these, and what it gains.
+They are ordinary Python, and also run uncompiled. `packaging/tools/compile.py`, which reads the
+list here, compiles copies of them with mypyc; an extension module that stands beside its source is
+what Python imports. docs/adr/0028 says why these modules were chosen, and what that gains.
 """
 
 import importlib.util
@@ -53,8 +53,8 @@ MODULES: Final = (
     "socks_tunnel.supervisor.routing",
     "socks_tunnel.supervisor.turns",
 )
-"""What each message passes, without the classes that have a base class of aiortc's: those cannot be
-compiled.
+"""The modules that each message passes. Classes that derive from a class of aiortc cannot be
+compiled, so their modules are not listed.
 
 A name in the body of a class must not be given to another one (`abort = close`): mypyc looks it up
 among the module's globals whenever an instance is made, and leaves the KeyError pending. Which call
@@ -62,7 +62,10 @@ then fails with a SystemError, or whether any does, depends on the hash seed of 
 
 
 def is_compiled(name: str) -> bool:
-    """Returns whether a module is an extension module, of what is loaded or would be."""
+    """Returns whether a module is an extension module.
+
+    If it is not loaded, the file is looked at.
+    """
     module = sys.modules.get(name)
     spec = importlib.util.find_spec(name) if module is None else module.__spec__
     origin = None if spec is None else spec.origin

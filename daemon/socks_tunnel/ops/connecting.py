@@ -9,9 +9,9 @@ import socket
 async def connect_to(sock: socket.socket, address: tuple[object, ...], *, where: str = "") -> None:
     """Connects a non-blocking socket to a literal address.
 
-    Raises :class:`OSError`, whose text ends with `where`. In place of `loop.sock_connect`: uvloop's
-    sends each address through getaddrinfo in a thread, also one that needs no look-up, and four
-    wake-ups for each connection are most of its cost.
+    Raises :class:`OSError`, whose text ends with `where`. It replaces `loop.sock_connect`, because
+    uvloop's version passes even a literal address through getaddrinfo in a thread. The four
+    wake-ups of that are most of the cost of a connection.
     """
     code = sock.connect_ex(address)
     if code == errno.EINPROGRESS:

@@ -1,12 +1,12 @@
 """How the exporter writes what all processes count: the Prometheus text format and OpenMetrics.
 
 prometheus-client adds up the files of all processes (its multiprocess mode), and writes the text.
-What it does not do is done here: a damaged file costs no scrape, and label values that are known
-are there from the start.
+This module adds what the library lacks: a damaged file does not fail the scrape, and series with
+known label values are there from the start.
 
 Both formats have the same series under the same names. Where they differ: in OpenMetrics a
-counter's name stands without `_total` in HELP and TYPE, and the text ends with `# EOF`. `_created`
-is in neither: the files do not have the moment at which a series began.
+counter's name stands without `_total` in HELP and TYPE, and the text ends with `# EOF`. Neither
+format has `_created`, because the files do not store when a series began.
 """
 
 import logging
@@ -32,16 +32,16 @@ CONTENT_TYPES: Final[dict[Format, str]] = {
 }
 
 DAMAGED: Final = "socks_tunnel_metrics_files_damaged"
-"""The metric that the exporter adds to what the processes count."""
+"""The metric that the exporter itself adds."""
 
 ACCEPTED_MAX: Final = 32
-"""Media ranges of an Accept header that are looked at."""
+"""Number of media ranges of an Accept header that are examined."""
 
 
 def negotiate(accept: str) -> Format:
     """Returns the format that an Accept header asks for (RFC 9110 section 12.5.1).
 
-    OpenMetrics must be named; whoever takes anything gets the text format.
+    OpenMetrics must be named. A client that accepts anything gets the text format.
     """
     openmetrics = plain = 0.0
     for media_range in accept.split(",")[:ACCEPTED_MAX]:
@@ -65,19 +65,19 @@ def _weight(text: str) -> float:
 
 
 class Reader:
-    """Finds the files of all slots; one that has not changed since is not looked into again."""
+    """Finds the files of all slots. A file that has not changed is not examined again."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._known: dict[Path, tuple[Identity, bool]] = {}
         self.changed = True
-        """Whether the last :meth:`files` found anything else than the one before."""
+        """Whether the last call of :meth:`files` found something else than the call before it."""
 
     def files(self) -> tuple[list[Path], int]:
-        """Returns the files that can be used, and how many are damaged.
+        """Returns the files that can be used, and the number of damaged ones.
 
-        A directory that is gone is empty: whoever counts makes it again. Raises :class:`OSError`
-        if it cannot be read.
+        A missing directory counts as empty, because the processes make it again. Raises
+        :class:`OSError` if it cannot be read.
         """
         before, self._known = self._known, {}
         damaged = 0
@@ -95,7 +95,7 @@ class Reader:
                 known = before.get(path)
                 if known is None or known[0] != identity:
                     known = identity, self._is_good(path)
-            except FileNotFoundError:  # its process ended, or it was replaced
+            except FileNotFoundError:  # its process has ended, or the file was replaced
                 continue
             self._known[path] = known
         self.changed = before != self._known
@@ -103,7 +103,7 @@ class Reader:
         return good, damaged + len(self._known) - len(good)
 
     def _is_good(self, path: Path) -> bool:
-        """Returns whether a file can be read: the library stops at one that cannot."""
+        """Returns whether a file can be read. The library raises at one that cannot."""
         try:
             read(path)
         except FileNotFoundError:
@@ -115,35 +115,35 @@ class Reader:
 
 
 def counted(directory: Path) -> Iterator[Sample]:
-    """Yields the counters and gauges of all slots; what cannot be read is left out."""
+    """Yields the counters and gauges of all slots. Files that cannot be read are left out."""
     for path in sorted(directory.glob("*.db")):
         if path.name.startswith("histogram_"):
             continue
         try:
             yield from read(path)
-        except (DamagedError, OSError) as error:  # the scrape counts it
+        except (DamagedError, OSError) as error:  # the scrape counts the damaged file
             _log.debug("the metrics file %s is left out: %s", path, error)
 
 
 TEXT_MAX_AGE: Final = 0.5
-"""Seconds for which a text is good: each process writes its files that often."""
+"""Seconds for which a text is used again. Each process writes its files at this interval."""
 
 
 class Renderer:
     """Writes the sum over all slots of `directory`, by prometheus-client's multiprocess mode.
 
     Reads files: called in the exporter process, never on the supervisor's event loop. Used by one
-    thread at a time. A text that is younger than :data:`TEXT_MAX_AGE`, or older without any file
-    changed since, is returned again: scrapes by a dozen collectors cost what those of one do. Of
-    what has changed, only the metrics whose sums are others than before are written again: most of
-    a text are series of events that seldom come. `now` is a monotonic clock in seconds.
+    thread at a time. A text that is younger than :data:`TEXT_MAX_AGE` is returned again, and so is
+    an older one if no file has changed. So a dozen collectors cost no more than one. After a
+    change, only the metrics whose sums have changed are written again, because most series in a
+    text count rare events. `now` is a monotonic clock in seconds.
     """
 
     def __init__(self, directory: Path, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._made: dict[Format, float] = {}
         self._reader = Reader(directory)
-        # Made with the first text: who is never scraped does not pay for them.
+        # Made with the first text, so that an instance that is never scraped does not pay for them.
         self._parts: list[_Part] = []
         self._texts: dict[Format, bytes] = {}
         self._damaged = 0
@@ -165,7 +165,7 @@ class Renderer:
         return self._texts[wanted]
 
     def _render(self, files: list[Path], damaged: int, wanted: Format) -> bytes:
-        # Only here: who is never scraped does not pay for it.
+        # Imported here, so that an instance that is never scraped does not pay for it.
         from prometheus_client.samples import Sample as Written  # noqa: PLC0415
 
         if not self._parts:
@@ -175,7 +175,7 @@ class Renderer:
         for part in self._parts:
             metric = merged.get(part.name)
             samples = [] if metric is None else metric.samples
-            if part.name == DAMAGED:  # the processes count those that they set aside
+            if part.name == DAMAGED:  # the processes themselves count the files that they set aside
                 samples = [Written(DAMAGED, {}, damaged)]
             texts.append(part.text(samples, wanted))
         if wanted == "openmetrics":
@@ -201,7 +201,10 @@ class _Part:
         self._texts: dict[Format, bytes] = {}
 
     def text(self, samples: list[Any], wanted: Format) -> bytes:
-        """Returns the text for these sums, known label values included; without any, nothing."""
+        """Returns the text for these sums, with the known label values.
+
+        No sums give an empty text.
+        """
         if samples != self._samples:
             self._samples = samples
             self._texts = {}
@@ -223,7 +226,7 @@ class _Part:
         if not metric.samples:
             return b""
         registry = _Collected([metric])
-        # All names are plain; the library looks at each of their characters unless it is told so.
+        # All names are plain. Unless told so, the library checks each of their characters.
         if wanted == "text":
             return generate_latest(registry, escaping=exposition.ALLOWUTF8)
         text: bytes = exposition.generate_latest(  # type: ignore[no-untyped-call]
@@ -233,7 +236,7 @@ class _Part:
 
 
 class _Collected:
-    """What the library's functions for output take in place of a registry."""
+    """An object that the library's output functions accept in place of a registry."""
 
     def __init__(self, metrics: "Iterable[Metric]") -> None:
         self._metrics = metrics
@@ -251,14 +254,14 @@ def _merged(files: list[Path]) -> "dict[str, Metric]":
             merged = MultiProcessCollector.merge(  # type: ignore[no-untyped-call]
                 [str(path) for path in files], accumulate=True
             )
-        except FileNotFoundError as error:  # it was there a moment ago
+        except FileNotFoundError as error:  # the file was removed since it was listed
             files = [path for path in files if str(path) != error.filename]
         else:
             return {metric.name: metric for metric in merged}
 
 
 def written(families: Iterable[AnyFamily], wanted: Format) -> bytes:
-    """Returns the text of what this process has counted, for one that writes no files."""
+    """Returns the metrics of this process as text, for a process that writes no files."""
     from prometheus_client.samples import Sample as Written  # noqa: PLC0415 - as above
 
     texts = []

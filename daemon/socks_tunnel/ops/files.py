@@ -1,10 +1,10 @@
-"""Reads files of which others decide what they are, and writes files that must outlive a crash.
+"""Reads files that others name, and writes files that must survive a crash.
 
-Only regular files are read. Whoever opens a FIFO waits until somebody writes to it, which may be
-for ever, and a device such as /dev/zero has no end.
+Only regular files are read. Opening a FIFO waits for a writer, perhaps for ever, and a device such
+as /dev/zero has no end.
 
-What is written here is on the disk, and its name too, when the call returns. A rename alone does
-not ensure that: after a power failure the new name may lead to an empty file.
+When a function that writes returns, both the content and the file's name are on the disk. A rename
+alone does not ensure that: after a power failure the new name may lead to an empty file.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ FILE_MAX: Final = 64 * 1_048_576
 """Longest file in bytes that is read as a whole."""
 
 REPLACEMENT: Final = ".new"
-"""What is added to a file's name while its replacement is written."""
+"""Suffix of the file into which the replacement of a file is written."""
 
 _KINDS: Final = {
     stat.S_IFDIR: "a directory",
@@ -31,7 +31,7 @@ _KINDS: Final = {
 
 def open_regular(path: Path) -> BinaryIO:
     """Opens a file for reading. Raises :class:`OSError`, also if it is not a regular file."""
-    # O_NONBLOCK: to open a FIFO returns at once. It has no effect on a regular file.
+    # With O_NONBLOCK, opening a FIFO returns at once. It has no effect on a regular file.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode):
@@ -43,7 +43,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_whole(path: Path, limit: int = FILE_MAX) -> bytes:
-    """Returns what is in a regular file.
+    """Returns the content of a regular file.
 
     Raises :class:`OSError`, also if it is longer than `limit` bytes or not a regular file.
     """
@@ -81,7 +81,7 @@ def replace_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
     waits for the new name to be on the disk.
     """
     fresh = path.with_name(path.name + REPLACEMENT)
-    fresh.unlink(missing_ok=True)  # of an attempt that was cut short
+    fresh.unlink(missing_ok=True)  # the rest of an attempt that was cut short
     write_new(fresh, content, mode)
     try:
         fresh.replace(path)

@@ -1,4 +1,4 @@
-"""What a check has found: a sentence about what is wrong, and one about what to do."""
+"""A finding of a check: a sentence about what is wrong, and one about what to do."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias

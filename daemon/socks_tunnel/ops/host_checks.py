@@ -1,4 +1,4 @@
-"""What an instance needs of its host, looked at in moments: at each start, and by `diagnose`."""
+"""Quick checks of what an instance needs from its host, at each start and by `diagnose`."""
 
 import ctypes
 import os
@@ -11,19 +11,19 @@ from socks_tunnel.ops.findings import Finding
 from socks_tunnel.protocol.policies import PolicySet
 
 SOCKET_BUFFER: Final = 4 * 1_048_576
-"""Bytes that the socket of a link asks for, each way."""
+"""Buffer in bytes that the socket of a link asks for, in each direction."""
 
 SPACE_MIN: Final = 16 * 1_048_576
 """Free bytes below which a file system is said to be nearly full."""
 
 PROBE_SIZE: Final = 65_536
-"""Bytes that are written to see whether a directory takes them."""
+"""Bytes that are written to test whether a directory can be written to."""
 
-_TIME_ERROR: Final = 5  # adjtimex(2): the clock is not synchronized
+_TIME_ERROR: Final = 5  # STA_UNSYNC of adjtimex(2): the clock is not synchronized
 
 
 def descriptors(limit: int, wanted: int, flows: int, *, chosen: bool) -> Iterator[Finding]:
-    """Checks the limit of file descriptors. The default number of flows is no promise."""
+    """Checks the limit of file descriptors. The default number of flows is not guaranteed."""
     if limit >= wanted:
         yield Finding("ok", "descriptors", f"a process may have {limit}.")
         return
@@ -37,7 +37,7 @@ def descriptors(limit: int, wanted: int, flows: int, *, chosen: bool) -> Iterato
 
 
 def socket_buffers(proc: Path = Path("/proc/sys/net/core")) -> Iterator[Finding]:
-    """Checks how much a socket may buffer. A network namespace may not show it."""
+    """Checks how much a socket may buffer. In a network namespace this may not be visible."""
     for name in ("rmem_max", "wmem_max"):
         try:
             value = int((proc / name).read_text())
@@ -56,7 +56,7 @@ def socket_buffers(proc: Path = Path("/proc/sys/net/core")) -> Iterator[Finding]
 
 
 def clock(state: Callable[[], int | None] | None = None) -> Iterator[Finding]:
-    """Checks whether the kernel counts the clock as synchronized. A sandbox may not tell."""
+    """Checks whether the kernel counts the clock as synchronized. A sandbox may hide that."""
     found = (state or _clock_state)()
     if found is None:
         yield Finding("note", "clock", "whether it is synchronized cannot be seen from here.")
@@ -79,7 +79,7 @@ def _clock_state() -> int | None:
 
 
 def space(directories: Iterable[tuple[str, Path]]) -> Iterator[Finding]:
-    """Checks that directories take a file. `directories` are what each is for, and where."""
+    """Checks that files can be written to directories. `directories` maps purposes to paths."""
     for what, directory in directories:
         try:
             with tempfile.TemporaryFile(dir=directory) as probe:

@@ -26,7 +26,7 @@ class Bounds:
 class Request:
     """One request. `remote` is the IP address that it came from, or "" on a Unix socket.
 
-    The names of `headers` are in lower case; of a header that came twice, it has the last.
+    The names of `headers` are in lower case; if a header came twice, the last one counts.
     """
 
     method: str
@@ -37,20 +37,23 @@ class Request:
 
 
 class Stream(Protocol):
-    """The body of a response that has no end of its own: pieces, as they come to be."""
+    """The body of a response without a fixed end, in pieces as they become available."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Iterates over the pieces, once."""
 
     def close(self) -> None:
-        """Ends it: called once for each stream that a handler has returned, whatever happened."""
+        """Ends the stream.
+
+        Called once for each stream that a handler has returned, in all cases.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What is answered. A body needs a content type among the headers.
+    """A response. With a body, the headers must have a content type.
 
-    With a `stream`, its pieces are the body in place of `body`.
+    If there is a `stream`, its pieces are the body, and `body` is not used.
     """
 
     status: int

@@ -1,11 +1,11 @@
 """An HTTP/1.1 server for small requests, each on a connection of its own: signalling, metrics.
 
-It has bounds for all that a stranger can spend: connections, also of one address; bytes of a head
-and of a body; seconds until a request is complete and until it is answered. Only a body of a
-declared length is read (RFC 9112 section 6.3): a chunked body is refused with 411, and one with a
-Content-Encoding with 415 (RFC 9110 section 15.5.16), because a few bytes of either can cost much
-work. HTTP itself is parsed by h11. Every response closes its connection. A response may be a stream
-without an end, such as server-sent events; one whose reader is too slow is cut off.
+Everything that a stranger can consume is bounded: connections, in all and from one address; bytes
+of the head and of the body; seconds until a request is complete and until it is answered. Only a
+body of a declared length is read (RFC 9112 section 6.3): a chunked body is refused with 411, and
+one with a Content-Encoding with 415 (RFC 9110 section 15.5.16), because a few bytes of either can
+cost much work. HTTP itself is parsed by h11. Every response closes its connection. A response may
+be a stream without an end, such as server-sent events; one whose reader is too slow is cut off.
 """
 
 import asyncio
@@ -34,25 +34,25 @@ LINGER_MAX: Final = 1_048_576
 only a reset (RFC 9112 section 9.6)."""
 
 LINGER_TIMEOUT: Final = 2.0
-"""Seconds that such a sender has to end."""
+"""Seconds within which such a sender must end."""
 
 STOP_TIMEOUT: Final = 1.0
-"""Seconds that aborted connections have to be gone when the server stops."""
+"""Seconds to wait for aborted connections to end when the server stops."""
 
 ACCEPTS_PER_TURN: Final = 16
 """Connections that are accepted in one turn of the event loop."""
 
 ACCEPT_PAUSE: Final = 1.0
-"""Seconds until the next attempt when a connection cannot be accepted: descriptors ran out."""
+"""Seconds until the next attempt when no connection can be accepted, for want of descriptors."""
 
 STREAM_BACKLOG_MAX: Final = 262_144
-"""Bytes of a streamed response that may wait for its reader; one that is slower is cut off."""
+"""Bytes of a streamed response that may wait for its reader. With more, it is cut off."""
 
 STREAM_SECONDS_MAX: Final = 3600.0
-"""Seconds after which a streamed response ends; whoever still wants it asks again."""
+"""Seconds after which a streamed response ends. A client that still wants it asks again."""
 
 FAILURE_KINDS_MAX: Final = 32
-"""Kinds of exceptions out of a handler that are logged, each once; all are counted."""
+"""Number of kinds of handler exceptions that are logged, each once. All are counted."""
 
 
 def _uncounted(reason: str) -> None:
@@ -84,7 +84,7 @@ class HttpServer:
         self.bounds = bounds
         self.methods = methods
         self.tls = tls
-        """What new connections are encrypted with; may be replaced while it listens."""
+        """TLS context of new connections. It may be replaced while the server listens."""
         self.failures = 0
         self.connections: set[Connection] = set()
         self.per_address: Counter[str] = Counter()
@@ -99,7 +99,7 @@ class HttpServer:
         self._told: set[str] = set()
 
     def start(self) -> None:
-        """Begins to accept."""
+        """Begins to accept connections."""
         self._loop = asyncio.get_running_loop()
         self._listening.setblocking(False)
         self._resume_accepting()
@@ -115,7 +115,7 @@ class HttpServer:
             task.cancel()
         if opening:
             await asyncio.wait(opening)
-        for sock in opening.values():  # of a task that had not begun
+        for sock in opening.values():  # the connection of a task that had not begun
             sock.close()
         working = [c.work for c in self.connections if c.work is not None and not c.work.done()]
         for connection in list(self.connections):
@@ -125,13 +125,16 @@ class HttpServer:
         if working:
             await asyncio.wait(working)
         self._all_gone.clear()
-        if self.connections:  # the loop tells them of their end in its next turns
+        if self.connections:  # the loop tells the connections of their end in its next turns
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_TIMEOUT):
                     await self._all_gone.wait()
 
     def leave(self) -> socket.socket:
-        """Accepts no more and returns the listening socket: who connects now waits in its queue."""
+        """Accepts no more connections, and returns the listening socket.
+
+        New clients wait in its queue.
+        """
         self._loop.remove_reader(self._listening)
         if self._pause is not None:
             self._pause.cancel()
@@ -139,10 +142,10 @@ class HttpServer:
 
     # --- connections --------------------------------------------------------------------------
 
-    # The event loop's own servers tell of a TLS connection only once its handshake is done. Until
-    # then nobody could count it, and anybody could have as many as there are descriptors.
+    # The event loop's own servers announce a TLS connection only after its handshake. Until then,
+    # it could not be counted, and a stranger could open as many as there are descriptors.
 
-    # Not loop.sock_accept: who is cancelled just as it has accepted loses the socket.
+    # Not loop.sock_accept: a task that is cancelled just after it has accepted loses the socket.
 
     def _resume_accepting(self) -> None:
         self._accepting = True
@@ -150,7 +153,7 @@ class HttpServer:
         self._loop.add_reader(self._listening, self._accept)
 
     def _accept(self) -> None:
-        """Accepts what waits, a bounded number in one turn of the event loop."""
+        """Accepts waiting connections, a bounded number in one turn of the event loop."""
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 sock, peer = self._listening.accept()
@@ -167,11 +170,15 @@ class HttpServer:
             self._admit(sock, peer[0] if isinstance(peer, tuple) else "")
 
     def _admit(self, sock: socket.socket, address: str) -> None:
-        """Takes a connection into account, or closes it if there are too many."""
+        """Counts a connection, or closes it if there are too many."""
         if len(self.connections) >= self.bounds.connections or (
             address and self.per_address[address] >= self.bounds.per_address
         ):
-            _log.debug("a %s connection of %s is one too many", self.name, address or "local")
+            _log.debug(
+                "a %s connection of %s is refused: too many",
+                self.name,
+                address or "local",
+            )
             self.refused("too-many")
             sock.close()
             return
@@ -183,7 +190,7 @@ class HttpServer:
         task.add_done_callback(self._opening.pop)
 
     async def _open(self, connection: "Connection", sock: socket.socket) -> None:
-        """Brings a connection to where requests can come, by a TLS handshake if there is one."""
+        """Makes a connection ready for requests, with a TLS handshake if TLS is on."""
         timeouts: dict[str, Any] = {}
         if self.tls is not None:
             timeout = self.bounds.read_timeout
@@ -192,8 +199,8 @@ class HttpServer:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: connection, sock, ssl=self.tls, **timeouts
             )
-        except OSError as error:  # ssl.SSLError is one, and so is a timeout
-            # Anybody can cause this, with anything that is no handshake.
+        except OSError as error:  # ssl.SSLError and TimeoutError are OSErrors
+            # Anybody can cause this by sending something other than a handshake.
             _log.debug("no TLS with %s: %s", connection.remote or "local", tls_reason(error))
             self.refused("tls")
         finally:
@@ -278,12 +285,13 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there."""
         self.opened = True
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no instances of it
+        # Uvloop's transports are not instances of it.
+        self._transport = cast("asyncio.Transport", transport)
         elapsed = asyncio.get_running_loop().time() - self._began
         self._allow(self._server.bounds.read_timeout - elapsed, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection has ended; what works for it is of no use any more."""
+        """The connection has ended, so the work for it is cancelled."""
         del exc
         if self._deadline is not None:
             self._deadline.cancel()
@@ -306,7 +314,7 @@ class Connection(asyncio.Protocol):
                 self.abort()
             return
         if self.work is not None or self._transport is None:
-            return  # the request is complete: what follows it is not read
+            return  # the request is complete, and later bytes are not read
         try:
             self._http.receive_data(data)
             self._advance()
@@ -315,17 +323,20 @@ class Connection(asyncio.Protocol):
             self._refuse(error.error_status_hint)
 
     def eof_received(self) -> bool:
-        """The client has sent all. One that sent a whole request may still wait for its answer."""
+        """The client sends no more.
+
+        If its request was complete, it may still wait for the answer.
+        """
         if self._transport is None:
             return False
         if self._to_drop:
-            self._transport.close()  # it has seen the refusal
+            self._transport.close()  # the client has seen the refusal
         elif self.work is None or self._streaming:
             self.abort()
-        return self._transport.get_extra_info("sslcontext") is None  # TLS knows no half-close here
+        return self._transport.get_extra_info("sslcontext") is None  # this TLS has no half-close
 
     def _allow(self, seconds: float, end: Callable[[], None] | None = None) -> None:
-        """Lets the connection live for so long from now; `end` is called then."""
+        """Calls `end` after so many seconds from now, unless the time is set again."""
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = asyncio.get_running_loop().call_later(seconds, end or self.abort)
@@ -356,7 +367,7 @@ class Connection(asyncio.Protocol):
                     return
 
     def _judge(self, head: h11.Request) -> int | None:
-        """Returns the status that refuses a request by its head, or None."""
+        """Returns the status with which a request is refused for its head, or None."""
         fields = {name: value for name, value in head.headers}  # noqa: C416 - h11's are views
         if not head.http_version.startswith(b"1."):
             return 505
@@ -382,7 +393,7 @@ class Connection(asyncio.Protocol):
             },
         )
         self._body.clear()
-        # The handler's own time-out comes first; this one is for a client that does not read.
+        # The handler's own time-out is shorter. This one is for a client that does not read.
         self._allow(self._server.bounds.handle_timeout + 1.0)
         self.work = spawn(f"{self._server.name} request", self._answer(request))
 
@@ -414,13 +425,13 @@ class Connection(asyncio.Protocol):
         self._transport.write(self._http.send(h11.EndOfMessage()) or b"")
 
     def _send_piece(self, piece: bytes) -> bool:
-        """Sends a piece of a stream; returns whether its reader wants more of it."""
+        """Sends a piece of a stream. Returns whether its reader can take more."""
         if self._transport is None:
             return False
         self._transport.write(self._http.send(h11.Data(data=piece)) or b"")
         if self._transport.get_write_buffer_size() <= STREAM_BACKLOG_MAX:
             return True
-        _log.debug("%s reads a stream too slowly; cut off", self.remote or "local")
+        _log.debug("%s reads a stream too slowly, and is cut off", self.remote or "local")
         self.abort()
         return False
 
@@ -444,7 +455,7 @@ class Connection(asyncio.Protocol):
         headers = [*response.headers.items(), *own]
         parts = [
             self._http.send(h11.Response(status_code=response.status, headers=headers)),
-            # h11 wants no body in the answer to HEAD, whatever its length is said to be.
+            # h11 wants no body in the answer to HEAD, whatever the Content-Length says.
             None if self._is_head() else self._http.send(h11.Data(data=response.body)),
         ]
         self._transport.write(b"".join(part for part in parts if part))
@@ -454,7 +465,7 @@ class Connection(asyncio.Protocol):
 
 
 def tls_reason(error: OSError) -> str:
-    """Returns what OpenSSL calls the reason of a failure, without the place in its source."""
+    """Returns OpenSSL's reason for a failure, without the place in its source code."""
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.lower().replace("_", " ")
     return error.strerror or clip(error)

@@ -1,8 +1,9 @@
 """The values that labels of metrics are known to have.
 
-A series that appears with its first event has no increase that Prometheus could see, so that the
-first denial after a start would raise no alert. The exporter therefore shows all of these from 0.
-A value that is missing here is counted all the same; tests compare the lists with the sources.
+If a series appeared only with its first event, Prometheus would see no increase, and the first
+denial after a start would raise no alert. So the exporter shows all of these series from the start,
+with 0. A value that is missing here is counted nevertheless. Tests compare the lists with the
+sources.
 """
 
 from typing import Final, Literal, TypeAlias, get_args
@@ -297,7 +298,7 @@ PROTOCOL_ERRORS: Final = (
     "window-consumed",
     "window-exceeded",
     "zero-conn-id",
-    # ours, not the peer's
+    # our own errors, not the peer's
     "bug",
     "internal-error",
     # messages that cannot be read

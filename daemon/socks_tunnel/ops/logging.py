@@ -5,13 +5,13 @@
   records are JSON there too;
 * `json`: one object per line, the fields as keys of their own.
 
-Fields are given as `logger.info("sentence", extra={"fields": {"peer": name}})`. Text that came from
-elsewhere cannot start a line of its own: line breaks and control characters are escaped. Only a
+Fields are given as `logger.info("sentence", extra={"fields": {"peer": name}})`. Text from outside
+cannot begin a new line, because line breaks and control characters are escaped. Only a
 traceback takes further lines, in the two formats for people.
 
 Standard error may be a pipe that nobody reads, and a write to it would then stop the event loop and
-every flow with it. So lines are handed to a thread through a queue of bounded size; when it is full
-they are dropped, and the number of those is the first line after that.
+every flow with it. So lines are handed to a thread through a queue of bounded size; when it is
+full, lines are dropped. The first line after that says how many.
 """
 
 import atexit
@@ -35,10 +35,10 @@ QUEUE_LIMIT: Final = 4 * 1024 * 1024
 """Bytes of formatted lines that may wait for standard error."""
 
 GATHER_SECONDS: Final = 0.02
-"""How long lines may gather after a write before the next one."""
+"""Seconds for which lines are collected between two writes."""
 
 FLUSH_TIMEOUT: Final = 2.0
-"""Longest that the end of the process waits for waiting lines to be written, in seconds."""
+"""Seconds for which the end of the process waits until waiting lines are written."""
 
 _LEVELS: Final = {
     "debug": logging.DEBUG,
@@ -47,7 +47,7 @@ _LEVELS: Final = {
     "error": logging.ERROR,
 }
 
-# Chatty at INFO about what is only of use to their authors: each candidate pair, each request.
+# These libraries log each candidate pair or request at INFO, which helps only their authors.
 _QUIET_LIBRARIES: Final = ("aiortc", "aioice", "aiohttp", "asyncio")
 
 _ESCAPES: Final = {
@@ -82,7 +82,8 @@ def setup(
     if _handler is None:
         _handler = QueueHandler(fd)
         atexit.register(shutdown)
-        # Of no use in our lines, and half of a record's cost (logging HOWTO, "Optimization").
+        # Our lines do not need these, and they are half of a record's cost (logging HOWTO,
+        # "Optimization").
         logging._srcfile = None  # noqa: SLF001 - as documented there
         logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
         logging.captureWarnings(capture=True)
@@ -107,7 +108,10 @@ def set_level(level: str) -> None:
 
 
 def shutdown() -> None:
-    """Writes out what waits, for at most :data:`FLUSH_TIMEOUT`; called at exit by itself."""
+    """Writes waiting lines, for at most :data:`FLUSH_TIMEOUT`.
+
+    It is called automatically at exit.
+    """
     global _handler  # noqa: PLW0603 - as in setup
     if _handler is not None:
         logging.getLogger().removeHandler(_handler)
@@ -135,13 +139,13 @@ def _quoted(text: str) -> str:
     return f'"{quoted}"'
 
 
-# json.dumps makes an encoder for each call that asks for anything unusual.
+# json.dumps makes a new encoder for each call with unusual arguments.
 _encoded: Final = json.JSONEncoder(default=str).encode
 
 
 @lru_cache(2)
 def _second(seconds: int) -> str:
-    """Returns a moment as text; most lines of a busy process are of the same second."""
+    """Returns a time as text. It is cached, because busy processes log many lines in one second."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
@@ -154,7 +158,7 @@ class _Formatter(logging.Formatter):
         sentence = record.getMessage()
         if not sentence.isprintable():
             sentence = sentence.translate(_ESCAPES)
-        # One function for all of it: each flow has two such lines.
+        # It is one function for speed: each flow has two such lines.
         for key, value in _fields(record).items():
             text = str(value)
             if not _is_plain(text):
@@ -199,7 +203,7 @@ class JsonFormatter(_Formatter):
 
 
 class _JournalFormatter(_Formatter):
-    """Sentences for people, and audit records in JSON: those are for programs."""
+    """Writes log lines as sentences for people, and audit records as JSON for programs."""
 
     def __init__(self, component: str) -> None:
         super().__init__(component)
@@ -232,11 +236,11 @@ _FORMATTERS: Final[dict[str, type[_Formatter]]] = {
 
 
 dropped_lines: Final = dict.fromkeys(LOGS, 0)
-"""Lines that this process could not write, by where they should have gone."""
+"""Number of lines that this process could not write, by their destination."""
 
 
 class QueueHandler(logging.Handler):
-    """Formats in the calling thread, and lets a thread of its own write.
+    """Formats records in the calling thread, and writes them in a thread of its own.
 
     Lines are written in groups of at most PIPE_BUF bytes, which a pipe takes as one (pipe(7)):
     the processes of an instance share one standard error, and their lines must not mix.
@@ -258,17 +262,20 @@ class QueueHandler(logging.Handler):
         self._thread.start()
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Hands a record that no filter holds back to :meth:`emit`; the queue has its own lock."""
+        """Passes a record to :meth:`emit` if no filter rejects it. The queue has its own lock."""
         if not self.filter(record):
             return False
         self.emit(record)
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Formats a record and puts it into the queue, or counts it where that is full."""
+        """Formats a record and puts it into the queue.
+
+        If the queue is full, the record is counted.
+        """
         try:
             line = self._encode(record)
-        except Exception:  # noqa: BLE001 - a bad logging call is reported, and never fails its caller
+        except Exception:  # noqa: BLE001 - a bad logging call is reported, and must not fail its caller
             self.handleError(record)
             return
         with self._changed:
@@ -278,12 +285,12 @@ class QueueHandler(logging.Handler):
                 return
             if self._dropped:
                 self._tell_dropped()
-            if not self._lines:  # else the thread knows already
+            if not self._lines:  # otherwise the thread knows already
                 self._changed.notify()
             self._enqueue(line)
 
     def close(self) -> None:
-        """Waits until what was put into the queue is written, for a moment at most."""
+        """Waits until the queue is written, for a bounded time."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -302,8 +309,9 @@ class QueueHandler(logging.Handler):
                 dropped_lines[self.to] += batch.count(b"\n")
                 continue
             if not self._lines:
-                # A line after silence is written at once. In a stream of them each would wake this
-                # thread, which takes the interpreter from the one that moves the bytes.
+                # A line after a pause is written at once. In a stream of lines, each would wake
+                # this thread, which would take the interpreter from the thread that moves the
+                # bytes.
                 self._closed.wait(GATHER_SECONDS)
 
     def _write(self, data: bytes) -> None:
@@ -315,7 +323,7 @@ class QueueHandler(logging.Handler):
                 select.select([], [self._fd], [], 1.0)
 
     def _next_batch(self) -> bytes:
-        """Waits for lines and returns some whole ones; nothing once the handler is closing."""
+        """Waits for lines and returns some whole ones, or nothing when the handler is closing."""
         with self._changed:
             while not (self._lines or self._dropped or self._closing):
                 self._changed.wait()
@@ -331,7 +339,7 @@ class QueueHandler(logging.Handler):
             return bytes(batch)
 
     def _tell_dropped(self) -> None:
-        """Puts a line where those that were dropped would be."""
+        """Writes a line in the place of those that were dropped."""
         record = self._dropped_record(self._dropped)
         self._dropped = 0
         self._enqueue(self._encode(record))

@@ -1,8 +1,8 @@
-"""Looks names up in threads that nobody waits for; connects to the first address that answers.
+"""Looks names up in daemon threads, and connects to the first address that answers.
 
-`getaddrinfo(3)` cannot be interrupted, and takes 25 seconds where no name server answers. A thread
-of an executor, and a thread of libuv, is joined when the process ends, so the process would live on
-for that time. The threads here are daemon threads: the process ends without them.
+`getaddrinfo(3)` cannot be interrupted, and takes 25 seconds if no name server answers. The threads
+of an executor, and those of libuv, are joined when the process ends, which would delay the end by
+that time. The threads here are daemon threads: the process ends without them.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ from typing import Final, TypeAlias
 from socks_tunnel.ops.connecting import connect_to
 
 LOOKUPS_MAX: Final = 32
-"""Look-ups that may be under way at a time in this process; a further one fails at once."""
+"""Look-ups that this process may have under way at a time. A further one fails at once."""
 
 ATTEMPT_DELAY: Final = 0.25
-"""Seconds until the next address is tried beside the one before (RFC 8305 section 5)."""
+"""Seconds until the next address is tried in parallel (RFC 8305 section 5)."""
 
 ADDRESSES_MAX: Final = 8
 """Addresses of one name that are tried."""
@@ -29,8 +29,9 @@ ANEW_DELAY: Final = 0.4
 the first time before it repeats a SYN (RFC 6298 section 2.1), and flows may wait for this one."""
 
 WAITING_MAX: Final = 16
-"""Connections that wait for an answer at a time. Beyond that, a further one takes the place of the
-oldest but for the first ones to each address, which leave slow paths the time that they need."""
+"""Connections that wait for an answer at a time. Beyond that, a further one replaces the oldest.
+The first connection to each address is never replaced, so that slow paths have the time that they
+need."""
 
 AddressInfo: TypeAlias = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
 
@@ -54,7 +55,7 @@ async def lookup(host: str, port: int) -> list[AddressInfo]:
         global _under_way  # noqa: PLW0603 - as above
         _under_way -= 1
         if answer.done():
-            return  # whoever asked has left
+            return  # the caller was cancelled
         if isinstance(result, OSError):
             answer.set_exception(result)
         else:
@@ -69,11 +70,11 @@ async def lookup(host: str, port: int) -> list[AddressInfo]:
                 for family, _, _, _, address in found
                 if isinstance(
                     address[0], str
-                )  # not what getaddrinfo gives where IPv6 is compiled out
+                )  # getaddrinfo gives other tuples if Python has no IPv6
             ]
         except OSError as error:
             result = error
-        except UnicodeError:  # a label that is too long or empty
+        except UnicodeError:  # a label of the name is too long or empty
             result = socket.gaierror(socket.EAI_NONAME, "the name is not valid")
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
             loop.call_soon_threadsafe(finish, result)
@@ -159,7 +160,7 @@ async def _attempt(family: socket.AddressFamily, address: tuple[object, ...]) ->
 
 
 def _interleaved(addresses: list[AddressInfo]) -> list[AddressInfo]:
-    """Returns the addresses with the families in turn (RFC 8305 section 4)."""
+    """Returns the addresses with their families alternating (RFC 8305 section 4)."""
     if not addresses:
         return []
     first = addresses[0][0]

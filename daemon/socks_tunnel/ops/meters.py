@@ -42,15 +42,15 @@ FLUSH_PERIOD: Final = 0.5
 """Seconds between two writes of what has changed."""
 
 MEASURE_EVERY: Final = 4
-"""Writes for one measurement of what the process uses: it is another each time, also when idle."""
+"""Number of writes for one measurement of the process. It differs each time, also when idle."""
 
 SERIES_MAX: Final = 1000
-"""Combinations of label values that one metric may have; further ones are counted together under
-`other`. No label may hold what a stranger chooses, so this is a second line."""
+"""Combinations of label values that one metric may have. Further ones are counted together as
+`other`. No label may hold what a stranger chooses, so this bound is a second line of defence."""
 
 
 class Value:
-    """One series of a counter or a gauge. Used on one thread: a sum has no lock."""
+    """One series of a counter or a gauge. It is used on one thread, because a sum has no lock."""
 
     __slots__ = ("value",)
 
@@ -62,16 +62,19 @@ class Value:
         self.value += amount
 
     def dec(self, amount: float = 1.0) -> None:
-        """Subtracts `amount`; of a gauge."""
+        """Subtracts `amount` from a gauge."""
         self.value -= amount
 
     def set(self, value: float) -> None:
-        """Sets the value; of a gauge."""
+        """Sets the value of a gauge."""
         self.value = value
 
 
 class Distribution:
-    """One series of a histogram. `counts` has a number for each bucket, and one for the rest."""
+    """One series of a histogram.
+
+    `counts` has a number for each bucket, and one for larger values.
+    """
 
     __slots__ = ("_bounds", "counts", "sum")
 
@@ -108,14 +111,14 @@ class Family(Generic[_S]):
         self.help = help_text
         self.label_names = tuple(labels)
         self.known = {} if known is None else dict(known)
-        """The values that a label is known to have, for labels where all are."""
+        """The values of each label whose values are all known."""
         self.series: dict[tuple[str, ...], _S] = {}
         self.carried: dict[tuple[str, Labels], float] = {}
         """What an earlier process in this slot counted, by sample name and labels."""
         self._default: _S | None = None if labels else self.labels()
 
     def labels(self, *values: str) -> _S:
-        """Returns the series with these label values. Bind it once where it is counted often."""
+        """Returns the series with these label values. Keep it where it is counted often."""
         series = self.series.get(values)
         if series is None:
             if len(values) != len(self.label_names):
@@ -128,12 +131,12 @@ class Family(Generic[_S]):
         return series
 
     def expected(self) -> Iterator[tuple[str, ...]]:
-        """Yields the label values of series that are there from the start; none if not known."""
+        """Yields the label values of the series that exist from the start, if all are known."""
         if len(self.known) == len(self.label_names):
             yield from itertools.product(*(self.known[name] for name in self.label_names))
 
     def zeros(self) -> Iterator[Sample]:
-        """Yields the samples of the series of :meth:`expected`, as long as nothing was counted."""
+        """Yields zero samples for the series of :meth:`expected` that were not counted yet."""
         for values in self.expected():
             pairs = zip(self.label_names, values, strict=True)
             labels = tuple(text for pair in pairs for text in pair)
@@ -151,12 +154,12 @@ class Family(Generic[_S]):
         return self._default
 
     def snapshot(self) -> Snapshot:
-        """Returns all numbers of the moment. As long as they stay, so do the samples."""
-        # The list first: the thread that counts may add a series meanwhile.
+        """Returns the present numbers. While they are equal, so are the samples."""
+        # The list is copied first, because the thread that counts may add a series meanwhile.
         return [(values, self._figures(series)) for values, series in list(self.series.items())]
 
     def samples(self, snapshot: Snapshot | None = None) -> Iterator[Sample]:
-        """Yields what this process counted, together with what its predecessors did."""
+        """Yields what this process and its predecessors in the slot have counted."""
         left = dict(self.carried)
         for values, figures in self.snapshot() if snapshot is None else snapshot:
             pairs = zip(self.label_names, values, strict=True)
@@ -244,7 +247,7 @@ class Gauge(Family[Value]):
 
 
 class Histogram(Family[Distribution]):
-    """How often a value was at most so large. Files have each bucket by itself, not their sums."""
+    """How often a value was at most so large. Files have separate buckets, not running sums."""
 
     kind: Kind = "histogram"
 
@@ -252,7 +255,7 @@ class Histogram(Family[Distribution]):
         self, name: str, help_text: str, buckets: Sequence[float], labels: Sequence[str] = ()
     ) -> None:
         self._buckets = tuple(buckets)
-        # As OpenMetrics has them, "1.0": a scraper that changes formats sees the same series.
+        # Written as in OpenMetrics, "1.0", so that both formats have the same series.
         bounds = [*(repr(float(bound)) for bound in buckets), "+Inf"]
         self._names: Sequence[tuple[str, Labels]] = (
             *((f"{name}_bucket", ("le", bound)) for bound in bounds),
@@ -280,7 +283,7 @@ AnyFamily: TypeAlias = Counter | Gauge | Histogram
 # --- files ------------------------------------------------------------------------------------
 
 Identity: TypeAlias = tuple[int, int, int]
-"""Inode, time of change and size of a file: as long as they stay, so do its contents."""
+"""Inode, time of change and size of a file. While they are equal, so is the content."""
 
 
 class Files:
@@ -302,7 +305,8 @@ class Files:
         self._flushes = 0
         self._families: dict[Kind, list[AnyFamily]] = {kind: [] for kind in KINDS}
         self._parts: dict[str, tuple[Snapshot, bytes]] = {}
-        """The numbers that a family had, and its part of the file while they stay."""
+        """The numbers that a family had, and its part of the file, which is good while they are
+        equal."""
         self._written: dict[Path, tuple[bytes, Identity]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -332,15 +336,15 @@ class Files:
         return []
 
     def add(self, family: AnyFamily) -> None:
-        """Has a family written, and lets it go on where an earlier process ended."""
+        """Includes a family in the files. It goes on from the numbers of an earlier process."""
         if not isinstance(family, Gauge):
             family.carried = self._carried.get(family.name, {})
         self._families[family.kind].append(family)
 
     def start(self) -> Self:
-        """Begins to write now and then, in a thread that no end of the process waits for.
+        """Begins to write at intervals, in a daemon thread.
 
-        Where no thread can be started, :meth:`flush` has to be called by others.
+        If no thread can be started, the owner has to call :meth:`flush`.
         """
         self._thread = threading.Thread(target=self._write_all, name="metrics", daemon=True)
         try:
@@ -390,7 +394,7 @@ class Files:
                     )
 
     def _part(self, family: AnyFamily) -> bytes:
-        """Returns a family's part of its file: most count nothing from one write to the next."""
+        """Returns a family's part of its file. It is cached, because most have not changed."""
         snapshot = family.snapshot()
         known = self._parts.get(family.name)
         if known is not None and known[0] == snapshot:
@@ -404,7 +408,7 @@ class Files:
         if before is not None and before[0] == content:
             with contextlib.suppress(OSError):
                 if identity_of(path) == before[1]:
-                    return  # nobody has touched what was written
+                    return  # the file is as it was written
         fresh = path.with_suffix(".new")
         try:
             try:
@@ -414,7 +418,7 @@ class Files:
                 fresh.write_bytes(content)
             try:
                 fresh.replace(path)
-            except IsADirectoryError:  # whoever made it: the metrics go on
+            except IsADirectoryError:  # whoever made the directory again, the metrics go on
                 discard(path)
                 fresh.replace(path)
             self._written[path] = content, identity_of(path)
@@ -425,9 +429,9 @@ class Files:
 
 
 def discard(path: Path) -> None:
-    """Removes a metrics file, if there is one; what cannot be removed is set aside.
+    """Removes a metrics file, if there is one. A file that cannot be removed is set aside.
 
-    Whatever stands in its place, such as a directory, must not keep a process from its work.
+    Something else in its place, such as a directory, must not stop the process.
     """
     try:
         path.unlink(missing_ok=True)
@@ -437,12 +441,13 @@ def discard(path: Path) -> None:
 
 
 def _set_aside(path: Path) -> None:
-    aside = path.with_suffix(".damaged")  # one for each file: they do not pile up
+    # One name for each file, so that such files do not pile up.
+    aside = path.with_suffix(".damaged")
     with contextlib.suppress(OSError):
         path.replace(aside)
 
 
 def identity_of(path: Path) -> Identity:
-    """Returns what is another for a file that was written since. Raises :class:`OSError`."""
+    """Returns a value that changes when the file is written. Raises :class:`OSError`."""
     status = path.stat()
     return status.st_ino, status.st_mtime_ns, status.st_size

@@ -1,7 +1,7 @@
 """The metrics of all processes of an instance.
 
-Each process counts for itself and writes files (:mod:`socks_tunnel.ops.meters`); the exporter adds
-the files of all slots up (:mod:`socks_tunnel.ops.exposition`). No label holds a destination, a user
+Each process counts for itself and writes files (:mod:`socks_tunnel.ops.meters`). The exporter adds
+up the files of all slots (:mod:`socks_tunnel.ops.exposition`). No label holds a destination, a user
 or a client: such values are unbounded, and personal. A peer is named only beside a route of a
 gateway, where the configuration bounds both.
 """
@@ -59,7 +59,7 @@ def configure(directory: Path, identity: str) -> Files:
     among the live processes of the instance. Live gauges that a predecessor in the slot left are
     removed; its counters go on.
     """
-    global _files  # noqa: PLW0603 - where metrics go is a property of the process
+    global _files  # noqa: PLW0603 - a process has one place for its metrics
     _files = Files(directory, identity)
     return _files
 
@@ -362,14 +362,17 @@ class Metrics:
 
     def set_build_info(self, role: str, aiortc: str) -> None:
         """Sets `up` and `build_info`; called by the supervisor alone. `aiortc` is a version."""
-        import platform  # noqa: PLC0415 - it costs each worker some memory
+        import platform  # noqa: PLC0415 - the import costs each worker some memory
 
         self.up.set(1)
         python = platform.python_version()
         self.build_info.labels(role, socks_tunnel.__version__, python, aiortc).set(1)
 
     def measure(self) -> None:
-        """Takes the figures of this process and of :attr:`others`; none where there is no /proc."""
+        """Takes the figures of this process and of :attr:`others`.
+
+        Without /proc, there are none.
+        """
         try:
             self._take(self.process, process_figures())
         except OSError as error:
@@ -398,7 +401,7 @@ class Metrics:
         self.loop_lag_seconds.labels(self.process).observe(seconds)
 
     def flush(self) -> None:
-        """Writes to the files what was counted; at the end of the process, and in tests."""
+        """Writes the counts to the files, at the end of the process and in tests."""
         if self.files is not None:
             self.files.flush()
 
@@ -408,7 +411,7 @@ class Metrics:
 
     def collect(self) -> "Iterator[Metric]":
         """Yields what was counted in the form of prometheus-client."""
-        from prometheus_client.metrics_core import Metric  # noqa: PLC0415 - tests alone have it
+        from prometheus_client.metrics_core import Metric  # noqa: PLC0415 - only tests use it
 
         for family in self.families():
             metric = Metric(family.name, family.help, family.kind)
@@ -418,12 +421,12 @@ class Metrics:
 
 
 def _given(known: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """Returns the labels whose values are known."""
+    """Returns the labels whose values are all known."""
     return {name: values for name, values in known.items() if values}
 
 
 def added_up(family: AnyFamily, samples: Iterable[Sample]) -> Iterator[tuple[str, Labels, float]]:
-    """Yields the sums of samples with the same name and labels; of buckets, the running sums."""
+    """Yields the sums of samples with the same name and labels. Buckets become running sums."""
     sums: dict[tuple[str, Labels], float] = defaultdict(float)
     for sample in samples:
         sums[sample.name, sample.labels] += sample.value

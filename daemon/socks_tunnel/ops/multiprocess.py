@@ -36,7 +36,7 @@ KINDS: Final[tuple[Kind, ...]] = ("counter", "gauge", "histogram")
 
 _PREFIXES: Final[dict[Kind, str]] = {
     "counter": "counter",
-    # Of a process that lives, and added up over all of them.
+    # Gauges of live processes, added up over all of them.
     "gauge": "gauge_livesum",
     "histogram": "histogram",
 }
@@ -59,12 +59,12 @@ class DamagedError(Exception):
 
 
 def file_of(directory: Path, kind: Kind, slot: str) -> Path:
-    """Returns the file in which a slot has its metrics of this kind."""
+    """Returns the file that has the metrics of this kind for a slot."""
     return directory / f"{_PREFIXES[kind]}_{slot}.db"
 
 
 def slot_of(path: Path) -> str | None:
-    """Returns the slot that a file is of; None for a name that :func:`file_of` does not give."""
+    """Returns the slot of a file, or None if :func:`file_of` gives no such name."""
     for prefix in _PREFIXES.values():
         if path.name.startswith(f"{prefix}_"):
             return path.stem.removeprefix(f"{prefix}_")
@@ -77,7 +77,7 @@ def encode(samples: Iterable[tuple[str, Sample]]) -> bytes:
 
 
 def entries(samples: Iterable[tuple[str, Sample]]) -> bytes:
-    """Returns a part of a file's content, which :func:`whole` puts together."""
+    """Returns entries as bytes. :func:`whole` makes a file's content of them."""
     parts = []
     for help_text, (metric, name, labels, value) in samples:
         parts.append(_key(metric, name, labels, help_text))
@@ -93,9 +93,9 @@ def whole(parts: Sequence[bytes]) -> bytes:
 
 @lru_cache(maxsize=8192)
 def _key(metric: str, name: str, labels: Labels, help_text: str) -> bytes:
-    """Returns what stands before the numbers of an entry; the same twice a second."""
+    """Returns the bytes before the numbers of an entry. They are cached, as they never change."""
     named = dict(zip(labels[::2], labels[1::2], strict=True))
-    # As the library writes it, so that its keys and ours are the same bytes.
+    # Written as the library does, so that its keys and ours are the same bytes.
     key = json.dumps([metric, name, named, help_text], sort_keys=True).encode()
     return _INT.pack(len(key)) + key + b" " * (8 - (len(key) + 4) % 8)
 
@@ -105,7 +105,7 @@ def decode(content: bytes) -> Iterator[Sample]:
     if len(content) > FILE_MAX:
         raise DamagedError(f"it is longer than {FILE_MAX} bytes")
     if len(content) < _HEAD.size:
-        raise DamagedError("it has no beginning")
+        raise DamagedError("its header is missing")
     used, _ = _HEAD.unpack_from(content)
     if not _HEAD.size <= used <= len(content):
         raise DamagedError(f"it says that {used} of {len(content)} bytes are used")
@@ -131,7 +131,7 @@ def _sample(key: bytes, value: float) -> Sample:
 
 @lru_cache(maxsize=8192)
 def _fields(key: bytes) -> tuple[str, str, Labels]:
-    """Returns what a key says; the same keys are in the next file. Raises :class:`DamagedError`."""
+    """Returns the fields of a key, cached for the next files. Raises :class:`DamagedError`."""
     try:
         fields = json.loads(key)
         metric, name, labels, help_text = fields

@@ -11,12 +11,12 @@ import sdnotify
 _log = logging.getLogger(__name__)
 
 SEND_TIMEOUT = 1.0
-"""Longest that one notification may hold up the caller, in seconds: systemd reads its socket at
-once unless it is itself in trouble, and the tunnel must go on when it is."""
+"""Seconds for which one notification may delay the caller. systemd reads its socket at once unless
+it is itself in trouble, and then the tunnel must go on."""
 
 
 class _NotifySocket(sdnotify.SystemdNotifier):  # type: ignore[misc]  # it has no type hints
-    """The library's notifier, but told where the socket is, and with a timeout."""
+    """The library's notifier, with a given socket path and a time-out."""
 
     def __init__(self, address: str) -> None:
         self.debug = True  # `notify` raises OSError; without it, every error is swallowed
@@ -49,7 +49,7 @@ class Notifier:
 
     @property
     def watchdog_interval(self) -> float | None:
-        """Seconds between two calls of :meth:`watchdog`; None if nobody waits for them.
+        """Seconds between two calls of :meth:`watchdog`; None if there is no watchdog.
 
         It is half of what systemd allows, as sd_watchdog_enabled(3) recommends.
         """
@@ -76,7 +76,7 @@ class Notifier:
         self._send("STOPPING=1")
 
     def extend(self, seconds: float) -> None:
-        """Asks for patience: what goes on may take this long until the next such message.
+        """Asks for more time: the next such message may come up to so many seconds later.
 
         It moves TimeoutStopSec=, and other time limits of the state that the unit is in, only to
         later (EXTEND_TIMEOUT_USEC= in sd_notify(3)).
@@ -94,7 +94,7 @@ class Notifier:
             self._socket = None
 
     def _send(self, state: str, *, wait: bool = True) -> None:
-        """Sends a message; one that is soon followed by the next does not wait for room."""
+        """Sends a message. One that the next will soon replace does not wait for room."""
         if self._socket is None:
             return
         try:

@@ -1,4 +1,4 @@
-"""What a process asks of the kernel: whom to die with, whom to die before, how many descriptors."""
+"""Settings of a process in the kernel: when it is to be killed, and how many descriptors it has."""
 
 import ctypes
 import logging
@@ -15,19 +15,18 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 OOM_SCORE_RAISE: Final = 500
-"""How much more of the memory, in thousandths, a child seems to use than it does when the kernel
-looks for a process to kill (oom_score_adj in proc(5)). The memory may be that of a control group:
-with much less than this, in a group of 128 MiB, a supervisor of 80 MiB is chosen before a worker
-of 50 MiB."""
+"""Thousandths of the memory that are added to a child's own use when the kernel looks for a process
+to kill (oom_score_adj in proc(5)). The memory may be that of a control group: with much less than
+this, in a group of 128 MiB, a supervisor of 80 MiB is chosen before a worker of 50 MiB."""
 
 
 def die_with_parent(expected_parent: int | None = None) -> None:
     """Makes the kernel kill this process, with SIGKILL, when the process that started it ends.
 
-    It covers what end-of-file on the IPC stream does not: a loop that is stuck, or no loop yet.
-    A parent that ended before this call cannot be waited for any more; give its process id as
-    `expected_parent` to notice that. Raises :class:`OSError`, and :class:`SystemExit` with status
-    1 if the parent is gone.
+    It covers cases that end-of-file on the IPC stream does not: an event loop that is stuck, or
+    that has not begun. The kernel does not report a parent that ended before this call. Pass its
+    process id as `expected_parent` to notice that. Raises :class:`OSError`, and :class:`SystemExit`
+    with status 1 if the parent is gone.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
@@ -64,8 +63,8 @@ def die_before_parent() -> None:
 def come_up_within(seconds: int) -> None:
     """Lets the kernel end this process with SIGALRM after so many seconds.
 
-    The alarm outlives execve(2), so it is the bound of a program that takes our place: it calls
-    :func:`has_come_up` in time, or ends.
+    The alarm survives execve(2). So it also bounds the start of a program that replaces this one,
+    which calls :func:`has_come_up` in time, or ends.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(seconds)
@@ -95,7 +94,7 @@ def raise_descriptor_limit() -> int:
 
 
 def give_back_freed() -> None:
-    """Gives the kernel back the memory that was freed, such as what imports needed for a moment.
+    """Returns freed memory to the kernel, such as memory that imports needed only briefly.
 
     Does nothing where libc is not glibc (malloc_trim(3)).
     """
@@ -105,14 +104,14 @@ def give_back_freed() -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends the process at once, with what was printed.
+    """Ends the process at once, after flushing what was printed.
 
-    No thread is waited for. One that asks a name server that is silent would hold up the end for
-    25 seconds, whether it is an executor's or libuv's.
+    No thread is waited for. A thread of an executor or of libuv that asks a silent name server
+    would delay the end by 25 seconds.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):  # nobody reads it any more, or it is closed
+        except (OSError, ValueError):  # its reader has gone, or it is closed
             continue
     os._exit(status)

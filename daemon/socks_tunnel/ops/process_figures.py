@@ -1,8 +1,8 @@
-"""What the kernel says of a process: processor time, memory, file descriptors.
+"""Figures of a process from the kernel: processor time, memory, file descriptors.
 
-Each process asks for itself, so that nobody needs a right to look into another one; but a nursery
-has no metrics of its own, and the supervisor asks for it. It is asked for as often as metrics are
-written, in the thread that writes them.
+Each process reads its own figures, so that none needs a permission to inspect another one. Only the
+nursery has no metrics of its own, so the supervisor reads its figures. They are read when metrics
+are written, in the thread that writes them.
 """
 
 import os
@@ -38,7 +38,7 @@ def figures_of(pid: int) -> ProcessFigures:
     return ProcessFigures(
         cpu_seconds=(user + system) / _TICKS,
         resident_bytes=int((directory / "statm").read_text().split()[1]) * _PAGE,
-        open_descriptors=len(os.listdir(directory / "fd")),  # noqa: PTH208 - names alone
+        open_descriptors=len(os.listdir(directory / "fd")),  # noqa: PTH208 - only names are needed
         descriptor_limit=limit,
     )
 
@@ -57,4 +57,4 @@ def process_figures() -> ProcessFigures:
 def _open_descriptors() -> int:
     # Since Linux 6.2 the size of the directory is the number of its entries; before, it is 0.
     size = _DESCRIPTORS.stat().st_size
-    return size or len(os.listdir(_DESCRIPTORS)) - 1  # without the one that lists  # noqa: PTH208
+    return size or len(os.listdir(_DESCRIPTORS)) - 1  # without the descriptor of the listing itself  # noqa: PTH208

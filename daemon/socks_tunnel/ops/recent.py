@@ -1,7 +1,7 @@
-"""The last warnings and errors of this process, for who looks at its status page.
+"""The last warnings and errors of this process, for its status page.
 
-Whoever logs a sentence with a destination in it gives another one without it, for pages that show
-none: `extra=without_destinations("route office: b is passed over")`.
+A log record whose sentence names a destination has a second sentence without it, for pages that
+must not show destinations: `extra=without_destinations("route office: b is passed over")`.
 """
 
 import logging
@@ -14,7 +14,7 @@ REMEMBERED: Final = 20
 """Warnings and errors that are remembered."""
 
 SENTENCE_MAX: Final = 600
-"""Characters of each."""
+"""Characters of each that are kept."""
 
 
 _ATTRIBUTE: Final = "without_destinations"
@@ -26,7 +26,7 @@ def without_destinations(sentence: str) -> dict[str, str]:
 
 
 class RecentProblems(logging.Handler):
-    """Remembers the last records of level warning and above, as they are in the log."""
+    """Remembers the last records of level warning and above, with the text that the log has."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -45,7 +45,7 @@ class RecentProblems(logging.Handler):
         )
 
     def rows(self, *, destinations: bool = True) -> list[dict[str, object]]:
-        """Returns what is remembered, the newest first, with or without destinations."""
+        """Returns the remembered records, the newest first, with or without destinations."""
         return [
             {
                 "time": round(created, 3),

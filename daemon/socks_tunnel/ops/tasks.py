@@ -11,8 +11,8 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-# The event loop itself holds tasks only weakly: without this set a task that waits for something
-# nobody else refers to could be collected in the middle of its work.
+# The event loop holds tasks only by weak references. Without this set, a task that waits for an
+# object without other references could be collected in the middle of its work.
 _running: set[asyncio.Task[Any]] = set()
 
 
@@ -47,14 +47,14 @@ def spawn(
 
 
 LAG_PERIOD: Final = 0.2
-"""Seconds between two looks at how late the event loop is."""
+"""Seconds between two measurements of how late the event loop is."""
 
 
 class LagMeter:
     """Calls `observe` again and again with the seconds that the running event loop was late.
 
-    That is how long a packet would have waited for whatever held the loop. It is no task, whose
-    sleep would be most of what an idle process does.
+    That is how long a packet would have waited for whatever held the loop. It uses a timer, because
+    the sleep of a task would be most of the work of an idle process.
     """
 
     def __init__(self, observe: Callable[[float], None]) -> None:
@@ -72,20 +72,19 @@ class LagMeter:
         self._observe(late)
 
     def cancel(self) -> None:
-        """Ends it."""
+        """Ends the measurements."""
         self._timer.cancel()
 
 
 SHORT_TURN: Final = 0.0005
-"""Seconds after which a thread gives the interpreter to another that wants it."""
+"""Seconds after which a thread must release the interpreter to another that wants it."""
 
 
 @contextmanager
 def short_turns() -> Iterator[None]:
-    """Lets the event loop have its turn sooner while a thread works beside it.
+    """Lets the event loop run sooner while another thread works.
 
-    A thread gives the interpreter up after 5 ms otherwise, again and again, and each time packets
-    wait for it.
+    Otherwise a thread keeps the interpreter for 5 ms at a time, and packets wait each time.
     """
     usual = sys.getswitchinterval()
     sys.setswitchinterval(SHORT_TURN)

@@ -1,4 +1,4 @@
-"""What the kernel knows of a TCP connection that does not get on: packets that are too large.
+"""Finds out from the kernel why a TCP connection stalls: packets may be too large for the path.
 
 A path with a smaller MTU than its ends drops large packets; where ICMP is filtered too, nobody is
 told (RFC 2923 section 2.1). Small packets pass, so the connection is made, and the first large
@@ -10,7 +10,7 @@ import struct
 from typing import Final
 
 STALLED_AFTER: Final = 2
-"""Retransmissions in a row of the same packet after which it counts as lost for good."""
+"""Retransmissions of the same packet in a row after which it counts as lost because of its size."""
 
 # struct tcp_info of linux/tcp.h: offsets of the fields that are read.
 _RETRANSMITS: Final = 2
@@ -21,9 +21,9 @@ _BYTES_ACKED, _BYTES_RECEIVED = 120, 128
 
 
 def too_large(info: bytes) -> str | None:
-    """Returns what TCP_INFO says of packets that are lost for their size, as a part of a sentence.
+    """Returns a clause about packets that are lost for their size, from TCP_INFO.
 
-    None if it says nothing of the kind. Packets that come out of order while earlier ones are
+    Returns None if there is no sign of that. Packets that come out of order while earlier ones are
     missing are counted since Linux 5.4; an older kernel's shorter answer says nothing of them.
     """
 
@@ -45,9 +45,9 @@ def too_large(info: bytes) -> str | None:
 
 
 def silent(info: bytes) -> str | None:
-    """Returns what TCP_INFO says of a peer that has acknowledged something and sent nothing.
+    """Returns a clause about a peer that has only sent acknowledgements, from TCP_INFO.
 
-    Packets that are all too large look like that, and so does a program that hangs.
+    That is how it looks if all packets are too large, and also if the program there hangs.
     """
 
     def field(offset: int) -> int:
@@ -62,14 +62,14 @@ def silent(info: bytes) -> str | None:
 
 
 def why_stalled(sock: socket.socket, *, waited: bool) -> str | None:
-    """Returns why a connection that got no answer may have stalled; None if nobody knows.
+    """Returns why a connection without an answer may have stalled; None if that is unknown.
 
-    `waited` says that the answer was waited for as long as it may take.
+    `waited` says that the whole time for an answer has passed.
     """
     if sock.family == socket.AF_UNIX:
         return None
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
     except OSError:
-        return None  # it is no connection any more
+        return None  # the connection has ended
     return too_large(info) or (silent(info) if waited else None)

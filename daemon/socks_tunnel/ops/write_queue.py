@@ -1,7 +1,7 @@
-"""Keeps what waits in front of a TCP connection short, so that a queue above it decides.
+"""Keeps the queue of a TCP connection short, so that a queue above it decides what goes first.
 
-Datagrams that wait in a socket's buffer cannot be dropped any more when they are late, and what is
-more urgent cannot overtake them. By default Linux takes megabytes, and the event loop 64 KiB.
+Datagrams in a socket's buffer can no longer be dropped when they are late, and more urgent ones
+cannot overtake them. By default Linux takes megabytes, and the event loop 64 KiB.
 """
 
 import socket
@@ -19,10 +19,10 @@ TCP_NOTSENT_LOWAT: Final = 25
 
 
 def keep_queue_short(transport: Any) -> None:
-    """Bounds what waits in the event loop and in the kernel for this connection.
+    """Bounds the bytes that wait for this connection in the event loop and in the kernel.
 
-    `transport` is one of the event loop's, or None for a connection that is gone, for which nothing
-    is done. Where there is no TCP, as on a Unix socket, the kernel's part is left out.
+    `transport` is one of the event loop's. It is None for a connection that has gone, and then
+    nothing is done. Without TCP, as on a Unix socket, the kernel's part is left out.
     """
     if transport is None or transport.is_closing():
         return

@@ -67,14 +67,14 @@ def test_and_last_a_private_one(places: Path) -> None:
 def test_a_private_directory_that_is_someone_elses_is_refused(places: Path) -> None:
     private(places).mkdir()
     os.chown(private(places), 12345, 12345)
-    with pytest.raises(PermissionError, match="belongs to someone else"):
+    with pytest.raises(PermissionError, match="belongs to another user"):
         runtime_directory("office", create=True)
 
 
 def test_a_symbolic_link_in_place_of_the_private_directory_is_refused(places: Path) -> None:
     (places / "elsewhere").mkdir()
     private(places).symlink_to(places / "elsewhere")
-    with pytest.raises(PermissionError, match="belongs to someone else"):
+    with pytest.raises(PermissionError, match="belongs to another user"):
         runtime_directory("office", create=True)
 
 
