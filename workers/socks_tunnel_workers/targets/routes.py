@@ -46,6 +46,10 @@ KEPT_MAX: Final = 4
 KEPT_DATAGRAM_MAX: Final = 1500
 """Longest datagram in bytes that is kept; a longer one goes only to the addresses tried so far."""
 
+REACHED_MAX: Final = 64
+"""Addresses of one destination that may answer. A name server can go on to name others for as long
+as the association is there. The oldest are forgotten then, except the one that is in use."""
+
 ROUTES_MAX: Final = 1024
 """Destinations that an association remembers; the least recently used one is decided anew."""
 
@@ -94,8 +98,8 @@ class Route:
         """Whether the client named an IPv4 address in its IPv6 form (RFC 4291 section 2.5.5.2)."""
         self.refreshing = False
         """Whether its name is being looked up again."""
-        self.reached: set[IPAddress] = set()
-        """The addresses that something was sent to: they may answer."""
+        self.reached: dict[IPAddress, None] = {}
+        """The addresses that something was sent to, the oldest first: they may answer."""
         self._current = 0
         self._begun = 1
         self._kept: list[bytes] = []
@@ -266,15 +270,7 @@ class Routes:
         if not isinstance(entry, Route):
             return
         for address in entry.reached:
-            host = str(address)
-            key = self._key(host, destination.port)
-            self._contacted[key] -= 1
-            if not self._contacted[key]:
-                del self._contacted[key]
-            routes = self._answers[host, destination.port]
-            routes.remove(entry)
-            if not routes:
-                del self._answers[host, destination.port]
+            self._let_go(entry, address, destination.port)
 
     def forget_refusals(self) -> None:
         """Forgets everything that was refused: the policy may be another now."""
@@ -285,10 +281,26 @@ class Routes:
     def reached(self, route: Route, address: IPAddress, port: int) -> None:
         """Something was sent to an address of a route, which may answer from now on."""
         if address not in route.reached:
-            route.reached.add(address)
+            if len(route.reached) >= REACHED_MAX:
+                oldest = next(each for each in route.reached if each != route.current)
+                del route.reached[oldest]
+                self._let_go(route, oldest, port)
+            route.reached[address] = None
             host = str(address)
             self._contacted[self._key(host, port)] += 1
             self._answers.setdefault((host, port), []).append(route)
+
+    def _let_go(self, route: Route, address: IPAddress, port: int) -> None:
+        """An address does not answer for a route any more."""
+        host = str(address)
+        key = self._key(host, port)
+        self._contacted[key] -= 1
+        if not self._contacted[key]:
+            del self._contacted[key]
+        routes = self._answers[host, port]
+        routes.remove(route)
+        if not routes:
+            del self._answers[host, port]
 
     def admits(self, host: str, port: int) -> bool:
         """Whether a sender may answer (RFC 4787 REQ-8)."""

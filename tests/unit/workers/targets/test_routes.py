@@ -14,6 +14,7 @@ from socks_tunnel_workers.targets.routes import (
     KEPT_MAX,
     RACE_SECONDS,
     RACERS_MAX,
+    REACHED_MAX,
     ROUTES_MAX,
     TURN_SECONDS,
     Filtering,
@@ -231,3 +232,25 @@ def test_the_least_recently_used_destination_is_forgotten() -> None:
     for n in range(ROUTES_MAX):
         routes.put(HostPort(f"again-{n}.test", 1), Refusal("policy", 1e9))
     assert not routes.admits(str(FOUR), 53)
+
+
+@pytest.mark.parametrize("filtering", ["address-dependent", "address-and-port-dependent"])
+def test_a_name_whose_addresses_change_for_ever_takes_no_more_room(filtering: Filtering) -> None:
+    """Its server names another address each second, of which none answers, for hours."""
+    routes = Routes(filtering)
+    destination = HostPort("x.example", 53)
+    addresses = [ip_address(0x0A000000 + number) for number in range(3 * REACHED_MAX)]
+    entry = route(*addresses[:2], expires=1)
+    routes.put(destination, entry)
+    for address in addresses:
+        routes.reached(entry, address, 53)
+    assert len(entry.reached) == REACHED_MAX
+    assert [routes.admits(str(address), 53) for address in addresses] == [
+        True,  # it is in use
+        *[False] * (2 * REACHED_MAX),
+        *[True] * (REACHED_MAX - 1),
+    ]
+    assert [*routes.answering(str(addresses[-1]), 53)] == [entry]
+    assert not routes.answering(str(addresses[1]), 53)
+    routes.forget(destination)
+    assert not any(routes.admits(str(address), 53) for address in addresses)
