@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from socks_tunnel.protocol.messages import UdpAssociate
-from socks_tunnel_workers.relay.flow import Flow
+from socks_tunnel_workers.relay.session import Flow
 from socks_tunnel_workers.targets import room
 from socks_tunnel_workers.targets.tcp import TargetRelay
 from socks_tunnel_workers.targets.udp import EndpointAssociation

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from socks_tunnel.protocol.addresses import HostPort, encode_address
-from socks_tunnel_workers.relay.flow import Flow
 from socks_tunnel_workers.relay.tcp import TcpRelay
 from support.worker_pair import LINK, Pair, worker_pair
 
@@ -28,7 +28,21 @@ async def connect(pair: Pair, port: int) -> tuple[asyncio.StreamReader, asyncio.
     return reader, writer
 
 
-@pytest.mark.parametrize("where", ["_read", "sweep"])
+class Broken:
+    """The socket of a flow, of which one method is a bug."""
+
+    def __init__(self, sock: socket.socket, method: str) -> None:
+        self._sock = sock
+        self._method = method
+
+    def __getattr__(self, name: str) -> Any:
+        return self._fails if name == self._method else getattr(self._sock, name)
+
+    def _fails(self, *_arguments: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+
+@pytest.mark.parametrize("where", ["readable", "sweep"])
 @pytest.mark.parametrize("side", ["gateway", "endpoint"])
 async def test_a_bug_in_a_callback_ends_its_flow(
     tmp_path: Path,
@@ -45,15 +59,14 @@ async def test_a_bug_in_a_callback_ends_its_flow(
         worker = pair.gateway_worker if side == "gateway" else pair.endpoint_worker
         (broken,) = worker.sessions[LINK].flows
         reader, writer = await connect(pair, port)
-        real: Any = getattr(TcpRelay, where)
-
-        def fails(flow: Flow, *arguments: Any) -> Any:
-            if flow is broken:
-                raise ZeroDivisionError("a bug")
-            return real(flow, *arguments)
-
-        monkeypatch.setattr(TcpRelay, where, fails)
-        broken_writer.write(b"?")
+        assert isinstance(broken, TcpRelay)
+        assert broken.sock is not None
+        if where == "readable":
+            broken.sock = cast("Any", Broken(broken.sock, "recv"))
+            broken_writer.write(b"?")
+        else:
+            broken.on_detached()  # a socket that is not watched is asked for errors by the sweep
+            broken.sock = cast("Any", Broken(broken.sock, "getsockopt"))
         with pytest.raises(ConnectionResetError):
             await broken_reader.read()
         writer.write(b"alive")

@@ -11,6 +11,7 @@ from typing import Any
 
 from socks_tunnel.protocol.addresses import HostPort, encode_address
 from socks_tunnel.protocol.socks5 import udp_header
+from support.compiled import pure_only
 from support.growth import grown_each_time, held
 from support.worker_pair import LINK, Pair, link_down, link_up, worker_pair
 
@@ -20,6 +21,12 @@ EACH = 12
 REMEMBERED = ("Policy._known", "RouteTable._known", "Decision", "HostPort", "Match")
 """What is remembered of destinations: at most DECISIONS_MAX and MATCHES_MAX of them, which unit tests
 hold, and what these consist of."""
+
+
+# Both tests walk from object to object by their attributes, which a compiled class does not list.
+pytestmark = pure_only(
+    "socks_tunnel_workers.relay.session", because="attributes of its objects cannot be listed"
+)
 
 
 class Round:

@@ -35,10 +35,9 @@ from socks_tunnel_workers.frontends.handover import (
     restore_gateway_association,
     restore_routed_association,
 )
-from socks_tunnel_workers.relay.flow import Flow
 from socks_tunnel_workers.relay.handover import export_relay, restore_client_relay
 from socks_tunnel_workers.relay.routed_udp import RoutedAssociation
-from socks_tunnel_workers.relay.session import WorkerSession
+from socks_tunnel_workers.relay.session import Flow, WorkerSession
 from socks_tunnel_workers.relay.tcp import TcpRelay
 from socks_tunnel_workers.relay.udp import GatewayAssociation
 from socks_tunnel_workers.services import Counters

@@ -10,9 +10,8 @@ from typing import Final
 
 from socks_tunnel.protocol.errors import CloseReason
 from socks_tunnel.protocol.ipc import Answer, Ask, Kill
-from socks_tunnel_workers.relay.flow import Flow
 from socks_tunnel_workers.relay.ranking import rank
-from socks_tunnel_workers.relay.session import WorkerSession
+from socks_tunnel_workers.relay.session import Flow, WorkerSession
 
 ROWS_PER_FRAME: Final = 100
 """Flows in one frame of an answer, so that it stays far below the frame limit; then others' bytes

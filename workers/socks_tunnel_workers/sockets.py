@@ -8,6 +8,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from socks_tunnel.protocol.addresses import IPAddress
+
 KEEPALIVE_PROBES: Final = 3
 """Keepalive probes without an answer after which a connection is given up."""
 
@@ -71,6 +73,24 @@ def prepare_listening(sock: socket.socket) -> None:
     """
     sock.setblocking(False)
     _set_options(sock, DEFAULT_LIVENESS)
+
+
+def listen_toward(address: IPAddress) -> socket.socket:
+    """Listens on the local address from which `address` is reached, on any free port."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    # Connecting a UDP socket sends nothing; it asks the routing table.
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((str(address), 9))
+        local = probe.getsockname()[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setblocking(False)
+        listener.bind((local, 0))
+        listener.listen(4)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def _set_options(sock: socket.socket, liveness: Liveness) -> None:

@@ -8,8 +8,7 @@ from typing import Final
 
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel_workers.frontends.clients import Clients
-from socks_tunnel_workers.relay.flow import Flow
-from socks_tunnel_workers.relay.session import WorkerSession
+from socks_tunnel_workers.relay.session import Flow, WorkerSession
 from socks_tunnel_workers.services import Account, Counters, Notices, Settings
 
 SWEEP_SECONDS: Final = 2.0

@@ -58,10 +58,9 @@ from socks_tunnel_workers.frontends.routing import Routing
 from socks_tunnel_workers.frontends.socks import SocksSession
 from socks_tunnel_workers.handover import Heirs, Inheritance, write_state
 from socks_tunnel_workers.operators import Answers
-from socks_tunnel_workers.relay.flow import Flow
 from socks_tunnel_workers.relay.memory import MemoryRelief
 from socks_tunnel_workers.relay.probe import ProbeFlow
-from socks_tunnel_workers.relay.session import RelayServices, WorkerSession
+from socks_tunnel_workers.relay.session import Flow, RelayServices, WorkerSession
 from socks_tunnel_workers.services import Account, Counters, Notices, Settings
 from socks_tunnel_workers.targets.access import Access
 from socks_tunnel_workers.targets.resolver import Resolver

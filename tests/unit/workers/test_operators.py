@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from socks_tunnel.protocol.ipc import Answer, Ask
 from socks_tunnel_workers.operators import ROWS_PER_FRAME, SUMMED_PER_TURN, Answers
-from socks_tunnel_workers.relay.flow import Flow
+from socks_tunnel_workers.relay.session import Flow
 
 
 class FakeLoop:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from socks_tunnel.ipc.stream import Channel
+from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.ipc import (
     Attach,
@@ -136,7 +137,7 @@ class Site:
             conn_id,
             command="connect",
             client="127.0.0.1:5",
-            destination=None,  # type: ignore[arg-type]  # nobody asks
+            destination=HostPort("10.0.0.1", 80),
             opener=None,
             opening=OpenConnection(conn_id, "10.0.0.1", 80).encode(),
         )

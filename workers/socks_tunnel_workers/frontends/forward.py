@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.addresses import HostPort
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from socks_tunnel_workers.frontends.clients import Clients
     from socks_tunnel_workers.relay.session import WorkerSession
 
-CLIENTS_MAX: Final = 4096
+CLIENTS_MAX = 4096
 """Client addresses that one UDP forward keeps associations for; the least recent one is ended."""
 
 

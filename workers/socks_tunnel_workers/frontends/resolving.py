@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason
@@ -14,10 +14,7 @@ from socks_tunnel.protocol.messages import (
     Resolved,
     ResolveKind,
 )
-from socks_tunnel_workers.relay.flow import Flow
-
-if TYPE_CHECKING:
-    from socks_tunnel_workers.relay.session import WorkerSession
+from socks_tunnel_workers.relay.session import Flow, WorkerSession
 
 
 class Questioner(Protocol):
@@ -37,7 +34,6 @@ class Question(Flow):
     __slots__ = ("host", "question", "questioner")
 
     kind: ClassVar[str] = "resolve"
-    session: WorkerSession
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import ClassVar, Final
 
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason
@@ -16,10 +16,7 @@ from socks_tunnel.protocol.messages import (
     SendEof,
     WindowUpdate,
 )
-from socks_tunnel_workers.relay.flow import Flow
-
-if TYPE_CHECKING:
-    from socks_tunnel_workers.relay.session import WorkerSession
+from socks_tunnel_workers.relay.session import Flow, WorkerSession
 
 PROBE_SECONDS: Final = 3.0
 """Seconds that a peer has to reach the target of a probe."""
@@ -34,7 +31,6 @@ class ProbeFlow(Flow):
     __slots__ = ("_done", "_timer", "reached")
 
     kind: ClassVar[str] = "probe"
-    session: WorkerSession
 
     def __init__(
         self,
@@ -44,7 +40,7 @@ class ProbeFlow(Flow):
         done: Callable[[int], None],
     ) -> None:
         super().__init__(session, conn_id, command="probe", client="")
-        self.destination: HostPort = destination
+        self.destination = destination
         self.reached = False
         self._done = done
         self._timer: asyncio.TimerHandle | None = None
@@ -52,6 +48,7 @@ class ProbeFlow(Flow):
     def ask(self) -> None:
         """Asks the endpoint."""
         session, destination = self.session, self.destination
+        assert destination is not None
         self._timer = session.loop.call_later(
             PROBE_SECONDS, session.core.guard, self, self.abort, CloseReason.TTL_EXPIRED
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Final
 
-from socks_tunnel_workers.relay.flow import Flow
+from socks_tunnel_workers.relay.session import Flow
 
 FLOWS_PER_TURN: Final = 500
 """Flows looked at in one go; then others' bytes move before the next ones."""

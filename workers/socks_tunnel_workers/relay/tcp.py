@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING, ClassVar, Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from socks_tunnel.protocol.addresses import HostPort
 from socks_tunnel.protocol.errors import CloseReason
@@ -33,11 +33,8 @@ from socks_tunnel.protocol.messages import (
     SendEof,
     WindowUpdate,
 )
-from socks_tunnel_workers.relay.flow import Flow
+from socks_tunnel_workers.relay.session import Flow, WorkerSession
 from socks_tunnel_workers.sockets import reset
-
-if TYPE_CHECKING:
-    from socks_tunnel_workers.relay.session import WorkerSession
 
 CHUNK: Final = 16_384
 """Bytes read from a socket at a time, and so the longest DATA payload that we send.
@@ -116,7 +113,6 @@ class TcpRelay(Flow):
     )
 
     kind: ClassVar[str] = "tcp"
-    session: WorkerSession
 
     def __init__(
         self,

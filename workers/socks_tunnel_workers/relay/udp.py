@@ -14,7 +14,7 @@ from __future__ import annotations
 import socket
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.addresses import HostPort
@@ -30,13 +30,10 @@ from socks_tunnel.protocol.messages import (
 from socks_tunnel.protocol.policy import Policy
 from socks_tunnel.protocol.streams import POSITION_MAX
 from socks_tunnel_workers.relay.client_socket import ClientSocket
-from socks_tunnel_workers.relay.flow import Flow
 from socks_tunnel_workers.relay.local_policy import allowed_here
+from socks_tunnel_workers.relay.session import Flow, WorkerSession
 from socks_tunnel_workers.services import Account
 from socks_tunnel_workers.sockets import SockAddr, send_failure
-
-if TYPE_CHECKING:
-    from socks_tunnel_workers.relay.session import WorkerSession
 
 DATAGRAM_MAX = 65_507
 """Longest UDP payload over IPv4 in bytes (65,535 - 20 - 8)."""
@@ -91,7 +88,6 @@ class Association(Flow):
     __slots__ = ("_down", "_up", "opened", "repeated")
 
     kind: ClassVar[str] = "udp"
-    session: WorkerSession
 
     def __init__(self, session: WorkerSession, conn_id: int, *, client: str) -> None:
         super().__init__(session, conn_id, command="udp-associate", client=client)

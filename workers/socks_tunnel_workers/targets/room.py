@@ -23,8 +23,7 @@ from socks_tunnel_workers.targets.tcp import TargetRelay
 from socks_tunnel_workers.targets.udp import EndpointAssociation
 
 if TYPE_CHECKING:
-    from socks_tunnel_workers.relay.flow import Flow
-    from socks_tunnel_workers.relay.session import WorkerSession
+    from socks_tunnel_workers.relay.session import Flow, WorkerSession
 
 logger = logging.getLogger(__name__)
 

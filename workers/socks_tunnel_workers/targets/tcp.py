@@ -21,7 +21,13 @@ from socks_tunnel.protocol.messages import (
     OpenConnection,
 )
 from socks_tunnel_workers.relay.tcp import TcpRelay
-from socks_tunnel_workers.sockets import Liveness, is_shortage, prepare_stream, reset
+from socks_tunnel_workers.sockets import (
+    Liveness,
+    is_shortage,
+    listen_toward,
+    prepare_stream,
+    reset,
+)
 from socks_tunnel_workers.targets.access import (
     AccessDeniedError,
     Allowed,
@@ -206,7 +212,7 @@ class TargetRelay(TcpRelay):
             if allowed is None:
                 return
             try:
-                self.listener = _listen_toward(allowed.addresses[0])
+                self.listener = listen_toward(allowed.addresses[0])
             except OSError as error:
                 self._cannot_listen(error)
                 return
@@ -280,21 +286,3 @@ def _peer_address(sock: socket.socket) -> IPAddress:
     address = parse_ip(str(sock.getpeername()[0]).partition("%")[0])
     assert address is not None, "the kernel names peers by address"
     return address
-
-
-def _listen_toward(address: IPAddress) -> socket.socket:
-    """Listens on the local address from which `address` is reached, on any free port."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    # Connecting a UDP socket sends nothing; it asks the routing table.
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect((str(address), 9))
-        local = probe.getsockname()[0]
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setblocking(False)
-        listener.bind((local, 0))
-        listener.listen(4)
-    except OSError:
-        listener.close()
-        raise
-    return listener

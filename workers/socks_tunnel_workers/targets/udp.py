@@ -39,7 +39,7 @@ PENDING_PER_NAME_MAX: Final = 16
 PENDING_NAMES_MAX: Final = 64
 """Names that one association may have looked up at once for the first time."""
 
-PENDING_BYTES_MAX: Final = 262_144
+PENDING_BYTES_MAX = 262_144
 """Bytes of an association's datagrams that wait for names."""
 
 RESOLVE_SECONDS: Final = 5.0

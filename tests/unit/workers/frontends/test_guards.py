@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from socks_tunnel.protocol.addresses import HostPort
-from socks_tunnel.protocol.messages import UdpAssociateClosed
+from socks_tunnel.protocol.messages import UdpAssociateClosed, UdpAssociateOpened
 from socks_tunnel_workers.frontends.forward import UdpForward
 from socks_tunnel_workers.frontends.http import HttpSession
 from socks_tunnel_workers.frontends.logins import Verdict
@@ -200,12 +200,14 @@ def test_one_that_cannot_even_be_closed_is_forgotten(monkeypatch: pytest.MonkeyP
 class Datagrams(Sock):
     """A UDP socket of a forward."""
 
-    def recvfrom(self, size: int) -> tuple[bytes, tuple[str, int]]:
+    sender: tuple[Any, ...] = ("127.0.0.1", 5)
+
+    def recvfrom(self, size: int) -> tuple[bytes, Any]:
         if not self.incoming:
             raise BlockingIOError
         data = self.incoming.pop(0)
         assert isinstance(data, bytes)
-        return data, ("127.0.0.1", 5)
+        return data, self.sender
 
     def setsockopt(self, *arguments: object) -> None:
         pass
@@ -216,22 +218,29 @@ def test_a_datagram_of_a_forward_that_meets_a_bug(
 ) -> None:
     gateway = Gateway()
     session = gateway.session()
+    wire = gateway.wires[session]
     sock = Datagrams(gateway.loop)
     forward = UdpForward(gateway.clients, cast("socket.socket", sock), HostPort("10.0.0.1", 53))
     forward.start()
-    with monkeypatch.context() as patch:
-        patch.setattr(UdpForward, "_associate", fails)
-        sock.incoming += [b"one", b"two"]
-        gateway.loop.readers[sock]()
+    sock.sender = ("127.0.0.1",)  # no port: nobody is ready for that
+    sock.incoming += [b"one", b"two"]
+    gateway.loop.readers[sock]()
     assert gateway.counted("udp_dropped_total", "bug") == 2
     assert len(caplog.records) == 1
+    sock.sender = Datagrams.sender
     sock.incoming.append(b"three")
     gateway.loop.readers[sock]()
     (association,) = forward.associations.values()
-    with monkeypatch.context() as patch:
-        patch.setattr(type(association), "from_client", fails)
-        sock.incoming.append(b"four")
-        gateway.loop.readers[sock]()
+    gateway.answer(session, UdpAssociateOpened(association.conn_id))
+    real = wire.send_pieces
+
+    def fails_once(*arguments: Any) -> None:
+        monkeypatch.setattr(wire, "send_pieces", real)
+        fails()
+
+    monkeypatch.setattr(wire, "send_pieces", fails_once)
+    sock.incoming.append(b"four")
+    gateway.loop.readers[sock]()
     assert association.ended
     assert not forward.associations
     assert any(isinstance(message, UdpAssociateClosed) for message in gateway.sent(session))

@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from socks_tunnel_workers.relay.flow import Flow
 from socks_tunnel_workers.relay.ranking import FLOWS_PER_TURN, rank
+from socks_tunnel_workers.relay.session import Flow
 
 
 class Carried:

@@ -90,7 +90,7 @@ class Site:
         request: OpenConnection | Bind,
         decision: Exception | None = None,
     ) -> None:
-        self.gateway = Gateway()
+        self.gateway = Gateway(policy={"allowed_hosts": ["0.0.0.0"], "allowed_ports": ["*"]})
         self.session = self.gateway.session()
         self.decision: Allowed | Exception = decision or Allowed((ADDRESS,), None)
         self.dialled: list[tuple[Sequence[object], int]] = []
@@ -106,9 +106,8 @@ class Site:
         monkeypatch.setattr(tcp, "accept", self._accept)
         monkeypatch.setattr(tcp, "Attempt", self._attempt)
         self.attempts: list[Attempted] = []
-        monkeypatch.setattr(tcp, "_listen_toward", self._listen)
-        targets = TargetServices(cast("Any", self.gateway.settings), cast("Any", self), self._warn)
-        monkeypatch.setattr(TargetRelay, "_policy", lambda _: None)
+        monkeypatch.setattr(tcp, "listen_toward", self._listen)
+        targets = TargetServices(self.gateway.settings, cast("Any", self), self._warn)
         self.flow = TargetRelay(targets, self.session, request)
         self.session.admit(self.flow)
         self.flow.start()
