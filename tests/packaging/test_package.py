@@ -88,7 +88,8 @@ def test_the_data_path_is_compiled_and_its_source_is_beside_it(tree: Path, suite
     sources = [site / f"{name.replace('.', '/')}.py" for name in MODULES]
     wanted = {source.with_suffix(f".{ending}") for source in sources}
     assert all(source.exists() for source in sources)
-    assert set((site / "socks_tunnel").rglob("*.so")) == wanted
+    packages = ("socks_tunnel", "socks_tunnel_workers")
+    assert {path for name in packages for path in (site / name).rglob("*.so")} == wanted
     library = (site / f"socks_tunnel__mypyc.{ending}").read_bytes()
     assert b"/work" not in library  # nor /tmp: where it was built is nobody's business
     assert b"/tmp" not in library

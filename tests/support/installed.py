@@ -106,8 +106,14 @@ class Host:
 
     def runs_compiled(self) -> set[bool]:
         """Returns, of the supervisor and the workers, whether they have mapped the compiled data path."""
-        maps = (self.machine.sh(f"cat /proc/{pid}/maps") for pid in (self.pid, *self.workers()))
-        return {"socks_tunnel__mypyc." in text for text in maps}
+
+        def maps(pid: int) -> str:
+            return self.machine.sh(f"cat /proc/{pid}/maps")
+
+        workers = {
+            "/socks_tunnel_workers/relay/session.cpython-" in maps(p) for p in self.workers()
+        }
+        return {"/socks_tunnel__mypyc." in maps(self.pid), *workers}
 
     def version(self) -> str:
         """Returns what `socks-tunnel version` prints."""

@@ -147,6 +147,7 @@ def repack(package: Path, folder: Path, *, compiled: bool) -> Path:
     if not compiled:
         extensions = [
             *module.parent.rglob("*.so"),
+            *(module.parents[1] / "socks_tunnel_workers").rglob("*.so"),
             *module.parents[1].glob("socks_tunnel__mypyc.*.so"),
         ]
         assert len(extensions) == len(MODULES) + 1

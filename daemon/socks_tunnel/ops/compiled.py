@@ -52,6 +52,17 @@ MODULES: Final = (
     "socks_tunnel.supervisor.credit",
     "socks_tunnel.supervisor.routing",
     "socks_tunnel.supervisor.turns",
+    "socks_tunnel_workers.frontends.forward",
+    "socks_tunnel_workers.frontends.resolving",
+    "socks_tunnel_workers.relay.client_socket",
+    "socks_tunnel_workers.relay.probe",
+    "socks_tunnel_workers.relay.routed_udp",
+    "socks_tunnel_workers.relay.session",
+    "socks_tunnel_workers.relay.tcp",
+    "socks_tunnel_workers.relay.udp",
+    "socks_tunnel_workers.services",
+    "socks_tunnel_workers.targets.tcp",
+    "socks_tunnel_workers.targets.udp",
 )
 """The modules that each message passes. Classes that derive from a class of aiortc cannot be
 compiled, so their modules are not listed.

@@ -41,7 +41,8 @@ def test_a_part_is_not_said_to_be_the_whole(monkeypatch: pytest.MonkeyPatch) -> 
 def test_no_class_gives_one_of_its_names_to_another(name: str) -> None:
     """mypyc compiles `abort = close` in a class to a look-up that fails: see the list's docstring."""
     package, *path = name.split(".")
-    source = Path(__file__).parents[3] / "daemon" / package / f"{'/'.join(path)}.py"
+    room = "workers" if package == "socks_tunnel_workers" else "daemon"
+    source = Path(__file__).parents[3] / room / package / f"{'/'.join(path)}.py"
     for node in ast.walk(ast.parse(source.read_text())):
         if not isinstance(node, ast.ClassDef):
             continue
@@ -95,6 +96,11 @@ def test_each_machine_of_the_fast_path_is_listed() -> None:
     assert found - listed == INTERPRETED_IN_FAST
 
 
+INTERFACES = {"Asker"}
+"""Interpreted bases of listed classes. No message passes what is inherited from them: a listed class
+has the methods itself that are called for it, or lives only until its flow is open."""
+
+
 @pytest.mark.skipif(
     COMPILED, reason="says the same of the sources; mypyc's own types cannot be asked"
 )
@@ -104,4 +110,5 @@ def test_no_listed_class_has_a_base_of_ours_that_is_interpreted(name: str) -> No
     for found in vars(sys.modules[name]).values():
         if isinstance(found, type) and found.__module__ == name:
             for base in found.__mro__[1:]:
-                assert not base.__module__.startswith("socks_tunnel") or base.__module__ in MODULES
+                ours = base.__module__.startswith("socks_tunnel")
+                assert not ours or base.__module__ in MODULES or base.__name__ in INTERFACES
