@@ -101,7 +101,7 @@ async def test_answers_that_are_no_keys(
         with pytest.raises(KeysUnavailable, match=sentence):
             await jwks.find(header)
         now += module.RETRY
-    told = [r for r in caplog.records if "cannot be had" in r.message]
+    told = [r for r in caplog.records if "cannot be fetched" in r.message]
     assert len(told) == 1, "once, and not for each request"
     assert len(web.server.requests) == 2
     web.status, web.body = 200, None

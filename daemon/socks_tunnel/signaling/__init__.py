@@ -1,1 +1,1 @@
-"""Signalling: identities, signed envelopes and the carriers that bring them to the peer."""
+"""Signalling: identities, signed envelopes, and the carriers that deliver them to the peer."""

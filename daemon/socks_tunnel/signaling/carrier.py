@@ -1,6 +1,6 @@
-"""The interface between who makes links and whatever carries their envelopes to the other host.
+"""The interface between the makers of links and the carriers that deliver their envelopes.
 
-A carrier moves envelopes, and nobody trusts it: what counts is the signature on each of them
+A carrier moves envelopes. It is not trusted: only the signature on each envelope counts
 (:mod:`socks_tunnel.signaling.envelope`). The direct one is HTTP to the endpoint itself
 (:mod:`socks_tunnel.signaling.direct`); others go through a service in the middle.
 
@@ -11,7 +11,8 @@ A carrier moves envelopes, and nobody trusts it: what counts is the signature on
                     (answer, handle)  <---- envelope -----     Answered(envelope, session_id)
     OutgoingCarrier.bye(handle, bye)  -- envelope ----->   its ByeHandler(session_id, envelope)
 
-A handle names at the gateway what `session_id` names at the endpoint; only the carrier knows how.
+The handle at the gateway and the `session_id` at the endpoint name the same session. Only the
+carrier maps one to the other.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -22,35 +23,35 @@ from typing import Protocol
 from socks_tunnel.protocol.datagram_relay import DatagramRelay
 
 remote_address: ContextVar[str] = ContextVar("remote_address", default="")
-"""Where the envelope that is being handled came from, for log lines: an IP address, `local`, or
-the name of a service."""
+"""Origin of the envelope that is being handled, for log lines: an IP address, `local`, or the name
+of a service."""
 
 
 IceServers = Sequence[Mapping[str, object]]
 """STUN and TURN servers as :class:`socks_tunnel.peer.ice.settings.IceSettings` takes them."""
 
 offered_servers: ContextVar[IceServers] = ContextVar("offered_servers", default=())
-"""Servers that the carrier of the envelope that is being handled offers for the connection."""
+"""STUN and TURN servers from the carrier of the envelope that is being handled."""
 
 
 RelayTo = Callable[[bytes], DatagramRelay | None]
-"""Returns the carrier's relay to the peer with this public key; None where it has none."""
+"""Returns the carrier's relay to the peer with this public key; None if it has none."""
 
 offered_relay: ContextVar[RelayTo] = ContextVar("offered_relay", default=lambda _: None)
-"""What the carrier of the envelope that is being handled can relay for the connection."""
+"""The relay of the carrier that brought the envelope that is being handled."""
 
 
 class SignalingError(Exception):
     """The peer cannot be reached, or refused; the text is a sentence for the log."""
 
 
-class SignalingRefused(SignalingError):  # noqa: N818 - the answer, and not a fault
-    """The peer was reached and said no: another attempt would get the same answer."""
+class SignalingRefused(SignalingError):  # noqa: N818 - it is an answer, and not a fault
+    """The peer was reached and refused: another attempt would get the same answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An offer was accepted: the answer's envelope, and the name that the session gets.
+    """An accepted offer: the envelope of the answer, and the name of the session.
 
     `session_id` must consist of characters that need no escape in a URL, such as hex digits.
     """
@@ -71,7 +72,7 @@ JoinHandler = Callable[[bytes], Awaitable[bytes | None]]
 
 @dataclass(frozen=True, slots=True)
 class Handlers:
-    """Who handles what comes in."""
+    """The handlers of incoming messages."""
 
     offer: OfferHandler
     bye: ByeHandler
@@ -79,27 +80,27 @@ class Handlers:
 
 
 class OutgoingCarrier(Protocol):
-    """Offers out, to one endpoint."""
+    """Sends offers to one endpoint."""
 
     @property
     def name(self) -> str:
-        """Where it leads, for log lines. Without secrets."""
+        """The name of the destination, for log lines; it contains no secrets."""
 
     async def ice_servers(self, timeout: float) -> IceServers:  # noqa: ASYNC109
-        """Returns the STUN and TURN servers that the carrier offers; waits until it knows them.
+        """Waits for the STUN and TURN servers that the carrier offers, and returns them.
 
-        Raises :class:`SignalingError` if it does not know within `timeout` seconds: an offer would
-        not get through either.
+        Raises :class:`SignalingError` if they are not known within `timeout` seconds. An offer
+        would not get through either then.
         """
 
     def relay(self) -> DatagramRelay | None:
-        """Returns the carrier's own way for datagrams to the endpoint; None where it has none.
+        """Returns the carrier's own relay for datagrams to the endpoint; None if it has none.
 
-        To be asked for after :meth:`ice_servers`.
+        Called after :meth:`ice_servers`.
         """
 
     async def offer(self, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
-        """Brings an offer; returns the envelope of the answer, and the handle for :meth:`bye`.
+        """Delivers an offer. Returns the envelope of the answer, and the handle for :meth:`bye`.
 
         Raises :class:`SignalingError` if nothing usable comes within `timeout` seconds.
         """
@@ -108,17 +109,21 @@ class OutgoingCarrier(Protocol):
         """Ends the session that an offer began; bounded in time. Raises :class:`SignalingError`."""
 
     async def appeared(self) -> None:
-        """Waits until the endpoint has become reachable after it was not (presence).
+        """Waits until the endpoint becomes reachable after it was not (presence).
 
-        Whoever waits to dial again then dials at once. A carrier that cannot know never returns.
+        A caller that waits before its next attempt then dials at once. A carrier without presence
+        never returns.
         """
 
 
 class IncomingCarrier(Protocol):
-    """Offers in, from anybody; who made it gave it the handlers."""
+    """Receives offers from anybody. Its creator passes the handlers."""
 
     async def start(self) -> None:
-        """Begins to take envelopes. Raises :class:`OSError` if that is not possible here."""
+        """Begins to accept envelopes.
+
+        Raises :class:`OSError` if that is not possible on this host.
+        """
 
     async def stop(self) -> None:
-        """Takes no more envelopes; bounded in time."""
+        """Accepts no more envelopes. The call is bounded in time."""

@@ -1,8 +1,8 @@
-"""The time by which signalling goes: this host's, or that of a rendezvous service that is trusted.
+"""The clock of signalling: this host's own, or that of a rendezvous service that is trusted for it.
 
 Offers and answers are good for a minute. A host whose clock is wrong by more can reach nobody, and
-nobody reaches it. A service says its time when a connection to it begins. If the configuration says
-`rendezvous_clock = true`, envelopes are made and judged by that time.
+nobody reaches it. A service sends its time at the start of a connection. With `rendezvous_clock =
+true` in the configuration, envelopes are made and judged by that time.
 """
 
 import time
@@ -18,14 +18,14 @@ class SignalingClock:
         self._ahead = 0.0
 
     def now(self) -> float:
-        """Returns the time to make and to judge envelopes by."""
+        """Returns the time with which envelopes are made and judged."""
         return self._own() + self._ahead
 
     def at_start(self) -> float | None:
-        """Returns the time when nothing has been heard yet; None if it cannot be relied on."""
+        """Returns the time before any service was heard; None if it cannot be relied on."""
         return None if self.trusts_service else self._own()
 
     def service_said(self, skew: int) -> None:
-        """A service has said its time, which is `skew` seconds ahead of this host's clock."""
+        """Takes the time of a service, which is `skew` seconds ahead of this host's clock."""
         if self.trusts_service:
             self._ahead = float(skew)

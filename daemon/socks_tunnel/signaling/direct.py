@@ -6,9 +6,9 @@
     DELETE /ID        body: bye envelope       200
     POST /join        body: request to join    200, body: answer
 
-What is refused gets 403 and nothing else, so that a stranger learns nothing. HTTP is only the
-carrier: what counts is the signature on each envelope, so plain HTTP is fine where confidentiality
-of the addresses in the SDP does not matter. HTTPS hides them, and passes where plain HTTP may not.
+A refusal is status 403 and nothing else, so that a stranger learns nothing. HTTP is only the
+carrier, and only the signature on each envelope counts. So plain HTTP is enough if the addresses in
+the SDP need not be confidential. HTTPS hides them, and also passes networks that block plain HTTP.
 """
 
 import asyncio
@@ -46,24 +46,25 @@ from socks_tunnel.signaling.tls import client_context
 _log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX: Final = 128
-"""Connections that the server holds open; further ones are dropped at once."""
+"""Connections that the server keeps open. Further ones are closed at once."""
 
 CONNECTIONS_PER_ADDRESS_MAX: Final = 16
 """Of those, how many may come from one IP address (no limit on a Unix socket)."""
 
 REQUESTS_MAX: Final = 32
-"""Envelopes that are worked on at the same time; further ones get 503."""
+"""Envelopes that are handled at the same time. Further ones get 503."""
 
 JOINS_MAX: Final = 32
-"""Requests to join that are worked on besides. They may come from strangers, and wait for a disk or
-an identity provider: neither may keep a peer's offer out."""
+"""Requests to join that are handled at the same time, besides envelopes. They may come from
+strangers, and may wait for a disk or an identity provider. They must not keep a peer's offer
+out."""
 
 READ_TIMEOUT: Final = 10.0
-"""Seconds in which a whole request must have come, counted from the connection's start. With TLS
-the handshake is part of that; and so long the client may take to end the session in order."""
+"""Seconds within which a whole request must arrive, counted from the start of the connection. A TLS
+handshake is part of that. The client has the same time to end its TLS session in order."""
 
 HANDLE_TIMEOUT: Final = 30.0
-"""Seconds that the work on one envelope may take."""
+"""Seconds within which one envelope must be handled."""
 
 BACKLOG: Final = 100
 """Connections that may wait to be accepted."""
@@ -73,7 +74,7 @@ CONTENT_TYPE: Final = "application/vnd.msgpack"
 _MSGPACK: Final = {"Content-Type": CONTENT_TYPE}
 
 JOIN_PATH: Final = "/join"
-"""Where requests to join go, below the path of the endpoint's URL."""
+"""Path of requests to join, below the path of the endpoint's URL."""
 
 LOCATION_MAX: Final = 1024
 """Longest Location in an answer, in bytes."""
@@ -82,11 +83,11 @@ LOCATION_MAX: Final = 1024
 class DirectServer:
     """Listens for envelopes on TCP (optionally with TLS) or on a Unix socket.
 
-    `handler` and `bye` run on the event loop, at most :data:`REQUESTS_MAX` at a time, and `join` at
-    most :data:`JOINS_MAX` times, each for at most :data:`HANDLE_TIMEOUT` seconds; they log why they
-    reject something, with
-    :data:`remote_address`. `refused` counts what comes to neither, as in :class:`HttpServer`.
-    Without `bye`, every DELETE is refused. If the client leaves, they are cancelled.
+    `handler` and `bye` run on the event loop, at most :data:`REQUESTS_MAX` at a time. `join` runs
+    at most :data:`JOINS_MAX` times at a time. Each call has :data:`HANDLE_TIMEOUT` seconds, and is
+    cancelled if the client leaves. The handlers log why they reject something, with
+    :data:`remote_address`. `refused` is called for requests that reach no handler, as in
+    :class:`HttpServer`. Without `bye`, every DELETE is refused.
     """
 
     def __init__(
@@ -119,11 +120,11 @@ class DirectServer:
         self._inode: int | None = None
         self._address: HostPort | None = None
         self.http: HttpServer | None = None
-        """What serves, while it listens."""
+        """The HTTP server, while it listens."""
 
     @property
     def tls(self) -> ssl.SSLContext | None:
-        """What new connections are encrypted with; may be replaced while it listens."""
+        """TLS context of new connections. It may be replaced while the server listens."""
         return self._tls
 
     @tls.setter
@@ -134,11 +135,14 @@ class DirectServer:
 
     @property
     def address(self) -> HostPort | Path:
-        """Where it listens; with the port that the system chose if 0 was asked for."""
+        """The address of the listener.
+
+        If port 0 was asked for, it has the port that the system chose.
+        """
         return self._listen if self._address is None else self._address
 
     async def start(self, listening: socket.socket | None = None) -> None:
-        """Binds and listens; `listening` does already. Raises :class:`OSError`."""
+        """Binds and listens, unless `listening` already does. Raises :class:`OSError`."""
         if isinstance(self._listen, Path):
             sock = listening or listen_unix(self._listen)
             self._inode = inode_of(self._listen)
@@ -157,7 +161,7 @@ class DirectServer:
         self.http.start()
 
     def release(self) -> socket.socket | None:
-        """Gives the listening socket up, which goes on to listen; None if there is none."""
+        """Gives up the listening socket and returns it, still listening; None if there is none."""
         return None if self.http is None else self.http.leave()
 
     async def stop(self) -> None:
@@ -199,12 +203,12 @@ class DirectServer:
 
 
 class DirectClient:
-    """Brings envelopes to one endpoint.
+    """Delivers envelopes to one endpoint.
 
     `url` is `http://host:port/`, `https://…`, or for a Unix socket `unix:/path` or
-    `http+unix:///path`. Raises :class:`ValueError` for anything else. `ca` is a PEM file of the
-    authorities that an https server's certificate may be from; None: those that the system trusts.
-    Both are read for each request, so that a change of them needs no restart. `proxy` is as in
+    `http+unix:///path`. Raises :class:`ValueError` for anything else. `ca` is a PEM file
+    of CA certificates for an https server. None: those that the system trusts. The certificates
+    are read for each request, so that a change of them needs no restart. `proxy` is as in
     :func:`socks_tunnel.protocol.urls.proxy_for`.
     """
 
@@ -220,15 +224,15 @@ class DirectClient:
         return self._name
 
     async def ice_servers(self, timeout: float) -> IceServers:  # noqa: ARG002, ASYNC109
-        """Returns none: the endpoint's configuration and ours name them."""
+        """Returns no servers: the configurations of the two hosts name them."""
         return ()
 
     def relay(self) -> DatagramRelay | None:
-        """Returns none: nobody is between us and the endpoint."""
+        """Returns None: there is no service between this host and the endpoint."""
         return None
 
     async def offer(self, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
-        """Brings an offer; returns the envelope of the answer and what :meth:`bye` needs.
+        """Delivers an offer. Returns the envelope of the answer, and the handle for :meth:`bye`.
 
         Raises :class:`SignalingError` if nothing usable comes within `timeout` seconds.
         """
@@ -241,7 +245,7 @@ class DirectClient:
         return body, location
 
     async def join(self, request: bytes, timeout: float) -> bytes:  # noqa: ASYNC109
-        """Brings a request to join; returns the answer. Raises :class:`SignalingError`."""
+        """Delivers a request to join. Returns the answer. Raises :class:`SignalingError`."""
         target = Url.parse(urljoin(str(self._url), JOIN_PATH.removeprefix("/")))
         answer, body = await self._request("POST", target, request, timeout)
         if answer.status != 200:
@@ -262,7 +266,7 @@ class DirectClient:
             raise SignalingError(self._refusal("the end of the session", answer.status))
 
     async def appeared(self) -> None:
-        """Never returns: without asking it, nobody can know whether an endpoint is there."""
+        """Never returns: without a request, this host cannot know whether the endpoint is there."""
         await asyncio.get_running_loop().create_future()
 
     def _refusal(self, what: str, status: int) -> str:
@@ -279,7 +283,7 @@ class DirectClient:
     async def _request(
         self, method: str, url: Url, envelope: bytes, seconds: float
     ) -> tuple[Answer, bytes]:
-        """Makes one request on a connection of its own; returns the answer and its body."""
+        """Makes one request on a connection of its own. Returns the answer and its body."""
         headers = {"Content-Type": CONTENT_TYPE, "User-Agent": "socks-tunnel"}
         stalls: list[str] = []
         try:
@@ -326,14 +330,14 @@ class DirectClient:
         if self._socket or self._url.scheme != "https":
             return None
         try:
-            # Off the event loop: the system's authorities are many.
+            # In a thread, because reading the system's many CA certificates takes time.
             return await asyncio.to_thread(client_context, self._ca)
         except OSError as error:
             raise SignalingError(f"tls_ca {self._ca} cannot be used: {error}") from None
 
 
 def parse_url(url: str) -> tuple[Url, str]:
-    """Returns the URL to request and the path of the Unix socket to do it on ("" for TCP).
+    """Returns the URL to request, and the path of the Unix socket for that ("" for TCP).
 
     Raises :class:`ValueError` with a sentence about what is wrong with it.
     """
@@ -343,7 +347,8 @@ def parse_url(url: str) -> tuple[Url, str]:
             if not path.startswith("/"):
                 raise ValueError(f"'{clip(url)}': the path of a Unix socket must be absolute")
             return Url("http", "localhost", 80, "/"), path
-    shown = clip(re.sub(r"//[^/]*@", "//***@", url))  # what should not be in it is not in a log
+    # No part that does not belong into the URL gets into a log.
+    shown = clip(re.sub(r"//[^/]*@", "//***@", url))
     try:
         return Url.parse(url), ""
     except ValueError as error:
@@ -393,7 +398,7 @@ def listen_tcp(address: HostPort) -> socket.socket:
 
 
 def listen_unix(path: Path) -> socket.socket:
-    """Listens on a Unix socket for our user and group only; replaces one that nobody serves."""
+    """Listens on a Unix socket for our user and group only. Replaces a socket without a server."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.setblocking(False)
     try:
@@ -402,12 +407,12 @@ def listen_unix(path: Path) -> socket.socket:
                 sock.connect(str(path))
             except ConnectionRefusedError:
                 path.unlink()
-            except BlockingIOError:  # its backlog is full
+            except BlockingIOError:  # the socket's backlog is full
                 raise OSError(errno.EADDRINUSE, "another process listens there", path) from None
             else:
                 raise OSError(errno.EADDRINUSE, "another process listens there", path)
         sock.bind(str(path))
-        path.chmod(0o660)  # before it listens: nobody can have connected
+        path.chmod(0o660)  # it does not listen yet, so nobody can have connected
         sock.listen(BACKLOG)
     except OSError:
         sock.close()

@@ -1,4 +1,4 @@
-"""Two ways to one endpoint: its own listener first, and a service in the middle after that."""
+"""Two carriers to one endpoint: its own listener first, and then a rendezvous service."""
 
 import logging
 from typing import Final
@@ -9,17 +9,17 @@ from socks_tunnel.signaling.carrier import IceServers, OutgoingCarrier, Signalin
 _log = logging.getLogger(__name__)
 
 DIRECT_SHARE: Final = 1 / 3
-"""Part of the time for an offer that the direct way may take; a filtered one never answers."""
+"""Part of an offer's time that the direct way may take. If it is filtered, it never answers."""
 
 SERVERS_TIMEOUT: Final = 1.0
-"""Seconds that an offer waits for the service to say which TURN servers there are."""
+"""Seconds that an offer waits for the service to name its TURN servers."""
 
 
 class DirectFirst:
-    """Brings an offer to the endpoint itself, or else through a service.
+    """Delivers an offer to the endpoint itself, or else through a service.
 
-    Both get the same envelope. Should the first have been late but not lost, the endpoint rejects
-    the second as a repetition, and the next attempt is another offer.
+    Both carry the same envelope. If the first one was only late, the endpoint rejects the second as
+    a repetition. The next attempt is another offer.
     """
 
     def __init__(self, direct: OutgoingCarrier, other: OutgoingCarrier) -> None:
@@ -27,11 +27,11 @@ class DirectFirst:
 
     @property
     def name(self) -> str:
-        """Where it leads, for log lines."""
+        """The name of the destination, for log lines."""
         return " or ".join(way.name for way in self._ways.values())
 
     async def ice_servers(self, timeout: float) -> IceServers:  # noqa: ASYNC109
-        """Returns what the service offers, if it is there; the direct way does without."""
+        """Returns the servers of the service, if it can be reached. The direct way needs none."""
         try:
             return await self._ways["other"].ice_servers(min(timeout, SERVERS_TIMEOUT))
         except SignalingError:
@@ -64,5 +64,5 @@ class DirectFirst:
         await self._ways[way].bye(its_handle, envelope)
 
     async def appeared(self) -> None:
-        """Waits until the service says that the endpoint has come."""
+        """Waits until the service reports that the endpoint has connected."""
         await self._ways["other"].appeared()

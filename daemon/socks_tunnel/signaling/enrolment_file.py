@@ -1,10 +1,10 @@
 """Enrolments on disk: a line of JSON for each entry, appended as it happens (mode 0600).
 
 A line that is cut short at the end, by a full disk or a power failure, is dropped: nobody was told
-that it had happened. Another line that cannot be used is an error, because it may have revoked a
-key, or replaced one that was stolen: nobody is let in by what is left of such a file. It is written
-anew if most of its lines have been overtaken by later ones: when it is opened, and after
-many more lines than that.
+that it had happened. Any other line that cannot be used is an error, because it may have revoked a
+key, or replaced one that was stolen. Nobody is admitted by what is left of such a file. The file is
+rewritten when most of its lines are superseded by later ones: when it is opened, and again after
+many more lines.
 """
 
 import json
@@ -28,24 +28,24 @@ FILE_MAX: Final = 256 * 1_048_576
 """Longest file in bytes that is read."""
 
 REWRITE_MIN: Final = 1000
-"""Lines up to which a file is never written anew."""
+"""Lines up to which a file is never rewritten."""
 
 REWRITE_OPEN_MIN: Final = 65_536
-"""Lines up to which a file is not written anew while it is in use, some 5 MiB: it holds the event
-loop for a moment. Without that, a fleet that comes and goes for months would make it longer than
-:data:`FILE_MAX`, and the next start would fail."""
+"""Lines up to which a file is not rewritten while it is in use (about 5 MiB), because rewriting
+holds the event loop. Without any rewriting, a fleet that comes and goes for months would make the
+file longer than :data:`FILE_MAX`, and the next start would fail."""
 
 
 class DamagedFileError(OSError):
-    """A line of the file cannot be used, so what it says is not known."""
+    """A line of the file cannot be used, so its meaning is not known."""
 
 
 class EnrolmentFile:
-    """The file at `path`, and what it says. Its directory must exist.
+    """The file at `path` and its entries. Its directory must exist.
 
     Raises :class:`OSError` if it cannot be read or written, and :class:`DamagedFileError` if it
-    cannot be understood: an endpoint that has forgotten its members must not start as if it had
-    none, and one that has forgotten a revocation must not start as if there had been none.
+    cannot be understood: an endpoint that does not know its members must not start as if it had
+    none, and one that does not know its revocations must not start as if there were none.
     """
 
     def __init__(self, path: Path, identity: PrivateIdentity) -> None:
@@ -61,10 +61,10 @@ class EnrolmentFile:
         self._lines_max = max(REWRITE_OPEN_MIN, 2 * len(live))
 
     def replace(self, entries: list[Entry]) -> None:
-        """Makes the file say something else, from nothing.
+        """Replaces the whole content of the file.
 
-        What cannot be used of it is left out with a warning. Raises OSError; the file stays as it
-        is then, and the entries are in force all the same, until a restart.
+        Entries that cannot be used are left out with a warning. Raises OSError. Then the file stays
+        as it is, and the entries are still in force until a restart.
         """
         fresh = Enrolments(self._identity, self._append)
         good = []
@@ -129,20 +129,21 @@ class EnrolmentFile:
         try:
             before = os.fstat(fd).st_size
             if os.write(fd, line) != len(line):
-                os.ftruncate(fd, before)  # the disk is full: half a line would spoil the next one
+                # The disk is full, and half a line would spoil the next one.
+                os.ftruncate(fd, before)
                 raise OSError(f"{self._path}: there is no room for another line")
         finally:
             os.close(fd)
         self._lines += 1
 
     def _shorten(self) -> None:
-        """Writes the file anew while it is in use; it stays as it is if that fails."""
+        """Rewrites the file while it is in use. If that fails, it stays as it is."""
         live = list(self.enrolments.entries())
         try:
             self._rewrite(live)
         except OSError as error:
             _log.warning(
-                "%s cannot be rewritten without its old lines: %s; the file keeps growing",
+                "%s cannot be rewritten without its superseded lines: %s; the file keeps growing",
                 self._path,
                 error,
             )

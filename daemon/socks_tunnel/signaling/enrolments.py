@@ -1,6 +1,6 @@
 """Who may join an endpoint, and who may stay. No files, no clock: `now` is Unix time in seconds.
 
-What is decided is remembered as :mod:`socks_tunnel.signaling.member_list` says.
+Decisions are remembered as described in :mod:`socks_tunnel.signaling.member_list`.
 """
 
 import re
@@ -28,7 +28,7 @@ from socks_tunnel.signaling.member_list import (
     MemberList,
 )
 
-if TYPE_CHECKING:  # it brings PyJWT, which only those load who take such tokens
+if TYPE_CHECKING:  # it imports PyJWT, which is loaded only where such tokens are accepted
     from socks_tunnel.signaling.jwt_tokens import Accepted
 
 MEMBERS_MAX: Final = 16_384
@@ -38,22 +38,22 @@ INVITATIONS_MAX: Final = 1024
 """Invitations that may be open at a time."""
 
 USES_MAX: Final = 100_000
-"""Hosts that one invitation may be for."""
+"""Hosts that may join with one invitation."""
 
 SPENT_MAX: Final = 65_536
-"""Tokens of an identity provider that are remembered, so that none is used twice."""
+"""Tokens of an identity provider that are remembered, so that each is used only once."""
 
 REVOKED_MAX: Final = 65_536
-"""Keys that are revoked at a time. Only an administrator adds one, and only he takes one away."""
+"""Keys that may be revoked at a time. Only an administrator adds or removes one."""
 
 REPLACED_ALL_MAX: Final = 262_144
 """Replaced keys that are remembered of all members together."""
 
 SEEN_PERIOD: Final = 3600.0
-"""Seconds in which the last time that a member was seen is written down at most once."""
+"""Seconds between two records of when a member was last seen."""
 
 OLD_KEY_LIFETIME: Final = 24 * 3600
-"""Seconds for which a key is good after another one has taken its place."""
+"""Seconds for which a key is still accepted after another one has replaced it."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NAME_MAX: Final = 64
@@ -94,15 +94,18 @@ class Enrolments(MemberList):
         return token
 
     def begin_epoch(self, now: float) -> int:
-        """Begins an epoch of a group's list, later than all before, and returns it.
+        """Begins a new epoch of a group's list, later than all earlier ones, and returns it.
 
-        The time is in it, so that it is later than those of a file that was restored as well.
+        The epoch contains the time, so that it is also later than any in a file that was restored.
         """
         self._happen({"entry": "epoch", "epoch": max(self.epoch + 1, int(now))})
         return self.epoch
 
     def bar(self, name: str, keys: Collection[bytes], now: float) -> None:
-        """Revokes keys of a host that has joined another endpoint. Raises :class:`ValueError`."""
+        """Revokes the keys of a host that has joined another endpoint.
+
+        Raises :class:`ValueError`.
+        """
         if len(self.revoked) + len(keys) > REVOKED_MAX:
             raise ValueError(f"{REVOKED_MAX} keys are revoked; have some forgotten first")
         for key in keys:
@@ -124,7 +127,7 @@ class Enrolments(MemberList):
     def revoke(self, name: str, now: float) -> Invitation | None:
         """Ends a member's enrolment; its keys cannot join again until they are forgotten.
 
-        Returns the invitation by which it had joined, if others can still join by it. Raises
+        Returns the invitation with which it had joined, if others can still use it. Raises
         :class:`KeyError`, and :class:`ValueError` with a sentence.
         """
         self.expire(now)
@@ -136,9 +139,9 @@ class Enrolments(MemberList):
         return invitation if invitation is not None and invitation.uses else None
 
     def forget(self, named: str) -> list[bytes]:
-        """Lets revoked keys join again: one, or all of a host by its name. Returns them.
+        """Lets a revoked key join again, or all keys of a host by its name. Returns those keys.
 
-        Raises :class:`KeyError` if there are none.
+        Raises :class:`KeyError` if there are no such keys.
         """
         keys = [
             each.key
@@ -156,7 +159,7 @@ class Enrolments(MemberList):
     def join(
         self, request: JoinRequest, listed: Mapping[bytes, str], now: float
     ) -> Joined | NotJoined | None:
-        """Decides about a request; None if its proof is wrong, which nobody is to be told.
+        """Decides about a request. Returns None if its proof is wrong, and then it gets no answer.
 
         `listed` are the names of the peers in the configuration, by key.
         """
@@ -190,9 +193,9 @@ class Enrolments(MemberList):
         lifetime: int,
         one_time: bool,
     ) -> Joined | NotJoined:
-        """Decides about a request whose token of an identity provider is good.
+        """Decides about a request whose token of an identity provider was accepted.
 
-        `lifetime` is for how many seconds the host stays; 0: without an end.
+        `lifetime` is the number of seconds that the host may stay; 0: no limit.
         """
         self.expire(now)
         if (refused := self._barred(request.sender, listed)) is not None:
@@ -210,7 +213,7 @@ class Enrolments(MemberList):
         return self._admit(request, listed, now, tag=token.tag, lifetime=lifetime, more=more)
 
     def _barred(self, key: bytes, listed: Mapping[bytes, str]) -> NotJoined | None:
-        """Returns why a key may not join, whatever it can show; None if it may."""
+        """Returns why a key may not join with any token; None if it may."""
         if key in listed:
             return NotJoined(f"this key is that of the configured peer {listed[key]} already")
         if key in self.revoked:
@@ -233,7 +236,7 @@ class Enrolments(MemberList):
         lifetime: int,
         more: Entry,
     ) -> Joined | NotJoined:
-        """Makes a host a member that may be one, or says why it is none."""
+        """Makes a host a member, or returns why it cannot be one."""
         known = self._by_key.get(request.sender)
         if known is None and len(self.members) >= MEMBERS_MAX:
             return NotJoined(f"{MEMBERS_MAX} hosts have joined already")
@@ -256,9 +259,9 @@ class Enrolments(MemberList):
     def renew(
         self, old: bytes, key: bytes, listed: Collection[bytes], now: float
     ) -> Joined | NotJoined | None:
-        """Gives the member with the key `old` another one; `old` stays good for a while.
+        """Replaces the key `old` of a member. `old` is still accepted for a while.
 
-        None if `old` is no member's key.
+        Returns None if `old` is not the key of a member.
         """
         name = self._by_key.get(old)
         if name is None:
@@ -267,7 +270,8 @@ class Enrolments(MemberList):
         if member.key == key:
             return self._answer(member)  # its answer was lost
         if member.key != old:
-            # A key may be replaced because it was stolen. The thief must not take the place back.
+            # A key may be replaced because it was stolen. The thief must not be able to replace it
+            # again.
             return NotJoined("the old key was replaced already; the one in its place can be")
         if any(key in those for those in (listed, self._by_key, self._replaced, self.revoked)):
             return NotJoined("the new key is that of another peer, or was used before")
@@ -288,7 +292,7 @@ class Enrolments(MemberList):
         return self._answer(self.members[name])
 
     def seen(self, name: str, now: float) -> None:
-        """Remembers that a member has a link."""
+        """Records that a member has a link."""
         member = self.members.get(name)
         if member is None:
             return

@@ -43,13 +43,13 @@ NONCE_SIZE: Final = 16
 SESSION_SIZE: Final = 16
 
 LIFETIME: Final = 60
-"""How long after its making an envelope is good, in seconds, unless the maker says otherwise."""
+"""Seconds for which an envelope is valid, unless its maker chooses another time."""
 
 LIFETIME_MAX: Final = 300
-"""Farthest expiry that is accepted, in seconds from now: so long must a nonce be remembered."""
+"""Latest expiry that is accepted, in seconds from now. A nonce must be remembered that long."""
 
 NONCES_PER_PEER: Final = 1024
-"""How many unexpired nonces of one peer are remembered; past it, the peer has to wait."""
+"""Unexpired nonces of one peer that are remembered. With more, the peer has to wait."""
 
 _U64_MAX: Final = (1 << 64) - 1
 
@@ -61,7 +61,7 @@ KINDS: Final = frozenset({"offer", "answer", "bye"})
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What an envelope says. `sender` is the key "from", which is a keyword in Python."""
+    """The content of an envelope. `sender` is the field "from", which is a keyword in Python."""
 
     kind: str
     sender: bytes
@@ -84,7 +84,7 @@ def new_body(
     in_reply_to: bytes | None = None,
     lifetime: int = LIFETIME,
 ) -> Body:
-    """Returns a body with a fresh nonce, good for `lifetime` seconds from `now` (Unix time)."""
+    """Returns a body with a fresh nonce, valid for `lifetime` seconds from `now` (Unix time)."""
     return Body(
         kind=kind,
         sender=identity.public,
@@ -120,7 +120,7 @@ def seal(identity: PrivateIdentity, body: Body) -> bytes:
     return envelope
 
 
-class EnvelopeRejected(Exception):  # noqa: N818 - a verdict on what came in, not a fault of ours
+class EnvelopeRejected(Exception):  # noqa: N818 - it is a verdict on a message, not a fault of ours
     """An envelope that must not be acted upon.
 
     `reason_code` is a short constant for metrics, `sentence` is for the log, `peer_name` the
@@ -149,10 +149,10 @@ class Verifier:
         self._seen: dict[bytes, dict[bytes, int]] = {}
         self._file: NonceFile | None = None
         self._forgotten = 0
-        """Latest expiry of a nonce that was forgotten. The clock may have gone back behind it."""
+        """Latest expiry of a forgotten nonce. The clock may have been set back to before it."""
 
     def keep_in(self, file: NonceFile, now: float | None) -> None:
-        """Remembers what an earlier process accepted, and writes down what this one accepts.
+        """Loads the nonces that an earlier process accepted, and stores all later ones.
 
         `now` is as in :meth:`NonceFile.load`.
         """
@@ -162,7 +162,7 @@ class Verifier:
         self._forgotten = file.forgotten
 
     def renew(self, own_public: bytes) -> None:
-        """Takes another key of our own: envelopes to the old one are refused from now on."""
+        """Replaces our own key. Envelopes to the old one are refused from now on."""
         self._own_public = own_public
 
     def update_peers(self, peers: Mapping[bytes, str]) -> None:
@@ -179,9 +179,9 @@ class Verifier:
     ) -> tuple[Body, str]:
         """Returns the body and the name of the peer that signed it.
 
-        `kinds` is what the caller can use here, `in_reply_to` the nonce of the offer that it waits
-        for an answer to (None: it waits for none). Raises :class:`EnvelopeRejected` with one of the
-        reason codes malformed, unknown-peer, bad-signature, wrong-addressee, expired,
+        `kinds` are the kinds that the caller accepts. `in_reply_to` is the nonce of the offer whose
+        answer it waits for (None: it waits for no answer). Raises :class:`EnvelopeRejected` with
+        one of the reason codes malformed, unknown-peer, bad-signature, wrong-addressee, expired,
         too-far-ahead, wrong-kind, unexpected-reply, replayed, too-many.
         """
         packed, signature, body = _decode(envelope)
@@ -263,7 +263,7 @@ class Verifier:
         ]
 
     def _prune(self, now: float) -> None:
-        """Forgets what has expired: its own expiry keeps it out from now on."""
+        """Forgets nonces that have expired: their envelopes are refused for that from now on."""
         expiries = (expires for seen in self._seen.values() for expires in seen.values())
         gone = max((expires for expires in expiries if expires <= now), default=0)
         self._forgotten = max(self._forgotten, gone)
@@ -275,12 +275,12 @@ class Verifier:
 
     @property
     def remembered(self) -> int:
-        """How many nonces are held at the moment."""
+        """The number of nonces that are remembered."""
         return sum(map(len, self._seen.values()))
 
 
 def _decode(envelope: bytes) -> tuple[bytes, bytes, Body]:
-    """Returns the packed body, the signature and the body. Nothing of it is trusted yet."""
+    """Returns the packed body, the signature and the body. None of it is trusted yet."""
     try:
         outer = bounded.unpack_map(envelope, _ENVELOPE_BOUNDS)
         packed = bounded.binary(outer, "body")
@@ -294,7 +294,7 @@ def _decode(envelope: bytes) -> tuple[bytes, bytes, Body]:
 
 
 def _body(fields: Mapping[str, Any]) -> Body:
-    """Returns what the map says. Raises :class:`bounded.Malformed`."""
+    """Returns the body in a map. Raises :class:`bounded.Malformed`."""
     kind = bounded.text(fields, "kind")
     if kind not in KINDS:
         raise bounded.unusable(fields, "kind")
@@ -305,7 +305,7 @@ def _body(fields: Mapping[str, Any]) -> Body:
     if fields.get("in_reply_to") is not None:
         in_reply_to = bounded.binary(fields, "in_reply_to", NONCE_SIZE)
     if kind == "answer" and in_reply_to is None:
-        raise bounded.Malformed("an answer does not say which offer it answers")
+        raise bounded.Malformed("an answer does not name the offer that it answers")
     return Body(
         kind=kind,
         sender=bounded.binary(fields, "from", PUBLIC_KEY_SIZE),

@@ -1,7 +1,7 @@
-"""The list of members that several endpoints share: who says what to whom. Sans-IO, no clock.
+"""The messages by which several endpoints share a list of members. Sans-IO, no clock.
 
-One endpoint of a group owns the list. The others have copies of it, for which they ask; the owner
-says when there is something to ask for. Requests and answers go the way of requests to join
+One endpoint of a group owns the list. The others keep copies, and ask the owner for changes. The
+owner tells them when there are any. Requests and answers are carried like requests to join
 (:mod:`socks_tunnel.signaling.joining`), signed by their sender, in the same two envelopes::
 
     request   { "kind": "list", "from", "to", "nonce", "expires",
@@ -15,21 +15,21 @@ says when there is something to ask for. Requests and answers go the way of requ
     answer    { "kind": "list-noted", "from", "to", "in_reply_to", "group": str }
 
 A version is an epoch and a number. The owner begins an epoch at each start, later than all before,
-and numbers the changes in it. An answer has what has changed after the number of the request, the
-oldest first, as entries of :mod:`socks_tunnel.signaling.member_list` that can be applied twice;
-`more` says that there is more to ask for at once. They are names, tags and users of a whole fleet,
-which is nobody else's business, so `sealed` is a msgpack list of them by HPKE as in
-:mod:`socks_tunnel.signaling.joining_jwt`, for the X25519 key that the request has as `box`. The
-asker makes another one for each request. Its `info` binds it to the request::
+and numbers the changes in it. An answer has the changes after the number in the request, the oldest
+first, as entries of :mod:`socks_tunnel.signaling.member_list` that can be applied twice. `more`
+says that there are more changes to ask for at once. The entries have names, tags and users of a
+whole fleet, which must stay confidential. So `sealed` is a msgpack list of them, encrypted by HPKE
+as in :mod:`socks_tunnel.signaling.joining_jwt` for the X25519 key that the request has as `box`.
+The asker makes a new key for each request. Its `info` binds it to the request::
 
     "socks-tunnel members" 0x00 | FROM 32 | TO 32 | NONCE 16          of the request
 
-If the owner cannot tell what has changed,
-because the request is of another epoch, `reset` says that the whole list begins with this answer.
+If the request is of another epoch, the owner cannot tell what has changed.
+Then `reset` says that the whole list begins with this answer.
 
-Whoever carries this can drop and delay it, and sees sizes and times. An answer is signed, names the
-group and both sides, and answers one nonce, so an old one cannot be shown again. Who asks refuses a
-version below its own.
+The carrier can drop and delay messages, and sees their sizes and times. An answer is signed, names
+the group and both sides, and answers one nonce, so an old answer cannot be replayed. The asker
+refuses a version below its own.
 """
 
 import re
@@ -56,13 +56,13 @@ from socks_tunnel.signaling.joining_jwt import BOX_KEY_SIZE, SUITE
 from socks_tunnel.signaling.member_list import Entry, Member, MemberList, entries_of
 
 ANSWER_MAX: Final = 65_536
-"""Longest answer in bytes: it has to fit into a parcel."""
+"""Longest answer in bytes. It must fit into a parcel."""
 
 ENTRIES_SIZE: Final = 49_152
-"""Bytes of entries after which an answer takes no more of them."""
+"""Bytes of entries after which no further entry is added to an answer."""
 
 GONE_MAX: Final = 4096
-"""Hosts and revoked keys that are gone, of which the owner still knows when they went."""
+"""Removed hosts and keys of which the owner still knows when they were removed."""
 
 _EPOCH_MAX: Final = (1 << 53) - 1
 _GROUP_MAX: Final = 64
@@ -81,7 +81,7 @@ NO_VERSION: Final = (0, 0)
 
 @dataclass(frozen=True, slots=True)
 class ListRequest:
-    """Wants what has changed after the version `since`."""
+    """Asks for the changes after the version `since`."""
 
     sender: bytes
     to: bytes
@@ -91,12 +91,12 @@ class ListRequest:
     box: bytes
     """The key that the answer is encrypted to."""
     opener: X25519PrivateKey | None = field(default=None, repr=False, compare=False)
-    """The private half of it; the asker alone has it."""
+    """The private half of that key. Only the asker has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListChanged:
-    """Says that there is something to ask for."""
+    """Tells a copy that there are changes to ask for."""
 
     sender: bytes
     to: bytes
@@ -106,7 +106,7 @@ class ListChanged:
 
 @dataclass(frozen=True, slots=True)
 class Portion:
-    """What an answer has. `version` is what the asker has with it."""
+    """The content of an answer. `version` is the asker's version once it has applied this."""
 
     version: Version
     reset: bool
@@ -115,7 +115,7 @@ class Portion:
 
 
 class Journal:
-    """When each member and each revoked key of a list changed, so that copies get what is new."""
+    """Remembers when each member and each revoked key changed, so that copies get only changes."""
 
     def __init__(self, members: MemberList, epoch: int) -> None:
         self._list = members
@@ -135,7 +135,7 @@ class Journal:
         return self._epoch, self._number
 
     def touch(self, subject: str | bytes) -> None:
-        """Notes that a member (by its name), or a revoked key, has changed or is gone."""
+        """Notes that a member (by its name) or a revoked key was changed or removed."""
         self._subjects.pop(subject, None)
         self._number += 1
         self._subjects[subject] = self._number
@@ -155,7 +155,7 @@ class Journal:
         return subject in self._list.revoked
 
     def since(self, version: Version) -> Portion:
-        """Returns what has changed after a version, as much as an answer takes."""
+        """Returns the changes after a version, as many as fit into an answer."""
         epoch, number = version
         reset = epoch != self._epoch or not self._floor <= number <= self._number
         start = 0 if reset else number
@@ -192,7 +192,7 @@ class Journal:
 
 
 def _shared(member: Member) -> Iterator[Entry]:
-    """Yields the entries of a member without what is of use to its owner alone."""
+    """Yields the entries of a member, without the parts that only the owner needs."""
     for entry in entries_of(replace(member, replaced=())):
         if entry["entry"] != "seen":
             yield {key: value for key, value in entry.items() if key != "token"}
@@ -204,7 +204,7 @@ def _shared(member: Member) -> Iterator[Entry]:
 def new_request(
     identity: PrivateIdentity, owner: bytes, group: str, since: Version, now: float
 ) -> tuple[bytes, ListRequest]:
-    """Returns a request for what has changed, signed, and what is in it."""
+    """Returns a signed request for changes, and its content."""
     nonce = secrets.token_bytes(NONCE_SIZE)
     opener = X25519PrivateKey.generate()
     box = opener.public_key().public_bytes_raw()
@@ -217,7 +217,7 @@ def new_request(
 def new_change(
     identity: PrivateIdentity, to: bytes, group: str, now: float
 ) -> tuple[bytes, ListChanged]:
-    """Returns the word that there is something new, signed, and what is in it."""
+    """Returns a signed message that there are changes, and its content."""
     change = ListChanged(identity.public, to, secrets.token_bytes(NONCE_SIZE), group)
     return _request(identity, "list-changed", change, now), change
 
@@ -244,7 +244,7 @@ def _request(
 def open_request(
     data: bytes, own: bytes, group: str, endpoints: Mapping[bytes, str], now: float
 ) -> ListRequest | ListChanged | None:
-    """Returns what an endpoint of our group says; None if it is another kind of request.
+    """Returns the request of an endpoint of our group; None if it is of another kind.
 
     Raises :class:`JoinRejected`.
     """
@@ -285,9 +285,9 @@ def _kind(data: bytes) -> str:
 
 
 def answer_to(identity: PrivateIdentity, request: ListRequest, portion: Portion) -> bytes:
-    """Returns the answer to a request, signed.
+    """Returns the signed answer to a request.
 
-    Raises :class:`JoinRejected` for a request to whose key nothing can be encrypted.
+    Raises :class:`JoinRejected` if nothing can be encrypted to the key in the request.
     """
     epoch, number = portion.version
     packed: bytes = msgpack.packb([dict(entry) for entry in portion.entries])
@@ -312,7 +312,7 @@ def answer_to(identity: PrivateIdentity, request: ListRequest, portion: Portion)
 
 
 def noted(identity: PrivateIdentity, change: ListChanged) -> bytes:
-    """Returns the answer to the word that there is something new, signed."""
+    """Returns the signed answer to the message that there are changes."""
     body = {
         "kind": "list-noted",
         "from": identity.public,
@@ -324,7 +324,7 @@ def noted(identity: PrivateIdentity, change: ListChanged) -> bytes:
 
 
 def open_answer(data: bytes, request: ListRequest) -> Portion:
-    """Returns what the owner of the list has answered. Raises :class:`JoinRejected`."""
+    """Returns the answer of the owner of the list. Raises :class:`JoinRejected`."""
     fields = _opened(data, request, "listed")
     try:
         rows = _unsealed(bounded.binary(fields, "sealed"), request)
@@ -347,7 +347,7 @@ def _info(request: ListRequest) -> bytes:
 
 def _unsealed(sealed: bytes, request: ListRequest) -> list[Any]:
     """Returns the entries in an answer. Raises :class:`JoinRejected` or :class:`Malformed`."""
-    assert request.opener is not None, "we have made the request"
+    assert request.opener is not None, "this host made the request"
     try:
         packed: bytes = SUITE.decrypt(sealed, request.opener, _info(request))
     except (InvalidTag, ValueError):
@@ -359,7 +359,7 @@ def _unsealed(sealed: bytes, request: ListRequest) -> list[Any]:
 
 
 def check_noted(data: bytes, change: ListChanged) -> None:
-    """Checks the answer to the word that there is something new. Raises :class:`JoinRejected`."""
+    """Checks the answer to the message about changes. Raises :class:`JoinRejected`."""
     _opened(data, change, "list-noted")
 
 
@@ -376,7 +376,7 @@ def _opened(data: bytes, request: ListRequest | ListChanged, kind: str) -> dict[
 
 
 def _entry(fields: object) -> Entry:
-    """Returns an entry of a list with all its values checked. Raises :class:`Malformed`."""
+    """Returns an entry of a list after checking all its values. Raises :class:`Malformed`."""
     if not isinstance(fields, dict):
         raise bounded.Malformed("an entry is no map")
     kind = bounded.text(fields, "entry")

@@ -30,8 +30,8 @@ _READ_SIZE: Final = 65_536
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
 
-class HttpFailure(Exception):  # noqa: N818 - a sentence about the other side, not a fault of ours
-    """No usable answer came; the text is the end of a sentence that begins with whom was asked.
+class HttpFailure(Exception):  # noqa: N818 - it describes the other side, not a fault of ours
+    """No usable answer came. The text ends a sentence that begins with the server's name.
 
     `certificate`: OpenSSL's error where the certificate did not verify, else None. `cut_short`: the
     other side ended the connection without an answer. `tls`: OpenSSL's reason where TLS failed.
@@ -53,7 +53,7 @@ class HttpFailure(Exception):  # noqa: N818 - a sentence about the other side, n
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came: `headers` by lower-case name; `body` is None if it is longer than asked for."""
+    """An answer: `headers` by lower-case name. `body` is None if it is longer than the limit."""
 
     status: int
     headers: Mapping[str, str]
@@ -72,11 +72,11 @@ async def request(
     answer_max: int,
     on_stall: Callable[[str], None] = lambda _: None,
 ) -> Answer:
-    """Makes one request; the caller bounds the time.
+    """Makes one request. The caller bounds its time.
 
-    `unix` is the path of the Unix socket to make it on, `tls` what https needs. `on_stall` is told
-    why no answer came, where the kernel knows it, before the error is raised (also when the caller
-    has lost patience). Raises :class:`HttpFailure`.
+    `unix` is the path of the Unix socket to make it on, `tls` what https needs. `on_stall` is
+    called with the reason for the missing answer, if the kernel knows it, before the error is
+    raised (also when the caller has cancelled). Raises :class:`HttpFailure`.
     """
     try:
         proxy = None if unix else proxy_for(url, configured_proxy, os.environ)
@@ -85,7 +85,7 @@ async def request(
     sock = await _connect(url, unix, proxy)
     stream = _Stream(sock)
     answered = given_up = False
-    probe = sock.dup()  # a transport that fails closes its own descriptor first
+    probe = sock.dup()  # a transport that fails closes its descriptor first
     try:
         if url.scheme == "https" and proxy is not None:
             assert tls is not None, "https comes with a context"
@@ -105,7 +105,7 @@ async def request(
         http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_MAX)
         answer = await _exchange(http, stream, method, target, fields, body, answer_max)
         answered = True
-        return answer  # noqa: TRY300 - what follows are errors of the whole
+        return answer  # noqa: TRY300 - the handlers below are for errors of the whole
     except asyncio.CancelledError:
         given_up = True
         raise
@@ -149,7 +149,7 @@ async def _connect(url: Url, unix: str, proxy: Proxy | None) -> socket.socket:
 
 
 async def _tunnel(stream: "_Stream", url: Url, proxy: Proxy) -> None:
-    """Has the proxy connect to the server. Raises :class:`HttpFailure`."""
+    """Asks the proxy to connect to the server. Raises :class:`HttpFailure`."""
     http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_MAX)
     fields = [("Host", url.authority)]
     if proxy.credentials:
@@ -213,7 +213,7 @@ async def _exchange(
 
 
 class _Stream(asyncio.Protocol):
-    """A connection whose bytes are read when asked for; it can begin TLS later."""
+    """A connection that reads bytes only when asked to. It can begin TLS later."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -228,7 +228,7 @@ class _Stream(asyncio.Protocol):
         await loop.create_connection(lambda: self, sock=self._sock, ssl=tls, server_hostname=host)
 
     async def start_tls(self, tls: ssl.SSLContext, host: str) -> None:
-        """Begins TLS. Bytes that came before it belong to nobody: a proxy has no more to say."""
+        """Begins TLS. Bytes that came before it are an error: a proxy has nothing more to send."""
         assert self._transport is not None
         if self._received:
             raise ConnectionResetError(None, "the proxy sent more than its answer")
@@ -242,7 +242,7 @@ class _Stream(asyncio.Protocol):
         self._transport.write(data)
 
     async def read(self) -> bytes:
-        """Returns what came, or nothing at the end. Raises :class:`OSError`."""
+        """Returns received bytes, or no bytes at the end. Raises :class:`OSError`."""
         while not self._received:
             if self._error is not None:
                 raise self._error
@@ -257,9 +257,9 @@ class _Stream(asyncio.Protocol):
         return data
 
     def abort(self, *, reset: bool) -> None:
-        """Ends the connection. With `reset` the server is told that nobody waits for its answer.
+        """Ends the connection. With `reset`, the server learns that nobody waits for its answer.
 
-        A FIN says only that the request is whole: the server would go on working on its answer.
+        A FIN only says that the request is complete. The server would continue its work.
         """
         if reset:
             with contextlib.suppress(OSError):  # it has ended already
@@ -270,8 +270,9 @@ class _Stream(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Here, and not when `open` returns: if it is cancelled when the handshake is just done, the
-        # event loop only begins a TLS shutdown, which may take 30 s, and keeps the socket for that.
+        # It is kept here, and not when `open` returns: if `open` is cancelled just after the
+        # handshake, the event loop only begins a TLS shutdown, which may take 30 s, and keeps the
+        # socket.
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
@@ -292,7 +293,7 @@ class _Stream(asyncio.Protocol):
 
 
 def _host_field(url: Url) -> str:
-    """Returns Host without the port that is the scheme's (RFC 9110 section 7.2)."""
+    """Returns Host without the scheme's default port (RFC 9110 section 7.2)."""
     authority = url.authority
     return authority.rpartition(":")[0] if DEFAULT_PORTS[url.scheme] == url.port else authority
 

@@ -59,9 +59,9 @@ class PrivateIdentity:
         try:
             key = load_pem_private_key(pem, password=None)
         except TypeError:
-            raise ValueError("the private key is encrypted; it must not be") from None
+            raise ValueError("the private key is encrypted; an unencrypted one is needed") from None
         except (ValueError, UnsupportedAlgorithm):
-            raise ValueError("this is no private key in PEM form (PKCS #8)") from None
+            raise ValueError("this is not a private key in PEM form (PKCS #8)") from None
         if not isinstance(key, Ed25519PrivateKey):
             raise ValueError(  # noqa: TRY004 - the file's content is wrong, not an argument's type
                 "this private key is of another kind; an Ed25519 key is needed"
@@ -69,7 +69,10 @@ class PrivateIdentity:
         return cls(key)
 
     def to_pem(self) -> bytes:
-        """Returns the private key as PEM (PKCS #8). Whoever stores it sees to the file's mode."""
+        """Returns the private key as PEM (PKCS #8).
+
+        The caller must protect the file by its mode.
+        """
         return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     @property
@@ -84,7 +87,7 @@ class PrivateIdentity:
     def derive(self, purpose: bytes) -> bytes:
         """Returns 32 secret bytes for another use of this identity (HKDF, RFC 5869).
 
-        The same purpose gives the same bytes, and tells nothing about those of another one.
+        The same purpose gives the same bytes. They reveal nothing about those of another purpose.
         """
         return HKDF(SHA256(), 32, salt=None, info=purpose).derive(self._key.private_bytes_raw())
 
@@ -101,7 +104,7 @@ def parse_public_key(text: str) -> bytes:
     """
     try:
         public = base64.b64decode(text.strip(), validate=True)
-    except (binascii.Error, ValueError):  # the latter: not ASCII
+    except (binascii.Error, ValueError):  # ValueError: not ASCII
         raise ValueError("the public key is not base64") from None
     if len(public) != PUBLIC_KEY_SIZE:
         raise ValueError(
@@ -114,6 +117,6 @@ def verify(public: bytes, signature: bytes, data: bytes) -> bool:
     """Returns whether `signature` is that of the owner of `public` over exactly `data`."""
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, data)
-    except (InvalidSignature, ValueError):  # ValueError: bytes that are no public key
+    except (InvalidSignature, ValueError):  # ValueError: not a public key
         return False
     return True

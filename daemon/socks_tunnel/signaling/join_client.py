@@ -1,4 +1,4 @@
-"""Brings one request to join to an endpoint, by the carrier that a URL names."""
+"""Delivers one request to join to an endpoint, by the carrier that a URL names."""
 
 import asyncio
 import random
@@ -15,7 +15,7 @@ ATTEMPT_TIMEOUT: Final = 15.0
 """Seconds that one attempt may take."""
 
 PAUSE: Final = 2.0
-"""Longest pause between two attempts in seconds: a thousand hosts may join at the same time."""
+"""Longest pause between two attempts in seconds, as a thousand hosts may join at the same time."""
 
 
 async def bring(
@@ -50,7 +50,7 @@ async def _through_service(
     proxy: str | None,
     seconds: float,
 ) -> bytes:
-    from socks_tunnel.signaling.rendezvous import Rendezvous  # noqa: PLC0415 - it brings aiohttp
+    from socks_tunnel.signaling.rendezvous import Rendezvous  # noqa: PLC0415 - it imports aiohttp
 
     service = Rendezvous(url, identity, _Pauses(), ca=ca, proxy=proxy)
     service.watch([to])

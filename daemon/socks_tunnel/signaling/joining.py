@@ -1,11 +1,11 @@
 """How a host becomes a peer of an endpoint: invitation, request and answer. Sans-IO.
 
-An invitation is a text that the endpoint makes and an administrator hands on. It names the endpoint
-by its key, so a joining host knows whom to believe, and holds a secret::
+An invitation is a text that the endpoint makes and an administrator passes on. It contains the
+endpoint's key, so that a joining host can verify the answer, and a secret::
 
     token     "st1_" base64url( ENDPOINT KEY 32 | ID 8 | SECRET 16 )
 
-The host makes a key of its own, and sends by whatever carrier::
+The host makes a key of its own, and sends this by any carrier::
 
     request   { "body": bin, "signature": bin 64 }        Ed25519 by the key that joins
     body      { "kind": "join", "from": bin 32, "to": bin 32, "nonce": bin 16, "expires": int,
@@ -16,24 +16,24 @@ The host makes a key of its own, and sends by whatever carrier::
                 "name": str, "tag": str, "until": int, "enrolment": bin }
               { "kind": "not-joined", "from", "to", "in_reply_to", "reason": str }
 
-The proof is HMAC-SHA256 (RFC 2104) by the secret over everything that a carrier could change::
+The proof is HMAC-SHA256 (RFC 2104) with the secret over everything that a carrier could change::
 
     "socks-tunnel join" 0x00 | FROM 32 | TO 32 | NONCE 16 | EXPIRES 8 | NAME (UTF-8, the rest)
 
-So whoever carries the request sees neither the secret nor anything to join with another key, and
-whoever repeats it changes nothing: the same key is a peer already. Times are Unix seconds; `until`
-is 0 for an enrolment without an end. A request without a right proof gets no answer at all.
+So a carrier sees neither the secret nor anything with which another key could join. Repeating the
+request changes nothing, because the same key is a peer already. Times are Unix seconds; `until` is
+0 for an enrolment without an end. A request without a valid proof gets no answer at all.
 
 With a token of the company's identity provider in place of an invitation, the request is that of
 :mod:`socks_tunnel.signaling.joining_jwt`.
 
-A host that has joined gets another key by a request with the new one, which the old one signs too::
+A host that has joined replaces its key by a request with the new key, which the old key signs too::
 
     body      { "kind": "renew", "from": bin 32, "to": bin 32, "nonce": bin 16, "expires": int,
                 "old": bin 32, "old_signature": bin 64 }
     signed    "socks-tunnel renew" 0x00 | FROM 32 | TO 32 | NONCE 16 | EXPIRES 8
 
-The enrolment in the answer is what a rendezvous service takes in place of a listed key
+The enrolment in the answer is what a rendezvous service accepts in place of a listed key
 (:func:`enrolment_for`)::
 
     enrolment { "by": bin 32, "until": int, "signature": bin 64 }
@@ -59,7 +59,7 @@ from socks_tunnel.signaling.identity import (
     verify,
 )
 
-TOKEN_PREFIX: Final = "st1_"  # noqa: S105 - says what the text is, and is no secret
+TOKEN_PREFIX: Final = "st1_"  # noqa: S105 - it marks the kind of text, and is no secret
 ID_SIZE: Final = 8
 SECRET_SIZE: Final = 16
 NONCE_SIZE: Final = 16
@@ -69,10 +69,11 @@ REQUEST_MAX: Final = 1024
 """Longest request or answer in bytes."""
 
 JWT_MAX: Final = 16_384
-"""Longest token of an identity provider in bytes. With many roles, Keycloak makes some of 8 KiB."""
+"""Longest token of an identity provider in bytes. With many roles, tokens of Keycloak reach 8
+KiB."""
 
 SEALED_MAX: Final = JWT_MAX + 48
-"""Longest such token in bytes once it is encrypted: with a key of 32 and a tag of 16 bytes."""
+"""Longest such token in bytes once it is encrypted, with a key of 32 and a tag of 16 bytes."""
 
 ENROLMENT_MAX: Final = 256
 """Longest enrolment in bytes."""
@@ -81,10 +82,10 @@ TEXT_MAX: Final = 200
 """Longest name, tag or reason in bytes."""
 
 LIFETIME: Final = 60
-"""Seconds for which a request is good."""
+"""Seconds for which a request is valid."""
 
 LIFETIME_MAX: Final = 300
-"""Farthest expiry of a request that is accepted, in seconds from now."""
+"""Latest expiry of a request that is accepted, in seconds from now."""
 
 _U64_MAX: Final = (1 << 64) - 1
 _BOUNDS: Final = bounded.Bounds(
@@ -98,16 +99,16 @@ _JWT_BOUNDS: Final = bounded.Bounds(
     items=64,
     depth=1,
 )
-"""Those of a request that may have a token in it."""
+"""The fields of a request that may contain a token."""
 
 
-class JoinRejected(Exception):  # noqa: N818 - a verdict on what came in, not a fault of ours
+class JoinRejected(Exception):  # noqa: N818 - it is a verdict on a message, not a fault of ours
     """A request or an answer that must not be acted upon; the text is a sentence for the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """An invitation as it is handed on."""
+    """An invitation as it is passed on."""
 
     endpoint: bytes
     id: bytes
@@ -119,7 +120,7 @@ class Token:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Returns the invitation that a text is. Raises :class:`ValueError` with a sentence."""
+        """Returns the invitation in a text. Raises :class:`ValueError` with a sentence."""
         text = text.strip()
         if not text.startswith(TOKEN_PREFIX):
             raise ValueError(f"a token begins with {TOKEN_PREFIX}")
@@ -136,7 +137,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class JoinRequest:
-    """A host wants to be a peer. `sender` is its key; it has signed this."""
+    """A host wants to be a peer. `sender` is its key, which has signed this."""
 
     sender: bytes
     to: bytes
@@ -147,7 +148,7 @@ class JoinRequest:
     proof: bytes
 
     def proves(self, secret: bytes) -> bool:
-        """Returns whether whoever made the request knows the secret of the invitation."""
+        """Returns whether the sender of the request knows the secret of the invitation."""
         return hmac.compare_digest(self.proof, _proof(secret, self))
 
 
@@ -155,7 +156,7 @@ class JoinRequest:
 class JwtRequest:
     """A host wants to be a peer, and presents a token of an identity provider, encrypted.
 
-    `sender` is its key; it has signed this. See :mod:`socks_tunnel.signaling.joining_jwt`.
+    `sender` is its key, which has signed this. See :mod:`socks_tunnel.signaling.joining_jwt`.
     """
 
     sender: bytes
@@ -168,7 +169,7 @@ class JwtRequest:
 
 @dataclass(frozen=True, slots=True)
 class RenewRequest:
-    """A host that has joined wants the key `sender` in place of `old`; both have signed this."""
+    """A host that has joined wants the key `sender` in place of `old`. Both have signed this."""
 
     sender: bytes
     to: bytes
@@ -182,7 +183,7 @@ Request: TypeAlias = JoinRequest | JwtRequest | RenewRequest
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The host is a peer now, by this name and with this tag."""
+    """The host is a peer now, with this name and this tag."""
 
     name: str
     tag: str
@@ -192,7 +193,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class NotJoined:
-    """The invitation was right, but the host is no peer, for what `reason` says."""
+    """The invitation was valid, but the host did not become a peer; `reason` says why."""
 
     reason: str
 
@@ -200,7 +201,7 @@ class NotJoined:
 def new_request(
     identity: PrivateIdentity, token: Token, name: str, now: float
 ) -> tuple[bytes, JoinRequest]:
-    """Returns a request with a fresh nonce, signed, and what is in it.
+    """Returns a signed request with a fresh nonce, and its content.
 
     Raises :class:`ValueError` for a name that is too long.
     """
@@ -232,7 +233,7 @@ def new_request(
 def new_renewal(
     old: PrivateIdentity, new: PrivateIdentity, endpoint: bytes, now: float
 ) -> tuple[bytes, RenewRequest]:
-    """Returns a request for another key, signed by both, and what is in it."""
+    """Returns a request for another key, signed by both keys, and its content."""
     request = RenewRequest(
         sender=new.public,
         to=endpoint,
@@ -255,9 +256,9 @@ def new_renewal(
 def open_request(data: bytes, own: bytes, now: float) -> Request:
     """Returns a request that is addressed to our key `own`, signed and not expired.
 
-    Raises :class:`JoinRejected`. The caller has to see whether the proof of a
-    :class:`JoinRequest` is right, whether the token of a :class:`JwtRequest` is good, and whether
-    the old key of a :class:`RenewRequest` is a member's.
+    Raises :class:`JoinRejected`. The caller has to check the proof of a
+    :class:`JoinRequest`, the token of a :class:`JwtRequest`, and whether the old key of a
+    :class:`RenewRequest` is that of a member.
     """
     fields = open_signed(data, bounds=_JWT_BOUNDS)
     request: Request
@@ -308,7 +309,7 @@ def open_request(data: bytes, own: bytes, now: float) -> Request:
 
 
 def answer_to(identity: PrivateIdentity, request: Request, decided: Joined | NotJoined) -> bytes:
-    """Returns the answer to a request, signed."""
+    """Returns the signed answer to a request."""
     body: dict[str, Any] = {
         "from": identity.public,
         "to": request.sender,
@@ -324,7 +325,7 @@ def answer_to(identity: PrivateIdentity, request: Request, decided: Joined | Not
 
 
 def open_answer(data: bytes, request: Request) -> Joined | NotJoined:
-    """Returns what the endpoint has decided about `request`. Raises :class:`JoinRejected`."""
+    """Returns the endpoint's decision about `request`. Raises :class:`JoinRejected`."""
     fields = open_signed(data, request.to)
     try:
         if (
@@ -349,7 +350,7 @@ def open_answer(data: bytes, request: Request) -> Joined | NotJoined:
 
 
 def seal(identity: PrivateIdentity, body: Mapping[str, Any]) -> bytes:
-    """Returns a body with the signature of the owner of `identity`."""
+    """Returns a body, signed by `identity`."""
     packed: bytes = msgpack.packb(body)
     sealed: bytes = msgpack.packb({"body": packed, "signature": identity.sign(packed)})
     return sealed
@@ -358,7 +359,7 @@ def seal(identity: PrivateIdentity, body: Mapping[str, Any]) -> bytes:
 def open_signed(
     data: bytes, sender_wanted: bytes | None = None, bounds: bounded.Bounds = _BOUNDS
 ) -> dict[str, Any]:
-    """Returns a body that its sender has signed: `sender_wanted`, if that is given.
+    """Returns a body that its sender (`sender_wanted`, if that is given) has signed.
 
     Raises :class:`JoinRejected`.
     """
@@ -371,7 +372,7 @@ def open_signed(
     except bounded.Malformed as error:
         raise JoinRejected(f"not understood: {error}") from None
     if sender_wanted is not None and sender != sender_wanted:
-        raise JoinRejected("it is not from the endpoint that the token names")
+        raise JoinRejected("it is not from the endpoint in the token")
     if not verify(sender, signature, packed):
         raise JoinRejected("its signature is wrong")
     return fields
@@ -403,7 +404,7 @@ def _proof(secret: bytes, request: JoinRequest) -> bytes:
 
 
 def enrolment_for(identity: PrivateIdentity, key: bytes, until: int) -> bytes:
-    """Returns what says that the owner of `identity` has accepted `key`, until a Unix time or 0."""
+    """Returns the enrolment by which `identity` accepts `key`, until a Unix time or 0."""
     signature = identity.sign(_enrolment_text(key, until))
     packed: bytes = msgpack.packb({"by": identity.public, "until": until, "signature": signature})
     return packed
@@ -411,14 +412,14 @@ def enrolment_for(identity: PrivateIdentity, key: bytes, until: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
-    """The owner of the key `by` has accepted a host, until a Unix time; 0: without an end."""
+    """The owner of the key `by` has accepted a host, until a Unix time; 0: no limit."""
 
     by: bytes
     until: int
 
 
 def open_enrolment(enrolment: bytes, key: bytes, now: float) -> Enrolled:
-    """Returns who has accepted `key`, and until when. Raises :class:`JoinRejected`."""
+    """Returns by whom `key` is accepted, and until when. Raises :class:`JoinRejected`."""
     try:
         fields = bounded.unpack_map(enrolment, _BOUNDS)
         by = bounded.binary(fields, "by", PUBLIC_KEY_SIZE)

@@ -1,13 +1,13 @@
 """How a host presents a token of an identity provider (JWT, RFC 7519) to an endpoint. Sans-IO.
 
-Whoever has such a token can use it, and the request goes through a service that is not trusted, or
-over plain HTTP. So the token is encrypted to the endpoint. Where to join is a text that the
-endpoint prints. It holds no secret::
+Anybody who has such a token can use it, and the request passes a service that is not trusted, or
+plain HTTP. So the token is encrypted for the endpoint. The address to join is a text that the
+endpoint prints. It contains no secret::
 
     address   "sj1_" base64url( ENDPOINT KEY 32 | BOX KEY 32 )
 
 The box key is X25519 (RFC 7748). Its private half is derived from the endpoint's identity, so that
-no other file has to be kept. The request is like the one of :mod:`socks_tunnel.signaling.joining`,
+no other file is needed. The request is like the one of :mod:`socks_tunnel.signaling.joining`,
 signed by the key that joins, with another body::
 
     body      { "kind": "join-jwt", "from": bin 32, "to": bin 32, "nonce": bin 16, "expires": int,
@@ -18,9 +18,9 @@ and ChaCha20Poly1305. Its `info` binds it to the rest of the request::
 
     "socks-tunnel join jwt" 0x00 | FROM 32 | TO 32 | NONCE 16 | EXPIRES 8 | NAME (UTF-8, the rest)
 
-So whoever carries the request cannot read the token, and cannot put the sealed one into a request
-of another key: it does not open there. Whoever repeats the request changes nothing, because the
-same key is a peer already, and a token is good for one key.
+So the carrier of the request cannot read the token. It cannot put the sealed token into a request
+of another key either, because it cannot be opened there. Repeating the request changes nothing,
+because the same key is a peer already, and a token is good for one key.
 """
 
 import base64
@@ -50,12 +50,12 @@ BOX_KEY_SIZE: Final = 32
 
 _PURPOSE: Final = b"socks-tunnel join box"
 SUITE: Final = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
-"""How everything is encrypted that the carrier of a request must not read (RFC 9180)."""
+"""How data is encrypted that the carrier of a request must not read (RFC 9180)."""
 
 
 @dataclass(frozen=True, slots=True)
 class JoinAddress:
-    """Whom to join, and how to encrypt to it."""
+    """The address to join: the endpoint's key, and the key for encryption."""
 
     endpoint: bytes
     box: bytes
@@ -70,7 +70,7 @@ class JoinAddress:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Returns the address that a text is. Raises :class:`ValueError` with a sentence."""
+        """Returns the address in a text. Raises :class:`ValueError` with a sentence."""
         text = text.strip()
         if not text.startswith(ADDRESS_PREFIX):
             raise ValueError(f"an address to join begins with {ADDRESS_PREFIX}")
@@ -87,10 +87,10 @@ class JoinAddress:
 def new_jwt_request(
     identity: PrivateIdentity, address: JoinAddress, name: str, token: str, now: float
 ) -> tuple[bytes, JwtRequest]:
-    """Returns a request with a fresh nonce, signed, and what is in it.
+    """Returns a signed request with a fresh nonce, and its content.
 
-    Raises :class:`ValueError` for a name or a token that is too long, and for an address whose box
-    key nothing can be encrypted to.
+    Raises :class:`ValueError` if the name or the token is too long, or if nothing can be encrypted
+    to the box key of the address.
     """
     if len(name.encode()) > TEXT_MAX:
         raise ValueError(f"a name has at most {TEXT_MAX} bytes")
@@ -120,15 +120,15 @@ def new_jwt_request(
 
 
 def unseal(request: JwtRequest, identity: PrivateIdentity) -> str:
-    """Returns the token in a request to the owner of `identity`.
+    """Returns the token in a request that is addressed to `identity`.
 
-    Raises :class:`JoinRejected` if it was not encrypted to it, or for another request.
+    Raises :class:`JoinRejected` if it was encrypted for another key or another request.
     """
     try:
         opened: bytes = SUITE.decrypt(request.sealed, _box_key(identity), _info(request))
     except (InvalidTag, ValueError):
         raise JoinRejected("the token was sealed for another endpoint or another key") from None
-    # Not ASCII is no JWT either: the judge of tokens says so.
+    # A text that is not ASCII is no JWT. The check of tokens reports that.
     return opened.decode("latin-1")
 
 

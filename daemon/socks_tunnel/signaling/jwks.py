@@ -1,8 +1,9 @@
-"""The keys of an identity provider: from a file, or by HTTPS, kept for a while and asked for again.
+"""The keys of an identity provider, from a file or by HTTPS, cached and fetched again.
 
-Whoever can send requests to join can name keys that are not there. So the number of questions to
-the provider is bounded, those that come together share one, and few may wait for its answer. Nobody
-waits for a provider that is known to be away: a request that needs its answer is refused at once.
+Anybody who can send requests to join can name keys that do not exist. So the number of queries to
+the provider is bounded, simultaneous requests share one query, and only a few may wait for its
+answer. If the provider is known to be unreachable, a request that needs its answer is refused at
+once.
 """
 
 import asyncio
@@ -25,43 +26,43 @@ from socks_tunnel.signaling.tls import client_context
 _log = logging.getLogger(__name__)
 
 FETCH_TIMEOUT: Final = 10.0
-"""Seconds that one question may take."""
+"""Seconds that one query may take."""
 
 FRESH: Final = 3600.0
-"""Seconds after which the keys are asked for again, so that a withdrawn one ends."""
+"""Seconds after which the keys are fetched again, so that a withdrawn key stops working."""
 
 STALE: Final = 24 * 3600.0
 """Seconds for which keys are used while the provider does not answer."""
 
 FETCHES_BURST: Final = 5
 FETCHES_PERIOD: Final = 30.0
-"""So many questions at once, and one in so many seconds for long, while the provider answers."""
+"""Queries at once, and seconds for each query in the long run, while the provider answers."""
 
 RETRY: Final = 3.0
-"""Seconds after a question without a usable answer until the next one."""
+"""Seconds after a query without a usable answer until the next one."""
 
 AWAY_PATIENCE: Final = 0.5
-"""Seconds that a request waits for the provider if the last question had no usable answer."""
+"""Seconds that a request waits for the provider if the last query had no usable answer."""
 
 WAITING_MAX: Final = 16
-"""Requests that wait for the provider at a time. Those that need no answer of it go on."""
+"""Requests that may wait for the provider at a time. Requests that need no answer go on."""
 
 UNKNOWN_KEPT: Final = 10.0
-"""Seconds for which it is remembered that the provider has no key of a name."""
+"""Seconds for which it is remembered that the provider has no key with some id."""
 
 UNKNOWN_MAX: Final = 256
-"""Names of which that is remembered."""
+"""Number of ids for which that is remembered."""
 
 
-class KeysUnavailable(Exception):  # noqa: N818 - a state, not a fault of ours
-    """The provider's keys are not known; the text is a sentence for the log."""
+class KeysUnavailable(Exception):  # noqa: N818 - it is a state, not a fault of ours
+    """The provider's keys are not known. The text is a sentence for the log."""
 
 
 class Jwks:
-    """The keys at `where`: a URL, or a file, which is read again like a URL is asked again.
+    """The keys at `where`, which is a URL or a file. Both are read again from time to time.
 
-    `ca` is a PEM file of the authorities that the server's certificate may be from; None: those
-    that the system trusts. `proxy` is as in :func:`socks_tunnel.protocol.urls.proxy_for`.
+    `ca` is a PEM file of CA certificates for the server. None: those that the system trusts.
+    `proxy` is as in :func:`socks_tunnel.protocol.urls.proxy_for`.
     """
 
     def __init__(
@@ -89,18 +90,19 @@ class Jwks:
     async def find(self, header: Header) -> Any:
         """Returns the key that a token names.
 
-        Raises :class:`KeysUnavailable` if no keys are known, or newer ones cannot be had, and
+        Raises :class:`KeysUnavailable` if no keys are known, or newer ones cannot be fetched, and
         :class:`~socks_tunnel.signaling.jwt_tokens.JwtRefused` if the provider has no such key.
         """
         asked = False
         if self._keys is None:
             asked = await self._fetch()
         elif self._age() > FRESH:
-            with contextlib.suppress(KeysUnavailable):  # what is known serves as long as it may
+            # The known keys are used until they are too old.
+            with contextlib.suppress(KeysUnavailable):
                 asked = await self._fetch()
         key = self._usable().find(header)
         if key is None and not asked and not self._is_unknown(header.key_id):
-            asked = await self._fetch()  # it may be newer than what is known
+            asked = await self._fetch()  # the key may be newer than the known keys
             key = self._usable().find(header)
         if key is not None:
             return key
@@ -112,11 +114,11 @@ class Jwks:
         raise JwtRefused("unknown-key", named)
 
     def _is_unknown(self, key_id: str | None) -> bool:
-        """Returns whether the provider had no key of that name a moment ago."""
+        """Returns whether the provider recently had no key with that id."""
         return self._clock() - self._unknown.get(key_id, -math.inf) < UNKNOWN_KEPT
 
     def _remember_unknown(self, key_id: str | None) -> None:
-        self._unknown.pop(key_id, None)  # the newest are last
+        self._unknown.pop(key_id, None)  # the newest ids are last
         self._unknown[key_id] = self._clock()
         if len(self._unknown) > UNKNOWN_MAX:
             del self._unknown[next(iter(self._unknown))]
@@ -131,7 +133,7 @@ class Jwks:
         return self._clock() - self._fetched_at
 
     async def _fetch(self) -> bool:
-        """Asks for the keys, if that may be done now; returns whether fresh ones have come.
+        """Fetches the keys, if that is allowed now. Returns whether fresh keys have come.
 
         The keys stay as they are if it fails. Raises :class:`KeysUnavailable` if too many wait.
         """
@@ -175,14 +177,14 @@ class Jwks:
         else:
             self._fetched_at = self._clock()
             if self._failure:
-                _log.info("the issuer's keys can be had again from %s", self._where)
+                _log.info("the issuer's keys can be fetched again from %s", self._where)
             self._failure = ""
         finally:
             self._fetching = None
 
     def _failed(self, why: str) -> None:
-        if not self._failure:  # once, and not for each request to join
-            _log.warning("the issuer's keys cannot be had: %s", why)
+        if not self._failure:  # it is logged once, and not for each request to join
+            _log.warning("the issuer's keys cannot be fetched: %s", why)
         self._failure = why
         self._failed_at = self._clock()
 

@@ -1,15 +1,15 @@
-"""Judges tokens of an identity provider (JWT, RFC 7519), with which hosts join. Sans-IO.
+"""Checks tokens of an identity provider (JWT, RFC 7519), with which hosts join. Sans-IO.
 
-The signature, the issuer and the audience are PyJWT's business; the times are compared here, with
-the `now` that the caller gives. What RFC 8725 (JWT best current practices) asks for:
+PyJWT checks the signature, the issuer and the audience. The times are compared here, with the `now`
+of the caller. RFC 8725 (JWT best current practices) requires:
 
 * section 3.1: the algorithm is one of :data:`ALGORITHMS`, all of them asymmetric, and fits the type
-  of the key, so a public key can never be taken for the secret of an HMAC. `none` is none of them.
+  of the key, so a public key can never be taken for the secret of an HMAC. `none` is not accepted.
 * section 3.8, 3.9: issuer and audience are required, and compared.
 * section 3.11: a token whose `typ` says that it is for something else is refused.
 
-A token may be bound to a key by `cnf` (RFC 7800, RFC 9449 section 6.1). Then it is good only for
-the host whose key it names.
+A token may be bound to a key by `cnf` (RFC 7800, RFC 9449 section 6.1). Then only the host with
+that key can use it.
 """
 
 import base64
@@ -32,7 +32,7 @@ ALGORITHMS: Final[Mapping[str, tuple[str, str]]] = {
     "ES256": ("EC", "P-256"),
     "EdDSA": ("OKP", "Ed25519"),
 }
-"""Algorithms that are accepted, each with the type and the curve of its keys (RFC 7518, 8037)."""
+"""Accepted algorithms, each with the type and the curve of its keys (RFC 7518, 8037)."""
 
 RSA_BITS_MIN: Final = 2048
 """Shortest RSA key in bits (RFC 7518 section 3.3)."""
@@ -41,13 +41,13 @@ JWKS_MAX: Final = 256 * 1024
 """Longest set of keys in bytes."""
 
 KEYS_MAX: Final = 64
-"""Keys of one set that are looked at."""
+"""Number of keys of one set that are examined."""
 
 KID_MAX: Final = 256
 """Longest id of a key in characters."""
 
 _TYPES: Final = frozenset({"jwt", "at+jwt", "application/jwt", "application/at+jwt"})
-"""What `typ` may be (RFC 7519 section 5.1, RFC 9068 section 2.1), if it is there."""
+"""Accepted values of `typ`, if it is present (RFC 7519 section 5.1, RFC 9068 section 2.1)."""
 
 REFUSALS: Final[Mapping[str, str]] = {
     "malformed": "it is no JWT",
@@ -66,8 +66,8 @@ REFUSALS: Final[Mapping[str, str]] = {
 """Why a token is refused, by the value of the metric's label."""
 
 
-class JwtRefused(Exception):  # noqa: N818 - a verdict on what came in, not a fault of ours
-    """A token that is not good. `code` is one of :data:`REFUSALS`; the text is a clause."""
+class JwtRefused(Exception):  # noqa: N818 - it is a verdict on a token, not a fault of ours
+    """The token is refused. `code` is one of :data:`REFUSALS`; the text is a clause."""
 
     def __init__(self, code: str, more: str = "") -> None:
         assert code in REFUSALS, code
@@ -77,10 +77,10 @@ class JwtRefused(Exception):  # noqa: N818 - a verdict on what came in, not a fa
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a token has to say. `leeway` and `max_age` are seconds.
+    """The requirements for a token. `leeway` and `max_age` are seconds.
 
-    `tag_claim` names the claim with the roles, `tags` the tag of each role that has one; the first
-    of them counts. Without a `tag_claim`, everybody with a token gets the empty tag.
+    `tag_claim` names the claim with the roles. `tags` has the tag of each role that has one, and
+    the first match counts. Without a `tag_claim`, everybody with a token gets the empty tag.
     """
 
     issuer: str
@@ -93,7 +93,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a token says about its signature. Nothing of this is proved."""
+    """The header of a token, which describes its signature. None of this is proved."""
 
     algorithm: str
     key_id: str | None
@@ -101,7 +101,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What a good token says. `id` names it, for as long as it could come again."""
+    """The content of an accepted token. `id` names it as long as it could be presented again."""
 
     subject: str
     tag: str
@@ -113,7 +113,7 @@ class KeySet:
     """The public keys of an issuer (JWKS, RFC 7517)."""
 
     def __init__(self, document: bytes) -> None:
-        """Raises :class:`ValueError` if that is no set of keys."""
+        """Raises :class:`ValueError` if the document is not a set of keys."""
         try:
             fields = bounded.json_map(document, size=JWKS_MAX)
         except bounded.Malformed as error:
@@ -129,9 +129,9 @@ class KeySet:
         return len(self._keys)
 
     def find(self, header: Header) -> Any | None:
-        """Returns the key that a token names; None if there is none that it could be.
+        """Returns the key that a token names; None if no key fits.
 
-        A token without a key's id is taken only if one key alone fits its algorithm.
+        A token without a key id is accepted only if exactly one key fits its algorithm.
         """
         fitting = [key for key in self._keys if _fits(key, header.algorithm)]
         if header.key_id is not None:
@@ -148,14 +148,14 @@ def _fits(key: Mapping[str, Any], algorithm: str) -> bool:
         and (not curve or key.get("crv") == curve)
         and key.get("use", "sig") == "sig"
         and key.get("alg", algorithm) == algorithm
-        and "d" not in key  # a private key that was published is a key that anybody has
+        and "d" not in key  # a private key that was published is known to anybody
     )
 
 
 def _public_key(key: Mapping[str, Any], algorithm: str) -> Any | None:
     try:
         made: Any = get_default_algorithms()[algorithm].from_jwk(dict(key))
-    except (jwt.PyJWTError, ValueError, TypeError):  # whatever a set of keys may hold
+    except (jwt.PyJWTError, ValueError, TypeError):  # a set of keys may contain anything
         return None
     if ALGORITHMS[algorithm][0] == "RSA" and made.key_size < RSA_BITS_MIN:
         return None
@@ -163,7 +163,7 @@ def _public_key(key: Mapping[str, Any], algorithm: str) -> Any | None:
 
 
 def header_of(token: str) -> Header:
-    """Returns what a token says about its signature. Raises :class:`JwtRefused`."""
+    """Returns the header of a token. Raises :class:`JwtRefused`."""
     parts = token.split(".")
     if len(parts) != 3 or not token.isascii() or len(token) > JWT_MAX:
         raise JwtRefused("malformed")
@@ -176,7 +176,8 @@ def header_of(token: str) -> Header:
     if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
         listing = ", ".join(ALGORITHMS)
         raise JwtRefused("algorithm", f": {bounded.clip(algorithm)}, which is none of {listing}")
-    if "crit" in fields:  # RFC 7515 section 4.1.11: what must be understood is not understood here
+    # RFC 7515 section 4.1.11: critical extensions must be understood, and none is here.
+    if "crit" in fields:
         raise JwtRefused("malformed", ": its header has critical extensions")
     kind = fields.get("typ", "JWT")
     if not isinstance(kind, str) or kind.lower() not in _TYPES:
@@ -190,7 +191,7 @@ def header_of(token: str) -> Header:
 def judge(
     token: str, header: Header, key: Any, wanted: Wanted, host: bytes, now: float
 ) -> Accepted:
-    """Returns what a token says, if it is good for the host with the key `host`.
+    """Returns the content of a token that the host with the key `host` may use.
 
     `header` is from :func:`header_of`, `key` from :meth:`KeySet.find`. Raises :class:`JwtRefused`.
     """
@@ -218,7 +219,7 @@ def _signed_claims(token: str, header: Header, key: Any, wanted: Wanted) -> Mapp
             issuer=wanted.issuer,
             options={
                 "require": ["exp", "iat", "iss", "aud", "sub"],
-                # Their times are compared in `_check_times`, with the caller's clock.
+                # `_check_times` compares the times with the caller's clock.
                 "verify_exp": False,
                 "verify_nbf": False,
                 "verify_iat": False,
@@ -238,7 +239,7 @@ def _signed_claims(token: str, header: Header, key: Any, wanted: Wanted) -> Mapp
 
 
 def _check_times(claims: Mapping[str, Any], wanted: Wanted, now: float) -> int:
-    """Returns the Unix time from which on the token is refused anyway."""
+    """Returns the Unix time after which the token would be refused for its age."""
     expires, issued = _moment(claims, "exp"), _moment(claims, "iat")
     begins = _moment(claims, "nbf") if "nbf" in claims else issued
     leeway = wanted.leeway
@@ -258,7 +259,7 @@ def _moment(claims: Mapping[str, Any], name: str) -> float:
     # RFC 7519 section 2: a NumericDate may have a fraction. A bool is an int in Python only.
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise JwtRefused("claims", f" that is a time: {name}")
-    # Not a number is in no range. An integer in JSON may be larger than any float.
+    # NaN is in no range. An integer in JSON may be larger than any float.
     if not 0 <= value < 1 << 53:
         raise JwtRefused("claims", f" that is a time: {name}")
     return float(value)
@@ -300,7 +301,7 @@ def _tag(claims: Mapping[str, Any], wanted: Wanted) -> str:
 def _claim(claims: Mapping[str, Any], name: str) -> Any:
     """Returns a claim by its name, or by a path with dots (`realm_access.roles` of Keycloak).
 
-    A whole name goes first: some providers have claims that are URLs.
+    The whole name is tried first, because some providers use URLs as names of claims.
     """
     if name in claims:
         return claims[name]
@@ -311,11 +312,11 @@ def _claim(claims: Mapping[str, Any], name: str) -> Any:
 
 
 def _token_id(token: str, claims: Mapping[str, Any]) -> bytes:
-    """Returns what names the token: its `jti`, or else the part of it that is signed.
+    """Returns an id of the token: its `jti`, or else its signed part.
 
-    The signature itself does not name it: with ES256, a second one can be made from it.
+    The signature is not part of it: with ES256, a second valid one can be derived from it.
     """
     jti = claims.get("jti")
     signed = f"jti {jti}" if isinstance(jti, str) and jti else token.rpartition(".")[0]
-    # JSON can name surrogates, which UTF-8 has not.
+    # JSON can contain surrogates, which UTF-8 cannot encode.
     return hashlib.sha256(signed.encode("utf-8", "surrogatepass")).digest()[:16]

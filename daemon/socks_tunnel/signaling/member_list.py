@@ -1,7 +1,7 @@
-"""What an endpoint remembers of who may join it and who has joined. No files, no clock.
+"""The invitations and members that an endpoint remembers. No files, no clock.
 
-Everything that happens is an entry, a map of plain values, which :attr:`MemberList.record` gets
-before anything else is done, and from which :meth:`MemberList.replay` builds the same state again::
+Each event is an entry, which is a map of plain values. :attr:`MemberList.record` gets it before
+anything else is done, and :meth:`MemberList.replay` builds the same state from it again::
 
     {"entry": "invited", "id", "secret", "tag", "uses", "until", "lifetime"}
     {"entry": "withdrawn", "id"}
@@ -16,16 +16,16 @@ before anything else is done, and from which :meth:`MemberList.replay` builds th
     {"entry": "left", "name"}                           in a copy: no member any more
     {"entry": "copied", "owner", "group", "epoch", "number", "at"}    the version of a copy
 
-Keys are base64, other bytes are hexadecimal, and an `until` of 0 is none. An invitation or an
-enrolment whose time is over is forgotten without an entry: its time is in the one that made it.
+Keys are base64, other bytes are hexadecimal, and an `until` of 0 means no limit. An expired
+invitation or enrolment is forgotten without an entry, because the entry that made it has the time.
 A token of an identity provider that is good for one host is remembered until it would be refused
-for its age anyway. A revoked key is remembered until an administrator has it forgotten: requests to
-join are good for minutes and can be repeated, and an invitation may have uses left.
+for its age. A revoked key is remembered until an administrator has it forgotten, because requests
+to join are valid for minutes and can be repeated, and an invitation may have uses left.
 
 A key that another one has taken the place of is good for a while, and is remembered as long as its
 member is there: its enrolment is signed, and a rendezvous service has to be told that it is void.
 
-Who may join, :mod:`socks_tunnel.signaling.enrolments` decides. Times are Unix time in seconds.
+:mod:`socks_tunnel.signaling.enrolments` decides who may join. Times are Unix time in seconds.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -43,9 +43,9 @@ replaces no more than these itself, so that only a copy ever forgets one."""
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """So many hosts may join with this tag, until a time.
+    """Some number of hosts may join with this tag, until a time.
 
-    `lifetime` is for how many seconds each of them stays; 0: without an end.
+    `lifetime` is the number of seconds that each of them may stay; 0: no limit.
     """
 
     id: bytes
@@ -58,12 +58,12 @@ class Invitation:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A host that has joined. `old_key` is good besides `key` until `old_until`.
+    """A host that has joined. `old_key` is also accepted until `old_until`.
 
     The keys in `replaced`, the oldest first, were good earlier, and are good for nothing any more.
 
-    Where a token of an identity provider was shown, `subject` is whom that named, `token` is the id
-    of the token if it may not come again, and `invitation` is empty.
+    If it joined with a token of an identity provider, `subject` is the user in it, `token` is the
+    id of the token if that may not be used again, and `invitation` is empty.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Member:
     replaced: tuple[bytes, ...] = ()
 
     def keys(self, now: float) -> list[bytes]:
-        """Returns the keys that are good now, the newest first."""
+        """Returns the keys that are accepted now, the newest first."""
         return [self.key, self.old_key] if self.old_until > now else [self.key]
 
     def all_keys(self) -> list[bytes]:
@@ -95,7 +95,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Revoked:
-    """A key that may not join again. `name` is what its host was called."""
+    """A key that may not join again. `name` is the former name of its host."""
 
     key: bytes
     name: str
@@ -103,10 +103,10 @@ class Revoked:
 
 
 class Journal(Protocol):
-    """Remembers in which order things changed."""
+    """Remembers the order of changes."""
 
     def touch(self, subject: str | bytes) -> None:
-        """Notes that a member (by its name), or a revoked key, has changed or is gone."""
+        """Notes that a member (by its name) or a revoked key was changed or removed."""
 
 
 class MemberList:
@@ -118,18 +118,18 @@ class MemberList:
         self.members: dict[str, Member] = {}
         self.revoked: dict[bytes, Revoked] = {}
         self.epoch = 0
-        """The latest epoch of the list, where it is a group's."""
+        """The latest epoch of the list, if it is that of a group."""
         self.journal: Journal | None = None
-        """Who has to know of changes; None if nobody."""
+        """Is told of changes, if it is there."""
         self.copied: Entry = {}
-        """The entry that says of what this is a copy; empty if it is none."""
+        """The entry that says of which list this is a copy; empty if it is not a copy."""
         self._by_key: dict[bytes, str] = {}
         self._replaced: dict[bytes, str] = {}
         """Whose the keys are that are good for nothing any more."""
         self._spent: dict[bytes, int] = {}
 
     def name_of(self, key: bytes) -> str | None:
-        """Returns whose key this is; None if it is no member's."""
+        """Returns the member with this key; None if no member has it."""
         return self._by_key.get(key)
 
     def replaced(self) -> list[bytes]:
@@ -137,7 +137,7 @@ class MemberList:
         return list(self._replaced)
 
     def expire(self, now: float) -> bool:
-        """Forgets what has ended; returns whether a key is not good any more."""
+        """Forgets what has expired. Returns whether a key is no longer accepted."""
         for each in list(self.invitations.values()):
             if each.until <= now:
                 del self.invitations[each.id]
@@ -157,14 +157,14 @@ class MemberList:
 
     def _happen(self, entry: Entry) -> None:
         member = self.members.get(entry.get("name", ""))
-        self.record(entry)  # first: what cannot be written down has not happened
+        self.record(entry)  # this comes first: what cannot be recorded has not happened
         self.replay(entry)
         if self.journal is not None:
             self._note(self.journal, entry, member)
 
     @staticmethod
     def _note(journal: Journal, entry: Entry, member: Member | None) -> None:
-        """Notes what an entry has changed. `member` is the one of its name before that."""
+        """Notes what an entry has changed. `member` is the earlier one with its name."""
         match entry["entry"]:
             case "joined" | "renewed":
                 journal.touch(entry["name"])
@@ -176,7 +176,7 @@ class MemberList:
                 journal.touch(parse_public_key(entry["key"]))
 
     def replay(self, entry: Entry) -> None:
-        """Takes an entry into account. Raises :class:`ValueError` for one that makes no sense."""
+        """Applies an entry. Raises :class:`ValueError` for one that makes no sense."""
         try:
             self._replay(entry)
         except (KeyError, TypeError, ValueError) as error:
@@ -287,7 +287,7 @@ class MemberList:
                 del self._replaced[key]
 
     def entries(self) -> Iterator[Entry]:
-        """Yields entries that make the present state, for a file that is written anew."""
+        """Yields entries that make the present state, for a file that is rewritten."""
         for member in self.members.values():
             yield from entries_of(member)
         for revoked in self.revoked.values():
@@ -299,7 +299,7 @@ class MemberList:
             }
         for token, until in self._spent.items():
             yield {"entry": "spent", "token": token.hex(), "until": until}
-        # After the members: each entry of a member would take a use away.
+        # These come after the members, because each entry of a member takes a use away.
         for each in self.invitations.values():
             yield {
                 "entry": "invited",
@@ -327,7 +327,7 @@ def _renewed(member: Member, key: bytes, old_until: int) -> Member:
 
 
 def entries_of(member: Member) -> Iterator[Entry]:
-    """Yields entries that make a member what it is."""
+    """Yields the entries that make the present state of a member."""
     first, *later = (*member.past(), member.key)
     yield {
         "entry": "joined",
@@ -337,7 +337,7 @@ def entries_of(member: Member) -> Iterator[Entry]:
         "until": member.until,
         "invitation": member.invitation,
         "at": member.joined_at,
-        # When a token may come again is in an entry of its own: its host may be gone by then.
+        # The time of a token is in an entry of its own, because its host may have left by then.
         **({"subject": member.subject} if member.subject else {}),
         **({"token": member.token} if member.token else {}),
     }

@@ -1,4 +1,4 @@
-"""Nonces of envelopes on disk: what was accepted before a restart is not accepted after it.
+"""Nonces of envelopes on disk, so that an envelope is not accepted again after a restart.
 
 A file of records of 56 bytes, all integers big-endian, appended one by one::
 
@@ -7,8 +7,8 @@ A file of records of 56 bytes, all integers big-endian, appended one by one::
     +-----------+----------+------------+
      SENDER is a public key, EXPIRES Unix time in seconds.
 
-An incomplete record at the end, of a write that was cut short, is ignored. The file is written anew
-without what has expired when it is opened, and when it has grown to twice of what was left then.
+An incomplete record at the end, from a write that was cut short, is ignored. When the file is
+opened, it is rewritten without expired records, and again when it has grown to twice that size.
 """
 
 import errno
@@ -26,20 +26,20 @@ _log = logging.getLogger(__name__)
 _RECORD: Final = struct.Struct("!32s16sQ")
 
 REWRITE_MIN: Final = 65_536
-"""Bytes up to which a file only grows."""
+"""Bytes up to which a file is never rewritten."""
 
 EXPIRY_MAX: Final = 3600
-"""Seconds from now beyond which an expiry is none: no envelope with such a one is accepted."""
+"""Latest valid expiry in seconds from now. No envelope with a later one is accepted."""
 
 FILE_MAX: Final = 64 * 1_048_576
-"""Bytes of a file that are read; 5,000 peers that all use up their nonces do not reach it."""
+"""Bytes of a file that are read. 5,000 peers that use up all their nonces do not reach that."""
 
 
 class NonceFile:
     """The file at `path`. Its directory must exist.
 
-    A file that cannot be read or written costs the protection over a restart and nothing else: that
-    is logged when it begins.
+    If the file cannot be read or written, only the protection over a restart is lost. That is
+    logged when it begins.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,12 +48,12 @@ class NonceFile:
         self._limit = REWRITE_MIN
         self._failed = False
         self.forgotten = 0
-        """Latest expiry of what :meth:`load` has dropped because it had expired."""
+        """Latest expiry of the records that :meth:`load` has dropped as expired."""
 
     def load(self, now: float | None) -> Iterator[tuple[bytes, bytes, int]]:
-        """Yields (sender, nonce, expires) of what has not expired, and drops the rest.
+        """Yields (sender, nonce, expires) of unexpired records, and drops the others.
 
-        `now` is None where the time is not known yet: nothing is dropped then.
+        `now` is None if the time is not known yet. Then nothing is dropped.
         """
         try:
             with open_regular(self._path) as file:
@@ -74,7 +74,10 @@ class NonceFile:
     def add(
         self, sender: bytes, nonce: bytes, expires: int, live: list[tuple[bytes, bytes, int]]
     ) -> None:
-        """Appends a record. `live` is what has not expired, for when :attr:`full`."""
+        """Appends a record.
+
+        If the file is :attr:`full`, it is rewritten with the unexpired ones, `live`.
+        """
         if self._size >= self._limit:
             self._rewrite(live)
         try:
@@ -87,7 +90,7 @@ class NonceFile:
 
     @property
     def full(self) -> bool:
-        """True when :meth:`add` will write the file anew."""
+        """Whether :meth:`add` will rewrite the file."""
         return self._size >= self._limit
 
     def _append(self, record: bytes) -> None:
@@ -97,7 +100,7 @@ class NonceFile:
         try:
             before = os.fstat(fd).st_size
             if os.write(fd, record) != len(record):
-                os.ftruncate(fd, before)  # a part of it would move all later records
+                os.ftruncate(fd, before)  # a part of a record would shift all later ones
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(fd)

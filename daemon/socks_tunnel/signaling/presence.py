@@ -1,4 +1,4 @@
-"""Which of the keys that we watch are at a rendezvous service, as far as the service says."""
+"""Which of the watched keys are at a rendezvous service, according to the service."""
 
 import asyncio
 import random
@@ -9,37 +9,38 @@ from socks_tunnel.protocol.rendezvous import Presence
 from socks_tunnel.protocol.rendezvous_load import Load
 
 APPEARED_PERIOD: Final = 5.0
-"""Seconds in which one key may appear once: a service that lies cannot make us dial without end."""
+"""Seconds in which one key may appear once, so that a false service cannot cause endless
+dialling."""
 
 APPEARED_SPREAD: Final = 0.5
-"""Seconds over which those who waited for the same peer are spread."""
+"""Seconds over which the callers that waited for the same peer are spread."""
 
 
 class PresenceBoard:
-    """Who is there, and who waits for somebody to come."""
+    """Which peers are present, and who waits for a peer to appear."""
 
     def __init__(self) -> None:
         self._watched: Collection[bytes] = frozenset()
         self._online: set[bytes] = set()
         self.loads: dict[bytes, Load] = {}
-        """How busy those who are there have said that they are."""
+        """The load that present peers have reported."""
         self._appeared_at: dict[bytes, float] = {}
         self._appearing: dict[bytes, set[asyncio.Future[None]]] = {}
 
     def watch(self, keys: frozenset[bytes]) -> None:
-        """Replaces the keys that count."""
+        """Replaces the watched keys."""
         self._watched = keys
         self._online &= keys
         self.loads = {key: load for key, load in self.loads.items() if key in keys}
         self._appeared_at = {key: at for key, at in self._appeared_at.items() if key in keys}
 
     def clear(self) -> None:
-        """Forgets who is there: the connection has ended."""
+        """Forgets who is present, because the connection has ended."""
         self._online.clear()
         self.loads.clear()
 
     def see(self, presence: Presence) -> None:
-        """Takes what the service says."""
+        """Takes a presence message of the service."""
         self._online.difference_update(presence.offline)
         for key in presence.offline:
             self.loads.pop(key, None)
@@ -57,7 +58,7 @@ class PresenceBoard:
                     future.set_result(None)
 
     async def appeared(self, key: bytes) -> None:
-        """Waits until a key has come; at most once in a while."""
+        """Waits until a key appears. For one key this happens at most once in some time."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._appearing.setdefault(key, set()).add(future)
         try:

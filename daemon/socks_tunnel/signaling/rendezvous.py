@@ -1,11 +1,11 @@
-"""The rendezvous carrier: envelopes through a service to which both sides hold one WebSocket each.
+"""The rendezvous carrier: envelopes through a service, to which each side has one WebSocket.
 
-One :class:`Rendezvous` is one WebSocket, whoever uses it: a gateway has one for all its peers that
-are reached by the same service. It connects again for ever, with growing delays and jitter; a link
-that is up does not notice. :mod:`socks_tunnel.protocol.rendezvous` has the frames and parcels.
+One :class:`Rendezvous` is one WebSocket. A gateway has one for all peers that it reaches by the
+same service. It reconnects for ever, with growing delays and jitter. A link that is up does not
+notice. :mod:`socks_tunnel.protocol.rendezvous` has the frames and parcels.
 
-The service is not trusted. It can refuse, delay and invent, which costs a link that does not come
-about; envelopes are signed, and what is invented is rejected by who opens them.
+The service is not trusted. It can refuse, delay and forge messages, and so prevent a link.
+Envelopes are signed, so their receiver rejects forged ones.
 """
 
 import asyncio
@@ -72,35 +72,35 @@ from socks_tunnel.signaling.rendezvous_words import (
 _log = logging.getLogger(__name__)
 
 UNDISTURBED: Final = 4.0
-"""Seconds that an attempt to connect has at least, however often the network changes meanwhile."""
+"""Least seconds for an attempt to connect, even if the network changes meanwhile."""
 
 OFFERS_MAX: Final = 1024
-"""Offers of ours that may wait for an answer."""
+"""Our offers that may wait for an answer at a time."""
 
 HANDLED_MAX: Final = 32
-"""Envelopes of others at work at the same time, and as many requests of strangers to join."""
+"""Envelopes that are handled at the same time, and as many requests to join."""
 
 HANDLE_TIMEOUT: Final = 30.0
-"""Seconds that the work on one of them may take."""
+"""Seconds within which one of them must be handled."""
 
 LIVED_LONG: Final = 10.0
-"""Seconds after which a connection that ends does not count as a failure in a row."""
+"""Seconds after which the end of a connection does not count as another failure in a row."""
 
 
-class _Ended(Exception):  # noqa: N818 - not always an error
-    """The connection is over, for what the text says."""
+class _Ended(Exception):  # noqa: N818 - it is not always an error
+    """The connection has ended; the text says why."""
 
 
 class Rendezvous:
-    """One service, with one WebSocket to it as long as it is started.
+    """One service, with one WebSocket to it from :meth:`start` to :meth:`stop`.
 
     `url` is `wss://HOST[:PORT][/PATH]`, or `ws://`; `ca`, `proxy` are as for
-    :class:`socks_tunnel.signaling.direct.DirectClient`. `handlers` are for what others send;
-    without them it is dropped. `enrolment` is shown to the service unless empty. `dropped` is told
-    why a parcel was dropped, one of :data:`socks_tunnel.ops.labels.PARCEL_DROPS`; `clock` is told
-    the service's time; `relay` carries datagrams, and is made here if there is none to count them.
-    The service is told what `load` returns, and that the enrolments of the keys are void which
-    `revoked` returns.
+    :class:`socks_tunnel.signaling.direct.DirectClient`. `handlers` are for messages of others,
+    which are dropped without them. `enrolment` is presented to the service unless it is empty.
+    `dropped` is called with the reason for each dropped parcel, one of
+    :data:`socks_tunnel.ops.labels.PARCEL_DROPS`. `clock` is told the service's time. `relay`
+    carries datagrams; without it, a relay that counts nothing is made. The service is told the load
+    that `load` returns, and that the enrolments of the keys that `revoked` returns are void.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Rendezvous:
         self._doubt: Doubt | None = None
         self._connecting: asyncio.Timeout | None = None
         self._began = 0.0
-        """When the latest attempt to connect began, by the time of the event loop."""
+        """When the latest attempt to connect began, in the time of the event loop."""
         self._hurry = asyncio.Event()
         self._waiting: dict[bytes, Waiting] = {}
         self.presence = PresenceBoard()
@@ -155,11 +155,11 @@ class Rendezvous:
     # --- its life -------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Connects, again and again, until :meth:`stop`."""
+        """Connects, and reconnects until :meth:`stop`."""
         self._task = spawn(f"rendezvous {self._host}", self._connect_forever())
 
     async def stop(self) -> None:
-        """Ends the connection; what waits for an answer fails."""
+        """Ends the connection. Requests that wait for an answer fail."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -168,11 +168,11 @@ class Rendezvous:
             task.cancel()
 
     def doubt(self) -> None:
-        """Makes sure that the connection works, now that the network or the host may have changed.
+        """Checks that the connection works, because the network or the host may have changed.
 
-        One that does not is given up after :data:`ANSWER_WITHIN` seconds, or at once if the host
-        has lost its address. Where there is none, the next attempt begins at once, and one that is
-        under way has :data:`UNDISTURBED` seconds in all.
+        A connection that does not work is given up after :data:`ANSWER_WITHIN` seconds, or at once
+        if the host has lost its address. Without a connection, the next attempt begins at once, and
+        one that is under way has :data:`UNDISTURBED` seconds in all.
         """
         if self._doubt is not None:
             self._doubt.begin()
@@ -183,7 +183,7 @@ class Rendezvous:
                 self._connecting.reschedule(max(now, self._began + UNDISTURBED))
 
     def watch(self, keys: Collection[bytes], *, loads: bool = False) -> None:
-        """Replaces the keys that we may talk to; `loads`: we want to know how busy they are."""
+        """Replaces the watched keys. `loads` says whether their load is wanted too."""
         watched = frozenset(keys)
         if (watched, loads) == (self._watched, self._wants_loads):
             return
@@ -202,7 +202,7 @@ class Rendezvous:
             for frame in self._watches():
                 await self._send(frame)
         except SignalingError as error:
-            _log.debug("%s", error)  # the next connection tells it
+            _log.debug("%s", error)  # the next connection sends it
 
     def _watches(self) -> Iterator[bytes]:
         guests = self._handlers is not None
@@ -222,7 +222,7 @@ class Rendezvous:
                 self._hurry.set()
             except (OSError, ValueError, aiohttp.ClientError, SignalingError) as error:
                 problem = failure_sentence(error)
-            except Exception as error:  # noqa: BLE001 - reported, and no reason to give it up
+            except Exception as error:  # noqa: BLE001 - it is reported, and the service is tried again
                 _log.exception("the connection to %s ended because of a bug", self.url)
                 problem = f"a bug: {clip(error)}"
             finally:
@@ -232,7 +232,7 @@ class Rendezvous:
                 self._delays.reset()
             delay = 0.0 if self._hurry.is_set() else self._delays.next()
             level = logging.DEBUG if problem == self._told_problem else logging.WARNING
-            self._told_problem = problem  # the same is said once
+            self._told_problem = problem  # the same sentence is logged once
             text, advice = "rendezvous %s: %s; trying again in %.1f s.%s", advice_for(problem)
             _log.log(level, text, self.url, problem, delay, advice)
             with contextlib.suppress(TimeoutError):
@@ -240,7 +240,7 @@ class Rendezvous:
                     await self._hurry.wait()
 
     def _closed(self) -> None:
-        """Nothing can be sent any more, and nobody is known to be there."""
+        """Notes that nothing can be sent any more, and that no peer is known to be present."""
         self._open.clear()
         self._ws = None
         self._doubt = None
@@ -257,7 +257,7 @@ class Rendezvous:
     # --- one connection -------------------------------------------------------------------------
 
     async def _connect(self) -> None:
-        """Connects and reads until the end. Raises what ended it, always."""
+        """Connects and reads until the end. Always raises what ended it."""
         async with contextlib.AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT) as self._connecting:
@@ -296,7 +296,7 @@ class Rendezvous:
     async def _receive(
         self, ws: aiohttp.ClientWebSocketResponse, protocol: ClientConnection
     ) -> None:
-        """Waits for one frame and acts on it. Raises :class:`_Ended`."""
+        """Waits for one frame and handles it. Raises :class:`_Ended`."""
         message = await ws.receive()
         if message.type is aiohttp.WSMsgType.PING:
             await ws.pong(message.data)
@@ -315,7 +315,7 @@ class Rendezvous:
                 signature = self._identity.sign(protocol.signed_text(now))
                 await self._send(protocol.proof(self._identity.public, signature, now))
             case Presence():
-                # What was passed on to a connection that is gone may never have arrived.
+                # An envelope that went to a connection that has ended may never have arrived.
                 fail_those(self._waiting.values(), event.offline, f"the peer has left {self.url}")
                 self.presence.see(event)
             case FromKey():
@@ -345,13 +345,13 @@ class Rendezvous:
         await send_frame(self._ws, frame, self.url)
 
     async def appeared(self, key: bytes) -> None:
-        """Waits until the service says that a key has come; at most once in a while."""
+        """Waits until the service reports that a key has appeared."""
         await self.presence.appeared(key)
 
     # --- offers of ours -------------------------------------------------------------------------
 
     async def ice_servers(self, timeout: float) -> IceServers:  # noqa: ASYNC109
-        """Returns the TURN servers that the service offers, once there is a connection to it.
+        """Waits for a connection to the service, and returns the TURN servers that it offers.
 
         Raises :class:`SignalingError` if there is none within `timeout` seconds.
         """
@@ -363,14 +363,17 @@ class Rendezvous:
         return self._offered
 
     async def offer(self, to: bytes, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
-        """Brings an offer to a key; returns the answer's envelope and the session's name.
+        """Delivers an offer to a key. Returns the answer's envelope and the session's name.
 
         Raises :class:`SignalingError`.
         """
         return await self._ask("offer", to, envelope, timeout)
 
     async def join(self, to: bytes, request: bytes, timeout: float) -> bytes:  # noqa: ASYNC109
-        """Brings a request to join to a key; returns the answer. Raises :class:`SignalingError`."""
+        """Delivers a request to join to a key.
+
+        Returns the answer. Raises :class:`SignalingError`.
+        """
         answer, _ = await self._ask("join", to, request, timeout)
         return answer
 
@@ -383,7 +386,7 @@ class Rendezvous:
             async with asyncio.timeout(timeout):
                 await self._open.wait()
                 await self._pass(to, Parcel(kind, ref, envelope=asked))
-                self.doubt()  # who asks needs a link, perhaps because the network has changed
+                self.doubt()  # the caller needs a link, perhaps because the network has changed
                 return await waiting.answer
         except TimeoutError:
             if not self._open.is_set():
@@ -393,11 +396,11 @@ class Rendezvous:
         finally:
             del self._waiting[ref]
             if waiting.answer.done() and not waiting.answer.cancelled():
-                waiting.answer.exception()  # nobody may have waited for it any more
+                waiting.answer.exception()  # the caller may have stopped waiting
             waiting.answer.cancel()
 
     async def bye(self, to: bytes, session: str, envelope: bytes, timeout: float = 5.0) -> None:  # noqa: ASYNC109
-        """Brings a goodbye. Raises :class:`SignalingError`."""
+        """Delivers a goodbye. Raises :class:`SignalingError`."""
         if not self._open.is_set():
             raise SignalingError(f"no connection to {self.url}: {self.problem}")
         try:
@@ -421,7 +424,7 @@ class Rendezvous:
     # --- what others send -----------------------------------------------------------------------
 
     def _take(self, event: FromKey) -> None:
-        """Takes a parcel. Whom it is from is what the service says, and proves nothing."""
+        """Takes a parcel. The sender that the service names is not proved."""
         try:
             parcel = decode_parcel(event.body)
         except RemoteProtocolError as error:
@@ -433,7 +436,7 @@ class Rendezvous:
             return
         waiting = self._waiting.get(parcel.ref)
         if waiting is None or waiting.to != event.sender or waiting.answer.done():
-            self._dropped("unasked")  # or too late
+            self._dropped("unasked")  # no request waits for it, or it is too late
             return
         if parcel.kind == "refused":
             sentence = f"the peer refused the {waiting.kind} through {self.url}"
@@ -444,7 +447,8 @@ class Rendezvous:
             self._dropped("unasked")
 
     def _handle(self, sender: bytes, parcel: Parcel) -> None:
-        if self._handlers is None:  # a gateway takes none of this, and nobody who means it sends it
+        # A gateway accepts none of these, and no honest sender sends them.
+        if self._handlers is None:
             self._dropped("not-for-gateways")
             return
         joins = parcel.kind == "join"
@@ -475,7 +479,7 @@ class Rendezvous:
             self._dropped("answer-not-sent")
 
     async def _answer_to(self, parcel: Parcel) -> Parcel | None:
-        """Has a parcel handled; returns what answers it, None for a goodbye."""
+        """Has a parcel handled. Returns its answer, or None for a goodbye."""
         assert self._handlers is not None
         ref, envelope = parcel.ref, parcel.envelope
         if parcel.kind == "bye":

@@ -7,21 +7,21 @@ from typing import Final, Protocol
 from socks_tunnel.signaling.carrier import SignalingError
 
 ANSWERS: Final = {"offer": "answer", "join": "joined"}
-"""What a parcel that asks is answered by, unless that is `refused`."""
+"""The kind of answer to each kind of request, unless it is `refused`."""
 
 
 class Delays(Protocol):
     """How long to wait between attempts."""
 
     def next(self) -> float:
-        """Returns the seconds before the next attempt."""
+        """Returns the seconds until the next attempt."""
 
     def reset(self) -> None:
-        """The last attempt was a success."""
+        """Starts again from the shortest pause, after a success."""
 
 
 class Waiting:
-    """A parcel of ours that waits for its answer. `kind` is one of :data:`ANSWERS`."""
+    """A request of ours that waits for its answer. `kind` is one of :data:`ANSWERS`."""
 
     def __init__(self, to: bytes, kind: str) -> None:
         self.to = to
@@ -35,7 +35,7 @@ class Waiting:
 
 
 def fail_those(waiting: Iterable[Waiting], keys: Collection[bytes], sentence: str) -> None:
-    """Ends the wait for answers of some keys with a reason."""
+    """Ends the waits for answers of some keys with a reason."""
     for each in waiting:
         if each.to in keys:
             each.fail(sentence)

@@ -1,9 +1,9 @@
-"""Finds out soon whether a connection to a rendezvous service still works.
+"""Finds out quickly whether a connection to a rendezvous service still works.
 
-The heartbeat of a WebSocket notices after half a minute that nobody is there any more, and TCP
-sends what is lost again at growing intervals. Somebody who has just walked from one network to
-another, or whose flows wait for a link, cannot wait so long. So a connection in doubt is asked by
-a PING (RFC 6455 section 5.5.2), and it has ended unless something comes within a few seconds.
+The heartbeat of a WebSocket needs half a minute to notice that the other side has gone, and TCP
+retransmits at growing intervals. A host that has just moved from one network to another, or whose
+flows wait for a link, cannot wait so long. So a PING (RFC 6455 section 5.5.2) is sent on a
+connection in doubt. The connection counts as ended unless something arrives within a few seconds.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from socks_tunnel.protocol.bounded import clip
 _log = logging.getLogger(__name__)
 
 ANSWER_WITHIN: Final = 2.0
-"""Seconds in which something has to come by a connection in doubt. Two round trips by satellite,
-or a loss that TCP mends at once, take less."""
+"""Seconds within which something must arrive on a connection in doubt. Two round trips by
+satellite, or a loss that TCP repairs at once, take less."""
 
 
-class Unanswered(Exception):  # noqa: N818 - what a doubt has come to
-    """The connection was in doubt, and nothing has come by it."""
+class Unanswered(Exception):  # noqa: N818 - the result of a doubt
+    """The connection was in doubt, and nothing has arrived on it."""
 
 
 class Doubt:
@@ -55,7 +55,7 @@ class Doubt:
             raise Unanswered from None
 
     def begin(self) -> None:
-        """Asks the service whether it is there, unless it is being asked already."""
+        """Sends a PING to the service, unless one is under way already."""
         if self._doubted or self._patience is None or self._patience.expired():
             return
         self._doubted = True
@@ -73,7 +73,7 @@ class Doubt:
 
 
 def is_gone(sockname: Any) -> bool:
-    """Returns whether the host has lost the address of a socket, so that nothing can reach it.
+    """Returns whether the host has lost the address of a socket.
 
     `sockname` is what :meth:`socket.socket.getsockname` returned, or None where that is not known.
     """

@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 class LoadTold:
-    """The load that one service is told of. `current` returns it; None: nothing is told."""
+    """Reports the load to one service. `current` returns it; with None, nothing is reported."""
 
     def __init__(
         self, current: Callable[[], Load] | None, send: Callable[[bytes], Awaitable[None]]
@@ -24,12 +24,12 @@ class LoadTold:
         self._task: asyncio.Task[None] | None = None
 
     def opened(self, period: int) -> None:
-        """There is a connection to a service that takes a load every `period` seconds; 0: none."""
+        """Begins a connection to a service that accepts a load every `period` seconds; 0: never."""
         if self._current is not None and period:
             self._task = spawn("tell the rendezvous the load", self._tell(self._current, period))
 
     def closed(self) -> None:
-        """There is none any more."""
+        """Notes that the connection has ended."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -47,4 +47,4 @@ class LoadTold:
         try:
             await tell_forever(current, period, send, asyncio.sleep)
         except SignalingError as error:
-            _log.debug("%s", error)  # the next connection tells it
+            _log.debug("%s", error)  # the next connection sends it

@@ -6,7 +6,7 @@ from socks_tunnel.signaling.rendezvous import Rendezvous
 
 
 class RendezvousCarrier:
-    """Brings envelopes to one peer through a service."""
+    """Delivers envelopes to one peer through a service."""
 
     def __init__(self, rendezvous: Rendezvous, key: bytes) -> None:
         self._rendezvous = rendezvous
@@ -14,7 +14,7 @@ class RendezvousCarrier:
 
     @property
     def name(self) -> str:
-        """Where it leads, for log lines."""
+        """The name of the destination, for log lines."""
         return self._rendezvous.url
 
     async def ice_servers(self, timeout: float) -> IceServers:  # noqa: ASYNC109
@@ -22,7 +22,7 @@ class RendezvousCarrier:
         return await self._rendezvous.ice_servers(timeout)
 
     def relay(self) -> DatagramRelay | None:
-        """Returns the service's relay to the peer; None while it relays nothing."""
+        """Returns the service's relay to the peer; None while the service relays nothing."""
         return self._rendezvous.relay.to(self._key)
 
     async def offer(self, envelope: bytes, timeout: float) -> tuple[bytes, str]:  # noqa: ASYNC109
@@ -34,5 +34,5 @@ class RendezvousCarrier:
         await self._rendezvous.bye(self._key, handle, envelope)
 
     async def appeared(self) -> None:
-        """Waits until the service says that the peer has come."""
+        """Waits until the service reports that the peer has appeared."""
         await self._rendezvous.appeared(self._key)

@@ -1,9 +1,9 @@
-"""Datagrams through a rendezvous service, for peers that no UDP path reaches: the client's part.
+"""The client's part of relaying datagrams through a rendezvous service, if no UDP path works.
 
-One :class:`ServiceRelay` goes with one connection to a service, and outlives it: while there is no
-connection, datagrams are lost, as on any path, and go on when it is there again. Datagrams wait for
-the connection in a short queue, of each channel in turn, and leave at the rate that the service
-grants, so that it drops none of them.
+One :class:`ServiceRelay` belongs to one service, and outlives each connection to it. Without a
+connection, datagrams are lost, as on any path. Datagrams wait for the connection in a short queue,
+in which the channels take turns. They leave at the rate that the service grants, so that it drops
+none.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ from socks_tunnel.protocol.rendezvous_relay import (
 _log = logging.getLogger(__name__)
 
 RATE_SHARE: Final = 0.95
-"""Part of the granted rate that is used: the service counts by a clock of its own."""
+"""Part of the granted rate that is used, because the service measures with its own clock."""
 
 BURST_SECONDS: Final = 0.02
-"""Seconds of the rate that may leave at once after a pause."""
+"""Burst after a pause, in seconds of the rate."""
 
 
 def _uncounted(what: str, datagrams: int) -> None:
@@ -42,11 +42,11 @@ def _uncounted(what: str, datagrams: int) -> None:
 
 
 class RelaySocket(aiohttp.ClientWebSocketResponse):
-    """A WebSocket that lets little wait behind it."""
+    """A WebSocket with a short queue of bytes behind it."""
 
     def __init__(self, reader: Any, writer: Any, *more: Any, **named: Any) -> None:
         super().__init__(reader, writer, *more, **named)
-        # The service's side has an argument for this, the client's side has not.
+        # The server class of aiohttp has an argument for this, the client class has not.
         writer._limit = WRITE_BUFFER  # noqa: SLF001
         keep_queue_short(writer.transport)
 
@@ -54,8 +54,8 @@ class RelaySocket(aiohttp.ClientWebSocketResponse):
 class ServiceRelay:
     """The relay of one service. `url` is the service's.
 
-    `passed` is told how many datagrams were `sent`, which is to say given to the queue, and how
-    many were `received`. `dropped` is told how many were dropped, and why: one of
+    `passed` is called with the number of datagrams that were `sent` (put into the queue) or
+    `received`. `dropped` is called with the number of dropped datagrams and the reason, one of
     :data:`socks_tunnel.ops.labels.RELAY_DROPS`.
     """
 
@@ -70,7 +70,7 @@ class ServiceRelay:
         self._passed = passed
         self._dropped = dropped
         self.rate = 0
-        """Bytes a second that the service relays for us; 0: it relays nothing, or is not there."""
+        """Bytes per second that the service relays for this host; 0: none, or no connection."""
         self.family: Literal["ipv4", "ipv6"] = "ipv4"
         self._ws: aiohttp.ClientWebSocketResponse | None = None
         self._queue = RelayQueue(dropped)
@@ -82,15 +82,15 @@ class ServiceRelay:
     # --- the connection -----------------------------------------------------------------------
 
     def opened(self, ws: aiohttp.ClientWebSocketResponse, rate: int) -> None:
-        """Uses a connection, or takes another rate for it."""
+        """Uses a new connection, or a new rate."""
         self._ws, self.rate = ws, rate
         if not rate:
-            self._queue.clear()  # there is no credit to wait for any more
+            self._queue.clear()  # nothing waits for credit any more
         address = ws.get_extra_info("peername")
         self.family = "ipv6" if isinstance(address, tuple) and ":" in address[0] else "ipv4"
 
     def closed(self) -> None:
-        """Has no connection any more."""
+        """Notes that the connection has ended."""
         self._ws, self.rate = None, 0
         self._queue.clear()
         if self._pump is not None:
@@ -98,7 +98,7 @@ class ServiceRelay:
             self._pump = None
 
     def receive(self, frame: Relayed) -> None:
-        """Hands datagrams to the channel that they are for."""
+        """Passes datagrams to their channel."""
         channel = self._channels.get((frame.peer, frame.channel))
         if channel is None:
             self._dropped("no-channel", frame.count)
@@ -107,7 +107,7 @@ class ServiceRelay:
         channel.receiver.relayed(frame.datagrams())
 
     def refused(self, absent: Absent) -> None:
-        """Tells who has sent datagrams that they were not relayed."""
+        """Tells the sender of datagrams that they were not relayed."""
         channel = self._channels.get((absent.to, absent.channel))
         if channel is not None:
             channel.receiver.refused(REASONS[absent.reason])
@@ -115,22 +115,22 @@ class ServiceRelay:
     # --- channels -----------------------------------------------------------------------------
 
     def to(self, key: bytes) -> "PeerRelay | None":
-        """Returns the way to a peer; None while the service relays nothing."""
+        """Returns the relay to a peer; None while the service relays nothing."""
         return PeerRelay(self, key) if self.rate else None
 
     def open(self, key: bytes, name: bytes, receiver: RelayedReceiver) -> "Channel":
-        """Returns a channel to a peer; a newer one takes the place of one with the same name."""
+        """Returns a channel to a peer. It replaces an older one with the same name."""
         channel = self._channels[key, name] = Channel(self, key, name, receiver)
         return channel
 
     def forget(self, channel: "Channel") -> None:
-        """Takes no more datagrams for a channel."""
+        """Stops passing datagrams to a channel."""
         place = channel.key, channel.name
         if self._channels.get(place) is channel:
             del self._channels[place]
 
     def send(self, key: bytes, name: bytes, datagrams: Sequence[bytes]) -> None:
-        """Sends datagrams to a peer; as with UDP, they may be lost."""
+        """Sends datagrams to a peer. As with UDP, they may be lost."""
         if self._ws is None or not self.rate:
             self._dropped("not-connected", len(datagrams))
             return
@@ -147,7 +147,7 @@ class ServiceRelay:
             self._pump = spawn("relay datagrams", self._send_waiting(self._ws))
 
     async def _send_waiting(self, ws: aiohttp.ClientWebSocketResponse) -> None:
-        """Sends what waits, at the rate that is granted, and ends when nothing does."""
+        """Sends waiting datagrams at the granted rate, and ends when none wait."""
         clock = asyncio.get_running_loop().time
         queue = self._queue
         frame: bytes | None = None
@@ -159,32 +159,32 @@ class ServiceRelay:
                     queue.expire(clock())
                     continue
                 frame = queue.pop()
-                assert frame is not None, "its length was known"
+                assert frame is not None, "the length of the frame was known"
                 await ws.send_bytes(frame)
                 frame = None
                 if (now := clock()) - began > BLOCKED_TIME:
                     queue.expire(now)
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
-            # The reader of the connection learns of its end too, and says so.
+            # The reader of the connection also learns of its end, and reports it.
             _log.debug("cannot relay datagrams through %s: %s", self.url, clip(error))
             queue.clear()
         finally:
-            if frame is not None:  # the connection failed, or was given up, under it
+            if frame is not None:  # the connection failed or was given up meanwhile
                 self._dropped("gone", count_relayed(frame, "to"))
 
     def _delay(self, size: int, now: float) -> float:
-        """Returns for how long a frame has to wait for its credit; takes the credit for 0."""
+        """Returns the seconds that a frame must wait for its credit. For 0, the credit is taken."""
         rate = RATE_SHARE * self.rate
         earned = self._credit + rate * (now - self._credit_at)
         self._credit, self._credit_at = min(earned, rate * BURST_SECONDS), now
         if self._credit < 0:
             return -self._credit / rate
-        self._credit -= size  # a debt, so that no frame is too long for the credit
+        self._credit -= size  # the credit may become negative, so that no frame is too long for it
         return 0.0
 
 
 class PeerRelay:
-    """The way to one peer through a service."""
+    """The relay of a service to one peer."""
 
     def __init__(self, service: ServiceRelay, key: bytes) -> None:
         self._service = service
@@ -192,21 +192,21 @@ class PeerRelay:
 
     @property
     def server(self) -> str:
-        """The service, for log and status."""
+        """The name of the service, for log and status."""
         return self._service.url
 
     @property
     def family(self) -> Literal["ipv4", "ipv6"]:
-        """Of the addresses on the way to the service."""
+        """The address family of the connection to the service."""
         return self._service.family
 
     def open(self, channel: bytes, receiver: RelayedReceiver) -> "Channel":
-        """Returns a channel of that name, whose datagrams go to `receiver`."""
+        """Returns a channel with this name. Its datagrams go to `receiver`."""
         return self._service.open(self._key, channel, receiver)
 
 
 class Channel:
-    """One connection's datagrams to one peer."""
+    """The datagrams of one connection to one peer."""
 
     def __init__(
         self, service: ServiceRelay, key: bytes, name: bytes, receiver: RelayedReceiver
@@ -217,7 +217,7 @@ class Channel:
         self.receiver = receiver
 
     def send(self, datagrams: Sequence[bytes]) -> None:
-        """Sends datagrams; as with UDP, they may be lost."""
+        """Sends datagrams. As with UDP, they may be lost."""
         self._service.send(self.key, self.name, datagrams)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Tells a rendezvous service whose enrolments are revoked, while there is a connection to it."""
+"""Tells a rendezvous service which enrolments are revoked, while connected to it."""
 
 import asyncio
 import logging
@@ -12,11 +12,11 @@ from socks_tunnel.signaling.carrier import SignalingError
 _log = logging.getLogger(__name__)
 
 Text = Callable[[Revocation], bytes]
-"""Returns what the signature of a revocation is over."""
+"""Returns the bytes that the signature of a revocation covers."""
 
 
 class RevokedTold:
-    """The revoked keys that one service is told of. `current` returns them, the last one last."""
+    """Reports revoked keys to one service. `current` returns them, the latest one last."""
 
     def __init__(
         self,
@@ -29,9 +29,9 @@ class RevokedTold:
         self._task: asyncio.Task[None] | None = None
 
     def opened(self, most: int, sign: Callable[[bytes], bytes], text: Text) -> None:
-        """There is a connection to a service that remembers so many keys; 0: it takes none.
+        """Begins a connection to a service that remembers so many keys; 0: it accepts none.
 
-        `sign` signs, and `text` returns what has to be signed on this connection.
+        `sign` signs, and `text` returns the bytes to sign on this connection.
         """
         if self._current is None or not most:
             return
@@ -40,11 +40,11 @@ class RevokedTold:
         )
 
     def changed(self) -> None:
-        """Other keys are revoked now."""
+        """Notes that other keys are revoked now."""
         self._changed.set()
 
     def closed(self) -> None:
-        """There is no connection any more."""
+        """Notes that the connection has ended."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -64,4 +64,4 @@ class RevokedTold:
                     await self._send(encode_revocation(replace(said, signature=sign(text(said)))))
                 await self._changed.wait()
         except SignalingError as error:
-            _log.debug("%s", error)  # the next connection tells it
+            _log.debug("%s", error)  # the next connection sends it

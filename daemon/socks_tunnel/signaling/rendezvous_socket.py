@@ -19,23 +19,23 @@ from socks_tunnel.signaling.rendezvous_relay import RelaySocket
 from socks_tunnel.signaling.tls import client_context
 
 SEND_TIMEOUT: Final = 10.0
-"""Seconds that one frame may take to be handed to the kernel before the service is given up."""
+"""Seconds within which the kernel must take one frame. After that, the service is given up."""
 
 HEARTBEAT: Final = 20.0
-"""Seconds of silence after which the service is asked whether it is there; it has half of that."""
+"""Seconds of silence after which the service gets a PING. It has half of that to answer."""
 
 TCP_TIMEOUT: Final = 2.5
-"""Seconds for the TCP handshake. TCP sends SYN again after 1, 3 and 7 s; another attempt is sooner
-there when a network that was gone comes back."""
+"""Seconds for the TCP handshake. TCP repeats its SYN after 1, 3 and 7 s. When a network comes back,
+a new attempt is faster."""
 
 CLOSE_TIMEOUT: Final = 1.0
-"""Seconds that the service has to answer the end of a connection."""
+"""Seconds for the service to answer the close of a connection."""
 
 
 async def open_socket(
     stack: contextlib.AsyncExitStack, url: str, ca: Path | None, proxy: str | None
 ) -> aiohttp.ClientWebSocketResponse:
-    """Returns a WebSocket that `stack` will close. PINGs and PONGs are its reader's to deal with.
+    """Returns a WebSocket that `stack` will close. Its reader has to handle PINGs and PONGs.
 
     `url`, `ca` and `proxy` are as for :class:`socks_tunnel.signaling.rendezvous.Rendezvous`. Raises
     :class:`OSError`, :class:`ValueError` and :class:`aiohttp.ClientError`.
@@ -44,7 +44,7 @@ async def open_socket(
     through = proxy_for(http, proxy, os.environ)
     tls: ssl.SSLContext | bool = True
     if urlsplit(url).scheme == "wss":
-        # Off the event loop: the system's authorities are many.
+        # In a thread, because reading the system's many CA certificates takes time.
         tls = await asyncio.to_thread(client_context, ca)
     login = None
     if through is not None and through.credentials:
@@ -75,14 +75,14 @@ async def open_socket(
 async def send_frame(ws: aiohttp.ClientWebSocketResponse, frame: bytes, url: str) -> None:
     """Sends a frame to the service at `url`. Raises :class:`SignalingError`.
 
-    A service that takes nothing for :data:`SEND_TIMEOUT` is given up. What it has to know, such as
-    whose enrolments are revoked, is told by the next connection, and by no other on this one.
+    A service that accepts nothing for :data:`SEND_TIMEOUT` is given up. State that it must know,
+    such as revoked enrolments, is sent again only on the next connection.
     """
     try:
         async with asyncio.timeout(SEND_TIMEOUT):
             await ws.send_bytes(frame)
     except TimeoutError:
         spawn("give the rendezvous up", ws.close())
-        raise SignalingError(f"{url} has taken nothing for {SEND_TIMEOUT:g} s") from None
+        raise SignalingError(f"{url} has accepted nothing for {SEND_TIMEOUT:g} s") from None
     except (OSError, RuntimeError, aiohttp.ClientError) as error:
         raise SignalingError(f"cannot send to {url}: {clip(error)}") from None

@@ -1,4 +1,4 @@
-"""What a rendezvous service offers, and how the connection to it ended, in words."""
+"""Sentences about a rendezvous service: its TURN servers, its clock, and failures."""
 
 import logging
 import os
@@ -20,14 +20,14 @@ from socks_tunnel.signaling.rendezvous_socket import TCP_TIMEOUT
 _log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT: Final = 15.0
-"""Seconds from the beginning of an attempt until the service has accepted our key."""
+"""Seconds from the start of an attempt until the service must have accepted our key."""
 
 
 def usable_servers(offered: Sequence[TurnServer], url: str) -> IceServers:
     """Returns the TURN servers of a welcome in the form of a configuration.
 
-    What is no URL of a TURN server is left out with a warning: one mistake of the service must not
-    cost the link.
+    URLs that are not those of a TURN server are left out with a warning, because one mistake of the
+    service must not prevent a link.
     """
     servers = []
     for server in offered:
@@ -50,7 +50,7 @@ def usable_servers(offered: Sequence[TurnServer], url: str) -> IceServers:
 
 
 def clock_advice(clock: SignalingClock | None) -> str:
-    """Returns what follows from clocks that differ, and what to do, as the end of a sentence."""
+    """Returns the consequence of different clocks and what to do, as the end of a sentence."""
     if clock is not None and clock.trusts_service:
         return (
             "offers and answers go by the service's (rendezvous_clock); set this one all the same"
@@ -62,7 +62,7 @@ def clock_advice(clock: SignalingClock | None) -> str:
 
 
 class SkewTold:
-    """How far the clocks of this host and of a service differ, and what was said of it."""
+    """Logs how far the clocks of this host and of a service differ, without repetition."""
 
     def __init__(self, url: str, clock: SignalingClock | None) -> None:
         self.seconds = 0
@@ -72,7 +72,10 @@ class SkewTold:
         self._told: int | None = None
 
     def tell(self, skew: int) -> None:
-        """Takes how far the service's clock is ahead; warns if that is much and was not said."""
+        """Takes how far the service's clock is ahead.
+
+        Warns if that is much and was not logged yet.
+        """
         self.seconds = skew
         if self._clock is not None:
             self._clock.service_said(skew)
@@ -90,7 +93,7 @@ class SkewTold:
 
 
 def failure_sentence(error: Exception) -> str:
-    """Returns why there is no connection, as the end of a sentence that begins with the service."""
+    """Returns why there is no connection, as the end of a sentence about the service."""
     match error:
         case aiohttp.ClientConnectorCertificateError():
             return f"its certificate is not trusted here: {clip(error.certificate_error)}"
@@ -115,7 +118,7 @@ def failure_sentence(error: Exception) -> str:
 
 
 def _words(error: OSError) -> str:
-    """Returns the system's words: asyncio has its own for a connection that is refused."""
+    """Returns the system's words, because asyncio replaces those for a refused connection."""
     if isinstance(error, socket.gaierror) or not error.errno or error.errno < 0:
         return clip(error.strerror or error)
     return os.strerror(error.errno)

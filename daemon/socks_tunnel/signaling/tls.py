@@ -1,6 +1,6 @@
-"""TLS of the signalling: an endpoint's certificate and key, and whom a gateway trusts.
+"""TLS of signalling: an endpoint's certificate and key, and the CAs that a gateway trusts.
 
-What is wrong with a file is said here in words; what a context does with it is OpenSSL's.
+This module describes mistakes in these files in words. OpenSSL does the rest.
 """
 
 import datetime as dt
@@ -18,12 +18,13 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from socks_tunnel.ops.files import open_regular, read_whole
 
 TLS_FILE_MAX: Final = 4 * 1_048_576
-"""Longest file with certificates or a key, in bytes. All authorities of a system take 250 kB."""
+"""Longest file with certificates or a key, in bytes. All CA certificates of a system take 250
+kB."""
 
 _OTHERS: Final = 0o037
-"""Mode bits that the file of a TLS key must not have. The group may read it: that is how
-Debian shares such keys (group ssl-cert), and a file of root's that the daemon cannot write to is
-better than one that it owns."""
+"""Mode bits that the file of a TLS key must not have. The group may read it, because Debian shares
+such keys in that way (group ssl-cert). A file of root that the daemon cannot change is better than
+a file that it owns."""
 
 Key: TypeAlias = Literal["tls_certificate", "tls_key"]
 
@@ -40,12 +41,12 @@ _REASONS: Final[dict[str | None, tuple[Key, str]]] = {
     "CA_KEY_TOO_SMALL": ("tls_certificate", "has an issuer whose key is too short to be safe"),
     "CA_MD_TOO_WEAK": ("tls_certificate", "is signed with a digest that is too weak to be safe"),
 }
-"""What OpenSSL finds in a pair of files, by its name for that: the setting, and the rest of a
-sentence that begins with the file."""
+"""OpenSSL's reasons for refusing a pair of files: for each the setting, and the rest of a sentence
+that begins with the file."""
 
 
 class TlsFileError(Exception):
-    """A certificate or key cannot be used. `key` is the setting; the text goes after it."""
+    """A certificate or key cannot be used. `key` is the setting, and the text stands after it."""
 
     def __init__(self, key: Key, message: str) -> None:
         super().__init__(message)
@@ -54,19 +55,19 @@ class TlsFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ServerCertificate:
-    """A certificate with its key, ready to serve, and what an operator wants to know of it."""
+    """A certificate with its key, ready to serve, and the facts about it for an operator."""
 
     path: Path
     context: ssl.SSLContext
     names: tuple[str, ...]
-    """Names and addresses that it is for."""
+    """Names and addresses for which it is valid."""
     not_before: dt.datetime
     not_after: dt.datetime
     fingerprint: str
     """SHA-256 of the certificate, in hex."""
 
     def complaint(self, now: dt.datetime) -> str | None:
-        """Returns why gateways will not take it now; None if nothing is known against it."""
+        """Returns why gateways will refuse it now; None if no reason is known."""
         if now > self.not_after:
             return f"expired at {_moment(self.not_after)}"
         if now < self.not_before:
@@ -79,10 +80,10 @@ class ServerCertificate:
 
 
 def read_server_certificate(certificate: Path, key: Path | None) -> ServerCertificate:
-    """Reads a chain, the host's own certificate first, and its key: PEM, in one file or two.
+    """Reads a chain (the host's own certificate first) and its key: PEM, in one file or two.
 
-    A context is made anew each time and never changed: one that served an RSA key before would
-    go on to serve it beside an ECDSA key. Raises :class:`TlsFileError`.
+    A new context is made each time, and no context is ever changed: a context that has served an
+    RSA key would keep serving it beside an ECDSA key. Raises :class:`TlsFileError`.
     """
     pem, mode = _read("tls_certificate", certificate)
     own = _first_certificate(certificate, pem)
@@ -111,11 +112,12 @@ def read_server_certificate(certificate: Path, key: Path | None) -> ServerCertif
 
 
 def client_context(ca: Path | None) -> ssl.SSLContext:
-    """Returns a context that trusts the system's authorities, or those in the file `ca` alone.
+    """Returns a context that trusts the system's CAs, or only those in the file `ca`.
 
-    Every certificate in that file is trusted as it is, also one that is no root. The same on every
-    Python: 3.13 would refuse private authorities whose certificates lack an extension, as no other
-    program on the host does. Raises :class:`OSError`, of which :class:`ssl.SSLError` is one.
+    Every certificate in that file is trusted as it is, also one that is not a root. This is the
+    same on every Python: by itself, 3.13 would refuse private CAs whose certificates lack an
+    extension, unlike the other programs on the host. Raises :class:`OSError`, of which
+    :class:`ssl.SSLError` is one.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -129,7 +131,7 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
 
 
 def check_authorities(ca: Path) -> str | None:
-    """Returns what is wrong with a file of authorities; None if it can be used."""
+    """Returns what is wrong with a file of CA certificates; None if it can be used."""
     try:
         client_context(ca)
     except ssl.SSLError:
@@ -140,7 +142,7 @@ def check_authorities(ca: Path) -> str | None:
 
 
 def _read(key: Key, path: Path) -> tuple[bytes, int]:
-    """Returns the contents of a file, and the bits of its mode that say who may do what."""
+    """Returns the content of a file, and its permission bits."""
     try:
         with open_regular(path) as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -206,7 +208,7 @@ def _server_context(certificate: Path, key: Path) -> ssl.SSLContext:
         setting, message = _REASONS.get(error.reason, unknown)
         file = key if setting == "tls_key" else certificate
         raise TlsFileError(setting, f"{file} {message}") from None
-    except OSError as error:  # it went away meanwhile
+    except OSError as error:  # the file was removed meanwhile
         message = f"{certificate} or {key} cannot be read: {error.strerror}"
         raise TlsFileError("tls_certificate", message) from None
     return context

@@ -115,7 +115,7 @@ def test_a_file_in_use_does_not_grow_without_end(
     for _ in range(10):
         token = enrolments.invite("a", 1, int(NOW) + 100, 0, NOW)
         enrolments.withdraw(token.id.hex())
-    assert "cannot be rewritten without its old lines" in caplog.text
+    assert "cannot be rewritten without its superseded lines" in caplog.text
     assert list(EnrolmentFile(path, ENDPOINT).enrolments.invitations) == kept
 
 
