@@ -61,7 +61,7 @@ class PrivateIdentity:
         except TypeError:
             raise ValueError("the private key is encrypted; an unencrypted one is needed") from None
         except (ValueError, UnsupportedAlgorithm):
-            raise ValueError("this is not a private key in PEM form (PKCS #8)") from None
+            raise ValueError("this is no private key in PEM form (PKCS #8)") from None
         if not isinstance(key, Ed25519PrivateKey):
             raise ValueError(  # noqa: TRY004 - the file's content is wrong, not an argument's type
                 "this private key is of another kind; an Ed25519 key is needed"

@@ -297,7 +297,7 @@ def test_check_config_reads_the_private_key(gateway: Path) -> None:
     result = call("check-config", gateway)
     assert result.exit_code == 78
     assert result.stdout == (
-        f"{gateway}: identity.private_key_file: {key}: this is not a private key in PEM form "
+        f"{gateway}: identity.private_key_file: {key}: this is no private key in PEM form "
         "(PKCS #8)\n"
     )
 
@@ -329,7 +329,7 @@ def test_pubkey_of_what_is_no_key(tmp_path: Path) -> None:
     )
     file.write_text("precious")
     said = refusal(call("pubkey", file), 78)
-    assert said == f"{file}: this is not a private key in PEM form (PKCS #8)\n"
+    assert said == f"{file}: this is no private key in PEM form (PKCS #8)\n"
 
 
 def test_keygen_never_overwrites(tmp_path: Path) -> None:
