@@ -320,9 +320,9 @@ async def test_no_socket_is_read_while_packets_wait() -> None:
 
         collector.work = work
         try:
-            sender.dtls.send_packets([bytes(500)] * 64)
+            sender.dtls.send_packets([bytes(500)] * 2 * PACKETS_MAX)
             async with asyncio.timeout(60):
-                while len(collector.packets) < 64:
+                while len(collector.packets) < 2 * PACKETS_MAX:
                     await asyncio.sleep(0)
                     if taker.dtls._pending:
                         readings.append((left._reading, other._reading))

@@ -119,7 +119,11 @@ def test_only_one_kind_of_error_comes_out(
     )
     path.set_addressing(INBOUND, INBOUND)
     path.set_extensions(
-        interleaved=interleaved, partial_reliability=True, batch_sacks=batch_sacks, stamps=True
+        interleaved=interleaved,
+        partial_reliability=True,
+        batch_sacks=batch_sacks,
+        stamps=True,
+        zero_checksums=False,
     )
     path.receiver.start(PEER_TSN)
     path.sender.peer_window = 100_000

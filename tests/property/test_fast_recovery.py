@@ -40,7 +40,7 @@ class Both:
             message = Message(self.stream, 53, b"x", retransmits=lifetime)
             message.number = len(self.chunks)
             message.first_tsn = message.last_tsn = recovery.next_tsn
-            chunk = Chunk(recovery.next_tsn, bytes(100), message, recovery.next_order, burst)
+            chunk = Chunk(recovery.next_tsn, 100, message, recovery.next_order, burst)
             recovery.sent(chunk)
             self.chunks.append(chunk)
             self.path.append(chunk.tsn)

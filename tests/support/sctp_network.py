@@ -225,6 +225,7 @@ class FakeDtls:
         self.peer: FakeDtls
         self.packet_overhead = 65
         self.probing_allowed = probing
+        self.authentic = False
         self.blocked = False
         self.receiver: Any = None
         self.fragmented = 0

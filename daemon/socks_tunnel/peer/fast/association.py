@@ -33,6 +33,8 @@ from socks_tunnel.peer.fast.wire import (
     SACK_BATCH_VALUE,
     STAMP_VERSION,
     TSN_MASK,
+    ZERO_CHECKSUM_ACCEPTABLE,
+    ZERO_CHECKSUM_OVER_DTLS,
 )
 
 PROTOCOL_VIOLATION = 13
@@ -61,6 +63,7 @@ class FastAssociation(RTCSctpTransport):
         self._peer_identity: tuple[int, int] | None = None
         self._peer_batches = False
         self._peer_stamps = False
+        self._peer_takes_zero = False
         self._restart: InitChunk | None = None
         self._out_streams: dict[int, OutboundStream] = {}
 
@@ -71,11 +74,21 @@ class FastAssociation(RTCSctpTransport):
     # --- INIT -------------------------------------------------------------------------------------
 
     def _set_extensions(self, params: list[tuple[int, bytes]]) -> None:
-        """Announces I-DATA and I-FORWARD-TSN (RFC 8260 section 2.2.1), and batch SACKs."""
+        """Announces I-DATA and I-FORWARD-TSN (RFC 8260 section 2.2.1), and batch SACKs.
+
+        Above a transport that lets no changed packet through, also that no checksums are needed.
+        """
         super()._set_extensions(params)
         kind, extensions = params[-1]
         params[-1] = (kind, extensions + bytes((I_DATA, I_FORWARD_TSN)))
         params.append((SACK_BATCH, SACK_BATCH_VALUE))
+        if self._is_authentic:
+            params.append((ZERO_CHECKSUM_ACCEPTABLE, ZERO_CHECKSUM_OVER_DTLS))
+            self.path.takes_zero_checksums = True
+
+    @property
+    def _is_authentic(self) -> bool:
+        return getattr(self.transport, "authentic", False)
 
     def _get_extensions(self, params: list[tuple[int, bytes]]) -> None:
         self._remote_extensions = []
@@ -86,6 +99,7 @@ class FastAssociation(RTCSctpTransport):
         ]
         self._peer_batches = bool(versions)
         self._peer_stamps = max(versions, default=0) >= STAMP_VERSION
+        self._peer_takes_zero = (ZERO_CHECKSUM_ACCEPTABLE, ZERO_CHECKSUM_OVER_DTLS) in params
 
     async def _receive_chunk(self, chunk: Chunk) -> None:
         if isinstance(chunk, InitChunk):
@@ -132,6 +146,8 @@ class FastAssociation(RTCSctpTransport):
             "_remote_extensions",
             "_remote_partial_reliability",
             "_peer_batches",
+            "_peer_stamps",
+            "_peer_takes_zero",
             "_inbound_streams_count",
             "_outbound_streams_count",
         )
@@ -164,6 +180,7 @@ class FastAssociation(RTCSctpTransport):
             partial_reliability=self._remote_partial_reliability,
             batch_sacks=self._peer_batches,
             stamps=self._peer_stamps,
+            zero_checksums=self._peer_takes_zero and self._is_authentic,
         )
 
     def _end_for_restart(self, chunk: InitChunk) -> None:

@@ -77,6 +77,7 @@ class DataPath:
     __slots__ = (
         "_clock_offset",
         "_congestion",
+        "_inbound_bare",
         "_inbound_crc",
         "_inbound_header",
         "_local_tag",
@@ -92,6 +93,7 @@ class DataPath:
         "sacks",
         "sender",
         "stamps",
+        "takes_zero_checksums",
     )
 
     def __init__(
@@ -130,16 +132,26 @@ class DataPath:
         self._secret = secret
         self._rare = rare
         self._inbound_header = b""
+        self._inbound_bare = b""
         self._inbound_crc = 0
+        self.takes_zero_checksums = False
+        """Whether we have told the peer that packets may have zero in place of a CRC32c."""
 
     def set_addressing(self, inbound: bytes, outbound: bytes) -> None:
         """Sets the first 8 bytes of the peer's packets and of ours, ports and tag."""
         self._inbound_header = inbound
+        self._inbound_bare = inbound + ZERO_CHECKSUM
         self._inbound_crc = checksum_of_header(inbound)
         self.sender.set_addressing(outbound)
 
     def set_extensions(
-        self, *, interleaved: bool, partial_reliability: bool, batch_sacks: bool, stamps: bool
+        self,
+        *,
+        interleaved: bool,
+        partial_reliability: bool,
+        batch_sacks: bool,
+        stamps: bool,
+        zero_checksums: bool,
     ) -> None:
         """Sets what both sides have announced in INIT and INIT ACK."""
         self.sender.interleaved = self.sender.scheduler.interleaved = interleaved
@@ -147,6 +159,7 @@ class DataPath:
         self.sender.partial_reliability = partial_reliability
         self.receiver.batch_sacks = batch_sacks
         self.stamps = stamps
+        self.sender.checksums = not zero_checksums
 
     # --- in ---------------------------------------------------------------------------------------
 
@@ -158,34 +171,27 @@ class DataPath:
         because of them.
         """
         receiver = self.receiver
-        inbound, crc_start = self._inbound_header, self._inbound_crc
+        bare = self._inbound_bare if self.takes_zero_checksums else b""
         for packet in packets:
             if self.closed:
                 return False
             size = len(packet) - PACKET_HEADER
-            if size < 4:
-                self.malformed += 1
-                continue
-            addressing, checksum = PACKET.unpack_from(packet)
-            body = packet[PACKET_HEADER:]
-            if addressing == inbound:
-                good = checksum == crc32c(crc_start, body)
-            else:
-                good = self._check_addressing(packet, body, checksum)
-            if not good:
+            if size < 4 or not (packet[:PACKET_HEADER] == bare or self._is_good(packet)):
                 self.malformed += 1
                 continue
             self.packets_received += 1
-            if body[0] == I_DATA and size > I_DATA_HEADER:
+            if packet[PACKET_HEADER] == I_DATA and size > I_DATA_HEADER:
                 # Nearly all packets are one I-DATA chunk.
-                _, flags, length, tsn, stream, _, mid, word = I_DATA_CHUNK.unpack_from(body)
+                _, flags, length, tsn, stream, _, mid, word = I_DATA_CHUNK.unpack_from(
+                    packet, PACKET_HEADER
+                )
                 if I_DATA_HEADER < length <= size < length + 4 and receiver.cumulative >= 0:
-                    piece = body[I_DATA_HEADER:length]
+                    piece = packet[PACKET_HEADER + I_DATA_HEADER : PACKET_HEADER + length]
                     receiver.interleaved_data(tsn, flags, stream, mid, word, piece)
                     if receiver.packet_done():
                         self._sack_now()
                     continue
-            self._receive_chunks(body, size, now)
+            self._receive_chunks(packet[PACKET_HEADER:], size, now)
         return receiver.batch_done(now, self.sender.recovery.trip.smoothed or None)
 
     def _receive_chunks(self, body: bytes, size: int, now: float) -> None:
@@ -245,9 +251,13 @@ class DataPath:
     def _sack_now(self) -> None:
         self.sacks.append(self.sender.packet(self.receiver.sack(self._sack_room)))
 
-    def _check_addressing(self, packet: bytes, body: bytes, checksum: int) -> bool:
-        """Checks a packet whose first 8 bytes are not those of all others (RFC 9260 8.5)."""
-        if checksum != crc32c(crc32c(0, packet[:8] + ZERO_CHECKSUM), body):
+    def _is_good(self, packet: bytes) -> bool:
+        """Returns whether checksum and tag of a packet are right (RFC 9260 section 8.5)."""
+        addressing, checksum = PACKET.unpack_from(packet)
+        body = packet[PACKET_HEADER:]
+        if addressing == self._inbound_header:
+            return bool(checksum == crc32c(self._inbound_crc, body))
+        if checksum != crc32c(checksum_of_header(addressing), body):
             return False
         tag = WORD.unpack_from(packet, 4)[0]
         if body[0] == INIT:

@@ -37,8 +37,8 @@ from socks_tunnel.protocol.addresses import parse_ip
 
 _log = logging.getLogger(__name__)
 
-PACKETS_MAX: Final = 32
-"""SCTP packets handed up in one call."""
+PACKETS_MAX: Final = 64
+"""SCTP packets handed up in one call, which one SACK answers."""
 
 CALL_SECONDS: Final = 0.001
 """Seconds that a call of the packets' receiver may take. It gets half as many packets after a call
@@ -116,11 +116,12 @@ class FastDtlsTransport(RTCDtlsTransport):
     socket of the nominated pair is taken over and aiortc's receive task only waits for the end.
     What comes on other sockets of the connection, or through TURN, is taken datagram by datagram.
 
-    An exception out of the receiver ends the transport, as one out of aiortc's own path does: the
-    receive task ends with it.
-
+    An exception out of the receiver ends the transport, as in aiortc: its receive task ends.
     This class has many methods because it overrides those of aiortc's that touch the data path.
     """
+
+    authentic = True
+    """Whether each packet that is handed up is as the peer sent it, so that SCTP need not check."""
 
     def __init__(self, transport: RTCIceTransport, certificates: list[RTCCertificate]) -> None:
         super().__init__(transport, certificates)

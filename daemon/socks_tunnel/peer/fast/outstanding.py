@@ -13,16 +13,48 @@ ABANDONED: Final = 3
 
 
 class Chunk:
-    """A DATA or I-DATA chunk that has a TSN. `body` is what goes on the wire, padding included."""
+    """A DATA or I-DATA chunk that has a TSN.
 
-    __slots__ = ("body", "burst", "message", "order", "sends", "size", "state", "tsn")
+    It has no bytes of its own: whoever sends it, for the first time or again, takes `length` bytes
+    from `position` on out of its message, and a header of the other fields.
+    """
 
-    def __init__(self, tsn: int, body: bytes, message: Message, order: int, burst: Burst) -> None:
+    __slots__ = (
+        "burst",
+        "flags",
+        "fragment",
+        "length",
+        "message",
+        "order",
+        "position",
+        "sends",
+        "size",
+        "state",
+        "tsn",
+    )
+
+    def __init__(
+        self,
+        tsn: int,
+        size: int,
+        message: Message,
+        order: int,
+        burst: Burst,
+        flags: int = 0,
+        fragment: int = 0,
+        position: int = 0,
+        length: int = 0,
+    ) -> None:
         self.tsn = tsn
-        self.body = body
-        self.size = len(body)
+        self.size = size
+        """Bytes on the wire, with header and padding."""
         self.message = message
         self.order = order
         self.burst = burst
+        self.flags = flags
+        self.fragment = fragment
+        """Its number among the fragments of the message."""
+        self.position = position
+        self.length = length
         self.sends = 1
         self.state = IN_FLIGHT

@@ -29,6 +29,7 @@ from socks_tunnel.peer.fast.wire import (
     PADDING,
     TSN_MASK,
     UNORDERED,
+    ZERO_CHECKSUM,
     checksum_of_header,
 )
 
@@ -54,7 +55,10 @@ class Packing:
         self.controller = controller
         self.packet_size = packet_size
         self.interleaved = False
+        self.checksums = True
+        """Whether packets have a CRC32c; without, the peer accepts zero in its place (RFC 9653)."""
         self._header = b""
+        self._bare_header = b""
         self._crc_start = 0
         self.packets_sent = 0
         self.bytes_sent = 0
@@ -62,17 +66,48 @@ class Packing:
     def set_addressing(self, header: bytes) -> None:
         """Sets source port, destination port and verification tag, 8 bytes as on the wire."""
         self._header = header
+        self._bare_header = header + ZERO_CHECKSUM
         self._crc_start = checksum_of_header(header)
 
     def packet(self, chunks: bytes) -> bytes:
         """Returns a packet with the given chunks, the last of which is padded."""
-        return b"".join((self._header, CHECKSUM.pack(crc32c(self._crc_start, chunks)), chunks))
+        if self.checksums:
+            return b"".join((self._header, CHECKSUM.pack(crc32c(self._crc_start, chunks)), chunks))
+        return self._bare_header + chunks
 
     def count(self, packet: bytes) -> bytes:
         """Counts a packet that is sent; returns it."""
         self.packets_sent += 1
         self.bytes_sent += len(packet)
         return packet
+
+    def finish(self, parts: list[bytes], packets: list[bytes]) -> None:
+        """Makes a packet of the pieces of chunks in `parts`, which is empty then, and counts it."""
+        if self.checksums:
+            packet = self.packet(b"".join(parts))
+        else:
+            parts.insert(0, self._bare_header)
+            packet = b"".join(parts)
+        parts.clear()
+        self.packets_sent += 1
+        self.bytes_sent += len(packet)
+        packets.append(packet)
+
+    def put(self, chunk: Chunk, parts: list[bytes]) -> None:
+        """Appends the pieces of a chunk: header, user data, padding."""
+        message, flags, length, position = chunk.message, chunk.flags, chunk.length, chunk.position
+        tsn, stream, number = chunk.tsn & TSN_MASK, message.stream.stream_id, message.number
+        if self.interleaved:
+            size, mid = I_DATA_HEADER + length, number & TSN_MASK
+            word = chunk.fragment if position else message.ppid
+            head = I_DATA_CHUNK.pack(I_DATA, flags, size, tsn, stream, 0, mid, word)
+        else:
+            size, ssn = DATA_HEADER + length, number & 0xFFFF
+            head = DATA_CHUNK.pack(DATA, flags, size, tsn, stream, ssn, message.ppid)
+        parts.append(head)
+        parts.append(message.data[position : position + length])
+        if length & 3:
+            parts.append(PADDING[length & 3])
 
     def retransmit(
         self, burst: Burst, allowance: int, packets: list[bytes], parts: list[bytes], room: int
@@ -85,11 +120,10 @@ class Packing:
             if chunk is None:
                 break
             if chunk.size > room and parts:
-                packets.append(self.count(self.packet(b"".join(parts))))
-                parts.clear()
+                self.finish(parts, packets)
                 room = full
             recovery.resent(chunk, burst)
-            parts.append(chunk.body)
+            self.put(chunk, parts)
             room -= chunk.size
             allowance -= chunk.size
         return room
@@ -118,9 +152,6 @@ class Packing:
         header = I_DATA_HEADER if interleaved else DATA_HEADER
         full = self.packet_size - PACKET_HEADER
         whole = (full - header) & ~3
-        head, crc_start = self._header, self._crc_start
-        join, crc, checksum = b"".join, crc32c, CHECKSUM.pack
-        moved, sent = scheduler.sent, recovery.sent
         last_flags = LAST
         window = self.controller.window
         if (
@@ -129,8 +160,6 @@ class Packing:
         ):
             last_flags |= IMMEDIATE
         tsn, order = recovery.next_tsn, recovery.next_order
-        end_of_bytes = self.bytes_sent
-        before = len(packets)
         while allowance > 0:
             message = pick()
             if message is None:
@@ -147,16 +176,12 @@ class Packing:
                     # Not split for the rest of a packet: it fits the next one, or nearly nothing
                     # would go here.
                     if parts:
-                        body = parts[0] if len(parts) == 1 else join(parts)
-                        packets.append(join((head, checksum(crc(crc_start, body)), body)))
-                        end_of_bytes += PACKET_HEADER + len(body)
-                        parts.clear()
+                        self.finish(parts, packets)
                     room = full
                     size = min(size, whole)
                 else:
                     size = space
-            end = position + size
-            flags = last_flags if end == message.size else 0
+            flags = last_flags if position + size == message.size else 0
             if message.unordered:
                 flags |= UNORDERED
             if not position:
@@ -164,41 +189,17 @@ class Packing:
                 message.first_tsn = tsn
                 self._number(message)
             message.last_tsn = tsn
-            stream_id = message.stream.stream_id
-            if interleaved:
-                chunk_head = I_DATA_CHUNK.pack(
-                    I_DATA,
-                    flags,
-                    I_DATA_HEADER + size,
-                    tsn & TSN_MASK,
-                    stream_id,
-                    0,
-                    message.number & TSN_MASK,
-                    message.fragments if position else message.ppid,
-                )
-            else:
-                chunk_head = DATA_CHUNK.pack(
-                    DATA,
-                    flags,
-                    DATA_HEADER + size,
-                    tsn & TSN_MASK,
-                    stream_id,
-                    message.number & 0xFFFF,
-                    message.ppid,
-                )
-            body = chunk_head + message.data[position:end]
-            if size & 3:
-                body += PADDING[size & 3]
-            sent(Chunk(tsn, body, message, order, burst))
-            moved(message, size)
+            taken = header + size + (-size & 3)
+            chunk = Chunk(
+                tsn, taken, message, order, burst, flags, message.fragments, position, size
+            )
+            self.put(chunk, parts)
+            recovery.sent(chunk)
+            scheduler.sent(message, size)
             tsn += 1
             order += 1
-            parts.append(body)
-            size = len(body)
-            allowance -= size
-            room -= size
-        self.packets_sent += len(packets) - before
-        self.bytes_sent = end_of_bytes
+            allowance -= taken
+            room -= taken
         return room
 
     def fill_rest(
@@ -237,7 +238,7 @@ class Packing:
         self.scheduler.drop(message)
         if message.first_tsn < 0:
             return
-        chunk = Chunk(recovery.next_tsn, b"", message, recovery.next_order, burst)
+        chunk = Chunk(recovery.next_tsn, 0, message, recovery.next_order, burst)
         chunk.state = ABANDONED
         message.last_tsn = chunk.tsn
         recovery.sent(chunk)

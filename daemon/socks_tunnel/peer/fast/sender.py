@@ -227,7 +227,11 @@ class Sender(Packing):
             return []
         recovery.resent(chunk, recovery.burst(now))
         recovery.probed(now)
-        return [self.count(self.packet(chunk.body))]
+        packets: list[bytes] = []
+        parts: list[bytes] = []
+        self.put(chunk, parts)
+        self.finish(parts, packets)
+        return packets
 
     # --- packets ----------------------------------------------------------------------------------
 
@@ -246,8 +250,7 @@ class Sender(Packing):
             entries = recovery.forward(now)
             chunk = forward_tsn(recovery.forwarding.point, entries, interleaved=self.interleaved)
             if len(chunk) > room:
-                packets.append(self.count(self.packet(first)))
-                parts = []
+                self.finish(parts, packets)
                 room = self.packet_size - PACKET_HEADER
             parts.append(chunk)
             room -= len(chunk)
@@ -275,7 +278,7 @@ class Sender(Packing):
             elif sparse and recovery.flight - flight < self.packet_size:
                 self.fill(now, burst, 1, packets, parts, room, self.scheduler.pick_sparse)
         if parts:
-            packets.append(self.count(self.packet(b"".join(parts))))
+            self.finish(parts, packets)
         sent = recovery.flight - flight
         if sent > 0:
             self._reduction.sent(sent)

@@ -260,7 +260,6 @@ class Scheduler:
 
     def _leave(self, message: Message) -> None:
         self._locked = None
-        message.data = b""  # the fragments in flight have copies of their own
         message.stream.queue.popleft()
 
     def discard(self, stream: OutboundStream) -> None:

@@ -70,6 +70,16 @@ whoever does not know it skips it and does not report it (RFC 9260 section 3.2.1
 It says: "my sender does not depend on one SACK for every two packets; one for each batch that you
 have drained from your socket will do." From version 2 on, it also says: "I understand STAMP."
 
+ZERO-CHECKSUM, a parameter of INIT and INIT ACK (RFC 9653 section 4). Whoever sends it takes packets
+whose checksum is zero, where what carries them finds errors itself, as DTLS does (section 6). A
+packet with INIT or COOKIE ECHO has a checksum nevertheless (section 5.2)::
+
+    +-------------------------------+-------------------------------+
+    |         type = 0x8001         |          length = 8           |
+    +-------------------------------+-------------------------------+
+    |         error detection method: 1, SCTP over DTLS             |
+    +---------------------------------------------------------------+
+
 STAMP, a chunk of our own, before a SACK for at least STAMPED_BYTES of user data. It says when the
 packet was made. A peer gets none that did not announce version 2; the two high bits are `10`
 nevertheless (RFC 9260 section 3.2)::
@@ -116,6 +126,9 @@ SACK_BATCH: Final = 0x8F53
 SACK_BATCH_VALUE: Final = b"\x00\x00\x00\x02"
 STAMP_VERSION: Final = 2
 """Version of SACK-BATCH from which on a peer understands STAMP."""
+
+ZERO_CHECKSUM_ACCEPTABLE: Final = 0x8001
+ZERO_CHECKSUM_OVER_DTLS: Final = b"\x00\x00\x00\x01"
 
 WORD_MASK: Final = 0xFFFF_FFFF
 TSN_MASK: Final = 0xFFFF_FFFF

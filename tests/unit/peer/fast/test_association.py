@@ -10,7 +10,7 @@ from aiortc.rtcsctptransport import InitChunk
 from google_crc32c import value as crc32c
 
 from socks_tunnel.peer.fast.association import T1_FIRST, T1_LONGEST, FastAssociation
-from socks_tunnel.peer.fast.wire import SACK_BATCH
+from socks_tunnel.peer.fast.wire import SACK_BATCH, ZERO_CHECKSUM_ACCEPTABLE
 from support.sctp_network import FakeDtls, Path, dtls_pair, run_virtual
 from support.sctp_transfer import Sink, channel, fast, opened, started
 
@@ -88,6 +88,68 @@ def test_stamps_are_for_whoever_announces_them(
         for side in (a, b):
             assert side.snapshot().batch_sacks is batches
             assert side.path.stamps is stamps
+
+    run_virtual(main)
+
+
+def checksum_of(packet: bytes) -> int:
+    return int(struct.unpack_from("<L", packet, 8)[0])
+
+
+@pytest.mark.parametrize("authentic", [(True, True), (True, False), (False, True), (False, False)])
+def test_checksums_are_left_out_if_both_are_above_what_finds_errors(
+    authentic: tuple[bool, bool],
+) -> None:
+    """RFC 9653. INIT and COOKIE ECHO have one in any case (section 5.2)."""
+
+    async def main() -> None:
+        client, server = dtls_pair(Path(delay=0.001), Path(delay=0.001))
+        for end, value in zip((client, server), authentic, strict=True):
+            end.authentic = value
+            end.log = []
+        a, b = fast(client), fast(server)
+        left, right = Sink(a), Sink(b)
+        right.keep = True
+        await started(a, b)
+        one = channel(a)
+        await opened(one)
+        left.transport.send_many(one, [bytes(100_000)])
+        await asyncio.sleep(1)
+        assert right.messages == [("lane-0", bytes(100_000))]
+        for side, end in ((a, client), (b, server)):
+            assert side.path.takes_zero_checksums is end.authentic
+            assert side.path.malformed == 0
+            assert end.log is not None
+            data = [packet for packet in end.log if kind_of(packet) in (0, 3, 64)]
+            assert data
+            assert all((checksum_of(packet) == 0) is all(authentic) for packet in data)
+            begin = [packet for packet in end.log if kind_of(packet) in (1, 2, 10, 11)]
+            assert begin
+            assert all(with_checksum(packet) == packet for packet in begin)
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize(
+    ("value", "taken"),
+    [
+        (None, False),
+        (b"", False),
+        (b"\0\0\0\0", False),
+        (b"\0\0\0\1", True),
+        (b"\0\0\0\2", False),
+        (b"\0\0\0\1\0\0\0\0", False),
+    ],
+)
+def test_a_peer_takes_zero_if_it_trusts_dtls(value: bytes | None, taken: bool) -> None:
+    """RFC 9653 section 5.2: only by the method that both know."""
+
+    async def main() -> None:
+        one, _ = dtls_pair(Path(), Path())
+        side = fast(one)
+        params = [] if value is None else [(ZERO_CHECKSUM_ACCEPTABLE, value)]
+        side._get_extensions(params)
+        assert side._peer_takes_zero is taken
 
     run_virtual(main)
 

@@ -42,7 +42,11 @@ def path(*, interleaved: bool = False, batch_sacks: bool = True, stamps: bool = 
     )
     made.set_addressing(INBOUND, OUTBOUND)
     made.set_extensions(
-        interleaved=interleaved, partial_reliability=True, batch_sacks=batch_sacks, stamps=stamps
+        interleaved=interleaved,
+        partial_reliability=True,
+        batch_sacks=batch_sacks,
+        stamps=stamps,
+        zero_checksums=False,
     )
     made.receiver.start(FIRST_TSN)
     made.sender.peer_window = 1 << 24
@@ -458,3 +462,20 @@ def test_a_sack_travels_with_data() -> None:
     (both,) = victim.flush(1.0, due=False, blocked=False)
     assert (both[12], both[28]) == (3, 0)
     assert not victim.receiver.owes_sack
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_a_zero_checksum_is_taken_by_whoever_has_announced_that(announced: bool) -> None:
+    """RFC 9653 section 5.3. One that is neither zero nor right is never taken."""
+    victim = path(interleaved=True)
+    victim.takes_zero_checksums = announced
+    right = packet(idata(FIRST_TSN))
+    victim.receive([right[:8] + bytes(4) + right[12:]], 1.0)
+    assert len(victim.receiver.reassembly.ready) == announced
+    assert victim.malformed == (not announced)
+    wrong_tag = struct.pack("!HHL", 5000, 5000, 0xAAAB)
+    victim.receive([wrong_tag + bytes(4) + packet(idata(FIRST_TSN + 1))[12:]], 1.0)
+    victim.receive([right[:8] + b"\0\0\0\1" + packet(idata(FIRST_TSN + 1))[12:]], 1.0)
+    assert victim.malformed == 2 + (not announced)
+    victim.receive([packet(idata(FIRST_TSN + announced, mid=announced))], 1.0)
+    assert len(victim.receiver.reassembly.ready) == 1 + announced

@@ -11,7 +11,7 @@ def chunk(tsn: int, state: int, *, stream: int = 1, unordered: bool = False) -> 
     message = Message(OutboundStream(stream, NORMAL), 53, b"x", unordered=unordered)
     message.number = tsn
     message.abandoned = state == ABANDONED
-    made = Chunk(tsn, b"", message, tsn, Burst(0.0, 0, 0.0, 0.0, app_limited=False))
+    made = Chunk(tsn, 0, message, tsn, Burst(0.0, 0, 0.0, 0.0, app_limited=False))
     made.state = state
     return made
 

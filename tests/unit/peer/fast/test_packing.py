@@ -81,3 +81,39 @@ def test_a_small_rest_is_left_empty() -> None:
     room = HEADER + FRAGMENT_MIN
     assert made.fill_rest(1.0, made.recovery.burst(1.0), packets, parts, room) == room
     assert len(parts) == 1
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 4 * SIZE + 1])
+def test_a_chunk_that_is_sent_again_has_the_same_bytes(size: int, interleaved: bool) -> None:
+    made = packing(size, 2 * SIZE, interleaved=interleaved)
+    sent: list[bytes] = []
+    parts: list[bytes] = []
+    burst = made.recovery.burst(1.0)
+    made.fill(1.0, burst, 1 << 20, sent, parts, FULL, made.scheduler.pick)
+    made.finish(parts, sent)
+    made.recovery.timeout(2.0)
+    again: list[bytes] = []
+    made.retransmit(made.recovery.burst(2.0), 1 << 20, again, parts, FULL)
+    made.finish(parts, again)
+    assert [bytes(chunk) for packet in again for chunk in parse_packet(packet)[3]] == [
+        bytes(chunk) for packet in sent for chunk in parse_packet(packet)[3]
+    ]
+
+
+def test_packets_without_checksums_are_the_same_but_for_that() -> None:
+    made: list[list[bytes]] = []
+    for checksums in (True, False):
+        one = packing(4 * SIZE, 3)
+        one.checksums = checksums
+        packets: list[bytes] = []
+        parts: list[bytes] = []
+        burst = one.recovery.burst(1.0)
+        one.fill(1.0, burst, 1 << 20, packets, parts, FULL, one.scheduler.pick)
+        one.finish(parts, packets)
+        assert not parts
+        assert one.packet(packets[0][PACKET_HEADER:]) == packets[0]
+        assert (one.packets_sent, one.bytes_sent) == (len(packets), sum(map(len, packets)))
+        made.append(packets)
+    assert made[1] == [packet[:8] + bytes(4) + packet[12:] for packet in made[0]]
+    assert made[0] != made[1]

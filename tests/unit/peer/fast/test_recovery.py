@@ -34,7 +34,7 @@ class Line:
             )
             message.number = number
             message.first_tsn = message.last_tsn = recovery.next_tsn
-            chunk = Chunk(recovery.next_tsn, bytes(SIZE), message, recovery.next_order, burst)
+            chunk = Chunk(recovery.next_tsn, SIZE, message, recovery.next_order, burst)
             self.sent.append(chunk)
             recovery.sent(chunk)
         recovery.transmitted(self.now)

@@ -10,7 +10,7 @@ PACKET = 1_000
 
 def chunk(size: int) -> Chunk:
     message = Message(OutboundStream(1, DATAGRAM), 53, b"")
-    return Chunk(1, bytes(size), message, 1, Burst(0.0, 0, 0.0, 0.0, app_limited=False))
+    return Chunk(1, size, message, 1, Burst(0.0, 0, 0.0, 0.0, app_limited=False))
 
 
 def test_what_is_in_flight_takes_room() -> None:

@@ -54,3 +54,4 @@ def test_parameters_are_walked_through_or_refused(body: bytes, sound: bool) -> N
 def test_our_parameter_is_skipped_by_whoever_does_not_know_it() -> None:
     # RFC 9260 section 3.2.1: 10 in the two high bits means "skip, do not report".
     assert wire.SACK_BATCH >> 14 == 0b10
+    assert wire.ZERO_CHECKSUM_ACCEPTABLE >> 14 == 0b10
