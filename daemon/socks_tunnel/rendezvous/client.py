@@ -1,4 +1,4 @@
-"""One client of the service, and what waits for it. No socket and no clock of its own."""
+"""One client of the service, and the frames that wait for it. No socket and no clock."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -23,15 +23,15 @@ _RELAYED: Final = b"\xa4kind\xa5relay"
 
 
 def is_parcel(frame: bytes) -> bool:
-    """Returns whether a frame from the service carries what one client sends to another."""
+    """Returns whether a frame from the service carries a message of one client to another."""
     return frame.startswith(_PARCEL)
 
 
 class Client:
     """One connection whose key is proved.
 
-    `wake` is called when frames are waiting where none were, or more do; `end` when the connection
-    has to be closed, with the code and a reason.
+    `wake` is called when frames begin to wait, or more frames wait. `end` is called with the code
+    and a reason when the connection has to be closed.
     """
 
     __slots__ = (
@@ -74,26 +74,26 @@ class Client:
         self.listed = listed
         self.bucket = bucket
         self.counts = counts
-        """Those of the registry."""
+        """The counters of the registry."""
         self.excess = 0
-        """Envelopes beyond the rate so far."""
+        """Envelopes so far that were beyond the rate."""
         self.watched: set[bytes] = set()
         self.enrolled_by: bytes | None = None
-        """The listed key that has enrolled it, if it is here for that."""
+        """The listed key that has enrolled it, if it was admitted for that."""
         self.enrolled_until = 0
         """The Unix time at which that ends; 0: without an end, or it is not here for that."""
         self.guest = False
-        """Whether it may be here only for a short time, to join."""
+        """Whether it may stay only for a short time, to join."""
         self.guests = False
-        """Whether it takes envelopes of keys that it does not watch."""
+        """Whether it accepts envelopes of keys that it does not watch."""
         self.guest_bucket: Bucket | None = None
         self.load: Load | None = None
-        """How busy it said that it is, at `load_at`."""
+        """The load that it reported at the time `load_at`."""
         self.load_at = 0.0
         self.wants_loads = False
-        """Whether it is told how busy those are that it watches."""
+        """Whether it is told the load of the clients that it watches."""
         self.relayed: RelayQueue | None = None
-        """Datagrams for it, which wait behind the outbox; None until there are some."""
+        """Datagrams for it, which are sent after the outbox; None until there are some."""
         self.ended = False
         self.wake = wake
         self._end = end
@@ -106,7 +106,7 @@ class Client:
         return self._outbox_size
 
     def push(self, frame: bytes) -> bool:
-        """Puts a frame into the outbox; returns False if there is no room."""
+        """Puts a frame into the outbox. Returns False if there is no room."""
         if self.ended or self._outbox_size + len(frame) > OUTBOX_MAX:
             return False
         self._outbox.append(frame)
@@ -116,7 +116,10 @@ class Client:
         return True
 
     def tell(self, frames: Iterable[bytes]) -> None:
-        """Puts in frames that the client must not miss; ends it if there is no room."""
+        """Puts frames into the outbox that the client must not miss.
+
+        Without room, the client is ended.
+        """
         for frame in frames:
             if not self.push(frame):
                 self.counts["ended: outbox"] += 1
@@ -124,12 +127,12 @@ class Client:
                 return
 
     def tell_loads(self, loads: list[KeyLoad]) -> None:
-        """Tells it how busy others are, if it wants to know."""
+        """Tells it the load of others, if it wants to know that."""
         if self.wants_loads:
             self.tell(loads_of(loads))
 
     def pop(self) -> bytes | None:
-        """Takes the next frame from the outbox, or else relayed datagrams; None if none wait."""
+        """Takes the next frame from the outbox, or else relayed datagrams, or None."""
         if not self._outbox:
             return None if self.relayed is None else self.relayed.pop()
         frame = self._outbox.popleft()
@@ -137,16 +140,16 @@ class Client:
         return frame
 
     def lost(self, frame: bytes | None) -> None:
-        """Counts what :meth:`pop` returned and could not be sent."""
+        """Counts a frame that :meth:`pop` returned and that could not be sent."""
         if frame is None:
             return
         if is_parcel(frame):
             self.counts["dropped: not sent"] += 1
-        elif frame.startswith(_RELAYED, 1):  # behind the number of fields
+        elif frame.startswith(_RELAYED, 1):  # after the byte with the number of fields
             self.counts["relay dropped: gone"] += count_relayed(frame, "from")
 
     def finish(self, code: int, reason: str) -> None:
-        """Has the connection closed; what waits for it is dropped, and counted."""
+        """Has the connection closed. Frames that wait for it are dropped and counted."""
         if not self.ended:
             self.ended = True
             self.counts["dropped: client gone"] += sum(map(is_parcel, self._outbox))

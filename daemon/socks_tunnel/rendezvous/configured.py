@@ -1,4 +1,4 @@
-"""What the configuration of the service means for its parts."""
+"""Converts the configuration of the service for its parts."""
 
 from socks_tunnel.config.rendezvous import RendezvousConfig, read_turn_secret
 from socks_tunnel.rendezvous.turn import TurnLogins
@@ -11,7 +11,7 @@ def listed_keys(config: RendezvousConfig) -> dict[bytes, str]:
 
 
 def turn_logins(config: RendezvousConfig) -> TurnLogins | None:
-    """Returns what makes logins for the configured TURN servers; None if there are none.
+    """Returns the maker of logins for the configured TURN servers; None if there are none.
 
     Raises :class:`ValueError` with a sentence if the secret cannot be read.
     """

@@ -1,4 +1,4 @@
-"""Whether a client may be here because an endpoint has enrolled it."""
+"""Checks the enrolment that a client presents."""
 
 import logging
 import time
@@ -9,7 +9,7 @@ _log = logging.getLogger(__name__)
 
 
 def whose_enrolment(enrolment: bytes, key: bytes) -> Enrolled | None:
-    """Returns by whom a client is enrolled, as it shows; None for nothing that is good."""
+    """Returns the key that has enrolled a client; None if its enrolment is not valid."""
     if not enrolment:
         return None
     try:

@@ -1,6 +1,6 @@
-"""Several nodes of one service: what they tell each other about their clients. Sans-I/O, no clock.
+"""Messages by which the nodes of one service tell each other about clients. Sans-I/O, no clock.
 
-Each client is at one node, and a key-value store says at which. What the nodes say goes over a bus
+Each client is at one node, and a key-value store says at which. Nodes send messages over a bus
 (publish and subscribe), on which each node has an address::
 
     kind       carries
@@ -17,21 +17,21 @@ Each client is at one node, and a key-value store says at which. What the nodes 
     enrolled   "client": bin 32, "by": bin 32                     it is here by this enrolment
     revoked    "client": bin 32, "by": bin 32                     which is void
 
-All have "node", the address of the node that says it. Nodes may be of different versions for a
-while, so a kind that a node does not know is ignored, as is a field that it does not know. Nothing
-is remembered of other nodes' clients, with one exception: whom our clients were told to be online,
-and at which node, so that they can be told when that node dies. `here` is sent to the nodes of all
-keys that a client watches; a node whose client watches that one too tells its own client, and
+All have "node", the address of the sending node. Nodes may have different versions for a while, so
+unknown kinds and unknown fields are ignored. Nothing is remembered of other nodes' clients, with
+one exception: which of them our clients were told to be online, and at which node, so that our
+clients can be told when that node dies. `here` is sent to the nodes of all keys that a client
+watches. If a client of such a node also watches that client, the node tells its own client, and
 answers once with `here`, so that the first client is told as well. So two clients that watch each
-other learn of each other whichever of them comes, or watches, last.
+other always learn of each other, whichever of them comes or watches last.
 
-An endpoint says at its own node which of its enrolments are void. That node sends `revoked` to
-where such clients are. A node to which a client comes by an enrolment sends `enrolled` to where its
-endpoint is, which answers with `revoked` if the enrolment is void.
+An endpoint tells its own node which of its enrolments are void. That node sends `revoked` to the
+nodes of such clients. When a client comes with an enrolment, its node sends `enrolled` to the
+endpoint's node, which answers with `revoked` if the enrolment is void.
 
-The bus may lose everything (it is restarted, or a node was cut off): :meth:`Federation.resync` says
-it all again. Datagrams go to the node at which the receiver was said to be, are not said again, and
-wait in a queue of their own that drops what is old.
+The bus may lose everything, because it is restarted or a node is cut off. Then
+:meth:`Federation.resync` sends all state again. Datagrams go to the last known node of the
+receiver, are never sent again, and wait in a queue of their own that drops old ones.
 """
 
 from collections import defaultdict
@@ -72,28 +72,34 @@ _KINDS: Final = frozenset(
 )
 
 Found = Mapping[bytes, str]
-"""The nodes of the keys that are somewhere."""
+"""The nodes of the keys that are at some node."""
 
 
 class Bus(Protocol):
-    """The store and the bus. Nothing waits: what fails is told by a resync later."""
+    """The store and the bus.
+
+    No call waits. State that could not be sent is sent by a later resync.
+    """
 
     def claim(self, key: bytes, then: Callable[[str | None], None]) -> None:
-        """Says that a key is here from now on; `then` gets the node where it was before."""
+        """Stores that a key is at this node from now on.
+
+        `then` gets the node where it was before.
+        """
 
     def release(self, key: bytes) -> None:
-        """Says that a key is not here any more, unless another node has claimed it."""
+        """Stores that a key has left this node, unless another node has claimed it."""
 
     def find(self, keys: Collection[bytes], then: Callable[[Found], None]) -> None:
-        """Looks up where keys are."""
+        """Looks up the nodes of keys."""
 
     def send(self, node: str, message: bytes, then: Callable[[bool], None] | None = None) -> None:
-        """Sends to one node. `then` gets whether a node took it."""
+        """Sends a message to one node. `then` gets whether a node received it."""
 
     def relay(self, node: str, lane: Hashable, message: bytes, datagrams: int, now: float) -> bool:
-        """Sends datagrams to one node, which may be lost; returns False if no node is reached.
+        """Sends datagrams to one node. They may be lost. Returns False if no node is reached.
 
-        `lane` is who they are of: nobody's wait behind all of another's.
+        `lane` is their sender. Senders take turns, so that none waits behind all of another's.
         """
 
 
@@ -103,10 +109,10 @@ class Hall(Protocol):
     def from_elsewhere(
         self, sender: bytes, frame: Relayed, now: float, *, known: bool
     ) -> str | None:
-        """Passes datagrams on; returns why not, if the sender is to be told."""
+        """Passes datagrams on. Returns why not, if the sender is to be told."""
 
     def refused(self, sender: bytes, refusal: Absent) -> None:
-        """Tells a client that another node has dropped datagrams of its."""
+        """Tells a client that another node has dropped its datagrams."""
 
 
 class Federation:
@@ -118,7 +124,7 @@ class Federation:
         self._hall = hall
         self._bus = bus
         self._told: dict[bytes, tuple[str, set[bytes]]] = {}
-        """Other nodes' clients that ours were told of: where each is, and who was told."""
+        """Other nodes' clients of which ours were told: the node of each, and who was told."""
 
     # --- what happens to our clients ------------------------------------------------------------
 
@@ -130,13 +136,13 @@ class Federation:
                 self._send(before, {"kind": "replaced", "client": client.key})
 
         entry = self._told.pop(client.key, None)
-        if entry is not None:  # from now on the registry tells what it watches
+        if entry is not None:  # from now on the registry reports what it watches
             self._registry.elsewhere_offline(client.key, entry[1])
         self._bus.claim(client.key, claimed)
         self._ask_about(client)
 
     def left(self, client: Client) -> None:
-        """Gives up what this node holds for a client that has gone.
+        """Releases what this node holds for a client that has left.
 
         Not called if a newer connection with its key has come meanwhile.
         """
@@ -169,13 +175,13 @@ class Federation:
                 self._send(node, fields, taken)
 
         def taken(by_a_node: bool) -> None:
-            if not by_a_node:  # it has died, or the bus is away
+            if not by_a_node:  # the node has died, or the bus cannot be reached
                 self._registry.not_passed(client.key, to, "absent")
 
         self._bus.find([to], found)
 
     def load(self, client: Client, load: Load) -> None:
-        """A client has said how busy it is: nodes whose clients were told of it have to know."""
+        """A client has reported its load. Nodes whose clients were told of the client get it."""
         entries = map(self._told.get, client.watched)
         for node in {entry[0] for entry in entries if entry is not None and client.key in entry[1]}:
             self._send_load(node, client.key, load)
@@ -185,7 +191,7 @@ class Federation:
         self._send(node, {"kind": "load", "client": client, "to": to, **fields})
 
     def revoked(self, by: bytes, keys: Collection[bytes]) -> None:
-        """An endpoint of ours has revoked these keys: where they are, they have to go."""
+        """An endpoint of ours has revoked these keys. The nodes where they are have to end them."""
 
         def found(nodes: Found) -> None:
             for key, node in nodes.items():
@@ -197,10 +203,11 @@ class Federation:
             self._bus.find(elsewhere, found)
 
     def refused(self, by: bytes) -> None:
-        """A client was refused for what an endpoint has said here.
+        """A client was refused because of what an endpoint has told this node.
 
-        If the endpoint is at another node now, that node knows better: the endpoint may have
-        admitted the key again. From the client's next attempt on, that node is asked.
+        If the endpoint is at another node now, that node knows the present state, because the
+        endpoint may have admitted the key again. From the client's next attempt on, that node is
+        asked.
         """
 
         def found(nodes: Found) -> None:
@@ -211,7 +218,7 @@ class Federation:
             self._bus.find([by], found)
 
     def _ask_about(self, client: Client) -> None:
-        """Asks the node of who has enrolled a client whether that still holds."""
+        """Asks the node of the endpoint that has enrolled a client whether that is still valid."""
         by = client.enrolled_by
         if by is None or self._registry.get(by) is not None:
             return
@@ -229,7 +236,7 @@ class Federation:
         return entry is not None and client.key in entry[1]
 
     def relay(self, client: bytes, frame: Relayed, now: float, *, known: bool) -> bool:
-        """Passes datagrams on to a client at another node; returns whether that is reached."""
+        """Passes datagrams on to a client at another node. Returns whether that node is reached."""
         entry = self._told.get(frame.peer)
         if entry is None:
             return False
@@ -247,14 +254,14 @@ class Federation:
         return self._bus.relay(entry[0], lane, msgpack.packb(fields), frame.count, now)
 
     def _spread(self, kind: str, client: bytes, keys: Collection[bytes], **more: Any) -> None:
-        """Tells the nodes of these keys, each of its own."""
+        """Tells the nodes of these keys, each about its own keys."""
         elsewhere = [key for key in keys if self._registry.get(key) is None]
 
         def found(nodes: Found) -> None:
             by_node: dict[str, list[bytes]] = defaultdict(list)
             for key, node in nodes.items():
                 by_node[node].append(key)
-            by_node.pop(self.node, None)  # it has left a moment ago
+            by_node.pop(self.node, None)  # the client has just left
             for node, theirs in by_node.items():
                 for start in range(0, len(theirs), KEYS_PER_FRAME):
                     joined = b"".join(theirs[start : start + KEYS_PER_FRAME])
@@ -275,7 +282,7 @@ class Federation:
     # --- what other nodes say -------------------------------------------------------------------
 
     def receive(self, data: bytes, now: float) -> str | None:
-        """Takes a message of another node; returns its kind if this version does not know that.
+        """Takes a message of another node. Returns its kind if this version does not know it.
 
         Raises :class:`bounded.Malformed`.
         """
@@ -354,7 +361,7 @@ class Federation:
     def _gone(self, node: str, client: bytes, keys: Iterable[bytes]) -> None:
         entry = self._told.get(client)
         if entry is None or entry[0] != node:
-            return  # it has come back elsewhere, and this is late
+            return  # the client has come back at another node, and this message is late
         gone = entry[1] & set(keys)
         entry[1].difference_update(gone)
         if not entry[1]:
@@ -364,18 +371,21 @@ class Federation:
     # --- what happens to nodes ------------------------------------------------------------------
 
     def lost(self, node: str) -> None:
-        """A node is not heard of any more: its clients are gone until they come back elsewhere."""
+        """Notes that a node is silent.
+
+        Its clients are absent until they come back at another node.
+        """
         for client, (where, told) in list(self._told.items()):
             if where == node:
                 del self._told[client]
                 self._registry.elsewhere_offline(client, told)
 
     def nodes(self) -> set[str]:
-        """Returns the nodes whose clients ours were told of."""
+        """Returns the nodes of clients of which ours were told."""
         return {node for node, _ in self._told.values()}
 
     def resync(self) -> None:
-        """Says everything again, after the bus or the store may have lost something."""
+        """Sends all state again, after the bus or the store may have lost something."""
         for client in self._registry.clients():
             self._bus.claim(client.key, lambda _: None)
         for client in self._registry.clients():

@@ -1,7 +1,7 @@
 """What the rendezvous service shows at `/metrics`. No socket and no clock.
 
-The registry, the relay and the door count by words of their own, which the log has too. Here each
-word finds its metric and the value of its label; docs/metrics.md says what they mean. No label
+The registry, the relay and the door count by words, which also appear in the log. This module maps
+each word to a metric and the value of its label. docs/metrics.md describes them. No label
 holds a key, a name or an address of a client.
 """
 
@@ -23,15 +23,15 @@ class Counting(Protocol):
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Of the registry, the relay and the bus between nodes."""
+        """Counts of the registry, the relay and the bus between nodes."""
 
     @property
     def door_counts(self) -> Mapping[str, int]:
-        """Of connections that were closed before their key was proved."""
+        """Counts of connections that were closed before their key was proved."""
 
     @property
     def clients(self) -> int:
-        """Clients that are here."""
+        """The number of clients."""
 
     @property
     def channels(self) -> int:
@@ -39,7 +39,7 @@ class Counting(Protocol):
 
     @property
     def redis_is_up(self) -> bool | None:
-        """Whether the other nodes are reached; None if there are none."""
+        """Whether the other nodes can be reached; None if there are none."""
 
 
 class Figures:
@@ -131,7 +131,7 @@ class Figures:
         return [f for f in vars(self).values() if isinstance(f, Counter | Gauge)]
 
     def exported(self, counting: Counting) -> list[AnyFamily]:
-        """Returns all metrics with what was counted until now."""
+        """Returns all metrics with the present counts."""
         self._take(counting)
         common = self.common
         common.measure()
@@ -174,7 +174,7 @@ class Figures:
         self.redis_up.set(bool(counting.redis_is_up))
 
     def _place(self, what: str) -> tuple[Counter, str]:
-        """Returns the metric for a word of the registry's, and the value of its label."""
+        """Returns the metric for a word of the registry, and the value of its label."""
         if what in self._whole:
             return self._whole[what], ""
         if what in _JOINS:

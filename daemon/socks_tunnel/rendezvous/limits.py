@@ -1,4 +1,4 @@
-"""How much may be asked of the rendezvous service, and how fast. No clock: `now` is seconds."""
+"""Limits for the load on the rendezvous service. No clock: `now` is in seconds."""
 
 import ipaddress
 from collections import Counter
@@ -12,7 +12,7 @@ BUCKETS_MAX: Final = 65_536
 
 
 class Bucket:
-    """A token bucket: `burst` at once, `rate` a second for long."""
+    """A token bucket: `burst` tokens at once, and `rate` per second in the long run."""
 
     __slots__ = ("_at", "_burst", "_rate", "_tokens")
 
@@ -23,7 +23,7 @@ class Bucket:
         self._at = now
 
     def take(self, now: float, amount: int = 1) -> bool:
-        """Takes so many; returns whether there were so many."""
+        """Takes so many tokens. Returns whether there were enough."""
         self._fill(now)
         if self._tokens < amount:
             return False
@@ -31,7 +31,7 @@ class Bucket:
         return True
 
     def is_full(self, now: float) -> bool:
-        """Returns whether nothing was taken that has not come back."""
+        """Returns whether the bucket is full again."""
         self._fill(now)
         return self._tokens >= self._burst
 
@@ -44,8 +44,8 @@ class Bucket:
 class Buckets:
     """A bucket for each of many keys, of which at most :data:`BUCKETS_MAX` are kept.
 
-    When there is no room, those that are full again are forgotten, which changes nothing; if all
-    are in use, the oldest one is forgotten.
+    When there is no room, full buckets are forgotten, which changes nothing. If none is full, the
+    oldest one is forgotten.
     """
 
     def __init__(self, rate: float, burst: float, *, most: int = BUCKETS_MAX) -> None:
@@ -58,7 +58,7 @@ class Buckets:
         return len(self._buckets)
 
     def take(self, key: Hashable, now: float) -> bool:
-        """Takes one from the bucket of `key`; returns whether there was one."""
+        """Takes one token from the bucket of `key`. Returns whether there was one."""
         bucket = self._buckets.get(key)
         if bucket is None:
             if len(self._buckets) >= self._most:
@@ -75,32 +75,32 @@ class Buckets:
 
 
 UNPROVED_MAX: Final = 512
-"""Connections that have not proved a key yet. A further one ends the oldest of them, if that had
-enough time, and is closed itself otherwise."""
+"""Most connections that have not proved a key yet. A further one ends the oldest of them if that
+has had enough time. Otherwise the new one is closed."""
 
 UNPROVED_TIME: Final = 1.0
 UNPROVED_TIME_MAX: Final = 8.0
-"""Seconds that each connection has at least, also in a flood. Who means it needs a few round trips,
-so a flood of idle ones cannot keep them out for long.
+"""Seconds that each connection has at least, also in a flood. An honest client needs a few round
+trips, so a flood of idle connections cannot keep it out for long.
 
-When thousands of clients come back at once, this service is what they wait for. With a bound that
-is shorter than that takes, each of them would be ended for another one with the same fate, and
-nobody would ever come in. So the bound doubles, up to the second one, with each
-:data:`UNPROVED_MAX` connections that were ended while nobody proved a key. It follows the time
-that those need who do."""
+When thousands of clients come back at once, they wait for this service. If the bound were shorter
+than their proofs take, each of them would be ended for another one with the same fate, and nobody
+would ever come in. So the bound doubles, up to the second value, for each :data:`UNPROVED_MAX`
+connections that were ended while nobody proved a key. It follows the time that successful clients
+need."""
 
 PROVED_SHARE: Final = 2.0
-"""The bound is at least so many times what the last client needed to prove its key."""
+"""The bound is at least so many times the time that the last client needed for its proof."""
 
 PROVED_DECAY: Final = 0.8
-"""A proof lowers the bound to this part of it at most: the next client may need longer."""
+"""A proof lowers the bound at most to this part of it, as the next client may need longer."""
 
 UNPROVED_PER_NETWORK_MAX: Final = 32
-"""The same of one IPv4 address, or of one /64 of IPv6; further ones are closed at once."""
+"""The same for one IPv4 address or one /64 of IPv6. Further ones are closed at once."""
 
 CONNECTS_PER_SECOND: Final = 20.0
 CONNECTS_BURST: Final = 200
-"""Connections from one such network: a second for long, and at once."""
+"""Connections from one such network: per second in the long run, and at once."""
 
 
 class Ticket:
@@ -120,7 +120,7 @@ class Door:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         """Connections that were closed, by reason."""
-        self._tickets: dict[Ticket, None] = {}  # in the order of their coming
+        self._tickets: dict[Ticket, None] = {}  # in the order of their arrival
         self._time = UNPROVED_TIME
         self._ended = 0  # since the last proof, or the last doubling of the bound
         self._per_network: Counter[str] = Counter()
@@ -130,9 +130,9 @@ class Door:
         return len(self._tickets)
 
     def admit(self, address: str, abort: Callable[[], None], now: float) -> Ticket | None:
-        """Returns a ticket for a connection from `address`; None if it has to be closed.
+        """Returns a ticket for a connection from `address`, or None if it has to be closed.
 
-        An empty address is that of a proxy that is trusted: it has no limit of its own.
+        An empty address is that of a trusted proxy, which has no limit of its own.
         """
         network = network_of(address)
         if network and self._per_network[network] >= UNPROVED_PER_NETWORK_MAX:
@@ -159,7 +159,10 @@ class Door:
         return ticket
 
     def move(self, ticket: Ticket, address: str, now: float) -> bool:
-        """Counts a proxy's connection as one of `address`; returns False if it has to be closed."""
+        """Counts a proxy's connection as one from `address`.
+
+        Returns False if it has to be closed.
+        """
         if ticket not in self._tickets:
             return False
         network = network_of(address)
@@ -196,7 +199,7 @@ class Door:
 
 
 def network_of(address: str) -> str:
-    """Returns whom limits are for: an IPv4 address, or the /64 of an IPv6 address."""
+    """Returns the network to which limits apply: an IPv4 address, or the /64 of an IPv6 address."""
     ip = parse_ip(address)
     if ip is None:
         return address

@@ -32,10 +32,10 @@ EXIT_CANNOT_CREATE: Final = 73
 EXIT_CONFIG: Final = 78
 
 REPORT_PERIOD: Final = 600.0
-"""Seconds between two lines of the log with what was passed on and refused."""
+"""Seconds between two log lines with the counts of what was passed on and refused."""
 
 READ_TIMEOUT: Final = 30.0
-"""Seconds that a reload has to read its files. Signals wait for it, SIGTERM too."""
+"""Seconds for a reload to read its files. Signals, also SIGTERM, wait for it."""
 
 NEEDS_RESTART: Final = ("listen", "clients", "clients_max", "redis_url", "metrics")
 """Settings that a reload does not change."""
@@ -44,7 +44,7 @@ NEEDS_RESTART: Final = ("listen", "clients", "clients_max", "redis_url", "metric
 def run(config_path: Path) -> int:
     """Runs the service until it ends; returns the exit status of the process.
 
-    The process has to end after that without waiting for threads:
+    After that, the process has to end without waiting for threads:
     :func:`socks_tunnel.ops.process.leave`.
 
     0 after a drain, 70 for a bug, 73 for a listener that cannot be bound, 78 for a configuration
@@ -62,13 +62,14 @@ def run(config_path: Path) -> int:
     ops_logging.setup(config.log.level, config.log.format, component="rendezvous")
     raise_descriptor_limit()
     try:
-        # The loop is not closed: that waits for threads that wait for the network or a disk.
+        # The loop is not closed, because that would wait for threads that wait for the network or a
+        # disk.
         runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         runner.run(_serve(config, certificate))
     except _CannotListenError as error:
         _log.error("cannot listen on %s", error)
         return EXIT_CANNOT_CREATE
-    except Exception:  # noqa: BLE001 - the last resort, which reports it and ends the process
+    except Exception:  # noqa: BLE001 - the last resort: it reports the exception and ends the process
         _log.exception("a bug ended the rendezvous service")
         return EXIT_BUG
     else:
@@ -85,7 +86,7 @@ def read_certificate(config: RendezvousConfig) -> ServerCertificate | None:
 
 
 class _CannotListenError(Exception):
-    """A listener cannot be bound. The text is its address and the reason."""
+    """A listener cannot be bound. The text has its address and the reason."""
 
     def __init__(self, where: HostPort | Path | None, error: OSError) -> None:
         address = "" if where is None else listener_text(where)
@@ -152,13 +153,13 @@ async def _serve(config: RendezvousConfig, certificate: ServerCertificate | None
 async def _ended_again(signals: "asyncio.Queue[signal.Signals]") -> None:
     while await signals.get() not in {signal.SIGTERM, signal.SIGINT}:
         pass
-    _log.warning("a second signal has come: ending at once")
+    _log.warning("a second signal was received: ending at once")
 
 
 async def _reload(
     service: Service, pages: MetricsPages, config: RendezvousConfig
 ) -> RendezvousConfig:
-    """Reads the configuration again; returns what holds now."""
+    """Reads the configuration again. Returns the configuration that is in force then."""
     try:
         async with asyncio.timeout(READ_TIMEOUT):
             read = await asyncio.to_thread(load_rendezvous, config.source)

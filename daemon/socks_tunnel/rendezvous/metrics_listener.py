@@ -1,7 +1,8 @@
 """The metrics listener of the rendezvous service: `/metrics`, `/healthz` and `/readyz`.
 
-The service is one process, so its event loop answers itself: as long as it does, it is healthy. A
-scrape is rendered in a thread, and takes none of the datagrams that are relayed meanwhile.
+The service is one process, so its own event loop answers. As long as it does, the service is
+healthy. A scrape is rendered in a thread, so that it does not delay the datagrams that are relayed
+meanwhile.
 """
 
 from datetime import datetime
@@ -22,11 +23,11 @@ from socks_tunnel.signaling.direct import listen_tcp
 BOUNDS: Final = Bounds(
     connections=64, per_address=32, requests=32, body=0, read_timeout=10.0, handle_timeout=30.0
 )
-"""What those who ask may spend: a connection has 10 s for its request, and no body."""
+"""Bounds for clients of the listener: a connection has 10 s for its request, and no body."""
 
 
 class _Counted:
-    """The counts of a service, as the figures want them."""
+    """The counts of a service in the form that the figures need."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -47,7 +48,7 @@ class _Counted:
 
 
 class MetricsPages:
-    """Shows what a service counts. Made on the event loop of the service."""
+    """Serves the metrics of a service. It is made on the event loop of the service."""
 
     def __init__(self, service: Service, settings: MetricsListener) -> None:
         self._service = service
@@ -58,7 +59,7 @@ class MetricsPages:
         self._http: HttpServer | None = None
         self._lag: LagMeter | None = None
         self.address: HostPort | None = settings.listen
-        """Where it listens; None if it does not."""
+        """The address of the listener; None if there is none."""
 
     def start(self) -> None:
         """Listens, if it is configured. Raises :class:`OSError`."""
@@ -90,13 +91,13 @@ class MetricsPages:
         self._lag = LagMeter(self._look)
 
     def certificate(self, expires: datetime) -> None:
-        """Takes when the certificate expires that is in use from now on."""
+        """Takes the expiry of the certificate that is in use from now on."""
         self._figures.common.tls_certificate_expires_seconds.labels(PROCESS).set(
             expires.timestamp()
         )
 
     async def stop(self) -> None:
-        """Listens no more."""
+        """Stops listening."""
         if self._lag is not None:
             self._lag.cancel()
         if self._http is not None:

@@ -1,4 +1,4 @@
-"""Makes a node one of several: its registry, what it says to the others, and Redis between them."""
+"""Connects a node with the other nodes of its service through Redis."""
 
 import asyncio
 import logging
@@ -13,12 +13,12 @@ from socks_tunnel.rendezvous.registry import Registry
 _log = logging.getLogger(__name__)
 
 TOLD_MAX: Final = 64
-"""Sentences about messages of other nodes that the log has, each of them once. A node of another
+"""Number of sentences about messages of other nodes that are logged, each once. A node of another
 version may send many messages of one kind."""
 
 
 def join_others(url: str, registry: Registry, hall: Hall, bugs: BugLog) -> RedisBus:
-    """Returns the bus of a node, not started. What comes over it goes to registry and relay."""
+    """Returns the bus of a node, not started. Its messages go to the registry and the relay."""
     bus = RedisBus(url)
     federation = Federation(bus.node, registry, hall, bus)
     registry.elsewhere = federation
@@ -29,7 +29,7 @@ def join_others(url: str, registry: Registry, hall: Hall, bugs: BugLog) -> Redis
             unknown = federation.receive(message, asyncio.get_running_loop().time())
         except Malformed as error:
             drop(f"a message of another node: {clip(error)}")
-        except Exception as error:  # noqa: BLE001 - one message's end, told and counted
+        except Exception as error:  # noqa: BLE001 - only this message is lost, and it is logged and counted
             registry.counts["bugs"] += 1
             bugs.tell(_log, "a message of another node hit a bug", error)
         else:

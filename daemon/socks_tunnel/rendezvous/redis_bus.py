@@ -6,11 +6,12 @@
     PREFIX "node:" NODE                 channel: messages to one node (rendezvous.federation)
     PREFIX "nodes"                      channel: "alive" SPACE NODE, "bye" SPACE NODE
 
-What clients cause goes into a queue, and from there in batches, one round trip each. While Redis is
-away, look-ups find nothing and the rest is dropped: a client can still reach those at its own node.
-When Redis is back, everything is said again.
+Commands wait in a queue, and are sent in batches of one round trip each. While Redis cannot be
+reached, look-ups find nothing and other commands are dropped, so clients reach only those at their
+own node. When Redis is back, all state is sent again.
 
-Relayed datagrams wait behind that in a queue of their own, which drops what is old or too much.
+Relayed datagrams are sent after that. They have a queue of their own, which drops old ones, and
+those beyond its size.
 """
 
 import asyncio
@@ -40,16 +41,16 @@ _bugs = BugLog()
 PREFIX: Final = "socks-tunnel:"
 
 EXPIRY: Final = 60
-"""Seconds after which a key is gone whose node does not renew it."""
+"""Seconds after which a key expires if its node does not renew it."""
 
 RENEWAL: Final = 20.0
 """Seconds between two renewals of all keys of a node."""
 
 HEARTBEAT: Final = 2.0
-"""Seconds between two signs of life of a node."""
+"""Seconds between two "alive" messages of a node."""
 
 SILENCE: Final = 10.0
-"""Seconds without one after which a node counts as dead."""
+"""Seconds without such a message after which a node counts as dead."""
 
 TIMEOUT: Final = 5.0
 """Seconds for Redis to answer."""
@@ -58,13 +59,13 @@ BATCH: Final = 512
 """Commands in one round trip."""
 
 QUEUE_MAX: Final = 262_144
-"""Commands that may wait; when there are more, all are dropped, and everything is said again."""
+"""Commands that may wait. If there are more, all are dropped, and all state is sent again."""
 
 RELAYED_QUEUE_MAX: Final = 4 << 20
 """Bytes of relayed datagrams that wait for Redis."""
 
 RELAYED_BATCH: Final = 262_144
-"""Bytes of relayed datagrams in one round trip. What comes meanwhile waits until its end."""
+"""Bytes of relayed datagrams in one round trip. Later datagrams wait until its end."""
 
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 5.0
@@ -84,14 +85,14 @@ return 1
 
 _Answer: TypeAlias = Callable[[Any], None]
 _Command: TypeAlias = tuple[tuple[Any, ...], _Answer | None]
-"""The words of a command, and what gets its answer; that gets None if there was none."""
+"""The words of a command, and the callback for its answer, which gets None without an answer."""
 
 
 class RedisBus:
-    """One node's way to the others. `node` is its address.
+    """The connection of one node to the others. `node` is its address.
 
-    The three callbacks are set before :meth:`start`: a message for this node; that something may
-    have been lost; that another node is not heard of any more.
+    Three callbacks are set before :meth:`start`. They are called for a message to this node, when
+    something may have been lost, and when another node is silent.
     """
 
     def __init__(self, url: str) -> None:
@@ -104,7 +105,7 @@ class RedisBus:
         self.keys: Callable[[], Collection[bytes]]
         """Returns the keys that are at this node, for their renewal."""
         self.on_stolen: Callable[[bytes], None]
-        """A key of this node has turned out to be at another one."""
+        """Called for a key of this node that has turned out to be at another node."""
         self._redis = aioredis.Redis.from_url(
             url,
             socket_timeout=TIMEOUT,
@@ -120,7 +121,7 @@ class RedisBus:
     # --- its life -------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Connects, again and again, until :meth:`stop`."""
+        """Connects, and reconnects until :meth:`stop`."""
         self._task = spawn("rendezvous nodes", self._connect_forever())
 
     async def stop(self) -> None:
@@ -155,7 +156,7 @@ class RedisBus:
                     clip(error),
                     pause,
                 )
-            except Exception as error:  # noqa: BLE001 - told, and no reason to give the others up
+            except Exception as error:  # noqa: BLE001 - it is logged, and the connection is tried again
                 self.counts["bugs"] += 1
                 _bugs.tell(_log, "the connection to Redis ended because of a bug", error)
             finally:
@@ -165,10 +166,10 @@ class RedisBus:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _serve(self, listening: Any) -> None:
-        """Works until Redis fails. Raises what it fails with, always."""
+        """Works until Redis fails. Always raises the error of Redis."""
         self.is_up = True
         now = asyncio.get_running_loop().time()
-        self._heard = dict.fromkeys(self._heard, now)  # nobody could be heard meanwhile
+        self._heard = dict.fromkeys(self._heard, now)  # no node could be heard meanwhile
         self.on_resync()
         try:
             async with asyncio.TaskGroup() as group:
@@ -185,10 +186,10 @@ class RedisBus:
     # --- from the others ------------------------------------------------------------------------
 
     async def _listen(self, listening: Any) -> None:
-        # Not by get_message(timeout=…), which at times takes a cancellation for its time-out.
+        # Not get_message(timeout=…), which sometimes takes a cancellation for its time-out.
         messages = listening.listen()
         while True:
-            async with asyncio.timeout(SILENCE):  # at least our own signs of life come back
+            async with asyncio.timeout(SILENCE):  # at least our own "alive" messages come back
                 message = await anext(messages)
             if message["type"] != "message":
                 continue
@@ -215,13 +216,16 @@ class RedisBus:
             for node, heard in list(self._heard.items()):
                 if loop.time() - heard > SILENCE:
                     del self._heard[node]
-                    _log.warning("the node %s is not heard of any more", node)
+                    _log.warning("the node %s has become silent", node)
                     self.on_lost(node)
 
     # --- to the others --------------------------------------------------------------------------
 
     def claim(self, key: bytes, then: Callable[[str | None], None]) -> None:
-        """Says that a key is here from now on; `then` gets the node where it was before."""
+        """Stores that a key is at this node from now on.
+
+        `then` gets the node where it was before.
+        """
 
         def answered(before: Any) -> None:
             then(before.decode() if isinstance(before, bytes) else None)
@@ -229,11 +233,11 @@ class RedisBus:
         self._put(("SET", _at(key), self.node, "EX", EXPIRY, "GET"), answered)
 
     def release(self, key: bytes) -> None:
-        """Says that a key is not here any more, unless another node has claimed it."""
+        """Stores that a key has left this node, unless another node has claimed it."""
         self._put(("EVAL", _RELEASE, 1, _at(key), self.node), None)
 
     def find(self, keys: Collection[bytes], then: Callable[[Found], None]) -> None:
-        """Looks up where keys are. Nothing is found while Redis is away."""
+        """Looks up the nodes of keys. Nothing is found while Redis cannot be reached."""
         wanted = list(keys)
         for start in range(0, len(wanted), BATCH):
             piece = wanted[start : start + BATCH]
@@ -245,9 +249,10 @@ class RedisBus:
             self._put(("MGET", *map(_at, piece)), answered)
 
     def send(self, node: str, message: bytes, then: Callable[[bool], None] | None = None) -> None:
-        """Sends to one node. `then` gets whether a node took it.
+        """Sends a message to one node. `then` gets whether a node received it.
 
-        Redis answers PUBLISH with how many listen to the channel: to that of a node, it alone does.
+        Redis answers PUBLISH with the number of listeners. Only the node itself listens to its
+        channel.
         """
 
         def answered(listening: Any) -> None:
@@ -258,7 +263,7 @@ class RedisBus:
         self._put(words, answered if then is not None else None)
 
     def relay(self, node: str, lane: Hashable, message: bytes, datagrams: int, now: float) -> bool:
-        """Sends datagrams to one node, which may be lost; returns False if no node is reached."""
+        """Sends datagrams to one node. They may be lost. Returns False if no node is reached."""
         if self.is_up:
             self._relayed.push(lane, node.encode() + b"\0" + message, datagrams, now)
             self._queued.set()
@@ -274,7 +279,10 @@ class RedisBus:
                 answered(None)
             return
         if len(self._queue) >= QUEUE_MAX:
-            _log.warning("%d commands wait for Redis: all are dropped, and said again", QUEUE_MAX)
+            _log.warning(
+                "%d commands wait for Redis: all are dropped, and all state is sent again",
+                QUEUE_MAX,
+            )
             self._drop_queue()
             self.on_resync()
         self._queue.append((words, answered))
@@ -300,7 +308,8 @@ class RedisBus:
                 try:
                     answers = await self._execute(batch)
                 except BaseException:
-                    self._queue.extendleft(reversed(batch))  # dropped with the rest, and told
+                    # Dropped with the other commands, and told.
+                    self._queue.extendleft(reversed(batch))
                     raise
                 for (_, answered), answer in zip(batch, answers, strict=True):
                     if answered is not None:
@@ -309,7 +318,7 @@ class RedisBus:
                     self._relayed.expire(now)
 
     def _relayed_batch(self) -> list[_Command]:
-        """Takes the datagrams of one round trip."""
+        """Takes the datagrams of one round trip from the queue."""
         batch: list[_Command] = []
         size = 0
         while size < RELAYED_BATCH and (frame := self._relayed.pop()) is not None:
@@ -320,13 +329,13 @@ class RedisBus:
         return batch
 
     def _relayed_to(self, message: bytes, listening: Any) -> None:
-        if not listening:  # the node has died, or Redis has not taken it
+        if not listening:  # the node has died, or Redis has not accepted the datagrams
             self._drop_relayed("gone", count_relayed(message, "to"))
 
     async def _execute(self, batch: Collection[_Command]) -> list[Any]:
         pipeline = self._redis.pipeline(transaction=False)
         for words, _ in batch:
-            # Without the option, the library turns the answer of SET into a truth value.
+            # Without this option, the library turns the answer of SET into a boolean.
             options = {"get": True} if words[0] == "SET" else {}
             pipeline.execute_command(*words, **options)
         answers: list[Any] = await pipeline.execute(raise_on_error=True)

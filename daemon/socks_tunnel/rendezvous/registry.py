@@ -1,17 +1,17 @@
-"""Who is here, who may talk to whom, and what is passed on. No socket and no clock of its own.
+"""The clients of a node, who may talk to whom, and what is passed on. No socket and no clock.
 
-A client exists here only once its key is proved and accepted. It *watches* the keys that it may
+A client is registered only once its key is proved and accepted. It *watches* the keys that it may
 talk to. An envelope from A to B is passed on only if B watches A, and each is told of the other's
-presence only if both watch each other. So a stranger cannot even learn whether a key is here.
+presence only if both watch each other. So a stranger cannot even learn whether a key is present.
 
-A client that takes *guests* also gets envelopes of keys that it does not watch, so that hosts can
-join it, and only within a rate for all of them. Where keys have to be enrolled, a key that is
-neither listed nor enrolled by a listed one is a guest itself: it may be here for a short time. Who
-shows an enrolment that its endpoint has revoked is refused, and is ended if it is here.
+A client that accepts *guests* also gets envelopes of keys that it does not watch, so that hosts can
+join it. One rate limits all of these. If keys have to be enrolled, a key that is neither listed nor
+enrolled by a listed one is a guest itself, and may stay only for a short time. A client with an
+enrolment that its endpoint has revoked is refused, and ended if it is connected.
 
-What is to be sent to a client waits in its outbox, which is bounded in bytes. An envelope that does
-not fit is not passed on, and the sender is told. Presence that does not fit ends the client's
-connection: it would never learn the truth otherwise.
+Frames for a client wait in its outbox, which is bounded in bytes. An envelope that does not fit is
+not passed on, and the sender is told. Presence that does not fit ends the client's connection,
+because the client would otherwise keep a wrong state.
 """
 
 from collections import Counter
@@ -49,8 +49,8 @@ WATCH_MAX_ANY: Final = 64
 
 ENVELOPES_PER_SECOND: Final = 200
 ENVELOPES_BURST: Final = 2000
-"""Envelopes that are passed on for a listed key: a second for long, and at once. An endpoint with
-thousands of gateways answers all of them when its network comes back."""
+"""Envelopes that are passed on for a listed key: per second in the long run, and at once. An
+endpoint with thousands of gateways answers all of them when its network comes back."""
 
 ENVELOPES_PER_SECOND_ANY: Final = 10
 ENVELOPES_BURST_ANY: Final = 50
@@ -61,24 +61,24 @@ GUESTS_MAX: Final = 1024
 
 GUEST_ENVELOPES_PER_SECOND: Final = 50
 GUEST_ENVELOPES_BURST: Final = 200
-"""Envelopes of strangers that one client gets: a second for long, and at once."""
+"""Envelopes of strangers that one client gets: per second in the long run, and at once."""
 
 ANSWERED_TOO_MANY: Final = 1000
-"""Envelopes beyond the rate that are answered; the next one ends the connection."""
+"""Envelopes beyond the rate that are answered. The next one ends the connection."""
 
 JOINS_PER_SECOND: Final = 2.0
 JOINS_BURST: Final = 20
-"""Connections of one key, where a newer one takes the place of an older one."""
+"""Rate of connections of one key, each of which replaces the older one."""
 
 CLOSE_NORMAL: Final = 1000
-"""Closes the WebSocket of a client that is to come back (RFC 6455 section 7.4.1)."""
+"""Close code for a client that is to reconnect (RFC 6455 section 7.4.1)."""
 
 CLIENTS_MAX: Final = 20_000
 """Clients at a time."""
 
 
-class Refused(Exception):  # noqa: N818 - a verdict on a client, not a fault of ours
-    """A client may not join, or has to go, for what the text says. `code` closes its WebSocket."""
+class Refused(Exception):  # noqa: N818 - it is a verdict on a client, not a fault of ours
+    """A client is refused or ended; the text says why. `code` closes its WebSocket."""
 
     def __init__(self, code: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -86,7 +86,7 @@ class Refused(Exception):  # noqa: N818 - a verdict on a client, not a fault of 
 
 
 class Elsewhere(Protocol):
-    """Who has to know what happens to our clients, because others are at other nodes."""
+    """Is told what happens to our clients, for clients at other nodes."""
 
     def joined(self, client: Client) -> None:
         """A client has come."""
@@ -95,7 +95,7 @@ class Elsewhere(Protocol):
         """A client has gone."""
 
     def watched(self, client: Client, keys: Collection[bytes]) -> None:
-        """A client watches these keys, or says so again."""
+        """A client watches these keys, or repeats that."""
 
     def unwatched(self, client: Client, keys: Collection[bytes]) -> None:
         """A client does not watch these keys any more."""
@@ -104,7 +104,7 @@ class Elsewhere(Protocol):
         """A client sends to a key that is not here."""
 
     def load(self, client: Client, load: Load) -> None:
-        """A client has said how busy it is."""
+        """A client has reported its load."""
 
     def told(self, client: Client, key: bytes) -> bool:
         """Returns whether a client was told that this key is at another node."""
@@ -113,16 +113,16 @@ class Elsewhere(Protocol):
         """An endpoint of ours has revoked these keys, which may be at other nodes."""
 
     def refused(self, by: bytes) -> None:
-        """A client was refused for what an endpoint has said here, which may not be here now."""
+        """A client was refused because of what an endpoint has told this node earlier."""
 
     def relay(self, client: bytes, frame: Relayed, now: float, *, known: bool) -> bool:
-        """Passes datagrams on to a client at another node; returns whether that is reached."""
+        """Passes datagrams on to a client at another node. Returns whether that node is reached."""
 
 
 class Registry:
     """All clients of one node. `names` are the listed keys.
 
-    `clients` says who else may be here: nobody (`listed`), keys that a listed key has enrolled
+    `clients` says who else may connect: nobody (`listed`), keys that a listed key has enrolled
     (`enrolled`), or any key.
     """
 
@@ -134,13 +134,13 @@ class Registry:
         clients_max: int = CLIENTS_MAX,
     ) -> None:
         self.turn: TurnLogins | None = None
-        """Makes logins for TURN servers; None where there are none."""
+        """Makes logins for TURN servers; None if there are none."""
         self.elsewhere: Elsewhere | None = None
-        """The other nodes; None where there are none."""
+        """The other nodes; None if there are none."""
         self.relay_rate = 0
-        """Bytes a second that are relayed for each client; 0: none are."""
+        """Bytes per second that are relayed for each client; 0: none."""
         self.counts: Counter[str] = Counter()
-        """What was passed on, and what was not and why, since the start."""
+        """Counts since the start of what was passed on and what was not, with the reason."""
         self._names = names
         self._mode = clients
         self._guests = 0
@@ -153,7 +153,7 @@ class Registry:
         return len(self._clients)
 
     def get(self, key: bytes) -> Client | None:
-        """Returns the client with this key; None if it is not here."""
+        """Returns the client with this key; None if it is not connected."""
         return self._clients.get(key)
 
     # --- clients come and go --------------------------------------------------------------------
@@ -168,7 +168,7 @@ class Registry:
         enrolled_by: bytes | None = None,
         enrolled_until: int = 0,
     ) -> Client:
-        """Adds a client whose key is proved. Raises :class:`Refused`; nothing is kept then.
+        """Adds a client whose key is proved. Raises :class:`Refused`, and then keeps nothing.
 
         `enrolled_by` is the key that has enrolled it, if it has shown that, and `enrolled_until`
         the Unix time at which that ends; 0: without an end.
@@ -225,7 +225,7 @@ class Registry:
         return client
 
     def welcome(self, client: Client, session: bytes, unix_time: float) -> Welcome:
-        """Returns what a new client is told, or one whose logins are renewed."""
+        """Returns the welcome for a new client, or for one whose logins are renewed."""
         watch = WATCH_MAX if client.listed else WATCH_MAX_ANY
         rate = ENVELOPES_PER_SECOND if client.listed else ENVELOPES_PER_SECOND_ANY
         turn: tuple[TurnServer, ...] = ()
@@ -238,7 +238,7 @@ class Registry:
         return Welcome(session, times, PARCEL_MAX, watch, rate, turn, relay, LOAD_PERIOD, revoked)
 
     def leave(self, client: Client) -> None:
-        """Forgets a client, and tells those that may know. Does nothing if it was replaced."""
+        """Removes a client, and tells those that may know. Does nothing if it was replaced."""
         if self._clients.get(client.key) is not client:
             return
         del self._clients[client.key]
@@ -260,7 +260,10 @@ class Registry:
             client.finish(code, reason)
 
     def update(self, names: dict[bytes, str]) -> None:
-        """Replaces the listed keys; where only those may be here, clients of others have to go."""
+        """Replaces the listed keys.
+
+        If only those may connect, clients with other keys are ended.
+        """
         self._names = names
         self.revocations.keep(set(names))
         for client in list(self._clients.values()):
@@ -268,11 +271,11 @@ class Registry:
             if name is not None and client.listed:
                 client.name = name
             elif name is not None:
-                # It was told other limits, and has not said whose enrolments it has revoked.
+                # It was told other limits, and has not reported its revoked enrolments.
                 self.leave(client)
                 client.finish(CLOSE_NORMAL, "its key is listed now; it is to come back")
             elif client.listed or not self._is_welcome(client):
-                # Its limits were others: it may come back if it still may.
+                # Its limits were different. It may reconnect if it is still accepted.
                 self.leave(client)
                 client.finish(CLOSE_FORBIDDEN, "its key is not listed any more")
             elif client.enrolled_by not in names:
@@ -287,7 +290,7 @@ class Registry:
     # --- what clients ask for -------------------------------------------------------------------
 
     def watch(self, client: Client, asked: Watch) -> None:
-        """Sets or adds to what a client watches. Raises :class:`Refused` if that is too much."""
+        """Sets or extends the keys that a client watches. Raises :class:`Refused` for too many."""
         added = set(asked.keys)
         dropped: set[bytes] = client.watched - added if asked.reset else set()
         new = added - client.watched
@@ -297,12 +300,12 @@ class Registry:
             raise Refused(CLOSE_TOO_MUCH, f"it watches more than {limit} keys")
         for other in self._mutual(client, dropped):
             self._tell(other, offline=[client.key])
-        # A guest takes none: two of them would talk through us then.
+        # A guest accepts none, because otherwise two guests could talk through this service.
         client.guests = asked.guests and not client.guest
         client.wants_loads = asked.loads
         client.watched -= dropped
         client.watched |= new
-        # After a reset the client knows of nobody: it is told of all again.
+        # After a reset, the client knows nobody, so it is told of all again.
         there = self._mutual(client, added)
         self._tell(client, online=[other.key for other in there])
         client.tell_loads([(o.key, o.load) for o in there if o.load is not None])
@@ -329,7 +332,7 @@ class Registry:
             self._not_passed(client, to, reason)
 
     def _deliver(self, sender: bytes, to: bytes, body: bytes, now: float) -> str | None:
-        """Passes an envelope on to a client of ours; returns why not."""
+        """Passes an envelope on to a client of ours, or returns why not."""
         receiver = self._clients.get(to)
         known = receiver is not None and sender in receiver.watched
         if receiver is None or not (known or receiver.guests):
@@ -360,12 +363,12 @@ class Registry:
         return list(self._clients.values())
 
     def from_elsewhere(self, sender: bytes, to: bytes, body: bytes, now: float) -> str | None:
-        """Passes on an envelope of another node's client; returns why not."""
+        """Passes on an envelope of another node's client, or returns why not."""
         self.counts["from other nodes"] += 1
         return self._deliver(sender, to, body, now)
 
     def not_passed(self, sender: bytes, to: bytes, reason: str) -> None:
-        """Tells a client of ours that its envelope was not passed on; it may have gone."""
+        """Tells a client of ours, if it is still connected, that its envelope was not passed on."""
         client = self._clients.get(sender)
         if client is None:
             self.counts["dropped: sender gone too"] += 1
@@ -376,9 +379,9 @@ class Registry:
             client.finish(refusal.code, str(refusal))
 
     def elsewhere_online(self, key: bytes, watched: Iterable[bytes]) -> list[bytes]:
-        """Tells ours of another node's client; returns which of ours were told of it.
+        """Tells our clients of another node's client. Returns those that were told.
 
-        Those are the keys among `watched` that are here and watch it too.
+        Those are the keys among `watched` that are connected here and watch it too.
         """
         mutual = [
             client
@@ -390,13 +393,13 @@ class Registry:
         return [client.key for client in mutual]
 
     def elsewhere_offline(self, key: bytes, told: Iterable[bytes]) -> None:
-        """Tells clients of ours that another node's client has gone."""
+        """Tells clients of ours that another node's client has left."""
         for client in map(self._clients.get, told):
             if client is not None and key in client.watched:
                 self._tell(client, offline=[key])
 
     def replaced(self, key: bytes) -> None:
-        """Ends a client of ours that has come to another node meanwhile."""
+        """Ends a client of ours that has connected to another node meanwhile."""
         client = self._clients.get(key)
         if client is not None:
             self.leave(client)
@@ -404,7 +407,7 @@ class Registry:
             client.finish(CLOSE_REPLACED, "a newer connection with the same key, at another node")
 
     def elsewhere_load(self, key: bytes, load: Load, told: Iterable[bytes]) -> None:
-        """Tells clients of ours how busy another node's client is."""
+        """Tells clients of ours the load of another node's client."""
         for client in map(self._clients.get, told):
             if client is not None and key in client.watched:
                 client.tell_loads([(key, load)])
@@ -421,7 +424,7 @@ class Registry:
         return found
 
     def load(self, client: Client, load: Load, now: float) -> None:
-        """Tells those that want to know how busy a client is, unless it said so a moment ago."""
+        """Passes a client's load on to those that want it, unless it reported one just before."""
         if client.load is not None and now - client.load_at < LOAD_PERIOD / 2:
             self.counts["dropped: load"] += 1
             return

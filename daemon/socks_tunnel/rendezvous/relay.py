@@ -1,13 +1,13 @@
 """Which datagrams are relayed between clients, and how much of it. No socket and no clock.
 
 Datagrams go from A to B only if both watch each other and the operator knows them: neither is a
-guest, and at least one of the two keys is listed or enrolled. A channel is what one connection
-between them uses; it begins with its first datagram and ends when none has come for a while. Until
-its receiver has used it too, it carries little, so nobody can be flooded by a peer that he does not
+guest, and at least one of the two keys is listed or enrolled. Each connection between them uses a
+channel. A channel begins with its first datagram, and ends when none has come for a while. Until
+its receiver has used it too, it carries little. So a peer cannot flood a client that does not
 answer.
 
-What a client sends counts against its own rate. What a client gets waits in a queue of its own,
-with a part for each channel, so that a slow client, or a busy channel, holds up nobody else.
+Datagrams count against the rate of their sender. They wait in a queue of their receiver, with a
+part for each channel, so that a slow client or a busy channel does not delay others.
 
 Between nodes, the sender's node decides what the sender may send, and the receiver's node what the
 receiver gets. Each of them sees both directions of a channel, and counts it as one of its own.
@@ -22,26 +22,26 @@ from socks_tunnel.rendezvous.limits import Bucket, Buckets
 from socks_tunnel.rendezvous.registry import Registry
 
 CHANNELS_PER_PAIR: Final = 4
-"""Channels of two clients: of their link, of one beside it, and of two attempts that have ended. A
-further one takes the place of the one that was idle longest."""
+"""Channels of two clients: for their link, for a second link beside it, and for two attempts that
+have ended. A further channel replaces the one that was idle longest."""
 
 UNANSWERED_MAX: Final = 65_536
 """Bytes that one side may send on a channel before the other side has used it."""
 
 BURST_SECONDS: Final = 0.25
 BURST_MIN: Final = 131_072
-"""What a client may send at once: so many seconds of its rate, but at least so many bytes."""
+"""Burst that a client may send: so many seconds of its rate, but at least so many bytes."""
 
 FRAME_COST: Final = 78
-"""Bytes that each frame counts besides its datagrams: what the rest of it has at least. So a rate
-also bounds how many frames of few bytes are passed on. A client counts whole frames."""
+"""Bytes that each frame counts besides its datagrams, which is the least size of its other fields.
+So a rate also bounds the number of small frames. A client counts whole frames."""
 
 REFUSALS_PER_SECOND: Final = 1.0
 REFUSALS_BURST: Final = 8
-"""Refusals that one client is told of; the datagrams beyond are dropped without a word."""
+"""Rate of refusals of which one client is told. Beyond that, datagrams are dropped silently."""
 
 SWEEP_INTERVAL: Final = 1.0
-"""Seconds between two looks for channels that are idle, when there is no room for another."""
+"""Seconds between two searches for idle channels when there is no room for another one."""
 
 _Pair: TypeAlias = tuple[bytes, bytes]
 
@@ -67,13 +67,13 @@ class Settings(Protocol):
 
 
 class _Channel:
-    """One channel: who has used it, how much without an answer, and when last."""
+    """One channel: who has used it, the bytes without an answer, and the last use."""
 
     __slots__ = ("last", "unanswered", "used_by")
 
     def __init__(self, sender: bytes, now: float) -> None:
         self.used_by: bytes | None = sender
-        """Who alone has used it; None once both have."""
+        """The only side that has used it; None once both have."""
         self.unanswered = UNANSWERED_MAX
         self.last = now
 
@@ -96,7 +96,7 @@ class RelayHall:
         return self._channels
 
     def apply(self, settings: Settings) -> None:
-        """Takes changed settings; channels beyond a smaller number end when they are idle."""
+        """Takes changed settings. Channels beyond a smaller number end when they are idle."""
         self._enabled = settings.enabled
         self._rate = settings.bytes_per_second
         self._channels_max = settings.sessions
@@ -128,7 +128,7 @@ class RelayHall:
         return reason if reason in _TOLD and self._refusals.take(sender, now) else None
 
     def refused(self, sender: bytes, refusal: Absent) -> None:
-        """Tells a client that another node has dropped, and counted, datagrams of its."""
+        """Tells a client that another node has dropped and counted its datagrams."""
         client = self._registry.get(sender)
         if client is not None:
             client.push(encode(refusal))
@@ -146,7 +146,7 @@ class RelayHall:
         self._counts[f"relay dropped: {why}"] += datagrams
 
     def left(self, client: Client) -> None:
-        """Forgets the rate of a client that has gone. Its channels go on if it comes back soon."""
+        """Forgets the rate of a client that has left. Its channels go on if it comes back soon."""
         if self._registry.get(client.key) is None:
             self._buckets.pop(client.key, None)
 
@@ -202,7 +202,10 @@ class RelayHall:
     # --- channels ---------------------------------------------------------------------------------
 
     def _use_channel(self, sender: bytes, frame: Relayed, now: float) -> str | None:
-        """Notes that a channel is used, and opens it if need be; returns why it may not be."""
+        """Notes that a channel is used, and opens it if necessary.
+
+        Returns why that is not allowed.
+        """
         pair = (sender, frame.peer) if sender < frame.peer else (frame.peer, sender)
         channels = self._pairs.get(pair)
         channel = None if channels is None else channels.get(frame.channel)
@@ -225,7 +228,7 @@ class RelayHall:
         return "unanswered" if channel.unanswered < 0 else None
 
     def _has_room(self, now: float) -> bool:
-        """Returns whether there may be one more channel; ends those that are idle if need be."""
+        """Returns whether one more channel is allowed. Ends idle ones if necessary."""
         if self._channels >= self._channels_max and now - self._swept_at >= SWEEP_INTERVAL:
             self.sweep(now)
         return self._channels < self._channels_max
@@ -246,7 +249,10 @@ class RelayHall:
 
 
 def _not_for(receiver: Client, sender: bytes, *, known: bool) -> str | None:
-    """Returns why a client gets nothing of this sender. `known`: the operator knows the sender."""
+    """Returns why a client gets nothing from this sender.
+
+    `known`: the operator knows the sender.
+    """
     if sender not in receiver.watched:
         return "absent"
     if receiver.guest or not (known or _is_known(receiver)):
@@ -255,10 +261,10 @@ def _not_for(receiver: Client, sender: bytes, *, known: bool) -> str | None:
 
 
 _TOLD: Final = frozenset({"elsewhere", "unrelayed", "channels"})
-"""Reasons that the sender cannot know otherwise. Of a peer's absence it learns by presence, and
-loss is what SCTP goes by."""
+"""Reasons of which the sender is told. It learns of a peer's absence by presence, and SCTP detects
+loss by itself."""
 
 
 def _is_known(client: Client) -> bool:
-    """Returns whether the operator has let this key in by name, or who was let in has."""
+    """Returns whether this key is listed, or enrolled by a listed key."""
     return client.listed or client.enrolled_by is not None

@@ -1,4 +1,4 @@
-"""Which enrolments are void, as the endpoints say that have made them. No socket, no clock."""
+"""The revoked enrolments, as reported by the endpoints that made them. No socket, no clock."""
 
 from collections import Counter
 from typing import Protocol
@@ -16,23 +16,23 @@ class Elsewhere(Protocol):
 
 
 class Clients(Protocol):
-    """Who is here."""
+    """The clients of this node."""
 
     counts: Counter[str]
 
     @property
     def elsewhere(self) -> Elsewhere | None:
-        """The other nodes; None where there are none."""
+        """The other nodes; None if there are none."""
 
     def get(self, key: bytes) -> Client | None:
-        """Returns the client with this key; None if it is not here."""
+        """Returns the client with this key; None if it is not connected."""
 
     def leave(self, client: Client) -> None:
-        """Forgets a client."""
+        """Removes a client."""
 
 
 class Revocations:
-    """The revoked keys of each endpoint. Each voids what it has signed, and no more."""
+    """The revoked keys of each endpoint. An endpoint can revoke only enrolments of its own."""
 
     def __init__(self, registry: Clients) -> None:
         self._registry = registry
@@ -42,7 +42,7 @@ class Revocations:
         return sum(map(len, self._by.values()))
 
     def tell(self, client: Client, said: Revocation) -> None:
-        """Takes what a listed client says of the enrolments that it has made itself."""
+        """Takes the revocations of a listed client, for enrolments that it has made itself."""
         if not client.listed:
             self._registry.counts["dropped: revocation"] += 1
             return
@@ -53,7 +53,7 @@ class Revocations:
             self._registry.elsewhere.revoked(client.key, news)
 
     def expel(self, by: bytes, key: bytes) -> None:
-        """Ends a client that is here by an enrolment which is void; not if it is listed itself."""
+        """Ends a client whose enrolment is void, unless the client is listed itself."""
         client = self._registry.get(key)
         if client is not None and client.enrolled_by == by and not client.listed:
             self._registry.leave(client)
@@ -61,10 +61,10 @@ class Revocations:
             client.finish(CLOSE_FORBIDDEN, "its enrolment is revoked")
 
     def _take(self, by: bytes, said: Revocation) -> list[bytes]:
-        """Returns the keys that it is news of, or all of them after a reset.
+        """Returns the keys that are new, or all keys after a reset.
 
-        Beyond :data:`~socks_tunnel.protocol.rendezvous_revoked.REVOKED_MAX` keys, those that were
-        told first are forgotten: an endpoint fills a room of its own only.
+        Beyond :data:`~socks_tunnel.protocol.rendezvous_revoked.REVOKED_MAX` keys, the oldest
+        ones are forgotten. Each endpoint has a table of its own.
         """
         before = self._by.get(by, {})
         keys = {} if said.reset else dict(before)
@@ -83,10 +83,10 @@ class Revocations:
         return by is not None and key in self._by.get(by, ())
 
     def forget(self, by: bytes) -> None:
-        """Forgets what an endpoint has said here."""
+        """Forgets the revocations of an endpoint."""
         self._by.pop(by, None)
 
     def keep(self, endpoints: set[bytes]) -> None:
-        """Forgets what others than these have said."""
+        """Forgets the revocations of all endpoints but these."""
         for by in self._by.keys() - endpoints:
             del self._by[by]

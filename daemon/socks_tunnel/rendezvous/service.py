@@ -32,22 +32,22 @@ from socks_tunnel.rendezvous.waiting import Waiting
 from socks_tunnel.signaling.direct import inode_of, listen_tcp, listen_unix
 from socks_tunnel.signaling.tls import ServerCertificate
 
-if TYPE_CHECKING:  # only those load the client of Redis who name one
+if TYPE_CHECKING:  # the client of Redis is imported only if one is configured
     from socks_tunnel.rendezvous.redis_bus import RedisBus
 
 _log = logging.getLogger(__name__)
 
 PROOF_TIMEOUT: Final = 10.0
-"""Seconds from the accepting of a connection until its key is proved, TLS included."""
+"""Seconds from accepting a connection until its key must be proved, TLS included."""
 
 HEARTBEAT: Final = 30.0
-"""Seconds of silence after which a client is asked whether it is there; it has half of that."""
+"""Seconds of silence after which a client gets a PING. It has half of that to answer."""
 
 ACCEPT_PAUSE: Final = 1.0
-"""Seconds without accepting after an error such as too many open files."""
+"""Seconds without accepting connections after an error such as too many open files."""
 
 UNIX: Final = "unix"
-"""In `trusted_proxies`: who connects to a Unix socket."""
+"""Entry of `trusted_proxies` for clients of a Unix socket."""
 
 _http_log = logging.getLogger(f"{__name__}.http")
 # Anybody can send what is no HTTP, as often as he likes; our own part guards itself.
@@ -55,7 +55,7 @@ _http_log.setLevel(logging.CRITICAL + 1)
 
 
 class _HttpServer(web.Server):
-    """Tells when a connection has ended."""
+    """Reports when a connection has ended."""
 
     def __init__(self, service: "Service", **kwargs: Any) -> None:
         super().__init__(service.answer, **kwargs)
@@ -85,7 +85,8 @@ class Service:
 
             self._bus = join_others(config.redis_url, self.registry, self.relay, self._bugs)
         self.address: HostPort | Path = config.listen
-        """Where it listens; with the port that the system chose if 0 was asked for."""
+        """The address of the listener. If port 0 was asked for, it has the port that the system
+        chose."""
         self._draining = False
         self._http: _HttpServer | None = None
         self._listening: socket.socket | None = None
@@ -101,14 +102,14 @@ class Service:
     # --- its life -------------------------------------------------------------------------------
 
     def apply(self, config: RendezvousConfig, certificate: ServerCertificate | None) -> None:
-        """Takes changed keys, names, certificate, TURN servers and relay; not the rest."""
+        """Takes changed keys, names, certificate, TURN servers and relay, and no other settings."""
         before = self._offered
         self._tls: ssl.SSLContext | None = None if certificate is None else certificate.context
         names = set(config.names)
         if not names and certificate is not None:
             names = {name.lower() for name in certificate.names}
             if any(name.startswith("*.") for name in names):
-                names = set()  # what it stands for is not known here
+                names = set()  # its meaning is not known here
         self._hosts = frozenset(names)
         self._proxies = frozenset(config.trusted_proxies)
         self.registry.update(listed_keys(config))
@@ -141,7 +142,7 @@ class Service:
         self._accepting = spawn("accept rendezvous connections", self._accept_forever())
 
     async def drain(self, seconds: float) -> None:
-        """Listens no more, asks all clients to leave within so many seconds, and waits for that."""
+        """Stops listening, asks all clients to leave within so many seconds, and waits for that."""
         self._draining = True
         await self._stop_listening()
         if seconds >= 1 and len(self.registry):
@@ -205,7 +206,7 @@ class Service:
         loop = asyncio.get_running_loop()
         ticket = self.door.admit(counted, waiting.abort, loop.time())
         if ticket is None:
-            _log.debug("a connection of %s is one too many", address)
+            _log.debug("a connection of %s is refused: too many", address)
             sock.close()
             return
         waiting.ticket = ticket
@@ -215,7 +216,7 @@ class Service:
 
     def _opened(self, waiting: Waiting) -> None:
         waiting.opening = None
-        if waiting.handler is None:  # it was cancelled before it began
+        if waiting.handler is None:  # the task was cancelled before it began
             waiting.sock.close()
             self._admitted(waiting)
 
@@ -234,10 +235,10 @@ class Service:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: handler, waiting.sock, ssl=self._tls, **timeouts
             )
-        except OSError as error:  # ssl.SSLError is one, and so is a timeout
+        except OSError as error:  # ssl.SSLError and TimeoutError are OSErrors
             _log.debug("no connection: %s", clip(error))
         finally:
-            if handler.transport is None:  # it never was there, or is gone already
+            if handler.transport is None:  # it was not counted, or has been removed already
                 self.lost(handler)
 
     def lost(self, handler: Any) -> None:
@@ -247,7 +248,7 @@ class Service:
             self._admitted(waiting)
 
     def _admitted(self, waiting: Waiting) -> None:
-        """Counts a connection no more among those that have not proved a key."""
+        """Removes a connection from those that have not proved a key."""
         if waiting.deadline is not None:
             waiting.deadline.cancel()
         if waiting.ticket is not None:
@@ -256,7 +257,7 @@ class Service:
     # --- requests -------------------------------------------------------------------------------
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answers a request: WebSockets at the path of the protocol, and a sign of life."""
+        """Answers a request: WebSockets at the path of the protocol, and health checks."""
         waiting = self._waiting.get(request.protocol)
         path = request.path
         if waiting is None or not self._is_welcome(request, waiting):
@@ -282,7 +283,7 @@ class Service:
             await Session(self, ws, waiting).run()
         except (ConnectionError, asyncio.IncompleteReadError) as error:
             _log.debug("a connection broke: %s", clip(error))
-        except Exception as error:  # noqa: BLE001 - one connection's end, told and counted
+        except Exception as error:  # noqa: BLE001 - only this connection ends, and that is logged and counted
             self.registry.counts["bugs"] += 1
             self._bugs.tell(_log, "a connection ended because of a bug", error)
         finally:
@@ -292,12 +293,12 @@ class Service:
         return ws
 
     def _is_welcome(self, request: web.BaseRequest, waiting: Waiting) -> bool:
-        """Counts a connection through a trusted proxy as one of whom the proxy names."""
+        """Counts a connection through a trusted proxy for the address that the proxy names."""
         remote = request.remote or UNIX
         forwarded = request.headers.getall("X-Forwarded-For", [])
         if remote not in self._proxies or not forwarded or waiting.ticket is None:
             return True
-        # The last one is what the proxy itself has seen; those before it are what it was told.
+        # The proxy itself has seen only the last address. The earlier ones were told to it.
         address = forwarded[-1].rpartition(",")[2].strip()
         return self.door.move(waiting.ticket, address, asyncio.get_running_loop().time())
 
@@ -305,21 +306,21 @@ class Service:
 
     @property
     def redis_is_up(self) -> bool | None:
-        """Whether the other nodes are reached; None if there are none."""
+        """Whether the other nodes can be reached; None if there are none."""
         return None if self._bus is None else self._bus.is_up
 
     @property
     def draining(self) -> bool:
-        """Whether no more clients are taken."""
+        """Whether no more clients are accepted."""
         return self._draining
 
     @property
     def hosts(self) -> frozenset[str]:
-        """The names that the service goes by; empty: any."""
+        """The host names of the service; empty: any."""
         return self._hosts
 
     def proved(self, waiting: Waiting) -> None:
-        """The connection is a client's now."""
+        """Notes that the connection is that of a client now."""
         if waiting.ticket is not None:
             self.door.proved(waiting.ticket, asyncio.get_running_loop().time())
         self._admitted(waiting)

@@ -39,20 +39,20 @@ from socks_tunnel.signaling.identity import verify
 _log = logging.getLogger(__name__)
 
 ENROLMENT_CHECKED: Final = 600.0
-"""Seconds in which it is looked at least once whether the enrolment of a client has ended."""
+"""Longest time in seconds between two checks whether a client's enrolment has expired."""
 
 SEND_TIMEOUT: Final = 10.0
-"""Seconds that one frame may take to be handed to the kernel before the client is given up."""
+"""Seconds within which the kernel must take one frame. After that, the client is given up."""
 
 CLOSE_TIMEOUT: Final = 2.0
-"""Seconds for a client to agree to the end of its connection."""
+"""Seconds for a client to answer the close of its connection."""
 
 TOLD_WITHIN: Final = 10.0
-"""Seconds in which all clients are told of other TURN servers, or of another relay."""
+"""Seconds over which all clients are told of changed TURN servers or relay settings."""
 
 
 class Node(Protocol):
-    """The service that a session is of."""
+    """The service to which a session belongs."""
 
     registry: Registry
     relay: RelayHall
@@ -60,10 +60,10 @@ class Node(Protocol):
 
     @property
     def hosts(self) -> frozenset[str]:
-        """The names that the service goes by; empty: any."""
+        """The host names of the service; empty: any."""
 
     def proved(self, waiting: Waiting) -> None:
-        """The connection is a client's now."""
+        """Notes that the connection is that of a client now."""
 
     def left(self, client: Client) -> None:
         """A client's connection has ended."""
@@ -97,7 +97,7 @@ class Session:
                     await self._close(CLOSE_PROTOCOL, "frames are binary messages")
                     return
                 else:
-                    return  # it is closed, or broken
+                    return  # the connection is closed or broken
         except Refused as refusal:
             name = self._client.name if self._client is not None else "a key"
             _log.info("closing the connection of %s: %s", name, refusal)
@@ -153,12 +153,12 @@ class Session:
                 self._service.relay.relay(self._client, frame, now)
 
     def _welcome(self, client: Client) -> None:
-        """Tells a client of itself, and again before its TURN logins expire."""
+        """Sends a welcome to the client, and again before its TURN logins expire."""
         client.push(encode(self._service.registry.welcome(client, self._id, time.time())))
         self._renewal = asyncio.get_running_loop().call_later(RENEWAL, self._welcome, client)
 
     def welcome_soon(self, client: Client) -> None:
-        """Tells the client within a while what has changed. Not all at once: they are many."""
+        """Tells the client of changes after a random time, because there may be many clients."""
         if self._renewal is not None:
             self._renewal.cancel()
         delay = random.uniform(0, TOLD_WITHIN)  # noqa: S311 - no secret
@@ -169,7 +169,7 @@ class Session:
         client.finish(CLOSE_FORBIDDEN, "a guest may be here for a short time only")
 
     def _end_in_time(self, client: Client, until: int) -> None:
-        """Ends the client when its enrolment ends, by the wall clock, which may be set."""
+        """Ends the client when its enrolment expires, by the wall clock, which may be changed."""
         if client.listed:
             return
         left = until - time.time()
@@ -188,7 +188,8 @@ class Session:
 
     def _wake(self) -> None:
         if self._flushing is None or self._flushing.done():
-            # In a task that ends when the outbox is empty: ten thousand idle clients have none.
+            # The task ends when the outbox is empty, so that ten thousand idle clients need no
+            # tasks.
             self._flushing = spawn("send to a client", self._flush())
 
     async def _flush(self) -> None:
@@ -209,7 +210,7 @@ class Session:
             self._service.registry.counts["ended: slow"] += 1
             _log.info("closing the connection of %s: it does not read", client.name)
             self._waiting.abort()
-        except (ConnectionError, RuntimeError) as error:  # RuntimeError: it is closing
+        except (ConnectionError, RuntimeError) as error:  # RuntimeError: the connection is closing
             client.lost(frame)
             _log.debug("cannot send to %s: %s", client.name, clip(error))
             self._waiting.abort()

@@ -1,7 +1,7 @@
 """Logins for TURN servers that expire, as coturn's `use-auth-secret` checks them.
 
-The TURN server and this service share a secret, and nothing else. The username says until when the
-login is good, and whose it is; the credential proves that whoever made it knows the secret::
+The TURN server and this service share a secret, and nothing else. The username contains the
+expiry and the owner of the login. The credential proves that its maker knows the secret::
 
     username    EXPIRY ":" KEY          Unix seconds, and the client's public key in base64
     credential  base64(HMAC-SHA1(secret, username))
@@ -18,7 +18,7 @@ from typing import Final
 from socks_tunnel.protocol.rendezvous import TurnServer
 
 LIFETIME: Final = 3600
-"""Seconds for which a login is good. It is renewed in half of that.
+"""Seconds for which a login is valid. It is renewed after half of that.
 
 A host that may not be here any more keeps its login for so long. coturn asks for a good login when
 an allocation is made, and not when it is refreshed, so a link that is relayed outlives its login.
@@ -29,7 +29,7 @@ RENEWAL: Final = LIFETIME // 2
 
 
 class TurnLogins:
-    """Makes logins for the servers of a configuration: for each of them its URLs."""
+    """Makes logins for the configured servers. Each server is a list of URLs."""
 
     def __init__(self, servers: Sequence[tuple[str, ...]], secret: bytes) -> None:
         self._servers = tuple(servers)

@@ -18,8 +18,8 @@ class Waiting:
         self.deadline: asyncio.TimerHandle | None = None
 
     def abort(self) -> None:
-        """Ends it at once, in whatever state it is."""
+        """Ends it at once, in every state."""
         if self.opening is not None:
-            self.opening.cancel()  # which closes what it has made so far
+            self.opening.cancel()  # which closes everything that it has opened so far
         elif self.handler is not None and self.handler.transport is not None:
             self.handler.transport.abort()
