@@ -254,7 +254,9 @@ class Worker(Channel):
         """Builds the parts that need the configuration."""
         config = self.settings.config
         self.memory = Account(config.limits.memory_per_worker)
-        relief = MemoryRelief(self.memory, self.sessions.values(), self.notices, self.counters)
+        relief = MemoryRelief(
+            self.memory, self.sessions.values(), self.notices, self.counters, self.loop.time
+        )
         self._services = RelayServices(
             channel=self,
             loop=self.loop,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from socks_tunnel.protocol.errors import CloseReason
 from socks_tunnel_workers.relay.session import WorkerSession
-from socks_tunnel_workers.relay.tcp import WINDOW_WHEN_SHORT, TcpRelay
+from socks_tunnel_workers.relay.tcp import QUIET_SECONDS, WINDOW_WHEN_SHORT, TcpRelay
 from socks_tunnel_workers.services import Account, Counters, Notices
 
 logger = logging.getLogger(__name__)
@@ -16,10 +16,12 @@ logger = logging.getLogger(__name__)
 class MemoryRelief:
     """Makes room in the account of memory.
 
-    First all windows shrink, so that less comes from now on; those of quiet flows have shrunk
-    before, when half of the memory was in use (:meth:`TcpRelay.sweep`). Then sessions without a
-    link give way, the one that lost its link longest ago first: nobody may ever come back for them.
-    Then the flow that holds most is closed (0x17). `sessions` are all sessions of the worker.
+    First the windows of quiet flows shrink: what they may send is needed least. Most of them have
+    shrunk before, when half of the memory was in use (:meth:`TcpRelay.sweep`). Then sessions
+    without a link give way, the one that lost its link longest ago first: nobody may ever come back
+    for them. If that is not enough, the windows of all flows shrink, so that less comes from now
+    on; each keeps :data:`WINDOW_WHEN_SHORT`, so no flow stands still. Then the flow that holds most
+    is closed (0x17). `sessions` are all sessions of the worker, and `now` reads its clock.
     """
 
     def __init__(
@@ -28,11 +30,13 @@ class MemoryRelief:
         sessions: Iterable[WorkerSession],
         notices: Notices,
         counters: Counters,
+        now: Callable[[], float],
     ) -> None:
         self._account = account
         self._sessions = sessions
         self._notices = notices
         self._counters = counters
+        self._now = now
 
     def relieve(self) -> None:
         """Makes room until the account is within its limit."""
@@ -43,8 +47,10 @@ class MemoryRelief:
             for flow in session.flows
             if isinstance(flow, TcpRelay)
         ]
+        moved_since = self._now() - QUIET_SECONDS
         for relay in relays:
-            relay.shrink(WINDOW_WHEN_SHORT)
+            if relay.active < moved_since:
+                relay.shrink(WINDOW_WHEN_SHORT)
         detached = sorted(
             (session for session in self._sessions if not session.core.attached),
             key=lambda session: session.detached_at,
@@ -53,6 +59,15 @@ class MemoryRelief:
             if not account.over:
                 return
             self._give_up(session)
+        if not account.over:
+            return
+        for relay in relays:
+            relay.shrink(WINDOW_WHEN_SHORT)
+        self._close_largest(relays)
+
+    def _close_largest(self, relays: list[TcpRelay]) -> None:
+        """Closes the flows that hold most until the account is within its limit."""
+        account = self._account
         relays.sort(key=lambda relay: relay.charge.used)
         while account.over and relays:
             relay = relays.pop()

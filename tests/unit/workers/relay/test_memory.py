@@ -9,7 +9,7 @@ from socks_tunnel.protocol.errors import CloseReason
 from socks_tunnel.protocol.messages import CloseConnection
 from socks_tunnel_workers.relay.memory import MemoryRelief
 from socks_tunnel_workers.relay.session import WorkerSession
-from socks_tunnel_workers.relay.tcp import WINDOW_WHEN_SHORT, TcpRelay
+from socks_tunnel_workers.relay.tcp import QUIET_SECONDS, WINDOW_WHEN_SHORT, TcpRelay
 from socks_tunnel_workers.services import Account
 from unit.workers.frontends.fakes import Gateway
 
@@ -48,7 +48,9 @@ class Site:
     def relieve(self) -> None:
         gateway = self.gateway
         sessions = gateway.sessions.values()
-        MemoryRelief(self.account, sessions, gateway.notices, gateway.counters).relieve()
+        MemoryRelief(
+            self.account, sessions, gateway.notices, gateway.counters, gateway.loop.time
+        ).relieve()
 
 
 def test_windows_shrink_first_and_the_flow_that_holds_most_goes_last(
@@ -88,9 +90,26 @@ def test_no_more_sessions_give_way_than_needed() -> None:
     assert [flow.ended for flow in (younger, older)] == [False, True]
 
 
-def test_with_enough_memory_only_windows_shrink() -> None:
+@pytest.mark.parametrize(("quiet_for", "shrinks"), [(QUIET_SECONDS + 1, True), (9.0, False)])
+def test_windows_of_quiet_flows_shrink_first(quiet_for: float, *, shrinks: bool) -> None:
+    """While that and sessions without a link make room enough, the others keep theirs."""
     site = Site()
-    flow = site.flow(site.session(lost_at=1.0), 50)
+    session = site.session()
+    busy, quiet = site.flow(session, 60), site.flow(session, 10)
+    waits = site.flow(site.session(lost_at=1.0), 40)
+    quiet.active -= quiet_for
+    window = session.receive_window
+    assert window > WINDOW_WHEN_SHORT
+    site.relieve()
+    assert [flow.ended for flow in (busy, quiet, waits)] == [False, False, True]
+    assert busy.receive_window == window
+    assert quiet.receive_window == (WINDOW_WHEN_SHORT if shrinks else window)
+
+
+def test_with_enough_memory_nothing_ends_and_needed_windows_stay() -> None:
+    site = Site()
+    session = site.session(lost_at=1.0)
+    flow = site.flow(session, 50)
     site.relieve()
     assert not flow.ended
-    assert flow.receive_window == WINDOW_WHEN_SHORT
+    assert flow.receive_window == session.receive_window
