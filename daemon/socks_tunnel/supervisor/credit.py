@@ -23,6 +23,9 @@ tell another number, and one that was not told again for :data:`TOLD_FOR` counts
 The limit follows the time that bytes wait in the link, as the queue limits of RFC 8290 do: it
 shrinks while they wait longer than :data:`SOJOURN_HIGH`, and grows while the link empties quickly
 and workers have used up what they were granted. So what waits is bounded in time as well.
+
+Small messages leave no worker short. Where each may still send half of the limit, credit is not
+shared anew for every message that leaves, but once in :data:`REVIEW_EVERY`.
 """
 
 import heapq
@@ -63,6 +66,9 @@ UNUSED_AFTER: Final = 0.050
 """Seconds after which a worker that holds credit and sends nothing gets no more, and what it holds
 is not reserved for it: a busy one uses what it is given within a turn of its event loop."""
 
+REVIEW_EVERY: Final = 0.010
+"""Seconds after which credit is shared anew although no worker lacks any: a worker that only
+receives learns the round trip by it."""
 
 TOLD_FOR: Final = 2.0
 """Seconds for which the number of flows counts that a worker has told. It tells it again each
@@ -110,6 +116,8 @@ class LinkCredit:
         self._carry = 0
         self._adjusted_at = 0.0
         self._short = False
+        self._lacking = False
+        self._shared_at = float("-inf")
         self._virtual = 0.0
         self._now = 0.0
 
@@ -133,6 +141,8 @@ class LinkCredit:
         self._now = now
         if share is None:
             share = _UNSHARED
+        elif share.held - size <= self.limit >> 1:
+            self._lacking = True
         share.held -= size
         share.outstanding += size
         share.sent_at = now
@@ -170,6 +180,14 @@ class LinkCredit:
             return
         self._adjusted_at = now
         self._short = False
+        self._lacking = True
+
+    def due(self, now: float) -> bool:
+        """Returns whether there may be somebody whom :meth:`grants` would give or take something.
+
+        Also if the last time is some while ago.
+        """
+        return self._lacking or now - self._shared_at >= REVIEW_EVERY
 
     def grants(self, shares: Iterable[Share], most: int = LIMIT_MAX) -> list[tuple[Share, int]]:
         """Returns whom to give how much now, and counts it as given.
@@ -181,6 +199,8 @@ class LinkCredit:
         moment, if the bytes for it are on their way here already.
         """
         given: dict[Share, int] = {}
+        self._shared_at = self._now
+        self._lacking = False
         portion = min(max(self.limit // _BATCHES_PER_LIMIT, CHUNK_MIN), most)
         free = self.limit - self.outstanding
         busy: list[Share] = []
@@ -215,6 +235,9 @@ class LinkCredit:
             for share in busy:
                 if share.held <= 0:
                     self._give(share, portion - share.held, given)
+        for share in busy:
+            if share.held <= self.limit >> 1:
+                self._lacking = True
         return list(given.items())
 
     def _wants(self, share: Share, portion: int) -> bool:

@@ -159,8 +159,9 @@ class AttachedLink:
 
     def drained(self, count: int) -> None:
         """Gives credit back for `count` bytes that left the link's queues."""
-        self.credit.drained(count, self.clock())
-        if self.session.link is self:
+        now = self.clock()
+        self.credit.drained(count, now)
+        if self.session.link is self and self.credit.due(now):
             self.session.router.turns.want(self)
 
     def serve(self, most: int) -> int:

@@ -8,6 +8,7 @@ from socks_tunnel.supervisor.credit import (
     LIMIT_MAX,
     LIMIT_MIN,
     LIMIT_START,
+    REVIEW_EVERY,
     SOJOURN_HIGH,
     LinkCredit,
     Share,
@@ -49,6 +50,8 @@ class Link:
             self.queue -= drained
             self.waited = self.queue / self.rate
             self.credit.drained(drained, self.now)
+            if not self.credit.due(self.now):
+                continue
             for share, amount in self.credit.grants(self.shares):
                 assert amount != 0
                 assert share.held <= max(self.credit.limit, LIMIT_START)
@@ -132,6 +135,69 @@ def test_idle_workers_lose_credit_that_a_slow_link_cannot_carry() -> None:
     link.greedy = 2
     link.run(0.05)
     assert link.waited < 0.3
+
+
+def test_small_messages_are_no_occasion_to_share_credit_until_a_worker_has_used_half_of_it() -> (
+    None
+):
+    credit = LinkCredit()
+    (share,) = shares(credit, 1)
+    assert credit.due(0.0), "nobody was told the round trip yet"
+    assert credit.grants([share]) == []
+    used = 0
+    while used + 100 < LIMIT_START // 2:
+        credit.sent(share, 100, 0.0)
+        credit.drained(100, 0.0)
+        assert not credit.due(0.0)
+        used += 100
+    credit.sent(share, 100, 0.0)
+    credit.drained(100, 0.0)
+    assert credit.due(0.0)
+    assert credit.grants([share]) == [(share, used + 100)]
+    assert not credit.due(0.0)
+
+
+def test_credit_is_shared_again_after_a_while_although_nobody_lacks_any() -> None:
+    credit = LinkCredit()
+    (share,) = shares(credit, 1)
+    credit.sent(share, 100, 5.0)
+    credit.drained(100, 5.0)
+    assert credit.grants([share]) == []
+    assert not credit.due(5.0 + 0.9 * REVIEW_EVERY)
+    assert credit.due(5.0 + 1.1 * REVIEW_EVERY)
+
+
+def test_a_limit_that_has_moved_is_an_occasion_to_share_credit() -> None:
+    credit = LinkCredit()
+    (share,) = shares(credit, 1)
+    credit.sent(share, 1_000, 0.0)
+    before = SOJOURN_HIGH - REVIEW_EVERY / 10
+    credit.drained(0, before)
+    assert credit.grants([share]) == []
+    assert not credit.due(before)
+    after = SOJOURN_HIGH + REVIEW_EVERY / 10
+    credit.drained(1_000, after)
+    assert credit.limit < LIMIT_START
+    assert credit.due(after)
+
+
+def test_a_busy_worker_that_got_too_little_has_another_occasion_at_once() -> None:
+    credit = LinkCredit()
+    (share,) = shares(credit, 1)
+    credit.sent(share, LIMIT_START, 0.0)
+    credit.drained(0, 0.0)
+    assert credit.grants([share]) == [], "all of the limit waits in the link"
+    assert share.held == 0
+    assert credit.due(0.0)
+
+
+def test_what_the_supervisor_sends_itself_leaves_no_worker_short() -> None:
+    credit = LinkCredit()
+    (share,) = shares(credit, 1)
+    assert credit.grants([share]) == []
+    credit.sent(None, 10 * LIMIT_START, 0.0)
+    credit.drained(10 * LIMIT_START, 0.0)
+    assert not credit.due(0.0)
 
 
 def test_limits_stay_within_their_bounds() -> None:

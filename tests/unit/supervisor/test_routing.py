@@ -25,6 +25,7 @@ from socks_tunnel.protocol.messages import (
     WindowUpdate,
     message_header,
 )
+from socks_tunnel.supervisor.credit import REVIEW_EVERY
 from socks_tunnel.supervisor.router import WorkerRoutes
 from socks_tunnel.supervisor.routing import (
     ANSWERS_MAX,
@@ -380,8 +381,10 @@ def test_a_worker_that_only_receives_is_told_the_round_trip() -> None:
         setup.link.drained(23)
     assert [(c.count, c.round_trip) for c in worker.told(Credit)] == [(0, 80_000)]
     setup.port.rtt = 0.3  # a queue, or a longer path: that shows later
+    setup.now += REVIEW_EVERY
     setup.link.drained(0)
     setup.port.rtt = 0.04
+    setup.now += REVIEW_EVERY
     setup.link.drained(0)
     assert [c.round_trip for c in worker.told(Credit)] == [80_000, 40_000]
 
