@@ -173,8 +173,13 @@ fmt: $(DEV_STAMP) ## format and apply the linter's safe fixes
 
 # Benchmarks run on the data path in pure Python, or with BUILD=compiled on the compiled one.
 BUILD ?= pure
-BENCH_STAMPS := $(DEV_STAMP) $(PROJECT_STAMP) $(PACKAGES_STAMP) $(if $(filter compiled,$(BUILD)),$(COMPILED)/.stamp)
+BENCH_STAMPS := $(DEV_STAMP) $(PROJECT_STAMP) bench-packages $(if $(filter compiled,$(BUILD)),$(COMPILED)/.stamp)
 BENCH := PYTHONPATH=$(if $(filter compiled,$(BUILD)),$(COMPILED):)tests $(BIN)/python -m
+
+.PHONY: bench-packages
+bench-packages:
+	@export PATH=$$PATH:/usr/sbin:/sbin; command -v ip >/dev/null && command -v cc >/dev/null || \
+	  tests/support/packages --install iproute2 gcc libc6-dev
 
 .PHONY: bench
 bench: $(BENCH_STAMPS) ## the figures of docs/performance.md; needs root; BUILD=compiled for the compiled data path
