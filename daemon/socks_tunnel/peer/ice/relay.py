@@ -36,6 +36,10 @@ _log = logging.getLogger(__name__)
 LIFETIME: Final = 600
 """Seconds that an allocation is asked for; it is refreshed in time."""
 
+LIFETIME_MIN: Final = 60
+"""Seconds for which a server has to grant an allocation at least. It grants no less than 600 by
+default (RFC 8656 section 7.2). One that grants none would be asked again at once, for ever."""
+
 CHANNEL_REFRESH: Final = 240.0
 """Seconds after which a channel is bound anew. The binding lasts 600 s, but the permission that it
 installs only 300 s (RFC 8656 sections 9 and 12)."""
@@ -108,10 +112,29 @@ class _Client(turn.TurnClientMixin):
         relayed: Address = response.attributes["XOR-RELAYED-ADDRESS"]
         self.relayed_address = relayed
         self.mapped_address = response.attributes["XOR-MAPPED-ADDRESS"]
+        if (granted := response.attributes["LIFETIME"]) < LIFETIME_MIN:
+            raise RelayError(f"it grants an allocation for {granted} s only")
         self.refresh_task = spawn(
             "refresh of a TURN allocation", self.refresh(response.attributes["LIFETIME"])
         )
         return relayed
+
+    async def refresh(self, time_to_expiry: int) -> None:
+        """Keeps the allocation, and ends the connection to the server when that refuses it."""
+        while time_to_expiry >= LIFETIME_MIN:
+            await asyncio.sleep(time_to_expiry * 5 / 6)
+            request = stun.Message(stun.Method.REFRESH, stun.Class.REQUEST)
+            request.attributes["LIFETIME"] = self.lifetime
+            try:
+                response, _ = await self.request_with_retry(request)
+            except (OSError, stun.TransactionError) as error:
+                _log.info("the TURN server %s refreshes no allocation: %s", self.server, error)
+                break
+            # An answer without it, or with 0, says that there is no allocation (section 8.2).
+            time_to_expiry = response.attributes.get("LIFETIME", 0)
+        else:
+            _log.info("the TURN server %s has ended an allocation", self.server)
+        self.transport.close()
 
     def send_channel(self, channel: int, data: bytes) -> None:
         """Sends a datagram to the peer that a channel is bound to."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from socks_tunnel.peer.ice import relay
 from socks_tunnel.peer.ice.relay import (
     STREAM_BUFFER_MAX,
+    RelayError,
     RelayTransport,
     StreamClient,
     UdpClient,
@@ -76,6 +77,60 @@ def client_of(kind: Callable[..., Any], wire: Wire) -> Any:
     client.channel_to_peer[0x4000] = PEER
     client.peer_to_channel[PEER] = 0x4000
     return client
+
+
+# --- allocations that do not last ---------------------------------------------------------------
+
+
+async def looked_at(client: Any, lifetimes: list[int]) -> list[int]:
+    """Returns after how many requests a client gives its allocation up, by what it is granted."""
+
+    async def answer(request: stun.Message) -> tuple[stun.Message, tuple[str, int]]:
+        asked.append(1)
+        response = stun.Message(request.message_method, stun.Class.RESPONSE)
+        response.attributes["LIFETIME"] = lifetimes[len(asked)]
+        response.attributes["XOR-MAPPED-ADDRESS"] = PEER
+        response.attributes["XOR-RELAYED-ADDRESS"] = PEER
+        return response, PEER
+
+    asked: list[int] = []
+    client.request_with_retry = answer
+    await client.refresh(lifetimes[0])
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("granted", "requests"), [([0], 0), ([59], 0), ([600, 0], 1), ([600, 60, 1, 600], 2)]
+)
+async def test_an_allocation_without_time_is_not_asked_for_again_and_again(
+    granted: list[int], requests: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that grants 0 s was asked 4,000 times a second."""
+    paused: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        paused.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", pause)
+    wire = Wire()
+    assert len(await looked_at(client_of(UdpClient, wire), granted)) == requests
+    assert wire.closed
+    assert paused == [seconds * 5 / 6 for seconds in granted[:requests]]
+
+
+async def test_a_server_that_grants_no_time_gives_no_allocation() -> None:
+    client = client_of(UdpClient, Wire())
+
+    async def answer(request: stun.Message) -> tuple[stun.Message, tuple[str, int]]:
+        response = stun.Message(request.message_method, stun.Class.RESPONSE)
+        response.attributes["LIFETIME"] = 0
+        response.attributes["XOR-MAPPED-ADDRESS"] = PEER
+        response.attributes["XOR-RELAYED-ADDRESS"] = PEER
+        return response, PEER
+
+    client.request_with_retry = answer
+    with pytest.raises(RelayError, match="it grants an allocation for 0 s only"):
+        await client.allocate(4)
 
 
 # --- streams ----------------------------------------------------------------------------------
