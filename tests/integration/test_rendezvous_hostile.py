@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -417,6 +419,31 @@ async def test_false_turn_servers_cost_no_direct_link(
         false.close()
     assert not [record for record in caplog.records if record.exc_info]
     assert "secret" not in caplog.text
+
+
+async def test_a_service_cannot_fill_the_log(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = await place.start()
+    host = PrivateIdentity.generate()
+    drops: Counter[str] = Counter()
+    place.client(host, dropped=lambda why: drops.update([why]))
+    await until(lambda: node.registry.get(host.public) is not None)
+    client = node.registry.get(host.public)
+    assert client is not None
+    caplog.set_level(logging.INFO)
+    for number in range(100):
+        false = wire.TurnServer((f"nonsense:{number}", "stun:192.0.2.1"), "u", "c")
+        turn = (false,) * wire.TURN_SERVERS_MAX
+        client.push(wire.encode(wire.Welcome(bytes(8), 0, 66_048, 64, 10, turn)))
+        client.push(wire.encode(wire.Drain(3600)))
+    client.push(wire.encode(wire.FromKey(bytes(32), b"nonsense")))
+    client.wake()
+    await until(lambda: drops["malformed"] == 1)
+    told = [record.getMessage() for record in caplog.records]
+    assert len([text for text in told if "leaving it in" in text]) == 1
+    warned = [text for text in told if "TURN server" in text]
+    assert len(warned) == 2 * wire.TURN_SERVERS_MAX, "those of the first one"
 
 
 async def test_what_somebody_else_has_put_in_the_place_of_its_socket_stays(place: Place) -> None:

@@ -63,10 +63,10 @@ from socks_tunnel.signaling.rendezvous_revoked import RevokedTold
 from socks_tunnel.signaling.rendezvous_socket import open_socket, send_frame
 from socks_tunnel.signaling.rendezvous_words import (
     CONNECT_TIMEOUT,
+    Offers,
     SkewTold,
     end_sentence,
     failure_sentence,
-    usable_servers,
 )
 
 _log = logging.getLogger(__name__)
@@ -150,6 +150,7 @@ class Rendezvous:
         self._handling: dict[asyncio.Task[None], bool] = {}  # whether it is a request to join
         self._leaving: asyncio.TimerHandle | None = None
         self._offered: IceServers = ()
+        self._offers = Offers(url)
         self.relay = ServiceRelay(url) if relay is None else relay
 
     # --- its life -------------------------------------------------------------------------------
@@ -328,14 +329,14 @@ class Rendezvous:
                 fail_those(self._waiting.values(), [to], f"{self.url}: {REASONS[reason]}")
             case Drain(within=within):
                 delay = random.uniform(0, within)  # noqa: S311 - no secret
-                _log.info("rendezvous %s restarts; leaving it in %.1f s", self.url, delay)
                 if self._leaving is None:
+                    _log.info("rendezvous %s restarts; leaving it in %.1f s", self.url, delay)
                     loop = asyncio.get_running_loop()
                     self._leaving = loop.call_later(
                         delay, lambda: spawn("leave the rendezvous", ws.close())
                     )
             case Welcome(turn=turn):
-                self._offered = usable_servers(turn, self.url)
+                self._offered = self._offers.usable(turn, now)
                 self.relay.opened(ws, event.relay)
 
     async def _send(self, frame: bytes) -> None:

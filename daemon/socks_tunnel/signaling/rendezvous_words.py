@@ -1,6 +1,7 @@
 """Sentences about a rendezvous service: its TURN servers, its clock, and failures."""
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Sequence
@@ -22,31 +23,46 @@ _log = logging.getLogger(__name__)
 CONNECT_TIMEOUT: Final = 15.0
 """Seconds from the start of an attempt until the service must have accepted our key."""
 
+WARNED_EACH: Final = 3600.0
+"""Seconds in which the log has once that TURN servers of a service cannot be used."""
 
-def usable_servers(offered: Sequence[TurnServer], url: str) -> IceServers:
-    """Returns the TURN servers of a welcome in the form of a configuration.
 
-    URLs that are not those of a TURN server are left out with a warning, because one mistake of the
-    service must not prevent a link.
-    """
-    servers = []
-    for server in offered:
-        urls = []
-        for text in server.urls:
-            try:
-                parsed = parse_ice_url(text)
-            except ValueError as error:
-                _log.warning("rendezvous %s offers the TURN server %s: %s", url, clip(text), error)
-                continue
-            if parsed.scheme == "stun":
-                _log.warning("rendezvous %s offers %s, which is no TURN server", url, clip(text))
-            else:
-                urls.append(text)
-        if urls:
-            servers.append(
-                {"urls": urls, "username": server.username, "credential": server.credential}
-            )
-    return servers
+class Offers:
+    """The TURN servers that a service offers, again and again."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._warned_at = -math.inf
+
+    def usable(self, offered: Sequence[TurnServer], now: float) -> IceServers:
+        """Returns those of a welcome in the form of a configuration; `now` is Unix time.
+
+        URLs that are not those of a TURN server are left out, because one mistake of the service
+        must not prevent a link. That is a warning, but only once in a while: the service is not
+        trusted, and can send a welcome at any time.
+        """
+        wrong, servers = [], []
+        for server in offered:
+            urls = []
+            for text in server.urls:
+                try:
+                    parsed = parse_ice_url(text)
+                except ValueError as error:
+                    wrong.append(f"the TURN server {clip(text)}: {error}")
+                    continue
+                if parsed.scheme == "stun":
+                    wrong.append(f"{clip(text)}, which is no TURN server")
+                else:
+                    urls.append(text)
+            if urls:
+                servers.append(
+                    {"urls": urls, "username": server.username, "credential": server.credential}
+                )
+        if wrong and not 0 <= now - self._warned_at < WARNED_EACH:
+            self._warned_at = now
+            for each in wrong:
+                _log.warning("rendezvous %s offers %s", self._url, each)
+        return servers
 
 
 def clock_advice(clock: SignalingClock | None) -> str:

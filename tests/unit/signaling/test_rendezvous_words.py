@@ -12,22 +12,25 @@ from yarl import URL as URL_
 
 from socks_tunnel.protocol.rendezvous import TurnServer
 from socks_tunnel.signaling.portal import PORTAL_WORDS
-from socks_tunnel.signaling.rendezvous_words import failure_sentence, usable_servers
+from socks_tunnel.signaling.rendezvous_words import WARNED_EACH, Offers, failure_sentence
 
 URL = "wss://r.example/"
 
 
 def test_servers_in_the_form_of_a_configuration() -> None:
     urls = ("turn:a.example", "turns:a.example:443")
-    servers = usable_servers([TurnServer(urls, "9:me", "secret")], URL)
+    servers = Offers(URL).usable([TurnServer(urls, "9:me", "secret")], 0)
     assert servers == [{"urls": list(urls), "username": "9:me", "credential": "secret"}]
 
 
 def test_what_is_no_turn_server_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     good, bad = "turn:a.example", ("http://a.example", "turn:a\x1b[2J", "stun:a.example")
-    servers = usable_servers([TurnServer((*bad, good), "9:me", "x"), TurnServer(bad, "", "")], URL)
-    assert [server["urls"] for server in servers] == [[good]]
-    assert len(caplog.messages) == 6
+    offered = [TurnServer((*bad, good), "9:me", "x"), TurnServer(bad, "", "")]
+    offers = Offers(URL)
+    offers.usable([TurnServer((good,), "9:me", "x")], 0)
+    for now, warnings in ((1.0, 6), (2.0, 6), (1.0 + WARNED_EACH, 12), (5.0, 18)):
+        assert [server["urls"] for server in offers.usable(offered, now)] == [[good]]
+        assert len(caplog.messages) == warnings
     assert "\x1b" not in caplog.text
 
 
