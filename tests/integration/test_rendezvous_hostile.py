@@ -87,6 +87,27 @@ async def test_a_key_that_is_not_listed_is_refused(place: Place, raw: Connect) -
     await until(lambda: len(node.registry) == 1)
 
 
+async def test_strangers_cannot_fill_the_log(
+    place: Place, raw: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One address alone may connect 20 times a second, and each time with another key."""
+    known = PrivateIdentity.generate()
+    place.settings = {
+        "clients": "listed",
+        "keys": [{"name": "office", "public_key": known.public_text}],
+    }
+    node = await place.start()
+    node.refusals = limits.Bucket(0, session.REFUSALS_LOGGED, 0)  # however long this takes
+    caplog.set_level(logging.INFO)
+    for _ in range(3 * session.REFUSALS_LOGGED):
+        client = await raw()
+        await client.prove(PrivateIdentity.generate())
+        assert await client.closed() == wire.CLOSE_FORBIDDEN
+    assert node.registry.counts["refused: not listed"] == 3 * session.REFUSALS_LOGGED
+    told = [text for text in caplog.messages if text.startswith("closing the connection of")]
+    assert len(told) == session.REFUSALS_LOGGED
+
+
 @pytest.mark.parametrize(
     ("data", "code"),
     [

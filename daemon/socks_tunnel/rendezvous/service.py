@@ -24,10 +24,10 @@ from socks_tunnel.protocol.rendezvous import (
 )
 from socks_tunnel.rendezvous.client import Client
 from socks_tunnel.rendezvous.configured import listed_keys, turn_logins
-from socks_tunnel.rendezvous.limits import Door
+from socks_tunnel.rendezvous.limits import Bucket, Door
 from socks_tunnel.rendezvous.registry import Registry
 from socks_tunnel.rendezvous.relay import RelayHall
-from socks_tunnel.rendezvous.session import CLOSE_TIMEOUT, Session
+from socks_tunnel.rendezvous.session import CLOSE_TIMEOUT, REFUSALS_LOGGED, REFUSALS_PERIOD, Session
 from socks_tunnel.rendezvous.waiting import Waiting
 from socks_tunnel.signaling.direct import inode_of, listen_tcp, listen_unix
 from socks_tunnel.signaling.tls import ServerCertificate
@@ -96,6 +96,8 @@ class Service:
         self._waiting: dict[Any, Waiting] = {}
         self._empty = asyncio.Event()
         self.sessions: dict[Session, Client] = {}
+        now = asyncio.get_running_loop().time()
+        self.refusals = Bucket(REFUSALS_LOGGED / REFUSALS_PERIOD, REFUSALS_LOGGED, now)
         self._offered: object = None
         self.apply(config, certificate)
 

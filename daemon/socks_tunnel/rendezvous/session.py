@@ -30,6 +30,7 @@ from socks_tunnel.protocol.rendezvous_revoked import Revocation
 from socks_tunnel.protocol.rendezvous_states import ServiceConnection
 from socks_tunnel.rendezvous.client import Client
 from socks_tunnel.rendezvous.enrolled import whose_enrolment
+from socks_tunnel.rendezvous.limits import Bucket
 from socks_tunnel.rendezvous.registry import GUEST_SECONDS, Refused, Registry
 from socks_tunnel.rendezvous.relay import RelayHall
 from socks_tunnel.rendezvous.turn import RENEWAL
@@ -51,9 +52,16 @@ TOLD_WITHIN: Final = 10.0
 """Seconds over which all clients are told of changed TURN servers or relay settings."""
 
 
+REFUSALS_LOGGED: Final = 20
+REFUSALS_PERIOD: Final = 10.0
+"""So many refusals are logged within so many seconds; all are counted."""
+
+
 class Node(Protocol):
     """The service to which a session belongs."""
 
+    refusals: Bucket
+    """What the log may have of them."""
     registry: Registry
     relay: RelayHall
     sessions: "dict[Session, Client]"
@@ -100,7 +108,9 @@ class Session:
                     return  # the connection is closed or broken
         except Refused as refusal:
             name = self._client.name if self._client is not None else "a key"
-            _log.info("closing the connection of %s: %s", name, refusal)
+            told = self._service.refusals.take(asyncio.get_running_loop().time())
+            level = logging.INFO if told else logging.DEBUG
+            _log.log(level, "closing the connection of %s: %s", name, refusal)
             await self._close(refusal.code, str(refusal))
         except RemoteProtocolError as error:
             self._service.registry.counts[f"protocol: {error.kind}"] += 1
