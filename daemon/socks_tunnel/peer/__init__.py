@@ -2,7 +2,7 @@
 
 from socks_tunnel.peer import lazy_mdns, no_media
 
-no_media.install()  # before anything here imports aiortc
+no_media.install()  # this comes before anything imports aiortc
 lazy_mdns.install()
 
 from socks_tunnel.peer.ice import IceSettings

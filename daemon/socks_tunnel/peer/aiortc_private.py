@@ -1,10 +1,10 @@
-"""Every name of aiortc and aioice that is not public and that we rely on, in one place.
+"""All private names of aiortc and aioice on which this program relies.
 
-Imported before anything else of this package. At import it checks the release line and that each
-name is there with the signature that was read in the source; what does not fit raises
-:class:`UnsupportedAiortcError` with a sentence, so that an upgrade fails at start and not on a
-link. Then it installs, once per process, two replacements that aioice needs to be safe and useful
-here: the datagram filter below, and the ICE connection of :mod:`socks_tunnel.peer.ice`.
+Imported before anything else of this package. The import checks the release line, and that each
+name exists with the signature that this code was written for. A mismatch raises
+:class:`UnsupportedAiortcError` with a sentence, so that an incompatible version fails at start and
+not on a link. Then it installs, once per process, two replacements that aioice needs to be safe and
+useful here: the datagram filter below, and the ICE connection of :mod:`socks_tunnel.peer.ice`.
 """
 
 import inspect
@@ -37,20 +37,20 @@ AIORTC_RELEASE: Final = "1.16."
 AIOICE_RELEASE: Final = "0.13."
 
 DATAGRAM_QUEUE_MAX: Final = 4096
-"""Datagrams that may wait for DTLS on one connection; what comes beyond is dropped as a full socket
-buffer would (aioice's queue has no bound of its own)."""
+"""Datagrams that may wait for DTLS on one connection. Further ones are dropped, as by a full socket
+buffer (aioice's queue has no bound of its own)."""
 
 
 CONSENT_FAILURES: Final = 1 << 30
 """Failed consent checks (RFC 7675) in a row after which aioice closes a connection: never.
 
-It gives each check 0.5 s, and closes after six: a link whose round trip is longer for half a
-minute, as under a burst on a slow host, would be cut in full health. PING notices a dead peer
-sooner (docs/protocol.md section 5), and is answered by the very loop that moves the bytes."""
+aioice gives each check 0.5 s, and closes after six failures. A healthy link would be cut if its
+round trip were longer for half a minute, as under a burst on a slow host. PING notices a dead peer
+sooner (docs/protocol.md section 5), and is answered by the same loop that moves the bytes."""
 
 
 class UnsupportedAiortcError(ImportError):
-    """The installed aiortc or aioice is not one whose private names we know."""
+    """The private names of the installed aiortc or aioice are not known."""
 
 
 _FUNCTIONS: Final[tuple[tuple[Any, str, tuple[str, ...]], ...]] = (
@@ -84,7 +84,7 @@ _FUNCTIONS: Final[tuple[tuple[Any, str, tuple[str, ...]], ...]] = (
     (aioice.turn.TurnClientMixin, "request_with_retry", ("self", "request")),
     (aiortc.rtcdtlstransport, "certificate_digest", ("certificate", "algorithm")),
 )
-"""Owner, name and parameters of each function that we call or replace."""
+"""Owner, name and parameters of each private function that is called or replaced."""
 
 _ATTRIBUTES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
     (RTCSctpTransport, ("_advertised_rwnd", "_data_channel_queue", "_outbound_queue")),
@@ -103,7 +103,7 @@ _ATTRIBUTES: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
 
 
 def check_supported() -> None:
-    """Raises :class:`UnsupportedAiortcError` unless everything that we rely on is as we know it."""
+    """Raises :class:`UnsupportedAiortcError` unless all private names are as expected."""
     # importlib.metadata would cost the supervisor a megabyte.
     for name, installed, release in (
         ("aiortc", aiortc.__version__, AIORTC_RELEASE),
@@ -128,7 +128,7 @@ def check_supported() -> None:
         raise UnsupportedAiortcError("aiortc.rtcicetransport makes its connections in another way")
     for owner, names in _ATTRIBUTES:
         for name in names:
-            # co_names holds what a constructor assigns: no instance is needed to look.
+            # co_names contains the names that a constructor assigns, so no instance is needed.
             if name not in owner.__init__.__code__.co_names:  # type: ignore[misc] # of a known class
                 raise UnsupportedAiortcError(f"{owner.__name__} has no attribute {name} any more")
 
@@ -139,8 +139,9 @@ def check_supported() -> None:
 def watch_buffered(channel: RTCDataChannel, watch: Callable[[int], None]) -> None:
     """Calls `watch` with each change of the number of bytes that wait in `channel`.
 
-    Positive as a message is accepted by `send`, negative as it leaves for the SCTP queue. One queue
-    holds the messages of all channels of a connection, so they leave in the order of sending.
+    The number is positive when `send` accepts a message, and negative when the message leaves for
+    the SCTP queue. One queue holds the messages of all channels of a connection, so they leave in
+    the order of sending.
     """
     original = channel._addBufferedAmount  # noqa: SLF001
 
@@ -166,7 +167,7 @@ def watch_packets(pc: RTCPeerConnection, watch: Callable[[], None]) -> None:
 
 
 class SctpFigures(NamedTuple):
-    """What aiortc's SCTP knows of its path: seconds, and bytes."""
+    """Figures of aiortc's SCTP about its path, in seconds and bytes."""
 
     rtt: float | None
     cwnd: int
@@ -174,7 +175,7 @@ class SctpFigures(NamedTuple):
 
 
 def sctp_figures(pc: RTCPeerConnection) -> SctpFigures | None:
-    """Returns the figures of this moment; None before there is SCTP."""
+    """Returns the present figures; None before there is SCTP."""
     sctp = pc.sctp
     if sctp is None:
         return None
@@ -187,7 +188,8 @@ def sctp_figures(pc: RTCPeerConnection) -> SctpFigures | None:
 def has_unsent(pc: RTCPeerConnection) -> bool:
     """Returns whether something that was sent is not acknowledged by the peer's SCTP yet."""
     sctp = pc.sctp
-    if isinstance(unsent := getattr(sctp, "has_unsent", None), bool):  # the fast path's
+    # The association of the fast path.
+    if isinstance(unsent := getattr(sctp, "has_unsent", None), bool):
         return unsent
     return (
         sctp is not None
@@ -197,9 +199,9 @@ def has_unsent(pc: RTCPeerConnection) -> bool:
 
 
 def reassembly_bytes(pc: RTCPeerConnection) -> int:
-    """Returns how many bytes the peer has sent beyond the receive window that SCTP offered it.
+    """Returns the number of bytes that the peer has sent beyond SCTP's receive window.
 
-    aiortc offers 1 MiB and takes whatever comes: fragments of messages that never end would fill
+    aiortc offers 1 MiB but accepts any amount, so fragments of messages without an end would fill
     the memory.
     """
     sctp = pc.sctp
@@ -232,7 +234,7 @@ def dtls_failure(pc: RTCPeerConnection, fingerprints: list[tuple[str, str]]) -> 
 
 
 def path_is_closed(pc: RTCPeerConnection) -> bool:
-    """Returns whether ICE has closed its sockets. It does so by itself when consent has expired."""
+    """Returns whether ICE has closed its sockets, as it does when consent has expired."""
     return pc.sctp is not None and pc.sctp.transport.transport._connection._closed  # noqa: SLF001
 
 
@@ -247,7 +249,7 @@ def selected_pair(connection: aioice.ice.Connection) -> aioice.ice.CandidatePair
 
 
 def abort_sockets(pc: RTCPeerConnection) -> None:
-    """Drops the sockets of a connection whose orderly close hangs."""
+    """Closes the sockets of a connection whose orderly close hangs."""
     if pc.sctp is not None:
         for protocol in list(pc.sctp.transport.transport._connection._protocols):  # noqa: SLF001
             protocol.transport.abort()
@@ -257,11 +259,11 @@ def abort_sockets(pc: RTCPeerConnection) -> None:
 
 
 def is_closing_noise(error: BaseException) -> bool:
-    """Returns whether `error` is what a task or timer of aiortc or aioice ends with at a close.
+    """Returns whether tasks and timers of aiortc or aioice end with such an error at a close.
 
-    Those start tasks that nobody awaits; when the connection goes meanwhile, they raise
-    ConnectionError, InvalidStateError, an error of the SSL object that was shut down, or, under
-    uvloop, RuntimeError for a closed UDP transport.
+    These libraries start tasks that nobody awaits. When the connection is closed meanwhile, the
+    tasks raise ConnectionError, InvalidStateError, an error of the SSL object that was shut down,
+    or, under uvloop, RuntimeError for a closed UDP transport.
     """
     if isinstance(error, RuntimeError):
         if "closed" not in str(error):
@@ -272,7 +274,7 @@ def is_closing_noise(error: BaseException) -> bool:
 
 
 def raised_in_library(trace: TracebackType | None) -> bool:
-    """Returns whether the outermost frame, the event loop's own aside, is aiortc's or aioice's."""
+    """Returns whether the outermost frame, apart from the event loop's, is aiortc's or aioice's."""
     while trace is not None:
         module: str = trace.tb_frame.f_globals.get("__name__", "")
         if not module.startswith(("asyncio.", "uvloop")):
@@ -282,13 +284,13 @@ def raised_in_library(trace: TracebackType | None) -> bool:
 
 
 _CONDUITS: Final = ("socks_tunnel.peer.plain.fences", "socks_tunnel.peer.fast.")
-"""Modules of ours that stand between two layers of aiortc."""
+"""Our modules between two layers of aiortc."""
 
 
 def is_library_error(error: BaseException) -> bool:
-    """Returns whether `error` was raised by aiortc or by what it uses, and not by code of ours.
+    """Returns whether `error` was raised by aiortc or its libraries, and not by our code.
 
-    Layers of ours that only hand packets to aiortc may be on the way.
+    The traceback may contain layers of ours that only pass packets to aiortc.
     """
     trace = error.__traceback__
     ours = False
@@ -310,10 +312,10 @@ def is_library_error(error: BaseException) -> bool:
 def _datagram_received(self: Any, data: bytes, addr: tuple[Any, ...]) -> None:
     """Sorts a datagram by its first byte (RFC 7983) before aioice sees it.
 
-    aioice hands on what it cannot parse as STUN, and aiortc then reads its first byte: an empty
-    datagram from anyone would end the link with an IndexError, and STUN attributes of an odd length
-    raise struct.error out of the protocol, upon which uvloop closes the socket. Data is sorted out
-    without an attempt to parse it as STUN, which is also cheaper.
+    aioice passes on what it cannot parse as STUN, and aiortc then reads its first byte. So an empty
+    datagram from anyone would end the link with an IndexError. STUN attributes of an odd length
+    raise struct.error out of the protocol, and uvloop then closes the socket. This filter
+    recognizes data without trying to parse it as STUN, which is also cheaper.
     """
     if not data:
         return
@@ -323,11 +325,11 @@ def _datagram_received(self: Any, data: bytes, addr: tuple[Any, ...]) -> None:
         if receiver._queue.qsize() < DATAGRAM_QUEUE_MAX:  # noqa: SLF001
             receiver.data_received(data, 1)
     elif first < 4:  # STUN
-        # A socket that the peer still checks is one that it may send on.
+        # The peer may send on a socket that it still checks.
         self.heard_at = time.monotonic()
         try:
             _aioice_datagram_received(self, data, addr)
-        except Exception as error:  # noqa: BLE001 - whatever aioice makes of bytes from anyone
+        except Exception as error:  # noqa: BLE001 - aioice may raise anything for bytes from anyone
             _log.debug("a STUN datagram from %s cannot be read: %r", addr, error)
 
 
@@ -345,9 +347,9 @@ REQUESTED_ADDRESS_FAMILY: Final = (
 
 
 def install(connection: type[aioice.ice.Connection]) -> None:
-    """Puts our replacements in place; `connection` is what aiortc makes ICE connections of."""
+    """Installs our replacements. `connection` is the class of ICE connections for aiortc."""
     aioice.stun.ATTRIBUTES_BY_TYPE[REQUESTED_ADDRESS_FAMILY[0]] = REQUESTED_ADDRESS_FAMILY
     aioice.stun.ATTRIBUTES_BY_NAME[REQUESTED_ADDRESS_FAMILY[1]] = REQUESTED_ADDRESS_FAMILY
     aioice.ice.CONSENT_FAILURES = CONSENT_FAILURES
-    aioice.ice.StunProtocol.datagram_received = _datagram_received  # type: ignore[method-assign,assignment] # its "str" never comes
+    aioice.ice.StunProtocol.datagram_received = _datagram_received  # type: ignore[method-assign,assignment] # its type has a "str" that never occurs
     vars(aiortc.rtcicetransport)["Connection"] = connection

@@ -1,6 +1,6 @@
-"""The channels of a connection: which ones there may be, and what may come on each. Sans-IO.
+"""The channels of a connection: which are allowed, and what each may carry. Sans-IO.
 
-What every transport needs alike, so that the rules of docs/protocol.md section 1 stand once::
+These are the rules of docs/protocol.md section 1 for all transports::
 
     label             delivery                          carries
     control           reliable, ordered                 PING, PONG, HELLO, GOAWAY, RESUME
@@ -28,7 +28,7 @@ LANES_MAX: Final = 64
 """Most lanes of one connection."""
 
 LANES: Final = 32
-"""Lanes that a gateway opens."""
+"""Number of lanes that a gateway opens."""
 
 LANE_LABELS: Final = frozenset(f"lane-{number}" for number in range(LANES_MAX))
 
@@ -37,7 +37,7 @@ LABEL_SHOWN_MAX: Final = 40
 
 ChannelKind = Literal["control", "datagram", "lane"]
 
-# Plain integers for the message path: a comparison with an enum member costs several of these.
+# Plain integers on the message path, because comparing an enum member costs several times more.
 _UDP_PACKET: Final = int(MessageType.UDP_PACKET)
 _CONTROL_TYPES: Final = frozenset(int(kind) for kind in LINK_TYPES)
 _HEADER_SIZE: Final = HEADER.size
@@ -51,7 +51,7 @@ def kind_of(
     max_lifetime: int | None,
     subprotocol: str,
 ) -> ChannelKind | None:
-    """Returns what a channel with these parameters is for, or None if it fits nothing.
+    """Returns the kind of a channel with these parameters, or None if it is of no kind.
 
     `max_retransmits` and `max_lifetime` are None for a channel that is reliable.
     """
@@ -67,7 +67,7 @@ def kind_of(
 
 
 def refusal(label: str, subprotocol: str, *, ordered: bool, second: bool) -> str:
-    """Returns why a connection ends because of a channel that the peer opened."""
+    """Returns the reason for which a channel of the peer ends the connection."""
     return (
         f"the peer opened {'a second' if second else 'an unsuitable'} channel "
         f"{label[:LABEL_SHOWN_MAX]!r} (subprotocol {subprotocol[:LABEL_SHOWN_MAX]!r}, "
@@ -76,26 +76,26 @@ def refusal(label: str, subprotocol: str, *, ordered: bool, second: bool) -> str
 
 
 def channel_for(kind: int) -> ChannelKind:
-    """Returns the kind of channel that a message of this TYPE is sent on."""
+    """Returns the kind of channel on which a message of this TYPE is sent."""
     if kind == _UDP_PACKET:
         return "datagram"
     return "control" if kind in _CONTROL_TYPES else "lane"
 
 
 def lane_of(message: bytes, lanes: int) -> int:
-    """Returns the number of the lane for a flow message, of `lanes` that there are.
+    """Returns the number of the lane for a flow message, if there are `lanes` lanes.
 
-    CONN_IDs that one worker hands out are equal modulo small numbers; mixed, they spread evenly.
+    CONN_IDs of one worker are equal modulo small numbers. After mixing they are spread evenly.
     """
     return mix32(int.from_bytes(message[3:7])) % lanes
 
 
 class Inbox:
-    """What came in one turn of the event loop, checked, until it is handed on in one batch.
+    """Checks the messages of one turn of the event loop, and passes them on in one batch.
 
     `defer` is the loop's `call_soon`, or None if the transport calls :meth:`flush` at the end of
-    each turn itself. A transport calls the method of the channel that a message came on; text
-    messages are `str`. :meth:`close` and :meth:`flush` belong to the transport's end.
+    each turn itself. A transport calls the method of the channel on which a message came. Text
+    messages are `str`. The transport calls :meth:`close` and :meth:`flush` at its end.
     """
 
     __slots__ = ("_control", "_defer", "_flows", "_observer", "_open", "waiting")
@@ -108,7 +108,7 @@ class Inbox:
         self._control: list[bytes] = []
         self._flows: list[bytes] = []
         self.waiting = False
-        """Whether there is something that :meth:`flush` hands on."""
+        """Whether :meth:`flush` has something to pass on."""
         self._open = True
 
     def from_lane(self, message: bytes | str) -> None:
@@ -132,7 +132,7 @@ class Inbox:
                 self._schedule()
 
     def from_control(self, message: bytes | str) -> None:
-        """Takes a message that came on `control`. One that is too short is the link's to judge."""
+        """Takes a message that came on `control`. The link checks its length."""
         if isinstance(message, bytes) and len(message) <= MESSAGE_MAX:
             self._control.append(message)
             if not self.waiting:
@@ -141,18 +141,18 @@ class Inbox:
             self._odd(message)
 
     def flush(self) -> None:
-        """Hands on what is there. What the observer raises goes to the caller."""
+        """Passes waiting messages on. An exception of the observer goes to the caller."""
         self.waiting = False
         if self._control and self._open:
             batch, self._control = self._control, []
             self._observer.transport_control(batch)
-        # Not the same condition: what came on `control` may just have ended the connection.
+        # This is checked again, because a message on `control` may just have ended the connection.
         if self._flows and self._open:
             batch, self._flows = self._flows, []
             self._observer.transport_messages(batch)
 
     def close(self) -> None:
-        """Hands on nothing any more, and forgets what is there."""
+        """Forgets waiting messages, and passes on no more."""
         self._open = False
         self._control.clear()
         self._flows.clear()

@@ -1,8 +1,8 @@
-"""A peer connection of aiortc that makes its DTLS and SCTP transports by given factories.
+"""A peer connection of aiortc whose DTLS and SCTP transports are made by given factories.
 
-aiortc makes its transports in two private methods. A subclass replaces these two; nothing else of
+aiortc makes its transports in two private methods. A subclass replaces these two. Nothing else of
 aiortc is changed, and no global of it. The guard (:mod:`socks_tunnel.peer.fast.guard`) compares the
-source of what is replaced with what was read when this was written.
+source of the replaced methods with the version for which this was written.
 
 A method named `__create…` in :class:`RTCPeerConnection` is the attribute
 `_RTCPeerConnection__create…` of its instances (Python reference, "Private name mangling"); so are
@@ -31,13 +31,13 @@ DtlsFactory = Callable[[RTCIceTransport, Any], RTCDtlsTransport]
 
 
 class Sha256Certificate(RTCCertificate):
-    """A certificate that the description names by its sha-256 digest alone.
+    """A certificate whose only fingerprint in the description is its sha-256 digest.
 
-    aiortc writes those of sha-384 and sha-512 too, as RFC 8122 section 5 allows. Many stacks keep
-    only the last line. libdatachannel also starts DTLS before it has stored the description, if a
-    candidate pair works by then: it then takes sha-256 for granted, and refuses the certificate
-    because the line that it kept is of sha-512. RFC 8842 section 5.1 has every endpoint know
-    sha-256, and prefers it.
+    aiortc also writes those of sha-384 and sha-512, as RFC 8122 section 5 allows. Many stacks keep
+    only the last line. If a candidate pair already works, libdatachannel starts DTLS before it has
+    stored the description. Then it assumes sha-256, and refuses the certificate because it kept the
+    line of sha-512. RFC 8842 section 5.1 requires every endpoint to support sha-256, and prefers
+    it.
     """
 
     def getFingerprints(self) -> list[RTCDtlsFingerprint]:  # noqa: N802 - aiortc's name
@@ -46,7 +46,7 @@ class Sha256Certificate(RTCCertificate):
 
 
 class LayeredPeerConnection(RTCPeerConnection):
-    """An :class:`RTCPeerConnection` that makes its DTLS and SCTP transports by given factories.
+    """An :class:`RTCPeerConnection` whose DTLS and SCTP transports are made by given factories.
 
     `certificate` is the class of which its certificate is made.
     """
@@ -67,8 +67,8 @@ class LayeredPeerConnection(RTCPeerConnection):
     async def getStats(self) -> RTCStatsReport:  # noqa: N802 - aiortc's name
         """Returns aiortc's statistics and those of the DTLS transport.
 
-        aiortc leaves the transport out if the connection has data channels only; the report of a
-        transport is part of each connection's (W3C webrtc-stats section 8.1).
+        aiortc leaves out the transport if the connection has only data channels. The report of a
+        transport is part of every connection's (W3C webrtc-stats section 8.1).
         """
         report = await super().getStats()
         if self.sctp is not None:

@@ -1,7 +1,7 @@
-"""Stands in for aioice's mDNS until a peer names a host `….local`.
+"""Replaces aioice's mDNS module until a peer names a host `….local`.
 
-aioice imports dnspython for it, which takes 3 MiB. Gateways and endpoints send addresses; only a
-browser hides its own behind such names (draft-ietf-mmusic-mdns-ice-candidates).
+That module imports dnspython, which takes 3 MiB. Gateways and endpoints send addresses. Only
+browsers hide their addresses behind such names (draft-ietf-mmusic-mdns-ice-candidates).
 """
 
 import importlib
@@ -13,9 +13,9 @@ NAME: Final = "aioice.mdns"
 
 
 class LazyMdns(ModuleType):
-    """What aioice uses of the module. Whatever else is asked for is the module's own."""
+    """The names of the module that aioice uses. All other names come from the module itself."""
 
-    MDnsProtocol = object  # in an annotation
+    MDnsProtocol = object  # used in an annotation
 
     def is_mdns_hostname(self, name: str) -> bool:
         """Returns whether a candidate's host has to be resolved by mDNS."""
@@ -33,5 +33,5 @@ class LazyMdns(ModuleType):
 
 
 def install() -> None:
-    """Puts the stand-in where aioice imports it from, unless the module was imported before."""
+    """Installs the replacement, unless the module was imported before."""
     sys.modules.setdefault(NAME, LazyMdns(NAME, __doc__))

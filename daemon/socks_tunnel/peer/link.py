@@ -1,11 +1,11 @@
 """A link: the conversation of :mod:`socks_tunnel.protocol.link` over one transport.
 
-A thin shell. What comes from the transport is fed to the state machine, what has happened is told
-to the owner, what is to be said is sent, and the one timer is set again. Bytes of flows pass
-through in batches that nothing here looks into.
+This is a thin shell. It feeds messages of the transport to the state machine, tells the owner what
+has happened, sends what the state machine has to say, and sets the one timer again. Bytes of flows
+pass through in batches that are not examined here.
 
-Every end, whoever caused it, goes through :meth:`Link._end`: it tells the owner, once, and begins
-the close of the transport, which is bounded in time.
+Every end goes through :meth:`Link._end`. It tells the owner once, and begins the close of the
+transport, which is bounded in time.
 """
 
 import asyncio
@@ -44,82 +44,82 @@ _bugs = BugLog()
 
 LinkState = Literal["new", "connecting", "up", "down"]
 EndedBy = Literal["owner", "transport", "silence", "protocol", "bug"]
-"""What ended a link: its owner, its transport, a peer that is not heard any more, a peer that broke
-the protocol, a fault of this program."""
+"""What ended a link: its owner, its transport, a silent peer, a peer that broke the protocol, or a
+fault of this program."""
 
 _FIRST_BYTE: Final = itemgetter(0)
 
 
 class Timer(Protocol):
-    """A call that is due later."""
+    """A call that is scheduled for later."""
 
     def cancel(self) -> object:
-        """Makes sure that the call is not made."""
+        """Cancels the call."""
 
 
 class Clock(Protocol):
-    """Time for a link: that of the event loop, or a test's."""
+    """The clock of a link: that of the event loop, or of a test."""
 
     def time(self) -> float:
-        """Returns the moment in seconds; it never goes back, and has microseconds."""
+        """Returns the time in seconds. It never goes back, and has a resolution of microseconds."""
 
     def call_at(self, when: float, callback: Callable[[], object], /) -> Timer:
-        """Makes a call at that moment, or at once if it is past."""
+        """Makes a call at that time, or at once if it has passed."""
 
 
 class LoopClock:
-    """The running event loop's timers with the system's time: uvloop's own has milliseconds."""
+    """The event loop's timers with the system's time: uvloop's time has only milliseconds."""
 
     def __init__(self) -> None:
         self.time = time.monotonic
         self._loop = asyncio.get_running_loop()
 
     def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
-        """Makes a call at that moment of :func:`time.monotonic`."""
+        """Makes a call at that time of :func:`time.monotonic`."""
         return self._loop.call_later(max(0.0, when - self.time()), callback)
 
 
 class LinkObserver(Protocol):
     """What a link tells its owner: plain calls on the event loop.
 
-    What they raise ends this link, is logged, and goes no further.
+    An exception in one of them is logged, and ends only this link.
     """
 
     def link_up(self) -> None:
         """The channels are open and both HELLOs are done."""
 
     def link_messages(self, messages: list[bytes]) -> None:
-        """Flow messages of one turn, 7 to 65,536 bytes each, to keep if it likes. Only while up."""
+        """Flow messages of one turn, 7 to 65,536 bytes each. It may keep them. Only while up."""
 
     def link_drained(self, drained: int) -> None:
         """`drained` more bytes of what :meth:`Link.send_many` took have left, or were dropped."""
 
     def link_resume(self, resume: Resume) -> None:
-        """The peer says where its flows stand. Only if both HELLOs have `resume`."""
+        """The peer reports the state of its flows. Only if both HELLOs have `resume`."""
 
     def link_goaway(self, reason: int) -> None:
-        """The peer wants nothing new to be opened on this link. Told at most once."""
+        """The peer wants no new flows on this link. Called at most once."""
 
     def link_suspected(self, seconds: float) -> None:
-        """For so long the peer has not answered what was sent. The link goes on."""
+        """The peer has not answered for so many seconds. The link goes on."""
 
     def link_trusted(self) -> None:
         """A link that was suspected hears its peer again."""
 
     def link_down(self, reason: str) -> None:
-        """The link has ended; told exactly once, whether it was up or not."""
+        """The link has ended. Called exactly once, whether it was up or not."""
 
 
 class Link:
     """One link. It owns its transport, which nobody has attached to yet.
 
-    `name` is for logs; `hello` is what we say of ourselves (an endpoint sends it with the session
-    that the gateway chose). `connect_timeout` is in seconds. The callbacks are for metrics:
-    `on_protocol_error` gets the kind of each protocol error of the peer's, `on_unknown` is called
+    `name` is for logs. `hello` describes this side (an endpoint sends it with the session that the
+    gateway chose). `connect_timeout` is in seconds. The callbacks are for metrics:
+    `on_protocol_error` gets the kind of each protocol error of the peer, `on_unknown` is called
     for each message of an unknown type on `control`, `on_rtt` gets each round trip in seconds.
 
-    This class has many methods because it is what a transport tells of its life, and what an owner
-    asks for.
+    This class has many methods because it has both the callbacks of a transport and the methods for
+    an owner.
     """
 
     def __init__(
@@ -140,9 +140,9 @@ class Link:
         self.role: Role = transport.role
         self.state: LinkState = "new"
         self.ended_by: EndedBy = "owner"
-        """What ended it, once it is down."""
+        """The cause of the end, once the link is down."""
         self.transport = transport
-        """What carries it: path, stats, buffered. Its life belongs to the link."""
+        """The transport, with path, stats and buffered bytes. The link controls its life."""
         self._observer = observer
         self._clock: Clock = LoopClock() if clock is None else clock
         self.protocol = LinkProtocol(
@@ -152,7 +152,8 @@ class Link:
             connect_timeout=connect_timeout,
             timing=timing,
         )
-        """Both HELLOs, round trip, errors, whether RESUME is agreed upon; to look at."""
+        """The state of the conversation, to read: HELLOs, round trip, errors, whether RESUME is
+        agreed."""
         self._on_protocol_error = on_protocol_error
         self._on_unknown = on_unknown
         self._on_rtt = on_rtt
@@ -175,7 +176,7 @@ class Link:
     async def create_offer(self) -> str:
         """Returns the offer of a gateway: whole SDP with all candidates.
 
-        From here on the link ends by itself if it is not up within `connect_timeout`. Raises
+        From now on, the link ends by itself if it is not up within `connect_timeout`. Raises
         :class:`~socks_tunnel.peer.transport.TransportError` if no offer can be made or the link
         was closed meanwhile; the link is down then.
         """
@@ -186,7 +187,7 @@ class Link:
         return offer
 
     async def accept_answer(self, sdp: str) -> None:
-        """Takes the endpoint's answer; the connection is then made in the background.
+        """Takes the endpoint's answer. The connection is then made in the background.
 
         Raises as :meth:`create_offer`.
         """
@@ -208,7 +209,7 @@ class Link:
     # --- sending ------------------------------------------------------------------------------
 
     def send_many(self, messages: list[bytes]) -> None:
-        """Sends flow messages; the list stays the caller's.
+        """Sends flow messages. The list stays the caller's.
 
         On a link that is not up they are dropped, and `link_drained` does not count them. Raises
         :class:`LocalProtocolError`, and sends nothing of the batch, for what is no flow message
@@ -223,7 +224,7 @@ class Link:
             self._arm()
 
     def send_resume(self, resume: Resume) -> None:
-        """Tells the peer where our flows stand. Raises :class:`LocalProtocolError` if not agreed.
+        """Tells the peer the state of our flows. Raises :class:`LocalProtocolError` if not agreed.
 
         A link that has ended meanwhile sends nothing.
         """
@@ -231,12 +232,12 @@ class Link:
         self._pump()
 
     def goaway(self, reason: int) -> None:
-        """Asks the peer to open nothing new on this link; nothing happens if it is not up."""
+        """Asks the peer to open no new flows on this link. Does nothing if the link is not up."""
         self.protocol.goaway(reason)
         self._pump()
 
     def ask(self) -> None:
-        """Sends a PING now; if it is not answered soon, the link is suspected."""
+        """Sends a PING now. If it is not answered soon, the link is suspected."""
         self.protocol.ask(self._clock.time())
         self._pump()
 
@@ -247,11 +248,11 @@ class Link:
         try:
             self.protocol.channels_opened(self._clock.time())
             self._pump()
-        except Exception as error:  # noqa: BLE001 - the border: what happens costs its own link
+        except Exception as error:  # noqa: BLE001 - the border: any exception ends only this link
             self._bug(error)
 
     def transport_control(self, messages: list[bytes]) -> None:
-        """Feeds what came on `control`."""
+        """Takes messages that came on `control`."""
         now = self._clock.time()
         try:
             for message in messages:
@@ -261,7 +262,7 @@ class Link:
             self._bug(error)
 
     def transport_messages(self, messages: list[bytes]) -> None:
-        """Hands on what came on the other channels."""
+        """Passes on messages that came on the other channels."""
         try:
             batch = self.protocol.receive_flow_messages(messages, self._clock.time())
             if batch:
@@ -272,7 +273,7 @@ class Link:
             self._bug(error)
 
     def transport_writable(self, drained: int) -> None:
-        """Hands on what has left."""
+        """Passes on the number of bytes that have left."""
         try:
             if self.state == "up":
                 self._observer.link_drained(drained)
@@ -288,23 +289,23 @@ class Link:
             self._bug(error)
 
     def transport_stalled(self, seconds: float) -> None:
-        """Doubts the link sooner than a PING that is not answered would have it."""
+        """Suspects the link sooner than an unanswered PING would."""
         self.protocol.stalled(seconds)
         self._pump()
 
     def transport_answered(self) -> None:
-        """Ends that doubt."""
+        """Ends that suspicion."""
         self.protocol.answered(self._clock.time())
         self._pump()
 
     def transport_down(self, reason: str) -> None:
-        """Ends with its transport."""
+        """Ends the link, because its transport has ended."""
         self._end(reason, by="transport")
 
     # --- the shell ------------------------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Sends what is to be said, tells what has happened, sets the timer."""
+        """Sends messages of the state machine, reports its events, and sets the timer."""
         protocol = self.protocol
         while protocol.pending:
             outgoing = protocol.messages_to_send()
@@ -349,7 +350,7 @@ class Link:
                 stage = "the peer has sent no HELLO" if up else self.transport.stage
                 self._end(f"not connected within {seconds:g} s: {stage}", by="silence")
             case LinkFailed(reason, linger):
-                # Once both HELLOs are there, nothing but silence ends it.
+                # Once both HELLOs are there, the time ends it only for silence.
                 by: EndedBy = "silence" if self.state == "up" else "protocol"
                 self._end(reason, by=by, linger=LINGER if linger else 0.0)
 
@@ -357,7 +358,7 @@ class Link:
         self.state = "up"
         self._observer.link_up()
         early = self.protocol.take_early()
-        if early:  # none, if whoever was just told has closed the link
+        if early:  # none, if the owner has just closed the link
             self._observer.link_messages(early)
 
     def _peer_erred(self, error: PeerErred) -> None:
@@ -371,7 +372,7 @@ class Link:
             self._on_protocol_error(error.kind)
 
     def _arm(self) -> None:
-        """Sets the timer, unless one is set that comes early enough: that one looks again."""
+        """Sets the timer, unless one is already set that is early enough."""
         due = None if self.state in {"new", "down"} else self.protocol.next_timeout()
         if due is None or (self._timer is not None and self._timer_due <= due):
             return
@@ -418,11 +419,11 @@ class Link:
             self._timer = None
         try:
             self.transport.close(reason, linger=linger)
-        finally:  # its owner waits for the end
+        finally:  # the owner waits for the end
             self._observer.link_down(reason)
 
     def _bug(self, error: Exception) -> None:
-        """A message, or the owner's dealing with it, has hit a bug: that ends this link."""
+        """Ends this link after a bug in handling a message, here or in the owner."""
         if self.state == "down":
             _log.debug("link %s: after its end: %r", self.name, error)
             return

@@ -1,13 +1,13 @@
-"""Stands in for PyAV and libsrtp, which aiortc imports at start for its audio and video tracks.
+"""Replaces PyAV and libsrtp, which aiortc imports at start for its audio and video tracks.
 
 socks-tunnel has data channels only: it never makes a track, so nothing in PyAV is ever called. PyAV
-costs a process 20 MB and 50 ms, and a Debian package more than everything else in it together. Here
-are the names that aiortc needs to be imported; using one of them raises
+costs each process 20 MB and 50 ms. In a Debian package it would be larger than everything else.
+This module has the names that aiortc needs for its imports; using one of them raises
 :class:`NotImplementedError`.
 
-libsrtp costs 5 MB. aiortc gives it the keys of each DTLS association, data channels only or not,
-and hands it each packet that looks like RTP. Here it takes the keys and forgets them, and a packet
-is what it would be without a track: an error that aiortc logs for debugging. See
+libsrtp costs 5 MB. aiortc gives it the keys of each DTLS association, even with data channels only,
+and passes it each packet that looks like RTP. The replacement ignores the keys. For a packet it
+raises the error that libsrtp would raise without a track, which aiortc logs at debug level. See
 docs/adr/0010-no-media-libraries.md.
 """
 
@@ -39,7 +39,7 @@ _CLASSES: Final = {
     "av.video": (),
     "av.video.codeccontext": ("VideoCodecContext",),
 }
-"""The modules of PyAV that aiortc imports, and what it takes from each."""
+"""The modules of PyAV that aiortc imports, and the names that it uses from each."""
 
 
 class SrtpError(Exception):
@@ -47,7 +47,7 @@ class SrtpError(Exception):
 
 
 class SrtpPolicy:
-    """The keys of a session, which are not kept; what aiortc sets on it has no effect."""
+    """The keys of a session. They are not kept, and attributes that aiortc sets have no effect."""
 
     SSRC_ANY_INBOUND = 2
     SSRC_ANY_OUTBOUND = 3
@@ -61,20 +61,20 @@ class SrtpPolicy:
 
 
 class SrtpSession:
-    """A session that no packet belongs to."""
+    """A session to which no packet belongs."""
 
     def __init__(self, policy: SrtpPolicy) -> None:
         del policy
 
     def unprotect(self, packet: bytes) -> bytes:
-        """Raises :class:`SrtpError`, as for a packet that nobody has sent."""
+        """Raises :class:`SrtpError`, because no packet belongs to this session."""
         raise SrtpError(f"a packet of {len(packet)} bytes: there is no media here")
 
     unprotect_rtcp = protect = protect_rtcp = unprotect
 
 
 def srtp() -> ModuleType:
-    """Returns what stands in for pylibsrtp."""
+    """Returns the replacement for pylibsrtp."""
     module = ModuleType("pylibsrtp", "A stand-in; see socks_tunnel.peer.no_media.")
     module.Error = SrtpError  # type: ignore[attr-defined]  # as pylibsrtp has it
     module.Policy = SrtpPolicy  # type: ignore[attr-defined]  # likewise
@@ -83,11 +83,11 @@ def srtp() -> ModuleType:
 
 
 def modules() -> dict[str, ModuleType]:
-    """Returns the stand-in for PyAV: a module for each name."""
+    """Returns the replacement for PyAV: a module for each name."""
     made: dict[str, ModuleType] = {}
     for name, classes in _CLASSES.items():
         module = ModuleType(name, "A stand-in; see socks_tunnel.peer.no_media.")
-        module.__path__ = []  # a package, in which nothing else is found
+        module.__path__ = []  # a package without further modules
         for cls in classes:
             setattr(module, cls, type(cls, (_Absent,), {"__doc__": "As in PyAV."}))
         made[name] = module
@@ -99,7 +99,7 @@ def modules() -> dict[str, ModuleType]:
 
 
 def install() -> None:
-    """Puts the stand-ins where imports find them, unless the real ones were imported before."""
+    """Installs the replacements, unless the real modules were imported before."""
     if "av" not in sys.modules:
         sys.modules.update(modules())
     if "pylibsrtp" not in sys.modules:

@@ -1,7 +1,7 @@
-"""What the transports over an aiortc peer connection share: their life, and calls to their owner.
+"""The common part of transports over aiortc: their life cycle, and the calls to their owner.
 
-A subclass moves the messages: it sends them, and puts what arrives into the inbox. The connection
-below both is :class:`socks_tunnel.peer.plain.connection.Connection`.
+A subclass moves the messages: it sends them, and puts received ones into the inbox. The connection
+below is :class:`socks_tunnel.peer.plain.connection.Connection`.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ HEADER_SIZE: Final = HEADER.size
 class AiortcTransport:
     """The part of :class:`socks_tunnel.peer.transport.Transport` that does not move messages.
 
-    Made on the loop that it lives on. `name` is for logs. Raises :class:`ValueError` for ICE
+    It is made on its event loop. `name` is for logs. Raises :class:`ValueError` for ICE
     servers that cannot be used.
     """
 
@@ -57,13 +57,13 @@ class AiortcTransport:
         self._reporting = False
         self._dropped = 0
         self._defer_inbox = True
-        """Whether what came is handed on by a callback of the loop, not by the subclass."""
+        """Whether a callback of the loop passes messages on, and not the subclass."""
 
     # --- what it is ---------------------------------------------------------------------------
 
     @property
     def state(self) -> TransportState:
-        """Where it is in its life."""
+        """The state in its life cycle."""
         return self._connection.state
 
     @property
@@ -84,7 +84,7 @@ class AiortcTransport:
 
     @property
     def stage(self) -> str:
-        """What it waits for while it is not up."""
+        """What the transport waits for while it is not up."""
         return self._connection.stage
 
     # --- setting up ---------------------------------------------------------------------------
@@ -115,7 +115,8 @@ class AiortcTransport:
             self._datagram = channel
             channel.on("message", self._inbox.from_datagram)
         else:
-            if not self._lanes_frozen:  # a flow must never change its lane
+            # The number of lanes is fixed now, because a flow must never change its lane.
+            if not self._lanes_frozen:
                 self._lanes.append(channel)
             channel.on("message", self._inbox.from_lane)
 
@@ -126,12 +127,12 @@ class AiortcTransport:
     # --- messages -----------------------------------------------------------------------------
 
     def send_early(self, message: bytes) -> bool:
-        """Returns False: aiortc sends nothing on a channel that is not acknowledged."""
+        """Returns False, because aiortc sends nothing on a channel that is not acknowledged."""
         del message
         return False
 
     def _check_sizes(self, messages: list[bytes], limit: int) -> None:
-        """Raises LocalProtocolError for a message that would corrupt a stream or is none."""
+        """Raises LocalProtocolError for a message that would corrupt a stream or is too short."""
         for message in messages:
             size = len(message)
             if size < HEADER_SIZE:
@@ -142,7 +143,7 @@ class AiortcTransport:
                 )
 
     def _left(self, size: int) -> None:
-        """Learns that bytes of flow messages have left or were dropped."""
+        """Notes that bytes of flow messages have left or were dropped."""
         self._drained += size
         if not self._reporting:
             self._reporting = True
@@ -158,11 +159,11 @@ class AiortcTransport:
     # --- the end ------------------------------------------------------------------------------
 
     def connection_error(self, kind: str, what: str) -> None:
-        """Hands on an error of the peer's."""
+        """Passes on an error of the peer."""
         self._guarded(lambda: self._observer.transport_error(kind, what))
 
     def connection_lost(self, reason: str) -> None:
-        """Ends, after what has come before is delivered."""
+        """Ends, after all earlier messages are delivered."""
         self._guarded(self._inbox.flush)
         self._end(reason)
 
@@ -186,10 +187,10 @@ class AiortcTransport:
         return self._loop.call_soon(self._guarded, callback)
 
     def _guarded(self, call: Callable[[], None]) -> None:
-        """Makes a call to the owner; whatever it raises ends this transport and nothing else."""
+        """Makes a call to the owner. An exception in it ends only this transport."""
         try:
             call()
-        except Exception as error:  # noqa: BLE001 - the border: one peer costs its own link
+        except Exception as error:  # noqa: BLE001 - the border: an exception ends only the link of this peer
             _bugs.tell(_log, f"link {self.name}: a bug in dealing with its peer ends it", error)
             self._end(
                 f"dealing with the peer hit a bug here ({type(error).__name__}: {clip(error)})"

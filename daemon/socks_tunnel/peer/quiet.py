@@ -1,4 +1,4 @@
-"""What aiortc and aioice may say in the log, and which ends of their tasks are not worth a line."""
+"""Reduces what aiortc and aioice log, and the errors of their tasks that are worth a line."""
 
 import asyncio
 import logging
@@ -14,9 +14,9 @@ _ICE_PASSWORD = re.compile(r"(a=ice-pwd:)[^\s\\]+")
 
 
 def _without_ice_password(record: logging.LogRecord) -> bool:
-    """Takes the ICE passwords out of the SDP that aiortc logs.
+    """Removes the ICE passwords from the SDP that aiortc logs.
 
-    Whoever knows one of them can move the path of a link.
+    With such a password, a stranger could move the path of a link.
     """
     record.msg = _ICE_PASSWORD.sub(r"\1...", record.getMessage())
     record.args = ()
@@ -24,7 +24,7 @@ def _without_ice_password(record: logging.LogRecord) -> bool:
 
 
 def set_library_log_level(*, debug: bool) -> None:
-    """Lets aiortc and aioice log everything, or only what an operator can use.
+    """Lets aiortc and aioice log everything, or only lines that help an operator.
 
     Without `debug`, aioice's line for each candidate pair and aiortc's tracebacks of what a peer
     sent are left out: :class:`~socks_tunnel.peer.link.Link` says in one sentence why a link ended.
@@ -34,11 +34,11 @@ def set_library_log_level(*, debug: bool) -> None:
 
 
 def quiet_loop_exceptions(loop: asyncio.AbstractEventLoop) -> None:
-    """Installs an exception handler on `loop` that knows how aiortc's own tasks end.
+    """Installs an exception handler on `loop` that recognizes the normal ends of aiortc's tasks.
 
-    aiortc and aioice start tasks and timers that nobody awaits; when a connection closes meanwhile
-    they fail, and the event loop would log a traceback for each. Those become one debug line;
-    everything else goes on to the handler that was there, or to the loop's default.
+    aiortc and aioice start tasks and timers that nobody awaits. They fail when a connection closes
+    meanwhile, and the event loop would log a traceback for each. These become one debug line.
+    Everything else goes to the earlier handler, or to the loop's default.
     """
     previous = loop.get_exception_handler()
 
@@ -54,6 +54,6 @@ def quiet_loop_exceptions(loop: asyncio.AbstractEventLoop) -> None:
     loop.set_exception_handler(handle)
 
 
-# The one logger of theirs that SDP goes to (tests/unit/peer/test_quiet.py looks at all of them).
+# Their only logger that logs SDP (tests/unit/peer/test_quiet.py looks at all of them).
 logging.getLogger("aiortc.rtcpeerconnection").addFilter(_without_ice_password)
 set_library_log_level(debug=False)

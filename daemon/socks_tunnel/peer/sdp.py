@@ -1,8 +1,8 @@
-"""A look at the peer's SDP before aiortc parses it. Sans-IO.
+"""Checks the peer's SDP before aiortc parses it. Sans-IO.
 
-aiortc's parser raises whatever comes (assertions, KeyError) on SDP that it does not expect, accepts
-media sections that we have no use for, and resolves names in candidates. What passes here has one
-data channel section (RFC 8841), a DTLS fingerprint, and candidates that are addresses.
+aiortc's parser raises arbitrary exceptions (AssertionError, KeyError) for unexpected SDP, accepts
+media sections, and resolves names in candidates. SDP that passes this check has one data channel
+section (RFC 8841), a DTLS fingerprint, and only addresses as candidates.
 """
 
 import ipaddress
@@ -17,13 +17,13 @@ SDP_MAX: Final = 32_768
 """Longest SDP in characters."""
 
 CANDIDATES_MAX: Final = 64
-"""Most candidates in one SDP: each is paired with each local one."""
+"""Most candidates in one SDP, because each is paired with each local one."""
 
 MESSAGE_MIN: Final = 1_024
-"""Smallest max-message-size of a peer that we can talk to, in bytes: HELLO must fit."""
+"""Smallest usable max-message-size of a peer in bytes, because HELLO must fit."""
 
 DIGEST_SIZES: Final = {"sha-256": 32, "sha-384": 48, "sha-512": 64}
-"""Hash functions that count for a fingerprint (RFC 8122), with their length in bytes."""
+"""Accepted hash functions of a fingerprint (RFC 8122), with their length in bytes."""
 
 _ICE_CHARS = re.compile(r"[A-Za-z0-9+/]{4,256}")
 _HEX_PAIRS = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2})*")
@@ -31,7 +31,7 @@ _HEX_PAIRS = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2})*")
 
 @dataclass(frozen=True, slots=True)
 class SdpFacts:
-    """What we need to know of the peer's SDP.
+    """The needed facts from the peer's SDP.
 
     `fingerprints`: (hash, value) pairs, hash in lower case. `max_message_size` in bytes, at most
     :data:`~socks_tunnel.protocol.messages.MESSAGE_MAX`. `candidates`: `address:port` texts.
@@ -43,7 +43,7 @@ class SdpFacts:
 
 
 def check_sdp(sdp: str) -> SdpFacts:
-    """Checks the whole SDP and returns what matters of it.
+    """Checks the whole SDP and returns the needed facts.
 
     Raises :class:`RemoteProtocolError` of kind `sdp` with a sentence about what is wrong.
     """
@@ -98,7 +98,7 @@ def _number(value: str, key: str) -> int:
 def _fingerprints(attributes: dict[str, list[str]]) -> list[tuple[str, str]]:
     """Returns the fingerprints.
 
-    Those of other hash functions do not count, because aiortc ignores them.
+    Those of other hash functions are ignored, as aiortc does.
     """
     found = []
     for value in attributes.get("fingerprint", []):
@@ -114,7 +114,7 @@ def _fingerprints(attributes: dict[str, list[str]]) -> list[tuple[str, str]]:
 
 
 def _max_message_size(attributes: dict[str, list[str]]) -> int:
-    """RFC 8841 section 6: absent means 65536, 0 any size."""
+    """Returns the size. RFC 8841 section 6: absent means 65536, 0 means any size."""
     size = MESSAGE_MAX
     for value in attributes.get("max-message-size", []):
         size = _number(value, "max-message-size") or MESSAGE_MAX
@@ -137,7 +137,7 @@ def _candidates(attributes: dict[str, list[str]]) -> list[str]:
         try:
             address = ipaddress.ip_address(fields[4])
         except ValueError:
-            # A name, such as the .local ones of browsers: nothing here looks names up for a peer.
+            # It is a name, such as the .local names of browsers. No name is looked up for a peer.
             raise _bad("it has a candidate that is no IP address") from None
         if not 0 < _number(fields[5], "candidate port") <= 65535:
             raise _bad("it has a candidate whose port is out of range")

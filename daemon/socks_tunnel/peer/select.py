@@ -1,4 +1,4 @@
-"""Which transport a link gets."""
+"""Chooses the transport of a link."""
 
 from typing import Literal
 
@@ -20,11 +20,11 @@ def new_transport(
     fast_path: Literal["auto", "off"] = "auto",
     congestion: Literal["cubic", "bbr"] = "cubic",
 ) -> Transport:
-    """Returns a transport that nobody has attached to. `name` is for logs.
+    """Returns a new transport without an owner. `name` is for logs.
 
-    It is the fast path unless that is `off`, or the installed libraries are not those that it was
-    written for (:data:`socks_tunnel.peer.fast.guard.MISMATCH` says so, once, in the log). The peer
-    may have either. `congestion` is the fast path's.
+    It is the fast path, unless that is `off` or was not written for the installed libraries. In the
+    latter case, :data:`socks_tunnel.peer.fast.guard.MISMATCH` is logged once. The peer may have
+    either transport. `congestion` is the congestion control of the fast path.
 
     Raises :class:`ValueError` for ICE servers that cannot be used.
     """
@@ -34,7 +34,7 @@ def new_transport(
 
 
 def aiortc_version() -> str:
-    """Returns the version of aiortc that runs."""
+    """Returns the version of aiortc in use."""
     return aiortc.__version__
 
 
@@ -44,7 +44,7 @@ def fast_path_active(fast_path: Literal["auto", "off"]) -> bool:
 
 
 def fast_path_state(fast_path: Literal["auto", "off"] = "auto") -> str:
-    """Returns what links of this process run on, for an operator."""
+    """Returns which transport the links of this process use, for an operator."""
     if fast_path == "off":
         return "off (transport.fast_path)"
     if guard.MISMATCH is not None:

@@ -37,7 +37,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-if TYPE_CHECKING:  # what follows imports aiortc, which not every transport needs
+if TYPE_CHECKING:  # the imports below import aiortc, which not every transport needs
     from socks_tunnel.peer.ice import SelectedPath
 
 Role = Literal["gateway", "endpoint"]
@@ -50,12 +50,12 @@ CLOSE_TIMEOUT: Final = 5.0
 """Seconds, after the linger, until a close that hangs is cut short and the sockets are dropped."""
 
 QUEUE_LIMIT: Final = 131_072
-"""`queue_limit` in bytes of a transport that does not measure its path."""
+"""The `queue_limit` in bytes of a transport that does not measure its path."""
 
 REASSEMBLY_MAX: Final = 64 * 1024 * 1024
 """Bytes of unfinished or out-of-order messages that a peer may make a transport hold, beyond the
-receive window that was offered to it. A sender like aiortc's knows no other limit than its
-congestion window."""
+receive window that was offered to it. A sender like aiortc's has only its congestion window as a
+limit."""
 
 
 class TransportError(Exception):
@@ -64,7 +64,7 @@ class TransportError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransportStats:
-    """What a transport knows of its path at one moment. None: this transport cannot tell.
+    """Figures of a transport about its path at one time. None: this transport does not know.
 
     Counters run from the start of the connection and only grow.
     """
@@ -72,7 +72,7 @@ class TransportStats:
     rtt: float | None = None
     """Smoothed round trip of the transport itself, in seconds."""
     rtt_min: float | None = None
-    """Smallest round trip that was measured lately, in seconds: the path without its queues."""
+    """Smallest recent round trip in seconds, which is that of the path without queues."""
     rtt_variation: float | None = None
     """Variation of the round trip in seconds (RTTVAR of RFC 9260 section 6.3.1)."""
     cwnd: int | None = None
@@ -80,7 +80,7 @@ class TransportStats:
     outstanding: int | None = None
     """Bytes that were sent and are not acknowledged yet."""
     queued: int | None = None
-    """Bytes of messages that the transport has taken and not put into a packet yet."""
+    """Bytes of messages that the transport has accepted and not put into a packet yet."""
     delivery_rate: float | None = None
     """Measured rate at which the peer acknowledges, in bytes per second."""
     retransmissions: int | None = None
@@ -99,8 +99,8 @@ class TransportStats:
     """UDP_PACKETs that :meth:`Transport.send_many` took and that were not sent: they were longer
     than the peer takes or, on transports with a queue of their own, too old."""
     dropped: Mapping[str, int] | None = None
-    """What else was dropped, by its reason among :data:`socks_tunnel.ops.labels.TRANSPORT_DROPS`;
-    without those that this transport cannot tell."""
+    """Other drops by their reason, one of :data:`socks_tunnel.ops.labels.TRANSPORT_DROPS`. Reasons
+    that this transport does not count are missing."""
     mtu: int | None = None
     """Largest UDP payload in bytes that is known to reach the peer."""
 
@@ -151,9 +151,9 @@ class TransportObserver(Protocol):
         """
 
     def transport_stalled(self, seconds: float) -> None:
-        """For so long the peer's transport has acknowledged nothing of what waits for that.
+        """The peer's transport has acknowledged nothing that was sent for so many seconds.
 
-        It goes on trying. Transports that do not know it never say so.
+        The transport keeps trying. Transports that cannot detect this never call it.
         """
 
     def transport_answered(self) -> None:
@@ -162,8 +162,8 @@ class TransportObserver(Protocol):
     def transport_down(self, reason: str) -> None:
         """The transport has ended; called exactly once, also if it never was up.
 
-        `reason` is a sentence for the log; what it has of the peer is bounded. Also the call of
-        :meth:`Transport.close` leads here, before it returns.
+        `reason` is a sentence for the log; what it has of the peer is bounded. A call of
+        :meth:`Transport.close` also leads here, before it returns.
         """
 
 
@@ -172,11 +172,11 @@ class Transport(Protocol):
 
     @property
     def role(self) -> Role:
-        """Which side it is: a gateway offers and opens the channels."""
+        """The role: a gateway makes the offer and opens the channels."""
 
     @property
     def state(self) -> TransportState:
-        """Where it is in its life."""
+        """The state in its life cycle."""
 
     @property
     def max_message(self) -> int:
@@ -193,29 +193,31 @@ class Transport(Protocol):
     def queue_limit(self) -> int:
         """Bytes that are worth having in :attr:`buffered` at a time, at least 65,536.
 
-        About one bandwidth-delay product where the transport measures it: less leaves the path
-        idle, more only makes a keystroke wait behind a download. May change at any time.
+        It is about one bandwidth-delay product if the transport measures that. With less, the path
+        would be idle. More would only make a keystroke wait behind a download. It may change at any
+        time.
         """
 
     @property
     def heard_at(self) -> float | None:
         """When the last packet of the peer's came that was authenticated; None before the first.
 
-        In seconds of :func:`time.monotonic` (in tests, of their clock). A sign of life also while
-        no whole message comes, as during a long upload. Asked for at each look for silence.
+        In seconds of :func:`time.monotonic` (in tests, of their clock). It is also a sign of life
+        while no whole message arrives, as during a long upload. It is read at each check for
+        silence.
         """
 
     @property
     def seen_at(self) -> float | None:
-        """When the peer has last answered a check of the path itself; None if nobody looks.
+        """When the peer has last answered a check of the path itself; None if there are none.
 
-        In seconds as those of :attr:`heard_at`. It was authenticated, and says nothing of what was
-        sent over the path.
+        On the same clock as :attr:`heard_at`. The answer was authenticated. It says nothing about
+        data that was sent over the path.
         """
 
     @property
     def path(self) -> "SelectedPath | None":
-        """The path in use, as text for an operator if it is made one; None while there is none."""
+        """The path in use, whose `str()` is for an operator; None while there is none."""
 
     @property
     def candidates(self) -> tuple[list[str], list[str]]:
@@ -223,20 +225,20 @@ class Transport(Protocol):
 
     @property
     def stage(self) -> str:
-        """What a connection that is not up yet waits for, to be said when time is over.
+        """What a connection that is not up yet waits for, for the message of its time-out.
 
         It ends the sentence "not connected within 30 s: …", for example "no answer came".
         """
 
     @property
     def stats(self) -> TransportStats:
-        """Figures of this moment. Made for each call: ask about once a second, not a message."""
+        """The present figures. They are computed for each call, so do not ask for each message."""
 
     def attach(self, observer: TransportObserver) -> None:
         """Names the owner. Called once, before anything else."""
 
     async def create_offer(self) -> str:
-        """Returns the offer of a gateway: whole SDP with all candidates gathered.
+        """Returns the offer of a gateway: the whole SDP with all candidates.
 
         Raises :class:`TransportError` if no offer can be made or the transport was closed
         meanwhile; it is down then, and the owner was told. A caller that is cancelled loses no
@@ -244,13 +246,13 @@ class Transport(Protocol):
         """
 
     async def accept_answer(self, sdp: str) -> None:
-        """Takes the endpoint's answer, once; the connection is then made in the background.
+        """Takes the endpoint's answer, once. The connection is then made in the background.
 
         Raises :class:`TransportError` as :meth:`create_offer` does.
         """
 
     async def accept_offer(self, sdp: str) -> str:
-        """Takes the gateway's offer and returns the answer of an endpoint: whole SDP.
+        """Takes the gateway's offer and returns the answer of an endpoint: the whole SDP.
 
         The connection is then made in the background. Raises :class:`TransportError` as
         :meth:`create_offer` does.
@@ -283,14 +285,14 @@ class Transport(Protocol):
         """
 
     def close(self, reason: str, *, linger: float = 0.0) -> None:
-        """Begins the end of the transport, once; `transport_down` is called from inside it.
+        """Begins the end of the transport, once. `transport_down` is called from inside it.
 
         What was sent before has up to `linger` seconds to be acknowledged. Never raises.
         """
 
     async def wait_closed(self) -> None:
-        """Waits until the sockets are closed, after an end that anybody has begun.
+        """Waits until the sockets are closed, after the end has begun.
 
         Bounded: it returns within `linger` + :data:`CLOSE_TIMEOUT` seconds, whatever hangs. The
-        closing itself goes on when its caller is cancelled.
+        close itself goes on if its caller is cancelled.
         """

@@ -1,9 +1,9 @@
 """ICE (RFC 8445): which addresses are offered to the peer, and how the path to it is chosen.
 
-aioice speaks the protocol; what it leaves open or limits is here: the choice and the order of local
-addresses (:mod:`.addresses`), several STUN and TURN servers asked side by side (:mod:`.gathering`,
-:mod:`.relay`), the check list and the nomination (:mod:`.pairs`, :mod:`.connection`), and what an
-operator is told (:mod:`.report`).
+aioice speaks the protocol. This package has the parts that aioice leaves open or limits: the choice
+and the order of local addresses (:mod:`.addresses`), several STUN and TURN servers asked side by
+side (:mod:`.gathering`, :mod:`.relay`), the check list and the nomination (:mod:`.pairs`,
+:mod:`.connection`), and the sentences for an operator (:mod:`.report`).
 """
 
 from socks_tunnel.peer import aiortc_private

@@ -1,7 +1,7 @@
 """Which addresses of this machine become host candidates, and in which order.
 
-Each candidate is paired with each of the peer's, and a check of a pair that leads nowhere takes its
-time: so the addresses that probably lead to the peer come first, and their number is bounded.
+Each candidate is paired with each of the peer's, and a check of a pair that does not work takes
+time. So the addresses that probably lead to the peer come first, and their number is bounded.
 """
 
 import ipaddress
@@ -26,7 +26,7 @@ _FAR: Final[tuple[IPAddress, ...]] = (
     ipaddress.IPv6Address("2001:503:ba3e::2:30"),
     ipaddress.IPv4Address("198.41.0.4"),
 )
-"""A root name server: an address that only a default route leads to. Nothing is sent there."""
+"""Addresses of a root name server, to which only a default route leads. Nothing is sent there."""
 
 
 class LocalAddress(NamedTuple):
@@ -89,7 +89,7 @@ def choose_addresses(rules: Iterable[str], present: Iterable[LocalAddress]) -> l
 
 
 def source_address(destination: IPAddress) -> IPAddress | None:
-    """Returns the local address that packets to `destination` would have; None without a route."""
+    """Returns the source address of packets to `destination`; None without a route."""
     family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -100,7 +100,7 @@ def source_address(destination: IPAddress) -> IPAddress | None:
 
 
 def preferred_sources(peers: Iterable[IPAddress]) -> list[IPAddress]:
-    """Returns the local addresses that lead to `peers`, then those of the default routes."""
+    """Returns the source addresses for `peers`, and then those of the default routes."""
     sources = (source_address(destination) for destination in (*peers, *_FAR))
     return list(dict.fromkeys(source for source in sources if source is not None))
 
@@ -132,6 +132,6 @@ def order_addresses(
 
 
 def _by_turns(queues: Sequence[list[IPAddress]]) -> Iterator[IPAddress]:
-    """Yields the first of each queue, then the second of each; IPv6 before IPv4 in each turn."""
+    """Yields the first of each queue, then the second of each. In each turn, IPv6 comes first."""
     for turn in itertools.zip_longest(*queues):
         yield from sorted((a for a in turn if a is not None), key=lambda a: -a.version)

@@ -1,12 +1,12 @@
 """aioice's connection with our gathering, check list and nomination.
 
-aioice nominates aggressively: each check is a nomination, and the last one that is answered wins,
-which may be a relayed path where a direct one would have worked half a second later, and another
-one on each side. Here the side that made the offer first finds out what works, then nominates one
-pair (RFC 8445 section 8.1.1).
+aioice nominates aggressively: each check is a nomination, and the last answered one wins. That may
+be a relayed path although a direct one would have worked half a second later, and each side may
+select another one. Here the side that made the offer first finds out which pairs work, and then
+nominates one (RFC 8445 section 8.1.1).
 
 A direct pair is nominated at once. A relayed one waits until direct pairs have had
-:data:`DIRECT_PATIENCE`. Both sides repeat their direct checks sooner than STUN has it
+:data:`DIRECT_PATIENCE`. Both sides repeat their direct checks sooner than STUN does
 (:mod:`~.repeats`).
 
 States of a pair (RFC 8445 section 6.1.2.6); no pair is ever Frozen, since there is one component
@@ -49,8 +49,8 @@ from socks_tunnel.protocol.addresses import parse_ip
 _log = logging.getLogger(__name__)
 
 DIRECT_PATIENCE: Final = 1.2
-"""Seconds that direct paths still have once a relayed one works. Time in which this process did not
-run does not count (:class:`~.patience.Patience`)."""
+"""Seconds for direct paths once a relayed one works. Time in which this process did not run does
+not count (:class:`~.patience.Patience`)."""
 
 NOMINATION_PATIENCE: Final = 4.0
 """Seconds that the peer has to answer a nomination, if another pair works too. The interface of a
@@ -58,13 +58,13 @@ pair may vanish after its check, as that of a VPN may. STUN alone would repeat t
 minute (RFC 8489 section 6.2.1), longer than a link may take."""
 
 RELEASE_AFTER: Final = 15.0
-"""Seconds after which a socket is closed that is not part of the path, if no check arrived there
+"""Seconds after which a socket that is not part of the path is closed, if no check arrived there
 meanwhile. RFC 8445 section 8.3 says 3 s, which is too early for a peer like aioice that may have
 selected another pair; its consent checks (RFC 7675) come every 4 to 6 s."""
 
 LATE: Final = 1.0
-"""Seconds by which a timer may be late until this process was stopped or starved, and has to look
-again before it says who was silent."""
+"""If a timer is late by more seconds than this, this process was stopped or starved. Then it has to
+check again before it calls a peer silent."""
 
 ROLE_CONFLICTS_MAX: Final = 4
 """Role conflicts in a row after which a check fails."""
@@ -73,23 +73,24 @@ ROLE_CONFLICTS_MAX: Final = 4
 class IceConnection(aioice.Connection):
     """One ICE agent with one component, made by aiortc for each peer connection.
 
-    A connection that gathers outside of :func:`~.settings.candidate_addresses` is not ours and
-    behaves as aioice's own.
+    A connection that gathers outside of :func:`~.settings.candidate_addresses` is not ours, and
+    behaves like aioice's.
 
-    This class has many methods because it overrides each step of aioice's that decides differently.
+    This class has many methods because it overrides each step of aioice that it decides
+    differently.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.problems: list[str] = []
-        """What went wrong in gathering, as parts of a sentence."""
+        """Problems in gathering, as clauses."""
         self.mapped: dict[CandidatePair, tuple[str, int]] = {}
         """Our own address as the peer saw it, for each pair that works."""
         self._drops_before: Counter[str] = Counter()
         self.seen_at: float | None = None
         """When the peer has last answered a check of consent, by :func:`time.monotonic`."""
         self.lost: str | None = None
-        """Why the selected path is gone, where that is known."""
+        """Why the selected path was lost, if that is known."""
         self._ours = False
         self._gathering: Gathering | None = None
         self._formed = False
@@ -126,17 +127,17 @@ class IceConnection(aioice.Connection):
         self._local_candidates_end = True
 
     def _pair_remote_candidate(self, remote_candidate: aioice.Candidate) -> None:
-        """Leaves pairing to :meth:`_unfreeze_initial`, which sees all candidates at once."""
+        """Does nothing: :meth:`_unfreeze_initial` pairs all candidates at once."""
         if not self._ours or self._formed:
             super()._pair_remote_candidate(remote_candidate)
 
     def _unfreeze_initial(self) -> None:
-        """Forms the check list; aioice calls this when both sides' candidates are there."""
+        """Forms the check list. aioice calls this when the candidates of both sides are known."""
         if not self._ours:
             super()._unfreeze_initial()
             return
         self._formed = True
-        # Once for each candidate, and not for each of some thousand pairs.
+        # Computed once for each candidate, and not for each of some thousand pairs.
         remotes = [(_kind(remote), remote) for remote in self._remote_candidates]
         pairs = [
             CandidatePair(protocol, remote)
@@ -175,7 +176,7 @@ class IceConnection(aioice.Connection):
     def check_incoming(
         self, message: stun.Message, addr: tuple[str, int], protocol: StunProtocol
     ) -> None:
-        """Takes a check of the peer's; it cannot make the list grow without bound."""
+        """Takes a check of the peer. Such checks cannot make the list grow without bound."""
         if len(self._check_list) < PAIRS_MAX + PAIRS_LEARNED_MAX or any(
             pair.protocol is protocol and pair.remote_addr == addr for pair in self._check_list
         ):
@@ -190,7 +191,7 @@ class IceConnection(aioice.Connection):
                 protocol.accepted(message, addr)
 
     def switch_role(self, ice_controlling: bool) -> None:
-        """Takes the other role; the peer's checks mean something else then."""
+        """Takes the other role, in which the peer's checks have another meaning."""
         super().switch_role(ice_controlling)
         for protocol in self._protocols:
             if isinstance(protocol, PathProtocol):
@@ -248,7 +249,7 @@ class IceConnection(aioice.Connection):
         return answer
 
     async def _repeat_checks(self) -> None:
-        """Repeats direct checks that are not answered, until a path is found."""
+        """Repeats unanswered direct checks until a path is found."""
         loop = asyncio.get_running_loop()
         while not self._check_list_done:
             await asyncio.sleep(TICK)
@@ -260,7 +261,7 @@ class IceConnection(aioice.Connection):
                     _log.debug("%r: no check can be sent on the pair %r: %r", self, pair, error)
 
     def _check_list_maybe_fail(self) -> None:
-        """Does not fail while a pair that works waits for its nomination."""
+        """Keeps the list from failing while a working pair waits for its nomination."""
         if not self._ours or not self._succeeded():
             super()._check_list_maybe_fail()
 
@@ -273,7 +274,7 @@ class IceConnection(aioice.Connection):
         ]
 
     def _better_unanswered(self, pair: CandidatePair) -> bool:
-        """Returns whether a pair that is less relayed than this one may still turn out to work."""
+        """Returns whether a less relayed pair than this one may still be found to work."""
         waited_for = (CandidatePair.State.WAITING, CandidatePair.State.IN_PROGRESS)
         rank = relay_rank(pair)
         return any(p.state in waited_for and relay_rank(p) < rank for p in self._check_list)
@@ -281,7 +282,7 @@ class IceConnection(aioice.Connection):
     # --- nomination ---------------------------------------------------------------------------
 
     def _nominate_best(self) -> None:
-        """Nominates the best pair that works, unless a direct one may still be found."""
+        """Nominates the best working pair, unless a direct one may still be found."""
         if not self.ice_controlling or self._nominating or self._check_list_done or self._closing:
             return
         succeeded = self._succeeded()
@@ -294,12 +295,12 @@ class IceConnection(aioice.Connection):
         best.task = spawn(f"nominate {best}", self._nominate(best))
 
     def _wait_for_direct(self) -> None:
-        """Begins the wait for direct paths, on either side, unless it has begun."""
+        """Begins the wait for direct paths, on either side, if it has not begun yet."""
         if self._patience is None and not self._closing:
             self._patience = spawn(f"direct paths of {self!r}", self._give_direct_their_time())
 
     async def _give_direct_their_time(self) -> None:
-        """Waits until a direct pair works, or they have had their time."""
+        """Waits until a direct pair works, or the time for direct pairs is over."""
         loop = asyncio.get_running_loop()
         patience = Patience(loop.time())
         while patience.spent < DIRECT_PATIENCE and not self._check_list_done:
@@ -310,7 +311,7 @@ class IceConnection(aioice.Connection):
 
     async def _nominate(self, pair: CandidatePair) -> None:
         request = self.build_request(pair, nominate=True)
-        # Not spawn: that there is no answer is no bug, and is told here.
+        # Not spawn: a missing answer is no bug, and is logged here.
         asking = asyncio.get_running_loop().create_task(self._request(pair, request))
         try:
             await self._wait_for_nomination(pair, asking)
@@ -330,8 +331,8 @@ class IceConnection(aioice.Connection):
     ) -> None:
         """Waits for the answer to a nomination.
 
-        Raises :class:`TimeoutError` if it does not come in time and another pair works too, and
-        otherwise what the transaction raises.
+        Raises :class:`TimeoutError` if none comes in time and another pair works too. Otherwise
+        raises whatever the transaction raises.
         """
         loop = asyncio.get_running_loop()
         patience = Patience(loop.time())
@@ -355,7 +356,7 @@ class IceConnection(aioice.Connection):
         self.seen_at = time.monotonic()
 
     async def query_consent(self) -> None:
-        """Asks the peer for its consent again and again, until the task is cancelled (RFC 7675)."""
+        """Asks the peer for its consent repeatedly, until the task is cancelled (RFC 7675)."""
         if not self._ours:
             await super().query_consent()
             return
@@ -375,7 +376,8 @@ class IceConnection(aioice.Connection):
             await asyncio.sleep(RELEASE_AFTER)
             if not self._nominated:  # closed
                 return
-            if loop.time() > due + LATE:  # what came meanwhile still waits in the sockets
+            # Datagrams that arrived meanwhile still wait in the sockets.
+            if loop.time() > due + LATE:
                 continue
             used = {pair.protocol for pair in self._nominated.values()}
             silent_since = time.monotonic() - RELEASE_AFTER
@@ -388,21 +390,21 @@ class IceConnection(aioice.Connection):
                 return
 
     def drops(self) -> Mapping[str, int]:
-        """Returns what its sockets and allocations have dropped so far, by reason."""
+        """Returns the number of datagrams that its sockets and allocations dropped, by reason."""
         total = self._drops_before.copy()
         for protocol in self._protocols:
             total.update(_drops(protocol))
         return total
 
     def protocol_lost(self, protocol: StunProtocol) -> None:
-        """Learns that a socket or an allocation is gone."""
+        """Notes that a socket or an allocation has ended."""
         used = any(pair.protocol is protocol for pair in self._nominated.values())
         if used and not self._closing and protocol.local_candidate.type == "relay":
             self.lost = "the TURN server has ended the connection or the allocation"
         super().protocol_lost(protocol)
 
     async def close(self) -> None:
-        """Closes all sockets at once, so that their ports are free again."""
+        """Closes all sockets at once, so that their ports become free."""
         if self._patience is not None:
             self._patience.cancel()
         if self._repeating is not None:
@@ -415,7 +417,7 @@ class IceConnection(aioice.Connection):
 
 
 def _drops(protocol: StunProtocol) -> Mapping[str, int]:
-    """Returns what a socket or an allocation has dropped; those of asyncio drop in the kernel."""
+    """Returns the drops of a socket or an allocation. Those of asyncio drop only in the kernel."""
     drops: Mapping[str, int] = getattr(protocol.transport, "drops", {})
     return drops
 
@@ -433,9 +435,9 @@ def relay_rank(pair: CandidatePair) -> int:
 
 
 def _kind(candidate: aioice.Candidate) -> tuple[int, str, int]:
-    """Returns what two candidates of a pair have in common (RFC 8445 section 6.1.2.2).
+    """Returns the kind of a candidate, which both of a pair must share (RFC 8445 section 6.1.2.2).
 
-    A channel of a relay has only itself.
+    A channel of a relay can be paired only with the same channel.
     """
     address = parse_ip(candidate.host)
     if address is None:

@@ -1,8 +1,8 @@
-"""Checks of consent (RFC 7675) on a path that stands, read and written as bytes. No I/O, no clock.
+"""Checks of consent (RFC 7675) on an established path, read and written as bytes. No I/O, no clock.
 
-Each side of each link asks the other every five seconds, for as long as the link lives. The
-requests of one agent are the same each time, except for three fields, so what was built or read
-once serves for all that follow::
+Each side of each link asks the other every five seconds while the link lives. The requests of one
+agent differ only in three fields, so the parts that were built or read once serve for all later
+ones::
 
     +----------------+----------------+--------------------------------+
     | type           | length         | magic cookie                   |   RFC 8489 section 5
@@ -34,7 +34,7 @@ CONSENT_INTERVAL: Final = 5.0
 """Seconds between two checks; each is drawn from 0.8 to 1.2 of it (RFC 7675 section 5.1)."""
 
 REMEMBERED_MAX: Final = 512
-"""Bytes of a peer's request that is remembered. One with more is read anew each time."""
+"""Longest request of a peer in bytes that is remembered. A longer one is parsed each time."""
 
 COOKIE: Final = 0x2112A442
 FINGERPRINT_XOR: Final = 0x5354554E
@@ -56,7 +56,7 @@ def next_check() -> float:
 
 
 def attributes_of(message: bytes) -> bytes:
-    """Returns what stands between the header and MESSAGE-INTEGRITY of a sealed message."""
+    """Returns the bytes between the header and MESSAGE-INTEGRITY of a sealed message."""
     return message[_HEADER_SIZE:-_SEAL_SIZE]
 
 
@@ -79,7 +79,7 @@ def seal(kind: bytes, transaction: bytes, attributes: bytes, key: bytes) -> byte
 
 
 def is_sealed(message: bytes, key: bytes) -> bool:
-    """Returns whether a message ends with both attributes, and they are right."""
+    """Returns whether a message ends with both attributes, and both are valid."""
     size = len(message)
     if (
         size < _HEADER_SIZE + _SEAL_SIZE
@@ -105,7 +105,7 @@ def mapped_address(address: Address, transaction: bytes) -> bytes:
 
 
 class Answers:
-    """Answers a peer's checks that equal one which ICE has accepted.
+    """Answers checks of a peer that equal one that ICE has accepted.
 
     `key` is our password, which signs the peer's requests and our answers.
     """
@@ -124,15 +124,15 @@ class Answers:
         ):
             self._attributes = attributes_of(request)
             self._address = address
-            # Of an IPv6 address, the attribute depends on the transaction.
+            # For an IPv6 address, the attribute depends on the transaction.
             self._mapped = b"" if ":" in address[0] else mapped_address(address, b"")
 
     def forget(self) -> None:
-        """Forgets it: what ICE would make of it may be something else by now."""
+        """Forgets the request, because ICE may treat it differently from now on."""
         self._attributes = None
 
     def answer(self, request: bytes, address: Address) -> bytes | None:
-        """Returns the answer; None if ICE has to look at the request."""
+        """Returns the answer; None if ICE has to handle the request."""
         if (
             self._attributes is None
             or address != self._address

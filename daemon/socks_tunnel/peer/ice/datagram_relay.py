@@ -1,14 +1,14 @@
 """A relay that a signalling service offers, as one more candidate of ICE.
 
 The candidate's address leads nowhere: it is one of the discard-only prefix of RFC 6666, and names
-the channel at the relay. So it fits into any SDP, and a peer that does not know of it sends a few
-checks into the void::
+the channel at the relay. So it fits into any SDP. A peer that does not know the relay sends a few
+checks that are discarded::
 
     100:0:0:0 : CHANNEL 8 bytes    port 1: the side that made the offer, which chose the channel
                                    port 2: the side that answers, on the same channel
 
-Both sides know each other's address from offer and answer, and the relay says from whom datagrams
-come. The priority is the lowest that a candidate can have: any other path that works is better.
+Both sides know each other's address from offer and answer, and the relay names the sender of
+datagrams. The priority is the lowest of all candidates, because any other working path is better.
 """
 
 import asyncio
@@ -39,9 +39,9 @@ def channel_address(channel: bytes) -> str:
 
 
 def choose_channel(remote: Iterable[IPAddress]) -> tuple[bytes, int] | None:
-    """Returns the channel and our port there, by the peer's candidates as far as they are known.
+    """Returns the channel and our port there, from the peer's candidates, if they are known.
 
-    None if the peer has made an offer without a channel: it has no relay in common with us.
+    Returns None if the peer's offer has no channel, because then there is no common relay.
     """
     remote = list(remote)
     named = next((address for address in remote if is_channel_address(address)), None)
@@ -53,8 +53,8 @@ def choose_channel(remote: Iterable[IPAddress]) -> tuple[bytes, int] | None:
 class ChannelTransport(asyncio.DatagramTransport):
     """A channel that looks like a UDP socket, owned by the StunProtocol that it feeds.
 
-    Datagrams that are sent in one turn of the event loop leave together. `problem` is called with
-    why the relay refuses datagrams, each reason once.
+    Datagrams that are sent in one turn of the event loop leave together. `problem` is called once
+    for each reason for which the relay refuses datagrams.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ChannelTransport(asyncio.DatagramTransport):
     ) -> None:
         super().__init__()
         self.dropped = 0
-        """Datagrams that were for another address than the peer's."""
+        """Number of datagrams for another address than the peer's."""
         self._relay = relay
         self._own = channel_address(channel), port
         self._peer = self._own[0], OFFERED_PORT + ANSWERED_PORT - port
@@ -91,7 +91,7 @@ class ChannelTransport(asyncio.DatagramTransport):
         return self._closing
 
     def sendto(self, data: Any, addr: Any = None) -> None:
-        """Sends a datagram to the peer; as with UDP, it may be lost."""
+        """Sends a datagram to the peer. As with UDP, it may be lost."""
         if self._closing or addr != self._peer:
             self.dropped += 1
             return
@@ -112,15 +112,15 @@ class ChannelTransport(asyncio.DatagramTransport):
             self._receiver.datagram_received(datagram, self._peer)
 
     def refused(self, why: str) -> None:
-        """Tells why datagrams are not relayed."""
+        """Reports why datagrams are not relayed."""
         if why not in self._told:
             self._told.add(why)
             self._problem(f"{self._relay.server}: {why}")
 
     def close(self) -> None:
-        """Leaves the channel after what was sent before; the receiver learns it soon."""
+        """Leaves the channel after earlier datagrams. The receiver is told soon."""
         if not self._closing:
-            self._flush()  # the peer learns of the end from what is among it
+            self._flush()  # the peer learns of the end from one of these datagrams
             self._closing = True
             self._channel.close()
             self._loop.call_soon(self._receiver.connection_lost, None)

@@ -1,12 +1,12 @@
-"""Gathers the candidates of a connection: its own addresses, and what STUN and TURN servers tell.
+"""Gathers the candidates of a connection: own addresses, and those from STUN and TURN servers.
 
-All servers are asked side by side. The offer waits for them, but not for the dead ones: where host
-candidates are there, a server has half a second to show that it is alive (RFC 8445 section 5.1.1
-leaves the time to us). After that, the link is made without it, and its answer is still listened
-for: only a server that has said nothing for :data:`LONGEST` is called dead, and one that answers
-late is waited for longer by the next link.
+All servers are asked in parallel. The offer waits for them, but not for dead ones: if there are
+host candidates, a server has half a second for its first answer (RFC 8445 section 5.1.1 leaves the
+time to us). After that, the link is made without it, but its answer is still awaited. Only a server
+that is silent for :data:`LONGEST` is called dead. For a server that answered late, the next link
+waits longer.
 
-All of these are seconds in which this process ran (:class:`~.patience.Patience`).
+All these times are seconds in which this process ran (:class:`~.patience.Patience`).
 """
 
 import asyncio
@@ -55,14 +55,14 @@ from socks_tunnel.signaling.tls import client_context
 _log = logging.getLogger(__name__)
 
 ADDRESS_STAGGER: Final = 0.1
-"""Seconds until a server's next address is tried beside the one before (RFC 8305 in spirit)."""
+"""Seconds until a server's next address is tried in parallel (similar to RFC 8305)."""
 
 REFLEXIVE_MAX: Final = 8
 RELAYED_MAX: Final = 4
 """Most candidates of these types."""
 
 BASES_ASKED: Final = 4
-"""Local addresses of each family that STUN servers are asked from."""
+"""Local addresses of each family from which STUN servers are asked."""
 
 PORT_TRIES_MAX: Final = 1024
 """Ports of a range that are tried for one address."""
@@ -74,9 +74,9 @@ _T = TypeVar("_T")
 
 
 def bind_udp(address: str, ports: tuple[int, int] | None) -> socket.socket:
-    """Returns a UDP socket on a local address, with a port of the range if there is one.
+    """Returns a UDP socket on a local address, with a port of the range if one is configured.
 
-    Raises :class:`OSError` with a sentence if that cannot be had.
+    Raises :class:`OSError` with a sentence if there is none.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
@@ -96,8 +96,8 @@ def bind_udp(address: str, ports: tuple[int, int] | None) -> socket.socket:
 def _bind(sock: socket.socket, address: str, ports: tuple[int, int] | None) -> None:
     low, high = ports or (0, 0)
     count = high - low + 1
-    # From a random place on: an attacker should not know the port of the next link.
-    start = random.randrange(count)  # noqa: S311 - ports of the range can be tried out anyway
+    # It begins at a random place, so that an attacker does not know the port of the next link.
+    start = random.randrange(count)  # noqa: S311 - an attacker could try all ports of the range anyway
     for number in range(min(count, PORT_TRIES_MAX)):
         try:
             sock.bind((address, low + (start + number) % count))
@@ -114,10 +114,10 @@ def _bind(sock: socket.socket, address: str, ports: tuple[int, int] | None) -> N
 
 
 class Gathering:
-    """One run for one connection. Candidates and sockets land in the connection's own lists.
+    """One run for one connection. It adds candidates and sockets to the connection's own lists.
 
-    `protocol_factory` makes what reads a socket; `protocols` is where each of them goes as soon as
-    it has a socket, so that whoever closes the connection meanwhile finds it.
+    `protocol_factory` makes the protocol of a socket. Each protocol is added to `protocols` as soon
+    as it has a socket, so that a close of the connection meanwhile finds it.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Gathering:
         remote: Iterable[IPAddress] = (),
     ) -> None:
         self.problems: list[str] = []
-        """What went wrong, as parts of a sentence; also if other candidates were found."""
+        """Problems as clauses, also if other candidates were found."""
         self._settings = settings
         self._factory = protocol_factory
         self._protocols = protocols
@@ -154,7 +154,7 @@ class Gathering:
             servers = [server for server in servers if server.url.scheme == "stun"]
         else:
             self._open_channel()
-        if not self._over:  # else the connection was closed meanwhile
+        if not self._over:  # otherwise the connection was closed meanwhile
             self._ask(servers)
             await self._wait(Inquiry.until)
             if not self._over:
@@ -166,7 +166,7 @@ class Gathering:
         return [*hosts, *self._reflexive, *self._relayed]
 
     def close(self) -> None:
-        """Gives up what is still asked for."""
+        """Gives up the queries that are still under way."""
         self._over = True
         if self._late is not None:
             self._late.cancel()
@@ -202,10 +202,10 @@ class Gathering:
             self._hosts.append(protocol)
 
     def _present(self, preferred: Iterable[IPAddress]) -> list[LocalAddress]:
-        """Returns the addresses of this host; `preferred` alone if they cannot be listed.
+        """Returns the addresses of this host, or only `preferred` if they cannot be listed.
 
-        The kernel may refuse a list for want of memory or of descriptors, and an interface may have
-        a name that is not UTF-8.
+        The kernel may refuse the list for lack of memory or descriptors, and the name of an
+        interface may not be UTF-8.
         """
         try:
             return local_addresses()
@@ -214,7 +214,7 @@ class Gathering:
             return [LocalAddress("", address) for address in preferred]
 
     def _open_channel(self) -> None:
-        """Makes a candidate of the relay that signalling offers."""
+        """Makes a candidate from the relay that signalling offers."""
         relay, chosen = self._settings.relay, choose_channel(self._remote)
         if relay is None or chosen is None or self._over:
             return
@@ -260,7 +260,7 @@ class Gathering:
         self._changed.set()
 
     async def _wait(self, until: Callable[[Inquiry], float]) -> None:
-        """Returns when all servers have ended or had their time."""
+        """Waits until all servers have finished or their time is over."""
         while not all(inquiry.ended for inquiry in self._inquiries):
             self._changed.clear()
             spent = self._patience.look(self._loop.time())
@@ -273,7 +273,7 @@ class Gathering:
                 continue
 
     async def _wait_for_late(self) -> None:
-        """Listens for answers that come too late for this link, and then says who gave none."""
+        """Waits for answers that are too late for this link, and then logs the silent servers."""
         await self._wait(
             lambda inquiry: inquiry.begun if inquiry.ended else inquiry.begun + LONGEST
         )
@@ -286,7 +286,7 @@ class Gathering:
                 )
 
     def _conclude(self, inquiry: Inquiry) -> None:
-        """Notes why a server has no part in this link."""
+        """Notes why a server is not used for this link."""
         if inquiry.answered is None:
             waited = self._patience.spent - inquiry.begun
             why = inquiry.error or f"no answer within {waited:.1f} s"
@@ -347,11 +347,11 @@ class Gathering:
             proxy = proxy_for(way, self._settings.proxy, os.environ)
         tls = None
         if url.scheme == "turns":
-            # Off the event loop: the system's authorities are many.
+            # In a thread, because reading the system's many CA certificates takes time.
             tls = await asyncio.to_thread(client_context, self._settings.tls_ca)
         addresses = await resolve(proxy.host if proxy else url.host)
-        # Each family of relayed addresses is an allocation of its own. Over a stream that is a
-        # connection of its own, so IPv6 is asked for there only where IPv4 cannot be had.
+        # Each family of relayed addresses needs an allocation of its own. Over a stream that needs
+        # a connection of its own, so IPv6 is asked for there only if IPv4 is not available.
         preference = LOCAL_PREFERENCE_MAX - 2 * number - (url.transport == "tcp") * 1000
         if url.transport == "udp":
             outcomes = await asyncio.gather(
@@ -426,9 +426,9 @@ async def first_success(
 ) -> _T:
     """Returns the first result of several attempts, each begun `stagger` seconds after the last.
 
-    A failure begins the next one at once. What is still running is cancelled. `release` gets the
-    results that nobody else gets: of losers, and of all if the caller is cancelled. Raises the
-    first error if all fail.
+    A failure begins the next one at once. Attempts that still run at the end are cancelled.
+    `release` gets the results that are not returned: those of later attempts, and all if the caller
+    is cancelled. Raises the first error if all fail.
     """
     if not attempts:
         raise OSError("it has no address")
@@ -459,7 +459,7 @@ async def first_success(
         try:
             await asyncio.wait(begun)
         except asyncio.CancelledError:
-            winner = None  # nobody takes its result any more
+            winner = None  # its result is not needed any more
             raise
         finally:
             for task in begun:

@@ -1,4 +1,4 @@
-"""Addresses of STUN and TURN servers. All links share the answer to the same question."""
+"""Looks up the addresses of STUN and TURN servers. Links share one look-up of the same name."""
 
 import asyncio
 import ipaddress
@@ -9,14 +9,14 @@ from socks_tunnel.protocol.addresses import IPAddress, parse_ip
 _Answer = list[IPAddress] | OSError
 
 _running: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Task[_Answer]] = {}
-"""Look-ups that are under way; their number is bounded by :mod:`socks_tunnel.ops.lookup`."""
+"""Look-ups that are under way. Their number is bounded by :mod:`socks_tunnel.ops.lookup`."""
 
 
 async def resolve(host: str) -> list[IPAddress]:
     """Returns the addresses of a host in the system's order of preference (RFC 6724).
 
-    Raises :class:`OSError` with a sentence if there are none. Whoever is cancelled here leaves the
-    look-up to the others that wait for it.
+    Raises :class:`OSError` with a sentence if there are none. If a caller is cancelled, the
+    look-up goes on for the others that wait for it.
     """
     address = parse_ip(host)
     if address is not None:

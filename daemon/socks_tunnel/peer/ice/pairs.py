@@ -1,4 +1,4 @@
-"""Priorities of candidates and of pairs, and which pairs are checked. Pure functions."""
+"""Computes priorities of candidates and pairs, and chooses the pairs to check. Pure functions."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
@@ -20,10 +20,10 @@ PAIRS_MAX: Final = 100
 """Pairs that are checked: the recommended limit of RFC 8445 section 6.1.2.5."""
 
 PAIRS_LEARNED_MAX: Final = 100
-"""Pairs beyond those that checks of the peer may add, from addresses that it did not name."""
+"""Further pairs that checks of the peer may add, from addresses that it did not name."""
 
 COMPONENT: Final = 1
-"""The only component: all that a link sends goes over one path."""
+"""The only component, because everything that a link sends goes over one path."""
 
 _T = TypeVar("_T")
 
@@ -54,9 +54,10 @@ def prune(
 ) -> list[_T]:
     """Returns at most `limit` pairs, the highest priority first.
 
-    RFC 8445 section 6.1.2.5 has the pairs of lowest priority discarded. Taken literally, two hosts
-    with many addresses would discard all pairs with a relay, which may be the only ones that work:
-    so each kind of pair gets the same share of the list, and what one leaves is for the others.
+    By RFC 8445 section 6.1.2.5, the pairs of lowest priority are discarded. Taken literally, two
+    hosts with many addresses would discard all pairs with a relay, which may be the only ones that
+    work. So each kind of pair gets the same share of the list, and the others get what one kind
+    does not use.
     """
     kinds: dict[Hashable, list[_T]] = defaultdict(list)
     for pair in sorted(pairs, key=priority, reverse=True):

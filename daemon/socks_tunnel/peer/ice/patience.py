@@ -1,17 +1,17 @@
-"""How long others have really been waited for, by a process that may itself be stopped or starved.
+"""Measures how long this process has really waited, even if it was itself stopped or starved.
 
-A timer that fires late proves that this process did not run, and nothing about the network: what
-came meanwhile still waits in the sockets. So a wait is a number of short looks at the clock, and
-what passes between two looks beyond the usual does not count.
+A timer that fires late shows that this process did not run. It says nothing about the network,
+because packets that arrived meanwhile still wait in the sockets. So a wait consists of short looks
+at the clock. If more time than usual has passed between two looks, the excess does not count.
 """
 
 from typing import Final
 
 TICK: Final = 0.1
-"""Seconds between two looks, at most, where a wait is counted."""
+"""Longest time in seconds between two looks of a wait."""
 
 COUNTED_MAX: Final = 0.15
-"""Seconds that count between two looks: a tick, and the lateness that is usual on a busy host."""
+"""Most seconds that count between two looks: a tick, and the usual lateness on a busy host."""
 
 
 class Patience:
@@ -23,7 +23,7 @@ class Patience:
 
     def __init__(self, now: float) -> None:
         self.spent = 0.0
-        """Seconds that count so far."""
+        """Seconds that have counted so far."""
         self._seen = now
 
     def look(self, now: float) -> float:

@@ -1,4 +1,4 @@
-"""What reads one socket of an ICE agent: aioice's protocol, but for checks of consent."""
+"""The protocol of one socket of an ICE agent: aioice's, except for checks of consent."""
 
 import logging
 import os
@@ -24,11 +24,11 @@ _log = logging.getLogger(__name__)
 
 
 class PathProtocol(StunProtocol):
-    """Answers checks of consent on the path that stands, and asks for consent itself.
+    """Answers checks of consent on the established path, and asks for consent itself.
 
-    Everything else is aioice's. It looks at a peer's check first, and what equals a check that it
-    has accepted, on the nominated pair, is answered here afterwards. `consented` is called when the
-    peer has answered a check of ours; nobody is told when it has not, as PING notices that sooner.
+    Everything else is aioice's. aioice handles a peer's check first. Later checks on the nominated
+    pair that equal an accepted one are answered here. `consented` is called when the peer has
+    answered a check of ours. A missing answer is not reported, because PING notices that sooner.
     """
 
     def __init__(self, receiver: Connection, consented: Callable[[], None]) -> None:
@@ -75,17 +75,17 @@ class PathProtocol(StunProtocol):
             _log.debug("%r: a check from %s cannot be answered: %r", self._agent, address, error)
 
     def accepted(self, message: stun.Message, address: Address) -> None:
-        """Learns that ICE has accepted a check on the nominated pair, and would do so again."""
-        nominates = "USE-CANDIDATE" in message.attributes  # which may change the pair each time
+        """Notes that ICE has accepted a check on the nominated pair, and would accept it again."""
+        nominates = "USE-CANDIDATE" in message.attributes  # that may change the pair each time
         if transaction_of(self._read) == message.transaction_id and not nominates:
             self._answers.learn(self._read, address)
 
     def forget(self) -> None:
-        """Forgets what was accepted: the role of this agent has changed."""
+        """Forgets the accepted check, because the role of this agent has changed."""
         self._answers.forget()
 
     def ask_consent(self, pair: CandidatePair) -> None:
-        """Sends one check, which is not repeated. Raises what the socket raises."""
+        """Sends one check, which is not repeated. Raises the errors of the socket."""
         agent = self._agent
         if self._request is None or self._request[:2] != (pair, agent.ice_controlling):
             message = agent.build_request(pair, nominate=False)

@@ -18,14 +18,14 @@ class ProxyError(OSError):
 
 
 async def tunnel(sock: socket.socket, proxy: Proxy, host: str, port: int) -> None:
-    """Asks the proxy at the other end of `sock`, which is connected, for a way to a server.
+    """Asks the proxy at the other end of the connected `sock` for a connection to a server.
 
     The socket leads to that server afterwards. Raises :class:`ProxyError`.
     """
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(sock, request(proxy, host, port))
     response = b""
-    # A server that speaks first would be cut off here: TURN servers wait for their clients.
+    # Data of a server that speaks first would be lost here, but TURN servers wait for clients.
     while not (head := re.search(rb"\r?\n\r?\n", response)):
         if len(response) > RESPONSE_MAX:
             raise ProxyError(f"the proxy {proxy} answers with more than {RESPONSE_MAX} bytes")
@@ -48,7 +48,7 @@ def request(proxy: Proxy, host: str, port: int) -> bytes:
 
 
 def check_response(head: bytes, proxy: Proxy, host: str, port: int) -> None:
-    """Raises :class:`ProxyError` unless the proxy agreed: any status of 200 to 299."""
+    """Raises :class:`ProxyError` unless the status is 200 to 299."""
     status = _STATUS.match(head)
     if status is None:
         raise ProxyError(f"the proxy {proxy} does not answer in HTTP")

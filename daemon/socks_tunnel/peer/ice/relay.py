@@ -1,8 +1,8 @@
 """TURN allocations (RFC 8656) over UDP, TCP and TLS, as transports that carry datagrams.
 
 aioice's client does the transactions. Its transport is not used: it starts a task for each
-datagram, binds channels anew with each one once they are old, waits up to a minute for a dead
-server when it closes, and knows neither private authorities nor proxies.
+datagram, rebinds an old channel with each datagram, waits up to a minute for a dead server when it
+closes, and supports neither private CAs nor proxies.
 
 ChannelData, as it goes over the wire (RFC 8656 section 12.4)::
 
@@ -34,28 +34,28 @@ from socks_tunnel.protocol.urls import Proxy
 _log = logging.getLogger(__name__)
 
 LIFETIME: Final = 600
-"""Seconds that an allocation is asked for; it is refreshed in time."""
+"""Lifetime in seconds that is asked for an allocation. It is refreshed in time."""
 
 LIFETIME_MIN: Final = 60
 """Seconds for which a server has to grant an allocation at least. It grants no less than 600 by
 default (RFC 8656 section 7.2). One that grants none would be asked again at once, for ever."""
 
 CHANNEL_REFRESH: Final = 240.0
-"""Seconds after which a channel is bound anew. The binding lasts 600 s, but the permission that it
+"""Seconds after which a channel is bound again. The binding lasts 600 s, but the permission that it
 installs only 300 s (RFC 8656 sections 9 and 12)."""
 
 RELEASE_TIMEOUT: Final = 1.0
-"""Seconds that the server has to acknowledge the end of an allocation."""
+"""Seconds for the server to acknowledge the end of an allocation."""
 
 CHANNELS_MAX: Final = 256
 """Peers' addresses that one allocation may have channels for."""
 
 UNBOUND_MAX: Final = 16
-"""Datagrams that wait while the channel to a peer's address is being bound; more are dropped."""
+"""Datagrams that may wait while the channel to a peer's address is bound. More are dropped."""
 
 STREAM_BUFFER_MAX: Final = 256 * 1024
-"""Bytes that may wait in a TCP connection to a server; datagrams beyond are dropped, as by a full
-socket buffer. SCTP above takes that for the congestion that it is."""
+"""Bytes that may wait in a TCP connection to a server. Further datagrams are dropped, as by a full
+socket buffer. SCTP above treats that as congestion, which it is."""
 
 ADDRESS_FAMILY: Final = {4: 0x01000000, 6: 0x02000000}
 """Values of REQUESTED-ADDRESS-FAMILY (RFC 8656 section 18.6)."""
@@ -66,15 +66,15 @@ Address: TypeAlias = tuple[str, int]
 
 
 class RelayError(OSError):
-    """No allocation can be had from a server; the text is a sentence."""
+    """A server gives no allocation. The text is a sentence."""
 
 
 class _Client(turn.TurnClientMixin):
-    """What the clients for UDP and for streams have in common."""
+    """The common part of the clients for UDP and for streams."""
 
     transport: Any = None
     heard = False
-    """Whether the server has said anything at all."""
+    """Whether the server has sent anything at all."""
     dropped = 0
     """Datagrams dropped because the connection to the server takes no more, or has ended. A
     transaction that waits for its answer repeats its request nevertheless."""
@@ -89,13 +89,13 @@ class _Client(turn.TurnClientMixin):
         )
 
     def datagram_received(self, data: bytes | str, addr: Address) -> None:
-        """Takes a message of the server's; one that cannot be read is dropped."""
+        """Takes a message of the server. A message that cannot be read is dropped."""
         self.heard = True
         if not data:
             return
         try:
             super().datagram_received(data, addr)
-        except Exception as error:  # noqa: BLE001 - whatever aioice makes of a server's bytes
+        except Exception as error:  # noqa: BLE001 - aioice may raise anything for a server's bytes
             _log.debug("a message of the TURN server %s cannot be read: %r", addr, error)
 
     async def allocate(self, family: int) -> Address:
@@ -103,7 +103,7 @@ class _Client(turn.TurnClientMixin):
         request = stun.Message(stun.Method.ALLOCATE, stun.Class.REQUEST)
         request.attributes["LIFETIME"] = self.lifetime
         request.attributes["REQUESTED-TRANSPORT"] = turn.UDP_TRANSPORT
-        if family == 6:  # IPv4 is what a server gives that was not asked (RFC 8656 section 7.2)
+        if family == 6:  # without the attribute, a server gives IPv4 (RFC 8656 section 7.2)
             request.attributes["REQUESTED-ADDRESS-FAMILY"] = ADDRESS_FAMILY[family]
         response, _ = await self.request_with_retry(request)
         for name in ("LIFETIME", "XOR-MAPPED-ADDRESS", "XOR-RELAYED-ADDRESS"):
@@ -137,7 +137,7 @@ class _Client(turn.TurnClientMixin):
         self.transport.close()
 
     def send_channel(self, channel: int, data: bytes) -> None:
-        """Sends a datagram to the peer that a channel is bound to."""
+        """Sends a datagram to the peer of a bound channel."""
         self._send(_CHANNEL_DATA.pack(channel, len(data)) + data)
 
 
@@ -151,7 +151,7 @@ class UdpClient(_Client, asyncio.DatagramProtocol):
         self.transport.sendto(data)
 
     def error_received(self, exc: Exception) -> None:
-        """Takes what ICMP says of earlier datagrams; the transaction decides."""
+        """Takes ICMP errors for earlier datagrams. The transaction decides what follows."""
         _log.debug("the TURN server %s: %s", self.server, exc)
 
 
@@ -161,7 +161,7 @@ class StreamClient(_Client, asyncio.Protocol):
     _rest = b""
 
     def data_received(self, data: bytes) -> None:
-        """Cuts the stream into messages; padding belongs to none (RFC 8656 section 12.5)."""
+        """Cuts the stream into messages, and skips padding (RFC 8656 section 12.5)."""
         buffer = self._rest + data
         offset, end = 0, len(buffer)
         while end - offset >= 4:
@@ -187,7 +187,7 @@ class StreamClient(_Client, asyncio.Protocol):
 
 
 class _Channel:
-    """A channel that is bound to a peer's address, or is about to be."""
+    """A channel that is bound to a peer's address, or is being bound."""
 
     __slots__ = ("bound", "number", "refresh_at", "refreshing", "waiting")
 
@@ -200,7 +200,7 @@ class _Channel:
 
 
 class RelayTransport(asyncio.DatagramTransport):
-    """An allocation that looks like a UDP socket: what is sent to a peer goes through the server.
+    """An allocation that looks like a UDP socket. Datagrams to a peer go through the server.
 
     Owned by the :class:`aioice.ice.StunProtocol` that it feeds.
     """
@@ -208,7 +208,7 @@ class RelayTransport(asyncio.DatagramTransport):
     def __init__(self, client: Any, receiver: asyncio.DatagramProtocol) -> None:
         super().__init__()
         self.dropped = 0
-        """Datagrams that had to wait for a channel and found no room."""
+        """Number of datagrams that had to wait for a channel and found no room."""
         self._client = client
         self._receiver = receiver
         self._channels: dict[Address, _Channel] = {}
@@ -225,15 +225,15 @@ class RelayTransport(asyncio.DatagramTransport):
 
     @property
     def drops(self) -> Mapping[str, int]:
-        """What was dropped here, or by the connection to the server, by reason."""
+        """The numbers of datagrams dropped here or by the connection to the server, by reason."""
         return {"relay-full": self.dropped + self._client.dropped}
 
     def is_closing(self) -> bool:
-        """Whether nothing more is sent."""
+        """Whether the transport sends nothing any more."""
         return self._closing or bool(self._client.transport.is_closing())
 
     def sendto(self, data: Any, addr: Any = None) -> None:
-        """Sends a datagram to a peer; as with UDP, it may be lost."""
+        """Sends a datagram to a peer. As with UDP, it may be lost."""
         if self.is_closing():
             return
         channel = self._channels.get(addr)
@@ -257,7 +257,7 @@ class RelayTransport(asyncio.DatagramTransport):
 
     async def _bind(self, channel: _Channel, addr: Address) -> None:
         client = self._client
-        # What the server relays may overtake its answer to the binding.
+        # Relayed data may arrive before the server's answer to the binding.
         client.channel_to_peer[channel.number] = addr
         client.peer_to_channel[addr] = channel.number
         try:
@@ -277,7 +277,7 @@ class RelayTransport(asyncio.DatagramTransport):
             channel.waiting.clear()
 
     def close(self) -> None:
-        """Ends the allocation; the receiver learns at once, the server in the background."""
+        """Ends the allocation. The receiver is told at once, and the server in the background."""
         if self._closing:
             return
         self._closing = True
@@ -286,13 +286,13 @@ class RelayTransport(asyncio.DatagramTransport):
         spawn("end of a TURN allocation", release(self._client))
 
     def abort(self) -> None:
-        """Drops the connection to the server without a word."""
+        """Drops the connection without telling the server."""
         self.close()
         self._client.transport.abort()
 
 
 async def release(client: Any) -> None:
-    """Tells the server that the allocation has ended, if it listens, and closes the connection."""
+    """Tells the server that the allocation has ended, if it answers, and closes the connection."""
     try:
         await asyncio.wait_for(client.delete(), RELEASE_TIMEOUT)
     except (TimeoutError, OSError, RuntimeError) as error:
@@ -313,7 +313,7 @@ async def open_relay(
     proxy: Proxy | None,
     alive: Callable[[], None],
 ) -> Any:
-    """Returns a client with an allocation; its owner makes a :class:`RelayTransport` of it.
+    """Returns a client with an allocation. Its owner makes a :class:`RelayTransport` of it.
 
     `address` is one of the server's, or the proxy's if there is one. `family` (4 or 6) is that of
     the relayed address. `alive` is called when the server shows that it is there.
@@ -352,7 +352,8 @@ async def _connect(
         try:
             own.setblocking(False)
             own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, turn.UDP_SOCKET_BUFFER_SIZE)
-            # Connected here: where that fails, uvloop leaves the transport that it has made open.
+            # Connected here, because on a failure uvloop leaves the transport open that it has
+            # made.
             own.connect((host, url.port))
             _, udp = await loop.create_datagram_endpoint(
                 lambda: UdpClient((host, url.port), server), sock=own
@@ -378,7 +379,7 @@ async def _connect(
             server_hostname=url.host if context else None,
         )
     except BaseException:
-        if stream.transport is not None:  # else a TLS shutdown keeps the socket for up to 30 s
+        if stream.transport is not None:  # otherwise a TLS shutdown keeps the socket for up to 30 s
             stream.transport.abort()
         sock.close()
         raise

@@ -1,10 +1,10 @@
-"""When connectivity checks that are not answered are sent again. Sans-IO.
+"""Decides when unanswered connectivity checks are repeated. Sans-IO.
 
 RFC 8489 section 6.2.1 repeats a request after 0.5, 1.5, 3.5, 7.5 s. So the loss of one packet costs
 half a second, and a path that works again may be noticed seconds later. Flows may wait for it, and
-a check is one small packet: here it is repeated after 0.2 s, and then in intervals that grow to a
-second. It stays the same transaction, so an answer to any of its packets counts, and the request
-itself, which decides when there is no answer, goes on beside that.
+a check is only one small packet. So a check is repeated here after 0.2 s, and then in intervals
+that grow to a second. The transaction stays the same, so an answer to any of its packets counts.
+The original request continues in parallel, and decides when the check has failed.
 """
 
 from typing import Final, Generic, TypeVar
@@ -13,22 +13,22 @@ from aioice import stun
 
 REPEAT_AFTER: Final = 0.2
 """Seconds until a check is repeated for the first time. While a relayed path waits for direct ones,
-it is that each time: the first check of a side often only opens its own NAT."""
+all intervals are that short, because the first check of a side often only opens its own NAT."""
 
 GROWTH: Final = 1.5
 """How many times longer each interval is than the one before."""
 
 LONGEST: Final = 1.0
-"""Seconds of the longest interval."""
+"""The longest interval in seconds."""
 
 REPEATED_MAX: Final = 16
-"""Checks that are repeated at a time, those of the best pairs."""
+"""Number of checks that are repeated at a time: those of the best pairs."""
 
 _T = TypeVar("_T")
 
 
 class Repeats(Generic[_T]):
-    """The checks of one connection that wait for an answer, by what they check.
+    """The checks of one connection that wait for an answer, by their pairs.
 
     `now` is in seconds of any clock that never goes back.
     """
@@ -47,7 +47,7 @@ class Repeats(Generic[_T]):
     def take(self, order: list[_T], now: float, *, hurry: bool) -> list[tuple[_T, stun.Message]]:
         """Returns the checks to send again now, of the first ones in `order`.
 
-        With `hurry` their intervals do not grow.
+        With `hurry`, their intervals do not grow.
         """
         due = []
         for what in [what for what in order if what in self._asked][:REPEATED_MAX]:

@@ -1,4 +1,4 @@
-"""What an operator learns about paths: which one was taken, and why none was found."""
+"""Sentences about paths for an operator: which path is used, and why none was found."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from socks_tunnel.peer.ice.settings import IceSettings
 from socks_tunnel.protocol.addresses import parse_ip
 
 LISTED_MAX: Final = 6
-"""Candidates and problems that one sentence names; of the rest it says how many there are."""
+"""Candidates and problems that one sentence names. For the others, it has their number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +72,19 @@ def candidates(pc: RTCPeerConnection) -> tuple[list[str], list[str]]:
 
 
 def path_lost(pc: RTCPeerConnection) -> str | None:
-    """Returns why the path is gone, where that is known."""
+    """Returns why the path was lost, if that is known."""
     connection = aiortc_private.ice_connection(pc)
     return connection.lost if isinstance(connection, IceConnection) else None
 
 
 def drops(pc: RTCPeerConnection | None) -> Mapping[str, int]:
-    """Returns what the sockets and allocations of a connection have dropped, by reason."""
+    """Returns the drops of the sockets and allocations of a connection, by reason."""
     connection = None if pc is None else aiortc_private.ice_connection(pc)
     return connection.drops() if isinstance(connection, IceConnection) else {}
 
 
 def why_no_candidates(pc: RTCPeerConnection, settings: IceSettings) -> str:
-    """Returns why there is nothing to offer to the peer, as a sentence."""
+    """Returns why there are no candidates to offer, as a sentence."""
     connection = aiortc_private.ice_connection(pc)
     problems = connection.problems if isinstance(connection, IceConnection) else []
     if problems:
@@ -101,7 +101,7 @@ def why_no_candidates(pc: RTCPeerConnection, settings: IceSettings) -> str:
 
 
 def why_no_path(pc: RTCPeerConnection) -> str:
-    """Returns what was tried in vain, as a part of a sentence: both sides' candidates, problems."""
+    """Returns a clause about a failed attempt: the candidates of both sides, and problems."""
     connection = aiortc_private.ice_connection(pc)
     if connection is None:
         return "no candidates"

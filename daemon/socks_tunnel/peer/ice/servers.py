@@ -1,4 +1,4 @@
-"""What is known of STUN and TURN servers: how each inquiry goes, and what earlier ones told."""
+"""The state of queries to STUN and TURN servers, and the memory of earlier ones."""
 
 import asyncio
 import logging
@@ -10,26 +10,26 @@ from socks_tunnel.peer.ice.settings import IceServer
 _log = logging.getLogger(__name__)
 
 DEAD_AFTER: Final = 0.5
-"""Seconds that a server has to show life, if there are host candidates without it."""
+"""Seconds for the first answer of a server, if there are host candidates without it."""
 
 ALIVE_PATIENCE: Final = 3.0
-"""Seconds that a server has to finish once it has shown life: TLS through a proxy takes six round
+"""Seconds for a server to finish after its first answer. TLS through a proxy takes six round
 trips."""
 
 LONGEST: Final = 5.0
-"""Seconds that servers have if nothing is there without them; after that a query is given up, and a
-warning says so."""
+"""Seconds for servers if there are no candidates without them. After that, a query is given up with
+a warning."""
 
 STRAGGLERS: Final = 0.1
-"""Seconds that further answers of a server may come later than its first, at least."""
+"""Least seconds for further answers of a server after its first one."""
 
 _T = TypeVar("_T")
 
 
 class ServerMemory:
-    """What earlier links learned of each server: whether it answers, and how quickly.
+    """What earlier links have learned about each server: whether it answers, and how fast.
 
-    One for the process. It holds an entry for each server of the configuration, at most
+    There is one for the process. It has an entry for each configured server, at most
     :data:`ENTRIES_MAX`.
     """
 
@@ -42,7 +42,7 @@ class ServerMemory:
     def answered(self, server: str, seconds: float, *, in_time: bool = True) -> None:
         """Notes that a server has answered after so many seconds.
 
-        The log says so if that ends a failure, or if its link was `in_time` no more.
+        This is logged if it ends a failure, or if the answer was not `in_time` for its link.
         """
         if not in_time:
             _log.info("%s answers after %.2f s, too late for this link", server, seconds)
@@ -54,13 +54,13 @@ class ServerMemory:
             self._note(self._late, server, seconds)
 
     def failed(self, server: str, why: str) -> None:
-        """Notes that a server gave nothing; the log says so once, until it answers again."""
+        """Notes that a server has failed. This is logged once, until the server answers again."""
         if self._failures.get(server) != why:
             _log.warning("%s: %s; links are made without it", server, why)
         self._note(self._failures, server, why)
 
     def patience(self, server: str) -> float:
-        """Returns for how many seconds to wait for a sign of life of a server."""
+        """Returns the seconds to wait for the first answer of a server."""
         return min(max(DEAD_AFTER, 1.5 * self._late.get(server, 0.0)), ALIVE_PATIENCE)
 
     def _note(self, table: dict[str, _T], server: str, value: _T) -> None:
@@ -75,21 +75,21 @@ MEMORY: Final = ServerMemory()
 
 @dataclass(slots=True)
 class Inquiry:
-    """One server that is asked, and how that goes. Times are seconds of one :class:`Patience`."""
+    """The query to one server. Times are seconds of one :class:`Patience`."""
 
     server: IceServer
     patience: float
-    """Seconds for a sign of life."""
+    """Seconds for the first answer."""
     begun: float
     answered: float | None = None
-    """When the first answer came that was of use."""
+    """When the first useful answer came."""
     alive: bool = False
     ended: bool = False
     error: str | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
     def until(self) -> float:
-        """Returns the time until which it is waited for."""
+        """Returns the time until which the answer is awaited."""
         if self.ended:
             return self.begun
         if self.answered is not None:

@@ -1,4 +1,4 @@
-"""What a link is told about ICE, and how that reaches the connection that gathers candidates."""
+"""The ICE settings of a link, and their way to the connection that gathers candidates."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,10 +15,11 @@ from socks_tunnel.protocol.ice_urls import IceUrl, parse_ice_url
 
 @dataclass(frozen=True, slots=True)
 class IceSettings:
-    """Servers to ask for candidates, and what candidates may be.
+    """The servers to ask for candidates, and which candidates are allowed.
 
     `servers`: mappings with `urls` (text or a list of it: `stun:host:port`, `turn:host:port`), and
-    for TURN `username` and `credential`. An empty list asks nobody: there is no default server.
+    for TURN `username` and `credential`. With an empty list, no server is asked: there is no
+    default server.
 
     `addresses`: names of interfaces, addresses, or ranges such as `10.0.0.0/8`. If it is not empty,
     only addresses that one of them covers become candidates. A loopback address becomes one only if
@@ -28,18 +29,18 @@ class IceSettings:
     servers: Sequence[Mapping[str, Any]] = field(default_factory=tuple, repr=False)
     addresses: Sequence[str] = field(default_factory=tuple)
     policy: Literal["all", "relay", "direct"] = "all"
-    """`relay`: only relayed candidates. `direct`: none of them, neither ours nor the peer's."""
+    """`relay`: only relayed candidates. `direct`: no relayed ones, neither ours nor the peer's."""
     udp_ports: tuple[int, int] | None = None
     """Lowest and highest local port of host candidates. None: the system picks."""
     tls_ca: Path | None = None
-    """PEM of the authorities of `turns:` servers. None: those that the system trusts."""
+    """PEM file of CA certificates for `turns:` servers. None: those that the system trusts."""
     proxy: str | None = field(default=None, repr=False)
     """As `ice.proxy` of the configuration; None leaves it to the environment."""
     towards: str = ""
-    """Name or address of a host in the peer's direction: the local address that leads there comes
-    first. Empty where none is known."""
+    """Name or address of a host in the direction of the peer. The local address that leads there
+    comes first. Empty if none is known."""
     relay: DatagramRelay | None = field(default=None, repr=False)
-    """A relay that signalling has with the peer in common; None where there is none."""
+    """A relay of signalling that both sides can use; None if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def parse_servers(settings: IceSettings) -> list[IceServer]:
 
 
 def rtc_servers(settings: IceSettings) -> list[RTCIceServer]:
-    """Returns the servers that aiortc itself shall ask: none, since it asks only one of a kind.
+    """Returns the servers for aiortc itself: none, because it would ask only one of each kind.
 
     Raises :class:`ValueError` with a sentence for a server that cannot be used.
     """
@@ -91,7 +92,7 @@ _settings: ContextVar[IceSettings | None] = ContextVar("ice_settings", default=N
 
 @contextmanager
 def candidate_addresses(settings: IceSettings) -> Iterator[None]:
-    """Lets connections that gather inside this block follow `settings`.
+    """Makes connections that gather inside this block use `settings`.
 
     aiortc makes the connection itself and knows nothing of these settings, so they travel in a
     context variable, which the tasks that gather inherit.
@@ -104,5 +105,5 @@ def candidate_addresses(settings: IceSettings) -> Iterator[None]:
 
 
 def current_settings() -> IceSettings | None:
-    """Returns what the connection that gathers now shall follow; None for one that is not ours."""
+    """Returns the settings for the connection that gathers now; None if it is not ours."""
     return _settings.get()

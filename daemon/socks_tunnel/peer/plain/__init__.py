@@ -1,1 +1,1 @@
-"""The transport over unmodified aiortc: what works wherever aiortc does, at aiortc's speed."""
+"""The transport over unmodified aiortc, which works wherever aiortc does, at its speed."""

@@ -1,16 +1,17 @@
-"""Looks at SCTP packets before aiortc does, and keeps from it what would cost too much.
+"""Checks SCTP packets before aiortc handles them, and drops those that would cost too much.
 
-aiortc walks through every TSN of a gap block, sorts all out-of-order TSNs at each chunk, goes
-through all fragments of a stream at each of them, and never leaves a parameter whose length is
-zero. Its peer is authenticated but not trusted, and all links share one event loop. So a packet
-(RFC 9260 section 3) passes here first::
+aiortc visits every TSN of a gap block, sorts all out-of-order TSNs at each chunk, visits all
+fragments of a stream at each fragment, and loops for ever at a parameter of length zero. The peer
+is authenticated but not trusted, and all links share one event loop. So each packet (RFC 9260
+section 3) is checked here first::
 
     | source port, destination port, tag, checksum | chunk | chunk | ...
 
     chunk: | type | flags | length | value | padding to 4 |
 
-What no honest peer sends ends the link (:class:`RemoteProtocolError`); what an honest one may send,
-but there is no room for, is dropped, as RFC 9260 section 6.2 allows, and the peer sends it again.
+A packet that no honest peer sends ends the link (:class:`RemoteProtocolError`). A packet that an
+honest peer may send, but for which there is no room, is dropped, as RFC 9260 section 6.2 allows.
+The peer sends it again.
 """
 
 from dataclasses import dataclass
@@ -20,18 +21,18 @@ from typing import Final
 from socks_tunnel.protocol.errors import RemoteProtocolError
 
 MISORDERED_MAX: Final = 2048
-"""Chunks that may wait for one that is missing. aiortc's windows of 1 MiB hold 900 full ones."""
+"""Chunks that may wait for a missing one. aiortc's windows of 1 MiB hold 900 full ones."""
 
 FRAGMENTS_MAX: Final = 2048
-"""Chunks that may wait for the rest of their messages, or for messages before theirs. A message of
-the tunnel is at most 65,536 bytes (docs/protocol.md section 1), 57 chunks of aiortc's size."""
+"""Chunks that may wait for the rest of their messages or for earlier messages. A message of the
+tunnel is at most 65,536 bytes (docs/protocol.md section 1), 57 chunks of aiortc's size."""
 
 FRAGMENTS_END: Final = 2 * FRAGMENTS_MAX
-"""Chunks that wait although none of them is missing, upon which the link ends: what is dropped
-would be the next chunk in order, without which nothing ever completes."""
+"""Number of waiting chunks at which the link ends although no chunk is missing. Dropping would not
+help: it would drop the next chunk in order, without which no message is ever complete."""
 
 GAP_MAX: Final = 65_535
-"""How far a TSN may be ahead of the cumulative one: no gap block can name what is beyond (RFC 9260
+"""How far a TSN may be ahead of the cumulative one. No gap block can name one beyond that (RFC 9260
 section 3.3.4)."""
 
 STREAMS_MAX: Final = 1024
@@ -57,7 +58,7 @@ HEARTBEAT, HEARTBEAT ACK, ABORT, ERROR, RE-CONFIG."""
 
 @dataclass(slots=True)
 class Association:
-    """What an association holds at this moment."""
+    """What an association holds at present."""
 
     last_received: int | None
     """Cumulative TSN received; None before the peer's INIT."""
@@ -70,10 +71,10 @@ class Association:
 
 
 def admit(packet: bytes, association: Association) -> bool:
-    """Returns whether aiortc may have this packet; False: it is dropped for want of room.
+    """Returns whether aiortc may have this packet. False: it is dropped for lack of room.
 
-    Says nothing about packets that aiortc drops by itself (too short, a false length). Raises
-    :class:`RemoteProtocolError` for what no honest peer sends.
+    Packets that aiortc drops by itself (too short, a false length) are not checked. Raises
+    :class:`RemoteProtocolError` for a packet that no honest peer sends.
     """
     position, end = _HEADER, len(packet)
     chunks = 0
@@ -117,7 +118,7 @@ def _admit_data(packet: bytes, start: int, stop: int, association: Association) 
 
 
 def _check_sack(packet: bytes, start: int, stop: int, association: Association) -> None:
-    """Checks that nothing is acknowledged that was never sent (RFC 9260 sections 3.3.4 and 6.2.1).
+    """Checks that only sent chunks are acknowledged (RFC 9260 sections 3.3.4 and 6.2.1).
 
     Gap blocks are offsets from the cumulative TSN, in ascending order, and do not overlap. So the
     TSNs in them are at most those that are outstanding.
@@ -141,7 +142,7 @@ def _check_sack(packet: bytes, start: int, stop: int, association: Association) 
 
 
 def _check_forward_tsn(packet: bytes, start: int, stop: int) -> None:
-    """Checks that the streams are such as there can be (RFC 3758 section 3.2)."""
+    """Checks that the streams can exist (RFC 3758 section 3.2)."""
     if (stop - start) % 4 or stop - start < _TSN.size:
         raise _abuse("forward-tsn", "sent a FORWARD TSN of an impossible length")
     for position in range(start + _TSN.size, stop, _PAIR.size):

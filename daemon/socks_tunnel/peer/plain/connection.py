@@ -1,8 +1,9 @@
 """One aiortc peer connection from the first SDP to the end of its sockets, without its messages.
 
-What every transport over aiortc needs alike: offer and answer with all candidates, the channels,
-the reason of a failure in a sentence, and a close that is bounded in time. The transport above it
-is its owner, moves the messages, and keeps the rules of :mod:`socks_tunnel.peer.transport`.
+It has the common parts of all transports over aiortc: offer and answer with all candidates, the
+channels, the reason of a failure in a sentence, and a close that is bounded in time. The transport
+above it is its owner, moves the messages, and keeps the rules of
+:mod:`socks_tunnel.peer.transport`.
 
 ::
 
@@ -56,20 +57,20 @@ _bugs = BugLog()
 PATH_LOST: Final = "the path to the peer is lost (ICE consent expired)"
 
 ACKNOWLEDGE_POLL: Final = 0.01
-"""Seconds between two looks at whether everything is acknowledged: aiortc tells nobody."""
+"""Seconds between two checks whether everything is acknowledged, as aiortc has no callback."""
 
 _CLOSED_MEANWHILE: Final = "the link was closed while it was set up"
 _MAX_MESSAGE_SIZE = re.compile(r"(?m)^a=max-message-size:[0-9]+")
 
 
 class ConnectionOwner(Protocol):
-    """What a :class:`Connection` tells the transport that it belongs to."""
+    """The calls of a :class:`Connection` to its transport."""
 
     def connection_channel(self, kind: ChannelKind, channel: RTCDataChannel) -> None:
-        """A channel is there: one that we opened, or one of the peer's that fits.
+        """A channel is available: one that we opened, or a suitable one of the peer.
 
-        The owner listens to its messages from now on. Of an endpoint's lanes the first ones come
-        before :meth:`connection_up`, further ones may come at any time.
+        From now on the owner receives its messages. At an endpoint, the first lanes come before
+        :meth:`connection_up`, and further ones may come at any time.
         """
 
     def connection_up(self) -> None:
@@ -79,14 +80,14 @@ class ConnectionOwner(Protocol):
         """The peer broke a rule; see :meth:`TransportObserver.transport_error`."""
 
     def connection_lost(self, reason: str) -> None:
-        """The connection cannot go on. The owner calls :meth:`Connection.end`. Told once."""
+        """The connection cannot go on. The owner calls :meth:`Connection.end`. Called once."""
 
 
 class Connection:
-    """One peer connection. Made on the event loop that it lives on.
+    """One peer connection. It is made on its event loop.
 
-    `name` is for logs. `lanes` counts the gateway's; an endpoint takes what is opened. `make` makes
-    aiortc's peer connection, or one of a class that is derived from it.
+    `name` is for logs. `lanes` is the number of lanes of a gateway; an endpoint accepts those that
+    are opened. `make` makes aiortc's peer connection, or one of a derived class.
 
     Raises :class:`ValueError` for ICE servers that cannot be used.
     """
@@ -108,7 +109,7 @@ class Connection:
         self.state: TransportState = "new"
         self.pc: RTCPeerConnection | None = None
         self.remote: SdpFacts | None = None
-        """What the peer's SDP says, once it was read."""
+        """The facts from the peer's SDP, once it was read."""
         self._owner = owner
         self._ice = ice
         self._lanes = lanes
@@ -197,8 +198,8 @@ class Connection:
         self._adopt(kind, channel)
 
     async def _describe_local(self, pc: RTCPeerConnection, kind: str) -> str:
-        # A task that goes on when its caller is cancelled: aioice loses a socket that it is just
-        # making. Not spawn: what it fails with is told in one sentence here.
+        # It is a task that goes on when its caller is cancelled, because aioice would lose a socket
+        # that it is just making. Not spawn: its failure becomes one sentence here.
         gathering = self._loop.create_task(self._gather(pc, kind), name=f"gather {self.name}")
         gathering.add_done_callback(_retrieve)
         self._gathering = gathering
@@ -211,7 +212,7 @@ class Connection:
         sdp: str = pc.localDescription.sdp
         if "a=candidate:" not in sdp:
             raise self._unusable(why_no_candidates(pc, self._ice))
-        # aiortc offers to take 256 KiB; a message of this protocol never has more than 64 KiB.
+        # aiortc offers to receive 256 KiB. A message of this protocol has at most 64 KiB.
         return _MAX_MESSAGE_SIZE.sub(f"a=max-message-size:{MESSAGE_MAX}", sdp)
 
     async def _gather(self, pc: RTCPeerConnection, kind: str) -> None:
@@ -220,7 +221,7 @@ class Connection:
                 description = await (pc.createOffer() if kind == "offer" else pc.createAnswer())
                 await pc.setLocalDescription(description)
         finally:
-            if self._ended():  # the teardown may have been over before these sockets were made
+            if self._ended():  # the teardown may have ended before these sockets were made
                 aiortc_private.abort_sockets(pc)
 
     async def _describe_remote(self, pc: RTCPeerConnection, sdp: str, kind: str) -> None:
@@ -232,7 +233,8 @@ class Connection:
         try:
             await pc.setRemoteDescription(RTCSessionDescription(sdp=sdp, type=kind))
         except Exception as error:
-            # aiortc has no error of its own for SDP that it does not take: any exception is that.
+            # aiortc has no error class for SDP that it does not accept, so any exception means
+            # that.
             self._owner.connection_error("sdp", "")
             raise self._unusable(f"the peer's SDP cannot be used: {_said(error)}") from error
         if self._ended():
@@ -284,7 +286,7 @@ class Connection:
             self._go_up()
 
     def _channel_opened(self) -> None:
-        """Goes up once the endpoint has acknowledged all channels (gateway only)."""
+        """Becomes up once the endpoint has acknowledged all channels (gateway only)."""
         if self.state == "connecting" and all(
             channel.readyState == "open" for channel in self._channels.values()
         ):
@@ -307,7 +309,7 @@ class Connection:
             )
 
     async def closed(self) -> None:
-        """Waits until the teardown is over; it goes on if the caller is cancelled."""
+        """Waits until the teardown is over. The teardown goes on if the caller is cancelled."""
         if self._teardown_task is not None:
             await asyncio.shield(self._teardown_task)
 
@@ -369,10 +371,10 @@ class Connection:
 
 
 async def _close_in_order(pc: RTCPeerConnection, name: str, linger: float) -> None:
-    """Closes a connection, after up to `linger` seconds for what was sent to be acknowledged.
+    """Closes a connection, after up to `linger` seconds until sent data is acknowledged.
 
-    A close that hangs is cut short after :data:`CLOSE_TIMEOUT` seconds; its sockets are dropped
-    then. `name` is for logs.
+    A close that hangs is cut short after :data:`CLOSE_TIMEOUT` seconds, and its sockets are
+    dropped. `name` is for logs.
     """
     deadline = time.monotonic() + linger
     while time.monotonic() < deadline and aiortc_private.has_unsent(pc):  # noqa: ASYNC110 - see above
@@ -393,7 +395,7 @@ async def _close_in_order(pc: RTCPeerConnection, name: str, linger: float) -> No
 async def _close(pc: RTCPeerConnection, name: str) -> None:
     try:
         await pc.close()
-    except Exception as error:  # noqa: BLE001 - aiortc's close is no place to fail for anyone
+    except Exception as error:  # noqa: BLE001 - a failure of aiortc's close must not affect others
         _log.debug("link %s: closing its peer connection: %r", name, error)
         aiortc_private.abort_sockets(pc)
 
@@ -404,6 +406,6 @@ def _said(error: BaseException) -> str:
 
 
 def _retrieve(task: "asyncio.Task[None]") -> None:
-    """Looks at what a task failed with, in case that whoever waited for it was cancelled."""
+    """Retrieves the exception of a task, in case its waiter was cancelled."""
     if not task.cancelled():
         task.exception()

@@ -1,7 +1,7 @@
-"""aiortc's own DTLS and SCTP, with two fences: each packet is looked at first, and no turn is long.
+"""aiortc's own DTLS and SCTP with two fences: each packet is checked first, and turns are short.
 
-aiortc handles what waits in its queue without ever letting go of the event loop, as long as
-something waits. So the link of a peer that floods would hold up everybody's.
+As long as packets wait in its queue, aiortc handles them without ever yielding to the event loop.
+So the link of a peer that floods would hold up all other links.
 """
 
 import asyncio
@@ -23,35 +23,35 @@ from socks_tunnel.peer.layered import LayeredPeerConnection
 from socks_tunnel.peer.plain.bounds import Association, admit
 
 TURN_SECONDS: Final = 0.002
-"""Seconds that one link may handle packets before the event loop's other callbacks have a turn."""
+"""Seconds for which one link may handle packets before other callbacks of the event loop run."""
 
 
 class Turn:
-    """How long a link has had the event loop without a break."""
+    """Measures how long a link has used the event loop without a break."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
         self._resting = False
 
     def rest(self) -> None:
-        """Learns that the link is about to wait for a packet."""
+        """Notes that the link is about to wait for a packet."""
         self._resting = True
 
     def begin(self) -> None:
-        """Learns that there is a packet to handle."""
+        """Notes that there is a packet to handle."""
         if self._resting:
             self._resting = False
             self._started = time.perf_counter()
 
     async def breathe(self) -> None:
-        """Lets the event loop's other callbacks run, if this link's time is over."""
+        """Lets other callbacks of the event loop run if this link's time is over."""
         if time.perf_counter() - self._started > TURN_SECONDS:
             await asyncio.sleep(0)
             self._started = time.perf_counter()
 
 
 class FencedDtlsTransport(RTCDtlsTransport):
-    """aiortc's DTLS transport, which lets others have a turn between two datagrams."""
+    """aiortc's DTLS transport, which lets other callbacks run between two datagrams."""
 
     def __init__(self, transport: RTCIceTransport, certificates: list[RTCCertificate]) -> None:
         super().__init__(transport, certificates)
@@ -67,18 +67,18 @@ class FencedDtlsTransport(RTCDtlsTransport):
 
 
 class FencedSctpTransport(RTCSctpTransport):
-    """aiortc's SCTP transport, which handles only packets that are worth it, and in short turns."""
+    """aiortc's SCTP transport, which handles only admitted packets, and in short turns."""
 
     def __init__(self, transport: RTCDtlsTransport) -> None:
         super().__init__(transport)
         self.dropped_packets = 0
-        """Packets dropped because too much was waiting for what is missing."""
+        """Packets dropped because too many chunks were waiting for missing ones."""
         self._turn = transport.turn if isinstance(transport, FencedDtlsTransport) else Turn()
 
     async def _handle_data(self, data: bytes) -> None:
-        """Handles one packet as aiortc does, after a look at it, and with a breath between chunks.
+        """Handles one packet as aiortc does, after a check, and with breaks between chunks.
 
-        Raises :class:`RemoteProtocolError` for what no honest peer sends.
+        Raises :class:`RemoteProtocolError` for a packet that no honest peer sends.
         """
         self._turn.begin()
         if not admit(data, self._association()):
@@ -86,7 +86,7 @@ class FencedSctpTransport(RTCSctpTransport):
             return
         try:
             _, _, tag, chunks = parse_packet(data)
-        except ValueError:  # aiortc's word for a packet that RFC 9260 says to discard
+        except ValueError:  # aiortc's exception for a packet that RFC 9260 says to discard
             return
         initial = any(isinstance(chunk, InitChunk) for chunk in chunks)
         if initial and len(chunks) != 1:
@@ -100,8 +100,8 @@ class FencedSctpTransport(RTCSctpTransport):
             await self._send_sack()
 
     async def _receive_forward_tsn_chunk(self, chunk: ForwardTsnChunk) -> None:
-        # Some peers name a stream once for each message that they gave up; the last one counts,
-        # and for each that is named aiortc goes through all that waits.
+        # Some peers name a stream once for each message that they gave up, and the last entry
+        # counts. For each entry, aiortc goes through all waiting messages.
         chunk.streams = list(dict(chunk.streams).items())
         await super()._receive_forward_tsn_chunk(chunk)
 
@@ -128,7 +128,7 @@ def fenced_drops(pc: RTCPeerConnection | None) -> int:
 
 
 def plain_connection(configuration: RTCConfiguration) -> RTCPeerConnection:
-    """Returns a peer connection of aiortc's, fenced if aiortc is as it was read."""
+    """Returns a peer connection of aiortc, with fences if aiortc's source is as expected."""
     if guard.FENCES_FIT:
         return FencedPeerConnection(configuration)
     return RTCPeerConnection(configuration)

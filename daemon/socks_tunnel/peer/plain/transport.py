@@ -1,7 +1,7 @@
-"""The transport over unmodified aiortc: its messages. The connection below it: connection.py.
+"""The messages of the transport over unmodified aiortc. The connection is in connection.py.
 
 All channels of one aiortc connection share one queue, and messages leave it in the order in which
-they were sent. aiortc knows neither the round trip of a message nor the peer's window, so that
+they were sent. aiortc knows neither the round trip of a message nor the peer's window, so
 :attr:`PlainTransport.queue_limit` is a constant.
 """
 
@@ -18,7 +18,7 @@ from socks_tunnel.peer.transport import QUEUE_LIMIT, REASSEMBLY_MAX, Role, Trans
 
 
 class PlainTransport(AiortcTransport):
-    """Fulfils :class:`socks_tunnel.peer.transport.Transport`. Made on the loop that it lives on.
+    """Implements :class:`socks_tunnel.peer.transport.Transport`. It is made on its event loop.
 
     `name` is for logs. Raises :class:`ValueError` for ICE servers that cannot be used.
     """
@@ -32,12 +32,12 @@ class PlainTransport(AiortcTransport):
 
     @property
     def queue_limit(self) -> int:
-        """Bytes that are worth having in it: a constant, as aiortc measures nothing."""
+        """A useful number of buffered bytes: a constant, because aiortc measures nothing."""
         return QUEUE_LIMIT
 
     @property
     def stats(self) -> TransportStats:
-        """Figures of this moment."""
+        """The present figures."""
         pc = self._connection.pc
         sctp = None if pc is None else aiortc_private.sctp_figures(pc)
         return TransportStats(
@@ -78,7 +78,7 @@ class PlainTransport(AiortcTransport):
                 else:
                     channel = self._datagram
             if channel is None or channel.readyState != "open":
-                # Before the channel is open; or the peer has closed it this very moment.
+                # The channel is not open yet, or the peer has just closed it.
                 if kind != "control":
                     self._left(size)
                 continue
@@ -89,7 +89,7 @@ class PlainTransport(AiortcTransport):
                     self._left(size)
 
     def _buffered_changed(self, amount: int) -> None:
-        """Says what has come into or left the queue of a channel."""
+        """Notes how many bytes have entered or left the queue of a channel."""
         if amount < 0:
             self._left(-amount)
 
