@@ -1,56 +1,25 @@
 """One Unix stream between the supervisor and a child, cut into frames.
 
 The asyncio shell around :mod:`socks_tunnel.protocol.ipc`: it reads into the frame reader's own
-buffer (no copy on the way in) and hands out views, a batch for each session and turn; on the way
-out everything that is sent within one turn of the event loop leaves with one write. A small message
-that comes alone (:mod:`socks_tunnel.protocol.lone`) does not wait for the end of the turn: the
-other process deals with it while this one does the rest of its work.
-
-While the other side reads too slowly, what is sent waits here and not in the transport, since what
-a transport has cannot be overtaken::
-
-    urgent (datagrams)  --+
-                          +-- PORTION at a time --> transport --> operating system --> other side
-    all else, in order  --+
-
-So a datagram waits behind what the transport and the operating system hold, some 300 KiB, and not
-behind megabytes of a transfer.
+buffer (no copy on the way in) and hands out views, a batch for each session and turn. What is sent
+is the matter of :mod:`socks_tunnel.ipc.outgoing`.
 """
 
 import asyncio
 import logging
 import os
 import socket
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Final, TypeVar, cast
+from collections.abc import Callable
+from typing import TypeVar, cast
 
+from socks_tunnel.ipc.outgoing import Outgoing
 from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.frames import FrameReader
-from socks_tunnel.protocol.ipc import (
-    BODY_MAX,
-    FRAME_HEADER,
-    Control,
-    Credit,
-    FrameKind,
-    encode_control,
-)
-from socks_tunnel.protocol.lone import LONE_BYTES, Lone
+from socks_tunnel.protocol.ipc import Control, Credit, encode_control
 
 _log = logging.getLogger(__name__)
-
-_pack_header = FRAME_HEADER.pack
-_OVERHEAD = FRAME_HEADER.size - 4
-"""What LENGTH counts besides the body: KIND and SESSION."""
-
-PORTION: Final = 65_536
-"""Bytes that are given to the transport at a time while more waits: about what it takes before it
-asks for a pause."""
-
-_MESSAGE = int(FrameKind.MESSAGE)  # an enum member's look-up has no place in a call per message
 
 
 class Channel(asyncio.BufferedProtocol):
@@ -75,21 +44,12 @@ class Channel(asyncio.BufferedProtocol):
         self._error: Exception | None = None
         self._bugs = BugLog()
         self._closing = False
-        self._silent = False
-        self._out: list[bytes | memoryview] = []
-        self._waiting: deque[bytes] = deque()
-        self._waiting_bytes = 0
-        self._urgent: list[bytes] = []
-        self.urgent = 0
-        """Bytes of urgent messages that wait in this process."""
-        self._ordered = False  # whether something waits that nothing may overtake
-        self._left: Callable[[], None] | None = None
-        self._loop: asyncio.AbstractEventLoop
-        self.paused = False
-        """True while the other side reads too slowly and something waits in this process."""
-        self._transport_full = False  # whether the transport has as much as it wants
-        self._descriptor = -1
-        self._lone = Lone()
+        outgoing = self._outgoing = Outgoing()
+        # Not methods of this class, which cannot be compiled: one call less for each message.
+        self.send_message = outgoing.send_message
+        self.send_messages = outgoing.send_messages
+        self.send_urgent = outgoing.send_urgent
+        self.send_pieces = outgoing.send_pieces
 
     # --- for subclasses -----------------------------------------------------------------------
 
@@ -113,148 +73,30 @@ class Channel(asyncio.BufferedProtocol):
 
     # --- sending ------------------------------------------------------------------------------
 
-    def send_message(self, session: int, message: bytes | memoryview) -> None:
-        """Sends one tunnel message, with everything else of this turn of the event loop.
-
-        It is not copied before that: a view must stay unchanged until the turn is over.
-        """
-        self.send_pieces(session, b"", message)
-
-    def send_messages(self, session: int, messages: Sequence[bytes | memoryview]) -> None:
-        """Sends tunnel messages; otherwise as :meth:`send_message`."""
-        if len(messages) == 1:
-            self.send_pieces(session, b"", messages[0])
-            return
-        out = self._writable()
-        if out is None:
-            return
-        for message in messages:
-            size = len(message)
-            if size > BODY_MAX:
-                raise ValueError(f"a message of {size} bytes is over the IPC limit of {BODY_MAX}")
-            out.append(_pack_header(size + _OVERHEAD, _MESSAGE, session))
-            out.append(message)
-
-    def send_urgent(self, session: int, messages: Sequence[bytes | memoryview]) -> None:
-        """Sends tunnel messages that may overtake others, but no control message except CREDIT."""
-        if self._ordered or not self.paused:
-            self.send_messages(session, messages)
-            return
-        if self._silent:
-            return
-        for message in messages:
-            size = len(message)
-            if size > BODY_MAX:
-                raise ValueError(f"a message of {size} bytes is over the IPC limit of {BODY_MAX}")
-            self._urgent.append(_pack_header(size + _OVERHEAD, _MESSAGE, session))
-            self._urgent.append(bytes(message))
-            self.urgent += size + FRAME_HEADER.size
-
-    def send_pieces(self, session: int, header: bytes, payload: bytes | memoryview) -> None:
-        """Sends one tunnel message made of two pieces; otherwise as :meth:`send_message`."""
-        transport = self._transport
-        if transport is None or self._closing or self._silent:
-            return
-        size = len(header) + len(payload)
-        if size > BODY_MAX:
-            raise ValueError(f"a message of {size} bytes is over the IPC limit of {BODY_MAX}")
-        head = _pack_header(size + _OVERHEAD, _MESSAGE, session) + header
-        out = self._out
-        if not out:
-            if (
-                size <= LONE_BYTES
-                and not self.paused
-                and self._write_alone(transport, head, payload)
-            ):
-                return
-            self._loop.call_soon(self._flush)
-        out.append(head)
-        out.append(payload)
-
-    def _write_alone(
-        self, transport: asyncio.Transport, head: bytes, payload: bytes | memoryview
-    ) -> bool:
-        """Writes a frame at once if it is not one of many; returns whether it was taken.
-
-        Nothing that was sent before may still be in this object.
-        """
-        # The descriptor may be somebody else's if the event loop has given the stream up.
-        if (
-            not self._lone.comes(time.monotonic())
-            or self._descriptor < 0
-            or transport.get_write_buffer_size()
-            or transport.is_closing()
-        ):
-            return False
-        try:
-            written = os.writev(self._descriptor, (head, payload))
-        except OSError:
-            return False  # full, or broken: the transport waits for it, or reports it
-        if written < len(head) + len(payload):
-            transport.write((head + bytes(payload))[written:])
-        return True
-
     def send_control(self, session: int, message: Control) -> None:
         """Sends one control message. Raises :class:`ValueError` if it is over the limit."""
         frame = encode_control(session, message)
-        out = self._writable()
-        if out is not None:
-            out.append(frame)
-            if self.paused and not isinstance(message, Credit):
-                self._ordered = True
+        self._outgoing.send_frame(frame, ordered=not isinstance(message, Credit))
 
-    def _writable(self) -> list[bytes | memoryview] | None:
-        """Returns what leaves at the end of this turn, or None if the channel is closed."""
-        if self._transport is None or self._closing or self._silent:
-            return None
-        if not self._out:
-            self._loop.call_soon(self._flush)
-        return self._out
+    @property
+    def paused(self) -> bool:
+        """True while the other side reads too slowly and something waits in this process."""
+        return self._outgoing.paused
 
-    def _flush(self) -> None:
-        """Gives the transport what it takes now; the rest waits until it takes more."""
-        out, self._out = self._out, []
-        transport = self._transport
-        if transport is None:
-            return
-        if not self.paused:
-            self._ordered = False
-            if out:
-                transport.writelines(out)
-            return
-        # Views are valid for this turn only; of bytes this makes no copy.
-        self._waiting.extend(map(bytes, out))
-        self._waiting_bytes += sum(map(len, out))
-        while not self._transport_full and (self._urgent or self._waiting):
-            pieces, self._urgent, self.urgent = self._urgent, [], 0
-            transport.writelines(pieces or self._portion())
-        if not self._waiting:
-            self._ordered = False
-            # Not before: what is urgent would be queued behind what waits, and be overtaken itself.
-            self.paused = self._transport_full
-        self._leave_if_empty()
-
-    def _portion(self) -> list[bytes]:
-        """Takes what is given to the transport next of what keeps its order."""
-        pieces = []
-        size = 0
-        while size < PORTION and self._waiting:
-            pieces.append(self._waiting.popleft())
-            size += len(pieces[-1])
-        self._waiting_bytes -= size
-        return pieces
+    @property
+    def urgent(self) -> int:
+        """Bytes of urgent messages that wait in this process."""
+        return self._outgoing.urgent
 
     @property
     def buffered(self) -> int:
         """Bytes that wait in this process for the other side to read."""
-        if self._transport is None:
-            return 0
-        return self._transport.get_write_buffer_size() + self._waiting_bytes + self.urgent
+        return self._outgoing.buffered()
 
     def fall_silent(self) -> None:
         """Sends nothing more: what was sent last is the last frame of this program."""
-        self._flush()
-        self._silent = True
+        self._outgoing.flush()
+        self._outgoing.shut()
 
     def leave(self, done: Callable[[], None]) -> None:
         """Reads and sends no more, and calls `done` once all that was sent has left this process.
@@ -266,13 +108,7 @@ class Channel(asyncio.BufferedProtocol):
             return
         self._transport.pause_reading()
         self._transport.set_write_buffer_limits(0)
-        self._left = done
-        self._leave_if_empty()
-
-    def _leave_if_empty(self) -> None:
-        if self._left is not None and not self.buffered:
-            done, self._left = self._left, None
-            done()
+        self._outgoing.leave(done)
 
     @property
     def descriptor(self) -> int:
@@ -293,8 +129,7 @@ class Channel(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """Closes after what was sent has left. Nothing more is delivered."""
-        rest = [*self._urgent, *self._waiting, *self._out]
-        self._clear()
+        rest = self._outgoing.rest()
         self._closing = True
         if self._transport is not None:
             if rest:
@@ -304,15 +139,9 @@ class Channel(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Closes at once; what has not left is lost. Nothing more is delivered."""
         self._closing = True
-        self._clear()
+        self._outgoing.drop()
         if self._transport is not None:
             self._transport.abort()
-
-    def _clear(self) -> None:
-        """Drops what waits here."""
-        self._out, self._urgent = [], []
-        self._waiting.clear()
-        self._waiting_bytes = self.urgent = 0
 
     # --- asyncio ------------------------------------------------------------------------------
 
@@ -320,9 +149,9 @@ class Channel(asyncio.BufferedProtocol):
         """Keeps the transport."""
         # uvloop's transports have the interface of asyncio.Transport, but are no subclass of it.
         self._transport = cast("asyncio.Transport", transport)
-        self._loop = asyncio.get_running_loop()
         sock = transport.get_extra_info("socket")
-        self._descriptor = -1 if sock is None else sock.fileno()
+        descriptor = -1 if sock is None else sock.fileno()
+        self._outgoing.connected(self._transport, asyncio.get_running_loop(), descriptor)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the reader knows better
         """Lends the reader's free room to the event loop."""
@@ -359,20 +188,16 @@ class Channel(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """Notes that more waits than the transport's high-water mark."""
-        self._transport_full = self.paused = True
+        self._outgoing.pause()
 
     def resume_writing(self) -> None:
         """Notes that little waits, and gives the transport more in the next turn."""
-        self._transport_full = False
-        if self._waiting or self._urgent:
-            self._loop.call_soon(self._flush)
-        else:
-            self.paused = False
-        self._leave_if_empty()
+        self._outgoing.resume()
 
     def eof_received(self) -> bool:
         """Closes: neither side ever half-closes an IPC stream."""
         self._closing = True
+        self._outgoing.shut()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -381,7 +206,7 @@ class Channel(asyncio.BufferedProtocol):
             self._read_rest()
         self._closing = True
         self._transport = None
-        self._clear()
+        self._outgoing.lost()
         self.on_closed(self._error or exc)
 
     def _read_rest(self) -> None:

@@ -11,6 +11,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from typing import Final
 
 MODULES: Final = (
+    "socks_tunnel.ipc.outgoing",
     "socks_tunnel.peer.channels",
     "socks_tunnel.peer.fast.bbr",
     "socks_tunnel.peer.fast.budget",

@@ -11,10 +11,13 @@ from socks_tunnel.protocol.messages import Resume
 class WorkerPort(Protocol):
     """What the router needs of a worker's IPC channel."""
 
-    paused: bool
-    """True while the operating system's buffer is full and bytes wait in this process."""
-    urgent: int
-    """Bytes of urgent messages among them."""
+    @property
+    def paused(self) -> bool:
+        """True while the operating system's buffer is full and bytes wait in this process."""
+
+    @property
+    def urgent(self) -> int:
+        """Bytes of urgent messages among them."""
 
     @property
     def buffered(self) -> int:

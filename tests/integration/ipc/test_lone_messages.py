@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import uvloop
 
-from socks_tunnel.ipc import stream
+from socks_tunnel.ipc import outgoing
 from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.protocol.ipc import FRAME_HEADER, IpcPing, encode_control
 from socks_tunnel.protocol.lone import LONE_BYTES, LONE_SECONDS, Lone
@@ -46,7 +46,7 @@ def test_a_small_message_that_comes_alone_leaves_before_the_call_returns(
     loop_factory: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Ticking(2 * LONE_SECONDS)
-    monkeypatch.setattr(stream, "time", SimpleNamespace(monotonic=clock.monotonic))
+    monkeypatch.setattr(outgoing, "time", SimpleNamespace(monotonic=clock.monotonic))
 
     async def exchange() -> None:
         left, right = socket.socketpair()
@@ -67,7 +67,7 @@ def test_a_small_message_that_comes_alone_leaves_before_the_call_returns(
         assert await loop.sock_recv(right, 100) == expected
 
         clock.step = 2 * LONE_SECONDS
-        channel._lone = Lone()
+        channel._outgoing._lone = Lone()
         channel.send_control(0, IpcPing(1))
         channel.send_message(6, b"not before what was sent earlier")
         with pytest.raises(BlockingIOError):
@@ -92,7 +92,7 @@ def test_lone_messages_keep_their_order_when_the_socket_is_full(
     loop_factory: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Ticking(2 * LONE_SECONDS)
-    monkeypatch.setattr(stream, "time", SimpleNamespace(monotonic=clock.monotonic))
+    monkeypatch.setattr(outgoing, "time", SimpleNamespace(monotonic=clock.monotonic))
     messages = [number.to_bytes(4) * (1 + number * 7 % 500) for number in range(2_000)]
 
     async def exchange() -> bytes:
@@ -103,7 +103,7 @@ def test_lone_messages_keep_their_order_when_the_socket_is_full(
         loop = asyncio.get_running_loop()
         for message in messages:
             channel.send_message(1, message)
-        assert channel.buffered > 0 or channel._out
+        assert channel.buffered > 0 or channel._outgoing._out
         channel.close()
         got = bytearray()
         async with asyncio.timeout(60):

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from socks_tunnel.ipc.stream import PORTION, Channel, connect
+from socks_tunnel.ipc.outgoing import PORTION
+from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.ipc import (
     BODY_MAX,
@@ -438,7 +439,7 @@ def test_what_the_other_side_said_last_is_read_although_a_write_fails(
         right.sendall(b"".join(encode_control(0, IpcPing(number)) for number in range(8000)))
         right.close()
         channel.send_control(0, IpcPing(0))
-        channel._flush()  # before the event loop looks at what can be read
+        channel._outgoing.flush()  # before the event loop looks at what can be read
         async with asyncio.timeout(60):
             return channel.events, await channel.closed
 
@@ -458,7 +459,7 @@ def test_last_words_out_of_bounds_are_the_error_of_the_channel(
         right.sendall(frame_header(200, 0, 0) + encode_control(0, IpcPing(1)))
         right.close()
         channel.send_control(0, IpcPing(0))
-        channel._flush()
+        channel._outgoing.flush()
         async with asyncio.timeout(60):
             error = await channel.closed
         assert channel.events == []
@@ -477,7 +478,7 @@ def test_a_stream_that_is_lost_while_it_is_connected_leaves_no_socket(
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             self.send_control(0, IpcPing(0))
-            self._flush()
+            self._outgoing.flush()
 
     async def exchange() -> tuple[Exception | None, int]:
         left, right = socket.socketpair()
