@@ -11,6 +11,7 @@ import pytest
 from integration.supervisor.group_world import Endpoint, World, a_world, until
 from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.signaling.enrolment_file import EnrolmentFile
+from socks_tunnel.signaling.enrolments import OLD_KEY_LIFETIME
 from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor import enroller as module
 from socks_tunnel.supervisor import group as group_module
@@ -189,3 +190,21 @@ async def test_a_damaged_copy_admits_nobody_until_the_owner_is_heard(
     assert path.with_suffix(".damaged").exists()
     world.cut = set()
     await until(lambda: world.all_have(host))
+
+
+async def test_the_service_is_told_of_replaced_keys_and_last_of_revoked_ones(world: World) -> None:
+    """Both have enrolments that are signed. If there is no room for all, the last ones count."""
+    world.start("a")
+    a = world.endpoints["a"]
+    first, second, other = (PrivateIdentity.generate() for _ in range(3))
+    token = await a.invite(uses=2)
+    await a.join(token, first, "laptop")
+    await a.join(token, other, "other")
+    replaced_at = time.time() - OLD_KEY_LIFETIME - 1
+    a.enroller._enrolments.renew(first.public, second.public, (), replaced_at)
+    a.enroller.tick()
+    assert a.enroller.revoked_keys() == [first.public]
+    await a.revoke("other")
+    assert a.enroller.revoked_keys() == [first.public, other.public]
+    await a.revoke("laptop")
+    assert a.enroller.revoked_keys() == [other.public, first.public, second.public]
