@@ -30,7 +30,7 @@ from support.machines import MEMORY_GROUPS, Machine
 from support.processes import toml, wait_until
 from support.rawsocks import greet, request
 from support.targets import body_hash
-from support.workshop import PURE_BEFORE
+from support.workshop import PREVIOUS, PURE_BEFORE, repack
 
 # The first test of a run waits for roots to be made and packages to be built.
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(1500)]
@@ -41,6 +41,20 @@ GATEWAY_ADDRESS6 = "fd77::1/64"
 
 PROCESSES = "pgrep --uid socks-tunnel --list-full || true"
 """Lists what runs as the service's user; nothing if nothing does."""
+
+BROKEN = {
+    "0.0.7": (
+        {
+            "usr/lib/socks-tunnel/lib/*/site-packages/socks_tunnel/supervisor/router.py": (
+                "import logging",
+                "import no_such_library",
+            )
+        },
+        "No module named 'no_such_library'",
+    ),
+    "0.0.8": ({"usr/bin/socks-tunnel": ("bin/python3", "bin/no-such-python")}, "not found"),
+}
+"""Versions of which the daemon, or not even the command, starts: what is wrong, and what says so."""
 
 WATCHDOG = 15
 """Seconds; the unit's own 30 would only make the test of it longer."""
@@ -572,7 +586,36 @@ def test_flows_live_through_upgrades(
     assert machine.sh("sha256sum /etc/socks-tunnel/* " + conffile) == configuration
 
 
-def test_needrestart_reports_and_does_not_restart(scene: Scene) -> None:
+def test_versions_that_do_not_start_end_nothing(
+    scene: Scene, previous_packages: dict[str, Path], tmp_path: Path
+) -> None:
+    """apt installs them, the message says that the running version goes on, and a good one is taken."""
+    host = scene.gateway
+    machine, package = host.machine, previous_packages[host.machine.suite]
+    with contextlib.closing(hold_flow(scene)) as flow:
+        before = (host.pid, host.wait_workers())
+        for version, (changes, why) in BROKEN.items():
+            broken = repack(package, tmp_path / version, version=version, changes=changes)
+            text = host.install(broken)  # which fails if apt's exit status is not 0
+            assert f"socks-tunnel: {host.unit} goes on with the version that it runs" in text, text
+            assert why in text, text
+            assert "restarting" not in text
+            installed = machine.sh("dpkg-query --show -f '${Status} ${Version}' socks-tunnel")
+            assert installed.startswith(f"install ok installed {version}-"), installed
+            assert machine.sh("dpkg --audit") == ""
+            assert echoes(flow)
+            assert (host.state, host.pid) == ("active", before[0])
+        text = host.install(package)
+        assert "has taken the place of" in text, text
+        host.wait_state("active")
+        assert echoes(flow)
+        assert (host.pid, host.wait_workers()) == before
+        shown = machine.sh(f"socks-tunnel status --instance {host.role} --json")
+        assert json.loads(shown)["version"] == PREVIOUS
+    scene.wait_works()
+
+
+def test_needrestart_reports_and_an_upgrade_in_place_does_what_it_asks_for(scene: Scene) -> None:
     host = scene.gateway
     pid = host.pid
     library = host.machine.sh(f"awk '/libm\\.so/ {{ print $6; exit }}' /proc/{pid}/maps")
@@ -580,6 +623,18 @@ def test_needrestart_reports_and_does_not_restart(scene: Scene) -> None:
     host.machine.sh(f"cp {library} {library}.new && mv {library}.new {library}")
     listed = host.machine.sh("needrestart -b -r a 2>&1")
     assert f"NEEDRESTART-SVC: {host.unit}" in listed, listed
+    assert host.pid == pid
+    # What its configuration tells the operator to do: the new library is loaded, and flows go on.
+    with contextlib.closing(hold_flow(scene)) as flow:
+        printed = host.machine.sh(f"socks-tunnel upgrade --instance {host.role} 2>&1")
+        assert "has taken the place of" in printed, printed
+        wait_until(
+            lambda: host.unit not in host.machine.sh("needrestart -b -r l 2>&1"),
+            f"{host.unit} with the new library",
+            timeout=START_TIMEOUT,
+            interval=0.5,
+        )
+        assert echoes(flow)
     assert host.pid == pid
 
 

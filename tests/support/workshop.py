@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -130,20 +130,33 @@ def build_packages(output: Path) -> dict[str, Path]:
         return dict(zip(SUITES, built, strict=True))
 
 
-def repack(package: Path, folder: Path, *, compiled: bool) -> Path:
-    """Returns a copy of a package with the version :data:`PREVIOUS`, which the program in it says too.
+def repack(
+    package: Path,
+    folder: Path,
+    *,
+    compiled: bool = True,
+    version: str = PREVIOUS,
+    changes: Mapping[str, tuple[str, str]] | None = None,
+) -> Path:
+    """Returns a copy of a package with another version, which the program in it says too.
 
-    If not `compiled`, it is without the extension modules of the data path.
+    If not `compiled`, it is without the extension modules of the data path. `changes` has, by files of
+    the package, a text that becomes another one in it.
     """
     run("dpkg-deb", "--raw-extract", package, folder)
     control = folder / "DEBIAN" / "control"
-    text, count = re.subn(r"(?m)^(Version: )[^-]+", rf"\g<1>{PREVIOUS}", control.read_text())
+    text, count = re.subn(r"(?m)^(Version: )[^-]+", rf"\g<1>{version}", control.read_text())
     assert count == 1
     control.write_text(text)
     (module,) = folder.glob("usr/lib/socks-tunnel/lib/*/site-packages/socks_tunnel/__init__.py")
-    text, count = re.subn(r'(?m)^(__version__ = )".*"', rf'\g<1>"{PREVIOUS}"', module.read_text())
+    text, count = re.subn(r'(?m)^(__version__ = )".*"', rf'\g<1>"{version}"', module.read_text())
     assert count == 1
     module.write_text(text)
+    for name, (before, after) in (changes or {}).items():
+        (path,) = folder.glob(name)
+        text = path.read_text()
+        assert before in text
+        path.write_text(text.replace(before, after))
     if not compiled:
         extensions = [
             *module.parent.rglob("*.so"),
@@ -153,7 +166,8 @@ def repack(package: Path, folder: Path, *, compiled: bool) -> Path:
         assert len(extensions) == len(MODULES) + 1
         for path in extensions:
             path.unlink()
-    result = folder.parent / f"previous-{folder.name}.deb"
+    kind = "previous" if version == PREVIOUS else version
+    result = folder.parent / f"{kind}-{folder.name}.deb"
     run("dpkg-deb", "--root-owner-group", "-Znone", "--build", folder, result)
     shutil.rmtree(folder)
     return result
