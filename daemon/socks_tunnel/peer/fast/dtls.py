@@ -221,7 +221,8 @@ class FastDtlsTransport(RTCDtlsTransport):
         self._repeating = None
         pair = self._ice._nominated.get(1)  # noqa: SLF001
         last = self._state == State.CONNECTED and self._role == "server"
-        if pair is None or not (self._state == State.CONNECTING or last) or self._heard_data():
+        done = self.counters.received_records > 0  # data has come: so is the peer's handshake
+        if done or pair is None or not (self._state == State.CONNECTING or last):
             self._flight.over()
             return
         try:
@@ -230,10 +231,6 @@ class FastDtlsTransport(RTCDtlsTransport):
         except (OSError, RuntimeError) as error:
             _log.debug("a flight of the handshake cannot be repeated: %r", error)
         self._arm_flight()
-
-    def _heard_data(self) -> bool:
-        """Returns whether a record of data has come: the peer's handshake is done."""
-        return self.counters.received_records > 0
 
     # --- from aiortc's path to this one -------------------------------------------------------
 
@@ -379,7 +376,11 @@ class FastDtlsTransport(RTCDtlsTransport):
                 self.counters.deferred_turns += 1
                 self._resumption = self._event_loop.call_soon(self._hand_up)
                 break
-            packets = [pending.popleft() for _ in range(min(self._batch, len(pending)))]
+            if len(pending) <= self._batch:
+                packets = list(pending)
+                pending.clear()
+            else:
+                packets = [pending.popleft() for _ in range(self._batch)]
             handed = True
             try:
                 receiver.receive_packets(packets)
@@ -434,8 +435,7 @@ class FastDtlsTransport(RTCDtlsTransport):
     def send_probe(self, packet: bytes) -> bool:
         """Sends one packet that is never fragmented (RFC 8899 section 4.1).
 
-        Returns whether the interface's MTU allows it. Raises :class:`ConnectionError` as
-        :meth:`send_packets` does.
+        Returns whether the interface's MTU allows it. Raises as :meth:`send_packets` does.
         """
         records = self._check_connected()
         written = self._encrypt(records, (packet,))

@@ -33,8 +33,10 @@ from socks_tunnel.peer.fast.wire import (
     checksum_of_header,
 )
 
-FRAGMENT_MIN: Final = 256
-"""Bytes of a packet's rest below which no fragment of a longer message is put there."""
+FRAGMENT_MIN: Final = 64
+"""Bytes of a packet's rest below which no fragment of a longer message is put there. Messages of
+64 KiB leave rests of 244 bytes at an MTU of 1500, and a packet that is not full ends a segmented
+send."""
 
 IMMEDIATE_PACKETS: Final = 8
 """Packets of the window below which the last chunk of a message asks for a SACK at once (RFC 7053),

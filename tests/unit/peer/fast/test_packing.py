@@ -6,6 +6,7 @@ import pytest
 from aiortc.rtcsctptransport import parse_packet
 
 from socks_tunnel.peer.fast.controllers import controller
+from socks_tunnel.peer.fast.limits import MESSAGE_LIMIT_MAX
 from socks_tunnel.peer.fast.packing import FRAGMENT_MIN, Packing
 from socks_tunnel.peer.fast.streams import NORMAL, Message, OutboundStream
 from socks_tunnel.peer.fast.wire import PACKET_HEADER
@@ -72,6 +73,13 @@ def test_the_rest_of_a_packet_is_filled_and_no_other_one_begun(waiting: tuple[in
     assert not packets
     assert sum(map(len, parts)) == FULL - room
     assert 0 <= room < HEADER + FRAGMENT_MIN
+
+
+def test_the_longest_messages_leave_no_packet_short_between_them() -> None:
+    made = packing(*[MESSAGE_LIMIT_MAX] * 4)
+    complete, _, _ = filled(made, 1 << 20)
+    assert len(complete) > 180
+    assert set(complete) == {SIZE}
 
 
 def test_a_small_rest_is_left_empty() -> None:
