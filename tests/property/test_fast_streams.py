@@ -106,3 +106,31 @@ def test_streams_that_always_have_something_share_by_bytes(sizes: list[int], pac
         scheduler.sent(message, size)
         sent[message.stream.stream_id] += size
     assert max(sent) - min(sent) <= 2 * (QUANTUM + PACKET)
+
+
+@given(
+    sizes=st.lists(st.sampled_from((64, 700, PACKET, 3_000)), min_size=1, max_size=3),
+    pushes=st.lists(st.integers(0, 7), min_size=200, max_size=400),
+)
+def test_streams_that_come_and_go_get_no_more_than_those_that_stay(
+    sizes: list[int], pushes: list[int]
+) -> None:
+    """Whenever they have something: a stream goes ahead with what is left of a quantum, once."""
+    scheduler = Scheduler()
+    scheduler.interleaved = True
+    stay = [OutboundStream(number, NORMAL) for number in range(2)]
+    come = [OutboundStream(2 + number, NORMAL) for number in range(len(sizes))]
+    sent = [0] * (len(stay) + len(come))
+    for which in pushes:
+        for stream in stay:
+            if len(stream.queue) < 2:
+                scheduler.push(Message(stream, 53, bytes(60_000)))
+        for bit, (stream, size) in enumerate(zip(come, sizes, strict=True)):
+            if which >> bit & 1 and len(stream.queue) < 3:
+                scheduler.push(Message(stream, 53, bytes(size)))
+        message = scheduler.pick()
+        assert message is not None
+        size = min(PACKET, message.size - message.position)
+        scheduler.sent(message, size)
+        sent[message.stream.stream_id] += size
+    assert max(sent) - min(sent[: len(stay)]) <= 2 * (QUANTUM + PACKET)

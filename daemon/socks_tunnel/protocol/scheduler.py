@@ -16,6 +16,12 @@ overtakes every download. A flow that comes and goes gains nothing by it, since 
 stays in `served`. Flows hold nothing here: one that has to wait leaves its bytes in its socket and
 is asked for them when its turn comes.
 
+Virtual time stands still while flows that start at the same time have their turns one after the
+other, which is 0.1 to 0.3 s where eight downloads share 1 Mbit/s. What a flow sent in that time
+does not make it busy, as long as it is no more than :data:`QUIET_LEAD`: the second of two
+keystrokes would wait for the end of that round. It counts all the same, so nobody gets more by it
+than once.
+
 A flow that used less than its share need not wait for credit either. It may transmit a little
 beyond it (:data:`QUIET_OVERDRAFT`), for the credit is used up by those that always have more.
 
@@ -41,6 +47,10 @@ QUIET_OVERDRAFT: Final = 4_096
 
 QUIET_TURN: Final = 1_100
 """Bytes of payload that a quiet flow may transmit in a turn without credit: a packet's worth."""
+
+QUIET_LEAD: Final = 512
+"""Bytes that a flow may have sent ahead of virtual time and still go before busy ones. Less than
+the shortest chunk of a busy flow, which is therefore never taken for a quiet one."""
 
 CHUNK_START: Final = 16_384
 """DATA payload in bytes that a link advises before its rate is known."""
@@ -139,7 +149,7 @@ class Scheduler(Generic[F]):
             self._number += 1
             flow.queued = self._number
             virtual = self._virtual
-            bulk = flow.served > virtual
+            bulk = flow.served - virtual > QUIET_LEAD
             start = flow.served if bulk else virtual
             heapq.heappush(self._queue, (start, bulk, self._number, flow))
 
@@ -182,7 +192,8 @@ class Scheduler(Generic[F]):
         start, _, _, flow = heapq.heappop(self._queue)
         flow.queued = 0
         self.waiting -= 1
-        flow.served = self._virtual = start
+        self._virtual = start
+        flow.served = max(flow.served, start)
         return flow
 
     def queue_datagram(self, message: bytes, now: float) -> None:

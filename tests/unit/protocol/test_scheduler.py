@@ -13,6 +13,7 @@ from socks_tunnel.protocol.scheduler import (
     DATAGRAM_BYTES_MAX,
     DATAGRAM_OVERDRAFT,
     DEMAND_HOLD,
+    QUIET_LEAD,
     QUIET_OVERDRAFT,
     QUIET_TURN,
     BusyFlows,
@@ -102,6 +103,53 @@ def test_datagrams_get_their_share_of_a_link_that_bulk_has_used_up() -> None:
     scheduler.credit = 100
     scheduler.queue_datagram(b"before it", 0.0)
     assert not takes(scheduler), "it would overtake one that waits"
+
+
+def in_a_round(scheduler: Scheduler[Flow]) -> Flow:
+    """Stops between the turns of B, which has had it, and A: virtual time goes on after both."""
+    bulk, other, quiet = flows()
+    for flow in (bulk, other):
+        scheduler.wait(flow)
+    serve(scheduler, bulk, 1_100)
+    serve(scheduler, other, 1_100)
+    serve(scheduler, bulk, 1_100)
+    return quiet
+
+
+@pytest.mark.parametrize(("lead", "first"), [(QUIET_LEAD, C), (QUIET_LEAD + 1, B)])
+def test_what_a_quiet_flow_sent_while_virtual_time_stood_still_does_not_make_it_busy(
+    lead: int, first: str
+) -> None:
+    scheduler: Scheduler[Flow] = Scheduler(1_000_000)
+    quiet = in_a_round(scheduler)
+    scheduler.wait(quiet)
+    assert scheduler.next_flow() is quiet
+    scheduler.rest(quiet, lead)
+    scheduler.wait(quiet)
+    assert names(scheduler, 1) == [first]
+
+
+def test_the_second_of_two_keystrokes_needs_no_credit_either() -> None:
+    scheduler: Scheduler[Flow] = Scheduler(1_000_000)
+    quiet = in_a_round(scheduler)
+    scheduler.credit = 0
+    for _ in range(2):
+        scheduler.wait(quiet)
+        assert scheduler.next_flow() is quiet
+        scheduler.rest(quiet, 64)
+
+
+def test_what_a_quiet_flow_sends_ahead_of_virtual_time_counts_all_the_same() -> None:
+    scheduler: Scheduler[Flow] = Scheduler(1_000_000)
+    often = in_a_round(scheduler)
+    scheduler.wait(often)
+    turns = 0
+    while scheduler.next_flow() is often:
+        turns += 1
+        scheduler.rest(often, 100)
+        scheduler.wait(often)
+    assert turns == QUIET_LEAD // 100 + 1
+    assert often.served == 1_100 + turns * 100
 
 
 @pytest.mark.parametrize("chunk", [1_100, 16_384])

@@ -81,6 +81,47 @@ def test_a_sparse_stream_overtakes_bulk_within_a_message(scheduler: Scheduler) -
             send(scheduler)
 
 
+def busy(scheduler: Scheduler, count: int) -> list[OutboundStream]:
+    """Returns streams that have sent for a while and have more."""
+    bulk = [OutboundStream(n, NORMAL) for n in range(count)]
+    for stream in bulk:
+        queue(scheduler, stream, *[60_000] * 20)
+    for _ in range(4 * count):
+        send(scheduler)
+    return bulk
+
+
+def test_a_sparse_stream_goes_before_bulk_again_within_the_same_round(scheduler: Scheduler) -> None:
+    busy(scheduler, 8)
+    keys = OutboundStream(9, NORMAL)
+    for _ in range(QUANTUM // 64 + 1):
+        (message,) = queue(scheduler, keys, 64)
+        assert scheduler.pick_sparse() is message
+        assert send(scheduler) == (keys, 64)
+    assert keys.deficit <= 0
+    (message,) = queue(scheduler, keys, 64)
+    assert scheduler.pick_sparse() is None, "its quantum is used up"
+    taken = [send(scheduler) for _ in range(16)]
+    assert (keys, 64) in taken, "but its turn comes in the next round"
+
+
+@pytest.mark.parametrize("size", [64, 700, 1_100])
+def test_a_stream_that_empties_all_the_time_gets_no_more_than_others(
+    scheduler: Scheduler, size: int
+) -> None:
+    bulk = busy(scheduler, 4)
+    total = dict.fromkeys(bulk, 0)
+    often = OutboundStream(9, NORMAL)
+    total[often] = 0
+    for _ in range(600):
+        if not often.queue:
+            queue(scheduler, often, size)
+        one = send(scheduler)
+        assert one is not None
+        total[one[0]] += one[1]
+    assert total[often] <= min(total[stream] for stream in bulk) + 2 * (QUANTUM + PACKET)
+
+
 def test_a_stream_that_sends_much_does_not_stay_among_the_new_ones(scheduler: Scheduler) -> None:
     one, other = OutboundStream(1, NORMAL), OutboundStream(2, NORMAL)
     queue(scheduler, one, 60_000)
