@@ -1,4 +1,4 @@
-"""`python -m socks_tunnel_workers`: started by the supervisor, never by hand."""
+"""`python -m socks_tunnel_workers`: one worker. The supervisor starts it."""
 
 import asyncio
 import gc

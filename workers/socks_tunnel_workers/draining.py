@@ -1,4 +1,4 @@
-"""What a worker waits for before it says that it has drained, and for how long.
+"""Decides when a worker has drained: what it waits for, and for how long.
 
 What each of these has until then::
 
@@ -30,7 +30,7 @@ STEP: Final = 0.02
 
 
 class Draining:
-    """The drain of one worker. `tell` is called once, when nothing is left to be waited for."""
+    """The drain of one worker. `tell` is called once, when it waits for nothing any more."""
 
     def __init__(
         self,

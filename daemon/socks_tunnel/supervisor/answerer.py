@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 SAID_GOODBYE: Final = "the peer said goodbye"
 
 HANDSHAKES_PER_PEER: Final = 2
-"""Links of one peer that may be coming up at a time; a further offer ends the oldest."""
+"""Links of one peer that may be set up at a time. A further offer ends the oldest attempt."""
 
 HANDSHAKES_MAX: Final = 64
 """Links that may be coming up at a time; further offers are refused."""
@@ -61,7 +61,7 @@ class EndpointLinks(Links):
         self._pauses = PauseWatcher(self.path_changed)
 
     def _load(self) -> Load:
-        """Returns how busy this endpoint is."""
+        """Returns the load of this endpoint."""
         sessions = self.router.sessions.values()
         links = sum(session.link is not None for session in sessions)
         return Load(self.router.flows, links, socks_tunnel.__version__)
@@ -88,7 +88,7 @@ class EndpointLinks(Links):
         raise SignalingError("there is no rendezvous service")
 
     def path_changed(self, why: str) -> None:
-        """Makes sure that offers still get here. Links are the gateways' to make anew."""
+        """Checks that offers still arrive. Gateways make new links themselves."""
         _log.debug("offers may not get here any more: %s", why)
         for carrier in self._carriers:
             carrier.doubt()
@@ -99,7 +99,7 @@ class EndpointLinks(Links):
             await carrier.prepare(config)
 
     def apply(self, config: Config) -> None:
-        """Ends the links of peers that are gone or have another key."""
+        """Ends the links of peers that were removed or have another key."""
         super().apply(config)
         for carrier in self._carriers:
             carrier.apply(config)
@@ -126,7 +126,7 @@ class EndpointLinks(Links):
         await asyncio.gather(*(link.close(reason) for link in list(self.links)))
 
     async def suspend(self, reason: str) -> None:
-        """Also looks at the network no more."""
+        """Also stops watching the network."""
         self._paths.stop()
         self._pauses.stop()
         await super().suspend(reason)
@@ -147,7 +147,7 @@ class EndpointLinks(Links):
             carrier.inherit(left)
 
     def on_down(self, link: PeerLink, reason: str) -> None:
-        """Says why, also if it did not come up: at the other end they see only that."""
+        """Logs the reason, also of a link that never came up: the gateway sees only the failure."""
         if link.up_at is None:
             expected = self.draining or reason == SAID_GOODBYE or self.linked_beside(link)
             level = logging.INFO if expected else logging.WARNING

@@ -26,7 +26,7 @@ RESUMED_SECONDS: Final = 60.0
 
 
 def inherit(legacy: Legacy, links: Links, router: Router) -> None:
-    """Goes on with the sessions of the program before, of peers that are configured still."""
+    """Resumes the sessions of the replaced program whose peers are still configured."""
     try:
         links.inherit(legacy.links)
         router.restore(RoutedSession.restore(router, session) for session in legacy.sessions)

@@ -1,4 +1,4 @@
-"""Where a link that is up meets the router: what both HELLOs have agreed upon.
+"""Attaches a link to the router, with the features on which both HELLOs agree.
 
 A link attaches when both HELLOs are done and detaches when it has ended. In between, messages cross
 to the session that it carries in batches.

@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt. No clock: whoever waits asks for the delay."""
+"""Computes the delay before the next attempt. It has no clock: the caller asks for the delay."""
 
 import random
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class Backoff:
         self._ceiling = min(2 * ceiling, self._longest)
         if not self._jitter:
             return ceiling
-        # The first delay, too, is spread: it is then the one that all those others choose from.
+        # The first delay is spread as well, because the others are chosen from the same range.
         return self._uniform(self._first, self._ceiling)
 
     def reset(self) -> None:

@@ -28,7 +28,7 @@ from socks_tunnel.signaling.tls import ServerCertificate, TlsFileError, read_ser
 from socks_tunnel.supervisor.backoff import Backoff, Hastened
 from socks_tunnel.supervisor.peers import keys_of
 
-if TYPE_CHECKING:  # it brings aiohttp, for which only those pay who name a service
+if TYPE_CHECKING:  # it imports aiohttp, which is loaded only if a service is configured
     from socks_tunnel.signaling.rendezvous import Rendezvous
 
 _log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class ConfiguredCarrier(Protocol):
         """Takes offers of the peers of a configuration, and uses what was prepared last."""
 
     def doubt(self) -> None:
-        """Makes sure that offers still get here: the network or the host may have changed."""
+        """Checks that offers still arrive, because the network or the host may have changed."""
 
     async def stop(self) -> None:
         """Takes no more offers; bounded in time."""
@@ -148,7 +148,7 @@ class Outgoing:
         self.apply(config)
 
     def doubt(self) -> None:
-        """Makes sure that the services still hear us: the network or the host has changed."""
+        """Checks the connections to the services, because the network or the host has changed."""
         for service in self._services.values():
             service.doubt()
 
@@ -265,7 +265,7 @@ class RendezvousListener:
         self._service: Rendezvous | None = None
 
     async def prepare(self, config: Config) -> None:
-        """Needs nothing besides the configuration."""
+        """Does nothing: the configuration has all that is needed."""
 
     async def start(self, config: Config) -> None:
         """Connects, in the background: a service that is not there yet is no obstacle."""
@@ -314,11 +314,11 @@ class RendezvousListener:
             await self._service.stop()
 
     def export(self) -> dict[str, Any]:
-        """Nothing stays: the next program connects anew."""
+        """Returns nothing: the next program connects again."""
         return {}
 
     def inherit(self, fields: Mapping[str, Any]) -> None:
-        """Needs nothing."""
+        """Does nothing."""
 
 
 class DirectListener:
@@ -387,15 +387,15 @@ class DirectListener:
                 self._tell(self._certificate)
 
     def doubt(self) -> None:
-        """Needs nothing: whoever makes an offer connects."""
+        """Does nothing: a gateway that makes an offer connects."""
 
     async def stop(self) -> None:
-        """Listens no more."""
+        """Stops listening."""
         if self._server is not None:
             await self._server.stop()
 
     def export(self) -> dict[str, Any]:
-        """Leaves the listening socket: gateways that dial meanwhile wait in its queue."""
+        """Returns the listening socket. Gateways that connect meanwhile wait in its queue."""
         sock = None if self._server is None else self._server.release()
         if sock is None or self._listen is None:
             return {}

@@ -174,7 +174,7 @@ class WorkerSlot(Slot):
                 super().on_control(session, message)
 
     def on_bug(self, session: int, message: Control | None, error: Exception) -> None:
-        """Closes the link of the session, so that a resume tells again what is lost.
+        """Closes the link of the session. The resume then repeats the lost messages.
 
         An answer or a report can be lost without harm.
         """
@@ -202,7 +202,7 @@ class WorkerSlot(Slot):
         self.retire()
 
     async def settle(self, seconds: float) -> int:
-        """Lets the worker take no new clients; returns how many still wait after so many seconds.
+        """Makes the worker refuse new clients. Returns how many still wait after `seconds`.
 
         A worker that does not answer is not waited for much longer.
         """
@@ -258,7 +258,7 @@ class WorkerSlot(Slot):
 
 
 class ExporterSlot(Slot):
-    """The exporter, which may fail as often as it likes.
+    """The exporter. Its failures never end the instance.
 
     It serves on a socket that is bound here: no scrape is refused while it is being restarted.
     `hosts` are the names by which it may be asked, besides addresses. `overview` returns what its

@@ -24,10 +24,10 @@ from socks_tunnel.protocol.settings import RouteSettings
 _log = logging.getLogger(__name__)
 
 NEARER: Final = 0.8
-"""A peer takes the place of the nearest one if its round trip is less than this share of that."""
+"""A peer replaces the nearest one if its round trip is less than this share of that one's."""
 
 NEARER_SECONDS: Final = 0.002
-"""Differences of round trips below this are none."""
+"""Smaller differences of round trips are ignored."""
 
 RTT_SHARE: Final = 0.25
 """The weight of a new round trip in the average of a peer, once a second."""
@@ -97,7 +97,7 @@ class Chooser:
         """What the workers know."""
         self._choices: list[_Choice] = []
         self._seen: set[str] = set()
-        """Peers that had a link: that there is none yet speaks against nobody."""
+        """Peers that have had a link. One that never had a link is not passed over for that."""
         self._rtt: dict[str, float] = {}
         self.reported: Callable[[], Mapping[str, int]] = dict
         """Returns how many flows peers have in all, of those that have said so."""

@@ -19,9 +19,9 @@ class IceServerLogin(Protocol):
 
 
 def config_hash(config: object) -> int:
-    """Returns a number that is another for every other configuration.
+    """Returns a number that differs for different configurations.
 
-    It is made of the text form of the configuration, in which passwords are not.
+    It is made of the text form of the configuration, which has no passwords.
     """
     return int.from_bytes(hashlib.sha256(repr(config).encode()).digest()[:HASH_BYTES], "big")
 

@@ -43,7 +43,7 @@ _READING: Final = frozenset({"status", "connections"})
 """Requests that change nothing: of those that are repeated on a connection, the first is logged."""
 
 _POLLED: Final = "summary"
-"""What is asked ten times a second by who waits for a state; no news to an operator."""
+"""Requests that a waiting command repeats ten times a second. They are not logged."""
 
 _UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
@@ -57,7 +57,7 @@ class Caller(NamedTuple):
 
 
 caller: ContextVar[Caller] = ContextVar("caller")
-"""Who has asked what is being answered."""
+"""The caller of the request that is being answered."""
 
 
 class ControlError(Exception):
@@ -65,11 +65,11 @@ class ControlError(Exception):
 
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
-"""Gets a request, which has a text `op`; gives what JSON can hold, or raises ControlError."""
+"""Handles a request, which has a text `op`. Returns a JSON value, or raises ControlError."""
 
 
 class ControlServer:
-    """Listens on a Unix socket at `path`, of which there must be no other owner alive."""
+    """Listens on a Unix socket at `path`. No other live process may own it."""
 
     def __init__(self, path: Path, handler: Handler) -> None:
         self._path = path

@@ -239,7 +239,7 @@ class PathWatcher:
         self._ask()
 
     def stop(self) -> None:
-        """Listens no more."""
+        """Stops listening."""
         sock, self._sock = self._sock, None
         if sock is not None:
             asyncio.get_running_loop().remove_reader(sock)

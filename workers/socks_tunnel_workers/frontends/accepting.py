@@ -46,7 +46,7 @@ class Listener:
             self._clients.loop.add_reader(self._sock, self._acceptable)
 
     def stop(self) -> None:
-        """Accepts no more; what is queued stays for the other workers."""
+        """Stops accepting. Queued connections stay for the other workers."""
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None

@@ -88,7 +88,7 @@ class Asker:
         raise NotImplementedError
 
     def failed(self, reason: int, sentence: str) -> None:
-        """Tells the client that nothing came of it. The socket is the front end's again."""
+        """Tells the client that the request has failed. The front end owns the socket again."""
         raise NotImplementedError
 
     def close(self) -> None:

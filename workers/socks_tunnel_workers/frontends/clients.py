@@ -37,7 +37,7 @@ class Waiting(Protocol):
 
 
 class Connected(Closable, Protocol):
-    """A client as its front end has it."""
+    """The state of a client in its front end."""
 
     @property
     def idle(self) -> bool:
@@ -74,7 +74,7 @@ class Clients:
         """Those of them who count as a flow already, while its answer is awaited."""
         self.associations = Quota(settings.config.limits.associations_per_client)
         self.relays: set[RoutedAssociation] = set()
-        """Associations that are no flow themselves: their legs are."""
+        """Associations whose legs are flows, and which are not flows themselves."""
         self.routing = routing
         self._full = full
         self._bugs = BugLog()

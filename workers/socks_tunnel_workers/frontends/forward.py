@@ -64,7 +64,7 @@ class TcpForwardSession(Asker):
         return True
 
     def failed(self, reason: int, sentence: str) -> None:
-        """Passes the failure on in the only way there is."""
+        """Resets the client's connection, which is the only way to report a failure."""
         del reason, sentence
         self._reset()
 

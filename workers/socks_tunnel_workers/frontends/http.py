@@ -391,7 +391,7 @@ class HttpSession(Asker):
                 linger_close(self._clients.loop, sock)
 
     def close(self) -> None:
-        """Closes without a word; what was asked for the client is given up."""
+        """Closes without a response, and gives up the client's request."""
         sock = self._release()
         if self._opening is not None:
             self._opening.cancel()

@@ -1,4 +1,4 @@
-"""Checking passwords, so that whoever guesses keeps nobody waiting but itself.
+"""Checks passwords. A client that guesses passwords delays only itself.
 
 A check is slow by design (scrypt: about 0.1 s of a core, 32 MiB), so it runs in a thread, and there
 are few of them. Whose turn it is::

@@ -154,7 +154,7 @@ class Opening:
 
     @property
     def asked(self) -> bool:
-        """Whether an endpoint was asked, by this gateway's leave."""
+        """Whether an endpoint was asked after this gateway's policy allowed it."""
         return self._asked
 
     @property
