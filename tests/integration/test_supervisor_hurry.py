@@ -4,26 +4,14 @@ import asyncio
 import os
 import subprocess
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from integration.links_world import World, linked, until
 from integration.test_supervisor_takeover import manager, with_slow_carrier
-from socks_tunnel.peer import quiet_loop_exceptions
 from socks_tunnel.protocol.messages import Data, OpenConnection
 from socks_tunnel.signaling.carrier import SignalingError
 from socks_tunnel.supervisor import backoff, dialler
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    quiet_loop_exceptions(asyncio.get_running_loop())
-    made = World(tmp_path)
-    yield made
-    for side in made.sides:
-        await side.manager.stop("the test is over")
 
 
 async def test_delays_are_short_while_flows_wait_and_grow_with_the_time_that_they_have_waited(

@@ -5,13 +5,12 @@ for it; the flow of the other peer has its answers meanwhile, and lives.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
 from integration.links_world import FakeWorker, Side, World, until
-from socks_tunnel.peer import Link, quiet_loop_exceptions
+from socks_tunnel.peer import Link
 from socks_tunnel.protocol.ipc import PeerRows
 from socks_tunnel.protocol.messages import RESUME_ROWS_MAX, Data, OpenConnection, Resume
 from socks_tunnel.supervisor.routing import AttachedLink, RoutedSession
@@ -34,15 +33,6 @@ class Echo(FakeWorker):
         answers = [memoryview(message) for message in messages if message[0] == Data.TYPE]
         if answers:
             self.routes.from_worker(session, answers)
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    quiet_loop_exceptions(asyncio.get_running_loop())
-    made = World(tmp_path)
-    yield made
-    for side in made.sides:
-        await side.manager.stop("the test is over")
 
 
 async def keep_asking(side: Side, answers: list[int]) -> None:

@@ -1,25 +1,11 @@
 """Changes of the host's addresses that do not concern a link: it is asked, and no other is dialled."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from integration.links_world import World, until
 from integration.test_supervisor_takeover import manager, with_slow_carrier
-from socks_tunnel.peer import quiet_loop_exceptions
 from socks_tunnel.supervisor import gateway_links
 from socks_tunnel.supervisor.netlink import source_towards
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    quiet_loop_exceptions(asyncio.get_running_loop())
-    made = World(tmp_path)
-    yield made
-    for side in made.sides:
-        await side.manager.stop("the test is over")
 
 
 async def test_an_address_of_a_container_costs_a_question_and_no_second_link(
