@@ -1,0 +1,118 @@
+"""The pages name files that are there, and their links lead somewhere."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import socks_tunnel
+from socks_tunnel.protocol import ipc
+
+ROOT = Path(socks_tunnel.__file__).parents[2]
+PAGES = sorted(
+    {*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "packaging").rglob("*.md")}
+)
+SOURCES = (
+    "",
+    "daemon/socks_tunnel",
+    "workers/socks_tunnel_workers",
+    "daemon",
+    "workers",
+    "tests",
+    "docs",
+    "packaging",
+)
+HISTORY = {"CHANGELOG.md", "performance.md"}
+"""Pages that also tell of what was."""
+MADE_BY_A_COMMAND = {"office/endpoint.toml"}
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def prose(page: Path) -> str:
+    """The text of a page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that headings have, as on GitHub."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in anchors(linked), target
+
+
+def files_named(page: Path) -> Iterator[str]:
+    """What is in backquotes and looks like a source file, with a directory before it."""
+    for code in re.findall(r"`([^`\n]+)`", prose(page)):
+        if re.fullmatch(r"[\w./-]+/[\w-]+\.(?:py|md|toml|sh|service|c)", code) and code[0] != "/":
+            yield code
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in HISTORY], ids=name_of)
+def test_files_are_there(page: Path) -> None:
+    missing = [
+        code
+        for code in files_named(page)
+        if code not in MADE_BY_A_COMMAND
+        and not any((ROOT / source / code).exists() for source in SOURCES)
+    ]
+    assert not missing
+
+
+def test_the_page_of_the_architecture_lists_all_control_messages() -> None:
+    table = (
+        prose(ROOT / "docs/architecture.md")
+        .partition("| direction | control messages |")[2]
+        .partition("\n\n")[0]
+    )
+    assert set(re.findall(r"`([a-z-]+)`", table)) == {kind.OP for kind in ipc.Control.__args__}
+
+
+def test_the_page_of_the_architecture_says_what_each_file_of_the_supervisor_is_for() -> None:
+    table = (
+        prose(ROOT / "docs/architecture.md")
+        .partition("| file | what it is for |")[2]
+        .partition("\n\n")[0]
+    )
+    named = [
+        name
+        for line in table.splitlines()
+        for name in re.findall(r"`(\w+\.py)`", line.split("|")[1:2][0] if line else "")
+    ]
+    there = {path.name for path in (ROOT / "daemon/socks_tunnel/supervisor").glob("*.py")} - {
+        "__init__.py"
+    }
+    assert sorted(named) == sorted(there)
+
+
+def test_the_way_of_a_download_is_there() -> None:
+    """Each line of the picture that names a file names functions of it."""
+    picture = (
+        (ROOT / "docs/architecture.md")
+        .read_text("utf-8")
+        .partition("## The way of a download")[2]
+        .split("```")[1]
+    )
+    for line in picture.splitlines():
+        found = re.match(r"  \|    ([\w., ]+?)(?::.*?)?  +((?:daemon|workers)/\S+\.py)$", line)
+        if found is None:
+            continue
+        text = (ROOT / found[2]).read_text("utf-8")
+        for name in found[1].replace(",", " ").split():
+            parts = name.split(".")
+            for part in parts:
+                assert re.search(rf"(?:class|def) {part}\b", text), line
