@@ -15,7 +15,7 @@ import pytest
 
 from socks_tunnel.protocol.messages import UdpAssociate
 from socks_tunnel_workers.relay.session import Flow
-from socks_tunnel_workers.targets import room
+from socks_tunnel_workers.targets import admission
 from socks_tunnel_workers.targets.tcp import TargetRelay
 from socks_tunnel_workers.targets.udp import EndpointAssociation
 from support.worker_pair import LINK, Pair, worker_pair
@@ -185,7 +185,7 @@ async def test_a_flow_that_cannot_be_checked_ends_and_costs_no_other(
 async def test_a_reload_lets_others_have_their_turns(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "RECHECK_SECONDS", 0)
+    monkeypatch.setattr(admission, "RECHECK_SECONDS", 0)
     session = pair.endpoint_worker.sessions[LINK]
     targets = pair.endpoint_worker.targets
     flows: list[Flow] = [

@@ -201,7 +201,7 @@ async def worker_pair(
         link_up(gateway, "office")
         link_up(endpoint, "laptop")
         async with asyncio.timeout(60):
-            while gateway_worker.clients.target is None or not endpoint_worker.sessions:
+            while gateway_worker.clients.routing.choose(0) is None or not endpoint_worker.sessions:
                 await asyncio.sleep(0)
     try:
         yield Pair(gateway, endpoint, (gateway_worker, endpoint_worker), port)

@@ -1,1 +1,1 @@
-"""The worker process: SOCKS5 sessions, TCP flows, UDP associations, access policy, dialling."""
+"""The worker process: proxy clients, TCP flows, UDP associations, access policy, dialling."""

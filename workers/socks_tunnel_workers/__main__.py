@@ -29,7 +29,7 @@ from socks_tunnel_workers.worker import Worker
 logger = logging.getLogger(__name__)
 
 TAKE_OVER_SECONDS: Final = 60
-"""Seconds that a new program has to come up and to hear from its supervisor."""
+"""Seconds that the new program has to start, and again to hear from its supervisor."""
 
 
 async def _run(
@@ -50,7 +50,7 @@ async def _run(
         lambda: Worker(index, listening, on_exit, replace=replace, inheritance=inheritance),
     )
     lag = LagMeter(worker.metrics.observe_lag)
-    # What was imported until here lives as long as the process: the collector need not look at it.
+    # The modules imported so far live as long as the process: the collector can ignore them.
     gc.collect()
     gc.freeze()
     try:
@@ -60,7 +60,11 @@ async def _run(
 
 
 def _replace(index: int, state: int, stream: int) -> None:
-    """Replaces this program by the installed one, which goes on with a state and the IPC stream."""
+    """Replaces this program by the installed one, which takes over the state and the IPC stream.
+
+    `state` and `stream` are descriptors. Does not return: if the program cannot be replaced, the
+    process ends with status 1.
+    """
     os.set_inheritable(stream, True)
     known = (f"{OPTION}=", "--listen-fds=", "--ipc-fd=")
     arguments = [each for each in sys.orig_argv[1:] if not each.startswith(known)]
@@ -71,19 +75,30 @@ def _replace(index: int, state: int, stream: int) -> None:
     try:
         os.execv(sys.executable, arguments)  # noqa: S606 - our own interpreter and arguments
     except OSError as error:
-        # The supervisor starts another worker in this one's place.
-        sys.stderr.write(f"worker {index} cannot be replaced: {error}\n")
+        # The log is closed by now. The supervisor starts a new worker when this one has ended.
+        sys.stderr.write(
+            f"worker {index} cannot be replaced by the installed program: {error}; "
+            "it ends, and so do its flows\n"
+        )
         sys.stderr.flush()
         os._exit(1)
 
 
 def _take_over(index: int, stream: socket.socket) -> dict[int, socket.socket] | None:
-    """Returns the listening sockets from the new supervisor; None if it does not come."""
+    """Returns the listening sockets that the new supervisor sends; None if it sends none in time.
+
+    They have the numbers that they had in the supervisor.
+    """
     stream.settimeout(TAKE_OVER_SECONDS)
     try:
         descriptors = receive_descriptors(stream)
     except (OSError, RemoteProtocolError) as error:
-        logger.error("worker %d has not heard of the new supervisor: %s", index, error)  # noqa: TRY400 - the sentence says it all
+        logger.error(  # noqa: TRY400 - the sentence says it all
+            "worker %d got no listening sockets from the new supervisor: %s; "
+            "it ends, and so do its flows",
+            index,
+            error,
+        )
         stream.close()
         return None
     has_come_up()
@@ -131,4 +146,4 @@ if __name__ == "__main__":
     result = main()
     audit_file.close()
     ops_logging.shutdown()
-    os._exit(result)  # a name look-up that still waits in a thread must not hold up the exit
+    os._exit(result)  # a thread that still looks a name up must not delay the exit

@@ -1,13 +1,13 @@
 """Decides when a worker has drained: what it waits for, and for how long.
 
-What each of these has until then::
+::
 
-    a flow, and bytes that are owed to its socket     as long as it takes
+    a flow, and bytes that its socket has not taken   as long as it takes
     an HTTP request that is being answered            as long as it takes
     a handshake, or a request that is incomplete      HANDSHAKE_SECONDS from the start of the drain
-    an HTTP connection between two requests           nothing: it is closed
+    an HTTP connection between two requests           not at all: it is closed
 
-The supervisor bounds all that by `drain_timeout`.
+The supervisor limits the whole drain to `drain_timeout`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from socks_tunnel_workers.frontends.clients import Clients
 from socks_tunnel_workers.relay.session import WorkerSession
 
 HANDSHAKE_SECONDS: Final = 1.0
-"""Time from the start of a drain in which clients that were accepted before may make their request.
+"""Seconds from the start of a drain in which clients accepted before may make their request.
 
-A client that says nothing must not hold up a restart for longer.
+A client that says nothing must not delay a restart for longer.
 """
 
 STEP: Final = 0.02
-"""Seconds between two looks at the clients: nobody is told when a handshake comes to its end."""
+"""Seconds between two looks at the clients. Polling is needed because no event reports the end of a
+handshake."""
 
 
 class Draining:
-    """The drain of one worker. `tell` is called once, when it waits for nothing any more."""
+    """The drain of one worker. `tell` is called once, when nothing is left to wait for."""
 
     def __init__(
         self,
@@ -55,11 +56,11 @@ class Draining:
             self._look()
 
     def end(self) -> None:
-        """Waits for nothing more: the worker closes all that it has."""
+        """Waits for nothing more: the worker closes everything."""
         self.begun = self._over = True
 
     def check(self) -> None:
-        """Tells that the worker has drained, if it has. Is called when a flow has ended."""
+        """Tells that the worker has drained, if it has. Called when a flow has ended."""
         if self.begun and not self._over and not self._waits():
             self._over = True
             self._tell()
@@ -73,7 +74,7 @@ class Draining:
             self._loop.call_later(STEP, self._look)
 
     def _waits(self) -> bool:
-        # Bytes that are still owed to a local socket count: they are part of a flow to its user.
+        # To its user, a flow is over only when the local socket has taken all of its bytes.
         if any(len(session.flows) or session.lingering for session in self._sessions.values()):
             return True
         if self._clients is None or not self._clients.opening:

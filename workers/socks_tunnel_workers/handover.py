@@ -1,8 +1,9 @@
 """A worker's hand-over: its flows go on in another program, in the same process.
 
 The old program writes its state to a file in memory (memfd_create(2)), leaves its sockets open, and
-replaces itself (execve(2)); the new one reads the file and goes on. The form of the file is in
-:mod:`socks_tunnel.protocol.handover`; each room writes and reads the records of its own flows.
+replaces itself (execve(2)). The new program reads the file and goes on. The format of the file is
+in :mod:`socks_tunnel.protocol.handover`. The packages `frontends`, `relay` and `targets` write and
+read the records of their own flows.
 """
 
 from __future__ import annotations
@@ -54,14 +55,14 @@ from socks_tunnel_workers.targets.udp import EndpointAssociation
 logger = logging.getLogger(__name__)
 
 OPTION: Final = "--take-over"
-"""Tells the new program which descriptor the state is in."""
+"""The option that tells the new program the descriptor of the state."""
 
 
 def record_of(flow: Flow) -> dict[str, Any] | None:
-    """Returns a flow as a record.
+    """Returns a flow as a record, or None if it has no record of its own.
 
-    None for a question and for a probe, which are put again, and for the leg of an association,
-    which has a record as a whole.
+    That is the case for a name question and for a probe, which are asked again, and for the leg of
+    a routed association, which is part of the association's record.
     """
     match flow:
         case TargetRelay():
@@ -83,11 +84,11 @@ def write_state(
     counters: Counters,
     relays: Iterable[RoutedAssociation] = (),
 ) -> tuple[int, int]:
-    """Writes the state to a file in memory; returns its descriptor and how many flows it has.
+    """Writes the state to a file in memory; returns its descriptor and the number of flows in it.
 
-    The sessions must have no link. `relays` are associations whose flows are in several of them;
-    their records follow those of all sessions. Raises :class:`OSError` for want of memory or
-    descriptors, and :class:`ValueError` for a flow that is over the limit of a record.
+    The sessions must have no link. `relays` are associations whose flows are in several sessions;
+    their records come after all sessions. Raises :class:`OSError` if memory or descriptors are
+    short, and :class:`ValueError` for a flow that is longer than a record may be.
     """
     fd = os.memfd_create("socks-tunnel-worker", 0)
     flows = 0
@@ -119,7 +120,7 @@ def write_state(
 
 @dataclass(frozen=True, slots=True)
 class Heirs:
-    """What the flows of the program before us go on with. `targets` is None on a gateway."""
+    """The parts that take over the previous program's flows. `targets` is None on a gateway."""
 
     counters: Counters
     clients: Clients
@@ -128,28 +129,28 @@ class Heirs:
 
 
 class Inheritance:
-    """The state that the program before us has left in the descriptor `fd`."""
+    """The state that the previous program has left in the descriptor `fd`."""
 
     def __init__(self, fd: int) -> None:
         os.set_inheritable(fd, False)
         os.lseek(fd, 0, os.SEEK_SET)
         self._file = os.fdopen(fd, "rb")
         self.flows = 0
-        """How many flows go on."""
+        """Flows that go on."""
         self.lost = 0
-        """How many could not."""
+        """Records that could not be used. Their flows have ended."""
         self._session: WorkerSession | None = None
         self._sessions: dict[int, WorkerSession] = {}
 
     def close(self) -> None:
-        """Leaves the state unread."""
+        """Closes the file without reading the state."""
         self._file.close()
 
     def restore(self, heirs: Heirs, open_session: Any) -> str | None:
-        """Lets everything go on; returns why the state could not be read, if so.
+        """Restores all sessions and flows; returns why the state cannot be read, or None.
 
-        `open_session` is called with the number and the peer of each session, and returns it.
-        A record that cannot be used costs its own flow.
+        `open_session` is called with the number and the peer of each session, and returns the
+        session. A record that cannot be used ends its own flow and no other.
         """
         with self._file as file:
             try:
@@ -183,13 +184,17 @@ class Inheritance:
                     self.flows += 1
         except (bounded.Malformed, RemoteProtocolError, OSError) as error:
             self.lost += 1
-            logger.warning("a %s of the program before cannot go on: %s", bounded.clip(kind), error)
+            logger.warning(
+                "a flow of the previous program is lost: its %s record cannot be used: %s",
+                bounded.clip(kind),
+                error,
+            )
             close_lent(record)
 
     def _flow(self, kind: str, record: Mapping[str, Any], heirs: Heirs) -> None:
         session, targets, clients = self._session, heirs.targets, heirs.clients
         if session is None:
-            raise bounded.Malformed("it comes before its session")
+            raise bounded.Malformed("it comes before the record of its session")
         match kind:
             case "client-stream" if targets is None:
                 restore_client_relay(session, record)
@@ -202,7 +207,8 @@ class Inheritance:
             case "endpoint-association" if targets is not None:
                 restore_endpoint_association(targets, session, record)
             case _:
-                raise bounded.Malformed("this role has no such flow")
+                role = "a gateway" if targets is None else "an endpoint"
+                raise bounded.Malformed(f"{role} has no flows of this kind")
 
 
 def _counts(record: Mapping[str, Any], key: str) -> dict[str, int]:
@@ -214,17 +220,23 @@ def _forward(record: Mapping[str, Any], forwards: Iterable[UdpForward]) -> UdpFo
     for forward in forwards:
         if list(forward.sock.getsockname()) == record.get("forward"):
             return forward
-    raise bounded.Malformed("its forward is not served here any more")
+    raise bounded.Malformed(
+        f"no UDP forward of this worker listens on {bounded.clip(str(record.get('forward')))}"
+    )
 
 
 def close_lent(record: Mapping[str, Any]) -> None:
-    """Closes the descriptors of a record that nobody has adopted: those that are inherited."""
+    """Closes the descriptors of a record that no flow has adopted.
+
+    Those are still inheritable: :func:`~socks_tunnel_workers.sockets.adopt` ends that.
+    """
     sockets = record.get("sockets")
     numbers = [record.get(key) for key in ("fd", "control", "listener")]
     if isinstance(sockets, list):
         numbers += [row[1] for row in sockets if isinstance(row, list) and len(row) == 2]
     for fd in numbers:
         if isinstance(fd, int):
-            with contextlib.suppress(OSError):  # it was adopted and closed, or never was there
+            # There is no such descriptor if its flow closed it, or if the record was wrong.
+            with contextlib.suppress(OSError):
                 if os.get_inheritable(fd):
                     os.close(fd)

@@ -1,4 +1,4 @@
-"""What a worker tells an operator: counts for `status`, lines for `connections` and `top`."""
+"""A worker's answers to an operator: counts for `status`, lines for `connections` and `top`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from socks_tunnel_workers.relay.ranking import rank
 from socks_tunnel_workers.relay.session import Flow, WorkerSession
 
 ROWS_PER_FRAME: Final = 100
-"""Flows in one frame of an answer, so that it stays far below the frame limit; then others' bytes
-move before the next ones."""
+"""Flows in one frame of an answer. So a frame stays far below its limit, and the worker moves the
+bytes of other flows before it makes the next frame."""
 
 SUMMED_PER_TURN: Final = 500
 """Flows without a link whose bytes are added up in one turn of the event loop."""
@@ -24,7 +24,8 @@ SUMMED_PER_TURN: Final = 500
 class Answers:
     """Answers the supervisor's questions.
 
-    `status` returns the row for `status`, and `waiting` the flows that wait for a link.
+    `flows` returns all flows, `status` the row for `status`, and `waiting` the flows that wait for
+    a link. `send` sends an answer, or a part of one, to the supervisor.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Answers:
         self._waiting = waiting
 
     def answer(self, question: Ask) -> None:
-        """Answers, a part a turn of the event loop."""
+        """Answers a question, with one part in each turn of the event loop."""
         if question.what == "status":
             self._send_status(question.number, self._waiting(), Counter())
         elif question.limit < 0:
@@ -57,7 +58,10 @@ class Answers:
             )
 
     def kill(self, message: Kill, sessions: Iterable[WorkerSession]) -> None:
-        """Ends a flow at once, by a RST on each side, and answers with the row of what it was."""
+        """Ends a flow at once, by a RST on each side, and answers with the flow's last row.
+
+        The answer has no row if there is no such flow.
+        """
         rows = []
         for session in sessions:
             flow = session.flows.get(message.conn_id) if session.peer == message.peer else None

@@ -1,7 +1,7 @@
-"""The small services that the rooms of a worker share: counters, notices, accounts, settings.
+"""The small services that the parts of a worker share: counters, notices, accounts, settings.
 
-Each part of the worker gets the few of these that it uses. None of them knows a socket, a flow or a
-message, and none of them knows the others.
+Each part of the worker gets the few of these that it uses. A service knows nothing of sockets,
+flows and messages, nor of the other services.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from socks_tunnel.protocol.settings import WorkerSettings
 logger = logging.getLogger(__name__)
 
 NOTICE_SECONDS: Final = 10.0
-"""The same warning is logged once in this time; then it is said how many more there were."""
+"""Seconds in which the same warning is logged once. After that, the number of repetitions is
+logged."""
 
 NOTICES_MAX: Final = 20
-"""Different warnings of one kind that are logged in that time: no stranger fills the log."""
+"""Different warnings of one kind that are logged in that time, so that no stranger can fill the
+log."""
 
 
 class Settings:
-    """The configuration in force, and what is derived from it. A reload replaces the contents."""
+    """The configuration in force, and what is derived from it. A reload replaces both."""
 
     __slots__ = ("config", "passwords", "policies", "routes")
 
@@ -43,11 +45,10 @@ class Settings:
 
 
 class Counters:
-    """What happened, added to the exported metrics once a second.
+    """Counts of this worker, which are added to the exported metrics once a second.
 
-    A metric object of the multiprocess mode writes to a mapped file with a lock: too slow for the
-    path of each message. `sent` and `received` count payload bytes to and from the tunnel by kind
-    (`tcp`, `udp`); `active` counts open flows by kind.
+    To look up a series of a metric for each message would be too slow. `sent` and `received` count
+    payload bytes to and from the tunnel by kind (`tcp`, `udp`); `active` counts open flows by kind.
     """
 
     __slots__ = ("_counts", "_gateway", "_reported", "active", "received", "sent")
@@ -64,7 +65,7 @@ class Counters:
         self._counts[metric, labels] += by
 
     def pending(self, metric: str, *labels: str) -> int:
-        """Returns what was counted and not exported yet."""
+        """Returns the counts of a counter that are not exported yet."""
         return self._counts[metric, labels]
 
     def drop(self, reason: str, count: int = 1) -> None:
@@ -72,17 +73,20 @@ class Counters:
         self._counts["udp_dropped_total", (reason,)] += count
 
     def totals(self, *, gateway: bool) -> Counter[tuple[str, str]]:
-        """Returns payload bytes by direction and kind; what a gateway sends goes up."""
+        """Returns payload bytes by direction (`up`, `down`) and kind (`tcp`, `udp`).
+
+        Up is from the client to the target: a gateway sends these bytes, an endpoint receives them.
+        """
         up, down = (self.sent, self.received) if gateway else (self.received, self.sent)
         kinds = ("tcp", "udp")
         return Counter({("up", k): up[k] for k in kinds} | {("down", k): down[k] for k in kinds})
 
     def totals_to_keep(self) -> dict[str, dict[str, int]]:
-        """Returns the payload bytes so far, for the program that takes our place."""
+        """Returns the payload bytes so far, for the program that takes this one's place."""
         return {"sent": dict(self.sent), "received": dict(self.received)}
 
     def keep_totals(self, sent: dict[str, int], received: dict[str, int], *, gateway: bool) -> None:
-        """Goes on from the payload bytes of the program before us, which has exported them."""
+        """Goes on from the payload bytes of the previous program, which has exported them."""
         self.sent.update(sent)
         self.received.update(received)
         self._reported = self.totals(gateway=gateway)
@@ -103,9 +107,9 @@ class Counters:
 class Notices:
     """Warnings for the operator. Each is logged when it first occurs; its repetitions are counted.
 
-    Of a kind, the same sentence is logged once in :data:`NOTICE_SECONDS`, and at most
-    :data:`NOTICES_MAX` different ones; how many more there were is said after that. `clock` returns
-    seconds on any monotonic clock.
+    In :data:`NOTICE_SECONDS`, the same sentence of a kind is logged once, and at most
+    :data:`NOTICES_MAX` different sentences of that kind. After that, the log says how many more
+    there were. `clock` returns seconds on any monotonic clock.
     """
 
     __slots__ = ("_clock", "_kinds")
@@ -115,7 +119,7 @@ class Notices:
         self._kinds: dict[str, _Repetition] = {}
 
     def warn(self, kind: str, message: str, *args: object) -> None:
-        """Logs a warning, unless the same was logged a moment ago."""
+        """Logs a warning, unless the same was logged within :data:`NOTICE_SECONDS`."""
         now = self._clock()
         repetition = self._kinds.get(kind)
         if repetition is not None and now - repetition.since >= NOTICE_SECONDS:
@@ -127,7 +131,7 @@ class Notices:
             logger.warning(message, *args)
 
     def flush(self) -> None:
-        """Says how often what was logged a while ago has been repeated; called each second."""
+        """Logs the repetitions of warnings whose time is over. Called each second."""
         now = self._clock()
         for kind, repetition in list(self._kinds.items()):
             if now - repetition.since >= NOTICE_SECONDS:
@@ -136,7 +140,7 @@ class Notices:
 
 
 class _Repetition:
-    """What was said of one kind of warning since a moment."""
+    """The warnings of one kind since a point in time."""
 
     __slots__ = ("_more", "_others", "since")
 
@@ -146,7 +150,7 @@ class _Repetition:
         self._others = 0
 
     def first(self, sentence: str) -> bool:
-        """Whether a sentence is to be logged; if not, it is counted."""
+        """Returns whether a sentence is to be logged; counts it if not."""
         if sentence in self._more:
             self._more[sentence] += 1
         elif len(self._more) < NOTICES_MAX:
@@ -157,7 +161,7 @@ class _Repetition:
         return False
 
     def tell(self) -> None:
-        """Logs what was only counted."""
+        """Logs how many warnings were only counted."""
         for sentence, count in self._more.items():
             if count:
                 logger.warning(
@@ -165,7 +169,7 @@ class _Repetition:
                 )
         if self._others:
             logger.warning(
-                "%d more of this kind, about other things, within %.0f s: %s",
+                "%d more warnings of this kind, but about something else, within %.0f s: %s",
                 self._others,
                 NOTICE_SECONDS,
                 next(iter(self._more)),
@@ -173,7 +177,7 @@ class _Repetition:
 
 
 class Charge:
-    """The part of an account that one holder uses. Ending it gives everything back, once."""
+    """The part of an account that one holder uses. :meth:`end` gives all of it back."""
 
     __slots__ = ("_account", "used")
 
@@ -182,7 +186,7 @@ class Charge:
         self.used = 0
 
     def set(self, amount: int) -> None:
-        """Makes the holder's part `amount`, whatever it was before."""
+        """Sets the holder's part to `amount`."""
         self._account.used += amount - self.used
         self.used = amount
 
@@ -192,10 +196,10 @@ class Charge:
 
 
 class Account:
-    """An amount of something that all holders together may use: bytes, flows.
+    """An amount of something that all holders share, such as bytes or flows.
 
-    The limit is not enforced here: whoever charges looks at :attr:`over` and decides who has to
-    give way. The sum is right by construction, because only a :class:`Charge` changes it.
+    The account does not enforce the limit: its users look at :attr:`over`, and decide which holder
+    has to give way. The sum is right by construction, because only a :class:`Charge` changes it.
     """
 
     __slots__ = ("limit", "used")
@@ -206,13 +210,8 @@ class Account:
 
     @property
     def over(self) -> bool:
-        """Whether more is in use than allowed."""
+        """Whether more is in use than the limit allows."""
         return self.used > self.limit
-
-    @property
-    def full(self) -> bool:
-        """Whether nothing more may be taken."""
-        return self.used >= self.limit
 
     def charge(self, amount: int = 0) -> Charge:
         """Returns a new holder's part, which uses `amount` at first."""
@@ -222,7 +221,7 @@ class Account:
 
 
 class Quota:
-    """How many of something each client has, with one limit for each of them."""
+    """How many of something each client has. All clients have the same limit."""
 
     __slots__ = ("_held", "limit")
 
@@ -236,11 +235,11 @@ class Quota:
 
     @property
     def clients(self) -> dict[str, int]:
-        """How many each client has that has any."""
+        """How many each client has; only clients that have any."""
         return dict(self._held)
 
     def take(self, client: str) -> QuotaSlot | None:
-        """Returns one more for the client, or None if it has as many as it may."""
+        """Returns a slot for one more of the client's, or None if it has reached its limit."""
         if self._held[client] >= self.limit:
             return None
         self._held[client] += 1
@@ -253,7 +252,7 @@ class Quota:
 
 
 class QuotaSlot:
-    """One of what a client has. Ending it gives it back, once."""
+    """One unit of a client's quota. :meth:`end` gives it back."""
 
     __slots__ = ("_client", "_quota")
 

@@ -1,4 +1,4 @@
-"""What every part of the worker does to sockets in the same way."""
+"""Socket options, and ways to close, lend and adopt sockets, for all parts of the worker."""
 
 import asyncio
 import contextlib
@@ -20,17 +20,25 @@ _SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid
-_DRAIN_BYTES_MAX = 1 << 20
-_DRAIN_SECONDS = 2.0
+
+DISCARD_PORT: Final = 9
+"""The port (RFC 863) in a connect(2) of a UDP socket that only asks the routing table. Nothing is
+sent."""
+
+LINGER_BYTES_MAX: Final = 1 << 20
+"""Bytes that are still read from a socket whose last bytes have to arrive."""
+
+LINGER_SECONDS: Final = 2.0
+"""Seconds for which such a socket is still read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Liveness:
     """When a TCP connection is given up because the other host does not answer.
 
-    `keepalive`: seconds of silence before the first probe (RFC 1122 section 4.2.3.6); 0: none are
-    sent. `user_timeout`: seconds for which bytes may stay unacknowledged (RFC 5482); 0: as long as
-    the system retransmits, which is about 15 minutes on Linux.
+    `keepalive` is in seconds of silence before the first probe (RFC 1122 section 4.2.3.6); 0 means
+    no probes. `user_timeout` is in seconds for which bytes may stay unacknowledged (RFC 5482); 0
+    means as long as the system retransmits, which is about 15 minutes on Linux.
     """
 
     keepalive: int = 60
@@ -41,7 +49,7 @@ DEFAULT_LIVENESS: Final = Liveness()
 
 
 def is_shortage(error: OSError) -> bool:
-    """Returns whether this host lacks descriptors or memory, which passes and is nobody's fault."""
+    """Returns whether this host is short of descriptors or memory, which is a passing state."""
     return error.errno in _SHORTAGES
 
 
@@ -58,29 +66,31 @@ def unix_peer(sock: socket.socket) -> tuple[int, int]:
 def prepare_stream(sock: socket.socket, liveness: Liveness) -> None:
     """Makes a connected socket ready for relaying, and non-blocking.
 
-    On TCP, Nagle's algorithm is off, a peer that vanished is noticed, and the urgent byte stays in
-    the stream.
+    On TCP, this turns Nagle's algorithm off and keepalive on, and keeps the urgent byte in the
+    stream.
     """
     sock.setblocking(False)
     _set_options(sock, liveness)
 
 
 def prepare_listening(sock: socket.socket) -> None:
-    """Makes a listening socket non-blocking, and what it accepts ready for relaying but for that.
+    """Makes a listening socket non-blocking, and sets the options of the sockets that it accepts.
 
-    On Linux an accepted connection has the options of its listening socket, so that they cost no
-    system call for each.
+    On Linux an accepted socket inherits these options, so it takes no system calls to set them. It
+    does not inherit being non-blocking.
     """
     sock.setblocking(False)
     _set_options(sock, DEFAULT_LIVENESS)
 
 
 def listen_toward(address: IPAddress) -> socket.socket:
-    """Listens on the local address from which `address` is reached, on any free port."""
+    """Listens on the local address from which `address` is reached, on any free port.
+
+    Raises :class:`OSError`, also if no route leads to `address`.
+    """
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    # Connecting a UDP socket sends nothing; it asks the routing table.
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect((str(address), 9))
+        probe.connect((str(address), DISCARD_PORT))
         local = probe.getsockname()[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -96,9 +106,9 @@ def listen_toward(address: IPAddress) -> socket.socket:
 def _set_options(sock: socket.socket, liveness: Liveness) -> None:
     if sock.family == socket.AF_UNIX:
         return
-    # A keystroke must not wait for the acknowledgement of the one before it.
+    # A keystroke must not wait for the acknowledgement of the previous one.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # RFC 6093 section 6: urgent data is in line, or the byte that the pointer names is lost on us.
+    # RFC 6093 section 6: urgent data stays in line. Otherwise recv() would skip the urgent byte.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     if liveness.keepalive:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -112,28 +122,28 @@ def _set_options(sock: socket.socket, liveness: Liveness) -> None:
 def reset(sock: socket.socket) -> None:
     """Closes with RST (RFC 9293 section 3.10.5 ABORT), so that the other side sees no clean end.
 
-    Unix sockets have nothing of the kind: there, the other side sees end-of-file, unless something
+    Unix sockets have no RST: there, the other side sees an end of file, or ECONNRESET if something
     that it has sent was not read.
     """
-    # The socket may be dead already; closing it is all that is left then.
+    # The connection may be gone already. Then the socket only has to be closed.
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
     sock.close()
 
 
 def linger_close(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-    """Closes so that what was sent last still arrives.
+    """Closes a socket so that what was sent last still arrives. Takes the socket over.
 
-    Closing a socket with unread input sends RST, and a RST makes the other side throw away what it
-    has not read yet: an error reply, for instance. So: send FIN, read what still comes (bounded in
-    bytes and time), then close.
+    To close a socket with unread input sends RST, and a RST makes the other side throw away what it
+    has not read yet, such as an error reply. So this sends FIN, reads what still comes, up to
+    :data:`LINGER_BYTES_MAX` and :data:`LINGER_SECONDS`, and then closes.
     """
     try:
         sock.shutdown(socket.SHUT_WR)
-    except OSError:
+    except OSError:  # the connection is gone: nothing can arrive any more
         sock.close()
         return
-    left = _DRAIN_BYTES_MAX
+    left = LINGER_BYTES_MAX
 
     def close() -> None:
         timer.cancel()
@@ -152,20 +162,20 @@ def linger_close(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         if count == 0 or left <= 0:
             close()
 
-    timer = loop.call_later(_DRAIN_SECONDS, close)
+    timer = loop.call_later(LINGER_SECONDS, close)
     loop.add_reader(sock, readable)
 
 
 def lend(sock: socket.socket) -> int:
-    """Returns the descriptor of a socket that stays open in the program that takes our place."""
+    """Returns the descriptor of a socket, which will stay open when the program is replaced."""
     sock.set_inheritable(True)
     return sock.fileno()
 
 
 def adopt(fd: int) -> socket.socket:
-    """Returns the non-blocking socket that the program before us has left open.
+    """Returns the socket that the previous program has left open, non-blocking.
 
-    It is inherited no further. Raises :class:`OSError` if there is none.
+    It is not inherited further. Raises :class:`OSError` if the descriptor is not open.
     """
     sock = socket.socket(fileno=fd)
     sock.setblocking(False)
@@ -179,23 +189,27 @@ DATAGRAMS_PER_TURN = 64
 """Datagrams read from one socket before others get their turn."""
 
 SOCKET_BUFFER = 1 << 20
-"""Asked for as SO_RCVBUF and SO_SNDBUF in bytes, so that a burst is not lost to a busy loop."""
+"""SO_RCVBUF and SO_SNDBUF in bytes, so that no burst is lost while the event loop is busy. The
+system gives less if net.core.rmem_max or wmem_max is lower."""
 
 SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 
-def make_room(sock: socket.socket) -> None:
-    """Makes a UDP socket non-blocking, with room for bursts."""
+def prepare_datagrams(sock: socket.socket) -> None:
+    """Makes a UDP socket non-blocking, and its buffers large enough for bursts."""
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
 
 
 def udp_socket(family: int, address: SockAddr) -> socket.socket:
-    """Returns a bound, non-blocking UDP socket with room for bursts. Raises :class:`OSError`."""
+    """Returns a UDP socket bound to `address`, prepared by :func:`prepare_datagrams`.
+
+    An IPv6 socket takes no IPv4. Raises :class:`OSError`.
+    """
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
-        make_room(sock)
+        prepare_datagrams(sock)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)
@@ -206,10 +220,11 @@ def udp_socket(family: int, address: SockAddr) -> socket.socket:
 
 
 def send_failure(error: OSError) -> str:
-    """Returns why a datagram was dropped that a socket did not take."""
+    """Returns the reason label for a datagram that a socket did not take."""
     if isinstance(error, BlockingIOError):
         return "socket-full"
     if error.errno == errno.EMSGSIZE:
         return "too-long"
-    # ICMP said so of an earlier datagram, or there is no route: UDP has nobody to tell.
+    # No route leads there, or an ICMP message answered an earlier datagram. UDP has no way to tell
+    # the client.
     return "unreachable"

@@ -1,4 +1,4 @@
-"""What a worker does again and again: timers of flows, metrics, and what may be forgotten."""
+"""Periodic work of a worker: timers of flows, metrics, and forgetting closed flows."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from socks_tunnel_workers.relay.session import Flow, WorkerSession
 from socks_tunnel_workers.services import Account, Counters, Notices, Settings
 
 SWEEP_SECONDS: Final = 2.0
-"""How often timers of flows are looked at: idle times are kept to within this."""
+"""Seconds between two looks at the timers of flows: idle times are exact to within this."""
 
 SWEEP_FLOWS: Final = 500
-"""Flows looked at in one go."""
+"""Flows looked at in one turn of the event loop."""
 
 FORGET_SECONDS: Final = 30.0
-"""How often closed flows are forgotten of which the peer must have heard: a dead link is noticed
-within half of this."""
+"""Seconds between two times at which closed flows are forgotten. The peer must have heard of their
+end by then, because a dead link is noticed within half of this."""
 
 METRICS_SECONDS: Final = 1.0
-"""How often counters of the data path are added to the metrics."""
+"""Seconds between two times at which counts of the data path are added to the metrics."""
 
 
 class Upkeep:
     """Looks after the flows and the figures of one worker until :meth:`stop`.
 
-    `buffered` returns how many bytes wait for the supervisor.
+    `buffered` returns how many bytes wait to be sent to the supervisor.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class Upkeep:
         self._stopped = False
 
     def start(self) -> None:
-        """Begins."""
+        """Starts the periodic work."""
         self._loop.call_later(SWEEP_SECONDS, self._sweep)
         self._loop.call_later(METRICS_SECONDS, self._each_second)
         self._loop.call_later(FORGET_SECONDS, self._forget_closed)
 
     def stop(self) -> None:
-        """Does nothing more."""
+        """Ends the periodic work."""
         self._stopped = True
 
     def flush_metrics(self) -> None:
@@ -92,7 +92,10 @@ class Upkeep:
         }
 
     def waiting_flows(self) -> list[Flow]:
-        """Returns the flows that wait for a link, also those that only owe bytes."""
+        """Returns the flows of sessions without a link.
+
+        They include closed flows whose local sockets have not taken all bytes yet.
+        """
         return [
             flow
             for session in self._sessions.values()
@@ -118,9 +121,9 @@ class Upkeep:
         )
 
     def _sweep_some(self, left: list[tuple[WorkerSession, Flow]], windows: int) -> None:
-        """Looks at some flows, then lets the others' bytes move before the next ones.
+        """Looks at up to :data:`SWEEP_FLOWS` flows, and at the rest in later turns of the loop.
 
-        `windows` is what those that were looked at allow their peers.
+        `windows` is the sum in bytes of the receive windows of the flows looked at so far.
         """
         now = self._loop.time()
         for session, flow in left[-SWEEP_FLOWS:]:

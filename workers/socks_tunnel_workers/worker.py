@@ -1,7 +1,9 @@
-"""The worker: builds its parts, and hands each what the supervisor says. Nothing imports it.
+"""The worker: builds its parts, and passes each control message to the part that deals with it.
 
-A worker owns a slice of the flows wholly and talks to the supervisor alone. This is its composition
-root::
+This file is long because each control message of the supervisor has its handler here.
+
+A worker owns its flows alone, and talks to nobody but the supervisor. No other part imports this
+module. It puts the parts together::
 
     frontends (gateway) --> relay <-- targets (endpoint)        services: counters, accounts, …
 """
@@ -63,8 +65,8 @@ from socks_tunnel_workers.relay.probe import ProbeFlow
 from socks_tunnel_workers.relay.session import Flow, RelayServices, WorkerSession
 from socks_tunnel_workers.services import Account, Counters, Notices, Settings
 from socks_tunnel_workers.targets.access import Access
+from socks_tunnel_workers.targets.admission import Targets
 from socks_tunnel_workers.targets.resolver import Resolver
-from socks_tunnel_workers.targets.room import Targets
 from socks_tunnel_workers.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -77,19 +79,21 @@ EXIT_CONFIG: Final = 78
 
 
 def _no_replacement(state: int, stream: int) -> None:
-    """Stands where nobody replaces the program of this process."""
-    raise LocalProtocolError(f"nobody takes over the state {state} and the stream {stream}")
+    """Raises: this process was started without a way to replace its program."""
+    raise LocalProtocolError(
+        f"nobody takes over the state in descriptor {state} and the stream in descriptor {stream}"
+    )
 
 
 class Worker(Channel):
-    """One worker process. Its base is its end of the IPC stream.
+    """One worker process. As a :class:`Channel` it is its end of the IPC stream.
 
-    `on_exit` is called once with the exit status when the worker is done. `listening` has the
-    listening sockets by the numbers that the configuration knows them by. `replace` is called with
-    the descriptors of the state and of the IPC stream, and replaces the program; `inheritance` is
-    what the program before has left.
+    `on_exit` is called once, with the exit status, when the worker is done. `listening` has the
+    listening sockets by the descriptor numbers of :class:`Configure`. `replace` replaces the
+    program; it is called with the descriptors of the state and of the IPC stream. `inheritance` is
+    the state that the previous program of this process has left.
 
-    This class has many methods because each thing that the supervisor says has one.
+    This class has many methods because each control message of the supervisor has one.
     """
 
     def __init__(
@@ -140,22 +144,22 @@ class Worker(Channel):
         self.send_control(0, ChildHello(os.getpid()))
 
     def on_messages(self, session: int, messages: list[memoryview]) -> None:
-        """Takes tunnel messages for flows of ours."""
+        """Takes tunnel messages for the flows of a session."""
         owner = self.sessions.get(session)
-        if owner is not None:  # else: the session ended while they were under way
+        if owner is not None:  # else the session ended while the messages were under way
             owner.receive(messages)
 
     def on_control(self, session: int, message: Control) -> None:
         """Takes a control message of the supervisor."""
         match message:
             case IpcPing(number=number):
-                # Answered from the loop that moves the bytes: a stuck loop does not answer.
+                # The answer comes from the loop that moves the bytes, so a stuck loop is noticed.
                 self.send_control(0, IpcPong(number))
             case Configure():
                 self._configure(message)
             case Reload(config=fields):
                 self.settings.apply(WorkerSettings.from_map(fields))
-                self.clients.routing.reset()  # the table of these routes follows
+                self.clients.routing.reset()  # the supervisor sends the new routes' table next
                 self._apply_limits()
                 if self.settings.config.role == "endpoint":
                     self.targets.reload()
@@ -201,11 +205,14 @@ class Worker(Channel):
                 self._session_ended(number, reason)
             case _:
                 raise RemoteProtocolError(
-                    f"a worker has no use for control '{message.OP}'", kind="ipc-control"
+                    f"a worker does not take the control message '{message.OP}'", kind="ipc-control"
                 )
 
     def on_bug(self, session: int, message: Control | None, error: Exception) -> None:
-        """Ends the flows of the session; a worker without a configuration is of no use at all."""
+        """Ends the flows of the session. Raises `error` if the worker has no configuration yet.
+
+        Such a worker can do nothing, so it must end.
+        """
         self.counters.count("protocol_errors_total", "bug")
         if not self._configured or isinstance(message, Configure):
             raise error
@@ -213,9 +220,13 @@ class Worker(Channel):
             owner.end(CloseReason.GENERAL_FAILURE, tell_peer=True)
 
     def on_closed(self, error: Exception | None) -> None:
-        """The supervisor is gone: nothing is left to do."""
+        """Ends the worker: without the supervisor it cannot do anything."""
         if error is not None:
-            logger.error("worker %d lost the supervisor: %s", self.index, error)
+            logger.error(
+                "worker %d lost its connection to the supervisor: %s; it ends, and so do its flows",
+                self.index,
+                error,
+            )
         status = 0 if self.draining.begun and error is None else 1
         self._release()
         self._exit(status)
@@ -227,15 +238,21 @@ class Worker(Channel):
         try:
             self.settings = Settings(WorkerSettings.from_map(message.config))
         except ValueError as error:
-            # The supervisor has checked it: this is two versions at work, which no restart mends.
-            logger.error("worker %d cannot use its configuration: %s", self.index, error)  # noqa: TRY400 - the sentence says it all
+            # The supervisor has checked it. So the two programs differ in their version, and a
+            # restart of the worker would not help.
+            logger.error(  # noqa: TRY400 - the sentence says it all
+                "worker %d cannot use the configuration from the supervisor: %s; "
+                "restart the service to mend this",
+                self.index,
+                error,
+            )
             self._release()
             self._exit(EXIT_CONFIG)
             return
         self._build()
         self._apply_limits()
         for number, (fd, kind, host, port) in enumerate(message.listeners):
-            # An association belongs to one worker: the socket of a UDP forward is read by one.
+            # An association belongs to one worker, so only one worker reads a UDP forward's socket.
             if kind == "forward-udp" and number % self._count != self.index:
                 continue
             target = HostPort(host, port) if host else None
@@ -311,9 +328,11 @@ class Worker(Channel):
         ops_logging.set_level(self.settings.config.log.level)
         try:
             audit_file.use(self.settings.config.audit.file, f"worker-{self.index}")
-        except OSError as error:  # the supervisor could: it has changed since
+        except OSError as error:  # the supervisor could open it when it checked
             logger.error(  # noqa: TRY400 - the sentence says it all
-                "worker %d writes no audit file: %s", self.index, error
+                "worker %d cannot write its audit records to a file: %s; they are in the log only",
+                self.index,
+                error,
             )
 
     def _listener(
@@ -331,22 +350,29 @@ class Worker(Channel):
     # --- hand-over ------------------------------------------------------------------------------
 
     def _settle(self, seconds: float) -> None:
-        """Takes no new clients; those that wait have so many seconds."""
+        """Takes no new clients. Those whose flows are not open yet have so many seconds."""
         for listener in self._listeners:
             listener.stop()
-        self._look_settled(self.loop.time() + seconds)
+        self._check_settled(self.loop.time() + seconds)
 
-    def _look_settled(self, deadline: float) -> None:
-        if self.clients.settled or self.loop.time() >= deadline:
+    def _check_settled(self, deadline: float) -> None:
+        self.clients.close_idle()
+        if not self.clients.opening or self.loop.time() >= deadline:
             self.send_control(0, Settled(len(self.clients.opening)))
         elif not self._exited:
-            self.loop.call_later(SETTLE_STEP, self._look_settled, deadline)
+            self.loop.call_later(SETTLE_STEP, self._check_settled, deadline)
 
     def _hand_over(self) -> None:
-        """Writes the state, says so, and replaces the program once the supervisor has all."""
+        """Writes the state, tells the supervisor, and replaces the program.
+
+        The program is replaced once everything sent before has left for the supervisor.
+        """
         if self.clients.opening:
             logger.warning(
-                "%d clients had no answer yet: their connections end", len(self.clients.opening)
+                "the program is replaced while %d clients of worker %d wait for an answer: "
+                "closing their connections",
+                len(self.clients.opening),
+                self.index,
             )
         self.clients.give_up()
         for session in self.sessions.values():
@@ -356,15 +382,20 @@ class Worker(Channel):
         try:
             fd, flows = write_state(self.sessions, self.counters, self.clients.relays)
         except (OSError, ValueError) as error:
-            # The supervisor waits for an answer. Without this process it goes on with a new one.
-            logger.error("worker %d cannot hand its flows over: %s", self.index, error)  # noqa: TRY400 - the sentence says it all
+            # The supervisor waits for an answer. When this process has ended it starts a new one.
+            logger.error(  # noqa: TRY400 - the sentence says it all
+                "worker %d cannot hand its flows over to the new program: %s; it ends, and so do "
+                "its flows",
+                self.index,
+                error,
+            )
             self._exit(1)
             return
         self.send_control(0, HandedOver(flows))
         self.leave(lambda: self._replace(fd, self.descriptor))
 
     def _inherit(self, inheritance: Inheritance) -> None:
-        """Goes on with what the program before us has left."""
+        """Restores the flows that the previous program has left."""
         endpoint = self.settings.config.role == "endpoint"
         forwards = [each for each in self._listeners if isinstance(each, UdpForward)]
         heirs = Heirs(
@@ -373,17 +404,17 @@ class Worker(Channel):
         problem = inheritance.restore(heirs, self._session_opened)
         if problem is not None:
             logger.error(
-                "the state that the program before has left cannot be read: %s; "
-                "the flows of worker %d end",
-                problem,
+                "worker %d cannot read the state that the previous program has left: %s; "
+                "its flows end",
                 self.index,
+                problem,
             )
             for session in self.sessions.values():
                 session.end(CloseReason.RESUME_FAILED, tell_peer=False)
             self.sessions.clear()
         else:
             logger.info(
-                "worker %d goes on with %d flows; %d could not",
+                "worker %d goes on with %d flows of the previous program; %d flows were lost",
                 self.index,
                 inheritance.flows,
                 inheritance.lost,
@@ -392,7 +423,7 @@ class Worker(Channel):
     # --- sessions -------------------------------------------------------------------------------
 
     def _session_opened(self, number: int, peer: str) -> WorkerSession:
-        if number in self.sessions:  # it was handed over
+        if number in self.sessions:  # the previous program has handed it over
             return self.sessions[number]
         endpoint = self.settings.config.role == "endpoint"
         session = WorkerSession(
@@ -407,7 +438,7 @@ class Worker(Channel):
         return session
 
     def _probe(self, number: int, message: Probe) -> None:
-        """Finds out whether the peer reaches a target; the supervisor is told in any case."""
+        """Finds out whether the peer reaches a target. Tells the supervisor in any case."""
 
         def tell(reason: int) -> None:
             self.send_control(0, Probed(message.number, reason))
@@ -433,7 +464,7 @@ class Worker(Channel):
         flows = len(session.flows)
         if flows:
             logger.info(
-                "the session with %s is over (%s): closing its %d flows in this worker",
+                "the session with peer %s is over (%s): closing its %d flows in this worker",
                 session.peer,
                 reason,
                 flows,
@@ -445,20 +476,20 @@ class Worker(Channel):
     # --- flows ----------------------------------------------------------------------------------
 
     def _holds_enough(self) -> bool:
-        """Whether this worker holds as many flows and handshakes as it may."""
+        """Returns whether this worker holds as many flows and handshakes as it may."""
         active = self.counters.active
         held = active["tcp"] + active["udp"] + self.clients.handshakes + len(self.clients.relays)
         return held >= self.settings.config.limits.flows_per_worker
 
     def flows(self) -> Iterator[Flow]:
-        """Iterates over all flows."""
+        """Yields all flows of all sessions."""
         for session in self.sessions.values():
             yield from session.flows
 
     # --- the end --------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Accepts nothing new, and tells the supervisor when nothing is left to be waited for."""
+        """Accepts nothing new, and tells the supervisor when the last flow has ended."""
         for session in self.sessions.values():
             session.draining = True
         if self._configured:
@@ -472,7 +503,7 @@ class Worker(Channel):
         self._release()
         if self._configured:
             self.upkeep.flush_metrics()
-        self.close()  # what was sent leaves first; on_closed ends the process
+        self.close()  # this sends what waits; then on_closed ends the process
 
     def _release(self) -> None:
         """Ends all flows and handshakes, and closes the listening sockets of this process."""

@@ -89,7 +89,7 @@ def test_strangers_cannot_fill_the_log_with_notices(caplog: pytest.LogCaptureFix
     now = NOTICE_SECONDS
     notices.flush()
     assert caplog.records[-1].getMessage() == (
-        "5 more of this kind, about other things, within 10 s: cannot connect to 0"
+        "5 more warnings of this kind, but about something else, within 10 s: cannot connect to 0"
     )
 
 
@@ -108,7 +108,7 @@ def test_an_account_balances_over_random_lives() -> None:
             ended.end()
         assert account.used == sum(charge.used for charge in live)
         assert account.over is (account.used > 1_000)
-        assert account.full is (account.used >= 1_000)
+
     for charge in live:
         charge.end()
     assert account.used == 0

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from socks_tunnel_workers.sockets import prepare_listening
+from socks_tunnel_workers.sockets import is_shortage, prepare_listening
 
 if TYPE_CHECKING:
     from socks_tunnel_workers.frontends.clients import Clients
 
 ACCEPTS_PER_TURN: Final = 16
-"""Connections taken at once, so that the other workers get their share of a burst."""
+"""Connections accepted in one turn of the event loop, so that the other workers get their share of
+a burst."""
 
 PAUSE_SECONDS: Final = 0.5
-"""How long nothing is accepted after the system gave no descriptor or memory for a connection."""
-
-_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Seconds for which nothing is accepted after the system had no descriptor or memory for a
+connection."""
 
 
 class Listener:
-    """One inherited listening TCP or Unix socket; `serve` takes each client that it accepts.
+    """One inherited listening TCP or Unix socket. `serve` is called for each accepted client.
 
-    It is shared with the other workers: a connection that one of them does not take is taken by
-    another, also while it is being restarted.
+    All workers share the socket. So another worker accepts a connection that this one does not
+    accept, for instance while this one is restarted.
     """
 
     def __init__(
@@ -61,8 +60,9 @@ class Listener:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                if error.errno in _OUT_OF_RESOURCES:
-                    # The queue would wake us again at once and for ever: let others close first.
+                if is_shortage(error):
+                    # The queued connection would wake the loop again at once. A pause gives other
+                    # connections time to close.
                     self.stop()
                     self._clients.report_resource(error)
                     self._pause = self._clients.loop.call_later(PAUSE_SECONDS, self._resume)
@@ -81,7 +81,7 @@ class Listener:
         try:
             sock.setblocking(False)
             self._serve(sock, address)
-        except OSError:  # it was reset since it was accepted
+        except OSError:  # the client has reset the connection since it was accepted
             sock.close()
         except Exception as error:  # noqa: BLE001 - a bug that one client meets must not cost the others
             self._clients.bug(error, "a client is not served")

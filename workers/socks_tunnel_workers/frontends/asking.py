@@ -1,4 +1,4 @@
-"""What a client can ask for, and how a front end tells it the answer."""
+"""The requests that a client can make, and how a front end passes the answer to it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,24 @@ COMMANDS: Final[dict[type[Request], str]] = {
     UdpAssociateRequest: "udp-associate",
     ResolveRequest: "resolve",
 }
-"""What a request is called in metrics, logs and audit records."""
+"""The name of a request in metrics, logs and audit records."""
+
+
+SHORTAGE: Final = "this gateway is short of file descriptors, memory or ports"
+"""The sentence for a client whose request failed for want of these. The log says which."""
+
+TOO_MANY_ASSOCIATIONS: Final = (
+    "this client has as many UDP associations as limits.associations_per_client allows"
+)
+"""The sentence for a client that has used up its quota of associations."""
 
 
 class Asker:
     """A front end whose client waits for an answer.
 
-    It is called once with `opened`, `associated`, `resolved` or `failed`, before that once with
-    `listening` for a BIND, or with `close` instead of all that. What a front end cannot ask for it
-    need not be able to answer.
+    One of `opened`, `associated`, `resolved` and `failed` is called, once; for a BIND, `listening`
+    is called once before. `close` may be called instead of all these. A front end implements only
+    the answers to what it can ask for.
     """
 
     __slots__ = ()
@@ -38,18 +47,18 @@ class Asker:
 
     @property
     def idle(self) -> bool:
-        """Whether it waits for nothing. Never, if its connection is for one request alone."""
+        """Whether it waits for nothing. Never true if its connection is for one request alone."""
         return False
 
     @property
     def answering(self) -> bool:
-        """Whether a part of an answer is on its way. Never, if the answer is a flow."""
+        """Whether a part of an answer is on its way. Never true if the answer is a flow."""
         return False
 
     def _received(self, longest: int) -> bytes | None:
-        """Reads the client's socket. Returns None if there is nothing to do for it.
+        """Reads up to `longest` bytes from the client's socket; returns None if there are none.
 
-        Its end of file and the loss of its connection have been dealt with then.
+        An end of file and the loss of the connection are dealt with here.
         """
         assert self._sock is not None
         try:
@@ -65,13 +74,13 @@ class Asker:
         return data
 
     def _ended_its_side(self) -> None:
-        """The client's end of file came."""
+        """Takes the client's end of file."""
         raise NotImplementedError
 
     def opened(self, bound: HostPort) -> bool:
-        """Tells the client that it is connected; the socket belongs to the flow then.
+        """Tells the client that it is connected. After that, the socket belongs to the flow.
 
-        Returns False if the client is gone; the front end has closed the socket.
+        Returns False if the client is gone; then the front end has closed the socket.
         """
         raise NotImplementedError
 
@@ -84,7 +93,7 @@ class Asker:
         raise NotImplementedError
 
     def resolved(self, answers: tuple[Answer, ...]) -> None:
-        """Tells the client what was found out about a name or an address, perhaps nothing."""
+        """Tells the client the addresses of a name or the names of an address, perhaps none."""
         raise NotImplementedError
 
     def failed(self, reason: int, sentence: str) -> None:
@@ -97,7 +106,7 @@ class Asker:
 
 
 def sentence_of(request: Request, reason: int) -> str:
-    """Returns what happened, for clients that can be told more than a number."""
+    """Returns what happened in words, for clients whose protocol has a place for them."""
     match request:
         case ConnectRequest(destination=destination) | BindRequest(destination=destination):
             what = str(destination)
@@ -119,6 +128,6 @@ def sentence_of(request: Request, reason: int) -> str:
         case CloseReason.SHUTTING_DOWN:
             return "the endpoint is shutting down"
         case CloseReason.RESOURCE_LIMIT:
-            return "the endpoint holds as much as it may"
+            return "the endpoint has reached its limit of flows or memory"
         case _:
-            return f"{what} could not be connected"
+            return f"{what} cannot be connected"

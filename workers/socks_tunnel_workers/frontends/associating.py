@@ -1,4 +1,4 @@
-"""What an association of a client needs beside its flows: a slot of the client's, and its relay."""
+"""What a UDP association needs besides its flows: a slot in the client's quota, and a relay."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from socks_tunnel_workers.services import QuotaSlot
 
 LOOPBACK: Final = "127.0.0.1"
-"""Where the UDP relays of clients on Unix sockets are."""
+"""The address of the UDP relays of clients on Unix sockets."""
 
 
 class Associating:
-    """The association of one request that came on `sock`."""
+    """The slot and the relay for one request, which came on `sock`."""
 
     __slots__ = ("_clients", "_request", "_slot", "_sock", "_who")
 
@@ -38,7 +38,7 @@ class Associating:
         self._slot: QuotaSlot | None = None
 
     def take_slot(self) -> bool:
-        """Takes one of the client's associations; returns False if it has all that it may."""
+        """Takes one slot of the client's quota; returns False if all are in use."""
         self._slot = self._clients.take_association(self._who.account)
         return self._slot is not None
 
@@ -51,7 +51,7 @@ class Associating:
     def routed(self, control: Control) -> RoutedAssociation:
         """Returns an association whose datagrams go to several peers, with its relay bound.
 
-        Raises :class:`OSError`; the slot is free again then.
+        Raises :class:`OSError` if the relay cannot be bound; then the slot is free again.
         """
         clients = self._clients
         association = RoutedAssociation(
@@ -83,9 +83,9 @@ class Associating:
                 told=socks.udp_address,
             )  # fmt: skip
             return
-        # A client on a Unix socket is on this machine, and so is its relay. Who may connect to the
-        # socket is the machine's decision, and loopback is open to all: a client that says which
-        # port it will send from (RFC 1928 section 4) is believed, and nobody gets there first.
+        # A client on a Unix socket is on this machine, and so is its relay. The permissions of the
+        # socket decide who may use it, but every user can send to loopback. So if the client names
+        # the port that it will send from (RFC 1928 section 4), only that port may use the relay.
         association.bind(LOOPBACK, 0, client_ip=LOOPBACK, ports=ports)
         assert isinstance(self._request, UdpAssociateRequest)
         hint = self._request.hint
@@ -94,10 +94,10 @@ class Associating:
 
 
 def admit_leg(clients: Clients, leg: Leg) -> None:
-    """Takes a leg into its session. Raises :class:`RemoteProtocolError` if there is no room."""
+    """Takes a leg into its session. Raises :class:`RemoteProtocolError` if a limit is reached."""
     if clients.full:
         clients.report_full()
-        raise RemoteProtocolError("this worker is full", kind="too-many-flows")
+        raise RemoteProtocolError("this worker has all flows that it may", kind="too-many-flows")
     try:
         leg.session.admit(leg)
     except RemoteProtocolError as error:

@@ -1,7 +1,7 @@
-"""What the front ends of a gateway's worker share: the clients whose flows are not open yet.
+"""The clients of a gateway's worker whose flows are not open yet, for all front ends.
 
-Which session takes a new flow: :mod:`socks_tunnel_workers.frontends.routing`. While there is none,
-clients wait here, up to their connect timeout.
+:mod:`socks_tunnel_workers.frontends.routing` chooses the session of a new flow. While there is
+none, clients wait here, for up to their connect timeout.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Waiting(Protocol):
         """Its connection."""
 
     def try_again(self) -> None:
-        """Opens the flow, if there is a session for it now; else waits again."""
+        """Opens the flow if there is a session for it now, and waits again if there is none."""
 
 
 class Connected(Closable, Protocol):
@@ -41,15 +41,15 @@ class Connected(Closable, Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether it waits for nothing: closing it takes nothing away."""
+        """Whether it waits for nothing, so that it loses nothing when it is closed."""
 
     @property
     def answering(self) -> bool:
-        """Whether a part of the answer to its request is here, which it still gets in a drain."""
+        """Whether a part of an answer is on its way to it. A drain waits for the rest."""
 
 
 class Clients:
-    """The clients of one worker. `full` says whether it holds as many flows as it may."""
+    """The clients of one worker. `full` returns whether it has as many flows as it may."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Clients:
         self.opening: set[Connected] = set()
         """Clients in their handshake, or whose flow is being opened, or that speak HTTP."""
         self.asked: set[Waiting] = set()
-        """Those of them who count as a flow already, while its answer is awaited."""
+        """Those of them whose flow exists and waits for its answer. They count as a flow."""
         self.associations = Quota(settings.config.limits.associations_per_client)
         self.relays: set[RoutedAssociation] = set()
         """Associations whose legs are flows, and which are not flows themselves."""
@@ -86,21 +86,16 @@ class Clients:
 
     # --- which session ----------------------------------------------------------------------------
 
-    @property
-    def target(self) -> WorkerSession | None:
-        """The session that new flows of the first route go to, if it can transmit now."""
-        return self.routing.choose(0)
-
     def set_targets(self, targets: list[list[list[int]]], beside: list[list[list[float]]]) -> None:
-        """Takes the supervisor's table: for each route, the sessions that new flows may go to."""
+        """Takes the supervisor's table (see :meth:`Routing.set_targets`), and opens flows by it."""
         self.routing.set_targets(targets, beside)
         self.wake()
-        # Requests that wait for the answer of a peer that is passed over may go elsewhere.
+        # The table may pass over a peer that has not answered a request yet.
         for request in list(self.routing.unanswered):
             self.guard(request.asker, request.reconsider)
 
     def wake(self) -> None:
-        """Opens the flows of those who wait, if there is a session for them."""
+        """Opens the flows of the clients that wait, if any session can transmit."""
         if not self._waiting or not self.routing.some:
             return
         waiting, self._waiting = list(self._waiting), {}
@@ -123,18 +118,18 @@ class Clients:
     # --- bugs -------------------------------------------------------------------------------------
 
     def guard(self, client: Closable, handler: Callable[..., object], *arguments: object) -> None:
-        """Calls what a socket or a timer has for a client; a bug of ours costs this client alone.
+        """Calls the handler of a client's socket or timer. A bug in it closes this client alone.
 
-        Without it the event loop would log each, and call the handler of a socket again at once.
+        Without this the event loop would log each bug, and call a socket's handler again at once.
         """
         try:
             handler(*arguments)
-        except Exception as error:  # noqa: BLE001 - the border: one event costs one client
+        except Exception as error:  # noqa: BLE001 - the border: a bug costs one client
             self.bug(error, "closing a client of the proxy")
             try:
                 client.close()
-            except Exception as second:  # noqa: BLE001 - it cannot even be closed
-                self.bug(second, "a client of the proxy could not be closed")
+            except Exception as second:  # noqa: BLE001 - the client is forgotten all the same
+                self.bug(second, "a client of the proxy cannot be closed; its socket may stay open")
                 self.opening -= {client}
 
     def bug(self, error: Exception, consequence: str) -> None:
@@ -146,16 +141,19 @@ class Clients:
 
     @property
     def handshakes(self) -> int:
-        """How many connections there are that do not count as a flow."""
+        """Client connections that do not count as a flow yet."""
         return len(self.opening) - len(self.asked)
 
     @property
     def full(self) -> bool:
-        """Whether nothing more may be taken in."""
+        """Whether the worker has as many flows as it may, so that no client is accepted."""
         return self._full()
 
     def take_association(self, client: str) -> QuotaSlot | None:
-        """Returns a slot for one more association of the client, None if it has all it may."""
+        """Returns a slot for one more association of the client, or None at its limit.
+
+        Warns the operator in the latter case.
+        """
         slot = self.associations.take(client)
         if slot is None:
             self.notices.warn(
@@ -177,19 +175,13 @@ class Clients:
 
     def report_flow_limit(self, session: WorkerSession, error: RemoteProtocolError) -> None:
         """Tells the operator that a flow could not be added to a session."""
-        self.notices.warn("flow-limit", "no new flow to %s: %s", session.peer, error)
+        self.notices.warn("flow-limit", "refusing a new flow to peer %s: %s", session.peer, error)
 
     def report_resource(self, error: OSError) -> None:
-        """Tells the operator that the system refuses something, such as file descriptors."""
+        """Tells the operator that the system refused something, such as a file descriptor."""
         self.notices.warn("resource", "a client cannot be served: %s", error)
 
     # --- the end ----------------------------------------------------------------------------------
-
-    @property
-    def settled(self) -> bool:
-        """Whether no client waits for anything. Those that are idle are closed."""
-        self.close_idle()
-        return not self.opening
 
     def close_idle(self) -> None:
         """Closes the clients that wait for nothing."""
@@ -202,16 +194,16 @@ class Clients:
             self.guard(client, client.close)
 
     def close(self) -> None:
-        """Closes all of them, and the associations that are not in one session alone."""
+        """Closes these clients, and the associations whose flows are in several sessions."""
         self.give_up()
         for relay in list(self.relays):
             relay.abort(CloseReason.SHUTTING_DOWN)
 
     def drain(self) -> None:
-        """Takes nothing new."""
+        """Lets those associations take no new datagrams, and end with their last flow."""
         for relay in list(self.relays):
             relay.drain()
 
     def shutdown(self) -> None:
-        """Lets go of the threads; one that still hashes ends by itself."""
+        """Lets the password threads end. A check that is running is not waited for."""
         self._password_threads.shutdown(wait=False, cancel_futures=True)

@@ -1,8 +1,8 @@
 """Static forwards: local ports that lead to one target each, for programs that know no proxy.
 
-A TCP forward is a CONNECT without the SOCKS handshake. A UDP forward keeps one association for each
-client address and port, with the idle time of any other. Its target passes the policies like any
-other destination.
+A TCP forward is a CONNECT without the SOCKS handshake. A UDP forward has one association for each
+client address and port, with the same idle time as any association. The policies decide about the
+target of a forward as about any other destination.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from socks_tunnel.protocol.messages import (
     UdpAssociateClosed,
     UdpAssociateOpened,
 )
-from socks_tunnel.protocol.socks5 import ConnectRequest, parse_udp_packet, udp_header
+from socks_tunnel.protocol.socks5 import ConnectRequest, udp_header
 from socks_tunnel_workers.frontends.asking import Asker
 from socks_tunnel_workers.frontends.identity import identify_address
 from socks_tunnel_workers.frontends.opening import Opening
+from socks_tunnel_workers.relay.client_socket import parse_from_peer
 from socks_tunnel_workers.relay.local_policy import allowed_here
 from socks_tunnel_workers.relay.udp import Association, Backlog
 from socks_tunnel_workers.services import QuotaSlot
-from socks_tunnel_workers.sockets import DATAGRAMS_PER_TURN, SockAddr, make_room, reset
+from socks_tunnel_workers.sockets import DATAGRAMS_PER_TURN, SockAddr, prepare_datagrams, reset
 
 if TYPE_CHECKING:
     from socks_tunnel_workers.frontends.clients import Clients
     from socks_tunnel_workers.relay.session import WorkerSession
 
 CLIENTS_MAX = 4096
-"""Client addresses that one UDP forward keeps associations for; the least recent one is ended."""
+"""Associations of one UDP forward. One more ends the least recently used one."""
 
 
 class TcpForwardSession(Asker):
     """A client of a TCP forward until its flow is open.
 
-    There is no reply to give: the flow opens, or the connection is reset. What the client says at
+    The client gets no reply: the flow opens, or the connection is reset. What the client sends at
     once travels with the request and saves a round trip.
     """
 
@@ -69,7 +70,7 @@ class TcpForwardSession(Asker):
         self._reset()
 
     def close(self) -> None:
-        """Resets the client's connection, and gives its request up."""
+        """Resets the client's connection and cancels its request."""
         self._opening.cancel()
         self._reset()
 
@@ -81,7 +82,7 @@ class TcpForwardSession(Asker):
 
 
 class UdpForward:
-    """One UDP forward: its socket, and an association for each client that spoke lately."""
+    """One UDP forward: its socket, and an association for each recent client."""
 
     def __init__(self, clients: Clients, sock: socket.socket, target: HostPort) -> None:
         self.clients = clients
@@ -90,7 +91,7 @@ class UdpForward:
         self.header = udp_header(target)
         self.associations: OrderedDict[SockAddr, ForwardAssociation] = OrderedDict()
         self._watching = False
-        make_room(sock)
+        prepare_datagrams(sock)
 
     def start(self) -> None:
         """Takes datagrams from now on."""
@@ -111,7 +112,7 @@ class UdpForward:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
-                # A pending ICMP error of an earlier send: nothing was received, nothing is lost.
+                # This is a pending ICMP error of an earlier datagram. No datagram is lost.
                 return
             try:
                 self._from_client(data, client)
@@ -130,7 +131,7 @@ class UdpForward:
         association.session.core.guard(association, association.from_client, data)
 
     def _associate(self, client: SockAddr) -> ForwardAssociation | None:
-        """Admits an association for a new client; None if its datagram goes nowhere."""
+        """Returns an association for a new client, or None if its datagram is dropped."""
         clients = self.clients
         way = clients.routing.match(self.target.host, self.target.port)
         if way is None:
@@ -173,13 +174,16 @@ class UdpForward:
         client: str,
         fields: Mapping[str, Any],
     ) -> ForwardAssociation:
-        """Returns an association of the program before us, which goes on here.
+        """Returns an association of the previous program, which goes on here.
 
-        Raises Malformed if `fields` do not describe one, or the client has all that it may.
+        Raises Malformed if `fields` do not describe one, or if the client is at its limit.
         """
         slot = self.clients.take_association(identify_address(address).account)
         if slot is None:
-            raise bounded.Malformed(f"the client {client} has as many as it may")
+            raise bounded.Malformed(
+                f"the client {client} has as many associations as limits.associations_per_client "
+                "allows"
+            )
         association = ForwardAssociation(session, conn_id, self, address, client, slot)
         try:
             association.restore(fields)
@@ -191,7 +195,7 @@ class UdpForward:
         return association
 
     def allowed(self, session: WorkerSession, conn_id: int) -> bool:
-        """Asks the gateway's own policy about the target, as it is at this moment."""
+        """Returns whether the gateway's policy in force allows the target. Counts and audits it."""
         policy = session.settings.policies.default
         return policy is None or allowed_here(
             session.counters,
@@ -227,7 +231,7 @@ class ForwardAssociation(Association):
         self.backlog = Backlog(session.memory)
 
     def from_client(self, data: bytes) -> None:
-        """Sends a datagram of the client's on its way."""
+        """Sends a datagram of the client to the endpoint, or drops and counts it."""
         if not self._still_allowed():
             self.drop("policy")
             return
@@ -244,7 +248,7 @@ class ForwardAssociation(Association):
         self.session.send_datagram(self.conn_id, self.forward.header, data)
 
     def _still_allowed(self) -> bool:
-        """Whether the gateway's own policy allows the target; asked again after a reload."""
+        """Returns whether the gateway's policy allows the target. It is asked after each reload."""
         policy = self.session.settings.policies.default
         if policy is not self.policy:
             self.policy = policy
@@ -264,8 +268,11 @@ class ForwardAssociation(Association):
                 raise self.unexpected(type(message).__name__)
 
     def on_datagram(self, packet: memoryview) -> None:
-        """Passes a reply to the client, without its SOCKS header: the client knows no proxy."""
-        offset = parse_udp_packet(packet).offset
+        """Passes a reply to the client without its SOCKS header, which the client would not know.
+
+        Raises :class:`RemoteProtocolError` for a packet without a right header.
+        """
+        offset = parse_from_peer(packet, self.conn_id).offset
         try:
             self.forward.sock.sendto(packet[offset:], self.address)
         except OSError as error:
@@ -274,7 +281,7 @@ class ForwardAssociation(Association):
         self.came_back(len(packet) - offset)
 
     def sweep(self, now: float) -> None:
-        """Ends an association that was silent for idle_udp seconds, or never answered."""
+        """Ends the association after `idle_udp` seconds of silence, or without an answer."""
         socks = self.session.settings.config.socks
         self._end_if_idle(now, socks.idle_udp if self.opened else socks.connect_timeout)
 

@@ -1,7 +1,8 @@
-"""Hand-over of a gateway's UDP associations: those of clients, and those of UDP forwards.
+"""Hand-over of a gateway's UDP associations: those of SOCKS clients, and those of UDP forwards.
 
-TCP flows of clients are plain relays by then (:mod:`socks_tunnel_workers.relay.handover`). Whoever
-has no answer yet is not handed over: its connection ends with the old program.
+Open TCP flows of clients need nothing of the front ends: see
+:mod:`socks_tunnel_workers.relay.handover`. A client without an answer is not handed over: its
+connection ends with the old program.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class HeldConnection:
-    """The control connection of an association that the program before us has opened.
+    """The control connection of an association that the previous program has opened.
 
     The association lives as long as the connection, and the other way round (RFC 1928 section 7).
     """
@@ -52,10 +53,10 @@ class HeldConnection:
     # --- Control --------------------------------------------------------------------------------
 
     def associated(self, association: Relayed) -> None:
-        """The endpoint has answered again: the client knows already."""
+        """Does nothing: the endpoint has answered again, and the client knows the address."""
 
     def association_ended(self, reason: int, *, opened: bool) -> None:
-        """The association is over; the connection ends with it."""
+        """Closes the connection, because the association is over."""
         del reason, opened
         if isinstance(self._association, RoutedAssociation):
             self._clients.relays.discard(self._association)
@@ -67,14 +68,14 @@ class HeldConnection:
     # --- Watcher --------------------------------------------------------------------------------
 
     def said(self, data: bytes) -> None:
-        """Nothing is expected on the connection."""
+        """Ignores data: nothing is expected on the connection."""
 
     def ended_its_side(self) -> None:
-        """The client's end of file ends its association."""
+        """Ends the association, because the client's end of file came."""
         self._end()
 
     def left(self) -> None:
-        """So does its reset."""
+        """Ends the association, because the client has reset the connection."""
         self._end()
 
     def _end(self) -> None:
@@ -113,12 +114,15 @@ def _restore_client_socket(relay: ClientSocket, fields: Mapping[str, Any]) -> No
 
 
 def _restore_control(clients: Clients, fields: Mapping[str, Any]) -> HeldConnection:
-    """Returns the control connection of an association, with the client's slot."""
+    """Returns the control connection of an association, with a slot of the client's quota."""
     account = bounded.text(fields, "account")
     client = bounded.text(fields, "client")
     slot = clients.take_association(account)
     if slot is None:
-        raise bounded.Malformed(f"the client {bounded.clip(account)} has as many as it may")
+        raise bounded.Malformed(
+            f"the client {bounded.clip(account)} has as many associations as "
+            "limits.associations_per_client allows"
+        )
     try:
         sock = adopt(bounded.integer(fields, "control", 0, 1 << 31))
     except BaseException:
@@ -130,9 +134,9 @@ def _restore_control(clients: Clients, fields: Mapping[str, Any]) -> HeldConnect
 def restore_gateway_association(
     clients: Clients, session: WorkerSession, fields: Mapping[str, Any]
 ) -> GatewayAssociation:
-    """Returns the association in its session, going on.
+    """Returns the association, which goes on in its session.
 
-    Raises Malformed, and :class:`OSError` for a socket that is not there.
+    Raises Malformed, and :class:`OSError` for a descriptor that is not open.
     """
     conn_id = bounded.integer(fields, "conn_id", 1, 0xFFFF_FFFF)
     control = _restore_control(clients, fields)
@@ -157,7 +161,7 @@ def restore_gateway_association(
 def export_routed_association(association: RoutedAssociation) -> dict[str, Any]:
     """Returns an association with several peers as plain values, with its legs.
 
-    Its sockets stay open in the next program. Which leg a destination takes is decided anew.
+    Its sockets stay open in the next program, which decides anew which leg a destination takes.
     """
     control = association.control
     return {
@@ -177,7 +181,10 @@ def export_routed_association(association: RoutedAssociation) -> dict[str, Any]:
 def restore_routed_association(
     clients: Clients, sessions: Mapping[int, WorkerSession], fields: Mapping[str, Any]
 ) -> RoutedAssociation:
-    """Returns the association, going on; its legs are in their sessions. Raises as above."""
+    """Returns the association, which goes on; its legs are in their sessions.
+
+    Raises as :func:`restore_gateway_association`.
+    """
     control = _restore_control(clients, fields)
     association = RoutedAssociation(
         clients.loop,
@@ -208,7 +215,7 @@ def restore_routed_association(
 def _session_of(fields: Mapping[str, Any], sessions: Mapping[int, WorkerSession]) -> WorkerSession:
     session = sessions.get(bounded.integer(fields, "session", 1, 0xFFFF))
     if session is None:
-        raise bounded.Malformed("the session of a leg is not there")
+        raise bounded.Malformed("there is no session with the number that a leg names")
     return session
 
 
@@ -216,7 +223,10 @@ def _session_of(fields: Mapping[str, Any], sessions: Mapping[int, WorkerSession]
 
 
 def export_forward_association(association: ForwardAssociation) -> dict[str, Any]:
-    """Returns the association of a forward's client; the forward's socket is a listener."""
+    """Returns the association of a forward's client as plain values.
+
+    The forward's socket is not part of it: it is handed over as a listening socket.
+    """
     return association.export() | {
         "client": association.client,
         "address": list(association.address),
@@ -227,7 +237,7 @@ def export_forward_association(association: ForwardAssociation) -> dict[str, Any
 def restore_forward_association(
     forward: UdpForward, session: WorkerSession, fields: Mapping[str, Any]
 ) -> ForwardAssociation:
-    """Returns the association in its session and its forward. Raises Malformed."""
+    """Returns the association, which goes on in its session and its forward. Raises Malformed."""
     address = _address(fields, "address")
     return forward.take_over(
         session,

@@ -1,14 +1,14 @@
 """A client that speaks HTTP to the proxy's port: CONNECT, and requests in absolute form.
 
-What to do is decided by :class:`socks_tunnel.protocol.http_proxy.ProxyConnection`; here are the
-sockets. A CONNECT becomes a flow on the client's own socket. A request in absolute form needs a
-reader between client and origin, and a flow wants a socket. So the flow gets one end of a socket
-pair, and the other end is read and written here::
+:class:`socks_tunnel.protocol.http_proxy.ProxyConnection` decides what to do, and this module owns
+the sockets. A CONNECT becomes a flow on the client's own socket. A request in absolute form needs a
+reader between client and origin, but a flow needs a socket. So the flow gets one end of a socket
+pair, and this module reads and writes the other end::
 
     client <--TCP--> HttpSession <--pair--> flow <--tunnel--> origin
 
-Nothing is buffered here beyond one read each way: while one side does not take what it is due, the
-other side is not read.
+At most one read each way is buffered here: while one side does not take its bytes, the other side
+is not read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from socks_tunnel.protocol.http_proxy import (
     ResponseBroken,
 )
 from socks_tunnel.protocol.socks5 import NEED_DATA, ConnectRequest, PasswordOffered
-from socks_tunnel_workers.frontends.asking import Asker
+from socks_tunnel_workers.frontends.asking import SHORTAGE, Asker
 from socks_tunnel_workers.frontends.identity import Client
 from socks_tunnel_workers.frontends.logins import Login, Verdict
 from socks_tunnel_workers.frontends.opening import Opening
@@ -39,21 +39,23 @@ if TYPE_CHECKING:
     from socks_tunnel_workers.frontends.clients import Clients
 
 HEAD_SECONDS: Final = 30.0
-"""Time in which a client must have made its first request."""
+"""Seconds in which a client must have made its first request."""
 
 KEEP_SECONDS: Final = 60.0
-"""Time in which the next request must have come on a connection that is kept."""
+"""Seconds in which the next request must have come on a connection that is kept."""
 
 AHEAD_MAX: Final = 65_536
-"""Bytes of later requests that a client may send before the answer to the one that is served."""
+"""Bytes of later requests that are read while an earlier one has no answer yet."""
 
 _READ: Final = 65_536
+"""Bytes read from a client's socket at a time."""
 
 
 class HttpSession(Asker):
     """One client connection, for as many requests as it makes.
 
-    `data` is what came first. The session ends when the connection does, or becomes a flow.
+    `data` is what was read from `sock` so far, and `started` the time of the loop at which the
+    client was accepted. The session ends when the connection ends or becomes a flow.
 
     This class has many methods because each event of client, origin and login has its own.
     """
@@ -110,13 +112,13 @@ class HttpSession(Asker):
 
     @property
     def idle(self) -> bool:
-        """Whether no request of the client is under way."""
+        """Whether the client has no request under way."""
         waits = self._opening is not None or self._held is not None
         return self._core.idle and not waits and not self._to_client
 
     @property
     def answering(self) -> bool:
-        """Whether bytes of a response wait for the client; their flow may have ended."""
+        """Whether bytes of a response wait for the client, also if their flow is over."""
         return bool(self._to_client)
 
     # --- the client -----------------------------------------------------------------------------
@@ -134,7 +136,7 @@ class HttpSession(Asker):
         self._advance()
 
     def _ended_its_side(self) -> None:
-        """The client's end of file: it may still wait for the answer to a request that is whole."""
+        """Closes the connection, unless the client waits for the answer to a whole request."""
         self._eof = True
         if not self._core.request_whole:
             if not self._core.idle:
@@ -145,9 +147,9 @@ class HttpSession(Asker):
         self._advance()
 
     def _advance(self) -> None:
-        """Takes what the core has to tell, until it needs more; then sends and reads."""
+        """Handles the events of the core until it needs more data; then sends and reads."""
         if self._advancing:
-            return  # an answer came within the call that asked: the loop below goes on with it
+            return  # an event's handler got its answer at once: the loop below handles it
         self._advancing = True
         try:
             while (event := self._core.next_event()) is not NEED_DATA:
@@ -209,8 +211,8 @@ class HttpSession(Asker):
         """Opens the tunnel, once the answers to earlier requests have left.
 
         RFC 9112 section 9.3.2: "A server […] MUST send the corresponding responses in the same
-        order that the requests were received." The flow takes the socket over as it is, so nothing
-        may wait here by then, and the system must have room for one line more: it says so.
+        order that the requests were received." When the flow takes the socket over, nothing may
+        wait here, and the socket must be able to take one line more.
         """
         assert self._sock is not None
         self._drop_origin()
@@ -222,7 +224,7 @@ class HttpSession(Asker):
             self._open_tunnel(request)
 
     def _has_room(self) -> None:
-        """Opens the tunnel that was held up."""
+        """Opens the tunnel that has waited for the socket to become writable."""
         assert self._sock is not None
         self._writing = False
         self._clients.loop.remove_writer(self._sock)
@@ -245,7 +247,7 @@ class HttpSession(Asker):
         self._opening.start()
 
     def opened(self, bound: HostPort) -> bool:
-        """Answers the CONNECT; the socket is the flow's from here on."""
+        """Answers the CONNECT. From here on the socket is the flow's."""
         del bound  # HTTP has no place for it
         self._count_request("connect", Reply.SUCCEEDED)
         self._core.tunnel_opened()
@@ -257,7 +259,7 @@ class HttpSession(Asker):
             self._clients.loop.remove_writer(sock)
         self._forget()
         try:
-            # It is a few bytes: a client whose socket does not take them never reads.
+            # These are a few bytes. A client whose socket does not take them does not read.
             alive = sock.send(data) == len(data)
         except OSError:
             alive = False
@@ -267,7 +269,7 @@ class HttpSession(Asker):
         return alive
 
     def failed(self, reason: int, sentence: str) -> None:
-        """Answers a CONNECT that came to nothing."""
+        """Answers a CONNECT that has failed."""
         opening, self._opening = self._opening, None
         assert opening is not None
         self._count_request("connect", reply_of(reason))
@@ -282,17 +284,17 @@ class HttpSession(Asker):
         except OSError as error:  # no descriptor for the socket pair
             self._clients.report_resource(error)
             self._count_request("http", Reply.GENERAL_FAILURE)
-            self._core.refuse(503, "this gateway is short of resources")
+            self._core.refuse(503, SHORTAGE)
             return
         self._origin.opening.start()
 
     def origin_opened(self, origin: Origin) -> None:
-        """The origin is connected."""
+        """Counts the request, because the origin is connected."""
         del origin
         self._count_request("http", Reply.SUCCEEDED)
 
     def origin_failed(self, origin: Origin, reason: int, sentence: str) -> None:
-        """The origin cannot be connected: the client is told why."""
+        """Tells the client why the origin cannot be connected."""
         if origin is self._origin:
             self._origin = None
             self._count_request("http", reply_of(reason))
@@ -300,13 +302,16 @@ class HttpSession(Asker):
             self._advance()
 
     def from_origin(self, data: bytes) -> None:
-        """Takes bytes of the origin's answer."""
+        """Takes bytes of the origin's response."""
         if not self._core.receive_from_origin(data):
             self._drop_origin(abort=True)
         self._advance()
 
     def origin_ended(self, origin: Origin, *, clean: bool) -> None:
-        """The connection to the origin has ended."""
+        """Ends the response, or asks the origin again on a new connection.
+
+        The latter happens if a kept connection ended before anything of the response came.
+        """
         self._origin = None
         if self._core.origin_ended(clean=clean):
             self._open_origin(origin.destination)
@@ -320,7 +325,7 @@ class HttpSession(Asker):
     # --- sending, and when to read ----------------------------------------------------------------
 
     def transmit(self) -> None:
-        """Sends what is due both ways, and reads where the other side has room."""
+        """Sends what waits both ways, and reads each side for which the other has room."""
         if self._sock is None:
             return
         origin = self._origin
@@ -341,7 +346,7 @@ class HttpSession(Asker):
         if origin is not None:
             origin.read(wanted=not blocked and not self._closing)
         stalled = origin is not None and origin.blocked
-        # While a password is checked, nothing more of the request is taken.
+        # While a password is checked, nothing more of the request is read.
         waits = self._login is not None and not (self._core.request_whole and not self._ahead)
         wanted = not (
             self._eof or self._closing or stalled or waits
@@ -354,7 +359,7 @@ class HttpSession(Asker):
             self._stop_reading()
 
     def _flush(self) -> bool:
-        """Sends to the client what it takes. False if it is gone."""
+        """Sends to the client what its socket takes; returns False if the client is gone."""
         assert self._sock is not None
         loop = self._clients.loop
         try:
@@ -382,7 +387,10 @@ class HttpSession(Asker):
     # --- the end --------------------------------------------------------------------------------
 
     def _end(self) -> None:
-        """Closes so that the last bytes arrive, or so that nobody takes them for the whole."""
+        """Closes the connection. A response that was cut short ends with a reset.
+
+        So the client cannot take it for a whole response. Else the last bytes arrive.
+        """
         sock = self._release()
         if sock is not None:
             if self._broken:
@@ -391,7 +399,7 @@ class HttpSession(Asker):
                 linger_close(self._clients.loop, sock)
 
     def close(self) -> None:
-        """Closes without a response, and gives up the client's request."""
+        """Closes without a response, and cancels the client's request."""
         sock = self._release()
         if self._opening is not None:
             self._opening.cancel()
@@ -399,13 +407,13 @@ class HttpSession(Asker):
             sock.close()
 
     def _release(self) -> socket.socket | None:
-        """Stops everything around the socket; returns it."""
+        """Stops everything that uses the socket; returns it, or None if it was given away."""
         self._stop_reading()
         sock, self._sock = self._sock, None
         if sock is not None and self._writing:
             self._writing = False
             self._clients.loop.remove_writer(sock)
-        # Between two exchanges nothing is cut short: the origin sees an orderly end.
+        # Between two exchanges nothing is cut short, so the origin sees an orderly end.
         self._drop_origin(abort=not self._core.idle)
         self._forget()
         return sock
@@ -418,7 +426,7 @@ class HttpSession(Asker):
         self._clients.opening.discard(self)
 
     def _set_timer(self, seconds: float | None) -> None:
-        """Sets the time that the client has for what comes next; None: as much as it likes."""
+        """Sets how many seconds the client has for its next step; None means no limit."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,4 +1,4 @@
-"""Who a client is: its name in tables and logs, and what its shares are counted under."""
+"""Who a client is: its name in tables and logs, and the account that its limits apply to."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 
 class Client(NamedTuple):
-    """A client as people and limits know it.
+    """A client's name and account.
 
-    `name` is unique among the connections of now; `account` is its address, or on a Unix socket its
-    user: what one of them uses up is not missing to another.
+    `name` is for people, and is unique among the open connections. `account` is for limits: it is
+    the client's IP address, or on a Unix socket its user.
     """
 
     name: str
@@ -24,14 +24,14 @@ class Client(NamedTuple):
 
 
 def plain_ip(text: str) -> str:
-    """Returns an address as it is on the wire: `::ffff:192.0.2.1` is 192.0.2.1 there."""
+    """Returns an address without IPv4-mapped form: `::ffff:192.0.2.1` becomes 192.0.2.1."""
     address = parse_ip(text)
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return str(mapped) if mapped is not None else text
 
 
 def identify(sock: socket.socket, address: object) -> Client:
-    """Returns who is at the other end of an accepted connection; `address` is what accept gave."""
+    """Returns the client of an accepted connection. `address` is what accept(2) returned."""
     if isinstance(address, tuple):
         return identify_address(address)
     pid, uid = unix_peer(sock)
@@ -39,6 +39,6 @@ def identify(sock: socket.socket, address: object) -> Client:
 
 
 def identify_address(address: SockAddr) -> Client:
-    """Returns who sends from this IP address and port."""
+    """Returns the client with this IP address and port."""
     host = plain_ip(str(address[0]))
     return Client(str(HostPort(host, int(address[1]))), host)

@@ -1,15 +1,15 @@
 """Checks passwords. A client that guesses passwords delays only itself.
 
 A check is slow by design (scrypt: about 0.1 s of a core, 32 MiB), so it runs in a thread, and there
-are few of them. Whose turn it is::
+are few of these threads. The order of the checks is::
 
     account 1   name a: login, login, login …        one login at a time for each account,
                 name b: login                        its names in turn;
     account 2   name a: login                        the accounts in turn
 
 So a thousand clients of one address wait for each other, and the first login of somebody else waits
-for one check at most. A login that was right before is known at once; a wrong one that was tried
-before too. A client that leaves takes its login with it.
+for one check at most. A login that was checked before has its verdict at once, right or wrong. When
+a client leaves, its login is not checked any more.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ THREADS: Final = 2
 """Checks that run at once in one worker."""
 
 WAITING_PER_ACCOUNT: Final = 16
-"""Logins of one account that may wait; each of them waits for about 0.1 s for each before it."""
+"""Logins of one account that may wait. Each waits for about 0.1 s for each login before it."""
 
 WRONG_REMEMBERED: Final = 4096
-"""Wrong logins that are remembered, so that trying one again costs nothing."""
+"""Wrong logins that are remembered, so that trying one again takes no check."""
 
 
 class Checker(Protocol):
-    """What knows the passwords (see :class:`socks_tunnel.config.users.PasswordChecker`)."""
+    """Knows the passwords (see :class:`socks_tunnel.config.users.PasswordChecker`)."""
 
     def remembers(self, name: str, password: str) -> bool:
         """Returns at once whether this login was found right before."""
@@ -51,19 +51,19 @@ class Checker(Protocol):
 
 
 class Verdict(Enum):
-    """What a client is told of its login."""
+    """The outcome of a login."""
 
     RIGHT = auto()
     WRONG = auto()
     BUSY = auto()
-    """It could not be checked: too many wait, or the system gives no thread."""
+    """It was not checked: too many logins wait, or no thread can be started."""
 
 
 Answer: TypeAlias = Callable[[Verdict], None]
 
 
 class Login:
-    """One login that waits for its verdict. `end` when nobody waits for it any more."""
+    """One login that waits for its verdict. Call :meth:`end` when its client has left."""
 
     __slots__ = ("_logins", "account", "answer", "checker", "client", "name", "password")
 
@@ -79,7 +79,7 @@ class Login:
         self.checker: Checker | None = None
 
     def end(self) -> None:
-        """Forgets the login: nobody is told. Harmless after the verdict."""
+        """Forgets the login without a verdict. Harmless after the verdict."""
         if self.answer is not None:
             self.answer = None
             self._logins.forget(self)
@@ -94,8 +94,8 @@ class Login:
 class Logins:
     """The logins of one worker.
 
-    `checker` returns who knows the passwords now (None after a reload that took the users away),
-    and `warn` logs a warning of a kind, but not each.
+    `checker` returns what knows the passwords now, or None after a reload that removed all users.
+    `warn` is :meth:`~socks_tunnel_workers.services.Notices.warn`.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Logins:
         """Checks a login. `answer` is called once with the verdict, perhaps before this returns."""
         login = Login(self, client, name, password, answer)
         checker = self._checker()
-        if checker is None:  # a reload took the users away: nobody can be let in on old terms
+        if checker is None:  # a reload removed all users since the client was asked to log in
             self._refused(login)
         elif checker.remembers(name, password):
             login.tell(Verdict.RIGHT)
@@ -137,7 +137,7 @@ class Logins:
         return login
 
     def forget(self, login: Login) -> None:
-        """Takes a login out of the queue. One that is being checked goes on for nobody."""
+        """Takes a login out of the queue. A check that is running goes on, and is ignored."""
         names = self._waiting.get(login.account, OrderedDict())
         queue = names.get(login.name)
         if queue is not None and login in queue:
@@ -150,14 +150,14 @@ class Logins:
         names = self._waiting.setdefault(login.account, OrderedDict())
         names.setdefault(login.name, deque()).append(login)
         if sum(map(len, names.values())) > WAITING_PER_ACCOUNT:
-            # The name with most logins gives the newest of them up: guesses about one name do not
-            # keep the others of the same address out. Among equals the last one has to go.
+            # The name with most logins loses its newest one. So guesses about one name do not keep
+            # other names of the same address out. Among equals, the last name loses.
             longest = max(reversed(names.values()), key=len)
             surplus = longest.pop()
             self._drop_empty(surplus.account, surplus.name)
             self._warn(
                 "logins",
-                "%d logins of %s wait to be checked; refusing more",
+                "%d logins from %s wait for their password check; refusing more",
                 WAITING_PER_ACCOUNT,
                 surplus.account,
             )
@@ -193,7 +193,9 @@ class Logins:
             try:
                 future = self._executor.submit(checker.check, login.name, login.password)
             except RuntimeError as error:  # "can't start new thread"
-                self._warn("login-thread", "a password cannot be checked: %s", error)
+                self._warn(
+                    "login-thread", "no thread to check a password; refusing the login: %s", error
+                )
                 login.tell(Verdict.BUSY)
                 continue
             self._running[login.account] = login
@@ -203,12 +205,12 @@ class Logins:
 
     def _checked(self, login: Login, done: asyncio.Future[bool]) -> None:
         self._running.pop(login.account, None)
-        if login.account in self._waiting:  # it had its turn: the others are before it now
+        if login.account in self._waiting:  # it had its turn: the other accounts come first now
             self._waiting.move_to_end(login.account)
         if not done.cancelled():
             error = done.exception()
             if error is not None:
-                self._warn("login-check", "a password cannot be checked: %r", error)
+                self._warn("login-check", "a password check failed; refusing the login: %r", error)
                 login.tell(Verdict.BUSY)
             elif done.result():
                 login.tell(Verdict.RIGHT)
@@ -233,7 +235,7 @@ class Logins:
         return hashlib.blake2b(text, key=self._secret, digest_size=16).digest()
 
     def _is_known_wrong(self, checker: Checker, login: Login) -> bool:
-        if checker is not self._wrong_of:  # other users: what was wrong may be right now
+        if checker is not self._wrong_of:  # after a reload, a wrong password may be right
             self._wrong_of = checker
             self._wrong.clear()
         return self._fingerprint(login) in self._wrong
@@ -246,7 +248,10 @@ class Logins:
 
 
 def _account(text: str) -> str:
-    """Returns what logins are counted under: an IPv6 host can take any address of its /64."""
+    """Returns the account for limits of logins.
+
+    For IPv6 it is the /64, because a host can use any address of it.
+    """
     address = parse_ip(text)
     if not isinstance(address, IPv6Address):
         return text

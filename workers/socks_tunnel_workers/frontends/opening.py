@@ -1,23 +1,22 @@
-"""A client's request, from the moment that it is understood until it is a flow or is refused.
+"""A client's request, from the moment that it is parsed until it is a flow or is refused.
 
-All front ends end here: SOCKS5, SOCKS4, HTTP and the TCP forwards. Each of them says what its
-client wants and how to answer it (:class:`Asker`); the rest is the same for all, and happens here
-alone::
+All front ends use this: SOCKS5, SOCKS4, HTTP and the TCP forwards. A front end passes the request
+and knows how to answer its client (:class:`Asker`). The rest is the same for all::
 
     finds the route, and a session of it          up to socks.connect_timeout, again and again if a
                                                   session ends before its answer, or if another peer
                                                   of the route may do better
     asks the gateway's own policy                 before anything else exists for the request
-    makes the flow and asks the endpoint for it   with what the client said too early
-    watches the client                            whoever leaves is not dialled for
+    makes the flow and asks the endpoint for it   early data of the client goes with it
+    watches the client                            the request ends when the client leaves
 
-Early data is what a client sends before it got an answer. It is kept until the answer, so that it
+Early data is what a client sends before it has an answer. It is kept until the answer, so that it
 can be sent again in another session; the flow transmits it within the endpoint's window.
 
 While the answer is awaited, a reset of the client's connection ends the request at once. So does
 its end of file, unless data came before it: then the client has only finished its side (a
-half-close), and waits for what comes back. What was asked of the endpoint already and takes no time
-(UDP ASSOCIATE, RESOLVE) is still answered.
+half-close), and waits for what comes back. After an end of file, UDP ASSOCIATE and RESOLVE are
+still answered if an endpoint was asked, because their answers take little time.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ from socks_tunnel.protocol.socks5 import (
     ResolveRequest,
     UdpAssociateRequest,
 )
+from socks_tunnel_workers.frontends import asking
 from socks_tunnel_workers.frontends.asking import COMMANDS, Asker, sentence_of
 from socks_tunnel_workers.frontends.associating import Associating
 from socks_tunnel_workers.frontends.identity import Client
@@ -62,8 +62,9 @@ if TYPE_CHECKING:
 class Opening:
     """One request of a client. `sock` is watched here until the answer, and read for early data.
 
-    `own_connection` says whether it is the only thing that the client's connection is for: then it
-    does not count beside its flow.
+    `own_connection` says whether the client's connection is for this request alone. Such a
+    connection does not count besides its flow. `early` is what the client has sent after the
+    request, and `started` the time of the loop at which the client was accepted.
 
     This class has many methods because each event of client, session and flow has its own.
     """
@@ -119,7 +120,7 @@ class Opening:
         self._flow: TcpRelay | GatewayAssociation | RoutedAssociation | Question | None = None
         self._route = 0
         self._tried: list[int] = []
-        """Sessions whose peers did not reach the target."""
+        """Numbers of the sessions whose peers did not reach the target."""
         self._moving = False
         self._asked = False
         self._over = False
@@ -139,12 +140,12 @@ class Opening:
 
     @property
     def account(self) -> str:
-        """What the client's associations are counted under."""
+        """The account that limits of the client apply to."""
         return self.who.account
 
     @property
     def command(self) -> str:
-        """What is asked for, in a word for metrics."""
+        """The request's name in metrics, logs and audit records."""
         return COMMANDS[type(self._request)]
 
     @property
@@ -154,7 +155,7 @@ class Opening:
 
     @property
     def asked(self) -> bool:
-        """Whether an endpoint was asked after this gateway's policy allowed it."""
+        """Whether a session with an endpoint was found for the request."""
         return self._asked
 
     @property
@@ -163,7 +164,7 @@ class Opening:
         return self._flow if isinstance(self._flow, TcpRelay) else None
 
     def start(self) -> None:
-        """Begins. The answer may come before this returns."""
+        """Starts the request. The answer may come before this returns."""
         clients = self._clients
         seconds = clients.settings.config.socks.connect_timeout
         self._timer = clients.loop.call_later(seconds, clients.guard, self.asker, self._timed_out)
@@ -177,7 +178,7 @@ class Opening:
     # --- asking ---------------------------------------------------------------------------------
 
     def _ask(self) -> None:
-        """Asks on the session that the route leads to, or waits for one."""
+        """Asks an endpoint of the request's route, or waits for a session with one."""
         clients = self._clients
         if isinstance(self._request, UdpAssociateRequest) and not clients.routing.implicit:
             if clients.routing.some:
@@ -194,11 +195,11 @@ class Opening:
             clients.wait(self)
 
     def try_again(self) -> None:
-        """Asks on a session that takes new flows now, or waits again."""
+        """Asks an endpoint if there is a session now, or waits again."""
         self._ask()
 
     def _find_route(self) -> bool:
-        """Finds the route of what is asked for; refuses the request if there is none."""
+        """Finds the request's route. Refuses the request and returns False if there is none."""
         request, routing = self._request, self._clients.routing
         if isinstance(request, UdpAssociateRequest):
             self._route = 0
@@ -215,20 +216,20 @@ class Opening:
     def _guarded(
         self, call: Callable[[WorkerSession | None], None], session: WorkerSession | None
     ) -> None:
-        """Calls what makes the flow, and refuses the request if there is no room for it."""
+        """Calls `call`, which makes the flow, and refuses the request if a limit is reached."""
         try:
             call(session)
         except RemoteProtocolError as error:
-            # Our own limit, not the peer's fault: the table is full.
+            # This is a limit of this worker, and no fault of the peer: the table is full.
             if session is not None:
                 self._clients.report_flow_limit(session, error)
-            self._finish(CloseReason.RESOURCE_LIMIT, "this gateway holds as much as it may")
+            self._finish(CloseReason.RESOURCE_LIMIT, "this gateway has reached its limit of flows")
         except OSError as error:
             self._clients.report_resource(error)
-            self._finish(CloseReason.GENERAL_FAILURE, "this gateway is short of resources")
+            self._finish(CloseReason.GENERAL_FAILURE, asking.SHORTAGE)
 
     def _open_on(self, session: WorkerSession | None) -> None:
-        """Opens the flow on a session that transmits."""
+        """Opens the flow in a session that can transmit."""
         assert session is not None
         self._asked = True
         match self._request:
@@ -240,7 +241,7 @@ class Opening:
                 self._open_question(session, self._request)
 
     def _allowed(self, peer: str, conn_id: int) -> bool:
-        """Asks the gateway's own policy, and refuses the request if it says no."""
+        """Returns whether the gateway's own policy allows the request. Refuses it if not."""
         clients = self._clients
         refused = refused_here(
             clients.settings, clients.counters, self._request, peer=peer, conn_id=conn_id
@@ -283,7 +284,7 @@ class Opening:
 
     def _open_association(self, session: WorkerSession) -> None:
         if not self._associating.take_slot():
-            self._finish(CloseReason.RESOURCE_LIMIT, "this client has as many as it may")
+            self._finish(CloseReason.RESOURCE_LIMIT, asking.TOO_MANY_ASSOCIATIONS)
             return
         association = GatewayAssociation(session, session.allocate(), self)
         try:
@@ -294,14 +295,14 @@ class Opening:
         try:
             self._associating.bind(association.client_socket)
         except OSError:
-            self._over = True  # the caller says why, not the association's end
+            self._over = True  # the caller answers the client, and not the association's end
             association.abort(CloseReason.RESOURCE_LIMIT, tell_peer=False)
             raise
         association.ask()
 
     def _open_routed_association(self, _: WorkerSession | None) -> None:
         if not self._associating.take_slot():
-            self._finish(CloseReason.RESOURCE_LIMIT, "this client has as many as it may")
+            self._finish(CloseReason.RESOURCE_LIMIT, asking.TOO_MANY_ASSOCIATIONS)
             return
         self._flow = association = self._associating.routed(self)
         self._asked = True
@@ -309,7 +310,7 @@ class Opening:
 
     def _open_question(self, session: WorkerSession, request: ResolveRequest) -> None:
         if "resolve" not in session.terms.features:
-            self._finish(CloseReason.COMMAND_NOT_SUPPORTED, "the endpoint resolves no names")
+            self._finish(CloseReason.COMMAND_NOT_SUPPORTED, "the endpoint does not resolve names")
             return
         kind = ResolveKind.NAME if request.reverse else ResolveKind.ADDRESSES
         conn_id = session.allocate()
@@ -323,7 +324,7 @@ class Opening:
     # --- answers of the flow --------------------------------------------------------------------
 
     def opened(self, bound: HostPort) -> None:
-        """The endpoint has really connected: only now the client is told so."""
+        """Tells the client that the endpoint has connected, and passes its socket to the flow."""
         relay = self._flow
         assert isinstance(relay, TcpRelay)
         self._clients.routing.opened(self._route, relay.session)
@@ -337,14 +338,15 @@ class Opening:
             relay.abort(CloseReason.RESET)
 
     def listening(self, bound: HostPort) -> None:
-        """The endpoint listens for the caller of a BIND, who may take its time."""
-        self._cancel_timer()
-        self._clients.routing.unanswered.pop(self, None)  # its address is told: it cannot move
+        """Tells the client where the endpoint listens for the caller of a BIND."""
+        self._cancel_timer()  # the endpoint limits the wait for the caller
+        # The client knows this endpoint's address, so no other endpoint can be asked any more.
+        self._clients.routing.unanswered.pop(self, None)
         if not self.asker.listening(bound):
             self.cancel()
 
     def failed(self, reason: int) -> None:
-        """The flow was closed before it was opened."""
+        """Asks another endpoint or refuses the request, because the flow ended unopened."""
         flow, self._flow = self._flow, None
         self._clients.asked.discard(self)
         self._clients.routing.unanswered.pop(self, None)
@@ -354,13 +356,13 @@ class Opening:
             self._ask()
             return
         if reason == CloseReason.RESUME_FAILED:
-            # Its session is over, and the endpoint has not answered: the next one is asked.
+            # The session has ended before the endpoint answered: the next session is asked.
             self._ask()
             return
         self._finish(reason, sentence_of(self._request, reason))
 
     def _blame(self, session: WorkerSession, reason: int) -> bool:
-        """Notes that a peer did not reach the target; returns whether another is to be asked."""
+        """Notes that a peer did not reach the target; returns whether to ask another peer."""
         request, routing = self._request, self._clients.routing
         if not isinstance(request, ConnectRequest) or self._timer is None:
             return False
@@ -370,7 +372,7 @@ class Opening:
         return routing.another(self._route, self._tried) is not None
 
     def reconsider(self) -> None:
-        """Asks another endpoint, if the one that was asked is passed over before its answer."""
+        """Asks another endpoint, if the one that was asked is passed over by now."""
         flow = self._flow
         if not isinstance(flow, TcpRelay | Question):
             return
@@ -383,7 +385,7 @@ class Opening:
         self._ask()
 
     def associated(self, association: Relayed) -> None:
-        """The endpoint has answered: the client is told the relay's concrete address."""
+        """Tells the client the address of the relay, because the endpoint has answered."""
         self._cancel_timer()
         self._clients.asked.discard(self)
         self._observe()
@@ -393,7 +395,7 @@ class Opening:
             association.abort(CloseReason.ORDERLY)
 
     def association_ended(self, reason: int, *, opened: bool) -> None:
-        """The association is over; the connection that it was asked on ends with it."""
+        """Closes the client's connection, or refuses the request if it was not opened yet."""
         if isinstance(self._flow, RoutedAssociation):
             self._clients.relays.discard(self._flow)
         self._associating.free_slot()
@@ -407,7 +409,7 @@ class Opening:
             self.asker.close()
 
     def answered(self, reason: int, answers: tuple[Answer, ...]) -> None:
-        """The endpoint has answered a question."""
+        """Tells the client the endpoint's answer to a name question, or why there is none."""
         if reason != CloseReason.ORDERLY:
             self.failed(reason)
             return
@@ -422,29 +424,29 @@ class Opening:
     # --- the client (Watcher) -------------------------------------------------------------------
 
     def said(self, data: bytes) -> None:
-        """Early data has come; the flow transmits it within its window."""
+        """Passes early data to the flow, which transmits it within its window."""
         if isinstance(self._flow, TcpRelay):
             self._flow.write_early(data)
 
     def ended_its_side(self) -> None:
-        """The client's end of file came before the answer, or ends its association."""
+        """Takes the client's end of file (see the top of this module)."""
         flow = self._flow
         if isinstance(flow, GatewayAssociation | RoutedAssociation) and flow.opened:
             flow.abort(CloseReason.ORDERLY)
         elif not self._watch.early and not isinstance(flow, GatewayAssociation | Question):
             self._give_up(CloseReason.RESET)
             self._finish(CloseReason.GENERAL_FAILURE, "the client has ended its side")
-        # Else the answer is still wanted, unless a reset follows.
+        # Else the client may still want the answer: only a reset ends the request.
 
     def left(self) -> None:
-        """The client has reset its connection: nothing is done for it any more."""
+        """Ends the request, because the client has reset its connection."""
         flow = self._flow
         open_association = isinstance(flow, GatewayAssociation | RoutedAssociation) and flow.opened
         self._give_up(CloseReason.ORDERLY if open_association else CloseReason.RESET)
         self.asker.close()
 
     def cancel(self) -> None:
-        """Ends the request without an answer: the front end closes the socket itself."""
+        """Ends the request without an answer. The front end closes the socket."""
         if not self._over:
             self._give_up(CloseReason.RESET)
 
@@ -463,7 +465,7 @@ class Opening:
         self._timer = None
         flow = self._flow
         if isinstance(flow, TcpRelay) and flow.session.open_to_send:
-            # Its endpoint has had the whole time, and answers to PINGs: it does not get there.
+            # The link to the endpoint works, so it is the endpoint that does not reach the target.
             host = flow.destination.host if flow.destination is not None else ""
             self._clients.routing.failed(self._route, flow.session, host, CloseReason.TTL_EXPIRED)
         if flow is not None:
@@ -477,7 +479,7 @@ class Opening:
         self.asker.failed(reason, sentence)
 
     def _stop(self) -> None:
-        """Stops waiting and watching, and forgets the early data: the flow has it."""
+        """Stops the timer, the wait for a session, and the watch of the client."""
         self._cancel_timer()
         self._watch.stop()
         self._clients.stop_waiting(self)

@@ -1,4 +1,4 @@
-"""The way from the HTTP front end to an origin: a flow of its own, behind a socket pair."""
+"""A connection of the HTTP front end to an origin server: a flow behind a socket pair."""
 
 from __future__ import annotations
 
@@ -17,34 +17,38 @@ if TYPE_CHECKING:
     from socks_tunnel_workers.frontends.clients import Clients
 
 _READ: Final = 65_536
+"""Bytes read from the socket pair at a time."""
 
 
 class Requester(Protocol):
-    """The client's side, which has something to ask of the origin."""
+    """The client's side, which sends requests to the origin."""
 
     who: Client
 
     def origin_opened(self, origin: Origin) -> None:
-        """The origin is connected."""
+        """Called when the origin is connected."""
 
     def origin_failed(self, origin: Origin, reason: int, sentence: str) -> None:
-        """The origin cannot be connected."""
+        """Called when the origin cannot be connected. `reason` is a close reason."""
 
     def from_origin(self, data: bytes) -> None:
-        """The origin has sent something."""
+        """Called with the bytes that the origin has sent."""
 
     def origin_ended(self, origin: Origin, *, clean: bool) -> None:
-        """The connection has ended; `clean` if it was an end of file, not a reset."""
+        """Called at the end of the connection. `clean` means an end of file and not a reset."""
 
     def transmit(self) -> None:
-        """The origin has taken everything: there is room for more."""
+        """Called when the flow has taken all bytes, so that there is room for more."""
 
     def close(self) -> None:
-        """Closes the client's connection without a word."""
+        """Closes the client's connection without a response."""
 
 
 class Origin(Asker):
-    """The way to one origin: our end of a socket pair, and the opening of the other end."""
+    """The connection to one origin: our end of a socket pair, and the opening of the other end.
+
+    Raises :class:`OSError` if no socket pair can be made.
+    """
 
     __slots__ = (
         "_clients",
@@ -84,7 +88,7 @@ class Origin(Asker):
         return bool(self._pending)
 
     def write(self, data: bytes) -> None:
-        """Sends bytes to the origin; what the flow does not take at once waits."""
+        """Sends bytes to the origin. What the flow does not take at once waits here."""
         self._pending += data
         self._flush()
 
@@ -101,7 +105,8 @@ class Origin(Asker):
                 clients.loop.add_writer(self._ours, clients.guard, self._session, self._writable)
             return
         except OSError:
-            self._pending.clear()  # the flow has ended: the reader finds that, and what came before
+            # The flow has ended. The reader finds the end, after the bytes that came before it.
+            self._pending.clear()
         if self._writing:
             self._writing = False
             self._clients.loop.remove_writer(self._ours)
@@ -112,7 +117,7 @@ class Origin(Asker):
             self._session.transmit()
 
     def read(self, *, wanted: bool) -> None:
-        """Reads from now on, or no more for the moment."""
+        """Begins to read, or stops until the next call."""
         if self._ours is None or wanted is self._reading:
             return
         self._reading = wanted
@@ -134,7 +139,7 @@ class Origin(Asker):
             self._session.from_origin(data)
             return
         relay = self.opening.relay
-        # A socket pair knows no reset: whether this is an end of file, the flow knows.
+        # A socket pair cannot carry a reset, so the flow says whether this is an end of file.
         clean = relay is not None and relay.core.receive.eof
         self._close_ours()
         self._session.origin_ended(self, clean=clean)
@@ -165,19 +170,19 @@ class Origin(Asker):
     # --- answers (Asker) ------------------------------------------------------------------------
 
     def opened(self, bound: HostPort) -> bool:
-        """Leaves the other end to the flow."""
+        """Leaves the other end of the pair to the flow."""
         del bound
         self._theirs = None
         self._session.origin_opened(self)
         return True
 
     def failed(self, reason: int, sentence: str) -> None:
-        """Closes the pair, and tells the session why."""
+        """Closes the pair, and tells the client's side why."""
         self._close_ours()
         self._close_theirs()
         self._session.origin_failed(self, reason, sentence)
 
 
 def status_for(opening: Opening, reason: int) -> int:
-    """Returns the status for a request that came to nothing: 503 if there was nobody to ask."""
+    """Returns the HTTP status for a failed request: 503 if there was no endpoint to ask."""
     return status_of(reason) if opening.asked or reason != CloseReason.GENERAL_FAILURE else 503

@@ -1,4 +1,4 @@
-"""What a client's request means to the gateway: its route, its policy, its message to a peer."""
+"""What a gateway does with a client's request: its route, the policy, the message to a peer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def asks_for_literal(request: Request) -> bool:
-    """Returns whether it asks for the address of an address, which takes no tunnel to tell."""
+    """Returns whether it asks for the address of an IP literal, which needs no endpoint."""
     return (
         isinstance(request, ResolveRequest)
         and not request.reverse
@@ -41,7 +41,7 @@ def named_by(request: Request) -> HostPort | str:
 
 
 def route_of(request: Request, routing: Routing) -> Match | None:
-    """Returns the route that has what is named; None if there is none."""
+    """Returns the route for the request's destination or host; None if there is none."""
     if isinstance(request, ResolveRequest):
         return routing.match(request.host, None)
     assert not isinstance(request, UdpAssociateRequest), "its datagrams have routes of their own"
@@ -58,10 +58,10 @@ def opening_of(request: ConnectRequest | BindRequest, conn_id: int) -> bytes:
 def refused_here(
     settings: Settings, counters: Counters, request: Request, *, peer: str, conn_id: int
 ) -> HostPort | None:
-    """Asks the gateway's own policy; returns the destination that it does not allow.
+    """Asks the gateway's own policy; returns the destination if it is refused, else None.
 
-    Without a peer only a refusal is recorded: the request is asked about again when there is a
-    session, by the policy of that time.
+    The decision is counted and gets an audit record. Without a `peer`, only a refusal does: the
+    policy is asked again when there is a session.
     """
     policy = settings.policies.default
     if policy is None or isinstance(request, UdpAssociateRequest):

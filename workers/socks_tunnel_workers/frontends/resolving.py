@@ -18,18 +18,18 @@ from socks_tunnel_workers.relay.session import Flow, WorkerSession
 
 
 class Questioner(Protocol):
-    """Who wants to know."""
+    """Who asks the question."""
 
     @property
     def client(self) -> str:
         """The client's name in tables and logs."""
 
     def answered(self, reason: int, answers: tuple[Answer, ...]) -> None:
-        """Gets the answer; `reason` is 0 if there is one, even if it names nothing."""
+        """Called with the answers. `reason` is 0 (orderly) also if there are none."""
 
 
 class Question(Flow):
-    """One question to the endpoint. It has no bytes, and lives until its answer."""
+    """One question to the endpoint. It carries no payload, and ends with its answer."""
 
     __slots__ = ("host", "question", "questioner")
 
@@ -50,7 +50,7 @@ class Question(Flow):
         self.destination = HostPort(host, 0)
 
     def ask(self) -> None:
-        """Asks the endpoint."""
+        """Sends RESOLVE to the endpoint."""
         self.session.send(Resolve(self.conn_id, self.question, self.host).encode())
 
     def on_message(self, message: Message) -> None:
@@ -68,7 +68,7 @@ class Question(Flow):
             self.questioner.answered(reason, answers)
 
     def abort(self, reason: int, *, tell_peer: bool = True) -> None:
-        """Ends the question; the endpoint need not look any further."""
+        """Ends the question. With `tell_peer` the endpoint stops its look-up."""
         if tell_peer and not self.ended:
             self.session.core.close(self.conn_id, reason)
         self._answered(reason or CloseReason.GENERAL_FAILURE, ())
@@ -76,11 +76,11 @@ class Question(Flow):
     # --- resume ---------------------------------------------------------------------------------
 
     def row(self) -> tuple[int, int, int, int]:
-        """Returns the row of RESUME: a question has no stream."""
+        """Returns the row of RESUME, without positions: a question has no stream."""
         return self.conn_id, 0, 0, 0
 
     def on_missing(self) -> bool:
-        """The endpoint does not know the question, or its answer was lost: asks again."""
+        """Asks again: the endpoint does not know the question, or its answer was lost."""
         self.ask()
         return True
 
@@ -88,15 +88,15 @@ class Question(Flow):
 
     @property
     def up(self) -> int:
-        """Nothing: a question has no payload."""
+        """Always 0: a question has no payload."""
         return 0
 
     @property
     def down(self) -> int:
-        """Nothing: an answer has no payload."""
+        """Always 0: an answer has no payload."""
         return 0
 
     @property
     def state(self) -> str:
-        """It waits."""
+        """Always "asked": a question waits for its answer."""
         return "asked"

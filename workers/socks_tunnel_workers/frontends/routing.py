@@ -1,8 +1,8 @@
-"""Which session a new flow goes to, as one worker of a gateway knows it.
+"""Chooses the session of a new flow in one worker of a gateway.
 
-The supervisor decides which peers of a route may be used (:class:`NewFlows`), and the worker
-matches the destination and takes the best of them that can transmit. It tells the supervisor which
-dials did not reach their targets, as only it knows them.
+The supervisor decides which peers of a route may be used (:class:`NewFlows`). The worker finds the
+route of a destination, and takes the best of its peers that can transmit. Only the worker knows
+which dials did not reach their targets, so it tells the supervisor.
 """
 
 from __future__ import annotations
@@ -22,22 +22,25 @@ class Closable(Protocol):
     """A client's connection that is no flow."""
 
     def close(self) -> None:
-        """Closes it without a word."""
+        """Closes it without an answer."""
 
 
 class Unanswered(Protocol):
-    """A request that an endpoint was asked for and has not answered."""
+    """A request that an endpoint has not answered yet."""
 
     @property
     def asker(self) -> Closable:
-        """Whose request it is."""
+        """The connection of the client whose request it is."""
 
     def reconsider(self) -> None:
         """Asks another endpoint, if that is better now."""
 
 
 class Routing:
-    """The worker's copy of the table. `tell` sends a control message about a session."""
+    """The worker's copy of the supervisor's table of candidates.
+
+    `tell` sends the supervisor a control message about a session (0: about none).
+    """
 
     def __init__(
         self,
@@ -55,16 +58,17 @@ class Routing:
         self._candidates: list[Candidates] = []
         self._beside: list[dict[int, float]] = []
         self.unanswered: dict[Unanswered, None] = {}
-        """Requests that may still be asked elsewhere."""
+        """Requests for which another endpoint may still be asked."""
         self._blamed: set[tuple[str, int]] = set()
         self._reached: set[tuple[str, int]] = set()
 
     # --- what the supervisor says -------------------------------------------------------------
 
     def set_targets(self, targets: list[list[list[int]]], beside: list[list[list[float]]]) -> None:
-        """Takes the table of candidates: for each route, the preferred sessions and the others.
+        """Takes the table of candidates.
 
-        `beside` has how many flows are added to those of some sessions.
+        `targets` has for each route the numbers of the preferred sessions and of the others.
+        `beside` has for each route pairs of a session and the flows that are added to its count.
         """
         self._beside = [{int(number): flows for number, flows in rows} for rows in beside]
         self._candidates = [
@@ -72,7 +76,7 @@ class Routing:
         ]
 
     def reset(self) -> None:
-        """Forgets the table: other routes are in force, and theirs is under way."""
+        """Forgets the table, because other routes are in force. Their table is still to come."""
         self._candidates = []
         self._beside = []
 
@@ -80,20 +84,23 @@ class Routing:
 
     @property
     def implicit(self) -> bool:
-        """Whether no route is configured: then all destinations are reached in the same way."""
+        """Whether no route is configured, so that all destinations have the same peers."""
         return self._settings.routes.implicit
 
     def match(self, host: str, port: int | None) -> Match | None:
-        """Returns the route that has a destination; None if there is none."""
+        """Returns the route of a destination, or None if there is none."""
         return self._settings.routes.match(host, port)
 
     def choose(self, route: int, avoid: Collection[int] = ()) -> WorkerSession | None:
-        """Returns the session for a new flow; None if none can transmit. `avoid` has numbers."""
+        """Returns the session for a new flow of a route, or None if none can transmit.
+
+        `avoid` has the numbers of sessions that are not taken.
+        """
         if route >= len(self._candidates):
             return None
 
         candidates = self._candidates[route]
-        if len(candidates.preferred) == 1:  # whatever the policy is
+        if len(candidates.preferred) == 1:  # every policy would choose it
             session = self._sessions.get(candidates.preferred[0])
             if session is not None and self._open(session, avoid):
                 return session
@@ -116,7 +123,10 @@ class Routing:
         return any(self.choose(route) is not None for route in range(len(self._candidates)))
 
     def better(self, route: int, session: WorkerSession) -> WorkerSession | None:
-        """Returns a preferred session in place of one that is not preferred, or cannot transmit."""
+        """Returns a preferred session that should take the place of `session`.
+
+        None if `session` is preferred itself and can transmit, or if there is no other.
+        """
         if route >= len(self._candidates):
             return None
         preferred = self._candidates[route].preferred
@@ -126,26 +136,26 @@ class Routing:
         return other if other is not None and other.number in preferred else None
 
     def another(self, route: int, tried: Collection[int]) -> WorkerSession | None:
-        """Returns a preferred session that is none of `tried`."""
+        """Returns a preferred session that is not in `tried`, or None."""
         session = self.choose(route, tried)
         if session is None or session.number not in self._candidates[route].preferred:
             return None
         return session
 
     def several(self, route: int) -> bool:
-        """Returns whether the route has a list of several peers, so that another may do better."""
+        """Returns whether the route names several peers, so that another one can be tried."""
         routes = self._settings.routes.routes
         return route < len(routes) and len(routes[route].peers) > 1
 
     # --- what is told -------------------------------------------------------------------------
 
     def count(self, route: int, session: WorkerSession) -> None:
-        """Counts a flow that is asked for."""
+        """Counts a new flow of a route."""
         name = self._settings.routes.routes[route].name
         self._counters.count("route_flows_total", name, session.peer)
 
     def failed(self, route: int, session: WorkerSession, host: str, reason: int) -> bool:
-        """Tells the supervisor of a dial that failed, if that may be the peer's fault.
+        """Tells the supervisor of a dial that failed, if the peer may be the cause.
 
         Returns whether it may be.
         """
@@ -157,7 +167,10 @@ class Routing:
         return True
 
     def opened(self, route: int, session: WorkerSession) -> None:
-        """Notes that a dial has reached its target. A peer that was blamed is cleared at once."""
+        """Notes that a dial has reached its target.
+
+        If the peer was blamed for an earlier dial, the supervisor is told at once.
+        """
         if not self.several(route):
             return
         key = self._settings.routes.routes[route].name, session.number
@@ -178,7 +191,7 @@ class Routing:
         self._reached = {key for key in self._reached if key[1] != session.number}
 
     def report_unrouted(self, destination: str, client: str, command: str) -> None:
-        """Counts, logs and audits a request that no route has."""
+        """Counts, logs and audits a request whose destination is in no route."""
         self._counters.count("unrouted_total", command)
         self._notices.warn(
             "no-route", "no route leads to %s (asked by %s): refusing it", destination, client

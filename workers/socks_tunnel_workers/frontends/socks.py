@@ -5,11 +5,10 @@ One port serves three protocols; the first byte says which one the client speaks
     05              SOCKS5
     04              SOCKS4 and SOCKS4a
     A-Z, a-z        HTTP (a method): handed over to frontends/http.py
-    anything else   nothing that is spoken here: the connection is closed
+    anything else   the connection is closed
 
-Which of them are spoken at all is a matter of `socks.protocols`. Both versions of SOCKS are served
-here, for they differ in their bytes only, and those are the business of the cores in
-:mod:`socks_tunnel.protocol`.
+`socks.protocols` says which of them are enabled. Both versions of SOCKS are served here: they
+differ only in their bytes, which the cores in :mod:`socks_tunnel.protocol` read and write.
 """
 
 from __future__ import annotations
@@ -40,15 +39,16 @@ if TYPE_CHECKING:
     from socks_tunnel_workers.frontends.clients import Clients
 
 HANDSHAKE_SECONDS = 30.0
-"""Time in which a client must have made its request."""
+"""Seconds in which a client must have made its request."""
 
 LOGIN_BYTES_MAX: Final = 16_384
 """Bytes that a client may send ahead while its password is checked."""
 
 _READ: Final = 4096
+"""Bytes read from a client's socket at a time: more than the longest SOCKS5 handshake."""
 
 _ANSWERED: Final = frozenset({"command", "address-type", "bad-name", "bad-request"})
-"""Kinds of errors in a request, which the client gets a reply for."""
+"""Kinds of errors in a request for which the client gets a reply."""
 
 Core: TypeAlias = socks5.ServerConnection | socks4.ServerConnection
 
@@ -56,8 +56,8 @@ Core: TypeAlias = socks5.ServerConnection | socks4.ServerConnection
 class SocksSession(Asker):
     """A client's connection until it becomes a flow; for UDP, as long as the association lives.
 
-    Everything it does is a reaction: to the socket, to a timer, to a verdict about its password, to
-    the :class:`Opening` of its request.
+    It only reacts: to its socket, to its timer, to the verdict about a password, and to the
+    :class:`Opening` of its request. `address` is what accept(2) returned.
     """
 
     __slots__ = (
@@ -103,7 +103,7 @@ class SocksSession(Asker):
             self._stop_reading()
 
     def _choose(self, data: bytes) -> bool:
-        """Takes the core for the protocol of the first byte. False if it is none of SOCKS."""
+        """Makes the core for the protocol of the first byte. Returns False if it is not SOCKS."""
         settings = self._clients.settings
         spoken = settings.config.socks.protocols
         first = data[0]
@@ -122,7 +122,7 @@ class SocksSession(Asker):
         return True
 
     def _hand_over(self, data: bytes) -> None:
-        """Leaves the client to the HTTP front end, which is loaded when the first one comes."""
+        """Leaves the client to the HTTP front end, which is imported for the first such client."""
         sock, self._sock = self._sock, None
         assert sock is not None
         self._clients.loop.remove_reader(sock)
@@ -131,9 +131,11 @@ class SocksSession(Asker):
         module.HttpSession(self._clients, sock, self.who, data, started=self._started)
 
     def _ended_its_side(self) -> None:
-        """The client's end of file came before its request was understood."""
+        """Closes the connection, because the end of file came before the request.
+
+        A client that has sent everything at once, with its end of file, still gets its answer.
+        """
         if self._login is not None and self._core is not None and self._core.buffered:
-            # Its whole handshake came at once, with the end behind it: it still wants its answer.
             self._stop_reading()
             return
         self._count_rejected("incomplete")
@@ -217,24 +219,24 @@ class SocksSession(Asker):
     # --- answers (Asker) ------------------------------------------------------------------------
 
     def opened(self, bound: HostPort) -> bool:
-        """Replies; the socket is the flow's from here on."""
+        """Replies with success. From here on the socket is the flow's."""
         alive = self._reply(Reply.SUCCEEDED, bound)
         self._sock = None
         self._forget()
         return alive
 
     def listening(self, bound: HostPort) -> bool:
-        """Replies for the first time to a BIND."""
+        """Sends the first reply to a BIND."""
         return self._reply(Reply.SUCCEEDED, bound)
 
     def associated(self, bound: HostPort) -> bool:
-        """Replies with the relay's address. From here on the association counts, as a flow."""
+        """Replies with the relay's address. From here on the association counts as a flow."""
         alive = self._reply(Reply.SUCCEEDED, bound)
         self._clients.opening.discard(self)
         return alive
 
     def resolved(self, answers: tuple[Answer, ...]) -> None:
-        """Replies with one answer, an IPv4 address if there is one: most clients know no other."""
+        """Replies with one answer: an IPv4 address if there is one, as most clients expect."""
         hosts = [answer.host for answer in answers]
         plain = [host for host in hosts if (ip := parse_ip(host)) is not None and ip.version == 4]
         host = next(iter(plain or hosts), None)
@@ -259,9 +261,9 @@ class SocksSession(Asker):
         return self._flush()
 
     def _flush(self) -> bool:
-        """Sends what the core owes the client. False if the client is gone.
+        """Sends the replies of the core; returns False if the client is gone.
 
-        A handshake's answers are a few bytes: a client whose socket does not take them never reads.
+        These are a few bytes. A client whose socket does not take them does not read, and is reset.
         """
         assert self._core is not None
         data = self._core.data_to_send()
@@ -282,7 +284,7 @@ class SocksSession(Asker):
         return False
 
     def _end(self) -> None:
-        """Closes so that the last reply arrives."""
+        """Closes the connection so that the last reply arrives."""
         if self._sock is not None:
             self._stop_reading()
             linger_close(self._clients.loop, self._sock)
@@ -290,7 +292,7 @@ class SocksSession(Asker):
         self._forget()
 
     def close(self) -> None:
-        """Closes without a word."""
+        """Closes the connection without a reply, and cancels the request."""
         if self._opening is not None:
             self._opening.cancel()
         if self._sock is not None:

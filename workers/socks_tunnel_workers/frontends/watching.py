@@ -1,4 +1,4 @@
-"""Watching a client that waits for its answer: what it says too early, and whether it leaves."""
+"""Watches a client that waits for its answer: its early data, and whether it leaves."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from typing import Final, Protocol
 from socks_tunnel_workers.services import Account, Charge
 
 EARLY_MAX: Final = 32_768
-"""Bytes of early data that are taken from one client; more stay in its socket until the answer."""
+"""Bytes of early data that are read from one client. More stay in its socket until the answer."""
 
 PROBE_SECONDS: Final = 1.0
-"""How often a client whose socket is not read is looked at: a reset shows without reading."""
+"""Seconds between two looks at a client whose socket is not read. SO_ERROR shows a reset without
+reading."""
 
 
 class Watcher(Protocol):
-    """Who wants to know."""
+    """Who is told of what the client does."""
 
     def said(self, data: bytes) -> None:
-        """The client has sent early data."""
+        """Called with early data of the client."""
 
     def ended_its_side(self) -> None:
-        """The client's end of file came."""
+        """Called at the client's end of file."""
 
     def left(self) -> None:
-        """The client has reset its connection."""
+        """Called when the client has reset its connection."""
 
 
 class ClientWatch:
-    """The socket of one client, read until :meth:`stop`.
+    """Reads the socket of one client until :meth:`stop`.
 
-    With `keep`, what comes is kept in `early` (within :data:`EARLY_MAX`, and counted in `memory`)
-    and told; without it nothing is expected, and what comes is thrown away. An end of file is told
-    once; from then on only a reset is looked for. `guard` calls what a socket or a timer has for
-    the watch.
+    With `keep`, data is kept in `early` (up to :data:`EARLY_MAX` bytes, charged to `memory`), and
+    the watcher is told. Without it, data is thrown away. An end of file is told once; from then on
+    the watch only looks for a reset. `guard` calls the handlers of the socket and the timer.
     """
 
     __slots__ = (
@@ -82,12 +82,12 @@ class ClientWatch:
             self._loop.add_reader(self._sock, self._guard, self._readable)
 
     def stop(self) -> None:
-        """Reads no more; `early` stays. Harmless if that was done before."""
+        """Stops reading. `early` stays. Harmless if that was done before."""
         self._stop_reading()
         self.hand_over()
 
     def hand_over(self) -> None:
-        """Leaves the socket to whoever reads it next, which takes the place of our reader."""
+        """Leaves the socket to the flow, whose reader takes the place of this one."""
         self._reading = False
         if self._probing is not None:
             self._probing.cancel()
@@ -130,7 +130,7 @@ class ClientWatch:
             self._loop.remove_reader(self._sock)
 
     def _probe_later(self) -> None:
-        """Reads no more: there is no room, or nothing to come. Looks for a reset instead."""
+        """Stops reading, because there is no room or nothing to come. Looks for a reset instead."""
         self._stop_reading()
         self._probing = self._loop.call_later(PROBE_SECONDS, self._guard, self._probe)
 

@@ -1,1 +1,1 @@
-"""Flows between a local socket and the tunnel, the same on both hosts."""
+"""Flows between a local socket and the tunnel, for gateway and endpoint."""

@@ -1,7 +1,7 @@
 """The socket that a SOCKS5 client sends its datagrams to (RFC 1928 section 7).
 
-It knows who the client is, and in which form it writes addresses. It knows nothing of tunnels: what
-comes goes to whoever has made it.
+It knows the client's address, and the form in which the client writes addresses. It knows nothing
+of the tunnel: its owner takes the datagrams.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ from socks_tunnel_workers.sockets import (
 )
 
 MAPPED_MAX: Final = 1024
-"""IPv4 addresses that are remembered as written in IPv6; the least recent one is forgotten."""
+"""IPv4 addresses that are remembered as written in IPv6. The least recently used is forgotten."""
 
 _MAPPED: Final = bytes(10) + b"\xff\xff"
-"""What precedes an IPv4 address in an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2)."""
+"""The 12 bytes before the IPv4 address in a mapped IPv6 address (RFC 4291 section 2.5.5.2)."""
 
 _NO_FRAGMENT: Final = b"\0\0\0"
-"""RSV and FRAG of a datagram that is no fragment."""
+"""RSV and FRAG of a datagram that is not a fragment."""
 
 
 def _bound(
     family: int, ports: tuple[int, int] | None, address: Callable[[int], SockAddr]
 ) -> socket.socket:
-    """Returns a UDP socket on a free port of a range, tried from anywhere. Raises OSError."""
+    """Returns a UDP socket on a free port of a range, or on any free port without a range.
+
+    The search begins at a random port of the range. Raises :class:`OSError`.
+    """
     if ports is None:
         return udp_socket(family, address(0))
     first, last = ports
@@ -50,6 +53,19 @@ def _bound(
             if error.errno != errno.EADDRINUSE:
                 raise
     raise OSError(errno.EADDRINUSE, f"all UDP ports of socks.udp_ports are in use: {first}-{last}")
+
+
+def parse_from_peer(packet: memoryview, conn_id: int) -> UdpDatagram:
+    """Returns the parts of a UDP_PACKET of the peer, which has a SOCKS5 UDP header.
+
+    Raises :class:`RemoteProtocolError` of the kind `malformed-udp_packet` if the header is wrong.
+    """
+    try:
+        return parse_udp_packet(packet)
+    except RemoteProtocolError as error:
+        raise RemoteProtocolError(
+            f"UDP_PACKET: {error}", kind="malformed-udp_packet", conn_id=conn_id
+        ) from None
 
 
 class ClientSocket:
@@ -77,9 +93,10 @@ class ClientSocket:
     ) -> None:
         """Binds the relay to an address of this machine. Raises :class:`OSError`.
 
-        `client_ip` is where the client's datagrams come from, `scope` the zone of a link-local
-        address. `ports` is the range to choose from (None: any free port), and `told` the address
-        that the client is told in place of `host`, where something translates addresses between.
+        `client_ip` is the only address that datagrams are taken from, and `scope` the zone of a
+        link-local address. `ports` is the range to choose from, first and last included (None: any
+        free port). `told` is the address that the client is told in place of `host`, for clients
+        behind address translation.
         """
         if ":" in host:
             self.sock = _bound(socket.AF_INET6, ports, lambda port: (host, port, 0, scope))
@@ -105,7 +122,10 @@ class ClientSocket:
     # --- from the client ------------------------------------------------------------------------
 
     def receive(self, take: Callable[[bytes, SockAddr], bool]) -> None:
-        """Reads what has come, up to :data:`DATAGRAMS_PER_TURN`; stops if `take` returns False."""
+        """Reads up to :data:`DATAGRAMS_PER_TURN` datagrams; stops if `take` returns False.
+
+        `take` is called with each datagram and its sender.
+        """
         sock = self.sock
         assert sock is not None
         for _ in range(DATAGRAMS_PER_TURN):
@@ -114,17 +134,21 @@ class ClientSocket:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
-                # A pending ICMP error of an earlier send: nothing was received, nothing is lost.
+                # This is a pending ICMP error of an earlier datagram. No datagram is lost.
                 return
             if not take(packet, sender):
                 return
 
     def parse(self, packet: bytes, sender: SockAddr) -> UdpDatagram | None:
-        """Returns the datagram, or drops it: it is another's, or nothing that can go on."""
+        """Returns the parts of a datagram; None if it is dropped and counted.
+
+        Dropped are datagrams from another sender than the client, fragments, and those that cannot
+        be parsed.
+        """
         # RFC 1928 section 7: "It MUST drop any datagrams arriving from any source IP address other
-        # than the one recorded for the particular association." The port is pinned as well: on a
-        # machine with several users an address alone proves little. Only a datagram that goes on
-        # pins: whatever else finds the port first must not lock the client out.
+        # than the one recorded for the particular association." The port is pinned as well, because
+        # several users of a machine share its address. Only a datagram that goes on pins the
+        # sender. So a stray datagram that comes first does not lock the client out.
         pinned = self.pinned
         if sender != pinned and (pinned is not None or sender[0] != self.client_ip):
             self._drop("foreign-source")
@@ -140,13 +164,13 @@ class ClientSocket:
         return datagram
 
     def goes_on(self, packet: bytes, sender: SockAddr) -> None:
-        """Notes that a datagram goes on: its sender is the client, its form is the client's."""
+        """Notes the sender and the address form of a datagram that goes on, as the client's."""
         if self.pinned is None:
             self.pinned = sender
         if packet[3] == AddressType.IPV6:
             self._note_mapped(packet)
         elif self.mapped and packet[3] == AddressType.IPV4:
-            self.mapped.pop(packet[4:8], None)  # the form that was asked last is answered
+            self.mapped.pop(packet[4:8], None)  # replies have the form that was used last
 
     def _note_mapped(self, packet: bytes) -> None:
         if packet[4:16] == _MAPPED:
@@ -159,18 +183,13 @@ class ClientSocket:
     def reply(self, packet: memoryview, conn_id: int) -> int | None:
         """Passes a reply to the client, with the header that the endpoint has put before it.
 
-        Returns how many bytes of payload went on; None if it was dropped. Raises
-        :class:`RemoteProtocolError` for what is no reply.
+        Returns how many bytes of payload went on; None if the reply was dropped. Raises
+        :class:`RemoteProtocolError` if the header is wrong.
         """
         if self.pinned is None or self.sock is None:
             self._drop("no-client")
             return None
-        try:
-            offset = parse_udp_packet(packet).offset
-        except RemoteProtocolError as error:
-            raise RemoteProtocolError(
-                f"UDP_PACKET: {error}", kind="malformed-udp_packet", conn_id=conn_id
-            ) from None
+        offset = parse_from_peer(packet, conn_id).offset
         try:
             if packet[0] | packet[1] | packet[2] or self.mapped:
                 self.sock.sendmsg(self._cleaned(packet), [], 0, self.pinned)
@@ -182,7 +201,7 @@ class ClientSocket:
         return len(packet) - offset
 
     def _cleaned(self, packet: memoryview) -> list[bytes | memoryview]:
-        """Returns the packet with RSV and FRAG zero, and the sender in the form that was asked."""
+        """Returns the packet with RSV and FRAG zero, and the sender in the client's form."""
         if packet[3] == AddressType.IPV4 and bytes(packet[4:8]) in self.mapped:
             return [_NO_FRAGMENT, bytes((AddressType.IPV6,)), _MAPPED, packet[4:]]
         return [_NO_FRAGMENT, packet[3:]]

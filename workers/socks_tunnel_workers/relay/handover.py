@@ -1,4 +1,4 @@
-"""Hand-over of TCP flows: what another program needs in order to go on with their sockets."""
+"""Hand-over of TCP flows: the values with which the next program goes on with their sockets."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def export_relay(relay: TcpRelay) -> dict[str, Any]:
 
 
 def restore_client_relay(session: WorkerSession, fields: Mapping[str, Any]) -> TcpRelay:
-    """Returns a gateway's flow in its session, going on. Raises as :func:`go_on`."""
+    """Returns a gateway's flow, which goes on in its session. Raises as :func:`go_on`."""
     destination = restore_destination(fields)
     if destination is None:
         raise bounded.unusable(fields, "destination")
@@ -69,7 +69,7 @@ def restore_client_relay(session: WorkerSession, fields: Mapping[str, Any]) -> T
 def go_on(session: WorkerSession, relay: TcpRelay, fields: Mapping[str, Any]) -> None:
     """Lets a new relay go on as the flow that :func:`export_relay` described.
 
-    Raises Malformed, :class:`OSError` for a socket that is not there, and
+    Raises Malformed, :class:`OSError` for a descriptor that is not open, and
     :class:`~socks_tunnel.protocol.errors.RemoteProtocolError` for a CONN_ID that is in use.
     """
     relay.core = TcpFlow.restore(bounded.table(fields, "core"))

@@ -1,4 +1,4 @@
-"""The gateway's own policy, asked before anything enters the tunnel."""
+"""The gateway's own policy, which is asked before a request enters the tunnel."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def allowed_here(
     conn_id: int,
     command: str,
 ) -> bool:
-    """Returns whether a flow may go on; what the gateway cannot tell is left to the endpoint.
+    """Returns whether a flow may go on to the endpoint.
 
-    A gateway resolves no names, so a name may be in doubt here. Each decision is one audit record
-    and one metric.
+    A gateway does not resolve names. So a name that is only allowed by its address goes on, and the
+    endpoint decides. Each decision is one audit record and is counted in one metric.
     """
     decision = policy.check(destination)
     counters.count("policy_decisions_total", decision.verdict.value)

@@ -1,4 +1,4 @@
-"""Who has to give way when the flows of a worker hold more memory than allowed."""
+"""Frees memory when the flows of a worker hold more than `limits.memory_per_worker`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ logger = logging.getLogger(__name__)
 
 
 class MemoryRelief:
-    """Makes room in the account of memory.
+    """Frees memory until the account is within its limit, in this order.
 
-    First the windows of quiet flows shrink: what they may send is needed least. Most of them have
-    shrunk before, when half of the memory was in use (:meth:`TcpRelay.sweep`). Then sessions
-    without a link give way, the one that lost its link longest ago first: nobody may ever come back
-    for them. If that is not enough, the windows of all flows shrink, so that less comes from now
-    on; each keeps :data:`WINDOW_WHEN_SHORT`, so no flow stands still. Then the flow that holds most
-    is closed (0x17). `sessions` are all sessions of the worker, and `now` reads its clock.
+    1. The windows of quiet flows shrink. Most of them have shrunk before, when half of the memory
+       was in use (:meth:`TcpRelay.sweep`).
+    2. Sessions without a link are ended, the one that lost its link longest ago first. Their peers
+       may never come back.
+    3. The windows of all flows shrink to :data:`WINDOW_WHEN_SHORT`, so that less comes from now on,
+       but no flow stands still.
+    4. The flows that hold most are closed with reason 0x17 (RESOURCE_LIMIT).
+
+    `sessions` are all sessions of the worker, and `now` returns seconds of the loop's clock.
     """
 
     def __init__(
@@ -39,7 +42,7 @@ class MemoryRelief:
         self._now = now
 
     def relieve(self) -> None:
-        """Makes room until the account is within its limit."""
+        """Frees memory until the account is within its limit."""
         account = self._account
         relays = [
             flow
@@ -75,8 +78,8 @@ class MemoryRelief:
                 continue
             self._notices.warn(
                 "memory",
-                "flows hold %d bytes (limits.memory_per_worker is %d); closed flow %d to %s, "
-                "which held %d",
+                "flows hold %d bytes (limits.memory_per_worker is %d); closing flow %d to %s, "
+                "which holds %d",
                 account.used,
                 account.limit,
                 relay.conn_id,
@@ -90,13 +93,13 @@ class MemoryRelief:
         if not flows:
             return
         held = self._account.used
-        session.end(CloseReason.RESOURCE_LIMIT, tell_peer=True)
-        self._counters.count("sessions_given_up_total", "memory")
         logger.warning(
-            "memory is short (%d bytes, limits.memory_per_worker is %d): gave up %d flows of the "
-            "session with %s, which has no link",
+            "flows hold %d bytes (limits.memory_per_worker is %d); closing the %d flows of the "
+            "session with peer %s, which has no link",
             held,
             self._account.limit,
             flows,
             session.peer,
         )
+        session.end(CloseReason.RESOURCE_LIMIT, tell_peer=True)
+        self._counters.count("sessions_given_up_total", "memory")

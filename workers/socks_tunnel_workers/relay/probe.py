@@ -1,4 +1,4 @@
-"""A probe: whether the peer of a session reaches a target. It carries no bytes."""
+"""A probe finds out whether the peer of a session reaches a target. It carries no payload."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ PROBE_SECONDS: Final = 3.0
 """Seconds that a peer has to reach the target of a probe."""
 
 GREETING_SECONDS: Final = 0.5
-"""Seconds for which a connected probe stays open, so that a greeting still finds its flow."""
+"""Seconds for which a connected probe stays open, so that a greeting of the target still finds a
+flow and does not count as a late message."""
 
 
 class ProbeFlow(Flow):
-    """One probe. `done` is called once with the reason of its end, 0 if the target was reached."""
+    """One probe. `done` is called once with a close reason: 0 if the target was reached."""
 
     __slots__ = ("_done", "_timer", "reached")
 
@@ -46,7 +47,7 @@ class ProbeFlow(Flow):
         self._timer: asyncio.TimerHandle | None = None
 
     def ask(self) -> None:
-        """Asks the endpoint."""
+        """Asks the endpoint to connect to the target."""
         session, destination = self.session, self.destination
         assert destination is not None
         self._timer = session.loop.call_later(
@@ -55,7 +56,7 @@ class ProbeFlow(Flow):
         session.send(OpenConnection(self.conn_id, destination.host, destination.port).encode())
 
     def on_message(self, message: Message) -> None:
-        """Takes the answer, or the end."""
+        """Takes the endpoint's answer, or its CLOSE."""
         match message:
             case ConnectionOpened() if not self.reached:
                 self.reached = True
@@ -69,15 +70,15 @@ class ProbeFlow(Flow):
                 raise self.unexpected(type(message).__name__)
 
     def on_data(self, data: memoryview) -> None:  # noqa: ARG002 - it is ignored
-        """Ignores what the target says at once."""
+        """Ignores the target's greeting."""
         if not self.reached:
             raise self.unexpected("DATA")
 
     def on_window(self, update: WindowUpdate) -> None:
-        """Nothing is sent that would need a window."""
+        """Ignores the window: a probe sends nothing."""
 
     def on_detached(self) -> None:
-        """The link is gone: the probe says nothing of the target."""
+        """Ends the probe: without the link it says nothing about the target."""
         self.abort(CloseReason.RESUME_FAILED)
 
     def _set_timer(self, seconds: float) -> None:
@@ -106,22 +107,22 @@ class ProbeFlow(Flow):
             self._done(reason)
 
     def row(self) -> tuple[int, int, int, int]:
-        """Returns the row of RESUME: a probe has no stream."""
+        """Returns the row of RESUME, without positions: a probe has no stream."""
         return self.conn_id, 0, 0, 0
 
     # --- for people -----------------------------------------------------------------------------
 
     @property
     def up(self) -> int:
-        """Nothing: a probe has no payload."""
+        """Always 0: a probe has no payload."""
         return 0
 
     @property
     def down(self) -> int:
-        """Nothing, as above."""
+        """Always 0: a probe has no payload."""
         return 0
 
     @property
     def state(self) -> str:
-        """Connected, or waiting for the endpoint."""
+        """Either "connected", or "asked" while the endpoint has not answered."""
         return "connected" if self.reached else "asked"

@@ -1,4 +1,4 @@
-"""The first flows by something, for `socks-tunnel top`: a look at all of them takes some time."""
+"""The flows with the highest rate, total or age, for `socks-tunnel top`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from socks_tunnel_workers.relay.session import Flow
 
 FLOWS_PER_TURN: Final = 500
-"""Flows looked at in one go; then others' bytes move before the next ones."""
+"""Flows looked at in one turn of the event loop, so that bytes can move in between."""
 
 
 def rank(
@@ -21,10 +21,10 @@ def rank(
     by: str,
     done: Callable[[Iterable[Flow]], None],
 ) -> None:
-    """Calls `done` with the first `limit` of `flows`, those with the most first; takes the list.
+    """Calls `done` with the `limit` flows that have most, in falling order. Empties `flows`.
 
-    `by` is `rate` (bytes since flows were last compared by that, whoever asked), `total` (bytes)
-    or `age`. Some flows are looked at now, the rest in later turns of the loop.
+    `by` is `rate` (bytes since the flows were last ranked by rate, for any asker), `total` (bytes
+    in both directions) or `age`. Some flows are looked at now, the rest in later turns of the loop.
     """
     key = _KEYS[by]
     best: list[tuple[float, Flow]] = []

@@ -1,4 +1,4 @@
-"""UDP associations of a gateway with several peers: each datagram goes where its route leads.
+"""UDP associations of a gateway with several peers: each datagram goes to a peer of its route.
 
 ::
 
@@ -6,10 +6,10 @@
     client <--> ClientSocket <--------+
                                       +-- leg: an association with peer B --> targets of B
 
-One association of a client has up to :data:`LEGS_MAX` associations in the tunnel, its *legs*, each
-of which is opened by the first datagram that needs it. A route keeps to its leg as long as that
-works, so that targets see the same sender, also when a better peer comes back. If the peer of a leg
-is lost, the next datagram opens another one. Replies come from all legs.
+One association of a client has up to :data:`LEGS_MAX` associations in the tunnel, its *legs*. The
+first datagram that needs a leg opens it. A route keeps its leg as long as the leg works, also when
+a better peer comes back, so that targets see the same sender. If the peer of a leg is lost, the
+next datagram opens another leg. Replies come from all legs.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 LEGS_MAX = 16
-"""Associations in the tunnel that one association of a client may have; the oldest one is ended."""
+"""Legs that one association of a client may have. One more ends the oldest leg."""
 
 
 class Ways(Protocol):
-    """Who knows where a destination is reached."""
+    """Knows the routes and their sessions; :class:`frontends.routing.Routing` is one."""
 
     def match(self, host: str, port: int | None) -> Match | None:
-        """Returns the route that has a destination."""
+        """Returns the route of a destination."""
 
     def choose(self, route: int) -> WorkerSession | None:
         """Returns the session for a new flow of a route."""
@@ -54,10 +54,10 @@ class Ways(Protocol):
         """Returns a preferred session in place of one that is not preferred."""
 
     def count(self, route: int, session: WorkerSession) -> None:
-        """Counts a flow."""
+        """Counts a new flow of a route."""
 
     def report_unrouted(self, destination: str, client: str, command: str) -> None:
-        """Counts, logs and audits a destination that no route has."""
+        """Counts, logs and audits a destination that is in no route."""
 
 
 class Leg(Association):
@@ -72,7 +72,10 @@ class Leg(Association):
         self.backlog = Backlog(session.memory)
 
     def send(self, packet: bytes, offset: int) -> None:
-        """Sends a datagram of the client's on its way; `offset` is where its payload begins."""
+        """Sends a datagram of the client to the endpoint. `offset` is where its payload begins.
+
+        Until the leg is open, the datagram waits or is dropped.
+        """
         if not self.opened:
             if not self.backlog.put(packet):
                 self.drop("opening")
@@ -84,7 +87,7 @@ class Leg(Association):
         session.send_datagram(self.conn_id, b"", packet)
 
     def on_message(self, message: Message) -> None:
-        """Takes the endpoint's answer, or the end."""
+        """Takes the endpoint's answer, or its CLOSE."""
         match message:
             case UdpAssociateOpened():
                 if self.opened and self.repeated:
@@ -105,7 +108,7 @@ class Leg(Association):
             self.owner.active = self.active
 
     def sweep(self, now: float) -> None:
-        """Ends a leg that was silent for idle_udp seconds, or never answered."""
+        """Ends the leg after `idle_udp` seconds of silence, or without an answer."""
         socks = self.session.settings.config.socks
         self._end_if_idle(now, socks.idle_udp if self.opened else socks.connect_timeout)
 
@@ -118,10 +121,10 @@ class Leg(Association):
 
 
 class RoutedAssociation:
-    """One association of a client. Its relay is bound by :attr:`client_socket` after it is made.
+    """One association of a client. Its creator binds the relay, :attr:`client_socket`.
 
-    `admit` takes a leg into its session. It raises :class:`RemoteProtocolError` if there is no
-    room.
+    `admit` takes a leg into its session. It raises :class:`RemoteProtocolError` if a limit is
+    reached.
     """
 
     def __init__(
@@ -141,7 +144,7 @@ class RoutedAssociation:
         self.draining = False
         self.active = loop.time()
         self.legs: OrderedDict[int, Leg] = OrderedDict()
-        """By the number of their session, the oldest first."""
+        """The legs by the number of their session, the oldest first."""
         self._settings = settings
         self._counters = counters
         self._ways = ways
@@ -159,23 +162,23 @@ class RoutedAssociation:
 
     @property
     def control(self) -> Control:
-        """Who holds the client's control connection."""
+        """The owner of the client's control connection."""
         return self._control
 
     def start(self) -> None:
-        """Takes datagrams from now on, and tells the client where."""
+        """Takes datagrams from now on, and tells the client the relay's address."""
         self.watch()
         self._control.associated(self)
 
     def watch(self) -> None:
-        """Takes datagrams from now on; the client knows where."""
+        """Takes datagrams from now on. The client knows the relay's address already."""
         sock = self.client_socket.sock
         assert sock is not None
         self.loop.add_reader(sock, self._readable)
         self.opened = True
 
     def adopt(self, leg: Leg) -> None:
-        """Takes a leg of the program before us, which is in its session."""
+        """Takes a leg of the previous program, which is in its session already."""
         self.legs[leg.session.number] = leg
 
     # --- client -> endpoints --------------------------------------------------------------------
@@ -183,8 +186,8 @@ class RoutedAssociation:
     def _readable(self) -> None:
         try:
             self.client_socket.receive(self._from_client)
-        except Exception:  # noqa: BLE001 - the border: a datagram costs its own association
-            _log.exception("the association of %s met a bug: closing it", self.client)
+        except Exception:  # noqa: BLE001 - the border: a bug costs one association
+            _log.exception("the UDP association of client %s met a bug: closing it", self.client)
             self._counters.count("protocol_errors_total", "bug")
             self.close()
 
@@ -211,7 +214,7 @@ class RoutedAssociation:
 
     @staticmethod
     def offset_of(packet: bytes) -> int:
-        """Returns where the payload of a packet begins that has gone through once."""
+        """Returns where the payload begins of a packet that was parsed before."""
         return parse_udp_packet(packet).offset
 
     def _leg(self, destination: HostPort) -> Leg | None:
@@ -251,7 +254,7 @@ class RoutedAssociation:
         return leg
 
     def _look_at_settings(self) -> None:
-        """Forgets what was decided before a reload."""
+        """Forgets all decisions if a reload has changed the policy or the routes."""
         settings = self._settings
         if settings.policies.default is not self._policy or settings.routes is not self._table:
             self._policy, self._table = settings.policies.default, settings.routes
@@ -264,7 +267,7 @@ class RoutedAssociation:
             self._decided.popitem(last=False)
 
     def _allowed(self, destination: HostPort, session: WorkerSession) -> bool:
-        """Asks the gateway's own policy; a name in doubt may go on."""
+        """Returns whether the gateway's own policy lets a datagram go on (see allowed_here)."""
         leg = self.legs.get(session.number)
         return self._policy is None or allowed_here(
             self._counters,
@@ -276,7 +279,7 @@ class RoutedAssociation:
         )
 
     def _open(self, route: int, session: WorkerSession) -> Leg | None:
-        """Opens a leg; None if there is no room for one."""
+        """Returns a new leg, or None if a limit is reached."""
         leg = Leg(session, session.allocate(), self)
         try:
             self._admit(leg)
@@ -293,7 +296,7 @@ class RoutedAssociation:
     # --- the end --------------------------------------------------------------------------------
 
     def leg_ended(self, leg: Leg) -> None:
-        """A leg is over; the next datagram that needs it opens another."""
+        """Forgets a leg that has ended. The next datagram that needs one opens another."""
         if self.legs.get(leg.session.number) is leg:
             del self.legs[leg.session.number]
         self._by_route = {
@@ -303,22 +306,22 @@ class RoutedAssociation:
             self.abort(CloseReason.SHUTTING_DOWN)
 
     def sweep(self, now: float) -> None:
-        """Ends an association without a leg that was silent for idle_udp seconds."""
+        """Ends the association after `idle_udp` seconds of silence, if it has no leg."""
         if not self.legs and now - self.active > self._settings.config.socks.idle_udp:
             self.abort(CloseReason.IDLE_TIMEOUT)
 
     def drain(self) -> None:
-        """Takes nothing new: it ends with its last leg."""
+        """Takes no more datagrams of the client. The association ends with its last leg."""
         self.draining = True
         if not self.legs:
             self.abort(CloseReason.SHUTTING_DOWN)
 
     def close(self) -> None:
-        """Ends it because of a bug of ours."""
+        """Ends the association because of a bug."""
         self.abort(CloseReason.GENERAL_FAILURE)
 
     def abort(self, reason: int, *, tell_peer: bool = True) -> None:
-        """Ends it at once, with all legs; its control connection ends with it."""
+        """Ends the association at once, with all legs and its control connection."""
         if self.ended:
             return
         self.ended = True

@@ -1,9 +1,9 @@
-"""One session as a worker sees it, and what all its flows have in common.
+"""A worker's part of one session, and the base class of its flows.
 
-:class:`WorkerSession` is the shell around :class:`socks_tunnel.protocol.session.Session`. It gives
-the sans-IO session its way to the supervisor, its clock and its counters, and tells the operator
-what the session reports. :class:`Flow` is the base of TCP relays, UDP associations, probes and
-questions. Both are in one module because each holds the other.
+:class:`WorkerSession` is the shell around :class:`socks_tunnel.protocol.session.Session`. It
+connects the sans-IO session to the supervisor, the clock and the counters, and logs what the
+session reports. :class:`Flow` is the base of TCP relays, UDP associations, probes and questions.
+Both are in one module because each refers to the other.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ Opener = Callable[["WorkerSession", Opening], None]
 
 
 def reason_name(reason: int) -> str:
-    """Returns the name of a close reason for logs, also of one that this version does not know."""
+    """Returns the name of a close reason for logs; for an unknown one, its number as `0x2a`."""
     return _REASONS.get(reason) or f"0x{reason:02x}"
 
 
 @dataclass(frozen=True, slots=True)
 class RelayServices:
-    """What the flows of a worker share."""
+    """The services that all flows of a worker share."""
 
     channel: Channel
     loop: asyncio.AbstractEventLoop
@@ -65,18 +65,18 @@ class RelayServices:
     memory: Account
     metrics: Metrics
     flow_left: Callable[[], None]
-    """Called when a flow has ended, or has written the last of what it owed."""
+    """Called when a flow has ended, and when the socket of a closed flow has taken all bytes."""
     relieve: Callable[[], None]
-    """Called when the flows hold more memory than allowed: some of them have to give way."""
+    """Called when the flows hold more memory than allowed, to free some."""
 
 
 class WorkerSession:
-    """A session with the peer of a name. `number` is the SESSION of IPC frames.
+    """A session with the peer named `peer`. `number` is the SESSION of IPC frames.
 
-    This class has many methods because it is what flows, the core and the supervisor meet in.
+    `open_from_peer` takes the opening messages of the peer on an endpoint; it is None on a gateway,
+    which opens the flows itself. `index` says which CONN_IDs are this worker's.
 
-    `open_from_peer` takes the opening messages of the peer (endpoint), and is None where our side
-    opens the flows (gateway). `index` says which CONN_IDs are this worker's.
+    This class has many methods because it connects flows, the core and the supervisor.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class WorkerSession:
         self.metrics = services.metrics
         self.receive_window = INITIAL_WINDOW
         self.round_trip = 0.0
-        """Round trip of the link in seconds, as the supervisor measures it; 0 before that."""
+        """Round trip of the link in seconds, as the supervisor measures it; 0 if unknown."""
         self.detached_at = self.loop.time()
-        """When it lost its last link; when it began, if it never had one."""
+        """Time of the loop at which it lost its last link, or began if it never had one."""
         self.draining = False
         self.lingering: set[Flow] = set()
-        """Flows that are over on the wire, while their local sockets are still owed bytes."""
+        """Flows that are closed toward the peer, but whose sockets have not taken all bytes."""
         self.core: Session[Flow] = Session(
             self,
             opens=open_from_peer is None,
@@ -113,7 +113,7 @@ class WorkerSession:
         self.flows = self.core.flows
         self.scheduler = self.core.scheduler
         self._open_from_peer = open_from_peer
-        # A restarted worker does not know what the one before it handed out: start anywhere.
+        # A restarted worker does not know the CONN_IDs of the one before it, so it starts anywhere.
         self._allocator = ConnIdAllocator(index, start=secrets.randbits(32))
         self._reported: set[str] = set()
         self._busy = BusyFlows()
@@ -122,7 +122,7 @@ class WorkerSession:
 
     @property
     def policy(self) -> Policy | None:
-        """The policy in force for the peer's flows at this moment; None: all is allowed."""
+        """The policy in force for the peer's flows; None if everything is allowed."""
         return self.settings.policies.for_peer(self.peer)
 
     @property
@@ -132,26 +132,26 @@ class WorkerSession:
 
     @property
     def terms(self) -> Terms:
-        """What the peer's HELLO allows, on the link of the moment or the one before it."""
+        """What the peer's HELLO allows, on the present link or else on the last one."""
         terms = self.core.terms
         assert terms is not None, "flows are opened only once there was a link"
         return terms
 
     @property
     def resumes(self) -> bool:
-        """Whether the peer takes part in resuming: flows outlive the link then."""
+        """Whether the peer supports resuming, so that flows survive the loss of a link."""
         return "resume" in self.terms.features
 
     @property
     def window_max(self) -> int:
-        """Bytes to which the receive window of one flow may grow now."""
+        """Bytes to which the receive window of one flow may grow now; 0 if memory is short."""
         memory = self.memory
         free = memory.limit - memory.used
         return min(WINDOW_MAX, free >> 3) if memory.used < memory.limit >> 1 else 0
 
     @property
     def chunk(self) -> int:
-        """Longest DATA payload in bytes that suits the link."""
+        """Longest DATA payload in bytes to send on the link."""
         return min(self.core.scheduler.chunk, self.terms.max_data)
 
     def allocate(self) -> int:
@@ -159,13 +159,16 @@ class WorkerSession:
         return self._allocator.allocate(self.core.in_use)
 
     def admit(self, flow: Flow) -> None:
-        """Takes a flow into the table and counts it. Raises :class:`RemoteProtocolError`."""
+        """Takes a flow into the table and counts it.
+
+        Raises :class:`RemoteProtocolError` if the table is full or the CONN_ID is in use.
+        """
         self.flows.add(flow.conn_id, flow)
         self.counters.active[flow.kind] += 1
         self.counters.count("flows_total", flow.kind)
 
     def readmit(self, flow: Flow) -> None:
-        """Takes in a flow of the program before us. It was counted when it was opened.
+        """Takes in a flow of the previous program. It was counted when it was opened.
 
         Raises :class:`RemoteProtocolError` if its CONN_ID is in use.
         """
@@ -173,40 +176,43 @@ class WorkerSession:
         self.counters.active[flow.kind] += 1
 
     def relieve(self) -> None:
-        """Makes room if the worker's flows hold more memory than allowed."""
+        """Frees memory if the worker's flows hold more than allowed."""
         if self.memory.over:
             self.services.relieve()
 
     def leave(self, flow: Flow) -> None:
-        """Takes a flow out of the table, and counts its end."""
+        """Takes a flow out of the table and out of the count of open flows."""
         self.flows.remove(flow.conn_id)
         self.scheduler.cancel(flow)
         self.counters.active[flow.kind] -= 1
         self.services.flow_left()
 
     def linger(self, flow: Flow) -> None:
-        """Keeps a flow that is over on the wire until its socket has taken everything."""
+        """Keeps a flow that is closed toward the peer until its socket has taken all bytes."""
         self.lingering.add(flow)
 
     def lingered(self, flow: Flow) -> None:
-        """Forgets a flow of :meth:`linger`; harmless if it is none."""
+        """Forgets a flow of :meth:`linger`. Harmless for any other flow."""
         if flow in self.lingering:
             self.lingering.discard(flow)
             self.services.flow_left()
 
     def send(self, message: bytes) -> None:
-        """Transmits a control message of a flow."""
+        """Transmits a whole message of a flow, such as an answer or WINDOW_UPDATE."""
         self.core.send(message)
 
     def send_datagram(self, conn_id: int, header: bytes, data: bytes) -> None:
-        """Transmits a UDP_PACKET (SOCKS5 UDP header, payload) within 50 ms, or not at all."""
+        """Transmits a UDP_PACKET, or drops it if it has to wait for credit for more than 50 ms.
+
+        `header` followed by `data` is a SOCKS5 UDP header and its payload.
+        """
         message = b"".join((_pack(_UDP_PACKET, 0, conn_id), header, data))
         self.core.send_datagram(message, self.loop.time())
 
     # --- the link beneath -----------------------------------------------------------------------
 
     def attach(self, fields: Attach) -> None:
-        """Takes a link into use, and tells the supervisor our rows of RESUME."""
+        """Takes a link into use, and sends the supervisor this worker's rows of RESUME."""
         terms = Terms(fields.window, fields.max_data, fields.idle_udp, frozenset(fields.features))
         rows = self.core.attach(terms, fields.credit, resume=fields.resume)
         self._reported.clear()
@@ -222,19 +228,19 @@ class WorkerSession:
         self.core.resumed(rows, last=last)
 
     def detach(self) -> None:
-        """The link is gone; the flows wait for the next one."""
+        """Lets the flows wait for the next link, because this one is gone."""
         if self.core.attached:
             self.detached_at = self.loop.time()
         self.core.detach()
 
     def end(self, reason: int, *, tell_peer: bool) -> None:
-        """The session is over: so are its flows, also those that still owe bytes."""
+        """Ends all flows, because the session is over; also those of :meth:`linger`."""
         self.core.end(reason, tell_peer=tell_peer)
         for flow in list(self.lingering):
             flow.abort(reason, tell_peer=False)
 
     def receive(self, messages: list[memoryview]) -> None:
-        """Hands messages of the peer to their flows."""
+        """Passes messages of the peer to their flows."""
         receive = self.core.receive
         for message in messages:
             receive(message)
@@ -269,13 +275,13 @@ class WorkerSession:
         self._open_from_peer(self, message)
 
     def protocol_error(self, error: RemoteProtocolError, conn_id: int) -> None:
-        """Counts an error of the peer's, and logs the first of its kind on this link."""
+        """Counts an error of the peer, and logs the first of its kind on this link."""
         self.counters.count("protocol_errors_total", error.kind)
         if error.kind not in self._reported:
             self._reported.add(error.kind)
             logger.warning(
-                "peer %s broke the protocol in flow %d (%s): %s; further errors of this kind on "
-                "this link are only counted",
+                "peer %s broke the protocol in flow %d (%s): %s; closing the flow; further errors "
+                "of this kind on this link are only counted",
                 self.peer,
                 conn_id,
                 error.kind,
@@ -283,19 +289,25 @@ class WorkerSession:
             )
 
     def bug(self, error: Exception, conn_id: int) -> None:
-        """Logs a bug of ours that a message met, once a kind; the flow is closed."""
+        """Counts a bug of this program that closes a flow, and logs the first of its kind."""
         kind = f"bug-{type(error).__name__}"
         self.counters.count("protocol_errors_total", "bug")
         if kind not in self._reported:
             self._reported.add(kind)
-            logger.error("flow %d met a bug: closing it", conn_id, exc_info=error)
+            logger.error(
+                "flow %d with peer %s met a bug: closing the flow; further bugs of this kind on "
+                "this link are only counted",
+                conn_id,
+                self.peer,
+                exc_info=error,
+            )
 
     def unknown_message(self) -> None:
         """Counts a message of an unknown type."""
         self.metrics.messages_unknown_total.inc()
 
     def unknown_flow(self, *, datagram: bool) -> None:
-        """Counts bytes for a flow that is not here."""
+        """Counts a message for a flow that does not exist, or not any more."""
         if datagram:
             self.counters.drop("unknown-flow")
         else:
@@ -303,10 +315,11 @@ class WorkerSession:
 
 
 class Flow:
-    """One flow of a session, owned wholly by this worker.
+    """One flow of a session, which belongs to this worker alone.
 
     Handlers raise :class:`RemoteProtocolError` when the peer breaks the protocol; the session then
-    closes the flow with 0x15. Whatever a subclass does not expect is such an error.
+    closes the flow with reason 0x15 (PROTOCOL_ERROR). A message that a subclass has no handler for
+    is such an error.
     """
 
     __slots__ = (
@@ -324,7 +337,7 @@ class Flow:
     )
 
     kind: ClassVar[str]
-    """`tcp` or `udp`: the metrics' label."""
+    """The label in metrics: `tcp`, `udp`, `resolve` or `probe`."""
 
     def __init__(self, session: WorkerSession, conn_id: int, *, command: str, client: str) -> None:
         self.session = session
@@ -338,7 +351,7 @@ class Flow:
         self.served = 0
         self.queued = 0
         self.ranked = 0
-        """Bytes that it had carried when flows were last compared by that."""
+        """Bytes that it had carried when flows were last ranked by rate."""
 
     @property
     def udp(self) -> bool:
@@ -348,25 +361,25 @@ class Flow:
     # --- from the peer --------------------------------------------------------------------------
 
     def on_data(self, data: memoryview) -> None:  # noqa: ARG002 - subclasses use it
-        """DATA came; `data` is valid only during the call."""
+        """Takes the payload of DATA. `data` is valid only during the call."""
         raise self.unexpected("DATA")
 
     def on_window(self, update: WindowUpdate) -> None:  # noqa: ARG002 - subclasses use it
-        """WINDOW_UPDATE came."""
+        """Takes a WINDOW_UPDATE."""
         raise self.unexpected("WINDOW_UPDATE")
 
     def on_datagram(self, packet: memoryview) -> None:  # noqa: ARG002 - subclasses use it
-        """UDP_PACKET came; `packet` is valid only during the call."""
+        """Takes the SOCKS5 UDP packet of UDP_PACKET. `packet` is valid only during the call."""
         raise self.unexpected("UDP_PACKET")
 
     def on_message(self, message: Message) -> None:
-        """Any other message of this flow came."""
+        """Takes any other message of this flow."""
         raise self.unexpected(type(message).__name__)
 
     def unexpected(self, name: str) -> RemoteProtocolError:
-        """Returns the error for a message that has no place in this flow's state."""
+        """Returns the error for a message that is not allowed in this flow's state."""
         return RemoteProtocolError(
-            f"{name} has no place in a {self.command} flow in its state",
+            f"{name} is not allowed in a {self.command} flow in the state '{self.state}'",
             kind="unexpected-message",
             conn_id=self.conn_id,
         )
@@ -374,20 +387,20 @@ class Flow:
     # --- from the session -----------------------------------------------------------------------
 
     def on_turn(self) -> None:
-        """Transmits: the scheduler gives this flow its turn."""
+        """Called when the scheduler gives this flow its turn to transmit."""
 
     def on_detached(self) -> None:
-        """The link is gone."""
+        """Called when the link is gone."""
 
     def on_resumed(self, received: int, limit: int, flags: int) -> None:
-        """The peer has said in RESUME where it is with this flow."""
+        """Called with the peer's row of RESUME for this flow (docs/protocol.md)."""
 
     def on_missing(self) -> bool:
-        """The peer does not know this flow. Returns whether the flow was asked for again."""
+        """Called if the peer does not know this flow. Returns whether it was asked for again."""
         return False
 
     def on_repeated(self, opening: Message) -> None:
-        """The opening message came again after a resume: its answer may have been lost."""
+        """Called if the opening message comes again after a resume, as its answer may be lost."""
         raise self.unexpected(type(opening).__name__)
 
     def row(self) -> tuple[int, int, int, int]:
@@ -395,10 +408,10 @@ class Flow:
         raise NotImplementedError
 
     def sweep(self, now: float) -> None:
-        """Looks at the timers; called every few seconds."""
+        """Looks at the timers. Called every few seconds; `now` is the time of the loop."""
 
     def abort(self, reason: int, *, tell_peer: bool = True) -> None:
-        """Ends the flow at once. `reason` goes to the peer, unless it is gone or said so itself."""
+        """Ends the flow at once. With `tell_peer`, the peer gets a CLOSE with `reason`."""
         raise NotImplementedError
 
     # --- bookkeeping ----------------------------------------------------------------------------
@@ -415,12 +428,12 @@ class Flow:
 
     @property
     def receive_window(self) -> int:
-        """Bytes that the peer may send before any of it is consumed; 0: nothing counts them."""
+        """Bytes that the peer may send before any is consumed; 0 if the flow has no window."""
         return 0
 
     @property
     def held(self) -> int:
-        """Bytes of it that wait in this process, or are kept until the peer has them."""
+        """Bytes of the flow in this process: those that wait, and those kept for the peer."""
         return 0
 
     @property
@@ -445,7 +458,7 @@ class Flow:
         }
 
     def end(self, reason: int) -> bool:
-        """Leaves the table, once, and writes the audit record. False if that was done before."""
+        """Leaves the table and writes the audit record; returns False if that was done before."""
         if self.ended:
             return False
         self.ended = True

@@ -1,15 +1,15 @@
-"""One TCP flow: a local socket on this side, DATA messages on the other.
+"""One TCP flow between a local socket and DATA messages of the tunnel, on both hosts.
 
-The same on both hosts. Toward the tunnel the socket is read only while the flow has window and the
-session has credit, so bytes that cannot go on stay in the kernel. What was sent is kept in the flow
-until the peer has consumed it, so that it can be sent again after a lost link. Toward the socket a
-message is written at once; what the socket does not take waits in the flow, within the window, and
-the window opens again when the socket took it, not when it arrived.
+Toward the tunnel, the socket is read only while the flow has window and the session has credit, so
+bytes that cannot go on stay in the kernel. What was sent is kept in the flow until the peer has
+consumed it, so that it can be sent again after a lost link. Toward the socket, a message is written
+at once. What the socket does not take waits in the flow, within the window. The window opens again
+when the socket has taken the bytes, not when they arrive.
+
+This is the shell around :class:`socks_tunnel.protocol.flow.TcpFlow`, which decides. The socket, the
+clock and the account of memory are here.
 
 This file is long because both directions of a flow share one socket, one account and one end.
-
-This is the shell around :class:`socks_tunnel.protocol.flow.TcpFlow`, which decides; here are the
-socket, the clock and the account of memory.
 """
 
 from __future__ import annotations
@@ -44,33 +44,37 @@ another flow never waits long behind one.
 """
 
 _READS_PER_EVENT: Final = 4
+"""Reads of one socket in a turn of the event loop, so that other flows get theirs."""
+
 _IOV_MAX: Final = 64
+"""Pieces that one sendmsg(2) writes to a socket."""
 
 HALF_CLOSED_IDLE_MAX = 3600.0
 """Seconds without a byte after which a flow whose one direction has ended is closed."""
 
 FINISHED_IDLE_MAX = 10.0
-"""Seconds that an endpoint waits for the gateway's CLOSE of a finished flow, to send it itself; and
-that a gateway waits for the last acknowledgement of a finished flow."""
+"""Seconds for which an endpoint waits for the gateway's CLOSE of a finished flow before it sends
+its own, and a gateway for the last acknowledgement of a finished flow."""
 
 LINGER_IDLE_MAX = 60.0
-"""Seconds without progress after which what a closed flow still owes its socket is dropped."""
+"""Seconds without progress after which the bytes of a closed flow that its socket has not taken are
+dropped."""
 
 TAIL_SECONDS: Final = 1.0
 """Seconds after which the last consumed bytes of a quiet stream are acknowledged, so that the peer
-need not keep them."""
+does not have to keep them."""
 
 HELD_WHEN_SHORT: Final = 65_536
-"""Bytes in flight that a flow may have while three quarters of the worker's memory are in use; half
-of the window if that is more and the peer takes no part in resuming, for only then an update is
-certain to come."""
+"""Bytes in flight that a flow may have while three quarters of the worker's memory are in use. If
+the peer does not support resuming, half of the window may be in flight if that is more: such a peer
+sends WINDOW_UPDATE only after half a window."""
 
 WINDOW_WHEN_SHORT: Final = 65_536
 """Bytes to which receive windows shrink while memory is short."""
 
 QUIET_SECONDS: Final = 10.0
-"""Seconds without a byte after which the window of a flow shrinks once half of the worker's memory
-is in use. Windows that are needed shrink only when there is no memory left."""
+"""Seconds without a byte after which the window of a flow shrinks while half of the worker's memory
+is in use. Windows of busy flows shrink only when the limit is reached."""
 
 _GONE: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED})
 _DATA: Final = int(MessageType.DATA)
@@ -80,20 +84,20 @@ class Opener(Protocol):
     """The client's side of a flow that waits for its answer (gateway only)."""
 
     def opened(self, bound: HostPort) -> None:
-        """Passes the success reply on: the endpoint has really connected."""
+        """Called when the endpoint has connected, to reply to the client."""
 
     def listening(self, bound: HostPort) -> None:
-        """Passes the first reply of a BIND on."""
+        """Called when the endpoint listens for a BIND, to send the first reply."""
 
     def failed(self, reason: int) -> None:
-        """Passes the failure on: the flow is closed; the socket is the opener's to close."""
+        """Called when the flow ends unopened. The opener has to close the client's socket."""
 
 
 class TcpRelay(Flow):
-    """A TCP flow. The socket comes by :meth:`attach`, when the far side is connected.
+    """A TCP flow. :meth:`attach` gives it the local socket when the far side is connected.
 
-    `opening` is the whole message that asked for the flow: on the side of the opener it is sent
-    again if a resume shows that it was lost.
+    `opening` is the whole message that asked for the flow. The opener's side sends it again if a
+    resume shows that it was lost.
 
     This class has many methods because each event of socket, session and opener has its own.
     """
@@ -131,10 +135,11 @@ class TcpRelay(Flow):
         self.opener = opener
         self.opening = opening
         self.answer: list[bytes] = []
-        """The answers that were given to the peer's opening, to be repeated after a resume."""
+        """The answers to the peer's opening, which are repeated if it comes again."""
         self.repeated = False
         """Whether the opening was sent again, so that a second answer is no error."""
-        self.upstream = opener is not None  # the gateway's side: what we send goes up
+        self.upstream = opener is not None
+        """Whether this is the gateway's side, which sends toward the target."""
         self.core = TcpFlow(
             conn_id, send_window=session.terms.window, receive_window=session.receive_window
         )
@@ -150,10 +155,10 @@ class TcpRelay(Flow):
         self.session.send(self.opening)
 
     def write_early(self, data: bytes) -> None:
-        """Sends what the client wrote before it got an answer, as far as window and credit go.
+        """Sends what the client wrote before it got an answer, as far as window and credit allow.
 
-        The rest is kept in the flow and follows as the window opens: it may be called any number of
-        times, and nothing is lost. Everything is kept until the far side has consumed it.
+        The rest is kept in the flow and follows as the window opens. All of it is kept until the
+        far side has consumed it. May be called any number of times.
         """
         self.core.send.write(data)
         self.session.counters.sent["tcp"] += len(data)
@@ -168,12 +173,12 @@ class TcpRelay(Flow):
             session.core.transmit()
 
     def reply(self, answer: bytes) -> None:
-        """Answers the peer's opening; the answer is repeated if a resume shows that it was lost."""
+        """Answers the peer's opening. The answer is repeated if the opening comes again."""
         self.answer.append(answer)
         self.session.send(answer)
 
     def attach(self, sock: socket.socket) -> None:
-        """Takes the connected socket; what waited for it is written, what it has is read."""
+        """Takes the connected socket: writes the bytes that wait for it, and reads it."""
         self.sock = sock
         if self.core.opening:
             self.core.open()
@@ -185,9 +190,9 @@ class TcpRelay(Flow):
             self._after_write()
 
     def take_over(self, sock: socket.socket) -> None:
-        """Goes on with the socket of a flow that the program before us has left.
+        """Goes on with the socket of a flow of the previous program.
 
-        What waits for the socket is written; it is read again once there is a link.
+        Writes the bytes that wait for the socket, which is read again once there is a link.
         """
         self.sock = sock
         if self.core.receive.pending:
@@ -196,14 +201,14 @@ class TcpRelay(Flow):
             self._after_write()
 
     def detach(self) -> None:
-        """Lets go of the socket without closing it: its owner does."""
+        """Forgets the socket without closing it, which its owner does."""
         self._stop_watching()
         self.sock = None
 
     # --- local socket -> tunnel -----------------------------------------------------------------
 
     def resume_reading(self) -> None:
-        """Watches the local socket, if there is a reason to."""
+        """Watches the local socket for reading, unless its end of file came."""
         if not self.reading and self.sock is not None and not self.core.send.eof:
             self.reading = True
             session = self.session
@@ -230,10 +235,10 @@ class TcpRelay(Flow):
             return
         self._stop_reading()
         self._wait_for_turn()
-        # Without a link on_resumed goes on. A reset is found by the sweep meanwhile.
+        # Without a link, on_resumed reads again. Until then only the sweep notices a reset.
 
     def on_turn(self) -> None:
-        """Transmits what is kept, else one chunk of the socket: this flow's turn has come."""
+        """Transmits kept bytes, or if there are none one chunk read from the socket."""
         if self.ended:
             return
         session, send = self.session, self.core.send
@@ -256,7 +261,7 @@ class TcpRelay(Flow):
     def _send_kept(self) -> int:
         """Transmits kept bytes within the window and the turn; returns how many.
 
-        The end of file follows when it is due.
+        EOF follows when all bytes were sent.
         """
         session, send = self.session, self.core.send
         if not session.open_to_send:
@@ -280,7 +285,7 @@ class TcpRelay(Flow):
             self._finish_if_delivered()
 
     def _room(self) -> int:
-        """How many bytes may be read from the socket now, for window and memory."""
+        """Returns how many bytes the window and the memory allow to be read from the socket."""
         send, memory = self.core.send, self.session.memory
         room = send.limit - send.end
         if memory.used > memory.limit - (memory.limit >> 2):
@@ -291,9 +296,9 @@ class TcpRelay(Flow):
         return room
 
     def _read(self, reads: int, longest: int) -> bool:
-        """Reads up to `reads` times and sends what came; the first time needs no credit.
+        """Reads up to `reads` times and sends what came. The first time needs no credit.
 
-        Returns whether the socket may have more at once.
+        Returns whether the socket may have more to read.
         """
         sock, send, session = self.sock, self.core.send, self.session
         assert sock is not None
@@ -328,7 +333,7 @@ class TcpRelay(Flow):
         return True
 
     def _moved(self) -> None:
-        """Notes that bytes moved, and what they cost."""
+        """Notes the time at which bytes moved, and charges the memory that the flow holds."""
         self.active = self.session.loop.time()
         self.charge.set(self.core.cost)
         if self.session.memory.over:
@@ -341,17 +346,24 @@ class TcpRelay(Flow):
         self._send_eof_if_due()
 
     def _local_error(self, error: OSError) -> None:
-        """The local socket failed. A reset is carried as a reset; so is everything like it."""
+        """Ends the flow with reason RESET, because the local socket has failed.
+
+        Errors other than a lost connection are logged.
+        """
         if error.errno not in _GONE and error.errno not in (errno.ETIMEDOUT, errno.EHOSTUNREACH):
             self.session.notices.warn(
-                "socket", "flow %d to %s: %s", self.conn_id, self.destination, error
+                "socket",
+                "the local socket of flow %d to %s failed: %s; resetting the flow",
+                self.conn_id,
+                self.destination,
+                error,
             )
         self.abort(CloseReason.RESET)
 
     def on_window(self, update: WindowUpdate) -> None:
-        """Takes a WINDOW_UPDATE; transmitting goes on if it opened the window.
+        """Takes a WINDOW_UPDATE, and goes on transmitting if the window has opened.
 
-        An update that only releases kept bytes makes room as well, if memory was short.
+        An update that only releases kept bytes also lets the flow go on if memory was short.
         """
         send = self.core.send
         opened = send.update(update.consumed, update.limit)
@@ -375,16 +387,16 @@ class TcpRelay(Flow):
         self._stop_reading()
 
     def on_resumed(self, received: int, limit: int, flags: int) -> None:
-        """Goes on where the peer is."""
+        """Goes on at the peer's position in the stream."""
         self.core.resume(received, limit, flags)
         self.charge.set(self.core.cost)
-        self.active = self.session.loop.time()  # nobody could say anything meanwhile
+        self.active = self.session.loop.time()  # without a link, silence does not count
         if self.core.opening and self.opening:
             self._ask_again()
         self._go_on()
 
     def on_missing(self) -> bool:
-        """The peer does not know the flow: asks again, if it was not opened yet."""
+        """Asks again if the flow was not opened yet, because the peer does not know it."""
         if not (self.core.opening and self.opening):
             return False
         self.core.send.resume(0, 0, eof_received=False)
@@ -401,7 +413,7 @@ class TcpRelay(Flow):
         self._finish_if_delivered()
 
     def on_repeated(self, opening: Message) -> None:
-        """Answers the opening again. While it is not answered yet, its answer is still to come."""
+        """Repeats the answers to the opening. There are none while the flow is being opened."""
         del opening
         for answer in self.answer:
             self.session.send(answer)
@@ -484,8 +496,8 @@ class TcpRelay(Flow):
         due = receive.consume(count)
         if self.ended:
             return
-        # After its end of file the sender needs no more window, but it keeps what it sent until it
-        # knows that all of it was consumed.
+        # After its end of file the sender needs no window, but keeps its bytes until it knows that
+        # all of them were consumed.
         if receive.eof:
             due = receive.received == receive.consumed and session.resumes
         if due:
@@ -499,7 +511,7 @@ class TcpRelay(Flow):
         session.send(WindowUpdate(self.conn_id, consumed, limit).encode())
 
     def _after_write(self) -> None:
-        """Everything that came was written: passes the end on, if it came too."""
+        """Passes the peer's EOF or CLOSE on to the socket, which has taken all bytes."""
         core = self.core
         if core.closing:
             core.abandon()
@@ -509,7 +521,7 @@ class TcpRelay(Flow):
             core.shut_down()
             assert self.sock is not None
             try:
-                if not core.delivered:  # else it is closed at once, which says the same
+                if not core.delivered:  # else the socket is closed at once, which sends FIN too
                     self.sock.shutdown(socket.SHUT_WR)
             except OSError as error:
                 self._local_error(error)
@@ -522,10 +534,10 @@ class TcpRelay(Flow):
             return
         self._close_socket(keep=True)
         if self.upstream and (core.send.acked == core.send.end or not self.session.resumes):
-            # Else the peer still has to say that it has everything: a lost link would otherwise
-            # take with it what is kept here.
+            # Until the peer has acknowledged everything, the kept bytes have to survive the loss of
+            # the link.
             self._send_orderly_close()
-        # The answerer waits: if both sides sent a CLOSE, one would be for nothing.
+        # The endpoint waits for the gateway's CLOSE, so that only one CLOSE is sent.
 
     def _send_orderly_close(self) -> None:
         self.session.core.close(self.conn_id, CloseReason.ORDERLY)
@@ -552,7 +564,7 @@ class TcpRelay(Flow):
                 self.destination = caller
                 self._opened_by_peer(caller, opener)
             case ConnectionOpened() | BindListening() | BindAccepted() if self.repeated:
-                return  # the first answer was not lost after all
+                return  # the opening was sent again although its answer was under way
             case _:
                 raise self.unexpected(type(message).__name__)
 
@@ -561,24 +573,24 @@ class TcpRelay(Flow):
         core.receive_eof()
         if core.opened and self.sock is not None and not core.receive.pending.size:
             self._after_write()
-        # A CLOSE says as much: after it the peer keeps nothing for us either.
+        # If the flow has ended, its CLOSE acknowledges everything.
         if not self.ended and self.session.resumes and core.receive.all_written:
             self._announce(self.session.loop.time())
 
     def _awaits(self, state: str) -> bool:
-        """Whether this is a BIND that waits for its first reply, or for its second one."""
+        """Returns whether this is a BIND in that state: "opening" or "listening"."""
         return self.command == "bind" and self.core.state.value == state
 
     def _opened_by_peer(self, bound: HostPort, opener: Opener) -> None:
         self.core.open()
         self.opener = None
         self.active = self.session.loop.time()
-        opener.opened(bound)  # which hands the socket over with `attach`, or lets go of it
+        opener.opened(bound)  # the opener calls `attach`, or ends the flow if the client is gone
 
     def _closed_by_peer(self, reason: int) -> None:
         opener, self.opener = self.opener, None
         if opener is not None:
-            # Not opened yet: this is the answer. The socket stays with the opener.
+            # The flow was not opened yet, so CLOSE is the answer. The opener keeps the socket.
             self.detach()
             self.core.close(reason)
             self.end(reason)
@@ -589,7 +601,7 @@ class TcpRelay(Flow):
         self.core.close(reason)
         self.end(reason)
         if self.core.closing and self.sock is not None:
-            # The flow is over on the wire; what came before is still owed to the local socket.
+            # The flow is closed toward the peer, but its socket has not taken all bytes yet.
             self.charge.set(self.core.cost)
             self.session.linger(self)
         elif reason == CloseReason.ORDERLY and self.sock is not None:
@@ -600,7 +612,7 @@ class TcpRelay(Flow):
     # --- end ------------------------------------------------------------------------------------
 
     def abort(self, reason: int, *, tell_peer: bool = True) -> None:
-        """Ends the flow at once; the local socket is reset: nobody takes it for a clean end."""
+        """Ends the flow at once. The local socket is reset, so that this is no clean end."""
         if self.core.closing:
             self.core.abandon()
             self._drop_socket()
@@ -627,7 +639,7 @@ class TcpRelay(Flow):
         self._release()
 
     def _close_socket(self, *, keep: bool = False) -> None:
-        """Closes the socket. With `keep` the flow goes on without it."""
+        """Closes the socket. With `keep` the flow still holds what the peer may need."""
         self._stop_watching()
         if self.sock is not None:
             self.sock.close()
@@ -640,12 +652,12 @@ class TcpRelay(Flow):
         self._stop_writing()
 
     def _release(self) -> None:
-        """Gives back what the flow holds, once it is over."""
+        """Gives back the memory that the flow held."""
         self.charge.end()
         self.session.lingered(self)
 
     def sweep(self, now: float) -> None:
-        """Closes a flow that has been silent for too long, or whose socket is dead."""
+        """Closes the flow if it has been silent for too long, or if its socket has failed."""
         core = self.core
         if self.ended and not core.closing:
             return  # it ended since the sweep began
@@ -659,19 +671,19 @@ class TcpRelay(Flow):
         if idle > TAIL_SECONDS and receive.consumed > receive.announced and self.session.resumes:
             self._announce(now)
         if not core.opened:
-            return  # the connect timeout watches it
+            return  # the connect timeout limits this
         memory = self.session.memory
         if idle > QUIET_SECONDS and memory.used > memory.limit >> 1:
             self.shrink(WINDOW_WHEN_SHORT)
         if self.sock is not None and not self.reading:
-            # Without window, link or after the EOF, nothing watches the socket: a reset is found
-            # here.
+            # Nothing watches the socket without window or link, and after its end of file. So a
+            # reset is noticed here.
             failure = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if failure:
                 self._local_error(OSError(failure, os.strerror(failure)))
                 return
         if not self.session.core.attached:
-            return  # the session's own time decides
+            return  # without a link, the flow ends with its session
         if self.sock is None:
             owed = self.session.resumes and core.send.acked < core.send.end
             if idle > (HALF_CLOSED_IDLE_MAX if owed else FINISHED_IDLE_MAX):
@@ -683,7 +695,7 @@ class TcpRelay(Flow):
             self.abort(CloseReason.IDLE_TIMEOUT)
 
     def shrink(self, window: int) -> None:
-        """Makes the receive window small: the worker is short of memory."""
+        """Shrinks the receive window to `window` bytes, because memory is short."""
         self.core.receive.shrink(window)
 
     # --- for people -----------------------------------------------------------------------------
@@ -705,10 +717,10 @@ class TcpRelay(Flow):
 
     @property
     def held(self) -> int:
-        """Bytes that wait for the local socket, and those that the peer has not confirmed."""
+        """Bytes that wait for the local socket, and bytes that the peer has not consumed."""
         return self.core.cost
 
     @property
     def state(self) -> str:
-        """The half-close state."""
+        """The state of :class:`~socks_tunnel.protocol.flow.TcpFlow`, such as "open"."""
         return self.core.state.value

@@ -5,8 +5,8 @@
     client --SOCKS5 UDP packet--> gateway relay --UDP_PACKET--> endpoint socket --> target
     client <--SOCKS5 UDP packet-- gateway relay <--UDP_PACKET-- endpoint socket <-- sender
 
-The packet crosses the tunnel as the client wrote it; the endpoint cuts the header off, and puts one
-with the true sender before what comes back.
+The packet crosses the tunnel as the client wrote it. The endpoint removes the header, and puts one
+with the true sender before each reply.
 """
 
 from __future__ import annotations
@@ -35,22 +35,19 @@ from socks_tunnel_workers.relay.session import Flow, WorkerSession
 from socks_tunnel_workers.services import Account
 from socks_tunnel_workers.sockets import SockAddr, send_failure
 
-DATAGRAM_MAX = 65_507
-"""Longest UDP payload over IPv4 in bytes (65,535 - 20 - 8)."""
-
 DESTINATIONS_MAX = 1024
-"""Destinations whose decision an association remembers; the least recent one is asked for again."""
+"""Destinations whose decision an association remembers. The oldest one is forgotten first."""
 
 OPENING_BYTES_MAX: Final = 262_144
 """Bytes of a client's first datagrams that wait for one association to open."""
 
 DRAIN_IDLE_MAX = 3.0
-"""Seconds of silence after which an association ends while its worker drains: datagrams have no end
-of their own, and the answer of a name server would hold up every drain for its whole length."""
+"""Seconds of silence after which an association ends while its worker drains. An association has no
+end of its own, so a single answer of a name server would delay each drain until its timeout."""
 
 
 class Relayed(Protocol):
-    """An association of a client whose relay is bound."""
+    """A client's association with a bound relay."""
 
     @property
     def bound(self) -> HostPort:
@@ -61,7 +58,7 @@ class Relayed(Protocol):
 
 
 class Control(Protocol):
-    """Who holds the client's control connection, on which it asked for the association."""
+    """The owner of the client's control connection, on which it asked for the association."""
 
     @property
     def client(self) -> str:
@@ -73,17 +70,17 @@ class Control(Protocol):
 
     @property
     def account(self) -> str:
-        """What the client's associations are counted under."""
+        """The account that limits of the client apply to."""
 
     def associated(self, association: Relayed) -> None:
-        """The endpoint has answered: tells the client where the relay is."""
+        """Tells the client the address of the relay, because the endpoint has answered."""
 
     def association_ended(self, reason: int, *, opened: bool) -> None:
-        """The association is over; the control connection ends with it."""
+        """Closes the control connection, because the association is over."""
 
 
 class Association(Flow):
-    """What both sides of an association share: counters and the end."""
+    """The counters and the end of an association, for both sides."""
 
     __slots__ = ("_down", "_up", "opened", "repeated")
 
@@ -99,23 +96,23 @@ class Association(Flow):
 
     @property
     def up(self) -> int:
-        """Payload bytes that the client sent, without SOCKS headers, and that went on."""
+        """Payload bytes from the client that were sent on, without SOCKS headers."""
         return self._up
 
     @property
     def down(self) -> int:
-        """Payload bytes that came back for the client and went on."""
+        """Payload bytes for the client that were sent on, without SOCKS headers."""
         return self._down
 
     def came_back(self, size: int) -> None:
-        """Counts a datagram of so many bytes that went on to the client."""
+        """Counts a datagram of `size` payload bytes that was sent to the client."""
         self.active = self.session.loop.time()
         self._down += size
         self.session.counters.received["udp"] += size
 
     @property
     def state(self) -> str:
-        """Open, or waiting for the endpoint."""
+        """Either "open", or "opening" while the endpoint has not answered."""
         return "open" if self.opened else "opening"
 
     def mark_opened(self) -> None:
@@ -127,7 +124,7 @@ class Association(Flow):
         self.opened = True
 
     def export(self) -> dict[str, Any]:
-        """Returns what all associations have in common, for a hand-over to another program."""
+        """Returns the values that all associations have, for a hand-over to the next program."""
         return {
             "conn_id": self.conn_id,
             "started": self.started,
@@ -138,7 +135,7 @@ class Association(Flow):
         }
 
     def restore(self, fields: Mapping[str, Any]) -> None:
-        """Takes what :meth:`export` returned; the association is open. Raises Malformed."""
+        """Takes what :meth:`export` returned. The association is open then. Raises Malformed."""
         self.started = bounded.number(fields, "started")
         self.active = bounded.number(fields, "active")
         self.repeated = bounded.boolean(fields, "repeated")
@@ -147,22 +144,22 @@ class Association(Flow):
         self.opened = True
 
     def ask(self) -> None:
-        """Asks the endpoint for the association."""
+        """Sends UDP_ASSOCIATE to the endpoint."""
         self.session.send(UdpAssociate(self.conn_id).encode())
 
     def row(self) -> tuple[int, int, int, int]:
-        """Returns the row of RESUME: an association has no stream."""
+        """Returns the row of RESUME, without positions: an association has no stream."""
         return self.conn_id, 0, 0, ROW_OPEN if self.opened else 0
 
     def on_resumed(self, received: int, limit: int, flags: int) -> None:
-        """Asks again if the answer may have been lost. Datagrams of the gap are gone."""
+        """Asks again if the answer may have been lost. Datagrams sent without a link are lost."""
         del received, limit, flags
-        self.active = self.session.loop.time()  # nobody could say anything meanwhile
+        self.active = self.session.loop.time()  # without a link, silence does not count
         if not self.opened:
             self.on_missing()
 
     def on_missing(self) -> bool:
-        """The peer does not know the association: asks again, if it was not opened yet."""
+        """Asks again if the association was not opened yet, because the peer does not know it."""
         if self.opened:
             return False
         self.repeated = True
@@ -170,34 +167,34 @@ class Association(Flow):
         return True
 
     def abort(self, reason: int, *, tell_peer: bool = True) -> None:
-        """Ends it at once; on the gateway the control connection ends with it."""
+        """Ends the association at once. On the gateway the control connection ends with it."""
         if tell_peer and not self.ended:
             self.session.core.close(self.conn_id, reason, kind=MessageType.UDP_ASSOCIATE)
         self._close(reason)
 
     def _end_if_idle(self, now: float, limit: float) -> None:
-        """Ends it after so many seconds without a datagram; sooner while the worker drains."""
+        """Ends the association after `limit` seconds without a datagram; sooner in a drain."""
         if self.ended or not self.session.core.attached:
-            return  # without a link, the session's own time decides
+            return  # without a link, the association ends with its session
         draining = self.session.draining
         if now - self.active > (min(limit, DRAIN_IDLE_MAX) if draining else limit):
             self.abort(CloseReason.SHUTTING_DOWN if draining else CloseReason.IDLE_TIMEOUT)
 
     def _close(self, reason: int) -> None:
-        """Leaves the table and closes what is ours; harmless if that was done before."""
+        """Leaves the table and closes the sockets; harmless if that was done before."""
         raise NotImplementedError
 
     def drop(self, reason: str) -> None:
-        """Counts one datagram that goes nowhere."""
+        """Counts one dropped datagram by its reason."""
         self.session.counters.drop(reason)
 
     def _send_failed(self, error: OSError) -> None:
-        """Counts a datagram that the socket did not take, by why."""
+        """Counts a datagram that the socket did not take, by the reason."""
         self.drop(send_failure(error))
 
 
 class GatewayAssociation(Association):
-    """The gateway's side where all destinations are reached in the same way: one flow for all.
+    """The gateway's side if there are no routes: one flow carries the datagrams for all targets.
 
     Its relay socket is on the local address of the client's SOCKS connection. It is bound after the
     association has been admitted.
@@ -218,7 +215,7 @@ class GatewayAssociation(Association):
         return self.client_socket.bound
 
     def on_message(self, message: Message) -> None:
-        """Takes the endpoint's answer, or the end."""
+        """Takes the endpoint's answer, or its CLOSE."""
         match message:
             case UdpAssociateOpened():
                 if self.opened and self.repeated:
@@ -234,7 +231,7 @@ class GatewayAssociation(Association):
     # --- client -> endpoint ---------------------------------------------------------------------
 
     def watch(self) -> None:
-        """Reads the relay from now on."""
+        """Reads the relay socket from now on."""
         session, sock = self.session, self.client_socket.sock
         assert sock is not None, "it is bound before the endpoint is asked"
         session.loop.add_reader(sock, session.core.guard, self, self._readable)
@@ -263,10 +260,13 @@ class GatewayAssociation(Association):
         return not self.ended
 
     def _allowed(self, destination: HostPort) -> bool:
-        """Asks the gateway's own policy, once for each destination; a name in doubt may go on."""
+        """Returns whether the gateway's policy lets a datagram go on (see allowed_here).
+
+        The policy is asked once for each destination.
+        """
         session = self.session
         policy = session.settings.policies.default
-        if policy is not self.policy:  # a reload: what was decided before counts no more
+        if policy is not self.policy:  # a reload: earlier decisions do not hold any more
             self.policy = policy
             self.verdicts.clear()
         if policy is None:
@@ -295,7 +295,7 @@ class GatewayAssociation(Association):
             self.came_back(size)
 
     def sweep(self, now: float) -> None:
-        """Ends an association that was silent for idle_udp seconds."""
+        """Ends the association after `idle_udp` seconds of silence."""
         if self.opened:
             self._end_if_idle(now, self.session.settings.config.socks.idle_udp)
 
@@ -307,9 +307,9 @@ class GatewayAssociation(Association):
 
 
 class Backlog:
-    """The client's first datagrams, which wait for their association to open: one round trip.
+    """The client's first datagrams, which wait one round trip for their association to open.
 
-    The endpoint would drop a datagram that it does not expect yet.
+    The endpoint would drop a datagram that comes before the association is open.
     """
 
     __slots__ = ("_charge", "_memory", "_waiting")
@@ -320,7 +320,7 @@ class Backlog:
         self._waiting: list[bytes] = []
 
     def put(self, data: bytes) -> bool:
-        """Keeps a datagram; returns False if there is no room for it."""
+        """Keeps a datagram; returns False at the limit, or if the worker's memory is short."""
         held = self._charge.used + len(data)
         if held > OPENING_BYTES_MAX or self._memory.over:
             return False
@@ -329,7 +329,7 @@ class Backlog:
         return True
 
     def take(self) -> list[bytes]:
-        """Returns all that waits, and forgets it."""
+        """Returns the datagrams that wait, and forgets them."""
         waiting, self._waiting = self._waiting, []
         self._charge.end()
         return waiting

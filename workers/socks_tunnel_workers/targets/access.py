@@ -1,8 +1,8 @@
-"""The access decision: the policy of the moment, names looked up where it needs them, the record.
+"""The access decision: asks the policy in force, looks names up, and writes the audit record.
 
-One place for CONNECT, BIND, RESOLVE, and each destination of a UDP association. Three outcomes are
-possible, and they are never mixed up: allowed, denied (by a rule), and unresolved (the name has no
-address, or nobody could say at that moment).
+It is the only one, for CONNECT, BIND, RESOLVE, and each destination of a UDP association. It has
+three outcomes: allowed, denied (by a rule), and unresolved (the name has no address, or its look-up
+failed).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from socks_tunnel.protocol.policy import Decision, Policy, Verdict
 from socks_tunnel_workers.targets.resolver import Failure, ResolveError, Resolver
 
 UNRESOLVED: Final = "unresolved"
-"""The verdict of the audit record and the metric where the policy was not to blame."""
+"""The verdict in the audit record and the metric if the look-up of a name was the reason."""
 
 
 class AccessDeniedError(Exception):
-    """A rule forbids the destination; `reply` is what the client is told."""
+    """A rule forbids the destination. `reply` is the SOCKS reply for the client."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class AccessDeniedError(Exception):
 
 
 class UnresolvedError(Exception):
-    """The name has no address (not `soft`), or none could be learned at the moment (`soft`)."""
+    """The name has no address, or with `soft` its look-up failed and may work later."""
 
     def __init__(self, message: str, *, reply: Reply, soft: bool) -> None:
         super().__init__(message)
@@ -42,7 +42,10 @@ class UnresolvedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Whose flow wants to reach something, for the audit log and for its share of look-ups."""
+    """The flow that a decision is for: it is named in the audit record.
+
+    `peer` is also the one whose share of look-ups is used.
+    """
 
     peer: str
     conn_id: int
@@ -51,9 +54,10 @@ class Asker:
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What may be dialled, in the order to try, and for how many seconds that holds.
+    """The addresses that may be dialled, in the order to try.
 
-    `name` is the absolute name that was looked up, "" for an IP literal, whose `ttl` is None.
+    `ttl` says for how many seconds they hold; it is None for an IP literal. `name` is the absolute
+    name that was looked up, "" for an IP literal.
     """
 
     addresses: tuple[IPAddress, ...]
@@ -64,8 +68,8 @@ class Allowed:
 class Access:
     """Decides for the flows of one worker.
 
-    `count` adds one to a counter of metrics. `search` returns the domains in which names of one
-    label are looked up (`targets.search`).
+    `count` is :meth:`~socks_tunnel_workers.services.Counters.count`. `search` returns the domains
+    in which names of one label are looked up (`targets.search`).
     """
 
     def __init__(
@@ -90,7 +94,7 @@ class Access:
         self._record(asker, destination, decision.verdict.value, decision.rule)
         if decision.verdict is not Verdict.ALLOWED:
             raise AccessDeniedError(f"{destination} is refused: {decision.rule}")
-        # An IPv4-mapped IPv6 address was decided as the IPv4 address that it is; it is dialled so.
+        # The policy has judged an IPv4-mapped IPv6 address as IPv4, so it is dialled as IPv4.
         mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
         return Allowed((mapped or address,), None)
 
@@ -105,11 +109,11 @@ class Access:
     ) -> Allowed:
         """Decides whether `asker` may reach `destination`; returns the addresses to dial.
 
-        `policy` returns the policy in force; it is asked again after the look-up, which takes time.
-        A name is looked up once, here: what was checked is what is dialled. A name that the policy
-        refuses as a name is not looked up at all. `known` are addresses of an earlier decision: an
-        answer with none but these is no new decision, and leaves no record. Raises
-        :class:`AccessDeniedError` and :class:`UnresolvedError`.
+        `policy` returns the policy in force. It is called again after the look-up, which takes up
+        to `seconds`. A name is looked up only here, so the addresses that were checked are the ones
+        that are dialled. A name that the policy refuses as a name is not looked up. `known` are
+        addresses of an earlier decision: if the answer has no others, no new record is written.
+        Raises :class:`AccessDeniedError` and :class:`UnresolvedError`.
         """
         literal = self.literal(asker, policy(), destination)
         if literal is not None:
@@ -153,9 +157,10 @@ class Access:
         name: str,
         addresses: Sequence[IPAddress],
     ) -> list[IPAddress]:
-        """Returns which addresses of an earlier decision are allowed by the policy in force now.
+        """Returns the addresses of an earlier decision that `policy` allows.
 
-        `name` is what was looked up, "" for an IP literal. None left is a denial, with its record.
+        `name` is the name that was looked up, "" for an IP literal. If no address is left, the
+        denial is counted and gets a record.
         """
         judged = HostPort(name, destination.port) if name else destination
         if name:
@@ -168,10 +173,10 @@ class Access:
         return permitted
 
     def _candidates(self, destination: HostPort) -> Iterator[HostPort]:
-        """Yields the absolute names that a destination can mean, each to be judged by itself.
+        """Yields the absolute names that a destination can mean. Each is judged by itself.
 
-        Only a name of one label is looked for in the search domains: a name with a dot that does
-        not exist must not find a search domain's wildcard (RFC 1535).
+        Only a name of one label is looked up in the search domains: a name with a dot that does
+        not exist must not match a wildcard of a search domain (RFC 1535).
         """
         if "." not in destination.host:
             for domain in self._search():

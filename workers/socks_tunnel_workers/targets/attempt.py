@@ -1,7 +1,7 @@
-"""One attempt to connect to an address, without a task: it is the way of most flows.
+"""One attempt to connect to one address, without a task. Most flows are opened in this way.
 
-A task, its time-out and its future cost a connection more than the system calls do. What has to be
-looked up, or has several addresses, is dialled by :mod:`socks_tunnel_workers.targets.dialer`.
+A task, its time-out and its future would cost a connection more than its system calls. Names and
+several addresses are dialled by :mod:`socks_tunnel_workers.targets.dialer`.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from socks_tunnel_workers.targets.dialer import DialError, explained, failure
 
 
 class Owner(Protocol):
-    """Who wants the connection."""
+    """The flow that wants the connection."""
 
     def take(self, sock: socket.socket) -> None:
         """Watches the connected socket for reading; it is the owner's from here on."""
 
     def connected(self) -> None:
-        """Goes on with the socket of :meth:`take`."""
+        """Called after :meth:`take`: the connection is up."""
 
     def not_connected(self, error: DialError) -> None:
-        """Learns why there is no connection."""
+        """Called if there is no connection, with the reason."""
 
 
 class Attempt:
     """Connects to `address` within `seconds`, from :meth:`start` on.
 
-    The owner learns the outcome exactly once, perhaps before :meth:`start` returns, and not after
-    :meth:`cancel`. `guard` calls what the socket or the timer has for the attempt.
+    The owner is told the outcome exactly once, perhaps before :meth:`start` returns, and not after
+    :meth:`cancel`. `guard` calls the handlers of the socket and the timer.
     """
 
     __slots__ = ("_address", "_guard", "_loop", "_owner", "_port", "_seconds", "_sock", "_timer")
@@ -61,7 +61,7 @@ class Attempt:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, liveness: Liveness) -> None:
-        """Begins."""
+        """Begins to connect. `liveness` is set on the socket."""
         address = self._address
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         try:
@@ -82,7 +82,7 @@ class Attempt:
             self._owner.connected()
 
     def cancel(self) -> None:
-        """Gives up; harmless if the attempt is over."""
+        """Closes the socket without telling the owner. Harmless if the attempt is over."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
@@ -101,8 +101,8 @@ class Attempt:
             return
         timer.cancel()
         self._sock = self._timer = None
-        # In this order the event loop never watches it for nothing, which would cost it several
-        # system calls to forget the descriptor and to learn of it again.
+        # In this order the event loop always watches the descriptor for something. Otherwise it
+        # would have to remove the descriptor from epoll and to add it again.
         self._owner.take(sock)
         self._loop.remove_writer(sock)
         self._owner.connected()

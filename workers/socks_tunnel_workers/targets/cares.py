@@ -1,11 +1,11 @@
-"""c-ares on the event loop: name servers, without a thread for each question.
+"""Asks name servers by c-ares on the event loop, without a thread for each question.
 
 The channel reports its sockets (`sock_state_cb`), the loop watches them, and one timer drives the
-retransmissions. What c-ares itself takes care of: resolv.conf with its options, a server that does
-not answer, truncated answers (TCP), a cache by the records' TTL and, for names that do not exist,
-by the time in the SOA record (RFC 2308 section 5).
+retransmissions. c-ares itself deals with resolv.conf and its options, servers that do not answer,
+and truncated answers (TCP). It caches answers by the records' TTL, and names that do not exist by
+the time in the SOA record (RFC 2308 section 5).
 
-Names are asked for as they stand: no search list, no HOSTALIASES (RFC 1535).
+Names are absolute: c-ares uses no search list and no HOSTALIASES (RFC 1535).
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ logger = logging.getLogger(__name__)
 _FLAGS: Final = pycares.ARES_FLAG_NOSEARCH | pycares.ARES_FLAG_NOALIASES | pycares.ARES_FLAG_EDNS
 
 TIMER_MIN: Final = 0.001
-"""Seconds: c-ares rounds its timeouts down to whole milliseconds, and zero would spin."""
+"""Shortest time of the timer in seconds. c-ares rounds its time-outs down to whole milliseconds,
+and with 0 the event loop would spin."""
 
 ALIASES_MAX: Final = 16
 """CNAME records that are followed within one answer."""
 
 ABSENT: Final = frozenset({pycares.errno.ARES_ENOTFOUND, pycares.errno.ARES_ENODATA})
-"""The answers that say that there is no address. Others may pass (RFC 2308 section 7)."""
+"""The errors that say that there is no address. Others may pass (RFC 2308 section 7)."""
 
 _TIMED_OUT: Final = frozenset({pycares.errno.ARES_ETIMEOUT})
 
@@ -45,10 +46,10 @@ _TYPES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one question brought.
+    """The answer to one question.
 
-    `addresses` and `names` are both empty if `status`, c-ares's error number, is not None. `ttl`
-    is in seconds.
+    `status` is None or the error number of c-ares; with an error, `addresses` and `names` are
+    empty. `ttl` is in seconds.
     """
 
     addresses: tuple[IPAddress, ...] = ()
@@ -68,7 +69,7 @@ class Answer:
 
     @property
     def problem(self) -> str:
-        """Returns c-ares's words for the failure."""
+        """The text of c-ares for the error, "" if there is none."""
         return "" if self.status is None else str(pycares.errno.strerror(self.status)).lower()
 
 
@@ -76,10 +77,10 @@ Answered = Callable[[Answer], None]
 
 
 def answer_of(name: str, result: pycares.DNSResult | None, status: int | None) -> Answer:
-    """Returns what c-ares gave to a callback, in our terms.
+    """Returns the answer from the arguments of a callback of c-ares.
 
-    Only records of `name` count, or of what its CNAME records lead to: whatever else a server puts
-    into an answer, nobody has asked for it.
+    Only records of `name` count, or of the name that its CNAME records lead to. Other records of
+    the answer are ignored, because a server may put anything there.
     """
     if status is not None or result is None:
         return Answer(status=pycares.errno.ARES_EBADRESP if status is None else status)
@@ -106,13 +107,13 @@ def answer_of(name: str, result: pycares.DNSResult | None, status: int | None) -
                 try:
                     names[canonical_host(target)] = None
                 except ValueError:
-                    continue  # not a name that a flow could have as its destination
+                    continue  # no flow could have such a name as its destination
             case _:
                 continue
         ttls.append(record.ttl)
     if not addresses and not names:
         return Answer(status=pycares.errno.ARES_ENODATA)
-    # An answer is as old as the youngest of its parts says (RFC 2181 section 5.2).
+    # The answer holds as long as its shortest TTL (RFC 2181 section 5.2).
     return Answer(tuple(addresses), tuple(names), min(ttls))
 
 
@@ -123,9 +124,9 @@ def _folded(name: str) -> str:
 class Cares:
     """A channel of c-ares. Must be used on one event loop.
 
-    `servers` replaces those of resolv.conf (`host` or `host:port`), `timeout` its timeout in
-    seconds, as tests need it. c-ares's own way to choose between files and servers (`lookups`) is
-    not used: pycares 5.2 hands it memory that is freed already.
+    For tests, `servers` replaces those of resolv.conf (`host` or `host:port`), and `timeout` its
+    time-out in seconds. The option of c-ares that chooses between files and servers (`lookups`) is
+    not used, because pycares 5.2 passes freed memory to it.
     """
 
     def __init__(self, *, servers: list[str] | None = None, timeout: float | None = None) -> None:
@@ -136,7 +137,7 @@ class Cares:
         self._retired = False
         self._under_way = 0
         self.sent = 0
-        """Questions that the cache had no answer for. c-ares keeps the answers, without a limit."""
+        """Questions that were not answered at once by the cache, which has no limit of its own."""
         self._channel = pycares.Channel(
             flags=_FLAGS, sock_state_cb=self._watch, servers=servers, timeout=timeout
         )
@@ -169,40 +170,43 @@ class Cares:
         try:
             self._channel.query(name, kind, callback=callback)
         except pycares.AresError as error:
-            # A question that c-ares refuses at once: usually it has called back by then.
+            # c-ares has refused the question. It may have called back before.
             callback(None, error.args[0])
         self.sent += pending
         self._arm()
 
     @property
     def closed(self) -> bool:
-        """Whether nothing can be asked any more."""
+        """Whether the channel is closed, so that no question is answered any more."""
         return self._closed
 
     def retire(self) -> None:
-        """Closes the channel when the last question that is under way has its answer."""
+        """Closes the channel when the last question under way has its answer."""
         self._retired = True
         self._retire()
 
     def _retire(self) -> None:
         if self._retired and not self._under_way:
-            # Not from within c-ares, which may be calling us.
+            # c-ares may be calling this, and must not be closed from within.
             self._loop.call_soon(self.close)
 
     def reread(self) -> None:
-        """Takes up a resolv.conf that has changed; questions under way are not lost.
+        """Reads a changed resolv.conf. Questions under way are not lost.
 
-        c-ares does it in a thread of its own for a moment. Without one the old settings stay.
+        c-ares does this in a thread of its own. If no thread can be started, the old settings stay
+        in use.
         """
         try:
             self._channel.reinit()
         except pycares.AresError as error:
-            logger.warning("cannot read resolv.conf again: %s; the old one stays in use", error)
+            logger.warning(
+                "cannot read the changed resolv.conf: %s; the old settings stay in use", error
+            )
 
     # --- the loop -------------------------------------------------------------------------------
 
     def _watch(self, fd: int, readable: bool, writable: bool) -> None:
-        """c-ares opened or closed a socket, or waits for something else on it."""
+        """Watches a socket of c-ares for what c-ares waits for; called when that changes."""
         if self._closed:
             return
         old_read, old_write = self._watched.pop(fd, (False, False))
@@ -229,7 +233,7 @@ class Cares:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        # 0.0 means that nothing is under way; what is due at once has a socket to wait for.
+        # timeout() is also 0.0 if nothing is under way. Then there are no sockets to watch.
         seconds: float = self._channel.timeout()  # type: ignore[no-untyped-call]  # no hints
         if self._watched:
             self._timer = self._loop.call_later(max(seconds, TIMER_MIN), self._due)
@@ -239,7 +243,7 @@ class Cares:
         self._process(pycares.ARES_SOCKET_BAD, pycares.ARES_SOCKET_BAD)
 
     def close(self) -> None:
-        """Gives up what is under way; no callback is called any more."""
+        """Ends the questions under way. No callback is called any more."""
         if self._closed:
             return
         self._closed = True

@@ -1,7 +1,7 @@
-"""Connecting to a target: Happy Eyeballs version 2 (RFC 8305) over addresses already checked.
+"""Connects to a target: Happy Eyeballs version 2 (RFC 8305) over addresses that were checked.
 
-Our own, because the answer to the client must be the true one: every attempt's error is kept, and
-the most telling of them becomes the SOCKS reply.
+asyncio's version does not fit: here every attempt's error is kept, and the one that says most
+becomes the SOCKS reply.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from socks_tunnel_workers.sockets import DEFAULT_LIVENESS, Liveness, is_shortage
 from socks_tunnel_workers.targets.ordering import source_address
 
 ATTEMPT_DELAY = 0.25
-"""Seconds after which the next address is tried beside the one under way (RFC 8305 section 5)."""
+"""Seconds after which the next address is tried, besides those under way (RFC 8305 section 5)."""
 
 ATTEMPTS_MAX = 8
-"""Addresses tried for one connection; a name with hundreds is somebody's load balancer."""
+"""Addresses tried for one connection. A name with hundreds of them is that of a load balancer."""
 
 _REPLIES = {
     errno.ECONNREFUSED: Reply.CONNECTION_REFUSED,
@@ -42,15 +42,14 @@ _TELLING = (
     Reply.NETWORK_UNREACHABLE,
     Reply.GENERAL_FAILURE,
 )
-"""The replies from the one that tells most: a host that refuses exists, and that no route leads to
-IPv6 is no news."""
+"""The replies in the order of what they tell the client. A refusal says that the host exists, while
+an unreachable network may only mean that this host has no IPv6."""
 
 
 class DialError(Exception):
-    """No address answered; `reply` is what the SOCKS client is told.
+    """No address answered. `reply` is the SOCKS reply for the client.
 
-    `shortage` says that it was not the target's fault: descriptors, memory or ports of this host
-    are used up.
+    `shortage` says that this host is the cause: its descriptors, memory or ports are used up.
     """
 
     def __init__(self, message: str, reply: Reply, *, shortage: bool = False) -> None:
@@ -60,11 +59,14 @@ class DialError(Exception):
 
 
 class PortsUsedUpError(OSError):
-    """Every local port that could lead to an address is in use."""
+    """Every local port for connections to an address is in use."""
 
 
 def interleave(addresses: Sequence[IPAddress]) -> list[IPAddress]:
-    """Returns the addresses with the families in turn, the first first (RFC 8305 section 4)."""
+    """Returns the addresses with the families in turn, that of the first address first.
+
+    RFC 8305 section 4.
+    """
     if not addresses:
         return []
     first = addresses[0].version
@@ -91,9 +93,10 @@ async def _attempt(address: IPAddress, port: int, liveness: Liveness) -> socket.
 
 
 def explained(error: OSError, address: IPAddress) -> OSError:
-    """Returns what an error of connect(2) toward an address means.
+    """Returns an error of connect(2), or :class:`PortsUsedUpError` if that is what it means.
 
-    It has one error for "no port is left" and "no address of ours can reach it".
+    EADDRNOTAVAIL means either that no local port is left, or that no local address can reach the
+    target.
     """
     if error.errno == errno.EADDRNOTAVAIL and source_address(address) is not None:
         return PortsUsedUpError(error.errno, f"no local port is left toward {address}")
@@ -101,10 +104,10 @@ def explained(error: OSError, address: IPAddress) -> OSError:
 
 
 def failure(errors: Sequence[BaseException]) -> DialError:
-    """Returns what the client is told when every attempt has failed."""
+    """Returns the error for a connection of which every attempt has failed."""
     shortages = [e for e in errors if isinstance(e, OSError) and _want_of_resources(e)]
     if shortages:
-        # What could not be tried is not known to be unreachable.
+        # An address that could not be tried may be reachable.
         return DialError(str(shortages[0]), Reply.GENERAL_FAILURE, shortage=True)
     replies = {
         _REPLIES.get(e.errno or 0, Reply.HOST_UNREACHABLE) for e in errors if isinstance(e, OSError)
@@ -158,7 +161,7 @@ async def _race(
             if waiting:
                 address = waiting.pop(0)
                 attempt = _attempt(address, port, liveness)
-                # Not ops.tasks.spawn: a failed attempt is an answer here, not a fault to log.
+                # Not ops.tasks.spawn, which would log a failed attempt as a fault.
                 running.add(loop.create_task(attempt, name=f"dial {address}"))
             left = deadline - loop.time()
             pause = min(ATTEMPT_DELAY, left) if waiting else left

@@ -1,4 +1,4 @@
-"""Why a name has no addresses, and what follows from it."""
+"""The reasons why the look-up of a name fails, and the SOCKS replies for them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from socks_tunnel_workers.sockets import is_shortage
 
 
 class Failure(Enum):
-    """Why a name has no addresses. The values are the labels of `dns_failures_total`."""
+    """Why a look-up failed. The values are the labels of `dns_failures_total`."""
 
     ABSENT = "absent"
     """The sources say that there is no such name, or that it has no address."""
     TIMEOUT = "timeout"
-    """Nobody answered in time."""
+    """No source answered in time."""
     SERVER = "server"
     """The name servers answered with an error, or could not be reached."""
     RESOURCES = "resources"
-    """This host lacks descriptors, memory or threads."""
+    """This host is short of descriptors, memory or threads."""
     TOO_MANY = "too-many"
-    """As many look-ups are under way as there may be."""
+    """The limit of look-ups under way is reached."""
     ABANDONED = "abandoned"
-    """Whoever asked has left, or ran out of time, before there was an answer."""
+    """All askers have left, or ran out of time, before there was an answer."""
     BUG = "bug"
-    """A fault of this program, with a traceback in the log."""
+    """A bug of this program, with a traceback in the log."""
 
 
 _REPLIES: Final = {
@@ -41,7 +41,7 @@ _REPLIES: Final = {
 
 
 class ResolveError(Exception):
-    """The name could not be resolved; `failure` says why, `reply` is what the client is told."""
+    """The look-up failed. `failure` says why, and `reply` is the SOCKS reply for the client."""
 
     def __init__(self, message: str, failure: Failure) -> None:
         super().__init__(message)
@@ -50,14 +50,14 @@ class ResolveError(Exception):
 
     @property
     def soft(self) -> bool:
-        """Whether the same question may have another answer in a moment."""
+        """Whether the same question may have another answer a moment later."""
         return self.failure is not Failure.ABSENT
 
 
 def shortage() -> OSError | None:
-    """Returns why no socket can be had at this moment, or None if one can.
+    """Returns the error if this host has no descriptor or memory for a socket now, else None.
 
-    c-ares reports a socket that it could not open as a refused connection.
+    c-ares does not tell: it reports a socket that it could not open as a refused connection.
     """
     try:
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()

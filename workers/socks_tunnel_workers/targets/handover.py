@@ -54,7 +54,7 @@ def export_target_relay(relay: TargetRelay) -> dict[str, Any]:
 def restore_target_relay(
     targets: TargetServices, session: WorkerSession, fields: Mapping[str, Any]
 ) -> TargetRelay:
-    """Returns the flow in its session, going on; one that was being dialled is dialled again.
+    """Returns the flow, which goes on in its session; one that was being dialled is dialled again.
 
     Raises as :func:`~socks_tunnel_workers.relay.handover.go_on`.
     """
@@ -87,7 +87,7 @@ def restore_target_relay(
         raise
     if relay.core.opening:
         if relay.listener is None:
-            relay.allowed = None  # what was decided for the dial that was under way
+            relay.allowed = None  # the new dial decides anew
         relay.start()
     return relay
 
@@ -98,7 +98,7 @@ def restore_target_relay(
 def export_endpoint_association(association: EndpointAssociation) -> dict[str, Any]:
     """Returns an association as plain values. Its sockets stay open in the next program.
 
-    What was refused, and names that are being looked up, are decided anew.
+    That program decides anew about destinations that were refused or are being looked up.
     """
     return association.export() | {
         "sockets": [[int(family), lend(sock)] for family, sock in association.sockets.items()],
@@ -122,7 +122,10 @@ def export_endpoint_association(association: EndpointAssociation) -> dict[str, A
 def restore_endpoint_association(
     targets: TargetServices, session: WorkerSession, fields: Mapping[str, Any]
 ) -> EndpointAssociation:
-    """Returns the association in its session, going on. Raises as :func:`restore_target_relay`."""
+    """Returns the association, which goes on in its session.
+
+    Raises as :func:`restore_target_relay`.
+    """
     conn_id = bounded.integer(fields, "conn_id", 1, 0xFFFF_FFFF)
     association = EndpointAssociation(targets, session, conn_id)
     association.restore(fields)
@@ -155,7 +158,7 @@ def _restore_route(association: EndpointAssociation, fields: Mapping[str, Any], 
         name=bounded.text(fields, "name"),
         mapped=bounded.boolean(fields, "mapped"),
     )
-    route.answered(addresses[0], now)  # the race between them was over, or goes to the first
+    route.answered(addresses[0], now)  # ends the race: the first address is the one in use
     association.routes.put(HostPort(destination.host, destination.port), route)
     for host in bounded.texts(fields, "reached"):
         address = parse_ip(host)

@@ -1,4 +1,4 @@
-"""/etc/hosts: names and addresses that this host's administrator has written down, hosts(5)."""
+"""Reads /etc/hosts: names and addresses that the administrator of this host has set, hosts(5)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from socks_tunnel.protocol.addresses import IPAddress, canonical_host
 PATH: Final = Path("/etc/hosts")
 
 LINES_PER_TURN: Final = 1000
-"""Lines that are read before others get their turn on the event loop (files that block
-advertisements have 200,000)."""
+"""Lines that are read in one turn of the event loop. Files that block advertisements have 200,000
+lines."""
 
 _LOCALHOST: Final[tuple[IPAddress, ...]] = (IPv6Address("::1"), IPv4Address("127.0.0.1"))
 
@@ -41,7 +41,7 @@ class Hosts:
         return tuple(self._names.get(address, ()))
 
     def add_line(self, line: str) -> None:
-        """Takes one line; what cannot be understood is skipped, as the C library does."""
+        """Takes one line. Skips what cannot be parsed, as the C library does."""
         fields = line.partition("#")[0].split()
         if len(fields) < 2:
             return
@@ -65,7 +65,7 @@ class Hosts:
 def reading(path: Path, hosts: Hosts) -> Iterator[None]:
     """Reads the file into `hosts`, and yields after each :data:`LINES_PER_TURN` lines.
 
-    A file that is not there has no names. Raises :class:`OSError` if it cannot be read.
+    A file that does not exist has no names. Raises :class:`OSError` if it cannot be read.
     """
     try:
         with path.open(encoding="utf-8", errors="replace") as file:

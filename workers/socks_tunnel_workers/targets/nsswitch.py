@@ -1,14 +1,14 @@
-"""Where this host looks names up: the `hosts` line of nsswitch.conf(5).
+"""Reads where this host looks names up: the `hosts` line of nsswitch.conf(5).
 
-c-ares reads /etc/hosts and asks name servers. Every other source (LDAP, NIS, sssd, mDNS, winbind,
-libvirt, systemd's machines) is a plugin of the C library, which only `getaddrinfo` can call::
+The resolver reads /etc/hosts and asks name servers itself. Every other source (LDAP, NIS, sssd,
+mDNS, winbind, libvirt, systemd's machines) is a plugin of the C library, which only `getaddrinfo`
+can call::
 
     hosts: files mdns4_minimal [NOTFOUND=return] dns      mDNS has names below .local, nothing else
     hosts: files sss dns                                  sssd is asked before the name servers
     hosts: files resolve [!UNAVAIL=return] myhostname dns resolve is systemd-resolved: DNS as well
 
-So the line is turned into a plan for each kind of name, of at most three steps, in the order of the
-line.
+So the line becomes a plan of at most three steps for each kind of name, in the order of the line.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Final
 PATH: Final = Path("/etc/nsswitch.conf")
 
 _DNS: Final = frozenset({"dns", "resolve"})
-"""`resolve` is systemd-resolved. It also listens as a name server, which resolv.conf names."""
+"""`resolve` is systemd-resolved, which is also a name server, and resolv.conf names it."""
 
 _LOCAL: Final = frozenset({"myhostname", "mymachines"})
-"""Plugins of systemd that know this host and its containers: names of one label."""
+"""Plugins of systemd for this host and its containers, whose names have one label."""
 
 _MDNS: Final = re.compile(r"mdns[46]?(_minimal)?")
 _ACTION: Final = re.compile(r"\[[^\]]*\]")
@@ -33,10 +33,10 @@ _HOSTS: Final = re.compile(r"^\s*hosts\s*:([^#\n]*)", re.MULTILINE)
 
 
 class Source(Enum):
-    """Something that can be asked for the addresses of a name."""
+    """A source of the addresses of a name."""
 
     FILES = "files"
-    """/etc/hosts, read by c-ares."""
+    """/etc/hosts, read by :mod:`socks_tunnel_workers.targets.hostsfile`."""
     DNS = "dns"
     """The name servers of resolv.conf, asked by c-ares."""
     SYSTEM = "system"
@@ -45,7 +45,7 @@ class Source(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """In which order the sources are asked; the first one that has the name ends it."""
+    """The order in which the sources are asked, until one has the name."""
 
     names: tuple[Source, ...]
     """For names of several labels, except those of multicast DNS."""
@@ -64,15 +64,15 @@ class Plan:
 _FILES_DNS: Final = (Source.FILES, Source.DNS)
 
 DEFAULT: Final = Plan(_FILES_DNS, _FILES_DNS, _FILES_DNS)
-"""What glibc does without a `hosts` line ("files dns", nss/nsswitch.c)."""
+"""The plan of glibc if there is no `hosts` line ("files dns", nss/nsswitch.c)."""
 
 
 def parse(text: str) -> Plan:
     """Returns the plan for the text of an nsswitch.conf.
 
-    Actions in brackets are not interpreted: a name that a source lacks is asked for in the next
-    one, as by default. The one action that is common, `mdns4_minimal [NOTFOUND=return]`, is kept:
-    names below `.local` never leave this link (RFC 6762 section 3).
+    Actions in brackets are not interpreted: if a source lacks a name the next one is asked, as by
+    default. The only exception is the common `mdns4_minimal [NOTFOUND=return]`: with it, names
+    below `.local` are only looked up on the local network (RFC 6762 section 3).
     """
     line = _HOSTS.search(text)
     if line is None:
@@ -107,7 +107,7 @@ def _source(service: str) -> Source:
 
 
 def _append(steps: list[Source], source: Source) -> None:
-    """Adds a step, unless it is there: one call of getaddrinfo asks all that it knows."""
+    """Adds a step, unless it is there. One call of getaddrinfo asks all plugins."""
     if source not in steps:
         steps.append(source)
 

@@ -1,12 +1,12 @@
 """The order in which the addresses of a name are tried: destination address selection, RFC 6724.
 
-Only the rules that can differ on a host that dials out are here, in the order of section 6::
+These are the rules that can make a difference here, in the order of section 6::
 
     rule 1  avoid destinations that no route leads to
     rule 5  prefer destinations whose label is that of the source address
     rule 6  prefer the higher precedence in the policy table
 
-Everything else keeps the order of the name servers (rule 10), so that round robin works.
+Otherwise the order of the name servers stays (rule 10), so that round robin works.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ipaddress import IPv6Network, ip_address
 from typing import Final, TypeAlias
 
 from socks_tunnel.protocol.addresses import IPAddress
-from socks_tunnel_workers.sockets import is_shortage
+from socks_tunnel_workers.sockets import DISCARD_PORT, is_shortage
 
 SourceOf: TypeAlias = Callable[[IPAddress], IPAddress | None]
-"""Returns the address that packets to a destination come from, or None if no route leads there."""
+"""Returns the source address of packets to a destination, or None if no route leads there."""
 
 # RFC 6724 section 2.1, the default policy table: prefix, precedence, label. IPv4 is ::ffff:0:0/96.
 _TABLE: Final = tuple(
@@ -43,11 +43,11 @@ _TABLE: Final = tuple(
 _IPV4: Final = int(IPv6Network("::ffff:0:0/96").network_address)
 
 SORTED_MAX: Final = 32
-"""Addresses of one name whose routes are looked at; further ones keep their place behind these."""
+"""Addresses of one name that are sorted. Further ones follow in their own order."""
 
 
 def _policy(address: IPAddress) -> tuple[int, int]:
-    """Returns precedence and label of an address."""
+    """Returns the precedence and the label of an address in the policy table."""
     value = int(address) | _IPV4 if address.version == 4 else int(address)
     for network, precedence, label in _TABLE:
         if value >> (128 - network.prefixlen) == int(network.network_address) >> (
@@ -75,15 +75,16 @@ def sort(addresses: Sequence[IPAddress], source_of: SourceOf) -> list[IPAddress]
 
 
 def source_address(destination: IPAddress) -> IPAddress | None:
-    """Asks the routing table from which address `destination` is reached; None if it is not.
+    """Returns the local address from which `destination` is reached, or None without a route.
 
-    Connecting a UDP socket sends nothing. If no socket can be had the answer is `destination`
-    itself: the address counts as reachable, and the shortage shows when it is dialled.
+    It connects a UDP socket, which asks the routing table and sends nothing. If this host has no
+    descriptor for a socket, it returns `destination` itself. So the address counts as reachable,
+    and the shortage is reported when the address is dialled.
     """
     family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((str(destination), 9))
+            probe.connect((str(destination), DISCARD_PORT))
             return ip_address(probe.getsockname()[0].partition("%")[0])
     except OSError as error:
         return destination if is_shortage(error) else None

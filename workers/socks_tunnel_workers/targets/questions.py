@@ -1,4 +1,7 @@
-"""RESOLVE: what a name or an address is called, as far as the policy would let a flow go there."""
+"""Answers RESOLVE: the addresses of a name or the names of an address.
+
+The answer has only what the policy would let a flow of the peer reach.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,21 @@ if TYPE_CHECKING:
     from socks_tunnel_workers.relay.session import WorkerSession
 
 QUESTIONS_MAX: Final = 256
-"""RESOLVEs of one session that can be under way in this worker; a further one is refused."""
+"""RESOLVEs of one session that may be under way in this worker. A further one is refused."""
 
 
 class Questions:
-    """Answers the questions of gateways. Those that are under way are in their session's core."""
+    """Answers the questions of gateways. Those under way are in the core of their session."""
 
     def __init__(self, services: TargetServices, resolver: Resolver) -> None:
         self._services = services
         self._resolver = resolver
 
     def ask(self, session: WorkerSession, question: Resolve) -> None:
-        """Answers later. The session has seen that the CONN_ID is free."""
+        """Starts to answer a question, or refuses it at the limit.
+
+        The session has checked that the CONN_ID is free.
+        """
         if len(session.core.questions) >= QUESTIONS_MAX:
             answer = Resolved(question.conn_id, CloseReason.RESOURCE_LIMIT)
             session.send(answer.encode())
@@ -44,19 +50,19 @@ class Questions:
         except (AccessDeniedError, UnresolvedError, ResolveError) as error:
             reason = error.reply
         except Exception:
-            # A bug of ours, which the task logs, must not leave the other side waiting.
+            # The task logs this bug. The other side must not wait for ever.
             self._send(session, Resolved(question.conn_id, Reply.GENERAL_FAILURE))
             raise
         self._send(session, Resolved(question.conn_id, reason, answers[:ANSWERS_MAX]))
 
     @staticmethod
     def _send(session: WorkerSession, answer: Resolved) -> None:
-        # First: with RESOLVED the supervisor forgets the id, and it may name something else.
+        # The id is removed first: when the supervisor sees RESOLVED, the id may be used again.
         session.core.questions.remove(answer.conn_id)
         session.send(answer.encode())
 
     async def _find(self, peer: str, question: Resolve) -> tuple[Answer, ...]:
-        """Returns what a flow of the peer could reach, on whatever port."""
+        """Returns the answers that a flow of the peer could reach on some port."""
         services = self._services
         asker = Asker(peer, question.conn_id, "resolve")
         seconds = services.config.connect_timeout

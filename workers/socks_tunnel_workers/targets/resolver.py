@@ -1,4 +1,4 @@
-"""Names to addresses. The event loop is never blocked, and no peer holds up another.
+"""Resolves names to addresses. It never blocks the event loop, and no peer delays another.
 
 ::
 
@@ -7,11 +7,12 @@
     asker --+                      +-- LDAP, mDNS, sssd ...  (getaddrinfo, in a few threads)
                                        in the order of nsswitch.conf
 
-* Names are absolute: what the policy has judged is what is asked. Search lists are the caller's.
-* Askers of the same name share one look-up. It ends with the last of them.
-* Each peer has its share of the look-ups under way, so that its dead names hold up nobody else.
-* What may pass (time-out, SERVFAIL, no descriptors) is a soft failure: it is never taken for "there
-  is no such name", and remembered for :data:`SOFT_SECONDS` at most.
+* Names are absolute: the name that the policy has judged is the one that is looked up. The caller
+  deals with search lists.
+* Askers of the same name share one look-up, which ends when the last of them has left.
+* Each peer has a share of the look-ups under way, so that its dead names delay nobody else.
+* A failure that may pass (time-out, SERVFAIL, no descriptors) is a soft one. It never counts as
+  "there is no such name", and is remembered for at most :data:`SOFT_SECONDS`.
 """
 
 from __future__ import annotations
@@ -37,23 +38,23 @@ __all__ = ["UNKNOWN_TTL", "Failure", "ResolveError", "Resolved", "Resolver"]
 logger = logging.getLogger(__name__)
 
 QUESTIONS_MAX: Final = 32_768
-"""Questions under way in one worker, with those that nobody waits for any more. A name that is
-looked up in DNS is three: the look-up itself, and one question for each family."""
+"""Questions under way in one worker, also those whose askers have left. A name that is looked up in
+DNS counts as three: the look-up itself, and one question for each address family."""
 
 QUESTIONS_PER_PEER_MAX: Final = 8192
 """Of these, questions for the flows of one peer: 2,730 names. A further one fails at once."""
 
 SOFT_SECONDS: Final = 2.0
-"""How long a soft failure is the answer for whoever asks next (RFC 2308 section 7 allows 300)."""
+"""Seconds for which a soft failure is remembered (RFC 2308 section 7 allows 300)."""
 
 SOFT_MAX: Final = 4096
-"""Names whose soft failure is remembered; the oldest is forgotten first."""
+"""Names whose soft failure is remembered. The oldest is forgotten first."""
 
 _REMEMBERED: Final = frozenset({Failure.TIMEOUT, Failure.SERVER})
 
 
 class _Lookup:
-    """One question that is under way, for everybody who waits for its answer."""
+    """One look-up under way, and its askers."""
 
     __slots__ = ("askers", "future", "started", "task")
 
@@ -67,7 +68,7 @@ class _Lookup:
 class Resolver:
     """The resolver of one worker. Must be used on one event loop.
 
-    `warn` logs a sentence for the operator, at most one of a kind in a while. The other parameters
+    `warn` is :meth:`~socks_tunnel_workers.services.Notices.warn`. `servers` and later parameters
     are those of :class:`Sources`.
     """
 
@@ -99,7 +100,8 @@ class Resolver:
     async def resolve(self, name: str, *, seconds: float, peer: str = "") -> Resolved:
         """Returns the addresses of a canonical name, which is taken as absolute.
 
-        `peer` is whose share of the look-ups is used. Raises :class:`ResolveError`.
+        `seconds` is the longest wait, and `peer` the one whose share of look-ups is used. Raises
+        :class:`ResolveError`.
         """
         lookup = self._lookups.get(name) or self._begin(name, peer)
         lookup.askers += 1
@@ -178,7 +180,7 @@ class Resolver:
         share: Share,
         task: asyncio.Task[Resolved | ResolveError],
     ) -> None:
-        """Hands the answer on. Called also for a task that was cancelled before it ran at all."""
+        """Passes the answer on. Also called for a task that was cancelled before it ran."""
         lookup.task = None
         self._forget(name, lookup)
         share.end()
@@ -187,7 +189,7 @@ class Resolver:
             failure = Failure.ABANDONED
             lookup.future.cancel()
         else:
-            # A bug of ours, which the task has logged, ends the wait like anything else.
+            # The task has logged a bug. It ends the wait like any other failure.
             bug = task.exception()
             result = ResolveError(f"{name}: {bug!r}", Failure.BUG) if bug else task.result()
             if isinstance(result, ResolveError):
@@ -195,7 +197,7 @@ class Resolver:
                 if failure in _REMEMBERED:
                     self._remember(name, result)
                 lookup.future.set_exception(result)
-                lookup.future.exception()  # whoever waits gets it; it is nobody's if nobody does
+                lookup.future.exception()  # without askers, asyncio must not log it as unretrieved
             else:
                 lookup.future.set_result(result)
         self._observe(self._loop.time() - lookup.started, failure)
@@ -216,7 +218,7 @@ class Resolver:
             self._metrics.dns_failures_total.labels(failure.value).inc()
 
     def close(self) -> None:
-        """Gives up what is under way. Nobody waits for a thread or a server."""
+        """Cancels the look-ups under way, and does not wait for threads or servers."""
         for lookup in list(self._lookups.values()):
             if lookup.task is not None:
                 lookup.task.cancel()

@@ -1,22 +1,22 @@
-"""Where the datagrams of an association go: destinations, their addresses, and who may answer.
+"""Decides where the datagrams of an association go, and which senders may answer.
 
-No socket, no clock: `now` is in seconds on any monotonic clock.
+It has no socket and no clock: `now` is in seconds on any monotonic clock.
 
-UDP has no connect, so nothing says whether an address leads anywhere but an answer from it. A
-destination with one address needs no thought. For one with several::
+UDP has no connect, so only an answer shows whether an address works. If a destination has several
+addresses, they are tried like this::
 
     racing   the first address gets the datagrams; after each ATTEMPT_DELAY without an answer one
-             more address gets the same, up to RACERS_MAX (RFC 8305 in spirit). Whoever answers
-             first wins.
-    settled  one address gets all. When TURN_SECONDS of sending have brought nothing back, the next
-             address has its turn.
+             more address gets the same, up to RACERS_MAX, similar to RFC 8305. The first address
+             that answers wins.
+    settled  one address gets all. After TURN_SECONDS of sending without an answer, the next
+             address is used.
 
             +--------+ an answer, or RACE_SECONDS without one  +---------+ --+ silence:
     new --> | racing | --------------------------------------> | settled |   | next address
             +--------+                                         +---------+ <-+
 
-The addresses of a name hold for its TTL; a fresh answer that still has the address in use changes
-nothing.
+The addresses of a name hold for its TTL. A new answer that still has the address in use does not
+change it.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from typing import Any, Final, Literal, TypeAlias
 from socks_tunnel.protocol.addresses import HostPort, IPAddress
 
 ATTEMPT_DELAY: Final = 0.25
-"""Seconds after which one more address is tried beside the others (RFC 8305 section 5)."""
+"""Seconds after which one more address is tried, besides the others (RFC 8305 section 5)."""
 
 RACERS_MAX: Final = 3
-"""Addresses that get the same datagram at most; further ones have their turn later."""
+"""Addresses that get the same datagram at most. Further ones are used after the race."""
 
 RACE_SECONDS: Final = 3.0
-"""After so many seconds without any answer no datagram goes to more than one address any more."""
+"""Seconds without any answer after which each datagram goes to one address only."""
 
 TURN_SECONDS: Final = 2.0
-"""Seconds of sending without an answer after which the next address has its turn."""
+"""Seconds of sending without an answer after which the next address is used."""
 
 KEPT_MAX: Final = 4
 """Datagrams of a race that are kept for the addresses that are tried later."""
 
 KEPT_DATAGRAM_MAX: Final = 1500
-"""Longest datagram in bytes that is kept; a longer one goes only to the addresses tried so far."""
+"""Longest datagram in bytes that is kept. A longer one goes only to the addresses tried so far."""
 
 REACHED_MAX: Final = 64
-"""Addresses of one destination that may answer. A name server can go on to name others for as long
-as the association is there. The oldest are forgotten then, except the one that is in use."""
+"""Addresses of one destination that may answer. A name server can name new ones for as long as the
+association exists. The oldest are forgotten, but never the one in use."""
 
 ROUTES_MAX: Final = 1024
-"""Destinations that an association remembers; the least recently used one is decided anew."""
+"""Destinations that an association remembers. The least recently used one is forgotten first."""
 
 Filtering: TypeAlias = Literal[
     "endpoint-independent", "address-dependent", "address-and-port-dependent"
@@ -59,9 +59,10 @@ Filtering: TypeAlias = Literal[
 
 
 class Route:
-    """A destination that is allowed, and which of its addresses get its datagrams.
+    """An allowed destination, and which of its addresses get its datagrams.
 
-    `expires` is when its name has to be looked up again, None for an IP literal.
+    `expires` is the time at which its name has to be looked up again, None for an IP literal.
+    `name` is the name that was looked up, "" for an IP literal.
     """
 
     __slots__ = (
@@ -93,13 +94,14 @@ class Route:
         self.expires = expires
         self.name = name
         self.direct: Any = None
-        """What the owner needs for sending to the address in use, as long as :meth:`holds`."""
+        """The owner's socket and socket address for the address in use. Set to None when the
+        address changes."""
         self.mapped = mapped
         """Whether the client named an IPv4 address in its IPv6 form (RFC 4291 section 2.5.5.2)."""
         self.refreshing = False
         """Whether its name is being looked up again."""
         self.reached: dict[IPAddress, None] = {}
-        """The addresses that something was sent to, the oldest first: they may answer."""
+        """The addresses that a datagram was sent to, the oldest first. They may answer."""
         self._current = 0
         self._begun = 1
         self._kept: list[bytes] = []
@@ -113,7 +115,7 @@ class Route:
 
     @property
     def current(self) -> IPAddress:
-        """The address that is in use, or is preferred as long as none has answered."""
+        """The address in use; in a race, the first one."""
         return self.addresses[self._current]
 
     def expired(self, now: float) -> bool:
@@ -121,7 +123,10 @@ class Route:
         return self.expires is not None and now >= self.expires
 
     def holds(self, now: float) -> bool:
-        """Whether the address in use gets one more datagram. The short way of :meth:`send`."""
+        """Returns whether the address in use gets the next datagram. A fast form of :meth:`send`.
+
+        If so, the owner sends with :attr:`direct`; if not, it calls :meth:`send`.
+        """
         if self.direct is None:
             return False
         if len(self.addresses) == 1:
@@ -147,9 +152,10 @@ class Route:
         return (self.addresses[self._current],)
 
     def attempt(self, now: float) -> tuple[IPAddress, list[bytes]] | None:
-        """Begins with one more address, as long as the race lasts.
+        """Adds one more address to the race.
 
-        Returns the address and the datagrams that it missed; None if there is no further one.
+        Returns the address and the datagrams that it has missed. Returns None if there is no
+        further address, or if the race is over.
         """
         if self._racing_until is None or now >= self._racing_until:
             return None
@@ -160,27 +166,27 @@ class Route:
         return address, list(self._kept)
 
     def answered(self, address: IPAddress, now: float) -> None:
-        """Something came from an address. It is the one to use, unless another one works."""
+        """Notes a datagram from an address, which is used from now on unless another one works."""
         if address == self.addresses[self._current]:
             if self._racing_until is not None:
                 self._settle(self._current)
             self._silent_since = None
             return
-        # A loser of the race that answers late must not take over from the winner.
+        # A late answer of an address that has lost the race must not replace the winner.
         silent = self._silent_since is not None and now - self._silent_since >= ATTEMPT_DELAY
         if (self._racing_until is not None or silent) and address in self.addresses:
             self._settle(self.addresses.index(address))
             self._silent_since = None
 
     def failed(self, address: IPAddress, now: float) -> None:
-        """No route leads to an address: the next one has its turn at once."""
+        """Goes on to the next address at once, because no route leads to the one in use."""
         if self._racing_until is None and address == self.addresses[self._current]:
             self._next(now)
 
     def renew(self, addresses: Sequence[IPAddress], *, expires: float | None = None) -> bool:
-        """Takes fresh addresses of the name. Returns whether the one in use is among them.
+        """Takes new addresses of the name. Returns whether the one in use is among them.
 
-        If not, nothing is changed: the caller puts a new route in place of this one.
+        If not, nothing is changed, and the caller has to replace this route.
         """
         current = self.current
         if current not in addresses:
@@ -197,7 +203,7 @@ class Route:
         return True
 
     def refreshed(self) -> None:
-        """The look-up is over; the next one may begin."""
+        """Notes that the look-up is over, so that the next one may begin."""
         self.refreshing = False
 
     def _next(self, now: float) -> None:
@@ -214,17 +220,17 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A destination that gets nothing before `until`; `reason` is what its drops are counted as."""
+    """A destination that gets nothing until the time `until`. Drops are counted with `reason`."""
 
     reason: str
     until: float
 
 
 class Routes:
-    """All destinations of one association, and who may answer through it.
+    """All destinations of one association, and which senders may answer.
 
-    `filtering` is that of RFC 4787 section 5: a sender is let in if something was sent to it, to
-    its address, or always.
+    `filtering` is that of RFC 4787 section 5: a sender may answer if something was sent to its
+    address and port, or to its address, or always.
     """
 
     __slots__ = ("_answers", "_contacted", "_entries", "_filtering")
@@ -243,11 +249,11 @@ class Routes:
         return list(self._entries)
 
     def allowed(self) -> list[tuple[HostPort, Route]]:
-        """Returns the destinations that are allowed, with their routes, the least used first."""
+        """Returns the allowed destinations with their routes, the least recently used first."""
         return [(d, entry) for d, entry in self._entries.items() if isinstance(entry, Route)]
 
     def get(self, destination: HostPort, now: float) -> Route | Refusal | None:
-        """Returns what is known of a destination; None if it has to be decided."""
+        """Returns the decision about a destination; None if it has to be decided."""
         entry = self._entries.get(destination)
         if entry is None:
             return None
@@ -258,14 +264,14 @@ class Routes:
         return entry
 
     def put(self, destination: HostPort, entry: Route | Refusal) -> None:
-        """Remembers what was decided, in place of what was known before."""
+        """Remembers a decision, in place of an earlier one."""
         self.forget(destination)
         self._entries[destination] = entry
         if len(self._entries) > ROUTES_MAX:
             self.forget(next(iter(self._entries)))
 
     def forget(self, destination: HostPort) -> None:
-        """Forgets a destination; the addresses that only it has led to may not answer any more."""
+        """Forgets a destination. Addresses that only belong to it may not answer any more."""
         entry = self._entries.pop(destination, None)
         if not isinstance(entry, Route):
             return
@@ -273,13 +279,13 @@ class Routes:
             self._let_go(entry, address, destination.port)
 
     def forget_refusals(self) -> None:
-        """Forgets everything that was refused: the policy may be another now."""
+        """Forgets all refusals, because the policy may have changed."""
         for destination, entry in list(self._entries.items()):
             if isinstance(entry, Refusal):
                 del self._entries[destination]
 
     def reached(self, route: Route, address: IPAddress, port: int) -> None:
-        """Something was sent to an address of a route, which may answer from now on."""
+        """Notes that a datagram was sent to an address of a route. It may answer from now on."""
         if address not in route.reached:
             if len(route.reached) >= REACHED_MAX:
                 oldest = next(each for each in route.reached if each != route.current)
@@ -291,7 +297,7 @@ class Routes:
             self._answers.setdefault((host, port), []).append(route)
 
     def _let_go(self, route: Route, address: IPAddress, port: int) -> None:
-        """An address does not answer for a route any more."""
+        """Notes that an address may not answer for a route any more."""
         host = str(address)
         key = self._key(host, port)
         self._contacted[key] -= 1
@@ -303,11 +309,11 @@ class Routes:
             del self._answers[host, port]
 
     def admits(self, host: str, port: int) -> bool:
-        """Whether a sender may answer (RFC 4787 REQ-8)."""
+        """Returns whether a sender may answer (RFC 4787 REQ-8)."""
         return self._filtering == "endpoint-independent" or self._key(host, port) in self._contacted
 
     def answering(self, host: str, port: int) -> Sequence[Route]:
-        """Returns the routes that lead to a sender."""
+        """Returns the routes that have sent to a sender."""
         return self._answers.get((host, port), ())
 
     def _key(self, host: str, port: int) -> tuple[str, int]:

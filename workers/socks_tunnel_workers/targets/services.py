@@ -1,4 +1,4 @@
-"""What every flow of the endpoint's room uses: the policy in force, the decision, warnings."""
+"""The services that the endpoint's flows use: the policy in force, the decision, warnings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from socks_tunnel_workers.targets.access import Access
 
 
 class Settings(Protocol):
-    """What is configured at the moment. A reload replaces the contents."""
+    """The configuration in force. A reload replaces the contents."""
 
     @property
     def config(self) -> WorkerSettings:
@@ -26,7 +26,7 @@ class Settings(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TargetServices:
-    """The services. `warn` logs a sentence for the operator, at most one of a kind in a while."""
+    """The services. `warn` is :meth:`~socks_tunnel_workers.services.Notices.warn`."""
 
     settings: Settings
     access: Access

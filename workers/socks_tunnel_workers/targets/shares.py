@@ -1,4 +1,4 @@
-"""How much of something each peer uses, with a limit for each and one for all of them."""
+"""Counts how much of something each peer uses, with a limit for each peer and one for all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 
 
 class Share:
-    """One of what a peer uses. Ending it gives it back, once."""
+    """One unit that a peer uses. :meth:`end` gives it back."""
 
     __slots__ = ("_held", "_peer")
 
@@ -25,7 +25,10 @@ class Share:
 
 
 class Shares:
-    """All peers' shares. The limits are the caller's to look at before it takes more."""
+    """The shares of all peers. The caller has to ask :meth:`full` before it takes more.
+
+    `each` is the limit for one peer, and `total` that for all peers together.
+    """
 
     __slots__ = ("_held", "each", "total")
 
@@ -42,9 +45,9 @@ class Shares:
         return self._held[peer]
 
     def full(self, peer: str) -> bool:
-        """Whether a peer should begin nothing more."""
+        """Returns whether a peer should not begin anything more."""
         return self._held[peer] >= self.each or self._held.total() >= self.total
 
     def take(self, peer: str) -> Share:
-        """Returns one more for a peer. What was begun may go a little beyond the limits."""
+        """Returns one more share for a peer. Work that has begun may exceed the limits a little."""
         return Share(self._held, peer)

@@ -1,4 +1,4 @@
-"""Where names are looked up: /etc/hosts, name servers, and what only the C library can ask."""
+"""Looks names up in /etc/hosts, at name servers, and in sources that only the C library can ask."""
 
 from __future__ import annotations
 
@@ -30,41 +30,42 @@ RESOLUTION_DELAY: Final = 0.05
 """Seconds that an answer for IPv4 waits for the one for IPv6 (RFC 8305 section 3)."""
 
 FALLBACK_DELAY: Final = 1.0
-"""Seconds that an answer for IPv6 waits for the one for IPv4. Without that one there is nothing to
-fall back on where IPv6 leads nowhere."""
+"""Seconds that an answer for IPv6 waits for the one for IPv4. Without IPv4 there would be nothing
+to fall back on if the IPv6 addresses cannot be reached."""
 
 INCOMPLETE_TTL: Final = 5
-"""Seconds for which an answer holds that lacks one family."""
+"""Longest TTL in seconds of an answer that lacks one address family."""
 
 UNKNOWN_TTL: Final = 60
-"""Seconds for which an answer holds that has no TTL: /etc/hosts, LDAP, mDNS."""
+"""TTL in seconds of answers from sources that give none: /etc/hosts, LDAP, mDNS."""
 
 CACHED_MAX: Final = 16_384
-"""Answers that c-ares keeps at most; then a new channel begins with an empty cache."""
+"""Answers in the cache of c-ares. At this number, a new channel begins with an empty cache."""
 
 CHECK_SECONDS: Final = 5.0
-"""How often resolv.conf, nsswitch.conf and hosts are looked at for changes, if names are asked."""
+"""Seconds between two looks at resolv.conf, nsswitch.conf and hosts for changes, while names are
+looked up."""
 
 _NOWHERE: Final = (".onion", ".invalid")
-"""Names that no name server is to be asked for (RFC 7686 section 2, RFC 6761 section 6.4)."""
+"""Domains that no name server may be asked for (RFC 7686 section 2, RFC 6761 section 6.4)."""
 
 _RESOLV_CONF: Final = Path("/etc/resolv.conf")
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The addresses of a name, in the order of RFC 6724, and the seconds for which they hold."""
+    """The addresses of a name in the order of RFC 6724, and their TTL in seconds."""
 
     addresses: tuple[IPAddress, ...]
     ttl: int
 
 
 class Sources:
-    """The sources of one worker, with the settings that this host has at the moment.
+    """The sources of one worker, with the present settings of this host.
 
-    `servers` replaces the name servers of resolv.conf (`host` or `host:port`) and `timeout` their
-    timeout in seconds, as tests need it. Each question counts in `shares` until its source is done
-    with it, asker or no asker.
+    For tests, `servers` replaces the name servers of resolv.conf (`host` or `host:port`), and
+    `timeout` their time-out in seconds. Each question counts in `shares` until its source has
+    finished, also if its asker has left.
     """
 
     def __init__(
@@ -96,7 +97,10 @@ class Sources:
         self._closed = False
 
     async def addresses(self, name: str, peer: str) -> Resolved:
-        """Asks one source after the other. Raises :class:`ResolveError`."""
+        """Returns the addresses of a name, from the first source that has it.
+
+        Raises :class:`ResolveError`.
+        """
         cares = self._channel()
         if name.endswith(_NOWHERE):
             raise ResolveError(f"{name} does not exist", Failure.ABSENT)
@@ -115,7 +119,10 @@ class Sources:
         raise ResolveError(f"{name} does not exist, or has no address", Failure.ABSENT)
 
     async def names(self, address: IPAddress, peer: str) -> tuple[str, ...]:
-        """Returns the names of an address: of /etc/hosts, or else of DNS."""
+        """Returns the names of an address from /etc/hosts, or else from DNS.
+
+        Raises :class:`ResolveError`.
+        """
         cares = self._channel()
         await self._read_hosts()
         names = self._hosts.names(address)
@@ -133,7 +140,7 @@ class Sources:
     def _channel(self) -> Cares:
         """Returns c-ares, with the settings that this host has now."""
         if self._closed:
-            raise ResolveError("this worker ends", Failure.RESOURCES)
+            raise ResolveError("this worker is shutting down", Failure.RESOURCES)
         now = self._loop.time()
         try:
             if self._cares is not None and self._cares.sent >= CACHED_MAX:
@@ -147,8 +154,8 @@ class Sources:
                 self._checked = now
                 self._reread(self._cares)
         except (OSError, RuntimeError, pycares.AresError) as error:
-            # No descriptor to read a file with, no thread: this passes.
-            self._warn("resolver", "cannot look names up: %s", error)
+            # A descriptor to read a file or a thread is missing, which may pass.
+            self._warn("resolver", "cannot start to look names up: %s", error)
             raise ResolveError(f"no name can be looked up: {error}", Failure.RESOURCES) from error
         return self._cares
 
@@ -159,13 +166,18 @@ class Sources:
             return
         self._plan = nsswitch.read(self._nsswitch_conf)
         if self._files:
-            logger.info("resolv.conf, nsswitch.conf or hosts has changed: reading them again")
+            logger.info(
+                "%s, %s or %s has changed: reading them again for the look-up of names", *paths
+            )
             if self.servers is None and files[0] != self._files[0]:
                 cares.reread()
         self._files = files
 
     async def _read_hosts(self) -> None:
-        """Reads /etc/hosts, if it has changed since; whoever comes meanwhile waits for the same."""
+        """Reads the hosts file if it has changed. All look-ups share one reading of the file.
+
+        Raises :class:`ResolveError` if the file was never read.
+        """
         if self._hosts_task is None and self._hosts_read != self._files:
             self._hosts_task = spawn("read the hosts file", self._reading_hosts(self._files))
             self._hosts_task.add_done_callback(self._hosts_done)
@@ -182,7 +194,7 @@ class Sources:
         except OSError as error:
             self._warn("resolver", "cannot read %s: %s", self._hosts_file, error)
             if is_shortage(error):
-                return  # read it again for the next look-up
+                return  # the next look-up tries again
         self._hosts, self._hosts_read = hosts, version
 
     def _hosts_done(self, _task: asyncio.Task[None]) -> None:
@@ -206,12 +218,12 @@ class Sources:
         except TooManyError as error:
             raise ResolveError(str(error), Failure.TOO_MANY) from None
         except (OSError, RuntimeError) as error:
-            self._warn("resolver", "cannot look names up: %s", error)
+            self._warn("resolver", "cannot look names up by the C library: %s", error)
             raise ResolveError(f"{name} cannot be resolved: {error}", Failure.RESOURCES) from None
         return Resolved(tuple(found), UNKNOWN_TTL) if found else None
 
     async def _ask_dns(self, cares: Cares, name: str, peer: str) -> Resolved | None:
-        """Asks the name servers for both families at once."""
+        """Asks the name servers for both address families at once. None if the name is absent."""
         ipv4 = self._query(cares, name, socket.AF_INET, peer)
         ipv6 = self._query(cares, name, socket.AF_INET6, peer)
         done, pending = await asyncio.wait({ipv4, ipv6}, return_when=asyncio.FIRST_COMPLETED)
@@ -238,7 +250,7 @@ class Sources:
         return question
 
     def _fail(self, name: str, answer: Answer) -> NoReturn:
-        """Raises the error for an answer that has none."""
+        """Raises the :class:`ResolveError` for an answer without addresses or names."""
         if answer.absent:
             raise ResolveError(f"{name} does not exist, or has no address", Failure.ABSENT)
         self._raise_shortage(name)
@@ -252,7 +264,7 @@ class Sources:
             raise ResolveError(f"{name} cannot be resolved: {error}", Failure.RESOURCES)
 
     def close(self) -> None:
-        """Gives up what is under way. Nobody waits for a thread or a server."""
+        """Ends the questions under way, and does not wait for threads or servers."""
         self._closed = True
         for cares in (*self._retired, *filter(None, [self._cares])):
             cares.close()
@@ -267,7 +279,7 @@ def _answered(question: asyncio.Future[Answer], share: Share, answer: Answer) ->
 
 
 def _fingerprint(path: Path) -> tuple[int, int, int] | None:
-    """Returns what changes when a file does; None if there is no such file."""
+    """Returns a value that differs when the file has changed; None if there is no such file."""
     try:
         status = os.stat(path)  # noqa: PTH116 - one system call, on the event loop
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""`getaddrinfo` in a few threads: for the sources of names that only the C library can ask.
+"""Calls `getaddrinfo` in a few threads, for sources that only the C library can ask.
 
 A call cannot be cancelled, and one that waits for a dead server holds its thread for many seconds.
-So the threads are few, a peer gets at most half of them, and the peers' questions wait in turn. The
-threads are daemons: the end of the process does not wait for them.
+So there are few threads, a peer gets at most half of them, and the peers take turns. The threads
+are daemons: the process ends without waiting for them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import Final
 from socks_tunnel.protocol.addresses import IPAddress, parse_ip
 
 THREADS: Final = 16
-"""Calls of `getaddrinfo` that can be under way at once in one worker."""
+"""Calls of `getaddrinfo` that may be under way at once in one worker."""
 
 THREADS_PER_PEER: Final = THREADS // 2
 """Of these, calls for the flows of one peer."""
 
 WAITING_PER_PEER_MAX: Final = 1024
-"""Questions of one peer that wait for a thread; a further one is refused."""
+"""Questions of one peer that may wait for a thread. A further one is refused."""
 
 
 class TooManyError(Exception):
-    """The peer has as many questions waiting as it may."""
+    """The peer has :data:`WAITING_PER_PEER_MAX` questions waiting."""
 
 
 @dataclass(eq=False, slots=True)
@@ -42,18 +42,24 @@ class _Question:
 
 
 def lookup(name: str) -> list[IPAddress]:
-    """Returns what the C library knows of a name. Blocks; raises :class:`socket.gaierror`."""
+    """Returns the addresses of a name from the C library. Blocks.
+
+    Raises :class:`socket.gaierror`.
+    """
     addresses: dict[IPAddress, None] = {}
     for _, _, _, _, sockaddr in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM):
         text = str(sockaddr[0])
-        # A link-local answer has a zone (fe80::1%eth0) that parse_ip refuses: it is forbidden
-        # unless a rule names it, and such a rule cannot name a zone.
+        # parse_ip refuses the zone of a link-local address (fe80::1%eth0). Only a rule that names
+        # the address can allow it, and a rule cannot name a zone.
         addresses.setdefault(parse_ip(text) or ipaddress.ip_address(text.partition("%")[0]))
     return list(addresses)
 
 
 class SystemLookups:
-    """The threads, and the questions that wait for one. Must be used on one event loop."""
+    """The threads, and the questions that wait for one. Must be used on one event loop.
+
+    `threads` is the number of threads, and `threads_per_peer` of how many one peer may use.
+    """
 
     def __init__(self, *, threads: int = THREADS, threads_per_peer: int = THREADS_PER_PEER) -> None:
         self._loop = asyncio.get_running_loop()
@@ -64,16 +70,16 @@ class SystemLookups:
         self._busy: Counter[str] = Counter()
         self._waiting: OrderedDict[str, deque[_Question]] = OrderedDict()
         self._closed = False
-        # The C library would try the search list of resolv.conf on every name (RFC 1535); the
-        # environment is its only way to be told not to (resolv.conf(5)).
+        # The C library would try the search list of resolv.conf on every name (RFC 1535). Only this
+        # variable of the environment prevents that (resolv.conf(5)).
         os.environ["LOCALDOMAIN"] = "."
 
     async def ask(self, name: str, peer: str) -> list[IPAddress]:
         """Returns the addresses of a name.
 
         Raises :class:`socket.gaierror` or :class:`OSError` as `getaddrinfo` does, RuntimeError if
-        no thread can be started, :class:`TooManyError`. Being cancelled takes the question back;
-        a call that has begun goes on in its thread, and counts until it ends.
+        no thread can be started, and :class:`TooManyError`. If it is cancelled, a question that
+        waits is removed; a call that has begun goes on in its thread, and counts until it ends.
         """
         waiting = self._waiting.setdefault(peer, deque())
         if len(waiting) >= WAITING_PER_PEER_MAX:
@@ -89,7 +95,7 @@ class SystemLookups:
                 self._waiting[peer].remove(question)
 
     def _start(self) -> None:
-        """Gives waiting questions to threads, a peer after the other."""
+        """Gives waiting questions to free threads, one peer after the other."""
         for peer in list(self._waiting):
             if self._busy.total() >= self._threads_max:
                 return
@@ -107,7 +113,7 @@ class SystemLookups:
                 del self._waiting[peer]
 
     def _start_thread(self) -> None:
-        """Starts one thread more. Raises RuntimeError if there is none at all to wait for."""
+        """Starts one more thread. Raises RuntimeError if that fails and there are no others."""
         thread = threading.Thread(target=self._serve, name="resolver", daemon=True)
         try:
             thread.start()
@@ -118,17 +124,17 @@ class SystemLookups:
             self._threads += 1
 
     def _serve(self) -> None:
-        """Runs in a thread: answers questions until there are no more to come."""
+        """Answers questions until None comes. Runs in a thread."""
         while (question := self._work.get()) is not None:
             result: list[IPAddress] = []
             error: Exception | None = None
             try:
                 result = lookup(question.name)
-            except Exception as caught:  # noqa: BLE001 - it is handed to whoever asked
+            except Exception as caught:  # noqa: BLE001 - it is passed to the asker
                 error = caught
             try:
                 self._loop.call_soon_threadsafe(self._answered, question, result, error)
-            except RuntimeError:  # the loop is closed: nobody asks any more
+            except RuntimeError:  # the event loop is closed: there are no askers any more
                 return
 
     def _answered(
@@ -146,7 +152,7 @@ class SystemLookups:
             self._start()
 
     def close(self) -> None:
-        """Ends the threads that are idle; the others end with the process."""
+        """Ends the idle threads. The others end with the process."""
         self._closed = True
         for _ in range(self._threads):
             self._work.put(None)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BIND_SECONDS = 120.0
-"""Time in which the expected caller of a BIND must have come."""
+"""Seconds in which the expected caller of a BIND must connect."""
 
 
 def socket_name(sock: socket.socket) -> HostPort:
@@ -55,7 +55,7 @@ def socket_name(sock: socket.socket) -> HostPort:
 
 
 class TargetRelay(TcpRelay):
-    """A TCP flow on the endpoint, from the request on; `attempt` or `task` brings its socket."""
+    """A TCP flow on the endpoint, from the request on. `attempt` or `task` opens its socket."""
 
     __slots__ = ("allowed", "attempt", "listener", "targets", "task")
 
@@ -75,14 +75,14 @@ class TargetRelay(TcpRelay):
         )
         self.targets = targets
         self.allowed: Allowed | None = None
-        """What was decided: of a flow that is open, the one address that it goes to."""
+        """The decision about the flow. Once it is open, it has only the address in use."""
         self.listener: socket.socket | None = None
-        """Where the caller of a BIND is awaited."""
+        """The listening socket for the caller of a BIND."""
         self.attempt: Attempt | None = None
         self.task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins to decide and to dial, or to listen."""
+        """Begins to decide, and then to dial or to listen."""
         if self.command == "connect" and self._connect_to_literal():
             return
         work = self._connect() if self.command == "connect" else self._bind()
@@ -95,25 +95,28 @@ class TargetRelay(TcpRelay):
         return Asker(self.session.peer, self.conn_id, self.command)
 
     def recheck(self) -> Iterator[None]:
-        """Ends the flow if the policy forbids it now. A generator: others get their turn."""
-        # A flow that is still being decided asks for the policy by itself.
+        """Ends the flow if the policy in force forbids it.
+
+        It is a generator, so that a reload can stop between its steps.
+        """
+        # A flow without a decision will be decided by the policy in force.
         if self.allowed is not None:
             self._permitted(self.allowed)
         yield
 
     def _permitted(self, allowed: Allowed) -> bool:
-        """Returns whether all the addresses may still be reached; the flow ends if not."""
+        """Returns whether all addresses are still allowed. Ends the flow if not."""
         assert self.destination is not None
         permitted = self.targets.access.recheck(
             self._asker(), self._policy(), self.destination, allowed.name, allowed.addresses
         )
         if len(permitted) == len(allowed.addresses):
             return True
-        self._refuse(Reply.NOT_ALLOWED, "the policy has changed and forbids it")
+        self._refuse(Reply.NOT_ALLOWED, "the changed policy does not allow it")
         return False
 
     def _failed(self, error: BaseException) -> None:
-        """A bug of ours must not leave the client waiting (the task has logged it)."""
+        """Ends the flow after a bug that the task has logged, so that its client does not wait."""
         del error
         self.abort(CloseReason.GENERAL_FAILURE)
 
@@ -138,7 +141,7 @@ class TargetRelay(TcpRelay):
         return Liveness(targets.keepalive, targets.user_timeout)
 
     def _connect_to_literal(self) -> bool:
-        """Decides about an IP literal and connects to it. Returns False for a name, at once."""
+        """Decides about an IP literal and connects to it. Returns False if it is a name."""
         assert self.destination is not None
         try:
             allowed = self.targets.access.literal(self._asker(), self._policy(), self.destination)
@@ -161,18 +164,18 @@ class TargetRelay(TcpRelay):
         return True
 
     def take(self, sock: socket.socket) -> None:
-        """Watches the connected socket, and keeps it."""
+        """Keeps the connected socket, and watches it for reading."""
         self.sock = sock
         self.resume_reading()
 
     def connected(self) -> None:
-        """Answers, and relays."""
+        """Answers the request, and begins to relay."""
         self.attempt = None
         assert self.sock is not None
         self._opened(self.sock)
 
     def not_connected(self, error: DialError) -> None:
-        """Answers with the reason."""
+        """Refuses the request with the reason of the error."""
         if error.shortage:
             self.targets.warn("resource", "cannot connect to %s: %s", self.destination, error)
         self._refuse(error.reply, str(error))
@@ -205,7 +208,7 @@ class TargetRelay(TcpRelay):
     async def _bind(self) -> None:
         """Listens for one connection from the expected caller (RFC 1928 section 4, BIND).
 
-        A listener that the program before us has left goes on.
+        A listening socket of the previous program is used again.
         """
         if self.listener is None:
             allowed = await self._decide(self.session.settings.config.targets.connect_timeout)
@@ -224,7 +227,7 @@ class TargetRelay(TcpRelay):
                 async with asyncio.timeout(BIND_SECONDS):
                     sock, caller = await self._accept(listener, expected)
             except TimeoutError:
-                self._refuse(Reply.TTL_EXPIRED, f"nobody called within {BIND_SECONDS:g} s")
+                self._refuse(Reply.TTL_EXPIRED, f"no caller connected within {BIND_SECONDS:g} s")
                 return
             except OSError as error:
                 self._cannot_listen(error)
@@ -249,22 +252,22 @@ class TargetRelay(TcpRelay):
             try:
                 sock, name = await accept(listener)
             except ConnectionAbortedError:
-                continue  # the caller was gone before it was accepted
+                continue  # the caller has left before it was accepted
             if name[0] in expected:
                 return sock, HostPort(str(name[0]), int(name[1]))
-            # RFC 1928 section 4: the server uses DST to evaluate the BIND request. Anybody else
-            # who finds the port is turned away, and the listener stays.
+            # RFC 1928 section 4: the server uses DST to evaluate the BIND request. So any other
+            # caller is refused, and the listening socket stays.
             reset(sock)
             self.targets.warn(
                 "bind-caller",
-                "BIND flow %d: refused a caller from %s; expected %s",
+                "BIND flow %d: refusing a caller from %s; expecting one from %s",
                 self.conn_id,
                 name[0],
                 self.destination,
             )
 
     def abort(self, reason: int, *, tell_peer: bool = True) -> None:
-        """Ends the flow, and the dialling if it is still under way."""
+        """Ends the flow, and the attempt to connect or to listen if there is one."""
         super().abort(reason, tell_peer=tell_peer)
         self._stop_work()
 

@@ -1,8 +1,8 @@
-"""The endpoint's side of UDP associations: sockets toward the targets.
+"""The endpoint's side of UDP associations: the sockets toward the targets.
 
-It cuts the SOCKS header off what comes through the tunnel, and puts one with the true sender before
-what comes back. Which destination may be reached is decided by the policy of the moment, and where
-its datagrams go by :mod:`socks_tunnel_workers.targets.routes`.
+It removes the SOCKS header of datagrams from the tunnel, and puts one with the true sender before
+replies. The policy in force decides which destinations may be reached, and
+:mod:`socks_tunnel_workers.targets.routes` which address of a destination gets a datagram.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.addresses import HostPort, IPAddress, parse_ip
-from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.messages import Message, UdpAssociateClosed, UdpAssociateOpened
 from socks_tunnel.protocol.policy import Policy
-from socks_tunnel.protocol.socks5 import parse_udp_packet, udp_header
+from socks_tunnel.protocol.socks5 import udp_header
+from socks_tunnel_workers.relay.client_socket import parse_from_peer
 from socks_tunnel_workers.relay.udp import Association
 from socks_tunnel_workers.sockets import DATAGRAMS_PER_TURN, SockAddr, is_shortage, udp_socket
 from socks_tunnel_workers.targets.access import (
@@ -34,40 +34,44 @@ if TYPE_CHECKING:
     from socks_tunnel_workers.relay.session import WorkerSession
 
 PENDING_PER_NAME_MAX: Final = 16
-"""Datagrams that wait while the name of their destination is looked up."""
+"""Datagrams to one destination that wait while its name is looked up."""
 
 PENDING_NAMES_MAX: Final = 64
-"""Names that one association may have looked up at once for the first time."""
+"""New names of one association that may be looked up at once."""
 
 PENDING_BYTES_MAX = 262_144
 """Bytes of an association's datagrams that wait for names."""
 
 RESOLVE_SECONDS: Final = 5.0
-"""A datagram to a name that is not resolved by then is dropped: its sender has sent it again."""
+"""Seconds after which a datagram to a name that is not resolved is dropped. Its sender will have
+sent it again by then."""
 
 UNRESOLVED_SECONDS: Final = 2.0
-"""How long a destination gets nothing whose name could not be resolved. The resolver knows for how
-long a name does not exist (RFC 2308), so asking it again costs no packet before that time."""
+"""Seconds for which a destination gets nothing after its name could not be resolved. The resolver
+caches for how long a name does not exist (RFC 2308), so asking it again often sends no packet."""
 
 TTL_MIN: Final = 1.0
-"""Seconds for which an answer holds at least."""
+"""Seconds for which an answer holds at least, also if its TTL is shorter."""
 
 STALE_SECONDS: Final = 300.0
-"""How long addresses stay in use after their TTL while no name server answers (RFC 8767)."""
+"""Seconds for which addresses stay in use after their TTL while no name server answers (RFC 8767).
+"""
 
 IDLE_GRACE: Final = 30.0
-"""Seconds that the endpoint waits beyond the gateway's idle time: the gateway ends it first."""
+"""Seconds that the endpoint waits beyond the gateway's idle time, so that the gateway ends the
+association first."""
 
 _NEVER: Final = float("inf")
 
 
 class EndpointAssociation(Association):
-    """The endpoint's side: one socket per address family for all destinations.
+    """The endpoint's side: one socket for each address family, for all destinations.
 
-    So the mapping is endpoint-independent (RFC 4787 REQ-1): every target sees the same source port,
-    as SIP, RTP and STUN need it. What is let back in depends on `udp_filtering`.
+    So the mapping is endpoint-independent (RFC 4787 REQ-1): all targets see the same source port,
+    as SIP, RTP and STUN need it. `udp_filtering` says which senders may answer.
 
-    This class has many methods because a datagram may wait, race, be refused or follow its name.
+    This class has many methods because a datagram may wait for its name, go to several addresses or
+    be refused, and because names are looked up again.
     """
 
     __slots__ = ("lookups", "pending", "pending_bytes", "routes", "sockets", "targets")
@@ -126,12 +130,7 @@ class EndpointAssociation(Association):
     def on_datagram(self, packet: memoryview) -> None:
         """Sends a datagram to its target, once the policy has allowed that destination."""
         now = self.active = self._now
-        try:
-            frag, destination, offset = parse_udp_packet(packet)
-        except RemoteProtocolError as error:
-            raise RemoteProtocolError(
-                f"UDP_PACKET: {error}", kind="malformed-udp_packet", conn_id=self.conn_id
-            ) from None
+        frag, destination, offset = parse_from_peer(packet, self.conn_id)
         if frag:
             self.drop("fragment")
             return
@@ -149,7 +148,7 @@ class EndpointAssociation(Association):
     def _forward(
         self, destination: HostPort, route: Route, data: bytes | memoryview, now: float
     ) -> None:
-        """Sends a datagram to the addresses whose turn it is."""
+        """Sends a datagram to the addresses that the route chooses, or drops and counts it."""
         if route.holds(now):
             sock, sockaddr = route.direct
             try:
@@ -192,7 +191,7 @@ class EndpointAssociation(Association):
         return None
 
     def _race(self, destination: HostPort, route: Route) -> None:
-        """Nothing has come back for a while: one more address gets what the others got."""
+        """Adds one more address to a race, which gets the datagrams that the others got."""
         if self.ended or self.routes.get(destination, self._now) is not route:
             return
         attempt = route.attempt(self._now)
@@ -208,7 +207,7 @@ class EndpointAssociation(Association):
     # --- decisions ------------------------------------------------------------------------------
 
     def _new_destination(self, destination: HostPort, data: bytes) -> None:
-        """Decides on a destination that is new to this association; a name is looked up."""
+        """Decides about a new destination and sends a datagram there; looks a name up first."""
         waiting = self.pending.get(destination)
         if waiting is None:
             try:
@@ -240,7 +239,7 @@ class EndpointAssociation(Association):
         work: Coroutine[Any, Any, None],
         on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
-        """Begins with a look-up, which ends with the association at the latest."""
+        """Starts a look-up, which ends with the association at the latest."""
         task = spawn(f"udp {self.conn_id} resolve", work, on_failure=on_failure)
         self.lookups.add(task)
         task.add_done_callback(self.lookups.discard)
@@ -263,13 +262,13 @@ class EndpointAssociation(Association):
                 self.session.loop.call_later(ATTEMPT_DELAY, self._race, destination, route)
 
     def _take_pending(self, destination: HostPort) -> list[bytes]:
-        """Takes the datagrams that wait for a name."""
+        """Returns the datagrams that wait for a name, and forgets them."""
         waiting = self.pending.pop(destination, [])
         self.pending_bytes -= sum(map(len, waiting))
         return waiting
 
     def _unresolved(self, destination: HostPort) -> None:
-        """The name has no address, or nobody can say at the moment: try again in a moment."""
+        """Refuses a destination for :data:`UNRESOLVED_SECONDS`, and drops what waits for it."""
         dropped = len(self._take_pending(destination))
         self._refuse(destination, "unresolved", self._now + UNRESOLVED_SECONDS, dropped)
 
@@ -292,7 +291,7 @@ class EndpointAssociation(Association):
         return route
 
     async def _refresh(self, destination: HostPort, route: Route) -> None:
-        """Follows the name: its time is over, and datagrams still go there."""
+        """Looks a name up again, because its TTL is over and datagrams still go there."""
         expired = self._now
         try:
             allowed = await self.targets.access.decide(
@@ -321,16 +320,17 @@ class EndpointAssociation(Association):
             self.session.loop.call_later(UNRESOLVED_SECONDS, route.refreshed)
 
     def _replace(self, destination: HostPort, old: Route, new: Route | Refusal) -> bool:
-        """Puts something in a route's place, unless that was done before."""
+        """Replaces a route; returns False if that was done before."""
         if self.ended or self.routes.get(destination, self._now) is not old:
             return False
         self.routes.put(destination, new)
         return True
 
     def recheck(self) -> Iterator[None]:
-        """Ends the routes that the policy forbids now. A generator, so that others get their turn.
+        """Ends the routes that the policy in force forbids.
 
-        What was refused is decided anew when the next datagram comes.
+        It is a generator, so that a reload can stop between its steps. Destinations that were
+        refused are decided anew when the next datagram comes.
         """
         self.routes.forget_refusals()
         for destination in self.routes.destinations():
@@ -358,7 +358,7 @@ class EndpointAssociation(Association):
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
-                # A pending ICMP error of an earlier send: nothing was received, nothing is lost.
+                # This is a pending ICMP error of an earlier datagram. No datagram is lost.
                 return
             host, port = sender[0], sender[1]
             if not routes.admits(host, port):
@@ -382,13 +382,13 @@ class EndpointAssociation(Association):
     # --- end ------------------------------------------------------------------------------------
 
     def on_message(self, message: Message) -> None:
-        """Takes the end."""
+        """Takes the gateway's CLOSE."""
         if not isinstance(message, UdpAssociateClosed):
             raise self.unexpected(type(message).__name__)
         self._close(message.reason)
 
     def sweep(self, now: float) -> None:
-        """Ends an association that the gateway seems to have forgotten."""
+        """Ends the association if it is silent for longer than the gateway's idle time."""
         self._end_if_idle(now, self.session.terms.idle_udp + IDLE_GRACE)
 
     def _close(self, reason: int) -> None:
@@ -405,9 +405,9 @@ class EndpointAssociation(Association):
 
 
 def _as_asked(host: str, routes: Sequence[Route]) -> str:
-    """Returns a sender's address in the form in which the client asked for it.
+    """Returns a sender's address in the form that the client has used for it.
 
-    A client that knows only IPv6 names IPv4 addresses as `::ffff:192.0.2.1`.
+    A client with IPv6 only writes IPv4 addresses as `::ffff:192.0.2.1`.
     """
     if routes and all(route.mapped for route in routes):
         return f"::ffff:{host}"

@@ -42,7 +42,7 @@ def test_a_session_without_a_link_takes_nothing() -> None:
     gateway = Gateway()
     session = gateway.session()
     session.detach()
-    assert gateway.clients.target is None
+    assert gateway.clients.routing.choose(0) is None
     waiting = Waiting()
     gateway.clients.wait(waiting)
     gateway.clients.wake()
@@ -54,11 +54,11 @@ def test_a_session_that_is_over_takes_nothing() -> None:
     gateway = Gateway()
     session = gateway.session()
     other = gateway.session()
-    targets = [gateway.clients.target]
+    targets = [gateway.clients.routing.choose(0)]
     gateway.end(other)
-    targets.append(gateway.clients.target)
+    targets.append(gateway.clients.routing.choose(0))
     gateway.prefers([session])
-    targets.append(gateway.clients.target)
+    targets.append(gateway.clients.routing.choose(0))
     assert targets == [other, None, session]
 
 
@@ -78,10 +78,8 @@ def test_clients_that_wait_for_nothing_are_closed_before_a_program_is_replaced()
     idle, busy = Waiting(), Waiting()
     idle.idle = True
     gateway.clients.opening.update([idle, busy])
-    assert not gateway.clients.settled
+    gateway.clients.close_idle()
     assert (idle.closed, busy.closed) == (1, 0)
-    gateway.clients.opening.clear()
-    assert gateway.clients.settled
 
 
 def test_closing_closes_all() -> None:

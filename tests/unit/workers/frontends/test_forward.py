@@ -146,6 +146,23 @@ def test_each_udp_client_has_an_association() -> None:
     assert udp.sock.replies == [(b"reply", ("127.0.0.1", 2))]
 
 
+def test_a_reply_without_a_right_header_is_the_endpoint_s_error() -> None:
+    gateway = Gateway()
+    session = gateway.session()
+    udp = Forward(gateway)
+    udp.sends(b"one")
+    (opening,) = gateway.sent(session)
+    assert isinstance(opening, UdpAssociate)
+    gateway.answer(session, UdpAssociateOpened(opening.conn_id))
+    gateway.sent(session)
+
+    gateway.answer(session, UdpPacket(opening.conn_id, b"\0\0\0\x09"))
+
+    assert gateway.counted("protocol_errors_total", "malformed-udp_packet") == 1
+    assert udp.sock.replies == []
+    assert [type(message) for message in gateway.sent(session)] == [UdpAssociateClosed]
+
+
 def test_what_waits_for_the_opening_is_bounded_and_accounted() -> None:
     gateway = Gateway()
     session = gateway.session()

@@ -164,7 +164,9 @@ async def test_who_cannot_wait_is_told_so_at_once(desk: Desk) -> None:
     assert desk.logins.waiting == WAITING_PER_ACCOUNT
     assert [verdict for _, verdict in desk.told] == [Verdict.BUSY] * 4
     assert desk.told[0][0] == f"user {WAITING_PER_ACCOUNT + 1}", "the last ones, not the first"
-    assert desk.warnings[0] == "logins: 16 logins of 192.0.2.1 wait to be checked; refusing more"
+    assert desk.warnings[0] == (
+        "logins: 16 logins from 192.0.2.1 wait for their password check; refusing more"
+    )
 
 
 async def test_an_ipv6_host_is_its_64(desk: Desk) -> None:
@@ -206,7 +208,9 @@ async def test_no_thread_is_an_answer(desk: Desk) -> None:
     desk.threads.broken = True
     desk.offer("joe")
     assert desk.told == [("joe", Verdict.BUSY)]
-    assert desk.warnings == ["login-thread: a password cannot be checked: can't start new thread"]
+    assert desk.warnings == [
+        "login-thread: no thread to check a password; refusing the login: can't start new thread"
+    ]
     desk.threads.broken = False
     desk.offer("joe")
     await desk.threads.finish()

@@ -80,7 +80,7 @@ def test_sessions_without_a_link_give_way_the_oldest_first(
     site.relieve()
     assert [flow.ended for flow in (linked, younger, older)] == [False, True, True]
     assert site.gateway.counted("sessions_given_up_total", "memory") == 2
-    assert "gave up 1 flows of the session with office" in caplog.text
+    assert "closing the 1 flows of the session with peer office" in caplog.text
 
 
 def test_no_more_sessions_give_way_than_needed() -> None:

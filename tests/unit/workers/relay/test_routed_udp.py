@@ -261,7 +261,7 @@ def test_a_full_session_opens_no_leg(site: Site, caplog: pytest.LogCaptureFixtur
     site.a.flows.resize(0)
     site.sends(TO_A + b"1")
     assert site.dropped("too-many") == 1
-    assert "no new flow to a" in caplog.text
+    assert "refusing a new flow to peer a" in caplog.text
 
 
 def test_legs_are_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,7 +249,7 @@ def test_what_a_flow_does_not_expect_is_an_error_of_the_peer(session: WorkerSess
         ("OpenConnection", lambda: flow.on_repeated(OpenConnection(9, "a", 1))),
     ]
     for name, handle in handlers:
-        with pytest.raises(RemoteProtocolError, match=f"^{name} has no place in a res") as caught:
+        with pytest.raises(RemoteProtocolError, match=f"^{name} is not allowed in a res") as caught:
             handle()
         assert (caught.value.kind, caught.value.conn_id) == ("unexpected-message", 9)
     assert probe(session, 11).on_missing() is False, "nothing is asked for again"

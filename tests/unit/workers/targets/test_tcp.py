@@ -316,7 +316,7 @@ async def test_a_bind_listens_waits_for_its_caller_and_takes_nobody_else(make: M
     assert stranger.reset
     assert stranger.closed
     assert site.warnings == [
-        "bind-caller: BIND flow 7: refused a caller from 10.9.9.9; expected 10.0.0.1:20"
+        "bind-caller: BIND flow 7: refusing a caller from 10.9.9.9; expecting one from 10.0.0.1:20"
     ]
     assert listening.closed
     caller.arrives(b"hello")

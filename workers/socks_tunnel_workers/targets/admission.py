@@ -1,4 +1,4 @@
-"""The endpoint's room: opens the flows that a gateway asks for, and holds them to the policy."""
+"""Admits the flows that gateways ask an endpoint for, and ends those that a reload forbids."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RECHECK_SECONDS: Final = 0.002
-"""How long a reload may hold the event loop at a time while it goes through the flows."""
+"""Seconds for which a reload may hold the event loop at a time while it checks the flows."""
 
 
 class Targets:
-    """Everything that leads out of an endpoint's worker.
+    """The flows of an endpoint's worker to targets, and the questions about names.
 
-    `warn` logs a sentence for the operator, at most one of a kind in a while; `flows` returns the
-    flows that are open now; `full` says whether the worker holds as many as it may.
+    `warn` is :meth:`~socks_tunnel_workers.services.Notices.warn`, `flows` returns all open flows,
+    and `full` returns whether the worker has as many flows as it may.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class Targets:
     # --- flows ----------------------------------------------------------------------------------
 
     def open(self, session: WorkerSession, message: Opening) -> None:
-        """Admits a flow that a gateway asks for, and begins its work.
+        """Admits a flow that a gateway asks for and starts it, or refuses it.
 
-        The session has seen that its CONN_ID is free. Nothing exists for a flow that is refused.
+        The session has checked that its CONN_ID is free. Nothing is allocated for a refused flow.
         """
         reason = None
         if session.draining:
@@ -98,10 +98,10 @@ class Targets:
     # --- reload ---------------------------------------------------------------------------------
 
     def reload(self) -> None:
-        """Ends the flows and routes that the policies in force forbid (0x02).
+        """Ends the flows and routes that the policies in force forbid (reason 0x02, NOT_ALLOWED).
 
-        It takes turns with everything else on the event loop. A reload in the middle of another one
-        begins anew, with the newer policies.
+        This is done in steps of :data:`RECHECK_SECONDS`. A reload during another one begins anew,
+        with the newer policies.
         """
         running = self._recheck is not None
         self._recheck = self._rechecks(list(self._flows()))
@@ -115,9 +115,9 @@ class Targets:
                 try:
                     yield from flow.recheck()
                 except Exception as error:  # noqa: BLE001 - the border: a bug costs this flow alone
-                    # Whether the policy still allows it is not known.
+                    # It is not known whether the policy still allows the flow, so it ends.
                     flow.session.core.guard(flow, _fail, error)
-            yield  # also after one with nothing to check: thousands of them take their time
+            yield  # also after a flow without a check: to go through thousands takes time as well
 
     def _recheck_some(self) -> None:
         assert self._recheck is not None

@@ -18,7 +18,7 @@ from socks_tunnel.protocol.messages import (
     UdpAssociate,
 )
 from socks_tunnel.protocol.session import Opening
-from socks_tunnel_workers.targets.room import Targets
+from socks_tunnel_workers.targets.admission import Targets
 from support.target_services import Core, Session, services
 
 
@@ -37,7 +37,7 @@ class Gateway(Session):
         self.core: RefusingCore = RefusingCore()
 
 
-class Room:
+class Endpoint:
     def __init__(self) -> None:
         self.full = False
         self.warnings: list[str] = []
@@ -64,33 +64,33 @@ OPENINGS: list[Opening] = [
 
 @pytest.mark.parametrize("message", OPENINGS, ids=lambda message: type(message).__name__)
 async def test_a_worker_that_drains_or_is_full_opens_nothing(message: Opening) -> None:
-    room, gateway = Room(), Gateway()
-    room.full = True
-    room.open(gateway, message)
+    endpoint, gateway = Endpoint(), Gateway()
+    endpoint.full = True
+    endpoint.open(gateway, message)
     gateway.draining = True
-    room.open(gateway, message)
+    endpoint.open(gateway, message)
     assert gateway.core.refused == [
         (1, CloseReason.RESOURCE_LIMIT, message.TYPE),
         (1, CloseReason.SHUTTING_DOWN, message.TYPE),
     ]
-    assert len(room.warnings) == 1
-    assert "limits.flows_per_worker" in room.warnings[0]
+    assert len(endpoint.warnings) == 1
+    assert "limits.flows_per_worker" in endpoint.warnings[0]
     assert not gateway.core.questions
 
 
 async def test_a_question_is_no_flow() -> None:
-    room, gateway = Room(), Gateway()
-    room.open(gateway, OPENINGS[-1])
+    endpoint, gateway = Endpoint(), Gateway()
+    endpoint.open(gateway, OPENINGS[-1])
     assert gateway.core.questions.ids() == [1]
     await asyncio.sleep(0)
     assert gateway.sent == [Resolved(1, CloseReason.ORDERLY, (Answer(60, "192.0.2.1"),))]
 
 
 async def test_a_reload_without_flows_is_over_at_once() -> None:
-    room = Room()
-    cast("Any", room.targets).loop = Clock()
-    room.targets.reload()
-    assert room.targets._recheck is None
+    endpoint = Endpoint()
+    cast("Any", endpoint.targets).loop = Clock()
+    endpoint.targets.reload()
+    assert endpoint.targets._recheck is None
 
 
 class Clock:
