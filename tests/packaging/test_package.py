@@ -140,11 +140,7 @@ def test_completions_are_there_for_three_shells(tree: Path) -> None:
         "zsh/vendor-completions/_socks-tunnel",
         "fish/vendor_completions.d/socks-tunnel.fish",
     ):
-        # Commands and options are in the script itself; only some names are asked of the program.
-        script = (tree / "usr/share" / path).read_text()
-        assert {"_SOCKS_TUNNEL_COMPLETE", "check-config", "no-wait"} <= set(
-            re.findall(r"[\w][\w-]*", script)
-        )
+        assert "_SOCKS_TUNNEL_COMPLETE" in (tree / "usr/share" / path).read_text()
 
 
 def test_examples_are_configurations(tree: Path) -> None:

@@ -51,10 +51,6 @@ COMMANDS: Final = {
 def main() -> NoReturn:
     """Runs the command line of this process and exits."""
     _open_standard_streams()
-    if "_SOCKS_TUNNEL_COMPLETE" in os.environ:  # a shell asks for its script, or for names
-        from socks_tunnel.cli import completion
-
-        completion.install()
     try:
         cli.main(prog_name="socks-tunnel")
     except OSError as error:
