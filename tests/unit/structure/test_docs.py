@@ -116,3 +116,39 @@ def test_the_way_of_a_download_is_there() -> None:
             parts = name.split(".")
             for part in parts:
                 assert re.search(rf"(?:class|def) {part}\b", text), line
+
+
+RECORDS = {
+    path.name[:4]: path.read_text("utf-8") for path in sorted((ROOT / "docs/adr").glob("0*.md"))
+}
+
+
+@pytest.mark.parametrize("number", RECORDS)
+def test_a_record_is_listed_by_its_title(number: str) -> None:
+    heading = RECORDS[number].partition("\n")[0]
+    found = re.search(
+        rf"^\| \[{number}\]\([^)]+\) \| (.*?)(?: \(replaced by \d+\))? \|$",
+        (ROOT / "docs/adr/README.md").read_text("utf-8"),
+        re.MULTILINE,
+    )
+    assert found is not None
+    assert heading == f"# {number}: {found[1]}"
+
+
+def named_in_status(number: str, *verbs: str) -> set[str]:
+    """The numbers of other records that follow one of these words in the status of a record."""
+    status = " ".join(RECORDS[number].partition("\nStatus: ")[2].partition("\n\n")[0].split())
+    sentences = re.findall(
+        rf"(?:{'|'.join(verbs)}) ((?:\[\d{{4}}\]\([^)]+\)(?: \([^)]*\))?(?:, | and )*)+)", status
+    )
+    return {other for sentence in sentences for other in re.findall(r"\[(\d{4})\]", sentence)}
+
+
+@pytest.mark.parametrize("number", RECORDS)
+def test_records_that_change_each_other_say_so_both(number: str) -> None:
+    for other in named_in_status(number, "Changes", "Replaces"):
+        assert other < number
+        assert number in named_in_status(other, "Changed by", "replaced by"), other
+    for other in named_in_status(number, "Changed by", "replaced by"):
+        assert other > number
+        assert number in named_in_status(other, "Changes", "Replaces"), other
