@@ -1,6 +1,6 @@
 """Where the time of keystrokes goes on a path that is full both ways, in virtual time.
 
-    python -m bench.keystrokes [--rate 1] [--seconds 30] [--seeds 3] [--worst 10]
+    python -m bench.keystrokes [--rate 1] [--seconds 30] [--seeds 3] [--worst 10] [--shared]
 
 The path and its load are those of :mod:`support.two_ways`.
 """
@@ -35,11 +35,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--worst", type=int, default=0)
+    parser.add_argument("--shared", action="store_true", help="in lanes of transfers")
     arguments = parser.parse_args()
-    results = [
-        run_virtual(partial(both_ways, arguments.rate, arguments.seconds, s))
-        for s in range(arguments.seeds)
-    ]
+    scene = partial(both_ways, arguments.rate, arguments.seconds, shared=arguments.shared)
+    results = [run_virtual(partial(scene, s)) for s in range(arguments.seeds)]
     rows = sorted((r[0] for one in results for r in one["rows"]), key=lambda r: r[0])
     print("%", *NAMES)
     for share in (0.5, 0.9, 0.99, 1.0):

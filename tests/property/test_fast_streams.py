@@ -8,10 +8,12 @@ from socks_tunnel.peer.fast.streams import (
     DATAGRAM,
     NORMAL,
     QUANTUM,
+    SPARSE_BYTES,
     Message,
     OutboundStream,
     Scheduler,
 )
+from socks_tunnel.protocol.messages import Data
 
 PACKET = 1_100
 RANKS = (CONTROL, DATAGRAM, DATAGRAM, NORMAL, NORMAL, NORMAL)
@@ -134,3 +136,68 @@ def test_streams_that_come_and_go_get_no_more_than_those_that_stay(
         scheduler.sent(message, size)
         sent[message.stream.stream_id] += size
     assert max(sent) - min(sent[: len(stay)]) <= 2 * (QUANTUM + PACKET)
+
+
+@given(
+    interleaved=st.booleans(),
+    steps=st.lists(
+        st.one_of(
+            st.tuples(  # stream, flow, size
+                st.integers(0, 1),
+                st.integers(0, 3),
+                st.sampled_from((7, 71, 700, SPARSE_BYTES, SPARSE_BYTES + 7, 5_000, 40_000)),
+            ),
+            st.sampled_from((1, 1, 2, 20)),
+        ),
+        max_size=80,
+    ),
+)
+def test_a_lane_keeps_the_order_of_each_flow_and_finishes_what_it_has_begun(
+    interleaved: bool, steps: list[tuple[int, int, int] | int]
+) -> None:
+    scheduler = Scheduler()
+    scheduler.interleaved = interleaved
+    lanes = [OutboundStream(number, NORMAL, shared=True) for number in range(2)]
+    waiting: dict[tuple[int, int], list[Message]] = {}
+    begun: dict[OutboundStream, Message] = {}
+    passed: dict[Message, int] = {}
+
+    def send() -> bool:
+        message = scheduler.pick()
+        if message is None:
+            return False
+        lane, flow = message.stream, message.data[6]
+        queue = waiting[lane.stream_id, flow]
+        assert message is queue[0], "the messages of a flow keep their order"
+        assert begun.get(lane, message) is message, "nothing goes between the parts of a message"
+        if not message.position and message in lane.small and lane.queue:
+            other = lane.queue[0]
+            passed[other] = passed.get(other, 0) + message.size
+            assert passed[other] <= QUANTUM, "the transfers of a lane are not stopped either"
+        size = min(PACKET, message.size - message.position)
+        scheduler.sent(message, size)
+        begun[lane] = message
+        if message.position == message.size:
+            queue.pop(0)
+            del begun[lane]
+        return True
+
+    total = 0
+    for step in steps:
+        if isinstance(step, tuple):
+            number, flow, size = step
+            data = Data(flow + 1, bytes(size - 7)).encode() if size > 7 else bytes(6) + bytes([9])
+            message = Message(lanes[number], 53, data, counted=True)
+            waiting.setdefault((number, message.data[6]), []).append(message)
+            scheduler.push(message)
+            total += size
+        else:
+            for _ in range(step):
+                send()
+        assert scheduler.queued == sum(
+            m.size - m.position for queue in waiting.values() for m in queue
+        )
+    while send():
+        pass
+    assert not any(waiting.values())
+    assert sum(lane.drained for lane in lanes) == total

@@ -2,7 +2,8 @@
 
 Two fast associations, without workers and supervisors. 8 bulk flows one way and 4 the other always have
 something to send, 100 bytes each 100 ms are echoed, and 172 bytes each 20 ms are spoken. The path is 20 ms
-long each way; its queue holds as much as 20, 33 or 333 full packets take, as that of linkemu.c.
+long each way; its queue holds as much as 20, 33 or 333 full packets take, as that of linkemu.c. The keystrokes
+have a lane of their own, or share one with a transfer each way.
 """
 
 import asyncio
@@ -12,6 +13,8 @@ import re
 from collections import defaultdict
 from typing import Any, Final
 
+from socks_tunnel.peer.channels import LANE_LABELS
+from socks_tunnel.protocol.messages import Data
 from support.sctp_network import Path, dtls_pair
 from support.sctp_transfer import channel, fast, opened, started
 
@@ -22,6 +25,7 @@ MARK: Final = re.compile(rb"(KEYS|ECHO)(\d{8})")
 LEAD: Final = 4.0
 """Seconds of the transfers before anything counts."""
 MESSAGE: Final = 4_096
+KEYS_FLOW: Final = 1
 QUEUED: Final = 0.020
 """Seconds of the rate that wait in the link above SCTP (ADR 0032)."""
 
@@ -63,6 +67,7 @@ class End:
         self.voices = 0
         self.echo: Any = None
         transport.attach(self)
+        transport.shared_labels = LANE_LABELS
 
     def sctp_messages(self, batch: list[tuple[Any, bytes]]) -> None:
         """Counts what came; answers keystrokes."""
@@ -70,10 +75,10 @@ class End:
         for one, message in batch:
             if one.label == "datagram":
                 self.voices += 1
-            elif one.label == "lane-31":
-                self.came[message[:12]] = now
-                if message[:4] == b"KEYS" and self.echo is not None:
-                    self.transport.send_many(self.echo, [b"ECHO" + message[4:]])
+            elif MARK.match(message, 7):
+                self.came[message[7:19]] = now
+                if message[7:11] == b"KEYS" and self.echo is not None:
+                    self.send(self.echo, KEYS_FLOW, b"ECHO" + message[11:])
             else:
                 self.received += len(message)
 
@@ -92,11 +97,17 @@ class End:
         """Queues so much that 20 ms of the rate wait, flow by flow."""
         while self.lanes and self.transport.queued_bytes < self.size:
             self.turn = (self.turn + 1) % len(self.lanes)
-            self.transport.send_many(self.lanes[self.turn], [bytes(MESSAGE)])
+            self.send(self.lanes[self.turn], KEYS_FLOW + 1 + self.turn, bytes(MESSAGE))
+
+    def send(self, lane: Any, flow: int, payload: bytes) -> None:
+        """Sends stream bytes of a flow, as the transport of a link does."""
+        self.transport.send_many(lane, [Data(flow, payload).encode()])
 
 
-async def both_ways(mbit: float, seconds: float, seed: int) -> dict[str, Any]:
-    """Returns what was measured."""
+async def both_ways(
+    mbit: float, seconds: float, seed: int, *, shared: bool = False
+) -> dict[str, Any]:
+    """Returns what was measured. `shared`: keystrokes are in the lanes of two of the transfers."""
     draw = random.Random(seed)
     rate = mbit * 125_000
     there, back = Traced(rate, QUEUES[mbit]), Traced(rate, QUEUES[mbit])
@@ -111,6 +122,8 @@ async def both_ways(mbit: float, seconds: float, seed: int) -> dict[str, Any]:
     downs = [channel(b, f"lane-{n + 8}") for n in range(8)]
     await opened(*downs)
     right.echo = next(c for c in b._data_channels.values() if c.label == "lane-31")
+    if shared:
+        keys, right.echo = ups[0], downs[0]
     loop = asyncio.get_running_loop()
     typed: dict[bytes, float] = {}
     await asyncio.sleep(draw.random() * 0.1)
@@ -127,7 +140,7 @@ async def both_ways(mbit: float, seconds: float, seed: int) -> dict[str, Any]:
         if spoken % 5 == 0:
             number = b"%08d" % (spoken // 5)
             typed[number] = loop.time()
-            a.send_many(keys, [(b"KEYS" + number).ljust(100, b".")])
+            left.send(keys, KEYS_FLOW, (b"KEYS" + number).ljust(93, b"."))
         a.send_many(voice, [bytes(172)])
         spoken += 1
         await asyncio.sleep(0.02)

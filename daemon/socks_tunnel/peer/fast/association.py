@@ -7,7 +7,7 @@ of their own, which are not used here but for what other handlers read: `_local_
 
 import hmac
 import os
-from collections.abc import Coroutine
+from collections.abc import Container, Coroutine
 from typing import Any
 
 from aiortc import RTCDataChannel, RTCDtlsTransport, RTCSctpTransport
@@ -66,6 +66,8 @@ class FastAssociation(RTCSctpTransport):
         self._peer_takes_zero = False
         self._restart: InitChunk | None = None
         self._out_streams: dict[int, OutboundStream] = {}
+        self.shared_labels: Container[str] = ()
+        """Labels of channels whose messages belong to flows (:class:`OutboundStream`)."""
 
     def _ended(self, reason: str) -> None:
         """Learns that the association has ended, for another reason than a call of `stop`."""
@@ -211,7 +213,9 @@ class FastAssociation(RTCSctpTransport):
         stream = self._out_streams.get(stream_id)
         if stream is None or stream.owner is not channel:
             rank = rank_of(channel.label, channel.ordered, channel.maxRetransmits)
-            stream = self._out_streams[stream_id] = OutboundStream(stream_id, rank, channel)
+            stream = self._out_streams[stream_id] = OutboundStream(
+                stream_id, rank, channel, shared=channel.label in self.shared_labels
+            )
         return stream
 
     def _reliability(self, channel: RTCDataChannel, now: float) -> tuple[int, float]:
@@ -228,7 +232,7 @@ class FastAssociation(RTCSctpTransport):
         """Asks for the reset of streams, once all that was queued for them is sent."""
         for stream_id in self._reconfig_queue:
             stream = self._out_streams.get(stream_id)
-            if stream is not None and stream.queue:
+            if stream is not None and stream.first is not None:
                 return
         recovery = self.path.sender.recovery
         self._local_tsn = recovery.next_tsn & TSN_MASK

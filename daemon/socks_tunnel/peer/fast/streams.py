@@ -17,6 +17,14 @@ waits for its turn. That is 0.1 s where eight transfers share 1 Mbit/s, so the s
 keystrokes was late. Here such a stream goes before the others again with what is left of its
 quantum. It keeps its place in the old list, and gets the next quantum there and nowhere else, so it
 has one for each round as before.
+
+A lane carries many flows, and its stream delivers in the order in which messages were begun. So a
+keystroke would wait behind a download in the same lane. But only the messages of one flow need
+their order, and a message gets its number when its first fragment leaves. So in a stream that flows
+share, a small message overtakes larger ones of other flows that are not begun yet. Until it has
+left, the stream goes ahead of the others, first with the rest of the message that is begun. All of
+that counts as sent by the stream, which waits the longer afterwards. A message is overtaken by one
+quantum at most, so flows that always send small messages do not hold up the others of their lane.
 """
 
 from collections import deque
@@ -35,6 +43,14 @@ QUANTUM: Final = 1_500
 SPARSE_BYTES: Final = 1_100
 """Bytes of the largest message that goes beyond the window if its stream has sent nothing for a
 while. A session lets quiet flows send as much (ADR 0032)."""
+
+
+OVERTAKEN_MAX: Final = 64
+"""Messages of a stream that a small one overtakes at most, so that to look at them takes little
+time. So many wait on fast paths only, where they leave within milliseconds."""
+
+_FLOW: Final = slice(3, 7)
+"""Where a message of a lane has the number of its flow (docs/protocol.md section 2)."""
 
 
 def rank_of(label: str, ordered: bool, retransmits: int | None) -> int:
@@ -98,7 +114,11 @@ class Message:
 
 
 class OutboundStream:
-    """One stream as sender. `owner` is whatever the shell wants to find again (the channel)."""
+    """One stream as sender. `owner` is whatever the shell wants to find again (the channel).
+
+    It is `shared` if its messages belong to flows, which their headers name, and only those of one
+    flow have to keep their order.
+    """
 
     __slots__ = (
         "ahead",
@@ -108,17 +128,27 @@ class OutboundStream:
         "next_mid",
         "next_ssn",
         "next_unordered",
+        "overtaken",
         "owner",
         "queue",
         "rank",
+        "shared",
+        "small",
         "stream_id",
     )
 
-    def __init__(self, stream_id: int, rank: int, owner: Any = None) -> None:
+    def __init__(
+        self, stream_id: int, rank: int, owner: Any = None, *, shared: bool = False
+    ) -> None:
         self.stream_id = stream_id
         self.rank = rank
         self.owner = owner
+        self.shared = shared
         self.queue: deque[Message] = deque()
+        self.small: list[Message] = []
+        """Messages that go before those of the queue that are not begun."""
+        self.overtaken = 0
+        """Bytes of them that go before the first message of the queue that is not begun."""
         self.deficit = 0
         self.listed = False
         """Whether it is in the list of its rank; for the last rank, in that of old streams."""
@@ -129,6 +159,17 @@ class OutboundStream:
         self.next_ssn = 0
         self.next_mid = 0
         self.next_unordered = 0
+
+    @property
+    def first(self) -> Message | None:
+        """The message whose next fragment is to be sent first, or None if there is none.
+
+        What is begun has to be finished: the peer delivers nothing of the stream before it.
+        """
+        queue = self.queue
+        if self.small and not (queue and queue[0].position):
+            return self.small[0]
+        return queue[0] if queue else None
 
 
 class Scheduler:
@@ -160,10 +201,18 @@ class Scheduler:
         self._locked: Message | None = None
 
     def push(self, message: Message) -> None:
-        """Queues a message at the end of its stream."""
+        """Queues a message at the end of its stream, or before larger ones of other flows."""
         stream = message.stream
+        size = message.size
+        self.queued += size
+        if stream.shared and size <= SPARSE_BYTES and stream.queue and _may_overtake(message):
+            stream.small.append(message)
+            stream.overtaken += size
+            if not stream.ahead:
+                stream.ahead = True
+                self._new.append(stream)
+            return
         stream.queue.append(message)
-        self.queued += message.size
         if stream.rank == NORMAL:
             if stream.ahead:
                 return
@@ -204,9 +253,14 @@ class Scheduler:
         return bool(self._new)
 
     def pick_sparse(self) -> Message | None:
-        """Returns a small message of a stream that has sent nothing for a while, or None."""
+        """Returns a small message of a stream that has sent nothing for a while, or None.
+
+        Or one that is begun, and that such a message waits for.
+        """
         if self._locked is None:
             for stream in self._new:
+                if stream.small:
+                    return stream.first
                 if stream.queue and stream.deficit > 0 and stream.queue[0].size <= SPARSE_BYTES:
                     return stream.queue[0]
         return None
@@ -222,6 +276,8 @@ class Scheduler:
         new, old = self._new, self._old
         while new:
             stream = new[0]
+            if stream.small:
+                return stream.first
             if stream.queue and stream.deficit > 0:
                 return stream.queue[0]
             new.popleft()
@@ -282,9 +338,30 @@ class Scheduler:
 
     def _leave(self, message: Message) -> None:
         self._locked = None
-        message.stream.queue.popleft()
+        stream = message.stream
+        if stream.small and stream.small[0] is message:
+            del stream.small[0]
+        else:
+            stream.queue.popleft()
+            stream.overtaken = sum([m.size for m in stream.small])
 
     def discard(self, stream: OutboundStream) -> None:
         """Drops all that waits in a stream; a message that is partly sent is dropped too."""
-        while stream.queue:
-            self.drop(stream.queue[0])
+        while (message := stream.first) is not None:
+            self.drop(message)
+
+
+def _may_overtake(message: Message) -> bool:
+    """Returns whether a small message may go before all that waits in its stream's queue."""
+    stream = message.stream
+    queue = stream.queue
+    if stream.overtaken + message.size > QUANTUM or len(queue) > OVERTAKEN_MAX:
+        return False
+    flow = message.data[_FLOW]
+    large = False
+    for other in queue:
+        # What is not counted is no message of a flow: the opening of the channel, or its answer.
+        if not other.counted or other.data[_FLOW] == flow:
+            return False
+        large = large or other.size > SPARSE_BYTES
+    return large

@@ -5,7 +5,7 @@ from typing import Final
 from aiortc import RTCConfiguration, RTCDataChannel, RTCDtlsTransport, RTCPeerConnection
 
 from socks_tunnel.peer.aiortc_private import ice_connection
-from socks_tunnel.peer.channels import LANES, channel_for, lane_of
+from socks_tunnel.peer.channels import LANE_LABELS, LANES, channel_for, lane_of
 from socks_tunnel.peer.fast.congestion import CongestionName
 from socks_tunnel.peer.fast.connection import FastPeerConnection
 from socks_tunnel.peer.fast.dtls import FastDtlsTransport
@@ -49,6 +49,7 @@ class FastTransport(AiortcTransport):
     def _make_sctp(self, dtls: RTCDtlsTransport) -> FastSctpTransport:
         self._sctp = FastSctpTransport(dtls, congestion=self._congestion)
         self._sctp.attach(self)
+        self._sctp.shared_labels = LANE_LABELS
         self._stall = self._sctp.path.sender.recovery.stall
         return self._sctp
 

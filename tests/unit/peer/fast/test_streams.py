@@ -8,6 +8,7 @@ from socks_tunnel.peer.fast.streams import (
     CONTROL,
     DATAGRAM,
     NORMAL,
+    OVERTAKEN_MAX,
     QUANTUM,
     SPARSE_BYTES,
     Message,
@@ -15,6 +16,7 @@ from socks_tunnel.peer.fast.streams import (
     Scheduler,
     rank_of,
 )
+from socks_tunnel.protocol.messages import HEADER, Data
 
 PACKET = 1_100
 
@@ -224,3 +226,161 @@ def test_nothing_goes_between_the_fragments_of_a_message_without_interleaving() 
     plain.sent(large, 1_000)
     queue(plain, quiet, 10)
     assert plain.pick_sparse() is None
+
+
+def flow_message(stream: OutboundStream, flow: int, size: int) -> Message:
+    """Returns a message of a lane: its header names the flow."""
+    return Message(stream, 53, Data(flow, bytes(size - HEADER.size)).encode(), counted=True)
+
+
+def lane_with_bulk(scheduler: Scheduler) -> tuple[OutboundStream, Message, Message]:
+    """Returns a lane that is in debt among seven others, one of its messages begun, and another."""
+    bulk = [OutboundStream(n, NORMAL, shared=True) for n in range(8)]
+    for stream in bulk:
+        for _ in range(20):
+            scheduler.push(flow_message(stream, 100 + stream.stream_id, 3 * PACKET))
+    for _ in range(4 * len(bulk)):  # they are no new streams any more
+        send(scheduler)
+    while bulk[0].deficit > 0 or not bulk[0].queue[0].position or scheduler.pick() in bulk[0].queue:
+        send(scheduler)
+    return bulk[0], bulk[0].queue[0], bulk[0].queue[1]
+
+
+def messages_until(scheduler: Scheduler, last: Message) -> list[Message]:
+    """Sends until `last` has left; returns what was sent, once each, in order."""
+    sent: list[Message] = []
+    while last.position < last.size:
+        message = scheduler.pick()
+        assert message is not None
+        if message not in sent:
+            sent.append(message)
+        send(scheduler)
+    return sent
+
+
+def test_a_small_message_goes_before_what_other_flows_have_in_its_lane(
+    scheduler: Scheduler,
+) -> None:
+    """After what is begun: the peer delivers nothing of the stream before that."""
+    lane, begun, _ = lane_with_bulk(scheduler)
+    keys = flow_message(lane, 1, 71)
+    scheduler.push(keys)
+    assert scheduler.pick_sparse() is begun, "beyond the window too"
+    assert messages_until(scheduler, keys) == [begun, keys]
+    again = flow_message(lane, 1, 71)
+    scheduler.push(again)
+    assert scheduler.pick_sparse() is again
+    assert messages_until(scheduler, again) == [again]
+
+
+def test_what_overtakes_counts_as_sent_by_its_lane(scheduler: Scheduler) -> None:
+    lane, begun, _ = lane_with_bulk(scheduler)
+    before, rest = lane.deficit, begun.size - begun.position
+    keys = flow_message(lane, 1, 71)
+    scheduler.push(keys)
+    messages_until(scheduler, keys)
+    assert lane.deficit == before - rest - 71
+
+
+def test_a_flow_never_overtakes_itself(scheduler: Scheduler) -> None:
+    lane, begun, other = lane_with_bulk(scheduler)
+    own = flow_message(lane, 100, 71)
+    scheduler.push(own)
+    sent = messages_until(scheduler, own)
+    assert [message for message in sent if message.stream is lane][:2] == [begun, other]
+    assert not lane.queue, "it came last"
+    small, large = flow_message(lane, 7, 60), flow_message(lane, 7, 5_000)
+    for message in (flow_message(lane, 6, 5_000), small, large):
+        scheduler.push(message)
+    sent = messages_until(scheduler, large)
+    assert sent.index(small) < sent.index(large)
+
+
+def test_a_message_is_overtaken_by_a_quantum_at_most(scheduler: Scheduler) -> None:
+    """Else a flow of small messages would stop the transfers of its lane."""
+    lane, begun, other = lane_with_bulk(scheduler)
+    many = [flow_message(lane, flow, 500) for flow in range(1, 9)]
+    for message in many:
+        scheduler.push(message)
+    fits = QUANTUM // 500
+    assert messages_until(scheduler, many[fits - 1]) == [begun, *many[:fits]]
+    assert lane.queue[0] is other
+    assert list(lane.queue)[-5:] == many[fits:]
+    scheduler.push(late := flow_message(lane, 20, 500))
+    messages_until(scheduler, other)
+    assert late.position == 0, "the message that is begun next counts from when it could have been"
+    scheduler.push(flow_message(lane, 21, 500))
+    assert len(lane.small) == 1, "and the one behind it begins at none"
+
+
+@pytest.mark.parametrize("size", [SPARSE_BYTES + 1, 50_000])
+def test_a_large_message_waits_for_its_turn_in_its_lane(scheduler: Scheduler, size: int) -> None:
+    lane, _, other = lane_with_bulk(scheduler)
+    large = flow_message(lane, 1, size)
+    scheduler.push(large)
+    assert other in messages_until(scheduler, large)
+
+
+def test_small_messages_of_several_flows_keep_their_order(scheduler: Scheduler) -> None:
+    lane = OutboundStream(1, NORMAL, shared=True)
+    messages = [flow_message(lane, flow, 100) for flow in range(5)]
+    for message in messages:
+        scheduler.push(message)
+    assert messages_until(scheduler, messages[-1]) == messages
+
+
+def test_nothing_overtakes_the_opening_of_its_channel(scheduler: Scheduler) -> None:
+    lane = OutboundStream(1, NORMAL, shared=True)
+    opening = Message(lane, 50, bytes(20))
+    large, keys = flow_message(lane, 2, 5_000), flow_message(lane, 1, 71)
+    for message in (opening, large, keys):
+        scheduler.push(message)
+    assert messages_until(scheduler, keys) == [opening, large, keys]
+
+
+def test_only_so_many_messages_are_looked_at(scheduler: Scheduler) -> None:
+    lane = OutboundStream(1, NORMAL, shared=True)
+    for _ in range(OVERTAKEN_MAX + 1):
+        scheduler.push(flow_message(lane, 2, 1_200))
+    scheduler.push(flow_message(lane, 1, 71))
+    assert not lane.small
+    while len(lane.queue) > OVERTAKEN_MAX:
+        send(scheduler)
+    scheduler.push(flow_message(lane, 1, 71))
+    assert not lane.small, "it would overtake the first one of its flow"
+    while len(lane.queue) > OVERTAKEN_MAX:
+        send(scheduler)
+    scheduler.push(flow_message(lane, 3, 71))
+    assert len(lane.small) == 1
+
+
+def test_a_stream_of_one_owner_keeps_its_order(scheduler: Scheduler) -> None:
+    stream = OutboundStream(1, NORMAL)
+    first, second = flow_message(stream, 2, 5_000), flow_message(stream, 1, 71)
+    scheduler.push(first)
+    scheduler.push(second)
+    assert messages_until(scheduler, second) == [first, second]
+
+
+def test_what_overtakes_waits_for_a_message_that_cannot_be_interleaved() -> None:
+    plain = Scheduler()
+    lane = OutboundStream(1, NORMAL, shared=True)
+    first, second, keys = (flow_message(lane, *one) for one in ((2, 5_000), (2, 5_000), (1, 71)))
+    plain.push(first)
+    plain.push(second)
+    send(plain)
+    plain.push(keys)
+    assert plain.pick_sparse() is None
+    assert messages_until(plain, second) == [first, keys, second]
+
+
+def test_a_lane_that_is_discarded_leaves_nothing(scheduler: Scheduler) -> None:
+    lane, _, _ = lane_with_bulk(scheduler)
+    scheduler.push(flow_message(lane, 1, 71))
+    before = scheduler.queued
+    waiting = sum(m.size - m.position for m in lane.queue) + 71
+    scheduler.discard(lane)
+    assert lane.first is None
+    assert scheduler.queued == before - waiting
+    drain(scheduler)
+    assert scheduler.queued == 0

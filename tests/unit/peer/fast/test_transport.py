@@ -234,6 +234,18 @@ async def test_the_stall_is_that_of_its_association() -> None:
     assert transport._stall is transport._sctp.path.sender.recovery.stall
 
 
+async def test_flows_share_its_lanes_and_no_other_channel() -> None:
+    transport = FastTransport("gateway", IceSettings(), name="office")
+    transport.attach(cast("Any", Owner()))
+    transport._make_sctp(cast("Any", dtls_pair(Path(), Path())[0]))
+    assert transport._sctp is not None
+    shared = {}
+    for number, label in enumerate(("control", "datagram", "lane-0", "lane-63")):
+        channel = SimpleNamespace(id=number, label=label, ordered=True, maxRetransmits=None)
+        shared[label] = transport._sctp._stream_of(cast("Any", channel)).shared
+    assert shared == {"control": False, "datagram": False, "lane-0": True, "lane-63": True}
+
+
 async def test_figures_before_there_are_any() -> None:
     transport = FastTransport("gateway", IceSettings(), name="office", congestion="bbr")
     assert transport.stats.rtt is None
