@@ -103,6 +103,7 @@ TRANSPORT_DROPS: Final = (
     "socket-full",
     "unreachable",
     "relay-full",
+    "foreign-source",
     "unauthentic",
     "backlog",
     "window",
@@ -276,6 +277,7 @@ PROTOCOL_ERRORS: Final = (
     "wrong-channel",
     # below the messages
     "aiortc",
+    "dtls",
     "reassembly",
     "sctp",
     "sctp-timeout",

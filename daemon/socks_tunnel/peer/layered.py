@@ -24,14 +24,18 @@ from aiortc import (
     RTCPeerConnection,
     RTCSctpTransport,
 )
+from aiortc.rtcdtlstransport import SRTPProtectionProfile
 from aiortc.stats import RTCStatsReport
+from OpenSSL import SSL
 
 SctpFactory = Callable[[RTCDtlsTransport], RTCSctpTransport]
 DtlsFactory = Callable[[RTCIceTransport, Any], RTCDtlsTransport]
 
 
 class Sha256Certificate(RTCCertificate):
-    """A certificate whose only fingerprint in the description is its sha-256 digest.
+    """A certificate with one fingerprint in the description, and without renegotiation.
+
+    The fingerprint is its sha-256 digest.
 
     aiortc also writes those of sha-384 and sha-512, as RFC 8122 section 5 allows. Many stacks keep
     only the last line. If a candidate pair already works, libdatachannel starts DTLS before it has
@@ -43,6 +47,16 @@ class Sha256Certificate(RTCCertificate):
     def getFingerprints(self) -> list[RTCDtlsFingerprint]:  # noqa: N802 - aiortc's name
         """Returns the one fingerprint."""
         return [one for one in super().getFingerprints() if one.algorithm == "sha-256"]
+
+    def _create_ssl_context(self, srtp_profiles: list[SRTPProtectionProfile]) -> SSL.Context:
+        """Returns a context that rejects renegotiation, as RFC 8827 section 6.5 requires.
+
+        Only the first handshake's certificate is compared with the fingerprint, and each further
+        handshake would cost the time of a signature.
+        """
+        context = super()._create_ssl_context(srtp_profiles)
+        context.set_options(SSL.OP_NO_RENEGOTIATION)
+        return context
 
 
 class LayeredPeerConnection(RTCPeerConnection):

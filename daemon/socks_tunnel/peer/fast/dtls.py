@@ -419,9 +419,8 @@ class FastDtlsTransport(RTCDtlsTransport):
     def send_packets(self, packets: Sequence[bytes], *, fragment: bool = False) -> None:
         """Encrypts and sends whole SCTP packets, in their order.
 
-        Neighbours of one size share a system call. With `fragment` they leave without DF, as
-        packets do that were cut for a path that has become narrower. Raises
-        :class:`ConnectionError` if DTLS is not connected or ICE has no path.
+        Neighbours of one size share a system call. With `fragment` they leave without DF: they were
+        cut for a wider path. Raises :class:`ConnectionError` without DTLS or a path of ICE.
         """
         records = self._check_connected()
         start = 0
@@ -453,7 +452,8 @@ class FastDtlsTransport(RTCDtlsTransport):
     def _encrypt(self, records: Records, packets: Sequence[bytes]) -> memoryview:
         try:
             written = records.write(packets)
-        except RecordError:
+        except RecordError as error:
+            self._end(error)
             raise ConnectionError("OpenSSL takes no more records for this association") from None
         self.counters.sent_records += len(packets)
         self.counters.sent_bytes += len(written)

@@ -100,6 +100,7 @@ SOURCES: Final[dict[str, str]] = {
 _FENCED: Final = (
     "peerconnection.RTCPeerConnection._RTCPeerConnection__createDtlsTransport",
     "peerconnection.RTCPeerConnection._RTCPeerConnection__createSctpTransport",
+    "dtls.RTCCertificate._create_ssl_context",
     "dtls.RTCDtlsTransport._recv_next",
     "sctp.RTCSctpTransport",
 )

@@ -27,6 +27,7 @@ from OpenSSL import SSL
 from OpenSSL._util import ffi, lib
 
 from socks_tunnel.peer.fast.udp import SEGMENTED_BYTES_MAX, SEGMENTS_MAX
+from socks_tunnel.protocol.errors import RemoteProtocolError
 
 DTLS_1_2: Final = 0xFEFD
 APPLICATION_DATA: Final = 23
@@ -36,9 +37,6 @@ BIO_BYTES_MAX: Final = 16_384
 """Bytes written to the in BIO before they are read: OpenSSL takes one buffer, a little over the
 longest record, out of the BIO at a time, and what the buffer cuts off is lost."""
 
-RECORDS_PER_DATAGRAM_MAX: Final = 64
-"""Records that are read from one datagram. RFC 6347 section 4.1.1 allows several in one."""
-
 PLAINTEXT_MAX: Final = 16_384
 """Bytes of one record's contents (RFC 6347 section 4.1)."""
 
@@ -47,8 +45,13 @@ RECORD_OVERHEAD_MAX: Final = RECORD_HEADER + 16 + 20 + 16
 (RFC 5246 section 6.2.3.2)."""
 
 
-class RecordError(Exception):
-    """OpenSSL takes no more records for this association."""
+class RecordError(RemoteProtocolError):
+    """OpenSSL takes no more records for this association, because of what the peer has sent."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the peer's alerts or handshake messages have ended the DTLS association", kind="dtls"
+        )
 
 
 class _Buffers:
@@ -135,7 +138,7 @@ class Records:
         self._out = private._from_ssl  # noqa: SLF001
         self._connection = connection  # what owns the handles
         self.closed = False
-        """Whether the peer has sent close_notify."""
+        """Whether the peer has ended the association, by close_notify or by a fatal alert."""
         name = connection.get_cipher_name() or ""
         # AES-GCM: 13 + 8 + 16 (RFC 5288). ChaCha20-Poly1305: 13 + 16 (RFC 7905).
         self.overhead = 37 if "GCM" in name else 29 if "CHACHA20" in name else RECORD_OVERHEAD_MAX
@@ -189,21 +192,20 @@ class Records:
     def read_datagram(self, datagram: bytes, packets: deque[bytes]) -> int:
         """Appends the contents of the records of one datagram, and returns how many they were.
 
-        Nothing is known of it but that its first byte means DTLS. OpenSSL may answer: see
-        :meth:`written`.
+        Nothing is known of it but that its first byte means DTLS. RFC 6347 section 4.1.1 allows
+        several records in one. All are read: those that stayed in OpenSSL would be delivered in the
+        place of later ones, and the memory of ever more of them has no bound. OpenSSL may answer:
+        see :meth:`written`.
         """
         if len(datagram) > BIO_BYTES_MAX:
             return 0
         lib.BIO_write(self._in, datagram, len(datagram))
         buffers = _buffers()
         taken = 0
-        while taken < RECORDS_PER_DATAGRAM_MAX:
-            count = lib.SSL_read(self._ssl, buffers.plain, PLAINTEXT_MAX)
-            if count <= 0:
-                self._stopped(count)
-                break
+        while (count := lib.SSL_read(self._ssl, buffers.plain, PLAINTEXT_MAX)) > 0:
             packets.append(buffers.plain_view[:count])
             taken += 1
+        self._stopped(count)
         return taken
 
     def _stopped(self, result: int) -> None:
@@ -213,6 +215,8 @@ class Records:
             self.closed = True
         elif code != lib.SSL_ERROR_WANT_READ:
             lib.ERR_clear_error()  # the queue of errors is the thread's, not this connection's
+            if lib.SSL_get_shutdown(self._ssl) & SSL.RECEIVED_SHUTDOWN:
+                self.closed = True  # by a fatal alert
 
 
 def cut(records: memoryview) -> list[memoryview]:

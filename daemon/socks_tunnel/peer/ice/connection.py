@@ -419,7 +419,8 @@ class IceConnection(aioice.Connection):
 def _drops(protocol: StunProtocol) -> Mapping[str, int]:
     """Returns the drops of a socket or an allocation. Those of asyncio drop only in the kernel."""
     drops: Mapping[str, int] = getattr(protocol.transport, "drops", {})
-    return drops
+    strangers = getattr(protocol, "strangers", 0)
+    return {**drops, "foreign-source": strangers} if strangers else drops
 
 
 def is_relayed(pair: CandidatePair) -> bool:

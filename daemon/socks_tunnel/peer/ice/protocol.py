@@ -35,7 +35,10 @@ class PathProtocol(StunProtocol):
         super().__init__(receiver)
         self.heard_at = 0.0
         """When the last STUN message came, by :func:`time.monotonic`."""
+        self.strangers = 0
+        """DTLS datagrams that were dropped because they came from no address of the peer's."""
         self._agent = receiver
+        self._peer_address: Address | None = None
         self._consented = consented
         self._answers = Answers(receiver.local_password.encode())
         self._read = b""
@@ -45,7 +48,11 @@ class PathProtocol(StunProtocol):
     def datagram_received(self, data: Any, addr: tuple[Any, ...]) -> None:
         """Takes a datagram that is not a DTLS record of the fast path."""
         kind = data[:2]
-        if kind == REQUEST:
+        if data and 19 < data[0] < 64:  # DTLS (RFC 7983 section 7)
+            if not self._is_peers((addr[0], addr[1])):
+                self.strangers += 1
+                return
+        elif kind == REQUEST:
             answer = self._answers.answer(data, (addr[0], addr[1]))
             if answer is not None:
                 self.heard_at = time.monotonic()
@@ -59,6 +66,20 @@ class PathProtocol(StunProtocol):
                 self._consented()
             return
         super().datagram_received(data, addr)
+
+    def _is_peers(self, address: Address) -> bool:
+        """Returns whether the peer has named an address, or has sent a valid check from there.
+
+        Nothing authenticates the messages of the handshake before its end: one forged alert would
+        end it. Whoever sees no packet of the link does not know these addresses.
+        """
+        if address == self._peer_address:
+            return True
+        for candidate in self._agent.remote_candidates:
+            if address == (candidate._network_host, candidate.port):  # noqa: SLF001 - as aioice's
+                self._peer_address = address
+                return True
+        return False
 
     @property
     def _peer_key(self) -> bytes:

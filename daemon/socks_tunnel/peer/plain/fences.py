@@ -17,8 +17,10 @@ from aiortc import (
     RTCSctpTransport,
 )
 from aiortc.rtcsctptransport import ForwardTsnChunk, InitChunk, parse_packet
+from OpenSSL import SSL
 
 from socks_tunnel.peer.fast import guard
+from socks_tunnel.peer.fast.records import PLAINTEXT_MAX
 from socks_tunnel.peer.layered import LayeredPeerConnection
 from socks_tunnel.peer.plain.bounds import Association, admit
 
@@ -64,6 +66,24 @@ class FencedDtlsTransport(RTCDtlsTransport):
         else:
             await self.turn.breathe()
         await super()._recv_next()
+        await self._read_rest()
+
+    async def _read_rest(self) -> None:
+        """Reads the other records of a datagram (RFC 6347 section 4.1.1).
+
+        aiortc reads one of each datagram. The others would wait in OpenSSL, in the place of later
+        ones, and the memory of ever more of them has no bound.
+        """
+        connection = self._ssl
+        while connection is not None and self.encrypted:
+            try:
+                data = connection.recv(PLAINTEXT_MAX)
+            except SSL.ZeroReturnError:
+                raise ConnectionError from None  # as aiortc does: the peer has ended it
+            except SSL.Error:
+                return  # nothing is left
+            if data and self._data_receiver is not None:
+                await self._data_receiver._handle_data(data)  # noqa: SLF001 - as aiortc does
 
 
 class FencedSctpTransport(RTCSctpTransport):

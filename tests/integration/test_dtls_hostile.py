@@ -1,0 +1,85 @@
+"""Attacks on DTLS: by strangers who know a port, and by a peer who has the keys."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from integration.fast_pair import Kind, pair, receiver_task
+from integration.test_fast_dtls import collect
+from socks_tunnel.peer.ice.protocol import PathProtocol
+from socks_tunnel.protocol.errors import RemoteProtocolError
+from support.dtls_forger import (
+    APPLICATION_DATA,
+    CLIENT_HELLO_FRAGMENT,
+    FATAL_ALERT_IN_THE_CLEAR,
+    HANDSHAKE,
+    Forger,
+)
+
+STRANGER = ("192.0.2.66", 5000)
+
+
+@pytest.mark.parametrize("kind", ["fast", "fenced"])
+async def test_a_forged_alert_of_a_stranger_does_not_end_the_handshake(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is encrypted before the handshake's end, so only the address tells whose it is."""
+    took = PathProtocol.datagram_received
+    attacked: set[PathProtocol] = set()
+
+    def beside(protocol: PathProtocol, data: Any, addr: tuple[Any, ...]) -> None:
+        if data[:1] == bytes([HANDSHAKE]):
+            took(protocol, FATAL_ALERT_IN_THE_CLEAR, STRANGER)
+            attacked.add(protocol)
+        took(protocol, data, addr)
+
+    monkeypatch.setattr(PathProtocol, "datagram_received", beside)
+    async with pair(kind, kind) as (left, right):
+        left.open().send(b"through")
+        assert await right.messages(1) == [b"through"]
+        assert len(attacked) == 2
+        for peer in (left, right):
+            assert peer.pc.sctp is not None
+            ice: Any = peer.pc.sctp.transport.transport._connection
+            assert ice.drops()["foreign-source"] >= 1
+
+
+async def test_a_handshake_that_is_begun_in_the_midst_ends_the_link() -> None:
+    async with pair("fast-dtls", "fast-dtls") as (sender, taker):
+        task = receiver_task(taker)
+        collect(taker.dtls)
+        assert sender.dtls._ssl is not None
+        forger = Forger(sender.dtls._ssl, server=sender.dtls._role == "server")
+        record = bytearray(forger.record(HANDSHAKE, CLIENT_HELLO_FRAGMENT))
+        taker.dtls.datagrams_received(record, len(record), len(record), STRANGER, None)
+        with pytest.raises(ConnectionError):
+            taker.dtls.send_packets([b"what is sent next finds out"])
+        with pytest.raises(RemoteProtocolError, match="ended the DTLS association") as ended:
+            await asyncio.wait_for(asyncio.shield(task), 60)
+        assert ended.value.kind == "dtls"
+
+
+async def test_several_records_in_one_datagram_reach_aiortc_at_once() -> None:
+    """Those that stayed in OpenSSL would pile up without bound."""
+    async with pair("fast-dtls", "fenced") as (sender, taker):
+        sctp: Any = taker.pc.sctp
+        arrived: list[bytes] = []
+        all_there = asyncio.Event()
+
+        async def handle(data: bytes) -> None:
+            if data.startswith(b"number"):
+                arrived.append(data)
+            if len(arrived) == 300:
+                all_there.set()
+
+        sctp._handle_data = handle
+        assert sender.dtls._ssl is not None
+        assert sender.dtls._udp is not None
+        forger = Forger(sender.dtls._ssl, server=sender.dtls._role == "server")
+        contents = [b"number %d" % number for number in range(300)]
+        datagram = b"".join(forger.record(APPLICATION_DATA, each) for each in contents)
+        sender.dtls._udp.sendto(datagram, sender.dtls._address)
+        async with asyncio.timeout(60):
+            await all_there.wait()
+        assert arrived == contents
