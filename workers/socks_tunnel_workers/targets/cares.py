@@ -21,6 +21,7 @@ from typing import Final
 import pycares
 
 from socks_tunnel.protocol.addresses import IPAddress, canonical_host
+from socks_tunnel_workers.targets import answers
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,9 @@ _FLAGS: Final = pycares.ARES_FLAG_NOSEARCH | pycares.ARES_FLAG_NOALIASES | pycar
 TIMER_MIN: Final = 0.001
 """Shortest time of the timer in seconds. c-ares rounds its time-outs down to whole milliseconds,
 and with 0 the event loop would spin."""
+
+RECORDS_PER_QUESTION: Final = 8
+"""Records of an answer that take about as much memory in the cache as the rest of a question."""
 
 ALIASES_MAX: Final = 16
 """CNAME records that are followed within one answer."""
@@ -137,7 +141,9 @@ class Cares:
         self._retired = False
         self._under_way = 0
         self.sent = 0
-        """Questions that were not answered at once by the cache, which has no limit of its own."""
+        """Questions that were not answered at once by the cache, which has no limit of its own.
+        Each :data:`RECORDS_PER_QUESTION` records of their answers count as one more question."""
+        answers.install()
         self._channel = pycares.Channel(
             flags=_FLAGS, sock_state_cb=self._watch, servers=servers, timeout=timeout
         )
@@ -157,12 +163,15 @@ class Cares:
 
     def _query(self, name: str, kind: int, answered: Answered) -> None:
         pending = True
+        asked = False
 
         def callback(result: pycares.DNSResult | None, status: int | None) -> None:
             nonlocal pending
             if pending and not self._closed:
                 pending = False
                 self._under_way -= 1
+                if asked:
+                    self.sent += getattr(result, "records", 0) // RECORDS_PER_QUESTION
                 self._retire()
                 answered(answer_of(name, result, status))
 
@@ -172,6 +181,7 @@ class Cares:
         except pycares.AresError as error:
             # c-ares has refused the question. It may have called back before.
             callback(None, error.args[0])
+        asked = pending
         self.sent += pending
         self._arm()
 
