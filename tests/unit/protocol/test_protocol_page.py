@@ -12,6 +12,7 @@ import pytest
 import socks_tunnel
 from socks_tunnel.ops.labels import SIGNALING_REJECTIONS
 from socks_tunnel.peer import channels, sdp
+from socks_tunnel.peer.fast import stall
 from socks_tunnel.peer.ice import datagram_relay
 from socks_tunnel.protocol import (
     addresses,
@@ -260,3 +261,29 @@ def test_limits_and_times() -> None:
 )
 def test_numbers_in_sentences(sentence: str) -> None:
     assert sentence in PAGE
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        f"at least every {keepalive._RTT_PINGS * keepalive.PING_INTERVAL:g} s | PING",
+        f"nothing was heard for {keepalive.PING_INTERVAL:g} s | PING",
+        f"nothing was heard for {keepalive.PROBE_AFTER:g} s since | PING",
+        f"has sent something {keepalive.ASK_AFTER:g} s ago",
+        f"nothing was heard for {keepalive.DEAD_AFTER:g} s | the link is dead",
+        f"nothing was heard for {keepalive.SUSPECT_AFTER:g} s since; three round trips",
+        f"waits for a PONG for {keepalive.PONG_AFTER:g} s; three round trips",
+        f"(at most {stall.DRAIN_MAX:g} s); after {stall.STALLED_MIN:g} s at the earliest",
+        f"PING {keepalive.SEEN_INTERVALS * keepalive.PING_INTERVAL:g} s after the last answer",
+        (
+            f"PING after {keepalive.FAST_FAILOVER_TIMING.ping_interval:g} s "
+            f"({keepalive.FAILOVER_TIMING.ping_interval:g} s outside the fast path) of silence"
+        ),
+        (
+            f"after {keepalive.FAST_FAILOVER_TIMING.pong_after:g} s "
+            f"({keepalive.FAILOVER_TIMING.pong_after:g} s) without a PONG"
+        ),
+    ],
+)
+def test_times_of_keepalive(row: str) -> None:
+    assert row in re.sub(r"\s+", " ", PAGE)
