@@ -110,6 +110,7 @@ async def host(
         resume_timeout=60.0,
     )
     end.routes = router.worker_up(0, end)
+    end.hand_messages_to(end.routes.from_worker)  # as supervisor/children.py does
     return router, worker
 
 

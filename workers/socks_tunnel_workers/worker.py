@@ -62,7 +62,12 @@ from socks_tunnel_workers.handover import Heirs, Inheritance, write_state
 from socks_tunnel_workers.operators import Answers
 from socks_tunnel_workers.relay.memory import MemoryRelief
 from socks_tunnel_workers.relay.probe import ProbeFlow
-from socks_tunnel_workers.relay.session import Flow, RelayServices, WorkerSession
+from socks_tunnel_workers.relay.session import (
+    Flow,
+    RelayServices,
+    SessionMessages,
+    WorkerSession,
+)
 from socks_tunnel_workers.services import Account, Counters, Notices, Settings
 from socks_tunnel_workers.targets.access import Access
 from socks_tunnel_workers.targets.admission import Targets
@@ -113,6 +118,7 @@ class Worker(Channel):
         self.notices = Notices(self.loop.time)
         self.resolver = Resolver(warn=self.notices.warn, metrics=self.metrics)
         self.sessions: dict[int, WorkerSession] = {}
+        self.hand_messages_to(SessionMessages(self.sessions).take)
         self.draining = Draining(self.loop, self.sessions, lambda: self.send_control(0, Drained()))
         self.settings: Settings
         self.memory: Account
@@ -142,12 +148,6 @@ class Worker(Channel):
         """Says hello to the supervisor."""
         super().connection_made(transport)
         self.send_control(0, ChildHello(os.getpid()))
-
-    def on_messages(self, session: int, messages: list[memoryview]) -> None:
-        """Takes tunnel messages for the flows of a session."""
-        owner = self.sessions.get(session)
-        if owner is not None:  # else the session ended while the messages were under way
-            owner.receive(messages)
 
     def on_control(self, session: int, message: Control) -> None:
         """Takes a control message of the supervisor."""

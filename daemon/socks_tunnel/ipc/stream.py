@@ -2,7 +2,8 @@
 
 The asyncio shell around :mod:`socks_tunnel.protocol.ipc`: it reads into the frame reader's own
 buffer (no copy on the way in) and hands out views, a batch for each session and turn. What is sent
-is the matter of :mod:`socks_tunnel.ipc.outgoing`.
+is the matter of :mod:`socks_tunnel.ipc.outgoing`, what is received that of
+:mod:`socks_tunnel.ipc.incoming`.
 """
 
 import asyncio
@@ -12,11 +13,11 @@ import socket
 from collections.abc import Callable
 from typing import TypeVar, cast
 
+from socks_tunnel.ipc.incoming import Incoming, TakeMessages
 from socks_tunnel.ipc.outgoing import Outgoing
 from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError
-from socks_tunnel.protocol.frames import FrameReader
 from socks_tunnel.protocol.ipc import Control, Credit, encode_control
 
 _log = logging.getLogger(__name__)
@@ -39,11 +40,15 @@ class Channel(asyncio.BufferedProtocol):
     """
 
     def __init__(self) -> None:
-        self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
         self._error: Exception | None = None
         self._bugs = BugLog()
-        self._closing = False
+        incoming = self._incoming = Incoming(
+            self.on_messages, self.on_control, self._met_bug, self._failed
+        )
+        # Methods of a compiled object in place of those that asyncio's class has: likewise.
+        self.get_buffer = incoming.get_buffer  # type: ignore[method-assign] # uvloop and asyncio ask the object
+        self.buffer_updated = incoming.buffer_updated  # type: ignore[method-assign] # as above
         outgoing = self._outgoing = Outgoing()
         # Not methods of this class, which cannot be compiled: one call less for each message.
         self.send_message = outgoing.send_message
@@ -70,6 +75,13 @@ class Channel(asyncio.BufferedProtocol):
 
     def on_closed(self, error: Exception | None) -> None:
         """Learns of the end, exactly once; `error` is None after EOF or :meth:`close`."""
+
+    def hand_messages_to(self, taker: TakeMessages) -> None:
+        """Gives tunnel messages to `taker` from now on, in place of :meth:`on_messages`.
+
+        A method of a compiled object costs each message less than one of a subclass.
+        """
+        self._incoming.take_messages = taker
 
     # --- sending ------------------------------------------------------------------------------
 
@@ -104,7 +116,7 @@ class Channel(asyncio.BufferedProtocol):
         The stream stays open for the program that takes our place.
         """
         self.fall_silent()
-        if self._transport is None or self._closing:
+        if self._transport is None or self._incoming.shut:
             return
         self._transport.pause_reading()
         self._transport.set_write_buffer_limits(0)
@@ -120,17 +132,17 @@ class Channel(asyncio.BufferedProtocol):
     @property
     def closing(self) -> bool:
         """True once the channel was closed by either side, or was never connected."""
-        return self._transport is None or self._closing
+        return self._transport is None or self._incoming.shut
 
     @property
     def lost(self) -> bool:
         """Whether the stream was connected once, and is gone."""
-        return self._transport is None and self._closing
+        return self._transport is None and self._incoming.shut
 
     def close(self) -> None:
         """Closes after what was sent has left. Nothing more is delivered."""
         rest = self._outgoing.rest()
-        self._closing = True
+        self._incoming.shut = True
         if self._transport is not None:
             if rest:
                 self._transport.writelines(rest)
@@ -138,7 +150,7 @@ class Channel(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Closes at once; what has not left is lost. Nothing more is delivered."""
-        self._closing = True
+        self._incoming.shut = True
         self._outgoing.drop()
         if self._transport is not None:
             self._transport.abort()
@@ -153,35 +165,15 @@ class Channel(asyncio.BufferedProtocol):
         descriptor = -1 if sock is None else sock.fileno()
         self._outgoing.connected(self._transport, asyncio.get_running_loop(), descriptor)
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the reader knows better
-        """Lends the reader's free room to the event loop."""
-        return self._reader.get_buffer()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Delivers what became complete."""
-        try:
-            for session, item in self._reader.received(nbytes):
-                if self._closing:
-                    return
-                try:
-                    if isinstance(item, list):
-                        self.on_messages(session, item)
-                    else:
-                        self.on_control(session, item)
-                except RemoteProtocolError:
-                    raise
-                except Exception as error:  # noqa: BLE001 - one message must not end all flows
-                    self._met_bug(session, item, error)
-        except RemoteProtocolError as error:
-            self._error = error
-            self.abort()
-        except Exception as error:  # noqa: BLE001 - else asyncio would close without a reason
+    def _failed(self, error: Exception) -> None:
+        """Ends the stream: what came, or a bug of ours, leaves nothing to be trusted after it."""
+        if not isinstance(error, RemoteProtocolError):
             self._bugs.tell(_log, "an IPC stream is ended by a bug", error)
-            self._error = RemoteProtocolError(f"a bug: {clip(error)}", kind="ipc-frame")
-            self.abort()
+            error = RemoteProtocolError(f"a bug: {clip(error)}", kind="ipc-frame")
+        self._error = error
+        self.abort()
 
-    def _met_bug(self, session: int, item: list[memoryview] | Control, error: Exception) -> None:
-        message = None if isinstance(item, list) else item
+    def _met_bug(self, session: int, message: Control | None, error: Exception) -> None:
         what = "tunnel messages" if message is None else f"control '{message.OP}'"
         self._bugs.tell(_log, f"{what} of session {session} met a bug", error)
         self.on_bug(session, message, error)
@@ -196,15 +188,15 @@ class Channel(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """Closes: neither side ever half-closes an IPC stream."""
-        self._closing = True
+        self._incoming.shut = True
         self._outgoing.shut()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Reports the end, with the error that caused it, after what the other side said last."""
-        if exc is not None and not self._closing:
+        if exc is not None and not self._incoming.shut:
             self._read_rest()
-        self._closing = True
+        self._incoming.shut = True
         self._transport = None
         self._outgoing.lost()
         self.on_closed(self._error or exc)
@@ -219,7 +211,9 @@ class Channel(asyncio.BufferedProtocol):
         assert self._transport is not None
         sock = self._transport.get_extra_info("socket")
         try:
-            while not self._closing and (count := os.readv(sock.fileno(), [self.get_buffer(-1)])):
+            while not self._incoming.shut and (
+                count := os.readv(sock.fileno(), [self.get_buffer(-1)])
+            ):
                 self.buffer_updated(count)
         except OSError:  # it was read to its end, which may be the same error once more
             return

@@ -11,6 +11,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from typing import Final
 
 MODULES: Final = (
+    "socks_tunnel.ipc.incoming",
     "socks_tunnel.ipc.outgoing",
     "socks_tunnel.peer.channels",
     "socks_tunnel.peer.fast.bbr",
@@ -53,6 +54,7 @@ MODULES: Final = (
     "socks_tunnel.supervisor.credit",
     "socks_tunnel.supervisor.routing",
     "socks_tunnel.supervisor.turns",
+    "socks_tunnel.supervisor.worker_messages",
     "socks_tunnel_workers.frontends.forward",
     "socks_tunnel_workers.frontends.resolving",
     "socks_tunnel_workers.relay.client_socket",

@@ -121,6 +121,7 @@ class WorkerSlot(Slot):
         """Lets the worker take flows."""
         assert self.channel is not None
         self._routes = self._router.worker_up(self.index, self.channel)
+        self.channel.hand_messages_to(self._routes.from_worker)
         self._metrics.workers.set(self._router.workers)
         _log.debug("%s is ready (pid %d)", self.name, self.pid or 0)
 

@@ -27,6 +27,7 @@ from socks_tunnel.supervisor.ports import LinkPort, LinkTerms, WorkerPort
 from socks_tunnel.supervisor.probing import Prober
 from socks_tunnel.supervisor.routing import AttachedLink, RoutedSession, WorkerEntry
 from socks_tunnel.supervisor.turns import Turns
+from socks_tunnel.supervisor.worker_messages import WorkerMessages
 
 _log = logging.getLogger(__name__)
 
@@ -46,17 +47,13 @@ class Waiting:
 class WorkerRoutes:
     """The way of one worker's messages to the sessions."""
 
-    __slots__ = ("_router", "index")
+    __slots__ = ("_router", "from_worker", "index")
 
     def __init__(self, router: "Router | None" = None, index: int = 0) -> None:
         self._router = router
         self.index = index
-
-    def from_worker(self, session: int, bodies: list[memoryview]) -> None:
-        """Sends tunnel messages of the worker. Raises :class:`RemoteProtocolError`."""
-        found = self._find(session)
-        if found is not None:  # else: the session ended while the messages were under way
-            found[0].from_worker(found[1], bodies)
+        self.from_worker = WorkerMessages({} if router is None else router.sessions, index).take
+        """Sends tunnel messages of the worker, of the session with this number."""
 
     def met_bug(self, session: int) -> None:
         """Closes the link of a session: something that the worker said of it was lost."""

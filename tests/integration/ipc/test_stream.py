@@ -89,7 +89,7 @@ def feed(channel: Channel, data: bytes, step: int | None = None) -> None:
     for start in range(0, len(data), step):
         piece = data[start : start + step]
         while piece:
-            room = channel.get_buffer(-1)
+            room = memoryview(channel.get_buffer(-1))
             count = min(len(room), len(piece))
             room[:count] = piece[:count]
             channel.buffer_updated(count)

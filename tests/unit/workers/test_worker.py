@@ -202,7 +202,7 @@ def test_messages_for_a_session_that_is_over_are_dropped(site: Site) -> None:
     site.configure()
     site.link()
     site.tell(SessionEnded("the peer is gone"), SESSION)
-    site.worker.on_messages(SESSION, [memoryview(Data(1, b"late").encode())])
+    site.worker._incoming.take_messages(SESSION, [memoryview(Data(1, b"late").encode())])
     assert SESSION not in site.worker.sessions
     site.tell(SessionEnded("once more"), SESSION)
 

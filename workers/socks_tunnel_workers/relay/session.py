@@ -314,6 +314,19 @@ class WorkerSession:
             self.counters.count("messages_late_total")
 
 
+class SessionMessages:
+    """The way of the peers' messages from the IPC stream to their sessions, by number."""
+
+    def __init__(self, sessions: dict[int, WorkerSession]) -> None:
+        self._sessions = sessions
+
+    def take(self, number: int, messages: list[memoryview]) -> None:
+        """Hands messages to their session."""
+        session = self._sessions.get(number)
+        if session is not None:  # else: the session ended while they were under way
+            session.receive(messages)
+
+
 class Flow:
     """One flow of a session, which belongs to this worker alone.
 
