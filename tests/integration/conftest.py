@@ -9,6 +9,7 @@ import pytest
 from integration.link_pair import Site
 from integration.links_world import World
 from socks_tunnel.peer import quiet_loop_exceptions
+from socks_tunnel.supervisor import dialler
 
 
 @pytest.fixture(params=["plain", "fast"])
@@ -26,3 +27,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     yield made
     for side in made.sides:
         await side.manager.stop("the test is over")
+
+
+@pytest.fixture
+def soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gateways that have lost their link wait hardly at all before the first attempt."""
+    monkeypatch.setattr(dialler, "FIRST_DELAY", 0.05)

@@ -1,17 +1,12 @@
 """Supervisors whose peers, links and flows have come and gone hold what they held after the first ones."""
 
-import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from integration.links_world import Side, World, until
-from socks_tunnel.peer import quiet_loop_exceptions
 from socks_tunnel.protocol.messages import CloseConnection, Data, OpenConnection
-from socks_tunnel.supervisor import dialler
 from socks_tunnel.supervisor.peerlink import PeerLink
 from support.growth import around, grown_each_time, held
 
@@ -22,14 +17,7 @@ REMEMBERED = ("Verifier._seen[]",)
 """Nonces of offers until they expire: NONCES_PER_PEER of each peer at most."""
 
 
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(dialler, "FIRST_DELAY", 0.05)
-    quiet_loop_exceptions(asyncio.get_running_loop())
-    made = World(tmp_path)
-    yield made
-    for side in made.sides:
-        await side.manager.stop("the test is over")
+pytestmark = pytest.mark.usefixtures("soon_again")
 
 
 async def flows(gateway: Side, endpoint: Side, first: int) -> None:

@@ -2,15 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
 from integration.links_world import World, linked, until
-from socks_tunnel.peer import quiet_loop_exceptions
 from socks_tunnel.peer.link import Link
 from socks_tunnel.protocol.ipc import Attach, Detach, NewFlows, SessionEnded, SessionOpened
 from socks_tunnel.protocol.messages import CloseConnection, Data, OpenConnection
@@ -18,17 +15,9 @@ from socks_tunnel.signaling.carrier import SignalingError
 from socks_tunnel.signaling.direct import DirectClient
 from socks_tunnel.signaling.envelope import new_body, seal
 from socks_tunnel.signaling.identity import PrivateIdentity
-from socks_tunnel.supervisor import answerer, dialler, links
+from socks_tunnel.supervisor import answerer, links
 
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(dialler, "FIRST_DELAY", 0.05)
-    quiet_loop_exceptions(asyncio.get_running_loop())
-    made = World(tmp_path)
-    yield made
-    for side in made.sides:
-        await side.manager.stop("the test is over")
+pytestmark = pytest.mark.usefixtures("soon_again")
 
 
 # --- up and down --------------------------------------------------------------------------------

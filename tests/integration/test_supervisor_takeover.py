@@ -2,8 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +9,6 @@ from integration.link_pair import silence
 from integration.links_world import Side, World, linked, until
 from socks_tunnel.config.settings import Peer
 from socks_tunnel.ops.labels import RECONNECT_CAUSES
-from socks_tunnel.peer import quiet_loop_exceptions
 from socks_tunnel.peer.transport import TransportError
 from socks_tunnel.protocol.messages import Data
 from socks_tunnel.signaling.carrier import IceServers, OutgoingCarrier, SignalingError
@@ -20,15 +17,9 @@ from socks_tunnel.supervisor.gateway_links import GatewayLinks
 from socks_tunnel.supervisor.peerlink import REPLACED
 
 
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(dialler, "FIRST_DELAY", 0.05)
+@pytest.fixture(autouse=True)
+def usual_features(soon_again: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "FEATURES", ("udp", "bind", "resume"))
-    quiet_loop_exceptions(asyncio.get_running_loop())
-    made = World(tmp_path)
-    yield made
-    for side in made.sides:
-        await side.manager.stop("the test is over")
 
 
 class SlowCarrier:

@@ -5,7 +5,6 @@ from the return of the path to the first answer of an echo that came after it; f
 way, and for another address, it is the time from the failure.
 """
 
-import contextlib
 import os
 import random
 import signal
@@ -17,11 +16,9 @@ from typing import Literal
 import pytest
 
 from support.figures import Told
-from support.hosts import ThreeHosts, why_no_namespaces
 from support.load import Load
-from support.paths import one_way_blocked, path
-from support.slow_path import ENDPOINT_ICE, GATEWAY_ICE, SlowPath
-from support.tunnels import Site, Tunnel
+from support.paths import distant_tunnel, one_way_blocked, path
+from support.tunnels import Tunnel
 
 DELAY = 25.0
 """Milliseconds each way."""
@@ -41,19 +38,8 @@ RECOVERED_MAX = 15.0
 
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Tunnel]:
-    if reason := why_no_namespaces():
-        pytest.skip(reason)
-    with contextlib.closing(Site()) as site:
-        hosts = site.hosts
-        assert isinstance(hosts, ThreeHosts)
-        with SlowPath(hosts, rate=0, delay=DELAY, queue=10_000):
-            tunnel = site.tunnel(GATEWAY_ICE, ENDPOINT_ICE, foreground=True)
-            try:
-                tunnel.start()
-                yield tunnel
-            finally:
-                print(tunnel.logs())
-                tunnel.stop()
+    with distant_tunnel(DELAY) as tunnel:
+        yield tunnel
 
 
 @pytest.fixture

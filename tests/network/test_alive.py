@@ -59,14 +59,10 @@ def scene(make_site: Callable[[], Site]) -> Iterator[Tunnel]:
         hosts = site.hosts
         hosts.gateway.run("ip", "-6", "address", "flush", "dev", "gw0", "scope", "global")
         hosts.endpoint.run("ip", "-6", "address", "flush", "dev", "ep0", "scope", "global")
-        tunnel = site.tunnel(foreground=True)
-        try:
+        with contextlib.ExitStack() as stack:
             with closable():
-                tunnel.start()
+                tunnel = stack.enter_context(site.tunnel(foreground=True).running())
             yield tunnel
-        finally:
-            print(tunnel.logs())
-            tunnel.stop()
 
 
 @contextlib.contextmanager

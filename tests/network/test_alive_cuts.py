@@ -31,14 +31,8 @@ pytestmark = pytest.mark.timeout(600)  # on a loaded machine; a tunnel is made w
 
 @pytest.fixture(scope="module")
 def scene(make_site: Callable[[], Site]) -> Iterator[Tunnel]:
-    with contextlib.closing(make_site()) as site:
-        tunnel = site.tunnel()
-        try:
-            tunnel.start()
-            yield tunnel
-        finally:
-            print(tunnel.logs())
-            tunnel.stop()
+    with contextlib.closing(make_site()) as site, site.tunnel().running() as tunnel:
+        yield tunnel
 
 
 @pytest.mark.parametrize("seed", range(RUNS))

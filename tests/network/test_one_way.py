@@ -7,11 +7,9 @@ from typing import Literal
 import pytest
 
 from support.figures import Told
-from support.hosts import ThreeHosts, why_no_namespaces
 from support.load import Load
-from support.paths import one_way_blocked, settled_path, sooner_than_silence
-from support.slow_path import ENDPOINT_ICE, GATEWAY_ICE, SlowPath
-from support.tunnels import Site, Tunnel
+from support.paths import distant_tunnel, one_way_blocked, settled_path, sooner_than_silence
+from support.tunnels import Tunnel
 
 DELAY = 25.0
 """Milliseconds each way."""
@@ -24,22 +22,8 @@ RECOVERED_MAX = 45.0
 
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Tunnel]:
-    if reason := why_no_namespaces():
-        pytest.skip(reason)
-    site = Site()
-    try:
-        hosts = site.hosts
-        assert isinstance(hosts, ThreeHosts)
-        with SlowPath(hosts, rate=0, delay=DELAY, queue=10_000):
-            tunnel = site.tunnel(GATEWAY_ICE, ENDPOINT_ICE, foreground=True)
-            try:
-                tunnel.start()
-                yield tunnel
-            finally:
-                print(tunnel.logs())
-                tunnel.stop()
-    finally:
-        site.close()
+    with distant_tunnel(DELAY) as tunnel:
+        yield tunnel
 
 
 @pytest.mark.netns

@@ -38,8 +38,7 @@ DRAWN = """
 @pytest.fixture(scope="module")
 def scene(make_site: Callable[[], Site]) -> Iterator[Tunnel]:
     """A tunnel on hosts of its own."""
-    with contextlib.ExitStack() as stack:
-        site = stack.enter_context(contextlib.closing(make_site()))
+    with contextlib.closing(make_site()) as site:
         tunnel = site.tunnel(foreground=True)
         tunnel.endpoint_settings["metrics"] = {
             "listen": f"{ENDPOINT_ADDRESS}:{tunnel.metrics_port}",
@@ -48,10 +47,8 @@ def scene(make_site: Callable[[], Site]) -> Iterator[Tunnel]:
         tunnel.gateway_settings["routes"] = [
             {"name": "inside", "hosts": "*", "ports": "*", "peers": ["office"]}
         ]
-        stack.callback(tunnel.stop)
-        tunnel.start()
-        stack.callback(lambda: print(tunnel.logs()))
-        yield tunnel
+        with tunnel.running():
+            yield tunnel
 
 
 pytestmark = pytest.mark.timeout(

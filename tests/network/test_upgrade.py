@@ -75,14 +75,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
 
 @pytest.fixture(scope="module")
 def scene(make_site: Callable[[], Site], installed: Installed) -> Iterator[Tunnel]:
-    with contextlib.closing(make_site()) as site:
-        tunnel = site.tunnel(foreground=True)
-        try:
-            tunnel.start()
-            yield tunnel
-        finally:
-            print(tunnel.logs())
-            tunnel.stop()
+    with (
+        contextlib.closing(make_site()) as site,
+        site.tunnel(foreground=True).running() as tunnel,
+    ):
+        yield tunnel
 
 
 @pytest.fixture

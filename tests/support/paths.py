@@ -5,10 +5,32 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import pytest
+
+from support.hosts import ThreeHosts, why_no_namespaces
 from support.processes import wait_until
-from support.tunnels import Tunnel
+from support.slow_path import ENDPOINT_ICE, GATEWAY_ICE, SlowPath
+from support.tunnels import Site, Tunnel
 
 _PATH = re.compile(r"(\S+) port ([0-9]+) -> (\S+) port ([0-9]+)")
+
+
+@contextlib.contextmanager
+def distant_tunnel(delay: float) -> Iterator[Tunnel]:
+    """A tunnel on hosts of its own, over a path with `delay` milliseconds each way and no bottleneck.
+
+    Skips the test where there are no network namespaces.
+    """
+    if reason := why_no_namespaces():
+        pytest.skip(reason)
+    with contextlib.closing(Site()) as site:
+        hosts = site.hosts
+        assert isinstance(hosts, ThreeHosts)
+        with (
+            SlowPath(hosts, rate=0, delay=delay, queue=10_000),
+            site.tunnel(GATEWAY_ICE, ENDPOINT_ICE, foreground=True).running() as tunnel,
+        ):
+            yield tunnel
 
 
 def path(tunnel: Tunnel) -> tuple[str, int, int]:

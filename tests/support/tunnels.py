@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -375,6 +375,16 @@ class Tunnel:
             if sample.name == f"socks_tunnel_{name}"
             and all(sample.labels.get(k) == v for k, v in labels.items())
         )
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["Tunnel"]:
+        """Start it, and at the end of the block print its logs and stop it."""
+        try:
+            self.start()
+            yield self
+        finally:
+            print(self.logs())
+            self.stop()
 
     def logs(self) -> str:
         """Everything both sides logged, for the report of a failed test."""

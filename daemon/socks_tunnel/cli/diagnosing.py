@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 import socks_tunnel
-from socks_tunnel.cli.asking import complete_instance, control_socket_if_any
+from socks_tunnel.cli.asking import control_socket_if_any, of_instance
 from socks_tunnel.cli.frame import EXIT_CONFIG, FILE_PATH, CannotCreate, Failure
 from socks_tunnel.cli.scripting import only_configuration
 from socks_tunnel.config import loader
@@ -30,13 +30,7 @@ _MARKS: Final[dict[Level, str]] = {
 
 
 @click.command()
-@click.option(
-    "--instance",
-    metavar="NAME",
-    help="Name of a running instance.",
-    shell_complete=complete_instance,
-)
-@click.option("--socket", "socket_path", type=FILE_PATH, help="Control socket of the instance.")
+@of_instance
 @click.option(
     "--config", "config_file", type=FILE_PATH, metavar="FILE", help="A configuration to look at."
 )

@@ -11,13 +11,14 @@ from types import TracebackType
 from typing import IO, Final, Self
 
 from socks_tunnel.config import paths
+from socks_tunnel.ops.process import KILL_TIMEOUT
 from socks_tunnel.supervisor.environment import OWN_ENVIRONMENT, PARENT_VARIABLE
 
 STOP_TIMEOUT: Final = 3.0
 """Seconds that its flows have to end after the command; a second signal then ends it at once."""
 
-KILL_TIMEOUT: Final = 5.0
-"""Seconds after which it is killed."""
+LEAVE_TIMEOUT: Final = 5.0
+"""Seconds that it has to end after the second signal; SIGKILL comes then."""
 
 LOG_TAIL: Final = 2000
 """Bytes of its log that are shown where it was of no use."""
@@ -72,7 +73,7 @@ class OwnInstance:
         assert self._process is not None
         assert self._log is not None
         assert self._directory is not None
-        for number, timeout in ((signal.SIGTERM, STOP_TIMEOUT), (signal.SIGTERM, KILL_TIMEOUT)):
+        for number, timeout in ((signal.SIGTERM, STOP_TIMEOUT), (signal.SIGTERM, LEAVE_TIMEOUT)):
             self._process.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout)

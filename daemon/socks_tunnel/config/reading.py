@@ -13,15 +13,11 @@ from typing import Final
 
 from socks_tunnel.config.errors import ConfigError, Problem
 from socks_tunnel.config.settings import Config
+from socks_tunnel.ops.process import KILL_TIMEOUT
 
 READ_TIMEOUT: Final = 60.0
 """Seconds within which the process must end. 5,000 peers take three. A network file system whose
 server does not answer uses up the whole time."""
-
-KILL_TIMEOUT: Final = 5.0
-"""Seconds to wait for the end of the process after SIGKILL.
-
-A process that waits for a disk does not react to it."""
 
 
 class Reading:

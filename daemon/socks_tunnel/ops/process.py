@@ -1,4 +1,4 @@
-"""Settings of a process in the kernel: when it is to be killed, and how many descriptors it has."""
+"""What the kernel does for a process: when it kills it, how many descriptors it gives it."""
 
 import ctypes
 import logging
@@ -18,6 +18,12 @@ OOM_SCORE_RAISE: Final = 500
 """Thousandths of the memory that are added to a child's own use when the kernel looks for a process
 to kill (oom_score_adj in proc(5)). The memory may be that of a control group: with much less than
 this, in a group of 128 MiB, a supervisor of 80 MiB is chosen before a worker of 50 MiB."""
+
+
+KILL_TIMEOUT: Final = 5.0
+"""Seconds to wait for the end of another process after SIGKILL.
+
+A process that waits for a disk does not react to it before the disk has answered."""
 
 
 def die_with_parent(expected_parent: int | None = None) -> None:

@@ -106,6 +106,24 @@ class JoinRejected(Exception):  # noqa: N818 - it is a verdict on a message, not
     """A request or an answer that must not be acted upon; the text is a sentence for the log."""
 
 
+def bytes_in(text: str, prefix: str, size: int, *, a: str, what: str) -> bytes:
+    """Returns the `size` bytes that follow a prefix, in base64 for URLs, with or without padding.
+
+    Raises :class:`ValueError` with a sentence that calls the text `what`, with the article `a`.
+    """
+    text = text.strip()
+    if not text.startswith(prefix):
+        raise ValueError(f"{a} {what} begins with {prefix}")
+    coded = text.removeprefix(prefix)
+    try:
+        raw = base64.b64decode(coded + "=" * (-len(coded) % 4), b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(f"the {what} is damaged: it is not base64") from None
+    if len(raw) != size:
+        raise ValueError(f"the {what} is damaged: its length is wrong")
+    return raw
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """An invitation as it is passed on."""
@@ -121,16 +139,8 @@ class Token:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Returns the invitation in a text. Raises :class:`ValueError` with a sentence."""
-        text = text.strip()
-        if not text.startswith(TOKEN_PREFIX):
-            raise ValueError(f"a token begins with {TOKEN_PREFIX}")
-        coded = text.removeprefix(TOKEN_PREFIX)
-        try:
-            raw = base64.b64decode(coded + "=" * (-len(coded) % 4), b"-_", validate=True)
-        except (binascii.Error, ValueError):
-            raise ValueError("the token is damaged: it is not base64") from None
-        if len(raw) != PUBLIC_KEY_SIZE + ID_SIZE + SECRET_SIZE:
-            raise ValueError("the token is damaged: its length is wrong")
+        size = PUBLIC_KEY_SIZE + ID_SIZE + SECRET_SIZE
+        raw = bytes_in(text, TOKEN_PREFIX, size, a="a", what="token")
         end = PUBLIC_KEY_SIZE + ID_SIZE
         return cls(raw[:PUBLIC_KEY_SIZE], raw[PUBLIC_KEY_SIZE:end], raw[end:])
 

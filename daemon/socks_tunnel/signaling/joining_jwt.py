@@ -24,7 +24,6 @@ because the same key is a peer already, and a token is good for one key.
 """
 
 import base64
-import binascii
 import secrets
 from dataclasses import dataclass
 from typing import Final, Self
@@ -42,6 +41,7 @@ from socks_tunnel.signaling.joining import (
     TEXT_MAX,
     JoinRejected,
     JwtRequest,
+    bytes_in,
     seal,
 )
 
@@ -71,16 +71,8 @@ class JoinAddress:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Returns the address in a text. Raises :class:`ValueError` with a sentence."""
-        text = text.strip()
-        if not text.startswith(ADDRESS_PREFIX):
-            raise ValueError(f"an address to join begins with {ADDRESS_PREFIX}")
-        coded = text.removeprefix(ADDRESS_PREFIX)
-        try:
-            raw = base64.b64decode(coded + "=" * (-len(coded) % 4), b"-_", validate=True)
-        except (binascii.Error, ValueError):
-            raise ValueError("the address to join is damaged: it is not base64") from None
-        if len(raw) != PUBLIC_KEY_SIZE + BOX_KEY_SIZE:
-            raise ValueError("the address to join is damaged: its length is wrong")
+        size = PUBLIC_KEY_SIZE + BOX_KEY_SIZE
+        raw = bytes_in(text, ADDRESS_PREFIX, size, a="an", what="address to join")
         return cls(raw[:PUBLIC_KEY_SIZE], raw[PUBLIC_KEY_SIZE:])
 
 

@@ -35,7 +35,7 @@ from typing import Any, Final
 import socks_tunnel
 from socks_tunnel.ops import audit_file
 from socks_tunnel.ops import logging as ops_logging
-from socks_tunnel.ops.process import come_up_within
+from socks_tunnel.ops.process import KILL_TIMEOUT, come_up_within
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.addresses import HostPort
@@ -58,9 +58,6 @@ CHECK_OUTPUT_MAX: Final = 65_536
 
 SETTLE_SECONDS: Final = 2.0
 """Seconds that clients have whose requests are not answered yet, before their worker goes."""
-
-KILL_TIMEOUT: Final = 5.0
-"""Seconds to wait for the end of that check after SIGKILL."""
 
 HAND_OVER_TIMEOUT: Final = 10.0
 """Seconds that a worker has to write its state: a gigabyte takes one or two."""

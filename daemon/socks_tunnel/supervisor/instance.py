@@ -38,7 +38,7 @@ from socks_tunnel.ops import logging as ops_logging
 from socks_tunnel.ops import metrics as ops_metrics
 from socks_tunnel.ops.bugs import BugLog
 from socks_tunnel.ops.notify import Notifier
-from socks_tunnel.ops.process import give_back_freed, has_come_up
+from socks_tunnel.ops.process import KILL_TIMEOUT, give_back_freed, has_come_up
 from socks_tunnel.ops.recent import RecentProblems
 from socks_tunnel.ops.tasks import LagMeter, spawn
 from socks_tunnel.peer.quiet import quiet_loop_exceptions, set_library_log_level
@@ -77,7 +77,7 @@ from socks_tunnel.supervisor.problems import (
     EXIT_CONFIG,
     StartError,
 )
-from socks_tunnel.supervisor.processes import KILL_TIMEOUT, TICK, Slot
+from socks_tunnel.supervisor.processes import TICK, Slot
 from socks_tunnel.supervisor.reload import BY_REPLACING
 from socks_tunnel.supervisor.reloading import Reloader
 from socks_tunnel.supervisor.requests import drain_timeout, flow_name, selection

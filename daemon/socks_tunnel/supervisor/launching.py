@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 from socks_tunnel.nursery import FDS_PER_MESSAGE, ORDER_MAX, ROOM
-from socks_tunnel.ops.process import adopt_orphans
+from socks_tunnel.ops.process import KILL_TIMEOUT, adopt_orphans
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.supervisor.environment import OWN_ENVIRONMENT
 
@@ -36,11 +36,6 @@ ANSWER_TIMEOUT: Final = 60.0
 
 END_TIMEOUT: Final = 5.0
 """Seconds that a nursery which has closed its socket has to end."""
-
-KILL_TIMEOUT: Final = 5.0
-"""Seconds to wait for the end of a nursery after SIGKILL.
-
-A process that waits for a disk does not obey."""
 
 REST: Final = 15.0
 """Seconds for which a nursery stays after its last order.

@@ -24,6 +24,7 @@ from typing import Any, Final, Literal
 from socks_tunnel.ipc.descriptors import send_descriptors
 from socks_tunnel.ipc.stream import Channel, connect
 from socks_tunnel.ops.bugs import BugLog
+from socks_tunnel.ops.process import KILL_TIMEOUT
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.bounded import clip
 from socks_tunnel.protocol.errors import RemoteProtocolError
@@ -64,11 +65,6 @@ EXIT_CONFIG: Final = 78
 
 LIVED_LONG: Final = 30.0
 """Seconds after which a child's death does not count as following the one before."""
-
-KILL_TIMEOUT: Final = 5.0
-"""Seconds to wait for the end of a child after SIGKILL.
-
-A process that waits for a disk does not obey."""
 
 CHANNEL_GRACE: Final = 5.0
 """Seconds that a child may live on after it closed its IPC stream."""

@@ -53,21 +53,13 @@ class Associating:
 
         Raises :class:`OSError` if the relay cannot be bound; then the slot is free again.
         """
-        clients = self._clients
-        association = RoutedAssociation(
-            clients.loop,
-            clients.settings,
-            clients.counters,
-            clients.routing,
-            control,
-            partial(admit_leg, clients),
-        )
+        association = routed_association(self._clients, control)
         try:
             self.bind(association.client_socket)
         except OSError:
             self.free_slot()
             raise
-        clients.relays.add(association)
+        self._clients.relays.add(association)
         return association
 
     def bind(self, association: ClientSocket) -> None:
@@ -91,6 +83,18 @@ class Associating:
         hint = self._request.hint
         if hint is not None and hint.port and hint.host in {LOOPBACK, UNSPECIFIED.host}:
             association.pinned = LOOPBACK, hint.port
+
+
+def routed_association(clients: Clients, control: Control) -> RoutedAssociation:
+    """Returns an association whose datagrams go to several peers. Its relay is not bound yet."""
+    return RoutedAssociation(
+        clients.loop,
+        clients.settings,
+        clients.counters,
+        clients.routing,
+        control,
+        partial(admit_leg, clients),
+    )
 
 
 def admit_leg(clients: Clients, leg: Leg) -> None:

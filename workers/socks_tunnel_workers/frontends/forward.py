@@ -280,11 +280,6 @@ class ForwardAssociation(Association):
             return
         self.came_back(len(packet) - offset)
 
-    def sweep(self, now: float) -> None:
-        """Ends the association after `idle_udp` seconds of silence, or without an answer."""
-        socks = self.session.settings.config.socks
-        self._end_if_idle(now, socks.idle_udp if self.opened else socks.connect_timeout)
-
     def _close(self, reason: int) -> None:
         if not self.end(reason):
             return

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from socks_tunnel.protocol import bounded
 from socks_tunnel.protocol.errors import CloseReason
-from socks_tunnel_workers.frontends.associating import admit_leg
+from socks_tunnel_workers.frontends.associating import routed_association
 from socks_tunnel_workers.frontends.forward import ForwardAssociation, UdpForward
 from socks_tunnel_workers.frontends.watching import ClientWatch
 from socks_tunnel_workers.relay.client_socket import ClientSocket
@@ -186,14 +185,7 @@ def restore_routed_association(
     Raises as :func:`restore_gateway_association`.
     """
     control = _restore_control(clients, fields)
-    association = RoutedAssociation(
-        clients.loop,
-        clients.settings,
-        clients.counters,
-        clients.routing,
-        control,
-        partial(admit_leg, clients),
-    )
+    association = routed_association(clients, control)
     try:
         association.active = bounded.number(fields, "active")
         for part in bounded.tables(fields, "legs"):

@@ -107,11 +107,6 @@ class Leg(Association):
             self.came_back(size)
             self.owner.active = self.active
 
-    def sweep(self, now: float) -> None:
-        """Ends the leg after `idle_udp` seconds of silence, or without an answer."""
-        socks = self.session.settings.config.socks
-        self._end_if_idle(now, socks.idle_udp if self.opened else socks.connect_timeout)
-
     def _close(self, reason: int) -> None:
         if not self.end(reason):
             return

@@ -180,6 +180,14 @@ class Association(Flow):
         if now - self.active > (min(limit, DRAIN_IDLE_MAX) if draining else limit):
             self.abort(CloseReason.SHUTTING_DOWN if draining else CloseReason.IDLE_TIMEOUT)
 
+    def sweep(self, now: float) -> None:
+        """Ends the association after `idle_udp` seconds of silence, or without an answer.
+
+        That is a gateway's rule. An endpoint's associations have another one.
+        """
+        socks = self.session.settings.config.socks
+        self._end_if_idle(now, socks.idle_udp if self.opened else socks.connect_timeout)
+
     def _close(self, reason: int) -> None:
         """Leaves the table and closes the sockets; harmless if that was done before."""
         raise NotImplementedError
