@@ -56,7 +56,8 @@ done
 
 def shown() -> list[tuple[str, str]]:
     """Returns the host and the command of each line of the README's block."""
-    section = README.read_text("utf-8").partition("## The first minute\n")[2].partition("\n## ")[0]
+    heading = "## Two hosts that meet at a rendezvous service\n"
+    section = README.read_text("utf-8").partition(heading)[2].partition("\n## ")[0]
     (block,) = re.findall(r"```console\n(.*?)```", section, flags=re.DOTALL)
     return [tuple(line.split("# ", 1)) for line in block.splitlines()]
 

@@ -1,12 +1,17 @@
-"""The pages name files that are there, and their links lead somewhere."""
+"""Links in the pages lead somewhere, and the files, commands and settings that they name are there."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 import socks_tunnel
+from socks_tunnel.cli import COMMANDS
+from socks_tunnel.config.models import Config
+from socks_tunnel.config.rendezvous import RendezvousConfig
 from socks_tunnel.protocol import ipc
 
 ROOT = Path(socks_tunnel.__file__).parents[2]
@@ -152,3 +157,66 @@ def test_records_that_change_each_other_say_so_both(number: str) -> None:
     for other in named_in_status(number, "Changed by", "replaced by"):
         assert other > number
         assert number in named_in_status(other, "Changes", "Replaces"), other
+
+
+# --- names that pages use -----------------------------------------------------------------------------
+
+
+def tables_of(model: type[BaseModel], prefix: str = "") -> dict[str, set[str]]:
+    """The tables of a configuration by their names, as `join.group`, each with its keys; "" is the top."""
+    found = {prefix: set(model.model_fields)}
+    for name, entry in model.model_fields.items():
+        inner = next(models_in(entry.annotation), None)
+        if inner is not None:
+            found |= tables_of(inner, f"{prefix}.{name}".removeprefix("."))
+    return found
+
+
+def models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from models_in(argument)
+
+
+INSTANCE, SERVICE = tables_of(Config), tables_of(RendezvousConfig)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in HISTORY], ids=name_of)
+def test_settings_are_there(page: Path) -> None:
+    for code in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)`", prose(page)):
+        table, _, key = code.rpartition(".")
+        if table in INSTANCE or table in SERVICE:
+            known = INSTANCE.get(table, set()) | SERVICE.get(table, set())
+            assert key in known or key in {"py", "md", "toml", "json"} or code in NO_SETTINGS, code
+
+
+NO_SETTINGS = {"transport.write"}
+"""What looks like a setting and is not one: a method of asyncio."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_and_targets_are_there(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for command in re.findall(r"(?:`|[$#] )socks-tunnel ([a-z][a-z-]+)", text):
+        assert command in COMMANDS
+    targets = re.findall(
+        r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE
+    )
+    for target in re.findall(r"(?:`|[$#] )make ([a-z][a-z0-9-]+)", text):
+        assert target in targets
+
+
+def test_headings_that_other_tests_look_for_are_there() -> None:
+    headings = {
+        line for page in PAGES for line in page.read_text("utf-8").splitlines() if line[:2] == "##"
+    }
+    wanted = {
+        heading
+        for source in (ROOT / "tests").rglob("test_*.py")
+        for heading in re.findall(r'"(##+ [^"\\{]+)(?:\\n)?"', source.read_text("utf-8"))
+    }
+    assert wanted, "tests/packaging/test_first_minute.py runs what is below one of them"
+    assert {
+        heading for heading in wanted if not any(line.startswith(heading) for line in headings)
+    } == set()
