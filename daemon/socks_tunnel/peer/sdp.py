@@ -139,6 +139,9 @@ def _candidates(attributes: dict[str, list[str]]) -> list[str]:
         except ValueError:
             # It is a name, such as the .local names of browsers. No name is looked up for a peer.
             raise _bad("it has a candidate that is no IP address") from None
+        if "%" in fields[4]:
+            # RFC 8839 section 5.1 has no zones: the peer would choose an interface of this host.
+            raise _bad("it has a candidate with a zone")
         if not 0 < _number(fields[5], "candidate port") <= 65535:
             raise _bad("it has a candidate whose port is out of range")
         found.append(f"{address} port {fields[5]}")

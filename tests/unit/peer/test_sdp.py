@@ -104,6 +104,7 @@ VIDEO = "m=video 9 UDP/TLS/RTP/SAVPF 96\r\n"
         (changed("size:65536", "size:-1"), "no number"),
         (changed("size:65536", "size:1023"), "1024 are needed"),
         (changed("192.0.2.1 52802 typ", "secret.local 52802 typ"), "no IP address"),
+        (changed("192.0.2.1 52802 typ", "fe80::1%lo 52802 typ"), "with a zone"),
         (changed("192.0.2.1 52802 typ", "192.0.2.1 0 typ"), "out of range"),
         (changed("192.0.2.1 52802 typ", "192.0.2.1 65536 typ"), "out of range"),
         (changed("udp 2130706431", "udp high"), "no number"),
