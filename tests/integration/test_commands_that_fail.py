@@ -1,7 +1,10 @@
 """Commands that cannot work say so at once, and wait for nothing."""
 
+import errno
 import os
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +15,13 @@ TIMEOUT = 60.0
 """Seconds in which a process starts and ends on a loaded machine."""
 
 
-def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def call(
+    *arguments: str | Path, before: str = "", after: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command; `before` it stands in the shell's line, and `after` it, what is given here."""
+    command = shlex.join(map(str, (SOCKS_TUNNEL, *arguments)))
     return subprocess.run(
-        [SOCKS_TUNNEL, *arguments],
+        ["bash", "-c", f"{before} exec {command} {after}"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -37,3 +44,78 @@ def test_a_command_that_is_not_there_is_not_run_behind_a_link(tmp_path: Path) ->
     done = call("exec", "--config", config, "--timeout", "3600", "--", "nosuchcmd")
     assert (done.returncode, done.stdout) == (127, "")
     assert done.stderr == "socks-tunnel exec: nosuchcmd: No such file or directory\n"
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [(("run", "--config", "none"), 78), (("status", "--socket", "none"), 69), (("nc",), 2)],
+)
+def test_closed_streams(command: tuple[str, ...], status: int, closed: str) -> None:
+    """Nobody can be told why, but by the exit status. Nothing is written elsewhere either."""
+    done = call(*command, after=closed)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "status"), [(("status", "--socket", "none"), 69), (("nc",), 73), (("version",), 73)]
+)
+def test_full_streams(command: tuple[str, ...], status: int) -> None:
+    done = call(*command, after=">/dev/full 2>/dev/full")
+    assert done.returncode == status
+
+
+def test_a_configuration_with_mistakes_behind_exec(tmp_path: Path) -> None:
+    config = tmp_path / "gateway.toml"
+    config.write_text('role = "nothing"\n')
+    done = call("exec", "--config", config, "true")
+    assert done.returncode == 78
+    assert done.stderr == (
+        "the instance exited with status 78\n"
+        f"{config}:1: role: must be 'gateway' or 'endpoint', not 'nothing'\n"
+    )
+
+
+def test_a_policy_with_mistakes_for_a_demo(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"allowed_host": "*"}')
+    done = call("demo", "--listen", "127.0.0.1:0", "--policy", policy)
+    assert done.returncode == 78
+    assert f'{policy}: allowed_host: unknown key; the nearest known key is "allowed_hosts"' in (
+        done.stderr
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_password_from_a_pipe(tmp_path: Path) -> None:
+    """Python's own warning names a file of Python's, and there is no echo to warn of."""
+    done = call("passwd", "anna", before="printf 'secret\\nsecret\\n' |")
+    assert done.returncode == 0
+    assert done.stdout.startswith("anna:$scrypt$")
+    assert "getpass" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (("run", "--config", "c"), "no process can be started that reads c: "),
+        (("exec", "--config", "c", "true"), "no instance can be started: "),
+        (("demo",), "socks-tunnel demo: the endpoint cannot be started: "),
+    ],
+)
+def test_no_process_can_be_started(command: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
+    """As where there are too many processes: it is no bug, and may work a minute later."""
+    program = (
+        "import sys; from socks_tunnel.cli import main; sys.executable = '/dev/null'; "
+        f"sys.argv[1:] = {list(command)}; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stdout) == (69, "")
+    assert done.stderr == f"{sentence}{os.strerror(errno.EACCES)}\n"

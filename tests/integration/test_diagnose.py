@@ -1,23 +1,29 @@
 """`diagnose` where one host is enough: each fault is made to happen."""
 
 import base64
+import errno
 import http.server
 import json
 import os
 import shlex
 import socket
+import stat
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from socks_tunnel import cli
+from socks_tunnel.diagnosis import bundle
 from socks_tunnel.diagnosis.network import name_servers
 from socks_tunnel.ops.findings import Finding
 from support.processes import SOCKS_TUNNEL
@@ -346,3 +352,23 @@ def test_the_log_of_a_start_has_the_same_findings(host: Host) -> None:
     log = "".join(said)
     assert "WARNING supervisor socks_tunnel.supervisor.main: descriptors: a process may have" in log
     assert "ERROR   supervisor socks_tunnel.supervisor.main: policy: it denies every peer" in log
+
+
+def test_no_half_bundle_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk. The next attempt would find it, and refuse to overwrite it."""
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(bundle, "secrets_of", lambda _: [])
+    monkeypatch.setattr(os, "fsync", full)
+    config: Any = SimpleNamespace(instance="gateway")
+    with pytest.raises(OSError, match="No space left"):
+        bundle.write(tmp_path / "bundle.tar.gz", config, [("report", "all is well")])
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    monkeypatch.setattr(bundle, "secrets_of", lambda _: [])
+    bundle.write(tmp_path / "bundle.tar.gz", config, [("report", "all is well")])
+    assert stat.S_IMODE((tmp_path / "bundle.tar.gz").stat().st_mode) == 0o600
+    with tarfile.open(tmp_path / "bundle.tar.gz") as archive:
+        assert archive.getnames() == ["socks-tunnel-gateway/report"]

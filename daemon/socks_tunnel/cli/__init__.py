@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a negative answer, 2 usage, 69 a peer or service cannot be
 73 cannot create, 78 configuration (the numbers of sysexits.h).
 """
 
+import contextlib
 import errno
 import os
 import sys
@@ -56,7 +57,8 @@ def main() -> NoReturn:
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             _report_bug()
-        click.echo(f"socks-tunnel: the output cannot be written: {error.strerror}", err=True)
+        with contextlib.suppress(OSError):  # standard error may be what is full
+            click.echo(f"socks-tunnel: the output cannot be written: {error.strerror}", err=True)
         sys.exit(EXIT_CANNOT_CREATE)
     except Exception:  # noqa: BLE001 - the last resort: it reports the exception and ends the process
         _report_bug()
@@ -72,13 +74,17 @@ def _open_standard_streams() -> None:
     """Opens those of the descriptors 0 to 2 that were closed when the process started.
 
     Otherwise the next file or socket that is opened gets such a number, and printed text goes into
-    it. libuv ends the process with SIGABRT if it is asked to close one of these numbers.
+    it. libuv ends the process with SIGABRT if it is asked to close one of these numbers. Python has
+    None in the place of such a stream, to which nothing can be written.
     """
-    for descriptor in range(3):
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        if getattr(sys, name) is None:
+            stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - it stays
+            setattr(sys, name, stream)
 
 
 @click.group(

@@ -11,7 +11,7 @@ import click
 
 import socks_tunnel
 from socks_tunnel.cli.asking import control_socket_if_any, of_instance
-from socks_tunnel.cli.frame import EXIT_CONFIG, FILE_PATH, CannotCreate, Failure
+from socks_tunnel.cli.frame import EXIT_CONFIG, FILE_PATH, CannotCreate, Failure, Seconds
 from socks_tunnel.cli.scripting import only_configuration
 from socks_tunnel.config import loader
 from socks_tunnel.config.errors import ConfigError
@@ -36,7 +36,7 @@ _MARKS: Final[dict[Level, str]] = {
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0),
+    type=Seconds(),
     default=TRIAL_TIMEOUT,
     show_default=True,
     metavar="S",

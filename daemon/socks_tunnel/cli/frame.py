@@ -4,6 +4,7 @@ The table of commands is in :mod:`socks_tunnel.cli`. A command's module is impor
 is used, so that `socks-tunnel nc` does not wait for the libraries of `run`.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -30,8 +31,9 @@ class Seconds(click.FloatRange):
     It must be finite and not negative: a wait of `nan` seconds would never end.
     """
 
-    def __init__(self) -> None:
-        super().__init__(min=0)
+    def __init__(self, *, min_open: bool = False) -> None:
+        """With `min_open`, it must not be zero either."""
+        super().__init__(min=0, min_open=min_open)
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -49,8 +51,9 @@ class Failure(click.ClickException):
     exit_code = 1
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Prints the sentence on standard error."""
-        click.echo(self.format_message(), file=file, err=True)
+        """Prints the sentence on standard error. Where that is full, the exit code has to do."""
+        with contextlib.suppress(OSError):
+            click.echo(self.format_message(), file=file, err=True)
 
 
 class Unavailable(Failure):

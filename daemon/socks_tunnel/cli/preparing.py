@@ -1,8 +1,14 @@
 """Commands that prepare an instance: its configuration, its keys, its users."""
 
+import errno
+import getpass
+import os
+import sys
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -86,7 +92,22 @@ def pubkey(key_file: Path) -> None:
     click.echo(identity.public_text)
 
 
-@click.command()
+class _Passwd(click.Command):
+    """`passwd`, which may get its password from a pipe."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Returns the context, with what was asked for.
+
+        Python warns, with a line of its own source, where the echo cannot be switched off. In a
+        pipe there is no echo.
+        """
+        with warnings.catch_warnings():
+            if sys.stdin is None or not sys.stdin.isatty():
+                warnings.simplefilter("ignore", getpass.GetPassWarning)
+            return super().make_context(*args, **kwargs)
+
+
+@click.command(cls=_Passwd)
 @click.argument("name")
 @click.password_option(help="Asked for if it is not given.")
 def passwd(name: str, password: str) -> None:
@@ -145,7 +166,7 @@ def create(files: Mapping[Path, bytes]) -> None:
         is_public = file.suffix == ".toml" or ".enrolment" in file.suffixes
         mode = 0o644 if is_public else 0o600
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            _make_directory(file.parent)
             # It is synced, because its public key may already be in use elsewhere when the power
             # fails.
             write_new(file, content, mode)
@@ -156,3 +177,12 @@ def create(files: Mapping[Path, bytes]) -> None:
             if isinstance(error, FileExistsError):
                 raise CannotCreate(f"{file} is there already, and is not overwritten") from None
             raise CannotCreate(f"{file}: {error.strerror or error}") from None
+
+
+def _make_directory(directory: Path) -> None:
+    """Makes a directory, and those above it, if necessary. Raises :class:`OSError`."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        number = errno.ENOTDIR
+        raise NotADirectoryError(number, os.strerror(number), str(directory)) from None

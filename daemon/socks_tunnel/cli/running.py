@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from socks_tunnel.cli.frame import FILE_PATH
+from socks_tunnel.cli.frame import FILE_PATH, Unavailable
 from socks_tunnel.protocol.addresses import parse_host_port
 
 
@@ -16,7 +16,11 @@ def run(config_file: Path, *, private: bool) -> None:
     from socks_tunnel.config.reading import Reading
 
     # The file is read in another process, while this one imports the other modules.
-    reading = Reading(config_file)
+    try:
+        reading = Reading(config_file)
+    except OSError as error:
+        why = error.strerror or error
+        raise Unavailable(f"no process can be started that reads {config_file}: {why}") from None
     from socks_tunnel.ops.process import leave
     from socks_tunnel.supervisor import main as supervisor
 

@@ -1,5 +1,6 @@
 """Commands for scripts: `wait`, `exec`, `nc`."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -16,7 +17,14 @@ from socks_tunnel.cli.asking import (
     control_socket_if_any,
     of_instance,
 )
-from socks_tunnel.cli.frame import FILE_PATH, Failure, Seconds, Unavailable
+from socks_tunnel.cli.frame import (
+    EXIT_CONFIG,
+    FILE_PATH,
+    Failure,
+    Misconfigured,
+    Seconds,
+    Unavailable,
+)
 from socks_tunnel.client import instances
 from socks_tunnel.client.instances import InstanceError
 from socks_tunnel.client.proxy import (
@@ -70,7 +78,7 @@ def wait(instance: str | None, socket_path: Path | None, timeout: float) -> None
 @click.option("--udp", is_flag=True, help="Send datagrams, one for each read of standard input.")
 @click.option(
     "--idle",
-    type=click.FloatRange(0, min_open=True),
+    type=Seconds(min_open=True),
     default=3.0,
     show_default=True,
     metavar="S",
@@ -78,7 +86,7 @@ def wait(instance: str | None, socket_path: Path | None, timeout: float) -> None
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=Seconds(min_open=True),
     default=60.0,
     show_default=True,
     metavar="S",
@@ -228,7 +236,11 @@ def _wait(find: Any, timeout: float) -> dict[str, Any]:
 def _with_own_instance(config: Path, timeout: float, command: Sequence[str]) -> int:
     from socks_tunnel.client.own import OwnInstance
 
-    with OwnInstance(config) as own:
+    with contextlib.ExitStack() as stack:
+        try:
+            own = stack.enter_context(OwnInstance(config))
+        except InstanceError as error:
+            raise Unavailable(str(error)) from None
 
         def find() -> Path | None:
             if (status := own.ended()) is not None:
@@ -238,7 +250,8 @@ def _with_own_instance(config: Path, timeout: float, command: Sequence[str]) -> 
         try:
             found = instances.wait_for_link(find, timeout)
         except InstanceError as error:
-            raise Unavailable(f"{error}\n{own.log_tail()}".rstrip()) from None
+            kind = Misconfigured if own.ended() == EXIT_CONFIG else Unavailable
+            raise kind(f"{error}\n{own.log_tail()}".rstrip()) from None
         return _run(command, found)
 
 
@@ -263,7 +276,11 @@ def only_configuration() -> Path:
     """Returns the configuration of the user's only gateway or else of the host's only one."""
     home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     for directory in (Path(home) / "socks-tunnel", CONFIGURATIONS):
-        found = [path for path in sorted(directory.glob("*.toml")) if _is_gateway(path)]
+        try:
+            files = sorted(directory.glob("*.toml"))
+        except PermissionError:
+            continue  # with sudo, HOME may be another user's
+        found = [path for path in files if _is_gateway(path)]
         if len(found) == 1:
             return found[0]
         if found:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
+from socks_tunnel.client.instances import InstanceError
 from socks_tunnel.config import paths
 from socks_tunnel.ops.process import KILL_TIMEOUT
 from socks_tunnel.supervisor.environment import OWN_ENVIRONMENT, PARENT_VARIABLE
@@ -28,7 +29,8 @@ class OwnInstance:
     """A gateway that is started here, listens on a free port of loopback, and ends with the block.
 
     It takes no port of the configuration: neither those of `[socks]` and `[[forwards]]` nor that of
-    `[metrics]`. If this process is killed, so is it, by the kernel.
+    `[metrics]`. If this process is killed, so is it, by the kernel. Entering the block raises
+    :class:`InstanceError` if no process can be started.
     """
 
     def __init__(self, config: Path) -> None:
@@ -38,6 +40,18 @@ class OwnInstance:
         self._log: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
+        try:
+            self._start()
+        except OSError as error:
+            if self._log is not None:
+                self._log.close()
+            if self._directory is not None:
+                self._directory.cleanup()
+            why = error.strerror or error
+            raise InstanceError(f"no instance can be started: {why}") from None
+        return self
+
+    def _start(self) -> None:
         self._directory = paths.temporary_directory("socks-tunnel-exec-")
         home = Path(self._directory.name)
         environment = {k: v for k, v in os.environ.items() if k not in OWN_ENVIRONMENT}
@@ -62,7 +76,6 @@ class OwnInstance:
             # Out of the terminal's process group: ^C is for the command.
             start_new_session=True,
         )
-        return self
 
     def __exit__(
         self,

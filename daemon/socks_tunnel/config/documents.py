@@ -11,6 +11,8 @@ from socks_tunnel.ops.files import read_whole
 
 _PLACE: Final = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
+_LONG_NUMBER: Final = re.compile(r"[0-9][0-9_]{4300,}")
+
 _TWICE: Final = re.compile(r"Cannot declare \((.+)\) twice")
 
 _EXPLAINED: Final = {
@@ -44,8 +46,22 @@ def read_toml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
             line = int(place[1]) if place[1] else text.count("\n") + 1
         message = f"is not valid TOML: {_explained(message)}"
         raise ConfigError([Problem(path, line, "", message)]) from None
-    except RecursionError:
-        raise ConfigError([Problem(path, None, "", "is nested too deeply")]) from None
+    except (RecursionError, ValueError) as error:
+        raise ConfigError([unreadable(path, text, error)]) from None
+
+
+def unreadable(path: Path, text: str, error: RecursionError | ValueError) -> Problem:
+    """Returns the problem of a file whose `text` is beyond what a parser can take.
+
+    Python reads no integer of more than 4,300 digits, whose reading would take too long.
+    """
+    if isinstance(error, RecursionError):
+        return Problem(path, None, "", "is nested too deeply")
+    number = _LONG_NUMBER.search(text)
+    if number is None:
+        return Problem(path, None, "", f"cannot be read: {error}")
+    line = text.count("\n", 0, number.start()) + 1
+    return Problem(path, line, "", "has a number with too many digits")
 
 
 def _explained(message: str) -> str:

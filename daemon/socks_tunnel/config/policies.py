@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from socks_tunnel.config.documents import read_text, unreadable
 from socks_tunnel.config.errors import ConfigError, Problem, unknown_key
 from socks_tunnel.config.models import PolicyRules
-from socks_tunnel.ops.files import read_whole
 
 RULE_KEYS: Final = ("allowed_hosts", "allowed_ports", "denied_hosts", "denied_ports")
 
@@ -32,17 +32,14 @@ def read_policy_file(path: Path) -> PolicyRules:
 
 
 def _read_json_object(path: Path) -> dict[str, Any]:
+    text = read_text(path)
     try:
-        fields = json.loads(read_whole(path).decode("utf-8"))
-    except OSError as error:
-        raise ConfigError([Problem(path, None, "", f"cannot be read: {error.strerror}")]) from None
-    except UnicodeDecodeError:
-        raise ConfigError([Problem(path, None, "", "is not UTF-8 text")]) from None
+        fields = json.loads(text)
     except json.JSONDecodeError as error:
         message = f"is not valid JSON: {error.msg} in column {error.colno}"
         raise ConfigError([Problem(path, error.lineno, "", message)]) from None
-    except RecursionError:
-        raise ConfigError([Problem(path, None, "", "is nested too deeply")]) from None
+    except (RecursionError, ValueError) as error:
+        raise ConfigError([unreadable(path, text, error)]) from None
     if not isinstance(fields, dict):
         raise ConfigError([Problem(path, None, "", "must hold a JSON object")])
     return fields

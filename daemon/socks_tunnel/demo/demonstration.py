@@ -32,7 +32,7 @@ from socks_tunnel.supervisor import control_client
 from socks_tunnel.supervisor.environment import OWN_ENVIRONMENT, PARENT_VARIABLE
 from socks_tunnel.supervisor.listeners import ListenError, bind
 from socks_tunnel.supervisor.problems import EXIT_CANNOT_CREATE, EXIT_UNAVAILABLE
-from socks_tunnel.supervisor.processes import describe_exit
+from socks_tunnel.supervisor.processes import EXIT_CONFIG, describe_exit
 
 EXIT_USAGE: Final = 2
 
@@ -99,7 +99,7 @@ def run(listen: HostPort, policy_file: Path | None, *, rendezvous: bool = False)
     (JSON), where None allows every destination. With `rendezvous`, neither side listens for the
     other: both connect to a rendezvous service, which runs here. 0 after a signal, 2 for an address
     off loopback, 69 if the two sides do not find each other or one of them ends, 73 for an address
-    that is taken.
+    that is taken, 78 for a policy file with mistakes.
     """
     try:
         _check_address(listen)
@@ -156,7 +156,7 @@ class _Demo:
         self._signals: asyncio.Queue[int] = asyncio.Queue()
         self._sides: dict[str, asyncio.subprocess.Process] = {}
         self._exits: dict[str, asyncio.Task[int]] = {}
-        self._failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._failed: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
         """Starts both sides, says what to try, waits for a signal. Raises :class:`_DemoError`."""
@@ -184,7 +184,7 @@ class _Demo:
                 await _first(stopped, self._failed)
             linked.cancel()
             if not stopped.done():
-                raise _DemoError(self._failed.result(), EXIT_UNAVAILABLE)
+                raise _DemoError(*self._failed.result())
         finally:
             stopped.cancel()
             await self._stop()
@@ -236,20 +236,27 @@ class _Demo:
         environment["RUNTIME_DIRECTORY"] = str(runtime)
         environment[PARENT_VARIABLE] = str(os.getpid())
         command = (sys.executable, "-P", "-m", "socks_tunnel", "run", "--config")
-        side = await asyncio.create_subprocess_exec(
-            *command,
-            str(self._directory / f"{role}.toml"),
-            stdin=asyncio.subprocess.DEVNULL,
-            env=environment,
-            # Out of the terminal's process group: Ctrl-C is for us, and we end both in order.
-            start_new_session=True,
-        )
+        try:
+            side = await asyncio.create_subprocess_exec(
+                *command,
+                str(self._directory / f"{role}.toml"),
+                stdin=asyncio.subprocess.DEVNULL,
+                env=environment,
+                # Out of the terminal's process group: Ctrl-C is for us, and we end both in order.
+                start_new_session=True,
+            )
+        except OSError as error:
+            message = f"the {role} cannot be started: {error.strerror or error}"
+            raise _DemoError(message, EXIT_UNAVAILABLE) from None
         self._sides[role] = side
         exited = self._exits[role] = spawn(f"{role} exits", side.wait())
 
         def report(task: asyncio.Task[int]) -> None:
             if not task.cancelled() and not self._failed.done():
-                self._failed.set_result(f"the {role} {describe_exit(task.result())}")
+                status = task.result()
+                # Its own complaint about the policy file is on the terminal already.
+                code = EXIT_CONFIG if status == EXIT_CONFIG else EXIT_UNAVAILABLE
+                self._failed.set_result((f"the {role} {describe_exit(status)}", code))
 
         exited.add_done_callback(report)
 

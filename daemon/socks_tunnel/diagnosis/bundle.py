@@ -23,7 +23,7 @@ from urllib.parse import unquote
 
 from socks_tunnel.config.settings import Config
 from socks_tunnel.ops.audit import LOGGER_NAME
-from socks_tunnel.ops.files import read_whole
+from socks_tunnel.ops.files import read_whole, write_new
 
 HIDDEN: Final = "[secret]"
 
@@ -171,13 +171,17 @@ def _read(path: Path) -> str:
 
 
 def write(path: Path, config: Config, files: Iterable[tuple[str, str]]) -> None:
-    """Writes a bundle that only its owner can read. Raises :class:`OSError` if there is a file."""
+    """Writes a bundle that only its owner can read.
+
+    Raises :class:`OSError` if there is a file, or if it cannot be written; then no half is left.
+    """
     secrets = secrets_of(config)
     now = int(time.time())
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as stream, tarfile.open(fileobj=stream, mode="w:gz") as archive:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for name, text in files:
             data = scrub(text, secrets).encode(errors="backslashreplace")
             entry = tarfile.TarInfo(f"socks-tunnel-{config.instance}/{name}")
             entry.size, entry.mtime, entry.mode = len(data), now, 0o600
             archive.addfile(entry, io.BytesIO(data))
+    write_new(path, packed.getvalue())

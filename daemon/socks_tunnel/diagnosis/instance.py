@@ -1,5 +1,6 @@
 """What a running instance says of itself, and what a gateway says that is started to see."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -106,7 +107,12 @@ def trial(config: Path, timeout: float, say: Callable[[str], None]) -> Iterator[
     """
     say("starting the gateway for a moment, to see whether it gets a link")
     until = time.monotonic() + timeout
-    with OwnInstance(config) as own:
+    with contextlib.ExitStack() as stack:
+        try:
+            own = stack.enter_context(OwnInstance(config))
+        except instances.InstanceError as error:
+            yield Finding("problem", "trial", f"{error}.")
+            return
         found = None
         while own.ended() is None and time.monotonic() < until:
             found = _asked(own.socket())

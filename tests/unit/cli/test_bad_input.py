@@ -1,12 +1,14 @@
 """What the command line says of input that is of no use: a sentence and an exit code."""
 
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from socks_tunnel.cli import cli
+from socks_tunnel.cli import cli, scripting
 from socks_tunnel.config.errors import ConfigError
 from socks_tunnel.config.rendezvous import load_rendezvous
 
@@ -62,9 +64,61 @@ def test_a_service_refuses_it_too(unusual: tuple[str, str]) -> None:
         ("wait", "--timeout"),
         ("drain", "--timeout"),
         ("join", "http://127.0.0.1:9/", "--token", "st1_", "--timeout"),
+        ("diagnose", "--timeout"),
+        ("exec", "true", "--timeout"),
+        ("nc", "example.com", "80", "--timeout"),
     ],
 )
 def test_a_time_that_does_not_end_is_refused(arguments: tuple[str, ...], seconds: str) -> None:
     result = CliRunner().invoke(cli, (*arguments, seconds))
     assert result.exit_code == 2
     assert "Invalid value for '--timeout'" in result.output
+
+
+@pytest.mark.parametrize("digits", ["9" * 5000, "9_" * 5000 + "9"])
+@pytest.mark.parametrize("command", READERS[:3])
+def test_a_number_that_python_does_not_read(
+    command: tuple[str, ...], digits: str, tmp_path: Path
+) -> None:
+    """Beyond 4,300 digits its parsers raise another exception than for text that is not valid."""
+    path = tmp_path / "gateway.toml"
+    path.write_text(f'role = "gateway"\n\n\ndrain_timeout = {digits}\n')
+    result = call(*command, str(path))
+    assert result.exit_code == 78
+    assert result.output == f"{path}:4: has a number with too many digits\n"
+
+
+def test_a_policy_file_with_such_a_number(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.json"
+    policy.write_text('{\n"allowed_ports": ' + "9" * 5000 + "}")
+    path = tmp_path / "endpoint.toml"
+    path.write_text('role = "endpoint"\npolicy_file = "policy.json"\n')
+    result = call("check-config", str(path))
+    assert result.exit_code == 78
+    assert f"{policy}:2: has a number with too many digits\n" in result.output
+
+
+def test_a_file_in_the_place_of_a_directory(tmp_path: Path) -> None:
+    """It is not said to be a key that is there already."""
+    file = tmp_path / "laptop"
+    file.touch()
+    url = "http://office.example.com:8765/"
+    result = call("pair", "--gateway", str(file), "--endpoint", str(tmp_path), "--url", url)
+    assert result.exit_code == 73
+    assert result.output == f"{file / 'gateway.toml'}: Not a directory\n"
+
+
+def test_configurations_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HOME may be another user's, as with sudo."""
+    (tmp_path / "mine.toml").write_text('role = "gateway"\n')
+    glob = Path.glob
+
+    def refused(self: Path, pattern: str) -> Iterator[Path]:
+        if self == tmp_path / "others/socks-tunnel":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        yield from glob(self, pattern)
+
+    monkeypatch.setattr(Path, "glob", refused)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "others"))
+    monkeypatch.setattr(scripting, "CONFIGURATIONS", tmp_path)
+    assert scripting.only_configuration() == tmp_path / "mine.toml"
