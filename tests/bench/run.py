@@ -183,15 +183,21 @@ class Bench:
         """Starts what is installed. What is not, or does not start, is told of under the table too."""
         started: list[Rival] = []
         for kind in (Keeper, Hysteria):
+            if not self.is_chosen(kind.name):
+                continue
             rival = kind(site.hosts.gateway, site.hosts.endpoint, site.ports)
             held.callback(rival.stop)
             if why := rival.start():
                 self.without(rival.name, why)
             else:
                 started.append(rival)
-        if not libdatachannel_python():
+        if self.is_chosen("libdatachannel") and not libdatachannel_python():
             self.without("libdatachannel", "aiolibdatachannel is not installed (make rivals)")
         return started
+
+    def is_chosen(self, who: str) -> bool:
+        """Whether a contender is to be measured."""
+        return not self.options.who or who in self.options.who
 
     def without(self, name: str, why: str) -> None:
         """Notes that a contender is missing."""
@@ -217,11 +223,7 @@ class Bench:
         for rival in rivals:
             if measure.command["do"] in rival.commands:
                 chosen[rival.name] = functools.partial(self.through, rival, measure)
-        return {
-            who: take
-            for who, take in chosen.items()
-            if not self.options.who or who in self.options.who
-        }
+        return {who: take for who, take in chosen.items() if self.is_chosen(who)}
 
     def measure(self, site: Site, tunnel: Tunnel, rivals: list[Rival]) -> None:
         """All rounds, then the idle flows."""
@@ -237,7 +239,8 @@ class Bench:
                         f"round {number + 1}: {measure.name}: {who} {value:.2f} {measure.unit}"
                     )
         for measure in chosen:
-            self.sum_up(measure)
+            if measure.name in self.values:  # else none of those chosen can do it
+                self.sum_up(measure)
         if self.options.only in CALLS:
             self.calls(site, tunnel, [rival for rival in rivals if "paced" in rival.commands])
         if self.options.only in "idle flows":
@@ -263,6 +266,9 @@ class Bench:
         """Datagrams as calls send them, alone and beside a download."""
         loads: dict[str, Callable[[], Worker]] = {"tunnel": lambda: self.load(site, tunnel)}
         loads |= {rival.name: rival.load for rival in rivals}
+        loads = {who: load for who, load in loads.items() if self.is_chosen(who)}
+        if not loads:
+            return
         echo = Worker(site.hosts.target, "echo.py")
         command = {"do": "paced", "size": 160, "rate": 5000, "seconds": self.options.seconds}
         command |= echo.hear()
@@ -291,10 +297,11 @@ class Bench:
         echo.quit()
         self.values[f"{CALLS}: added p99"], self.values[f"{CALLS}: lost"] = added, lost
         figures = {who: statistics.median(each) for who, each in added.items()}
-        bars = {"less than 5 ms": figures["tunnel"] < 5}
+        bars = {"less than 5 ms": figures["tunnel"] < 5} if "tunnel" in figures else {}
         self.rows.append(Row(f"{CALLS}: delay added at p99", "ms", figures, bars))
         figures = {who: statistics.median(each) for who, each in lost.items()}
-        self.rows.append(Row(f"{CALLS}: lost", "", figures, {"none": figures["tunnel"] == 0}))
+        bars = {"none": figures["tunnel"] == 0} if "tunnel" in figures else {}
+        self.rows.append(Row(f"{CALLS}: lost", "", figures, bars))
 
     def raw(self, site: Site, measure: Measure, dialling: str, answering: str) -> float:
         """A figure of a fresh bare data channel."""
@@ -350,26 +357,32 @@ class Bench:
     def idle(self, site: Site, tunnel: Tunnel) -> None:
         """Memory of idle flows over all processes, and whether all are alive afterwards."""
         flows = self.options.idle_flows
+        memory: Values = {}
+        alive: Values = {}
         self.console.print(f"{flows} idle flows")
-        pair = RawPair((site.hosts.gateway, site.hosts.endpoint))
-        before = pair.memory()
-        pair.dialler.ask(do="idle", flows=flows)
-        raw = (pair.memory() - before) / flows / 1024
-        pair.quit()
-
-        load = self.load(site, tunnel)
-        before = tunnel.gateway.memory() + tunnel.endpoint.memory()
-        load.ask(do="idle", flows=flows)
-        per_flow = (tunnel.gateway.memory() + tunnel.endpoint.memory() - before) / flows / 1024
-        alive = load.ask(do="check")["alive"]
-        load.quit()
-        name = f"{flows} idle flows: memory of each"
-        self.values[name] = {"raw": [raw], "tunnel": [per_flow]}
-        figures = {"raw": raw, "tunnel": per_flow}
-        self.rows.append(Row(name, "KiB", figures, {"less than 40 KiB": per_flow < 40}))
-        self.values["idle flows alive"] = {"tunnel": [alive]}
-        name = f"{flows} idle flows: alive"
-        self.rows.append(Row(name, "", {"tunnel": alive}, {"all": alive == flows}))
+        if self.is_chosen("raw"):
+            pair = RawPair((site.hosts.gateway, site.hosts.endpoint))
+            before = pair.memory()
+            pair.dialler.ask(do="idle", flows=flows)
+            memory["raw"] = (pair.memory() - before) / flows / 1024
+            pair.quit()
+        if self.is_chosen("tunnel"):
+            load = self.load(site, tunnel)
+            before = tunnel.gateway.memory() + tunnel.endpoint.memory()
+            load.ask(do="idle", flows=flows)
+            after = tunnel.gateway.memory() + tunnel.endpoint.memory()
+            memory["tunnel"] = (after - before) / flows / 1024
+            alive["tunnel"] = load.ask(do="check")["alive"]
+            load.quit()
+        if memory:
+            bars = {"less than 40 KiB": memory["tunnel"] < 40} if "tunnel" in memory else {}
+            name = f"{flows} idle flows: memory of each"
+            self.values[name] = {who: [value] for who, value in memory.items()}
+            self.rows.append(Row(name, "KiB", memory, bars))
+        if alive:
+            self.values["idle flows alive"] = {"tunnel": [alive["tunnel"]]}
+            name = f"{flows} idle flows: alive"
+            self.rows.append(Row(name, "", alive, {"all": alive["tunnel"] == flows}))
 
     def report(self) -> dict[str, Any]:
         """The whole run as JSON."""
