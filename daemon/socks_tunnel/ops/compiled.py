@@ -70,6 +70,8 @@ MODULES: Final = (
 """The modules that each message passes. Classes that derive from a class of aiortc cannot be
 compiled, so their modules are not listed.
 
+A slice object is no index of bytes in compiled code, which raises a TypeError: write its bounds.
+
 A name in the body of a class must not be given to another one (`abort = close`): mypyc looks it up
 among the module's globals whenever an instance is made, and leaves the KeyError pending. Which call
 then fails with a SystemError, or whether any does, depends on the hash seed of the process."""

@@ -49,8 +49,10 @@ OVERTAKEN_MAX: Final = 64
 """Messages of a stream that a small one overtakes at most, so that to look at them takes little
 time. So many wait on fast paths only, where they leave within milliseconds."""
 
-_FLOW: Final = slice(3, 7)
-"""Where a message of a lane has the number of its flow (docs/protocol.md section 2)."""
+_FLOW: Final = 3
+_FLOW_END: Final = 7
+"""From where to where a message of a lane has the number of its flow (docs/protocol.md section 2).
+A slice object would do in pure Python only: compiled code takes none as an index of bytes."""
 
 
 def rank_of(label: str, ordered: bool, retransmits: int | None) -> int:
@@ -357,11 +359,11 @@ def _may_overtake(message: Message) -> bool:
     queue = stream.queue
     if stream.overtaken + message.size > QUANTUM or len(queue) > OVERTAKEN_MAX:
         return False
-    flow = message.data[_FLOW]
+    flow = message.data[_FLOW:_FLOW_END]
     large = False
     for other in queue:
         # What is not counted is no message of a flow: the opening of the channel, or its answer.
-        if not other.counted or other.data[_FLOW] == flow:
+        if not other.counted or other.data[_FLOW:_FLOW_END] == flow:
             return False
         large = large or other.size > SPARSE_BYTES
     return large
