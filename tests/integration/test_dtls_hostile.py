@@ -1,13 +1,20 @@
 """Attacks on DTLS: by strangers who know a port, and by a peer who has the keys."""
 
 import asyncio
+import hashlib
 from typing import Any
 
 import pytest
+from aiortc import RTCDtlsFingerprint
+from aiortc.rtcdtlstransport import SRTPProtectionProfile
+from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL import SSL, crypto
 
-from integration.fast_pair import Kind, pair, receiver_task
+from integration.fast_pair import Kind, Peer, introduce, pair, receiver_task
 from integration.test_fast_dtls import collect
+from socks_tunnel.peer.aiortc_private import dtls_failure
 from socks_tunnel.peer.ice.protocol import PathProtocol
+from socks_tunnel.peer.layered import Sha256Certificate
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from support.dtls_forger import (
     APPLICATION_DATA,
@@ -18,6 +25,41 @@ from support.dtls_forger import (
 )
 
 STRANGER = ("192.0.2.66", 5000)
+
+
+class UnreadableCertificate(Sha256Certificate):
+    """A certificate of version 10: OpenSSL takes it, and cryptography raises an error."""
+
+    @property
+    def _der(self) -> bytes:
+        return self._cert.public_bytes(Encoding.DER).replace(
+            bytes.fromhex("a003020102"), bytes.fromhex("a003020109"), 1
+        )
+
+    def getFingerprints(self) -> list[RTCDtlsFingerprint]:
+        return [RTCDtlsFingerprint("sha-256", hashlib.sha256(self._der).digest().hex(":").upper())]
+
+    def _create_ssl_context(self, srtp_profiles: list[SRTPProtectionProfile]) -> SSL.Context:
+        context = super()._create_ssl_context(srtp_profiles)
+        with pytest.warns(DeprecationWarning, match="X509"):  # the new way would parse it
+            context.use_certificate(crypto.load_certificate(crypto.FILETYPE_ASN1, self._der))
+        return context
+
+
+@pytest.mark.parametrize("kind", ["fast", "fenced"])
+async def test_a_certificate_that_cannot_be_read_ends_the_handshake(kind: Kind) -> None:
+    attacker, victim = Peer("plain"), Peer(kind)
+    certificates = [UnreadableCertificate.generateCertificate()]
+    vars(attacker.pc)["_RTCPeerConnection__certificates"] = certificates
+    introducing = asyncio.ensure_future(introduce(attacker, victim))
+    try:
+        await victim.until(lambda: victim.pc.connectionState == "failed")
+        assert "certificate cannot be read (InvalidVersion)" in dtls_failure(victim.pc, [])
+    finally:
+        introducing.cancel()
+        await asyncio.wait([introducing])
+        await attacker.pc.close()
+        await victim.pc.close()
 
 
 @pytest.mark.parametrize("kind", ["fast", "fenced"])

@@ -219,9 +219,12 @@ def dtls_failure(pc: RTCPeerConnection, fingerprints: list[tuple[str, str]]) -> 
     `fingerprints` are the (hash, value) pairs of the SDP that the peer signed.
     """
     connection = None if pc.sctp is None else pc.sctp.transport._ssl  # noqa: SLF001
-    certificate = (
-        None if connection is None else connection.get_peer_certificate(as_cryptography=True)
-    )
+    try:
+        certificate = (
+            None if connection is None else connection.get_peer_certificate(as_cryptography=True)
+        )
+    except Exception as error:  # noqa: BLE001 - the parser may raise anything for bytes of a peer
+        return f"the peer's DTLS certificate cannot be read ({type(error).__name__})"
     if certificate is None:
         return "the DTLS handshake failed"
     for algorithm, value in fingerprints:

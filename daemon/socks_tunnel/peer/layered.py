@@ -9,6 +9,7 @@ A method named `__create…` in :class:`RTCPeerConnection` is the attribute
 its fields.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -18,15 +19,18 @@ from aiortc import (
     RTCConfiguration,
     RTCDataChannel,
     RTCDtlsFingerprint,
+    RTCDtlsParameters,
     RTCDtlsTransport,
     RTCIceGatherer,
     RTCIceTransport,
     RTCPeerConnection,
     RTCSctpTransport,
 )
-from aiortc.rtcdtlstransport import SRTPProtectionProfile
+from aiortc.rtcdtlstransport import SRTPProtectionProfile, State
 from aiortc.stats import RTCStatsReport
 from OpenSSL import SSL
+
+_log = logging.getLogger(__name__)
 
 SctpFactory = Callable[[RTCDtlsTransport], RTCSctpTransport]
 DtlsFactory = Callable[[RTCIceTransport, Any], RTCDtlsTransport]
@@ -57,6 +61,22 @@ class Sha256Certificate(RTCCertificate):
         context = super()._create_ssl_context(srtp_profiles)
         context.set_options(SSL.OP_NO_RENEGOTIATION)
         return context
+
+
+class CheckedDtlsTransport(RTCDtlsTransport):
+    """A DTLS transport that fails if the peer's certificate cannot be read."""
+
+    def _validate_peer_identity(self, remoteParameters: RTCDtlsParameters) -> None:  # noqa: N803 - aiortc's name
+        """Compares the certificate with the fingerprints of the peer's description.
+
+        OpenSSL takes certificates that cryptography refuses to parse. aiortc's task would end with
+        that error, and the link would wait for its time-out.
+        """
+        try:
+            super()._validate_peer_identity(remoteParameters)
+        except Exception as error:  # noqa: BLE001 - the parser may raise anything for bytes of a peer
+            _log.debug("the peer's DTLS certificate cannot be read: %r", error)
+            self._set_state(State.FAILED)
 
 
 class LayeredPeerConnection(RTCPeerConnection):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
-from aiortc import RTCCertificate, RTCDtlsTransport, RTCIceTransport
+from aiortc import RTCCertificate, RTCIceTransport
 from aiortc.rtcdtlstransport import SRTPProtectionProfile, State
 from aiortc.stats import RTCStatsReport, RTCTransportStats
 from OpenSSL import SSL
@@ -32,7 +32,7 @@ from socks_tunnel.peer.fast.records import (
 )
 from socks_tunnel.peer.fast.udp import Address, BatchedUdpTransport, take_over
 from socks_tunnel.peer.ice.datagram_relay import is_channel_address
-from socks_tunnel.peer.layered import Sha256Certificate
+from socks_tunnel.peer.layered import CheckedDtlsTransport, Sha256Certificate
 from socks_tunnel.protocol.addresses import parse_ip
 
 _log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class PinnedCertificate(Sha256Certificate):
         return context
 
 
-class FastDtlsTransport(RTCDtlsTransport):
+class FastDtlsTransport(CheckedDtlsTransport):
     """An :class:`RTCDtlsTransport` whose application data goes in batches.
 
     The handshake is aiortc's. When it is over, and nothing of it can need to be repeated, the UDP

@@ -67,6 +67,7 @@ SOURCES: Final[dict[str, str]] = {
     "dtls.RTCDtlsTransport._send_data": "ee6cd411dd7f8eda",
     "dtls.RTCDtlsTransport._set_state": "385f5542ac247175",
     "dtls.RTCDtlsTransport._unregister_data_receiver": "330b39a03fa5d27f",
+    "dtls.RTCDtlsTransport._validate_peer_identity": "42d1615c4f9fe16b",
     "dtls.RTCDtlsTransport._write_ssl": "6573c0237063bdf0",
     "icetransport.RTCIceGatherer.__init__": "a0d775c349927f2b",
     "icetransport.RTCIceTransport.__init__": "b11403aba1c3a32b",
@@ -102,6 +103,7 @@ _FENCED: Final = (
     "peerconnection.RTCPeerConnection._RTCPeerConnection__createSctpTransport",
     "dtls.RTCCertificate._create_ssl_context",
     "dtls.RTCDtlsTransport._recv_next",
+    "dtls.RTCDtlsTransport._validate_peer_identity",
     "sctp.RTCSctpTransport",
 )
 """What the fences rely on, of :data:`SOURCES`."""

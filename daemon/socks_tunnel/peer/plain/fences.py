@@ -21,7 +21,7 @@ from OpenSSL import SSL
 
 from socks_tunnel.peer.fast import guard
 from socks_tunnel.peer.fast.records import PLAINTEXT_MAX
-from socks_tunnel.peer.layered import LayeredPeerConnection
+from socks_tunnel.peer.layered import CheckedDtlsTransport, LayeredPeerConnection
 from socks_tunnel.peer.plain.bounds import Association, admit
 
 TURN_SECONDS: Final = 0.002
@@ -52,7 +52,7 @@ class Turn:
             self._started = time.perf_counter()
 
 
-class FencedDtlsTransport(RTCDtlsTransport):
+class FencedDtlsTransport(CheckedDtlsTransport):
     """aiortc's DTLS transport, which lets other callbacks run between two datagrams."""
 
     def __init__(self, transport: RTCIceTransport, certificates: list[RTCCertificate]) -> None:
