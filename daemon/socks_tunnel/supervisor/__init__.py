@@ -1,1 +1,1 @@
-"""The supervisor: process table, links, routing by CONN_ID, lifecycle."""
+"""The supervisor: the process table, the links, the routing by CONN_ID, start and end."""

@@ -1,7 +1,6 @@
-"""What the new program does after it has taken the place of the old one (departure.py).
+"""The first steps of a program that has taken the place of another one (see departure.py).
 
-The sessions go on with the flows that the workers have kept, and an operator learns how long that
-took.
+The sessions go on with the flows that the workers have kept, and the log says how long that took.
 """
 
 import asyncio
@@ -22,7 +21,7 @@ RESUMED_STEP: Final = 0.02
 """Seconds between two looks at whether all flows go on."""
 
 RESUMED_SECONDS: Final = 60.0
-"""Seconds in which flows are expected to go on. Those that take longer go on too."""
+"""Seconds for which the resume of the flows is measured. Flows that take longer go on too."""
 
 
 def inherit(legacy: Legacy, links: Links, router: Router) -> None:
@@ -31,14 +30,16 @@ def inherit(legacy: Legacy, links: Links, router: Router) -> None:
         links.inherit(legacy.links)
         router.restore(RoutedSession.restore(router, session) for session in legacy.sessions)
     except Malformed as error:
-        _log.error("the sessions of the program before cannot go on: %s", error)
+        _log.error(
+            "the sessions of the previous program cannot be read: %s; their flows end", error
+        )
     for session in list(router.sessions.values()):
         if session.peer not in links.peers:
             router.forget_peer(session.peer, "the peer is not configured any more")
 
 
 def taken_over(legacy: Legacy) -> dict[str, Any]:
-    """Logs that the program was replaced; returns what `status` says of it."""
+    """Logs that the program was replaced; returns the row about it for `status`."""
     seconds = time.monotonic() - legacy.since
     _log.info(
         "version %s has taken the place of %s within %.1f s, with %d flows",

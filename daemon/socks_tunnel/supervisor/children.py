@@ -1,4 +1,4 @@
-"""What runs in the slots of the process table: the workers, and the exporter."""
+"""The children in the slots of the process table: the workers and the exporter."""
 
 import asyncio
 import logging
@@ -40,23 +40,23 @@ WORKER_COMMAND: Final = (*PYTHON, "socks_tunnel_workers")
 EXPORTER_COMMAND: Final = (*PYTHON, "socks_tunnel.exporter")
 
 METRICS_VARIABLE: Final = "SOCKS_TUNNEL_METRICS_DIR"
-"""Tells a worker where the files of its metrics are."""
+"""The variable that tells a worker the directory for the files of its metrics."""
 
 QUESTIONS_MAX: Final = 4
-"""Questions of the exporter that are answered at a time; further ones get an empty answer."""
+"""Questions of the exporter that are answered at a time. Further ones get an empty answer."""
 
 SETTLE_GRACE: Final = 1.0
 """Seconds that a worker has to answer after its clients' time is over."""
 
 STATS_PENDING_MAX: Final = 64
-"""Questions that one worker may have to answer at a time."""
+"""Questions that one worker may have to answer at a time. Further ones are refused."""
 
 
 class WorkerSlot(Slot):
     """One worker.
 
-    `configuration` returns what the worker is configured with. `on_unbootable` is
-    called with a sentence and the exit status if the worker cannot be started at all.
+    `configuration` returns the message that configures the worker. `on_unbootable` is called with a
+    sentence and the exit status if the worker cannot be started at all.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class WorkerSlot(Slot):
         self._last_question = 0
 
     def command(self, ipc_fd: int) -> Sequence[str]:
-        """Starts a worker of this index on the shared listening sockets."""
+        """Returns the command line of a worker with this index and the shared listening sockets."""
         return (
             *self._command,
             f"--index={self.index}",
@@ -104,11 +104,11 @@ class WorkerSlot(Slot):
         )
 
     def environment(self) -> dict[str, str]:
-        """Says where the metrics are."""
+        """Returns the variable with the directory for metrics."""
         return {METRICS_VARIABLE: str(self._metrics_directory)}
 
     def inherited_fds(self) -> Sequence[int]:
-        """Shares the listening sockets."""
+        """Returns the descriptors of the listening sockets, which all workers share."""
         return [listener.socket.fileno() for listener in self._listeners]
 
     def on_hello(self) -> None:
@@ -126,7 +126,7 @@ class WorkerSlot(Slot):
         _log.debug("%s is ready (pid %d)", self.name, self.pid or 0)
 
     def on_lost(self) -> None:
-        """Closes the worker's flows at the peers, at once."""
+        """Tells the peers that the worker's flows have ended, and forgets the worker's state."""
         closed = self._router.worker_down(self.index)
         self._routes = WorkerRoutes()
         self._metrics.workers.set(self._router.workers)
@@ -140,19 +140,19 @@ class WorkerSlot(Slot):
             _log.warning("%d flows ended with %s; their peers were told", closed, self.name)
 
     def on_unbootable(self, reason: str, status: int | None) -> None:
-        """Reports it."""
+        """Reports it to the instance, which cannot start without its workers."""
         self._report_unbootable(reason, status)
 
     def on_restart(self) -> None:
-        """Counts it."""
+        """Counts the restart."""
         self._metrics.worker_restarts_total.inc()
 
     def on_messages(self, session: int, messages: list[memoryview]) -> None:
-        """Sends tunnel messages on."""
+        """Passes tunnel messages to their session."""
         self._routes.from_worker(session, messages)
 
     def on_control(self, session: int, message: Control) -> None:
-        """Takes what workers say of sessions and drains, and answers to :meth:`ask`."""
+        """Takes messages about sessions and drains, and answers to :meth:`ask`."""
         match message:
             case Attached():
                 self._routes.attached(session, message)
@@ -175,9 +175,9 @@ class WorkerSlot(Slot):
                 super().on_control(session, message)
 
     def on_bug(self, session: int, message: Control | None, error: Exception) -> None:
-        """Closes the link of the session. The resume then repeats the lost messages.
+        """Closes the link of the session, so that the resume repeats the lost messages.
 
-        An answer or a report can be lost without harm.
+        A lost answer or report does no harm. Any other message without a session ends the worker.
         """
         self._metrics.protocol_errors_total.labels("bug").inc()
         if session:
@@ -191,9 +191,9 @@ class WorkerSlot(Slot):
         return self._retired
 
     def drain(self) -> None:
-        """Tells the worker to accept nothing new and to say when its last flow has ended.
+        """Tells the worker to accept nothing new and to report the end of its last flow.
 
-        If it dies meanwhile it is not started again.
+        If it dies meanwhile, it is not started again.
         """
         if self.channel is None or not self.running:
             self.drained.set()
@@ -205,7 +205,7 @@ class WorkerSlot(Slot):
     async def settle(self, seconds: float) -> int:
         """Makes the worker refuse new clients. Returns how many still wait after `seconds`.
 
-        A worker that does not answer is not waited for much longer.
+        Returns 0 if the worker does not answer within :data:`SETTLE_GRACE` after that.
         """
         if self.channel is None or not self.running:
             return 0
@@ -222,9 +222,9 @@ class WorkerSlot(Slot):
     async def ask(self, what: str, *, limit: int = -1, by: str = "") -> list[Any]:
         """Asks the worker for `status` (one map) or `connections` (a row for each flow).
 
-        With `limit` and `by`, the rows of so many flows, those that have the most of it.
-
-        Raises :class:`ConnectionError` if it is not running or ends before it has answered.
+        With `limit` and `by`, it returns only that many flows: those with the highest `rate`,
+        `total` or `age`. Raises :class:`ConnectionError` if the worker is not running, has too many
+        questions, or ends before it has answered.
         """
         return await self._question(lambda number: Ask(number, what, limit, by))
 
@@ -251,7 +251,7 @@ class WorkerSlot(Slot):
     def _answered(self, answer: Answer) -> None:
         question = self._questions.get(answer.number)
         if question is None:
-            return  # whoever asked has given up
+            return  # the asker has given up
         parts, future = question
         parts.extend(answer.rows)
         if not answer.more and not future.done():
@@ -261,10 +261,10 @@ class WorkerSlot(Slot):
 class ExporterSlot(Slot):
     """The exporter. Its failures never end the instance.
 
-    It serves on a socket that is bound here: no scrape is refused while it is being restarted.
-    `hosts` are the names by which it may be asked, besides addresses. `overview` returns what its
-    status page shows; it is called while somebody looks at that. `routes` returns what a browser is
-    told of the routes in force: one row, or none where there is no proxy.
+    Its listening socket belongs to the supervisor, so no scrape is refused while the exporter is
+    restarted. `hosts` are the host names that requests may use besides addresses. `overview`
+    returns the contents of the status page, and is called while a page is open. `routes` returns
+    the routes in force for a PAC file: one row, or none on an endpoint.
     """
 
     def __init__(
@@ -290,7 +290,7 @@ class ExporterSlot(Slot):
         self._command = command
 
     def command(self, ipc_fd: int) -> Sequence[str]:
-        """Starts the exporter on its listening socket."""
+        """Returns the command line of the exporter with its listening socket."""
         return (
             *self._command,
             f"--ipc-fd={ipc_fd}",
@@ -302,15 +302,15 @@ class ExporterSlot(Slot):
         )
 
     def inherited_fds(self) -> Sequence[int]:
-        """Hands the listening socket on."""
+        """Returns the descriptor of the listening socket."""
         return [self._listener.socket.fileno()]
 
     def on_lost(self) -> None:
-        """Removes the gauges that it left."""
+        """Removes the gauges that the ended exporter has left."""
         ops_metrics.slot_died(self._metrics_directory, "exporter")
 
     def on_control(self, session: int, message: Control) -> None:
-        """Takes questions for the status page."""
+        """Takes the questions of the exporter."""
         if isinstance(message, Ask):
             spawn("answer the exporter", self._answer(message))
         else:
@@ -332,6 +332,6 @@ class ExporterSlot(Slot):
             self.channel.send_control(0, Answer(question.number, rows, more=False))
 
     def push_state(self, reason: str | None) -> None:
-        """Says whether the daemon is ready: it is not for `reason`, or it is (None)."""
+        """Tells the exporter that the instance is not ready for `reason`, or is ready (None)."""
         if self.channel is not None and self.running:
             self.channel.send_control(0, ReadyState(reason))

@@ -1,8 +1,8 @@
-"""What the old program does before the new one takes its place: nothing that was sent gets lost.
+"""The last steps of a program that is replaced, which lose nothing that was sent.
 
-Clients get their answers, links end so that they can be resumed, workers write their states. The
-order matters: a worker is told to go only once no link can send it anything, and its last frame is
-read before the program is replaced (supervisor/handover.py).
+Clients get their answers, links end so that their sessions can resume, and workers write their
+states. The order matters: a worker hands over only when no link can send it anything any more, and
+its last frame is read before the program is replaced (supervisor/handover.py).
 """
 
 import asyncio
@@ -27,13 +27,13 @@ _log = logging.getLogger(__name__)
 _bugs = BugLog()
 
 REASON: Final = "the program is being replaced; its flows go on"
-"""What the log says of links that end."""
+"""The reason in the log for the end of the links."""
 
 LEAVE_TURNS: Final = 1000
 """Turns of the event loop that links have to leave their sessions. Each needs one or two."""
 
 GOODBYE_TIMEOUT: Final = 1.0
-"""Seconds that links have to say goodbye, beside what the workers do."""
+"""Seconds that links have to close, after the workers have handed over."""
 
 EXPORTER_TIMEOUT: Final = 2.0
 """Seconds that the exporter has to end. The next program starts another, on the same socket."""
@@ -52,13 +52,20 @@ async def depart(
     started_at: float,
     upgrades: int,
 ) -> Legacy:
-    """Ends what cannot go on and returns the rest. Nothing may be sent to workers meanwhile."""
+    """Ends what cannot go on, and returns the state for the next program.
+
+    The caller must not send anything to the workers any more.
+    """
     waiting = await asyncio.gather(*(slot.settle(SETTLE_SECONDS) for slot in workers))
     if sum(waiting):
-        _log.warning("%d clients wait for an answer still: they lose it", sum(waiting))
+        _log.warning(
+            "%d clients still wait for an answer after %.0f s: their connections will be closed",
+            sum(waiting),
+            SETTLE_SECONDS,
+        )
     since = time.monotonic()
     ending = spawn("suspend links", links.suspend(REASON))
-    for _ in range(LEAVE_TURNS):  # each leaves its session as soon as its task begins
+    for _ in range(LEAVE_TURNS):  # a link leaves its session when its task begins
         if not links.up():
             break
         await asyncio.sleep(0)
@@ -67,7 +74,7 @@ async def depart(
         with _bugs.going_on(_log, f"link {link.peer.name} cannot be cut off"):
             link.cut_off(REASON)
     handed = await asyncio.gather(*(slot.hand_over(HAND_OVER_TIMEOUT) for slot in workers))
-    # Nobody opens or closes a flow any more: what the router knows is what the workers know.
+    # No flow can begin or end any more, so the router and the workers know the same flows.
     sessions = [session.export() for session in router.sessions.values()]
     await asyncio.gather(
         nursery.close(),

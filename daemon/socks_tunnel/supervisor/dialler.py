@@ -1,6 +1,6 @@
-"""Dialling, on a gateway: one :class:`Dialler` for each configured peer keeps a link to it.
+"""Dials the peers of a gateway: one :class:`Dialler` for each configured peer keeps a link to it.
 
-Which peers there are: supervisor/gateway_links.py.
+supervisor/gateway_links.py has the diallers of all peers.
 
 ::
 
@@ -8,10 +8,10 @@ Which peers there are: supervisor/gateway_links.py.
                   |  ^
            in doubt  |  another link, or the old one that works again
                   v  |
-                 dial beside it; whichever works first carries on
+                 dial another link; the first one that works carries on
 
-While the path of a link that nobody doubts is relayed, a direct one is looked for: a second link
-that may only be direct is dialled beside the first, in growing intervals, and takes over once it is
+While the path of a link that is not in doubt is relayed, the dialler looks for a direct one: in
+growing intervals it dials a second link that may only be direct. That link takes over when it is
 up.
 """
 
@@ -44,36 +44,39 @@ LONGEST_DELAY: Final = 30.0
 
 UNDISTURBED_FIRST: Final = 1.0
 UNDISTURBED_LONGEST: Final = 16.0
-"""Bounds of the seconds that an attempt goes on after it was made anew, whatever changes meanwhile.
-They double from each such attempt to the next. Without that, a program that makes interfaces all
-the time, such as one that starts containers, would keep a host from its peer: no attempt would have
-the time that it needs."""
+"""Bounds of the seconds for which a repeated attempt is not interrupted, whatever changes
+meanwhile. They double with each repetition. Without them, a program that makes interfaces all the
+time, such as one that starts containers, would leave no attempt the time that it needs."""
 
 LIVED_LONG: Final = 30.0
-"""Seconds after which a link that ends does not count as a failure in a row."""
+"""Seconds of life after which the end of a link does not lengthen the back-off."""
 
 DIRECT_FIRST: Final = 1.5
 DIRECT_LONGEST: Final = 300.0
-"""Bounds of the delay between two looks for a direct path beside a relayed one, in seconds."""
+"""Bounds of the delay between two attempts to find a direct path, in seconds."""
 
 DIRECT_TIMEOUT: Final = 10.0
-"""Seconds that one such look may take. A direct path that works is up within two or three."""
+"""Seconds that one such attempt may take. A direct path that works is up within two or three."""
 
 _EXPECTED: Final = (SignalingError, EnvelopeRejected, TransportError, ValueError)
-"""What an attempt fails with when nobody here is to blame; each says why in a sentence."""
+"""Errors of an attempt that are no bugs of this program. Their texts are sentences."""
 
 CarrierFactory = Callable[[Peer], OutgoingCarrier]
 """Returns the way to a peer."""
 
 
 class Dialler:
-    """Keeps dialling one peer. The session lasts as long as the process, whatever its program."""
+    """Keeps dialling one peer.
+
+    `session` names the session of the flows (16 bytes). It lasts as long as the process, also if
+    the program is replaced.
+    """
 
     def __init__(
         self, links: Links, carrier_for: CarrierFactory, peer: Peer, session: bytes
     ) -> None:
         self.last_failure: str | None = None
-        """Why there is no link, as a sentence; of the latest attempt or of the latest link."""
+        """A sentence that says why the last attempt failed or the last link ended."""
         self._links = links
         self._carrier_for = carrier_for
         self.session = session
@@ -82,13 +85,13 @@ class Dialler:
         self.update(peer)
         self._task: asyncio.Task[None] | None = None
         self._dialled_at: float | None = None
-        """When the attempt began that has failed, or is under way."""
+        """Time of the loop at which the last attempt began."""
         self._hurry = asyncio.Event()
         self._begun: dict[PeerLink, tuple[OutgoingCarrier, str] | None] = {}
-        """Links that have not ended, with what their goodbye needs once they were answered."""
+        """Links that have not ended, with the carrier and the id for a goodbye once answered."""
 
     def update(self, peer: Peer) -> None:
-        """Takes changes of the peer: the next attempt has them."""
+        """Takes changes of the peer, which the next attempt uses."""
         self.peer = peer
         self._key = parse_public_key(peer.public_key)
         self._carrier = self._carrier_for(peer)
@@ -98,17 +101,17 @@ class Dialler:
         self._task = spawn(f"dial {self.peer.name}", self._dial_forever())
 
     def hurry(self) -> None:
-        """Dials at once, if there is a reason to dial; a direct path is looked for sooner again."""
+        """Dials at once if a link is wanted. The next look for a direct path comes sooner, too."""
         self._hurry.set()
         self._direct_backoff.reset()
 
     def hold(self) -> None:
-        """Dials no more; a link that is up stays."""
+        """Stops dialling. A link that is up stays."""
         if self._task is not None:
             self._task.cancel()
 
     async def stop(self, reason: str) -> None:
-        """Dials no more, ends the links in order, and says goodbye to the endpoint."""
+        """Stops dialling, ends the links in order, and sends the endpoint a goodbye."""
         self.hold()
         if self._task is not None:
             await asyncio.wait([self._task])
@@ -130,7 +133,7 @@ class Dialler:
         try:
             await carrier.bye(handle, seal(self._links.identity, body))
         except SignalingError as error:
-            # The endpoint has usually noticed by the closing of the link itself.
+            # The endpoint usually notices the end of the link itself.
             _log.debug("no goodbye to %s: %s", self.peer.name, error)
 
     # --- for as long as the process lives -------------------------------------------------------
@@ -144,7 +147,7 @@ class Dialler:
                 reason = str(error)
                 level = logging.DEBUG if reason == self.last_failure else logging.WARNING
                 delay = self._failed(reason)
-                text = "cannot reach %s: %s; trying again in %.1f s.%s"  # the same is said once
+                text = "cannot reach %s: %s; trying again in %.1f s.%s"
                 _log.log(level, text, name, reason, delay, advice_for(reason))
             except Exception as error:  # noqa: BLE001 - reported, and no reason to give the peer up
                 delay = self._failed(repr(error))
@@ -159,10 +162,10 @@ class Dialler:
         return self._delay()
 
     def _delay(self) -> float:
-        """Returns the seconds until the next attempt: few while flows wait for it.
+        """Returns the seconds until the next attempt: few while flows wait for a link.
 
-        They count from the beginning of the attempt before then: one that has itself taken so long
-        is followed at once.
+        While flows wait, they count from the start of the last attempt. So an attempt that took as
+        long itself is followed at once.
         """
         delay = self._backoff.next()
         waited = self._waited()
@@ -181,7 +184,7 @@ class Dialler:
         return None
 
     async def _wait(self, delay: float, *others: "asyncio.Future[None]") -> None:
-        """Waits so many seconds, or for one of others, or for a reason to dial at once."""
+        """Waits until `delay` seconds are over, one of `others` is done, or dialling is hurried."""
         appeared = spawn(f"presence of {self.peer.name}", self._carrier.appeared())
         hurried = spawn(f"hurry to {self.peer.name}", self._hurry.wait())
         any_of: list[asyncio.Future[Any]] = [appeared, hurried, *others]
@@ -192,7 +195,7 @@ class Dialler:
             hurried.cancel()
 
     async def _keep(self, link: PeerLink) -> str:
-        """Waits until the link, and whatever has taken its place, has ended; returns why."""
+        """Waits until the link and all links that took its place have ended; returns why."""
         loop = asyncio.get_running_loop()
         up_at = loop.time()
         while not link.ended.done():
@@ -204,7 +207,7 @@ class Dialler:
                 newer = await self._look_for_direct(link)
             else:
                 self._dialled_at = None
-                # Shielded: hold() cancels this task, not what others look at too.
+                # Shielded, so that hold() cancels this task but not the future that others share.
                 await asyncio.shield(link.change)
                 continue
             if newer is not None:
@@ -214,23 +217,23 @@ class Dialler:
         return link.ended.result()
 
     def _lived(self, link: PeerLink, seconds: float) -> None:
-        """Lets attempts be frequent again after a link that was good for a while."""
+        """Resets the back-off after a link that has lived for :data:`LIVED_LONG` seconds."""
         if seconds >= LIVED_LONG:
             self._backoff.reset()
             if not _relayed(link):
                 self._direct_backoff.reset()
 
     async def _dial_beside(self, link: PeerLink) -> PeerLink | None:
-        """Dials another link beside one that is in doubt, until either works.
+        """Dials another link besides one that is in doubt, until either works.
 
-        Returns the newer one once it is up; None if the old one works again, or has ended.
+        Returns the new link when it is up. Returns None if the old one works again or has ended.
         """
         while link.in_doubt and not link.ended.done():
             dialling = spawn(f"dial {self.peer.name} again", self._attempt_beside())
             either: list[asyncio.Future[Any]] = [dialling, link.change]
             try:
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-                if link.ended.done():  # no longer beside it, but in its place
+                if link.ended.done():  # the new link takes the place of the old one
                     await asyncio.wait([dialling])
             finally:
                 dialling.cancel()
@@ -243,7 +246,7 @@ class Dialler:
         return None
 
     async def _look_for_direct(self, link: PeerLink) -> PeerLink | None:
-        """Dials beside a relayed link, over direct paths alone, until such a link is up.
+        """Dials direct links besides a relayed one, until one of them is up.
 
         Returns it, or None as soon as the relayed link is in doubt or has ended.
         """
@@ -274,9 +277,9 @@ class Dialler:
     async def _withdrawn(
         self, dialling: "asyncio.Task[Any]", link: PeerLink, why: str
     ) -> PeerLink | None:
-        """Waits for the end of a cancelled attempt beside a link, and closes what it began.
+        """Waits for the end of a cancelled attempt, and closes the link that it began.
 
-        Returns its link nevertheless if that has just come up: the older one ends then.
+        If that link has just come up, it is returned instead, and the older one ends.
         """
         await asyncio.wait([dialling])
         for newer in self._begun:
@@ -286,7 +289,7 @@ class Dialler:
         return None
 
     async def _attempt_beside(self) -> PeerLink | None:
-        """Makes one attempt while there still is a link; returns None if it has failed."""
+        """Makes one attempt while another link is up; returns None if it has failed."""
         try:
             return await self._dial()
         except _EXPECTED as error:
@@ -296,7 +299,7 @@ class Dialler:
         return None
 
     async def _attempt_direct(self) -> PeerLink | str:
-        """Makes one attempt over direct paths alone; returns why there is none if it has failed."""
+        """Makes one attempt with direct paths only; returns the link, or why it has failed."""
         before = set(self._begun)
         try:
             async with asyncio.timeout(DIRECT_TIMEOUT):
@@ -309,7 +312,7 @@ class Dialler:
             _log.exception("looking for a direct path to %s failed", self.peer.name)
             why = repr(error)
         for link in self._begun.keys() - before:
-            if link.attached is not None:  # it came up at the last moment
+            if link.attached is not None:  # it has come up just before the time-out
                 return link
         self._give_up_attempts(why)
         return why
@@ -317,10 +320,11 @@ class Dialler:
     # --- one attempt ----------------------------------------------------------------------------
 
     async def _dial(self) -> PeerLink:
-        """Makes one attempt; returns it once its link is up. Raises what says why it failed.
+        """Makes one attempt; returns its link when that is up. Raises the reason if it has failed.
 
-        After :meth:`hurry` it is made anew, and the link of the first one is closed. The second one
-        is not interrupted before it has had :data:`UNDISTURBED_FIRST` seconds.
+        :meth:`hurry` interrupts the attempt, closes its link, and makes a new attempt, because the
+        addresses of this host may have changed. The second attempt is not interrupted in its first
+        :data:`UNDISTURBED_FIRST` seconds.
         """
         undisturbed = Backoff(UNDISTURBED_FIRST, UNDISTURBED_LONGEST)
         granted = 0.0
@@ -348,25 +352,25 @@ class Dialler:
             raise result
 
     async def _hurried_after(self, seconds: float) -> None:
-        """Waits so many seconds, and then until :meth:`hurry` was called since the last attempt."""
+        """Waits for `seconds`, and then until :meth:`hurry` was called since the attempt began."""
         await asyncio.sleep(seconds)
         await self._hurry.wait()
 
     def _give_up_attempts(self, why: str) -> None:
-        """Closes links that are still coming up."""
+        """Closes links that are not up yet."""
         for link in self._begun:
             if link.attached is None and not link.ended.done():
                 spawn(f"close link {self.peer.name}", link.close(why))
 
     async def _attempt(self) -> PeerLink | Exception:
-        """Returns the link, or what the attempt has failed with: that is no fault of the task."""
+        """Returns the link, or the exception of the attempt, which the task must not log."""
         try:
             return await self._try()
-        except Exception as error:  # noqa: BLE001 - raised by who waits for it
+        except Exception as error:  # noqa: BLE001 - the caller raises it
             return error
 
     async def _try(self, *, direct: bool = False) -> PeerLink:
-        # Before candidates are gathered: what the carrier offers is among those to be asked.
+        # First the ICE servers that the carrier offers, because candidates are gathered from them.
         offered = await self._carrier.ice_servers(OFFER_TIMEOUT)
         relay = self._carrier.relay()
         link = self._links.new_link(self.peer, self.session, offered, direct=direct, relay=relay)
@@ -379,7 +383,7 @@ class Dialler:
             await link.close("the answer was rejected")
             raise
         except asyncio.CancelledError:
-            raise  # after hold() a link that is coming up may still do so; stop() closes it
+            raise  # after hold() the link may still come up; stop() closes it
         except Exception as error:
             await link.close(str(error))
             raise
@@ -398,7 +402,9 @@ class Dialler:
         )
         if name != self.peer.name or answer.session != self.session:
             raise EnvelopeRejected(
-                "unexpected-reply", f"the answer is {name}'s, or of another session", name
+                "unexpected-reply",
+                f"the answer is from {name}, or for another session, and not from {self.peer.name}",
+                name,
             )
         await link.link.accept_answer(answer.sdp)
         await asyncio.shield(link.came_up)
@@ -407,7 +413,7 @@ class Dialler:
 
 
 def may_be_better(link: PeerLink, ice: IceSettings) -> bool:
-    """Returns whether a direct path would be better than that of the link, and is allowed."""
+    """Returns whether the link's path is relayed although a direct one is allowed."""
     return _relayed(link) and ice.policy == "all"
 
 

@@ -1,20 +1,20 @@
-"""The supervisor's hand-over: the program is replaced, the process and its children stay.
+"""The supervisor's hand-over: its program is replaced, while the process and its children stay.
 
 ::
 
     old program                                       new program
     -----------                                       -----------
-    the installed program says that it can start
-    workers serve those who wait, accept nobody
+    asks the installed program whether it can start
+    workers serve waiting clients, accept no more
     links end; their sessions wait                    (each worker replaces its own program)
     workers write their states  --------------------> and waits
     writes its own state, execve(2)  ---------------> reads it, adopts listeners and children
                                                       workers go on with their flows
                                                       links are dialled, RESUME does the rest
 
-What is refused before the links end has changed nothing. What fails after that ends the flows, as a
-restart would: the service manager starts the unit again. Bounds: :data:`CHECK_TIMEOUT` for the
-check, :data:`SETTLE_SECONDS` for clients, :data:`HAND_OVER_TIMEOUT` for a worker,
+A refusal before the links end changes nothing. A failure after that ends the flows, as a restart
+would: the service manager starts the unit again. The limits are :data:`CHECK_TIMEOUT` for the
+check, :data:`SETTLE_SECONDS` for clients, :data:`HAND_OVER_TIMEOUT` for a worker, and
 :data:`COME_UP_SECONDS` for the new program.
 """
 
@@ -48,30 +48,30 @@ from socks_tunnel.supervisor.processes import HandedChild
 _log = logging.getLogger(__name__)
 
 VARIABLE: Final = "SOCKS_TUNNEL_HANDOVER"
-"""Tells the new program which descriptor the state is in."""
+"""The variable that tells the new program the descriptor of the state."""
 
 CHECK_TIMEOUT: Final = 60.0
-"""Seconds that the installed program has to say that it can start."""
+"""Seconds that the installed program has to check whether it can start."""
 
 CHECK_OUTPUT_MAX: Final = 65_536
-"""Bytes of what it says that are read."""
+"""Bytes of its output that are read."""
 
 SETTLE_SECONDS: Final = 2.0
-"""Seconds that clients have whose requests are not answered yet, before their worker goes."""
+"""Seconds that requests without an answer have before their worker replaces its program."""
 
 HAND_OVER_TIMEOUT: Final = 10.0
-"""Seconds that a worker has to write its state: a gigabyte takes one or two."""
+"""Seconds that a worker has to write its state. A gigabyte takes one or two."""
 
 COME_UP_SECONDS: Final = 60
-"""Seconds after which the kernel ends a new program that has not come up."""
+"""Seconds after which the kernel ends a new program that has not started."""
 
 REAP_SECONDS: Final = 5.0
-"""Seconds that children have to end which nobody goes on with."""
+"""Seconds that children have to end which the new program does not take over."""
 
 HELD_SIGNALS: Final = frozenset(
     {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 )
-"""Signals that wait, from the end of the old program's loop to the beginning of the new one's."""
+"""Signals that are blocked from the end of the old program's loop to the start of the new one's."""
 
 
 class RefusedError(Exception):
@@ -82,12 +82,12 @@ class RefusedError(Exception):
 
 
 def served_as(address: HostPort, kind: socket.SocketKind) -> str:
-    """Returns how an address is told to the installed program."""
+    """Returns the text form of a served address for the installed program: `tcp:127.0.0.1:1080`."""
     return f"{'udp' if kind == socket.SOCK_DGRAM else 'tcp'}:{address}"
 
 
 def served(bound: Bound, others: Iterable[Address | None]) -> list[str]:
-    """Returns what is served, by listeners and at `others`, in that form."""
+    """Returns the addresses of the listeners and of `others` in that form."""
     listeners = [*bound.clients, *([] if bound.metrics is None else [bound.metrics])]
     found = [(listener.wanted, listener.socket.type) for listener in listeners]
     found += [(address, socket.SOCK_STREAM) for address in others]
@@ -97,8 +97,9 @@ def served(bound: Bound, others: Iterable[Address | None]) -> list[str]:
 async def check(config: Path, served: Sequence[str] = ()) -> str:
     """Asks the installed program whether it can start; returns its version.
 
-    It runs as a child, which imports what a supervisor and a worker need, reads the configuration,
-    and tries to listen where nobody is `served` yet. Raises :class:`RefusedError`.
+    It runs as a child (selfcheck.py), which imports what a supervisor and a worker need, reads the
+    configuration, and tries to listen on all addresses that are not `served`. Raises
+    :class:`RefusedError`.
     """
     command = (
         sys.executable,
@@ -125,7 +126,7 @@ async def check(config: Path, served: Sequence[str] = ()) -> str:
         process.kill()
         await asyncio.wait([spawn("the check ends", process.wait())], timeout=KILL_TIMEOUT)
         raise RefusedError(
-            f"the installed program has not started within {CHECK_TIMEOUT:.0f} s"
+            f"the installed program did not finish its check within {CHECK_TIMEOUT:.0f} s"
         ) from None
     if process.returncode != 0:
         lines = complaint[-CHECK_OUTPUT_MAX:].decode(errors="replace").strip().splitlines()
@@ -136,11 +137,11 @@ async def check(config: Path, served: Sequence[str] = ()) -> str:
         version = bounded.text(answer, "version")
         readable = answer.get("reads")
     except bounded.Malformed as error:
-        raise RefusedError(f"the installed program gives no usable answer: {error}") from None
+        raise RefusedError(f"the answer of the installed program is wrong: {error}") from None
     if not isinstance(readable, list) or STATE_VERSION not in readable:
-        # Not refused: whoever asked wants that program, and its log says why flows have ended.
+        # This is no refusal: the operator wants that program, and the log says why flows end.
         _log.warning(
-            "version %s cannot read the state of version %s: its flows will end",
+            "version %s cannot read the state of version %s: all flows will end",
             bounded.clip(version, 40),
             socks_tunnel.__version__,
         )
@@ -152,10 +153,11 @@ async def check(config: Path, served: Sequence[str] = ()) -> str:
 
 @dataclass(slots=True)
 class Legacy:
-    """What one program leaves to the next, and where it comes from.
+    """The state that one program leaves to the next. `program` is the version of the old one.
 
-    `since` is when the links ended (monotonic clock). `workers` are those that go on, by index.
-    `links` is what :meth:`Links.export` returned, `sessions` what the sessions export.
+    `since` is the time at which the links ended, and `started_at` that of the start (monotonic
+    clock). `lock` and `control` are descriptors. `workers` are those that go on, by index. `links`
+    is what :meth:`Links.export` returned, and `sessions` what the sessions exported.
     """
 
     program: str
@@ -170,15 +172,15 @@ class Legacy:
     links: dict[str, Any]
     sessions: list[dict[str, Any]] = field(default_factory=list)
     flows: int = 0
-    """How many flows the workers handed over."""
+    """Flows that the workers have handed over."""
 
 
 def replace_program(legacy: Legacy) -> None:
-    """Replaces this program by the installed one. It returns only by raising :class:`OSError`."""
+    """Replaces this program by the installed one. Does not return, but raises :class:`OSError`."""
     state = _write(legacy)
     os.environ[VARIABLE] = str(state)
     arguments = [sys.executable, *sys.orig_argv[1:]]
-    _log.info("replacing the program: version %s goes", socks_tunnel.__version__)
+    _log.info("replacing the program of version %s", socks_tunnel.__version__)
     audit_file.close()
     ops_logging.shutdown()
     come_up_within(COME_UP_SECONDS)
@@ -234,7 +236,7 @@ def _write(legacy: Legacy) -> int:
 
 
 def _descriptors(value: object) -> list[int]:
-    """Returns the descriptors that a part has left, wherever they stand in what it exports."""
+    """Returns all descriptors in exported values: those with the key `fd`, at any depth."""
     match value:
         case {"fd": int(fd)}:
             return [fd]
@@ -297,9 +299,10 @@ def _restore_listener(fields: Mapping[str, Any]) -> Listener:
 
 
 def inherit(environment: MutableMapping[str, str]) -> Legacy | None:
-    """Returns what the program before us has left; None if there was none, or it is of no use.
+    """Returns the state that the previous program has left; None if there is none.
 
-    What is of no use is let go of: its descriptors are closed, its children ended.
+    If the state cannot be used, its descriptors are closed, its children are killed, and None is
+    returned.
     """
     text = environment.pop(VARIABLE, None)
     if text is None:
@@ -313,7 +316,7 @@ def inherit(environment: MutableMapping[str, str]) -> Legacy | None:
             return _read(reader)
     except (ValueError, OSError, KeyError) as error:
         _log.error(
-            "what the program before has left cannot be used: %s; its flows end as in a restart",
+            "the state of the previous program cannot be used: %s; its flows end as in a restart",
             error,
         )
     if reader is not None:
@@ -350,9 +353,9 @@ def _read(reader: StateReader) -> Legacy:
 
 
 def _let_go(head: Head) -> None:
-    """Closes what was left open, and ends the children: nobody goes on with them."""
+    """Closes the descriptors and kills the children of a state that cannot be used."""
     for fd in head.fds:
-        with contextlib.suppress(OSError):  # it was closed before the state was written
+        with contextlib.suppress(OSError):  # its owner has closed it
             os.close(fd)
     for pid in head.pids:
         with contextlib.suppress(ProcessLookupError):  # it has ended by itself
@@ -361,9 +364,13 @@ def _let_go(head: Head) -> None:
     left = list(head.pids)
     while left and time.monotonic() < deadline:
         left = [pid for pid in left if not _reaped(pid)]
-        time.sleep(0.01)  # no event loop runs yet, and nothing can be started before they are gone
+        time.sleep(0.01)  # no event loop runs yet, and nothing can start before they have ended
     if left:
-        _log.error("%d children of the program before do not end", len(left))
+        _log.error(
+            "children of the previous program did not end within %.0f s after SIGKILL: PID %s",
+            REAP_SECONDS,
+            ", ".join(map(str, left)),
+        )
 
 
 def _reaped(pid: int) -> bool:
@@ -374,15 +381,15 @@ def _reaped(pid: int) -> bool:
 
 
 def hold_signals() -> None:
-    """Lets signals wait until the new program takes them: :func:`take_signals`."""
+    """Blocks signals until the new program takes them with :func:`take_signals`."""
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
 
 
 def take_signals() -> None:
-    """Takes signals again, those that have waited first."""
+    """Unblocks signals. Those that have come meanwhile are delivered at once."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
 
 
 def answer(version: str, readable: Sequence[int]) -> str:
-    """Returns what the self-check prints."""
+    """Returns the line of JSON that the self-check prints."""
     return json.dumps({"version": version, "reads": list(readable)})

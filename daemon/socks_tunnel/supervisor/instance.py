@@ -1,20 +1,21 @@
-"""One running instance: its links, its children, and what it does with signals and requests.
+"""One running instance: its links, its children, and its reactions to signals and requests.
 
-States, all transitions of which are in :class:`Instance`::
+These are its states. All transitions are in :class:`Instance`::
 
     starting --all workers ready, links begun--> ready --SIGTERM--> draining --no flow left,
        |                                                              |        or time is up
        |                                                              |              |
-       +-- SIGTERM, or what makes        SIGTERM again --(at once)----+              v
-           a start impossible ---------------------------------------------------> the end
+       +-- SIGTERM, or the start         SIGTERM again --(at once)----+              v
+           is impossible --------------------------------------------------------> the end
 
     ready --SIGUSR2, if the installed program can start--> leaving --execve(2)--> the next program
 
-Signal handlers, and tasks that end, only put an event into a queue; one loop takes from it.
+Signal handlers, and tasks that end, only put an event into a queue, which one loop reads.
 
-This file is long because start, drain and end are one state machine, told in order. Others do the
-rest: children.py and launching.py have the child processes, reloading.py puts configurations into
-force, departure.py and arrival.py belong to a program that is replaced, report.py tells.
+This file is long because start, drain and end are one state machine, in the order of its life.
+Other modules do the rest: children.py and launching.py deal with child processes, reloading.py with
+reloads, departure.py and arrival.py with the replacement of the program, and report.py with
+reports.
 """
 
 import asyncio
@@ -92,36 +93,37 @@ START_TIMEOUT: Final = 90.0
 """Seconds that the workers have to become ready."""
 
 ACKNOWLEDGE_TIMEOUT: Final = 2.0
-"""Seconds that workers have to stop accepting before the listening sockets are shut."""
+"""Seconds that workers have to stop accepting before the listening sockets are shut down."""
 
 STOP_TIMEOUT: Final = 5.0
 """Seconds that a child has to end after it was told to."""
 
 CLOSE_TIMEOUT: Final = 15.0
-"""Seconds that links and carriers have to close in order; a link alone takes half of it at most."""
+"""Seconds that links and carriers have to close in order. A single link takes at most half of it.
+"""
 
 FORCED_CLOSE_TIMEOUT: Final = 0.5
 """Seconds that links have to close when the end is forced."""
 
 DRAIN_EXTENSION: Final = 20.0
-"""Seconds that the service manager is asked to wait from each second of a drain on. More than the
-end after a drain takes: a child has :data:`STOP_TIMEOUT`, and then links are closed."""
+"""Seconds for which each second of a drain asks the service manager to go on waiting. The end after
+a drain takes less: a child has :data:`STOP_TIMEOUT`, and then the links are closed."""
 
 STATUS_PERIOD: Final = 5
-"""Seconds between two looks at the status line for the service manager."""
+"""Seconds between two updates of the status line for the service manager."""
 
 State = Literal["starting", "ready", "draining", "leaving"]
 
 
 class _Drain:
-    """The event that a drain was asked for on the control socket."""
+    """The event of a request to drain on the control socket."""
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
 
 
 class _Leave:
-    """The event that the installed program, of that version, is to take our place."""
+    """The event of a request to replace this program by the installed one, of that version."""
 
     def __init__(self, version: str) -> None:
         self.version = version
@@ -130,8 +132,8 @@ class _Leave:
 class Instance:
     """One running instance. Made and run once, on the event loop of its process.
 
-    `directory` is its runtime directory, which has the metrics directory already, and `lock` the
-    descriptor that keeps others away from it. `legacy` is what the program before has left. Raises
+    `directory` is its runtime directory, in which the metrics directory exists, and `lock` the
+    descriptor of the lock on it. `legacy` is what the previous program has left. Raises
     :class:`StartError`.
 
     This class has many methods because all transitions of an instance are in one place.
@@ -162,7 +164,7 @@ class Instance:
         self.upgrades = 0 if legacy is None else legacy.upgrades
         """How often its program was replaced."""
         self.upgrade: dict[str, Any] | None = None
-        """What the last replacement was like, for `status`."""
+        """The row about the last replacement, for `status`."""
         self.notifier = Notifier(os.environ)
         self.router = Router(
             opens=config.role == "gateway",
@@ -232,7 +234,7 @@ class Instance:
             await self._end()
 
     async def _serve(self) -> None:
-        """Deals with what happens until it is time to end."""
+        """Handles events until it is time to end."""
         while True:
             event = await self._events.get()
             match event:
@@ -261,13 +263,13 @@ class Instance:
                     if problem is not None:
                         raise problem
                 case asyncio.Task():
-                    event.result()  # raises what the drain failed with
+                    event.result()  # raises the exception of a drain that failed
                     return
 
     # --- the start ----------------------------------------------------------------------------
 
     async def _start(self) -> StartError | None:
-        """Starts everything; returns the problem if that is not possible."""
+        """Starts everything; returns the problem if that is not possible, else None."""
         try:
             self._check_frame(self.config)
             self._bind()
@@ -302,17 +304,18 @@ class Instance:
         return None
 
     async def _flows_go_on(self, legacy: handover.Legacy) -> None:
-        """Tells how the replacement went, once the flows go on or should have."""
+        """Notes how the replacement of the program went, once the flows have resumed."""
         self.upgrade = taken_over(legacy)
         self.upgrade["resumed_after"] = await resumed(legacy, self.router)
 
     def _check_frame(self, config: Config) -> None:
-        """Checks that what workers need of the configuration fits a frame. Raises StartError."""
+        """Raises StartError if the workers' part of a configuration is too long for a frame."""
         try:
             encode_control(0, self._worker_configuration(config))
         except ValueError as error:
             raise StartError(
-                f"{config.source}: policies and users are too large for a worker: {error}",
+                f"{config.source}: its policies and users are too long to be sent to a worker: "
+                f"{error}",
                 EXIT_CONFIG,
             ) from None
 
@@ -339,7 +342,8 @@ class Instance:
             )
         except OSError as error:
             raise StartError(
-                f"the control socket {paths.control_socket(self.directory)}: {error}",
+                f"cannot listen on the control socket {paths.control_socket(self.directory)}: "
+                f"{error.strerror or error}",
                 EXIT_CANNOT_CREATE,
             ) from None
 
@@ -406,7 +410,9 @@ class Instance:
             raise StartError(reason, EXIT_CONFIG if status == EXIT_CONFIG else EXIT_BUG)
         late = [slot.name for slot in self.workers if not slot.was_ready.is_set()]
         if late:
-            raise StartError(f"{', '.join(late)} not ready within {START_TIMEOUT:.0f} s", EXIT_BUG)
+            raise StartError(
+                f"{' and '.join(late)} did not become ready within {START_TIMEOUT:.0f} s", EXIT_BUG
+            )
 
     async def _start_links(self) -> None:
         try:
@@ -430,12 +436,12 @@ class Instance:
 
     @property
     def addresses(self) -> list[Address]:
-        """Where SOCKS5 clients are served."""
+        """The addresses of the proxy, which serves SOCKS and HTTP clients."""
         return [listener.address for listener in self._listeners if listener.target is None]
 
     @property
     def metrics_address(self) -> Address | None:
-        """Where the exporter serves."""
+        """The address of the exporter; None if there is none."""
         return None if self._metrics_listener is None else self._metrics_listener.address
 
     def _slots(self) -> list[Slot]:
@@ -460,8 +466,8 @@ class Instance:
         if self.exporter is not None:
             self.exporter.push_state(self.why_not_ready())
         if self.state == "draining":
-            # Again and again and never far ahead: one that hangs is ended in time. The watchdog
-            # does not do that any more once a unit is stopping.
+            # A short extension each second, so that systemd ends an instance that hangs in its
+            # drain: the watchdog is off once a unit is stopping.
             self.notifier.extend(DRAIN_EXTENSION)
         self.router.tick(time.monotonic())
         self.links.measure()
@@ -476,7 +482,10 @@ class Instance:
             self._tell_status()
 
     async def _feed_watchdog(self, interval: float) -> None:
-        """Feeds it only while all workers answer: a worker that hangs for good is our failure."""
+        """Feeds systemd's watchdog each `interval` seconds while all workers answer.
+
+        So systemd restarts the instance if a worker hangs for good.
+        """
         fed = True
         while True:
             hanging = [slot.name for slot in self.workers if not slot.responsive]
@@ -484,14 +493,15 @@ class Instance:
                 self.notifier.watchdog()
             elif fed:
                 _log.warning(
-                    "%s not answering: the service manager's watchdog is not fed meanwhile",
+                    "no answer from %s: systemd's watchdog is not fed meanwhile, "
+                    "and restarts this service if that goes on",
                     " and ".join(hanging),
                 )
             fed = not hanging
             await asyncio.sleep(interval)
 
     def why_not_ready(self) -> str | None:
-        """Returns why no new flow can be served, as a sentence; None if one can."""
+        """Returns a sentence that says why no new flow can be served; None if one can."""
         if self.state != "ready":
             return self.state
         wanted = (self.router.worker_count + 1) // 2
@@ -520,7 +530,7 @@ class Instance:
 
     async def _answer(self, request: dict[str, Any]) -> Any:
         if self.state == "leaving":
-            raise ControlError("the program is being replaced; ask again")
+            raise ControlError("the program is being replaced at the moment; ask again")
         match request["op"]:
             case "status":
                 return await report.status(self)
@@ -555,7 +565,7 @@ class Instance:
                 return {"draining": True, "timeout": timeout, "flows": self.router.flows}
             case op if op in ENROLMENT:
                 if self.enroller is None:
-                    raise ControlError("this is a gateway; hosts join an endpoint")
+                    raise ControlError("this instance is a gateway, and hosts join an endpoint")
                 return await self.enroller.answer(request)
             case other:
                 raise ControlError(f"there is no request '{clip(other)}'")
@@ -563,7 +573,7 @@ class Instance:
     async def _kill(self, peer: str, conn_id: int) -> dict[str, Any]:
         row = await report.kill(self, peer, conn_id)
         if row is None:
-            raise ControlError(f"there is no flow {clip(peer, 64)}/{conn_id}")
+            raise ControlError(f"there is no open flow {clip(peer, 64)}/{conn_id}")
         who = caller.get()
         audit.killed(
             peer=peer,
@@ -590,11 +600,9 @@ class Instance:
     async def _reload(self) -> tuple[list[str], list[str]]:
         """Reads the configuration again.
 
-        Returns the keys whose changes wait for a restart, and those for which the program is about
-        to replace itself.
-
-        Raises :class:`ConfigError`, and :class:`ControlError` if this is not the time for it;
-        nothing has changed then.
+        Returns the keys whose changes wait for a restart, and the keys for which the program is
+        about to replace itself. Raises :class:`ConfigError`, and :class:`ControlError` if the
+        instance is not ready; then nothing has changed.
         """
         if self.state != "ready":
             raise ControlError(f"the instance is {self.state}")
@@ -614,9 +622,9 @@ class Instance:
         return waiting, replacing
 
     async def _replace_for(self, waiting: Sequence[str]) -> list[str]:
-        """Lets the program replace itself if that is what some of the changes need.
+        """Lets the program replace itself if some of the changes in `waiting` need that.
 
-        Returns those; none if it cannot, which the log says.
+        Returns the keys of these changes; none if it cannot, which is logged.
         """
         keys = sorted(BY_REPLACING.intersection(waiting))
         if not keys or self._lock < 0:
@@ -661,7 +669,7 @@ class Instance:
     async def _check_installed(self) -> str:
         """Returns the version of the installed program, if it can take this one's place.
 
-        Raises :class:`ControlError`; nothing has changed then.
+        Raises :class:`ControlError` if it cannot; then nothing has changed.
         """
         if self.state != "ready":
             raise ControlError(f"the instance is {self.state}")
@@ -672,12 +680,14 @@ class Instance:
                 offers = None if signaling is None else signaling.listen
                 return await handover.check(self.config.source, handover.served(bound, [offers]))
             except handover.RefusedError as error:
-                raise ControlError(f"version {socks_tunnel.__version__} goes on: {error}") from None
+                raise ControlError(
+                    f"version {socks_tunnel.__version__} keeps running: {error}"
+                ) from None
 
     async def _leave(self, version: str) -> None:
-        """Gives this program's place to the installed one. Raises :class:`StartError` if it fails.
+        """Replaces this program by the installed one. Raises :class:`StartError` if it fails.
 
-        Nothing may disturb the workers' streams from here on: no ping, no credit, no question.
+        From here on nothing may be sent to the workers: no ping, no credit, no question.
         """
         _log.info(
             "version %s takes the place of %s; %d flows go on with it",
@@ -737,20 +747,22 @@ class Instance:
                 stopped = await asyncio.gather(
                     *(slot.acknowledged(ACKNOWLEDGE_TIMEOUT) for slot in self.workers)
                 )
-                # No worker must find a socket shut that it still accepts on: with one that does
-                # not answer, clients have to wait for the end instead of being refused.
+                # A socket may be shut down only when no worker accepts on it. If a worker does not
+                # answer, clients wait until the end instead of being refused.
                 accepting = zip(stopped, self.workers, strict=True)
                 if all(ok or not slot.running for ok, slot in accepting):
                     for listener in self._listeners:
                         listener.refuse()
                 await _all(slot.drained.wait() for slot in self.workers)
         except TimeoutError:
-            _log.warning("%d flows are still open after %.0f s", self.router.flows, timeout)
+            _log.warning(
+                "%d flows are still open after %.0f s: ending them", self.router.flows, timeout
+            )
         else:
             _log.info("all flows have ended")
 
     async def _end(self) -> None:
-        """Ends all that was begun; at once if forced, in order if not. Bounded in time."""
+        """Ends everything that was started: at once if forced, else in order. Bounded in time."""
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.wait([self._starting])
@@ -763,21 +775,29 @@ class Instance:
             for slot in self._slots():
                 slot.kill()
         else:
-            # Workers first: what they say to the peers about their flows still has a link.
+            # The workers end first, so that their last messages to the peers still have a link.
             await _all(slot.stop(STOP_TIMEOUT) for slot in self.workers)
         await self._nursery.close()
         closing = spawn("close links", self.links.stop("the peer is shutting down"))
         seconds = FORCED_CLOSE_TIMEOUT if self._forced else CLOSE_TIMEOUT
         _, open_still = await asyncio.wait([closing], timeout=seconds)
         if open_still:
-            _log.warning("%d links did not close within %g s", len(self.links.links), seconds)
+            _log.warning(
+                "%d links did not close within %g s; their peers find out by themselves",
+                len(self.links.links),
+                seconds,
+            )
         if self.exporter is not None:
             await self.exporter.stop(STOP_TIMEOUT)
-        running = [slot.ended for slot in self._slots() if slot.ended is not None]
+        running = {slot.ended: slot.name for slot in self._slots() if slot.ended is not None}
         if running:
             _, left = await asyncio.wait(running, timeout=KILL_TIMEOUT)
             if left:
-                _log.error("%d children do not end within %.0f s", len(left), KILL_TIMEOUT)
+                _log.error(
+                    "%s did not end within %.0f s, and may still run",
+                    " and ".join(sorted(running[task] for task in left)),
+                    KILL_TIMEOUT,
+                )
         await self._control.stop()
         for listener in self._listeners:
             listener.close()

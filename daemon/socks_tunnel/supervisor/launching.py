@@ -1,6 +1,6 @@
-"""How a child of the supervisor is started: by exec, or forked from a nursery.
+"""Starts children of the supervisor: by exec, or by a fork of the nursery.
 
-Both give a process that is a child of this one, with the same command line, environment and
+Either way, the process is a child of this one, with the same command line, environment and
 descriptors. See :mod:`socks_tunnel.nursery`.
 """
 
@@ -17,8 +17,8 @@ from socks_tunnel.ops.process import KILL_TIMEOUT, adopt_orphans
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.supervisor.environment import OWN_ENVIRONMENT
 
-# -P: whatever lies in the working directory is not imported.
-# faulthandler: a child that hangs is aborted with SIGABRT, and then shows where it was.
+# -P: nothing is imported from the working directory.
+# faulthandler: a child that hangs is aborted with SIGABRT, and then prints where it was.
 PYTHON: Final = (sys.executable, "-P", "-X", "faulthandler", "-m")
 
 PRELOADED: Final = (
@@ -29,19 +29,19 @@ PRELOADED: Final = (
     "socks_tunnel.exporter.server",
     "socks_tunnel_workers.worker",
 )
-"""What a nursery imports, once for all children."""
+"""Modules that the nursery imports, once for all children."""
 
 ANSWER_TIMEOUT: Final = 60.0
-"""Seconds that a nursery has for an order; the first one waits for the imports."""
+"""Seconds that the nursery has for an order. The first order also waits for the imports."""
 
 END_TIMEOUT: Final = 5.0
-"""Seconds that a nursery which has closed its socket has to end."""
+"""Seconds that the nursery has to end after its socket was closed."""
 
 REST: Final = 15.0
-"""Seconds for which a nursery stays after its last order.
+"""Seconds after its last order after which the nursery ends.
 
-Then it ends: it holds 7 MiB that its children have ceased to share, as each has written to its own
-copy. This is longer than the pause before a child that dies again and again is started again.
+It holds 7 MiB that its children do not share any more, because each has written to its own copy.
+This time is longer than the longest delay before a child is started again.
 """
 
 
@@ -64,19 +64,19 @@ class Process(Protocol):
 
 
 class Launcher(Protocol):
-    """What starts a child."""
+    """A way to start children."""
 
     async def start(
         self, command: Sequence[str], fds: Sequence[int], environment: Mapping[str, str]
     ) -> Process:
-        """Starts `command` with `fds` under the same numbers, and `environment` besides ours.
+        """Starts `command`. The child inherits the descriptors `fds` under the same numbers.
 
-        Raises :class:`OSError`.
+        `environment` is added to this process's environment. Raises :class:`OSError`.
         """
 
 
 class Exec:
-    """Starts each child as a program of its own."""
+    """Starts each child with exec, as a program of its own."""
 
     async def start(
         self, command: Sequence[str], fds: Sequence[int], environment: Mapping[str, str]
@@ -88,16 +88,16 @@ class Exec:
             stdin=asyncio.subprocess.DEVNULL,
             env={**env, **environment},
             pass_fds=fds,
-            # Out of the terminal's process group: Ctrl-C is for the supervisor, which then drains.
+            # Not in the terminal's process group: Ctrl-C is for the supervisor, which then drains.
             start_new_session=True,
         )
 
 
 class Nursery:
-    """Has each child forked from a process that has imported what children need.
+    """Starts each child by a fork of the nursery, a process that has imported what children need.
 
-    That process is started with the first child. It ends `rest` seconds after the last one, and is
-    started again for the next.
+    The nursery is started for the first child. It ends `rest` seconds after the last child was
+    started, and is started again for the next one.
     """
 
     def __init__(self, preloaded: Sequence[str] = PRELOADED, *, rest: float = REST) -> None:
@@ -111,22 +111,22 @@ class Nursery:
 
     @property
     def pid(self) -> int | None:
-        """The process from which children are forked, if there is one."""
+        """The process id of the nursery; None if it does not run."""
         return None if self._process is None else self._process.pid
 
     async def start(
         self, command: Sequence[str], fds: Sequence[int], environment: Mapping[str, str]
     ) -> Process:
-        """As :meth:`Launcher.start`; `command` runs a module of Python."""
+        """As :meth:`Launcher.start`. `command` has to run a Python module (:data:`PYTHON`)."""
         async with self._orders:
             if self._closed:
-                raise OSError("no child is started any more")
+                raise OSError("the instance is ending, and starts no child any more")
             self._stay()
             try:
                 async with asyncio.timeout(ANSWER_TIMEOUT):
                     answer = await self._order(command, fds, environment)
             except BaseException as error:
-                # What it answers now would be taken for the answer to the next order.
+                # The nursery is ended, because a late answer would count for the next order.
                 ending = await self._end(END_TIMEOUT if isinstance(error, ConnectionError) else 0)
                 if isinstance(error, OSError):
                     raise OSError(f"the nursery {ending} ({error})") from None
@@ -145,14 +145,17 @@ class Nursery:
         parts = [",".join(map(str, fds)), str(len(variables)), *variables, *command]
         order = "\0".join(parts).encode("utf-8", "surrogateescape")
         if len(order) > ORDER_MAX:
-            raise OSError(f"a command line of {len(order)} bytes is too long")
+            raise OSError(
+                f"a command line with its environment has {len(order)} bytes, "
+                f"more than the {ORDER_MAX} that the nursery takes"
+            )
         sock = self._socket
-        # Sending never waits: the nursery has taken all there was before it answered.
+        # Sending never waits: the nursery has read the last order before it answered.
         if sock is not None:
             try:
                 sock.send(order)
             except BrokenPipeError:
-                await self._end()  # it has ended meanwhile: another takes its place
+                await self._end()  # the nursery has ended meanwhile: start another
                 sock = None
         if sock is None:
             sock = self._socket = await self._boot()
@@ -161,11 +164,11 @@ class Nursery:
             socket.send_fds(sock, [b"\0"], list(fds[start : start + FDS_PER_MESSAGE]))
         answer = await asyncio.get_running_loop().sock_recv(sock, 64)
         if not answer:
-            raise ConnectionResetError("it closed its socket")
+            raise ConnectionResetError("it has closed its socket")
         return answer
 
     async def close(self) -> None:
-        """Ends the nursery; its children live on. Whoever waits for a child gets OSError."""
+        """Ends the nursery. Its children go on, and :meth:`start` raises OSError from now on."""
         self._closed = True
         self._stay()
         if self._process is not None and self._process.returncode is None:
@@ -198,17 +201,17 @@ class Nursery:
             except BaseException:
                 ours.close()
                 raise
-        if self._closed:  # meanwhile
+        if self._closed:  # by a call of close() meanwhile
             ours.close()
-            raise OSError("no child is started any more")
+            raise OSError("the instance is ending, and starts no child any more")
         ours.setblocking(False)
         ours.send(",".join(self._preloaded).encode())
         return ours
 
     async def _end(self, grace: float = 0) -> str:
-        """Ends the process, if there is one and it does not end in `grace` seconds by itself.
+        """Ends the nursery if there is one; kills it if it still runs after `grace` seconds.
 
-        Returns how it ended.
+        Returns how it ended, as the end of a sentence.
         """
         process, self._process = self._process, None
         sock, self._socket = self._socket, None
@@ -223,12 +226,12 @@ class Nursery:
             await asyncio.wait([ended], timeout=KILL_TIMEOUT)
         status = process.returncode
         if status is None:
-            return f"(PID {process.pid}) does not end by SIGKILL"
+            return f"(PID {process.pid}) did not end within {KILL_TIMEOUT:.0f} s after SIGKILL"
         return f"ended with status {status}" if status >= 0 else f"was killed by signal {-status}"
 
 
 class Forked:
-    """A child that this process has not started itself, but may wait for."""
+    """A child that this process has not started itself, but may wait for (pidfd_open(2))."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid

@@ -1,7 +1,7 @@
-"""The links of all peers: what a gateway and an endpoint have in common.
+"""The links of all peers: the part that a gateway and an endpoint have in common.
 
-Identity, HELLO, which links are up or coming up, and the rule that a newer link of a peer takes
-over. How links come to be: dialler.py on a gateway, answerer.py on an endpoint.
+It has the identity, HELLO, the links that are up or coming up, and the rule that a newer link of a
+peer takes over. Links are made by dialler.py on a gateway, and by answerer.py on an endpoint.
 """
 
 import asyncio
@@ -44,11 +44,13 @@ from socks_tunnel.supervisor.transport_meter import TransportMeter
 _log = logging.getLogger(__name__)
 
 FEATURES: Final = ("udp", "bind", RESUME, "resolve")
-"""What HELLO says that we can."""
+"""The features that HELLO names."""
 
 REJECTIONS_LOGGED: Final = 20
+"""Rejected envelopes that are logged within :data:`REJECTIONS_PERIOD`. Others are only counted."""
+
 REJECTIONS_PERIOD: Final = 10.0
-"""So many rejected envelopes are logged within so many seconds; the rest is counted."""
+"""Seconds."""
 
 
 class TransportFactory(Protocol):
@@ -67,9 +69,9 @@ class TransportFactory(Protocol):
 
 
 class Links:
-    """All links of this host. `transports` makes what carries them.
+    """All links of this host. `transports` makes their transports.
 
-    This class has many methods because it is what both roles share, and what others look at.
+    This class has many methods because both roles and all reports use it.
     """
 
     role: Literal["gateway", "endpoint"]
@@ -90,10 +92,10 @@ class Links:
         self.attachments = Attachments(router, self._rank, self._weight)
         self.verifier = Verifier(identity.public, _by_key(config.peers))
         self.clock = SignalingClock(trusts_service=config.rendezvous_clock)
-        """The time of envelopes."""
+        """The clock for the times in envelopes."""
         self.draining = False
         self.links: list[PeerLink] = []
-        """Those that are up or coming up, the oldest first."""
+        """The links that are up or coming up, the oldest first."""
         self._reconnects = Reconnects(metrics)
         self._meter = TransportMeter(metrics)
         self._transports = transports
@@ -104,13 +106,16 @@ class Links:
     # --- its life -----------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Begins. Raises :class:`OSError` if an endpoint cannot listen, and as :meth:`prepare`."""
+        """Begins to dial or to listen.
+
+        Raises :class:`OSError` if an endpoint cannot listen, and as :meth:`prepare`.
+        """
         raise NotImplementedError
 
     async def prepare(self, config: Config) -> None:
-        """Reads what else :meth:`apply` needs of a changed configuration, as it is in the file.
+        """Reads the files that :meth:`apply` needs for a changed configuration.
 
-        Raises :class:`ConfigError`; nothing has changed then.
+        Raises :class:`ConfigError`; then nothing has changed.
         """
 
     def apply(self, config: Config) -> None:
@@ -128,7 +133,7 @@ class Links:
                 self.attachments.forget(name, reason)
 
     def renew(self, identity: PrivateIdentity) -> bool:
-        """Takes another key of this host; returns False if that takes a restart."""
+        """Takes another private key of this host; returns False if that needs a restart."""
         return identity.public == self.identity.public
 
     def _take(self, config: Config) -> None:
@@ -139,7 +144,7 @@ class Links:
         self._ranks = {name: rank for rank, name in enumerate(self.peers)}
 
     def goaway(self) -> None:
-        """Lets nothing new be opened, on any link, from either side."""
+        """Lets no side open new flows on any link."""
         self.draining = True
         for link in self.links:
             link.link.goaway(CloseReason.SHUTTING_DOWN)
@@ -151,15 +156,15 @@ class Links:
     # --- hand-over ----------------------------------------------------------------------------
 
     async def suspend(self, reason: str) -> None:
-        """Ends all links so that the program that takes our place can resume their sessions.
+        """Ends all links so that the next program can resume their sessions.
 
-        The peers notice at once. Bounded in time; nothing is dialled or answered any more.
+        The peers notice at once. Bounded in time. No link is dialled or answered any more.
         """
         self.draining = True
         await asyncio.gather(*(link.close(reason) for link in list(self.links)))
 
     def export(self) -> dict[str, Any]:
-        """Returns what the next program needs; its descriptors stay open there."""
+        """Returns the values that the next program needs. Descriptors in them stay open there."""
         return {}
 
     def inherit(self, fields: Mapping[str, Any]) -> None:
@@ -177,13 +182,13 @@ class Links:
         return sum(link.link.transport.buffered for link in self.links)
 
     def status(self) -> list[dict[str, Any]]:
-        """Returns each configured peer's links, in the order of the configuration."""
+        """Returns rows of the links of each configured peer, in the order of the configuration."""
         return list(self.rows())
 
     def rows(self, held: Mapping[str, int] = MappingProxyType({})) -> Iterator[dict[str, Any]]:
-        """Yields what :meth:`status` returns, one by one: thousands take a while.
+        """Yields the rows of :meth:`status`, as thousands of them take a while.
 
-        `held` is how many bytes flows without a link hold, by their peer.
+        `held` has the bytes that flows without a link hold, by their peer.
         """
         present: dict[str, list[dict[str, Any]]] = {}
         for link in self.links:
@@ -198,11 +203,11 @@ class Links:
         return absent_status(peer)
 
     def _rank(self, peer: str) -> int:
-        """Returns the peer's place in the configuration: the first one that is up is used."""
+        """Returns the peer's place in the configuration. The first peer that is up is used."""
         return self._ranks.get(peer, len(self._ranks))
 
     def _weight(self, peer: str) -> int:
-        """Returns the peer's share of this process beside others."""
+        """Returns the peer's `weight`: its share of this process while other peers are busy."""
         found = self.peers.get(peer)
         return 1 if found is None else found.weight
 
@@ -223,13 +228,11 @@ class Links:
         direct: bool = False,
         relay: DatagramRelay | None = None,
     ) -> PeerLink:
-        """Begins a link, over direct paths alone if it is to be `direct`.
+        """Begins a link; with `direct`, over direct paths only.
 
-        `offered` are ICE servers besides those of the configuration, and `relay` is a way through
-        signalling for where nothing else works. `key` is the peer's public key
-        on this link; None: the only one, or the newest.
-
-        Raises :class:`ValueError` for ICE servers that cannot be used.
+        `offered` are ICE servers besides those of the configuration. `relay` carries datagrams
+        through signalling if no other path works. `key` is the peer's public key on this link; with
+        None it is the newest one. Raises :class:`ValueError` for ICE servers that cannot be used.
         """
         ice = replace(
             self.ice,
@@ -256,9 +259,9 @@ class Links:
         return link
 
     def on_up(self, link: PeerLink) -> None:
-        """Closes what was before: the newer link of a peer has taken over (make before break)."""
+        """Closes the older links of the peer, because a newer one has taken over."""
         replaced: ReconnectCause | None = None
-        # A gateway that doubts nothing dials beside a link only to find a better path.
+        # Without a doubt, a gateway dials a second link only to find a better path.
         undoubted: ReconnectCause = "better-path" if self.role == "gateway" else "replaced"
         for older in self.links[: self.links.index(link)]:
             if older.peer.name == link.peer.name:
@@ -277,7 +280,7 @@ class Links:
         if link.up_at is not None:
             self._meter.ended(link.link.transport)
             newer = any(other.peer.name == link.peer.name for other in self.up())
-            if link.lost_because is not None and not newer:  # else that one was counted
+            if link.lost_because is not None and not newer:  # else the newer link was counted
                 self._reconnects.lost(link.peer.name, link.lost_because)
         self._count_links()
 
@@ -286,7 +289,7 @@ class Links:
         return any(other.peer.name == link.peer.name for other in self.up() if other is not link)
 
     def abuse(self, attached: AttachedLink, reason: str) -> None:
-        """Closes a link that the router wants no more of."""
+        """Closes a link whose peer did something that no peer may do (see Router.on_abuse)."""
         for link in self.links:
             if link.attached is attached:
                 _log.error("closing link %s: %s", link.peer.name, reason)
@@ -304,7 +307,7 @@ class Links:
         )
 
     def measure(self) -> None:
-        """Takes the figures of the transports; called once a second."""
+        """Takes the figures of the transports. Called once a second."""
         self._meter.look([link.link.transport for link in self.up()])
 
     def _count_links(self) -> None:
@@ -324,7 +327,7 @@ class Links:
     # --- envelopes that are refused -------------------------------------------------------------
 
     def rejected(self, what: str, rejection: EnvelopeRejected) -> None:
-        """Counts and logs an envelope that was rejected; strangers cannot fill the log."""
+        """Counts a rejected envelope. Logs it within limits, so that nobody can fill the log."""
         self.metrics.signaling_rejected_total.labels(rejection.reason_code).inc()
         now = asyncio.get_running_loop().time()
         if now - self._rejections_since >= REJECTIONS_PERIOD:
@@ -337,12 +340,12 @@ class Links:
 
 
 def software() -> str:
-    """Returns name and version as HELLO has them."""
+    """Returns name and version of this program for HELLO: `socks-tunnel/1.0.0`."""
     return f"socks-tunnel/{socks_tunnel.__version__}"
 
 
 def ice_settings(ice: Ice) -> IceSettings:
-    """Returns the form that a transport takes."""
+    """Returns the settings of `[ice]` in the form for transports."""
     return IceSettings(
         servers=[
             {key: value for key, value in asdict(server).items() if value is not None}
@@ -357,12 +360,12 @@ def ice_settings(ice: Ice) -> IceSettings:
 
 
 def signaling_host(url: str | None) -> str:
-    """Returns the host of a url or rendezvous; empty where that is no host of a network."""
+    """Returns the host of a url or rendezvous; "" if there is none or it is a Unix socket."""
     return "" if url is None or url.startswith("unix:") else urlsplit(url).hostname or ""
 
 
 def route_of(peer: Peer) -> tuple[str, str | None, str | None]:
-    """Returns what leads to the peer: if it changes, another link is to be made that way."""
+    """Returns the settings for reaching the peer. When they change, a new link has to be made."""
     return peer.public_key, peer.url, peer.rendezvous
 
 

@@ -1,6 +1,6 @@
-"""What an instance reads at its start besides the configuration: its key, and who has joined.
+"""Reads what an instance needs at its start besides the configuration: its key, and who has joined.
 
-If that cannot be read, the instance cannot start.
+If these cannot be read, the instance cannot start.
 """
 
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ from socks_tunnel.supervisor.problems import EXIT_CANNOT_CREATE, EXIT_CONFIG, St
 
 
 def load_identity(config: Config) -> PrivateIdentity:
-    """Returns the private key. Raises :class:`StartError`."""
+    """Returns the private key. Raises :class:`StartError` with the file and the reason."""
     path = config.identity.private_key_file
     assert path is not None, "the loader finds one"
     try:
@@ -31,13 +31,15 @@ def load_enroller(
     apply: Callable[[], Awaitable[None]],
     metrics: Metrics,
 ) -> Enroller:
-    """Returns an endpoint's part in joining. Raises :class:`StartError`.
+    """Returns the enroller of an endpoint. Raises :class:`StartError`.
 
-    `apply` is called when other hosts have joined or left.
+    `apply` is called when a host has joined or left.
     """
     try:
         return Enroller(paths.state_directory(directory), identity, config, apply, metrics)
     except ValueError as error:
         raise StartError(f"{config.source}: {error}", EXIT_CONFIG) from None
     except OSError as error:
-        raise StartError(f"who has joined cannot be read: {error}", EXIT_CANNOT_CREATE) from None
+        raise StartError(
+            f"the list of hosts that have joined cannot be read: {error}", EXIT_CANNOT_CREATE
+        ) from None

@@ -1,4 +1,4 @@
-"""`socks-tunnel run`: what is there before and after the event loop, and the exit status."""
+"""`socks-tunnel run`: what happens before and after the event loop, and the exit status."""
 
 import asyncio
 import errno
@@ -39,22 +39,22 @@ from socks_tunnel.supervisor.problems import (
 _log = logging.getLogger(__name__)
 
 DESCRIPTORS_PER_FLOW: Final = 2
-"""A UDP association of a gateway has its TCP connection and its relay; other flows have one."""
+"""File descriptors of one flow at most: a UDP association of a gateway has the client's connection
+and its relay."""
 
 DESCRIPTORS_BESIDE: Final = 64
-"""What a worker has open besides its flows: listeners, the event loop, logs, libraries."""
+"""File descriptors of a worker besides its flows: listeners, the event loop, logs, libraries."""
 
 
 def run(reading: Reading, *, private: bool = False) -> int:
     """Runs one instance of a configuration until it ends; returns the exit status of the process.
 
-    The process has to end after that without waiting for threads:
-    :func:`socks_tunnel.ops.process.leave`.
+    After that the process must not wait for threads: it ends by
+    :func:`socks_tunnel.ops.process.leave`. With `private` the instance uses none of the ports of
+    the configuration: see :func:`made_private`.
 
-    With `private` it takes none of the ports of the configuration: see :func:`made_private`.
-
-    0 after a drain or a forced end, 70 for a bug, 73 for what cannot be created (a listener, the
-    runtime directory), 78 for a configuration that cannot be used.
+    The status is 0 after a drain or a forced end, 70 after a bug, 73 if something cannot be created
+    (a listener, the runtime directory), and 78 for a configuration that cannot be used.
     """
     parent = os.environ.get(PARENT_VARIABLE)
     if parent:
@@ -86,13 +86,13 @@ def run(reading: Reading, *, private: bool = False) -> int:
 
 
 def made_private(config: Config) -> Config:
-    """Returns the configuration of a gateway that serves one program, beside any other instance.
+    """Returns the configuration of a gateway for one program, which disturbs no other instance.
 
     It listens on a free port of loopback, and has neither forwards nor an exporter. Raises
     :class:`ConfigError` for an endpoint.
     """
     if config.role != "gateway":
-        message = "must be gateway: there is no proxy where an endpoint is"
+        message = "must be gateway: an endpoint has no proxy"
         raise ConfigError([Problem(config.source, None, "role", message)])
     own = (HostPort("127.0.0.1", 0),)
     return replace(
@@ -109,14 +109,18 @@ def _run(config: Config, legacy: handover.Legacy | None) -> None:
         directory = paths.runtime_directory(config.instance, create=True)
         lock = _lock(directory, config.instance) if legacy is None else legacy.lock
     except OSError as error:
-        raise StartError(f"no runtime directory: {error}", EXIT_CANNOT_CREATE) from None
+        raise StartError(
+            f"the runtime directory cannot be used: {error}", EXIT_CANNOT_CREATE
+        ) from None
     try:
         metrics_directory = paths.metrics_directory(directory)
         try:
-            if legacy is None:  # else the counters of the program before go on
+            if legacy is None:  # else the counters of the previous program go on
                 ops_metrics.prepare_directory(metrics_directory)
         except OSError as error:
-            raise StartError(f"no metrics directory: {error}", EXIT_CANNOT_CREATE) from None
+            raise StartError(
+                f"the directory for metrics cannot be used: {error}", EXIT_CANNOT_CREATE
+            ) from None
         files = ops_metrics.configure(metrics_directory, "supervisor")
         files.flush()
         if files.problem is not None:
@@ -126,7 +130,7 @@ def _run(config: Config, legacy: handover.Legacy | None) -> None:
             )
         _check_host(config, directory)
         _open_audit_file(config)
-        # The loop is not closed: that waits for threads that wait for the network.
+        # The loop is not closed: that would wait for threads that wait for the network.
         runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         runner.run(_run_instance(config, directory, lock, legacy))
     finally:
@@ -134,7 +138,7 @@ def _run(config: Config, legacy: handover.Legacy | None) -> None:
 
 
 def _check_host(config: Config, directory: Path) -> None:
-    """Raises the limit of file descriptors, and says in the log what the instance lacks."""
+    """Raises the limit of file descriptors, and logs what the instance needs and does not have."""
     levels = {"note": logging.INFO, "warning": logging.WARNING, "problem": logging.ERROR}
     for finding in host_findings(config, directory, raise_descriptor_limit()):
         if finding.level in levels:
@@ -142,7 +146,7 @@ def _check_host(config: Config, directory: Path) -> None:
 
 
 def host_findings(config: Config, directory: Path, limit: int) -> Iterator[Finding]:
-    """Yields what was found in looking at the host; `limit` is that of file descriptors."""
+    """Yields the findings about this host. `limit` is the limit of file descriptors."""
     flows = config.limits.flows_per_worker
     wanted = DESCRIPTORS_PER_FLOW * flows + DESCRIPTORS_BESIDE
     yield from host_checks.descriptors(
@@ -175,7 +179,10 @@ async def _run_instance(
 
 
 def _lock(directory: Path, instance: str) -> int:
-    """Checks that no other supervisor uses the directory; returns the lock's descriptor."""
+    """Locks the runtime directory (flock(2)); returns the descriptor of the lock.
+
+    Raises :class:`StartError` if another supervisor holds it, and :class:`OSError`.
+    """
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

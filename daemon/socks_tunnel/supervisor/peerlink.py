@@ -1,7 +1,7 @@
-"""One link of a peer, from its first SDP to its end: what the supervisor keeps of it.
+"""One link of a peer, from its first SDP to its end, as the supervisor sees it.
 
 It observes its :class:`~socks_tunnel.peer.link.Link`, takes part in routing from `link_up` to
-`link_down`, and says in the log what an operator wants to know of it.
+`link_down`, and logs what an operator wants to know about it.
 """
 
 import asyncio
@@ -37,25 +37,25 @@ REPLACED: Final = "replaced by a newer link of the same peer"
 
 
 class PeerLinkOwner(Protocol):
-    """Who keeps the links of all peers."""
+    """The owner of the links of all peers."""
 
     metrics: Metrics
     attachments: Attachments
 
     def on_up(self, link: "PeerLink") -> None:
-        """A link takes part in routing now."""
+        """Called when a link takes part in routing."""
 
     def on_down(self, link: "PeerLink", reason: str) -> None:
-        """A link has ended, or did not come up."""
+        """Called when a link has ended, or did not come up."""
 
     def linked_beside(self, link: "PeerLink") -> bool:
         """Returns whether the peer has another link that is up."""
 
 
 class PeerLink:
-    """One link of `peer`, who has shown `key` on it.
+    """One link of `peer`, which uses the public key `key` on it.
 
-    `hello` is what we say of ourselves on it, with the session.
+    `hello` is the HELLO of this side, which names the session.
     """
 
     def __init__(
@@ -72,21 +72,21 @@ class PeerLink:
         self.key = key
         self.session = hello.session
         self.session_id = secrets.token_hex(16)
-        """Names an endpoint's session to the carrier of its answer."""
+        """The id by which a goodbye names this link (signaling, not a session of flows)."""
         self.attached: AttachedLink | None = None
-        """Its place in the router, while it is up."""
+        """Its place in the router while it is up."""
         self.up_at: float | None = None
-        """When it came up: Unix time."""
+        """Unix time at which it came up; None before that."""
         self.came_up: asyncio.Future[None] = loop.create_future()
         """Done once the link is up or has ended."""
         self.ended: asyncio.Future[str] = loop.create_future()
         """Done with the reason once the link has ended."""
         self.in_doubt = False
-        """Whether there is reason to try another link beside this one."""
+        """Whether another link should be tried besides this one."""
         self.change: asyncio.Future[None] = loop.create_future()
         """Done, and replaced by a new one, when `in_doubt` changes; done when the link ends."""
         self.doubted: ReconnectCause | None = None
-        """The reason for that, for the metrics; None while there is none."""
+        """The reason for the doubt, for metrics; None if there is none."""
         self._owner = owner
         self._closing = False
         self._closed_for: ReconnectCause | None = None
@@ -118,7 +118,7 @@ class PeerLink:
         self.attached = self._owner.attachments.attach(
             link, self.peer.name, remote, link.protocol.hello
         )
-        if self._goaway:  # said before all channels were open
+        if self._goaway:  # GOAWAY came before all channels were open
             self.attached.goaway()
         self._owner.metrics.links_total.labels("up").inc()
         path = link.transport.path
@@ -129,22 +129,25 @@ class PeerLink:
             self.came_up.set_result(None)
 
     def link_messages(self, messages: list[bytes]) -> None:
-        """Routes a batch."""
+        """Routes a batch of messages."""
         if self.attached is not None:
             self.attached.messages(messages)
 
     def link_drained(self, drained: int) -> None:
-        """Gives credit back."""
+        """Gives credit back for bytes that have left the link's queues."""
         if self.attached is not None:
             self.attached.drained(drained)
 
     def link_resume(self, resume: Resume) -> None:
-        """Hands on where the peer's flows stand."""
+        """Passes a RESUME of the peer on."""
         if self.attached is not None:
             self.attached.resume(resume)
 
     def link_goaway(self, reason: int) -> None:
-        """Opens nothing new. A host that is not a peer any more has nothing to wait for either."""
+        """Lets no new flows use the link.
+
+        With the reason NOT_ALLOWED, this host is no peer any more, and its session ends too.
+        """
         why = _GOAWAY_REASONS.get(reason, f"reason {reason:#x}")
         _log.info("link %s: the peer takes no new flows (%s)", self.peer.name, why)
         self._goaway = True
@@ -153,11 +156,11 @@ class PeerLink:
             self.attached.goaway()
 
     def link_suspected(self, seconds: float) -> None:
-        """Lets another link be tried beside this one."""
+        """Lets another link be tried besides this one."""
         self.doubt(f"its peer has not answered for {seconds:.1f} s", "unanswered")
 
     def link_trusted(self) -> None:
-        """Ends the doubt."""
+        """Ends the doubt: the peer has answered."""
         if self.in_doubt:
             _log.info("link %s: its peer answers again", self.peer.name)
             self._set_doubt(None)
@@ -166,7 +169,7 @@ class PeerLink:
         """Leaves routing."""
         try:
             self._leave(reason)
-        finally:  # whoever waits for the end, to dial again, must not wait for ever
+        finally:  # a dialler that waits for the end must not wait for ever
             self.ended.set_result(reason)
             self.change.set_result(None)
             if not self.came_up.done():
@@ -174,7 +177,7 @@ class PeerLink:
             self._owner.on_down(self, reason)
 
     def cut_off(self, reason: str) -> None:
-        """Takes a link out of its session that does not end by itself; it carries nothing more."""
+        """Takes a link that does not end by itself out of its session. It carries nothing more."""
         self._closing = True
         self._leave(reason)
 
@@ -193,7 +196,7 @@ class PeerLink:
             _log.log(level, "link %s is down: %s; %s", self.peer.name, reason, what)
             if self._expelled:
                 self._owner.attachments.forget(self.peer.name, EXPELLED, self.session)
-        # An attempt beside a link that works costs nobody anything, so it is no failure.
+        # An attempt besides a link that works disturbs nobody if it fails, so it is only vain.
         vain = "vain" if self._owner.linked_beside(self) else "failed"
         outcome = vain if self.up_at is None else "ended"
         self._owner.metrics.links_total.labels(outcome).inc()
@@ -201,15 +204,15 @@ class PeerLink:
     # --- for its owner --------------------------------------------------------------------------
 
     def doubt(self, why: str, cause: ReconnectCause) -> None:
-        """Says that the link may be about to end. It goes on; who dials may dial another."""
+        """Notes and logs that the link may be lost. It goes on, and another one may be dialled."""
         if not self.in_doubt and not self.ended.done():
             _log.info("link %s: %s", self.peer.name, why)
             self._set_doubt(cause)
 
     def ask(self, why: str) -> None:
-        """Asks the peer for an answer, for a reason that hardly concerns the link.
+        """Asks the peer for an answer, because of a change that hardly concerns the link.
 
-        It is said also of a link that is in doubt for another reason.
+        This is logged also for a link that is in doubt already.
         """
         if not self.ended.done():
             _log.info("link %s: %s; the peer is asked whether it is heard", self.peer.name, why)
@@ -224,10 +227,10 @@ class PeerLink:
         change.set_result(None)
 
     async def close(self, reason: str, cause: ReconnectCause | None = None) -> None:
-        """Ends the link in order, because we want it to.
+        """Ends the link in order, because this side wants it to end.
 
-        `cause` is what a link that comes up in its place is counted under; None if that is counted
-        already, or none will come.
+        `cause` is the cause under which a link that takes its place is counted. It is None if that
+        link is counted already, or if there will be none.
         """
         if not self._closing:
             self._closed_for = cause
@@ -235,18 +238,18 @@ class PeerLink:
         await self.link.close(reason)
 
     async def expel(self, reason: str, cause: ReconnectCause | None = None) -> None:
-        """Ends the link because its peer is none any more; the other side keeps no flow for us."""
+        """Ends the link because its host is no peer any more, so that it keeps no flows either."""
         self.link.goaway(CloseReason.NOT_ALLOWED)
         await self.close(reason, cause)
 
     @property
     def lost_because(self) -> ReconnectCause | None:
-        """Why it has ended, as far as that concerns the link that comes up in its place."""
+        """The cause of its end, under which a link that takes its place is counted."""
         if self._closing:
             return self._closed_for
         if self._goaway:
             return "peer-restarted"
-        # The peer may have taken to the newer link, and closed this one, before that was up here.
+        # The peer may have closed this link for a newer one before that one was up here.
         by_transport = self.link.ended_by == "transport"
         return self.doubted if by_transport and self.doubted else _CAUSES[self.link.ended_by]
 
@@ -299,7 +302,7 @@ def absent_status(peer: Peer) -> dict[str, Any]:
 def waiting_status(waiting: Waiting | None, held: int) -> dict[str, Any]:
     """Returns how `status` shows the flows that wait for a link to a peer, and hold `held` bytes.
 
-    The workers were asked a moment before: what they held then is nothing if the link is back now.
+    `held` is 0 in the result if the link is back: the workers were asked a moment before.
     """
     return {
         "waiting_flows": 0 if waiting is None else waiting.flows,
@@ -309,7 +312,7 @@ def waiting_status(waiting: Waiting | None, held: int) -> dict[str, Any]:
 
 
 def waiting_times(waiting: Waiting | None) -> dict[str, Any]:
-    """Returns since when flows wait for a link, and after how many more seconds they are ended."""
+    """Returns since when flows wait for a link, and after how many seconds they will be ended."""
     return {
         "waiting_since": None if waiting is None else _iso(time.time() - waiting.seconds),
         "waiting_left": None if waiting is None else round(waiting.left),

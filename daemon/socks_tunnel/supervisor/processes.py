@@ -1,6 +1,6 @@
 """The process table: each slot holds one child process and keeps it running.
 
-The life of a slot, all transitions of which are in :class:`Slot`::
+These are the states of a slot. All transitions are in :class:`Slot`::
 
     starting --ready--> running
        |                   |
@@ -8,8 +8,8 @@ The life of a slot, all transitions of which are in :class:`Slot`::
        |                   |
        +-----stop()--------+--> stopped
 
-Each child has one end of a socketpair: when this process dies, whatever the way, they read
-end-of-file and end too. How one is started is the launcher's matter.
+Each child has one end of a socketpair. When this process dies, for whatever reason, the children
+read end-of-file and end too. The launcher starts the processes.
 """
 
 import asyncio
@@ -40,6 +40,7 @@ from socks_tunnel.protocol.ipc import (
 )
 from socks_tunnel.supervisor.backoff import Backoff
 from socks_tunnel.supervisor.launching import Exec, Forked, Launcher, Process
+from socks_tunnel.supervisor.problems import EXIT_CONFIG
 
 _log = logging.getLogger(__name__)
 _bugs = BugLog()
@@ -48,8 +49,8 @@ TICK: Final = 2.0
 """Seconds between two calls of :meth:`Slot.tick`, each of which sends a ping."""
 
 UNANSWERED_MAX: Final = 10
-"""Pings in a row without an answer after which a child is killed. They are counted instead of the
-time: if this process itself was stopped, its children are not to blame."""
+"""Pings in a row without an answer after which a child is killed. Pings are counted and not
+seconds, so that a pause of this process does not kill its children."""
 
 UNANSWERED_RECENT: Final = 4
 """Unanswered pings up to which a child counts as responsive, for the watchdog."""
@@ -58,13 +59,10 @@ BOOT_TICKS: Final = 30
 """Ticks that a child has to become ready."""
 
 BOOT_ATTEMPTS: Final = 3
-"""Deaths before the first time it was ready after which a child counts as unable to boot."""
-
-EXIT_CONFIG: Final = 78
-"""Exit status of a child that cannot use its configuration: trying again is of no use."""
+"""Deaths in a row after which a child that was never ready counts as unable to start."""
 
 LIVED_LONG: Final = 30.0
-"""Seconds after which a child's death does not count as following the one before."""
+"""Seconds of life after which a child's death does not lengthen the back-off."""
 
 CHANNEL_GRACE: Final = 5.0
 """Seconds that a child may live on after it closed its IPC stream."""
@@ -74,9 +72,10 @@ SlotState = Literal["starting", "running", "waiting", "stopped"]
 
 @dataclass(frozen=True, slots=True)
 class HandedChild:
-    """A child whose program was replaced: its process, and the descriptor of our end of its stream.
+    """A child whose program was replaced: its process id, and the supervisor's end of its stream.
 
-    It waits for the descriptors that :meth:`Slot.inherited_fds` returns, and then says hello.
+    The child waits for the descriptors that :meth:`Slot.inherited_fds` returns, and then sends its
+    hello.
     """
 
     pid: int
@@ -86,12 +85,13 @@ class HandedChild:
 class Slot:
     """A place in the process table. Subclasses say what is run and what its frames mean.
 
-    `name` is for logs ("worker 1"). `restarts` counts how often the process had to be started
-    again; `boot_attempts` how often it may die before it was ever ready (None: for ever).
-    `launcher` starts it, by default by exec. The child may be anything that speaks the IPC framing:
-    `hello` with its pid first, later `ready`, and `pong` to each `ping`.
+    `name` is for logs ("worker 1"). `restarts` counts how often the process was started again.
+    `boot_attempts` is how often it may die before it was ever ready (None: without limit), and the
+    delays before restarts grow from `first_delay` to `longest_delay` seconds. `launcher` starts
+    the process, by default with exec. A child has to speak the IPC framing: it sends `hello` with
+    its pid, later `ready`, and `pong` to each `ping`.
 
-    This class has many methods because subclasses say what each step of a life means for them.
+    This class has many methods because subclasses have one for each step of a child's life.
     """
 
     def __init__(
@@ -135,43 +135,43 @@ class Slot:
         raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
-        """Returns what the child's environment has besides ours."""
+        """Returns variables that are added to the child's environment."""
         return {}
 
     def inherited_fds(self) -> Sequence[int]:
-        """Returns further file descriptors that the child inherits under the same number."""
+        """Returns further file descriptors, which the child inherits under the same numbers."""
         return ()
 
     def on_hello(self) -> None:
-        """The child has connected; it is not ready yet."""
+        """Called when the child has connected. It is not ready yet."""
 
     def on_ready(self) -> None:
-        """The child is ready: :attr:`channel` takes messages."""
+        """Called when the child is ready: :attr:`channel` takes messages."""
 
     def on_lost(self) -> None:
-        """The child that had said hello is of no use any more; called once for each hello."""
+        """Called when a child that had sent its hello has ended; once for each hello."""
 
     def on_unbootable(self, reason: str, status: int | None) -> None:
-        """The child was never ready, ended with `status`, and it makes no sense to try again."""
+        """Called when a child that was never ready is given up. `status` is its exit status."""
 
     def on_restart(self) -> None:
-        """The child is about to be started again."""
+        """Called before the child is started again."""
 
     def on_control(self, session: int, message: Control) -> None:
-        """Takes a control message that the slot itself has no use for."""
+        """Takes a control message that the slot itself does not handle."""
         del session
-        raise RemoteProtocolError(f"a child sent control '{message.OP}'", kind="ipc-control")
+        raise RemoteProtocolError(f"a child must not send '{message.OP}'", kind="ipc-control")
 
     def on_messages(self, session: int, messages: list[memoryview]) -> None:
-        """Takes tunnel messages; they are valid only during the call."""
+        """Takes tunnel messages, which are valid only during the call."""
         del session, messages
-        raise RemoteProtocolError("this child has no tunnel messages to send", kind="ipc-message")
+        raise RemoteProtocolError("this child must not send tunnel messages", kind="ipc-message")
 
     def on_bug(self, session: int, message: Control | None, error: Exception) -> None:
-        """Ends what a message of the child was for, whose handler met a bug.
+        """Called when the handler of a message met a bug, to end what the message was for.
 
-        What belongs to no session is about the child itself: without it, nobody knows its state, so
-        it is ended and started again.
+        By default this raises `error`, which ends the child, so that it is started again: without
+        the message its state is not known.
         """
         del session, message
         raise error
@@ -181,19 +181,19 @@ class Slot:
     def start(self, handed: HandedChild | None = None) -> None:
         """Starts the process, and keeps it running until :meth:`stop` or :meth:`kill`.
 
-        A child that was handed over is the first one.
+        With `handed`, the first process is that child, and is not started.
         """
         self._handed = handed
         self.ended = spawn(f"keep {self.name} running", self._keep())
 
     @property
     def running(self) -> bool:
-        """True while the child is ready and its stream is open."""
+        """Whether the child is ready and its stream is open."""
         return self.state == "running"
 
     @property
     def responsive(self) -> bool:
-        """False if the child runs but has not answered lately."""
+        """Whether the child has answered lately; also true while it is not ready."""
         return not self.running or self._unanswered <= UNANSWERED_RECENT
 
     async def stop(self, timeout: float) -> None:  # noqa: ASYNC109 - the kill after it is part of it
@@ -214,23 +214,23 @@ class Slot:
             done, _ = await asyncio.wait([self.ended], timeout=KILL_TIMEOUT)
             if not done:
                 _log.error(
-                    "%s (PID %s) does not end by SIGKILL within %.0f s; it is left alone",
+                    "%s (PID %s) did not end within %.0f s after SIGKILL; it may still run",
                     self.name,
                     self.pid,
                     KILL_TIMEOUT,
                 )
 
     def retire(self) -> None:
-        """Starts no further process in this slot; the one that runs goes on."""
+        """Starts no further process in this slot. A child that is ready goes on."""
         self._retired = True
         if not self.running:
             self.kill()
 
     async def hand_over(self, timeout: float) -> tuple[HandedChild, int] | None:  # noqa: ASYNC109 - the kill after it is part of it
-        """Lets the child replace its program; returns it, and how many flows it goes on with.
+        """Lets the child replace its program; returns the child and the number of its flows.
 
-        Returns None if there is no child that can, or it has not answered in time: it is killed.
-        After this nothing may be sent to it, and this slot starts no other.
+        Returns None if the child is not ready or does not answer within `timeout` seconds: then it
+        is killed. After this nothing may be sent to the child, and this slot starts no other.
         """
         self._retired = True
         channel = self.channel
@@ -244,19 +244,22 @@ class Slot:
             async with asyncio.timeout(timeout):
                 flows = await self._handing
         except (TimeoutError, ConnectionError):
-            _log.error("%s did not hand its flows over; they end", self.name)
+            _log.error("%s did not hand its flows over; killing it, which ends them", self.name)
             self.kill()
             return None
         os.set_inheritable(channel.descriptor, True)
         return HandedChild(self.pid, channel.descriptor), flows
 
     def kill(self) -> None:
-        """Ends the child at once; :attr:`ended` is done soon after."""
+        """Kills the child for good (SIGKILL); :attr:`ended` is done soon after."""
         self._stopping.set()
         self._signal(signal.SIGKILL)
 
     async def acknowledged(self, timeout: float) -> bool:  # noqa: ASYNC109 - giving up is an answer
-        """Waits until the child has dealt with all that was sent to it so far."""
+        """Waits until the child has handled all that was sent to it so far.
+
+        Returns False if it did not within `timeout` seconds, or if it is not ready.
+        """
         channel = self.channel
         if channel is None or not self.running:
             return False
@@ -272,7 +275,7 @@ class Slot:
         return self.channel is channel
 
     def tick(self) -> None:
-        """Looks after the child; called each :data:`TICK` seconds."""
+        """Pings the child, and aborts one that hangs. Called each :data:`TICK` seconds."""
         if self._process is None or self._stopping.is_set():
             return
         if self._condemned:
@@ -305,8 +308,7 @@ class Slot:
             try:
                 self._process.send_signal(number)
             except ProcessLookupError:
-                # It ended, and the event loop has not taken note of it yet.
-                return
+                return  # it has ended, which the event loop has not noticed yet
 
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
@@ -319,14 +321,14 @@ class Slot:
                 ending = describe_exit(status, killed_by_us=self._killed_by_us)
             except OSError as error:
                 ending = f"cannot be started: {error}"
-            except Exception as error:  # noqa: BLE001 - told, and no reason to give the child up
+            except Exception as error:  # noqa: BLE001 - logged, and no reason to give the child up
                 _bugs.tell(_log, f"{self.name} cannot be kept running because of a bug", error)
                 ending = f"met a bug of the supervisor: {clip(error)}"
             if self._stopping.is_set():
                 _log.debug("%s %s", self.name, ending)
                 break
             if self._retired:
-                _log.error("%s %s", self.name, ending)
+                _log.error("%s %s; it is not started again", self.name, ending)
                 break
             if not self.was_ready.is_set() and self._boot_attempts is not None:
                 self._boot_failures += 1
@@ -357,7 +359,7 @@ class Slot:
         exited = spawn(f"{self.name} exits", process.wait())
         try:
             channel = await connect(ours, lambda: _SlotChannel(self))
-            if self._stopping.is_set():  # stop() or kill() came while there was nothing to stop
+            if self._stopping.is_set():  # stop() or kill() was called while there was no process
                 self._signal(signal.SIGKILL)
             closed = channel.closed
             either: list[asyncio.Future[Any]] = [exited, closed]
@@ -369,7 +371,7 @@ class Slot:
                 self._signal(signal.SIGKILL)
             status = await exited
             if not closed.done():
-                # Usually its last frames are still being read; only a grandchild keeps it open.
+                # Its last frames may still be read. Only a grandchild could keep the stream open.
                 await asyncio.wait([closed], timeout=1.0)
             channel.abort()
             await closed
@@ -380,7 +382,7 @@ class Slot:
         return status
 
     async def _spawn(self) -> tuple[Process, socket.socket]:
-        """Starts the process; returns it with our end of its stream."""
+        """Starts the process; returns it with the supervisor's end of its stream."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -395,7 +397,7 @@ class Slot:
         return process, ours
 
     def _adopt(self, handed: HandedChild) -> tuple[Process, socket.socket]:
-        """Goes on with a child of the program before us; returns it with our end of its stream."""
+        """Takes over a child of the previous program; returns it as :meth:`_spawn` does."""
         ours = socket.socket(fileno=handed.fd)
         try:
             ours.set_inheritable(False)
@@ -412,16 +414,19 @@ class Slot:
         """Takes a control message of the child."""
         if self.channel is None:
             if not isinstance(message, ChildHello) or message.pid != self.pid:
-                raise RemoteProtocolError("the first frame is no hello", kind="ipc-control")
+                raise RemoteProtocolError(
+                    f"the first frame is '{message.OP}', and not the hello of PID {self.pid}",
+                    kind="ipc-control",
+                )
             self.channel = channel
             self.on_hello()
         elif isinstance(message, IpcPong):
             if not 0 < message.number <= self._pings_sent:
-                raise RemoteProtocolError("a pong to no ping of ours", kind="ipc-control")
+                raise RemoteProtocolError("a pong to a ping that was not sent", kind="ipc-control")
             self._unanswered = min(self._unanswered, self._pings_sent - message.number)
             self._pong.set()
         elif isinstance(message, HandedOver) and self._handing is not None:
-            # The next frame is the new program's, and for the supervisor that takes our place.
+            # The next frame comes from the child's new program, for the new supervisor.
             channel.leave(lambda: self._handed_over(message.flows))
         elif isinstance(message, ChildReady) and self.state == "starting":
             self.state = "running"
@@ -435,7 +440,7 @@ class Slot:
             self._handing.set_result(flows)
 
     def closed(self, error: Exception | None) -> None:
-        """Learns that the stream of the child has ended."""
+        """Called when the stream of the child has ended; `error` is None for an end of file."""
         if self._handing is not None and not self._handing.done():
             self._handing.set_exception(ConnectionError(f"{self.name} ended"))
         if isinstance(error, RemoteProtocolError):
@@ -447,7 +452,7 @@ class Slot:
         if self.channel is not None:
             self.channel = None
             if self.running:
-                self.state = "starting"  # nothing may be sent to it any more
+                self.state = "starting"  # so that nothing is sent to it any more
             self.on_lost()
 
 
@@ -476,7 +481,10 @@ class _SlotChannel(Channel):
 
 
 def describe_exit(status: int, *, killed_by_us: bool = False) -> str:
-    """Says in words how a process ended; `status` is negative for a signal, as in `subprocess`."""
+    """Returns in words how a process ended. `status` is negative for a signal, as in `subprocess`.
+
+    `killed_by_us` says that this program has sent a signal.
+    """
     if status >= 0:
         return f"exited with status {status}"
     try:

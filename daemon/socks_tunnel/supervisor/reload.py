@@ -1,4 +1,7 @@
-"""Which settings a reload changes. No files, no loop: two configurations go in, one comes out."""
+"""Decides which settings a reload changes: makes one configuration of the running and the read one.
+
+It needs neither files nor an event loop.
+"""
 
 from dataclasses import fields, replace
 from typing import Any, Final
@@ -28,8 +31,8 @@ RELOADED: Final = frozenset(
         "warnings",
     }
 )
-"""Tables and settings that a reload changes, besides those of `[socks]` but for its listeners, and
-the certificate of a listener that is HTTPS already."""
+"""Tables and settings that a reload changes. It also changes `[socks]` except its listeners, and
+the certificate of a listener that serves HTTPS already."""
 
 _BOUND_AT_START: Final = frozenset({"listen", "allow_remote_clients"})
 
@@ -51,14 +54,14 @@ BY_REPLACING: Final = frozenset(
         "workers",
     }
 )
-"""What takes effect when the program is replaced in place, which keeps all flows."""
+"""Tables and settings that take effect when the program is replaced in place, which keeps all
+flows."""
 
 
 def merge(running: Config, read: Config) -> tuple[Config, list[str]]:
-    """Returns the configuration to go on with, and the keys whose changes need a restart.
+    """Returns the configuration to put into force, and the keys whose changes need a restart.
 
-    Raises :class:`ConfigError` if `read` is for another role: that is no change but another
-    instance.
+    Raises :class:`ConfigError` if `read` is for another role, which would be another instance.
     """
     if read.role != running.role:
         message = f"is {read.role!r} now, but the running instance is a {running.role}"
@@ -92,7 +95,10 @@ def merge(running: Config, read: Config) -> tuple[Config, list[str]]:
 def _merge_signaling(
     running: Signaling | None, read: Signaling | None
 ) -> tuple[Signaling | None, list[str]]:
-    """Returns the table to go on with, and what of it waits; a listener stays HTTP or HTTPS."""
+    """Returns the table to put into force, and its keys that wait for a restart.
+
+    A listener does not change between HTTP and HTTPS.
+    """
     if running is None or read is None:
         return running, [] if running == read else ["signaling"]
     certificates = (running.tls_certificate, read.tls_certificate)

@@ -1,14 +1,14 @@
-"""How another configuration gets into force while an instance runs.
+"""Puts a changed configuration into force while an instance runs.
 
-The file is read in another process, and the settings of the workers are made in a thread, because
-the event loop must go on with its turns meanwhile. Until everything has been read and checked, the
-old configuration holds in all its parts::
+The file is read in another process, and the settings of the workers are made in a thread, so that
+the event loop is not blocked. The old configuration holds in all its parts until everything has
+been read and checked::
 
     file --read--> checks --> keys of peers, own key, audit file --> in force, everywhere at once
                      |                    |
                      +--- ConfigError ----+--> nothing has changed
 
-Which settings a reload changes at all, supervisor/reload.py decides.
+supervisor/reload.py decides which settings a reload can change.
 """
 
 import asyncio
@@ -33,15 +33,15 @@ from socks_tunnel.supervisor.problems import StartError
 from socks_tunnel.supervisor.reload import merge
 
 READ_TIMEOUT: Final = 30.0
-"""Seconds that the files of TLS have to be read."""
+"""Seconds for reading the TLS files."""
 
 
 class Reloader:
     """Reads configurations and puts them into force.
 
-    `running` returns the configuration in force, and `apply` puts another one into force, with the
-    workers' settings that were made of it. `check` raises :class:`StartError` for what workers
-    cannot be told. `enroller` is an endpoint's.
+    `running` returns the configuration in force. `apply` puts another one into force, together with
+    the workers' settings made from it. `check` raises :class:`StartError` if these are too long for
+    a frame. `enroller` is None on a gateway.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Reloader:
         metrics: Metrics,
     ) -> None:
         self.lock = asyncio.Lock()
-        """Held by whoever changes the configuration, or needs it to stay as it is."""
+        """Held while the configuration changes, and while it must not change."""
         self._running = running
         self._apply = apply
         self._check = check
@@ -64,15 +64,15 @@ class Reloader:
         self._figures = ConfigFigures(metrics)
 
     def started(self) -> None:
-        """Counts the configuration of the start as the one in force."""
+        """Exports the configuration of the start as the one in force."""
         config = self._running()
         self._figures.started(config_hash(config), time.time(), config.ice.servers)
 
     async def reload(self) -> tuple[Config, list[str]]:
-        """Reads the configuration again and puts it into force, under the lock.
+        """Reads the configuration again and puts it into force. The caller holds :attr:`lock`.
 
         Returns it, and the keys whose changes wait for a restart. Raises :class:`ConfigError`, and
-        :class:`ControlError` if no process can be started; nothing has changed then.
+        :class:`ControlError` if no process can be started to read it. Then nothing has changed.
         """
         try:
             with short_turns():
@@ -93,7 +93,7 @@ class Reloader:
         return config, waiting
 
     async def apply_members(self) -> None:
-        """Has the peers hold that have joined meanwhile, and no others."""
+        """Puts the present members into force: hosts that have joined and have not left."""
         assert self._enroller is not None
         async with self.lock:
             config = self._enroller.extended()
@@ -102,16 +102,18 @@ class Reloader:
             self._apply(config, fields)
 
     def _read(self) -> tuple[Config, Config, Config, list[str], dict[str, Any]]:
-        """Reads the file again, in a thread, which mostly waits for the process that reads.
+        """Reads the file again. Runs in a thread, which mostly waits for the reading process.
 
-        Returns the file, what is to hold of it, the same with the hosts that have joined, what
-        waits for a restart, and the workers' settings.
+        Returns the configuration as it was read, its part that a reload changes, the same with the
+        hosts that have joined, the keys that wait for a restart, and the workers' settings.
         """
         running = self._running()
         try:
             read = read_configuration(running.source)
         except OSError as error:
-            raise ControlError(f"no process can be started that reads: {error}") from None
+            raise ControlError(
+                f"no process can be started to read the configuration: {error}"
+            ) from None
         base, waiting = merge(running, read)
         config = base if self._enroller is None else self._enroller.extend(base)
         try:
@@ -122,14 +124,14 @@ class Reloader:
 
 
 async def _prepare(links: Links, config: Config) -> None:
-    """Has the TLS files read. Raises :class:`ConfigError`."""
+    """Reads the TLS files, without blocking the loop. Raises :class:`ConfigError`."""
     try:
         async with asyncio.timeout(READ_TIMEOUT):
             await links.prepare(config)
     except TimeoutError:
         message = (
-            f"the files of TLS were not read within {READ_TIMEOUT:g} s; they are on a file system "
-            "that does not answer"
+            f"the TLS files could not be read within {READ_TIMEOUT:g} s; "
+            "their file system does not answer"
         )
         raise ConfigError([Problem(config.source, None, "signaling", message)]) from None
 

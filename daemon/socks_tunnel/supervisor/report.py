@@ -1,6 +1,6 @@
-"""What an instance says of itself: `status`, `connections`, the status line, the report in the log.
+"""Reports of an instance: `status`, `connections`, the status line, the report in the log.
 
-Workers are asked for what only they know. One that does not answer in time is shown without.
+Workers are asked for what only they know. If one does not answer in time, its figures are missing.
 """
 
 import asyncio
@@ -29,22 +29,23 @@ ANSWER_TIMEOUT: Final = 2.0
 """Seconds that a worker has to answer a question about itself."""
 
 PEERS_IN_LINE: Final = 3
-"""Up to so many peers are named in the status line; more are only counted."""
+"""Most peers that the status line names. If there are more, they are only counted."""
 
 TURN: Final = 100
-"""Rows that are made before the event loop may do something else: about a millisecond."""
+"""Rows that are made in one turn of the event loop: about a millisecond."""
 
 RANKINGS: Final = ("rate", "total", "age")
-"""What the first flows can be asked for by: bytes per second, bytes, seconds."""
+"""The orders in which the first flows can be asked for: bytes since the last question, bytes in
+all, seconds."""
 
 DETAILS_MAX: Final = 10
-"""Peers of which a summary says why there is no link."""
+"""Peers for which a summary says why there is no link."""
 
 _OF_WORKER: Final = ("flows_tcp", "flows_udp", "bytes_up", "bytes_down", "buffered")
 
 
 class Reported(Protocol):
-    """What is told of an instance."""
+    """An instance, as far as reports need it."""
 
     config: Config
     links: Links
@@ -59,15 +60,15 @@ class Reported(Protocol):
 
     @property
     def addresses(self) -> list[Address]:
-        """Where clients are served."""
+        """The addresses of the proxy."""
 
     @property
     def metrics_address(self) -> Address | None:
-        """Where the exporter serves."""
+        """The address of the exporter; None if there is none."""
 
 
 class Summarized(Reported, Protocol):
-    """What is told of an instance in short."""
+    """An instance, as far as a summary needs it."""
 
     def why_not_ready(self) -> str | None:
         """Returns why no new flow can be served."""
@@ -80,13 +81,13 @@ async def status(instance: Summarized) -> dict[str, Any]:
 
 
 async def brief(instance: Summarized) -> tuple[dict[str, Any], Mapping[str, int]]:
-    """Returns the answer to `status` but for the links, of which there may be thousands.
+    """Returns the answer to `status` without the links, of which there may be thousands.
 
-    The second result is how many bytes the flows hold that wait for a link, by their peer.
-    `reason` is in the answer only while an instance that is ready can serve no new flow.
+    The second result is the number of bytes that flows without a link hold, by their peer. `reason`
+    is in the answer only if an instance that is ready can serve no new flow.
     """
     reason = instance.why_not_ready()
-    slots = list(instance.workers)  # one that retires may end meanwhile
+    slots = list(instance.workers)  # a retiring worker may leave the list meanwhile
     answers = await asyncio.gather(*(_ask(slot, "status") for slot in slots))
     workers = []
     held: Counter[str] = Counter()
@@ -126,9 +127,9 @@ async def brief(instance: Summarized) -> tuple[dict[str, Any], Mapping[str, int]
 
 
 def summary(instance: Summarized) -> dict[str, Any]:
-    """Returns the answer to `summary`: what scripts wait for, without asking any worker.
+    """Returns the answer to `summary`: what scripts wait for. It asks no worker.
 
-    `reason` says why no new flow can be served, None if one can.
+    `reason` says why no new flow can be served; it is None if one can.
     """
     links = instance.links
     return {
@@ -147,14 +148,14 @@ def summary(instance: Summarized) -> dict[str, Any]:
 
 
 def _details(links: Links) -> Iterator[str]:
-    """Yields a sentence for each peer that is known not to be reached."""
+    """Yields a sentence for each peer without a link of which the reason is known."""
     for row in links.rows():
         if row["state"] != "up" and row.get("detail"):
             yield f"{row['peer']}: {row['detail']}"
 
 
 def diagnosis(instance: Summarized, errors: list[dict[str, object]]) -> dict[str, Any]:
-    """Returns the answer to `diagnosis`: what an operator needs who looks for a fault."""
+    """Returns the answer to `diagnosis`: what an operator needs to find a fault."""
     rows = []
     for link in instance.links.links[:DETAILS_MAX]:
         transport = link.link.transport
@@ -173,7 +174,7 @@ def diagnosis(instance: Summarized, errors: list[dict[str, object]]) -> dict[str
 
 
 def routes(instance: Reported) -> list[dict[str, Any]]:
-    """Returns what a browser is told: listeners, protocols, hosts and ports of each route."""
+    """Returns the data for a PAC file: listeners, protocols, hosts and ports of each route."""
     config = instance.config
     if config.role != "gateway":
         return []
@@ -204,7 +205,7 @@ async def kill(instance: Reported, peer: str, conn_id: int) -> dict[str, Any] | 
 
 
 def _listening(instance: Reported) -> list[str]:
-    """Returns where SOCKS5 clients are served, or where an endpoint takes offers."""
+    """Returns the addresses of a gateway's proxy, or the one at which an endpoint takes offers."""
     signaling = instance.config.signaling
     if signaling is None or signaling.listen is None:
         return [listener_text(address) for address in instance.addresses]
@@ -214,11 +215,11 @@ def _listening(instance: Reported) -> list[str]:
 async def connections(instance: Reported, **options: Any) -> list[dict[str, Any]]:
     """Returns the answer to `connections`: a row for each flow.
 
-    With `limit` and `by`: for so many of each worker, those that have the most of it. `linked` is
-    false for a flow that waits for a link; it has waited since `waiting_since`, and is ended after
-    `waiting_left` more seconds.
+    With `limit` and `by`, it has only `limit` flows of each worker: the first ones in the order
+    `by` (:data:`RANKINGS`). `linked` is false for a flow that waits for a link. It has waited since
+    `waiting_since`, and ends after `waiting_left` more seconds.
     """
-    slots = list(instance.workers)  # as above
+    slots = list(instance.workers)  # a retiring worker may leave the list meanwhile
     answers = await asyncio.gather(*(_ask(slot, "connections", **options) for slot in slots))
     found = instance.links.router.waiting(time.monotonic())
     waiting = {peer: waiting_times(each) for peer, each in found.items()}
@@ -238,7 +239,7 @@ async def connections(instance: Reported, **options: Any) -> list[dict[str, Any]
 
 
 async def in_turns(rows: Iterable[_T]) -> AsyncIterator[_T]:
-    """Yields the rows, and lets the event loop go on after each :data:`TURN`."""
+    """Yields the rows, and lets the event loop go on after each :data:`TURN` rows."""
     for number, row in enumerate(rows, 1):
         yield row
         if number % TURN == 0:
@@ -246,7 +247,7 @@ async def in_turns(rows: Iterable[_T]) -> AsyncIterator[_T]:
 
 
 class Counted(Protocol):
-    """What the status line needs of the links."""
+    """The links, as far as the status line needs them."""
 
     @property
     def peers(self) -> Sized:
@@ -256,7 +257,7 @@ class Counted(Protocol):
         """The links that are up."""
 
     def status(self) -> list[dict[str, Any]]:
-        """A row for each."""
+        """A row for each link, and for each peer without one."""
 
 
 def status_line(role: str, links: Counted, flows: int, workers: int) -> str:
@@ -264,7 +265,7 @@ def status_line(role: str, links: Counted, flows: int, workers: int) -> str:
     peers = len(links.peers)
     if peers <= PEERS_IN_LINE:
         parts = [_link_words(link) for link in links.status()]
-    else:  # counted: thousands of rows would hold up the packets
+    else:  # only counted, because thousands of rows would delay packets
         parts = [f"{len(links.up())} of {peers} links up"]
     parts.append(_count(flows, "flow"))
     parts.append(_count(workers, "worker"))
@@ -272,7 +273,7 @@ def status_line(role: str, links: Counted, flows: int, workers: int) -> str:
 
 
 async def log_report(instance: Summarized) -> None:
-    """Writes the whole state into the log, a line for each thing."""
+    """Writes the state into the log: a line for the instance, each link and each worker."""
     state = await status(instance)
     counters = state["counters"]
     _log.info(

@@ -1,7 +1,7 @@
-"""Workers beyond `workers.count`: they keep the flows that they have, and end with the last one.
+"""Retires workers beyond `workers.count`: they keep their flows, and end with the last one.
 
-They come from the program before, whose configuration had more workers. A flow belongs to its
-worker, so none can be moved; a worker that retires accepts nobody and is given no new flow.
+They come from the previous program, whose configuration had more workers. A flow belongs to its
+worker and cannot be moved. A retiring worker accepts no clients and gets no new flows.
 """
 
 import logging
@@ -24,12 +24,12 @@ def worker_indices(count: int, handed: Iterable[int]) -> list[int]:
 async def retire(workers: list[WorkerSlot], count: int, slot: WorkerSlot) -> None:
     """Ends a worker beyond `count` once it has no flow left, and takes it out of `workers`.
 
-    Does nothing for one of the others.
+    Does nothing for a worker below `count`.
     """
     if slot.index < count:
         return
     slot.drain()
-    _log.info("%s is one too many for workers.count: it ends with its last flow", slot.name)
+    _log.info("%s is beyond workers.count: it ends with its last flow", slot.name)
     await slot.drained.wait()
     await slot.stop(STOP_TIMEOUT)
     if slot in workers:

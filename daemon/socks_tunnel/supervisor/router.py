@@ -1,7 +1,7 @@
-"""Which worker owns which flow, and which link carries which session. No I/O and no clock.
+"""Knows which link carries which session, and which workers take part. No I/O and no clock.
 
-Sessions. A session is the flows between this host and one peer. A link attaches to it and leaves it
-again; a newer link of the peer takes over (make before break). While it has no link, a session
+A session is the flows between this host and one peer. A link attaches to a session and detaches
+from it again. A newer link of the peer takes over (make before break). A session without a link
 waits up to `resume_timeout` for the next one::
 
     attach ----> (workers answer with their rows) ----> our RESUME ---+
@@ -9,7 +9,7 @@ waits up to `resume_timeout` for the next one::
                  the peer's RESUME ---> rows to the workers ----------+
     detach ----> waits ----> attach, or the end: its flows are reset
 
-How messages find their worker: supervisor/routing.py.
+supervisor/routing.py has the way of messages to their workers.
 """
 
 import logging
@@ -32,12 +32,12 @@ from socks_tunnel.supervisor.worker_messages import WorkerMessages
 _log = logging.getLogger(__name__)
 
 RESUME_SECONDS: Final = 15.0
-"""Seconds that the peer has to send its RESUME, and the workers their rows, on a new link."""
+"""Seconds on a new link in which the peer must send its RESUME, and the workers their rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A session without a link: how many flows, for how many seconds, and how many are left."""
+    """A session without a link: its flows, the seconds since its last link, and those left."""
 
     flows: int
     seconds: float
@@ -45,7 +45,7 @@ class Waiting:
 
 
 class WorkerRoutes:
-    """The way of one worker's messages to the sessions."""
+    """Passes one worker's messages to the sessions. Without a router it drops them."""
 
     __slots__ = ("_router", "from_worker", "index")
 
@@ -53,13 +53,19 @@ class WorkerRoutes:
         self._router = router
         self.index = index
         self.from_worker = WorkerMessages({} if router is None else router.sessions, index).take
-        """Sends tunnel messages of the worker, of the session with this number."""
+        """Sends tunnel messages of the worker for the session with a number.
+
+        Raises :class:`RemoteProtocolError`.
+        """
 
     def met_bug(self, session: int) -> None:
-        """Closes the link of a session: something that the worker said of it was lost."""
+        """Closes the link of a session, because a message of the worker about it was lost."""
         found = self._find(session)
         if found is not None:
-            found[0].abuse(f"a bug in what worker {self.index} said; the log has it")
+            found[0].abuse(
+                f"a message of worker {self.index} met a bug, which is in the log; "
+                "the flows resume on the next link"
+            )
 
     def attached(self, session: int, answer: Attached) -> None:
         """Takes the worker's answer to an attach."""
@@ -68,24 +74,24 @@ class WorkerRoutes:
             found[0].attached(found[1], answer)
 
     def demanded(self, session: int, flows: int) -> None:
-        """Takes how many flows of the worker have something to transmit."""
+        """Takes the number of the worker's flows that have something to transmit."""
         found = self._find(session)
         if found is not None:
             found[0].demanded(found[1], flows)
 
     def dial_failed(self, session: int, message: DialFailed) -> None:
-        """Takes what the worker says of a dial that did not reach its target."""
+        """Takes the worker's report of a dial that did not reach its target."""
         found = self._find(session)
         if found is not None and self._router is not None:
             self._router.dial_failed(found[0].peer, message)
 
     def probed(self, message: Probed) -> None:
-        """Takes how a probe ended."""
+        """Takes the outcome of a probe."""
         if self._router is not None:
             self._router.prober.answered(message.number, message.reason)
 
     def dials_done(self, message: DialsDone) -> None:
-        """Takes what the worker says of dials that reached their targets."""
+        """Takes the worker's report of dials that reached their targets."""
         for route, number in message.rows:
             found = self._find(number)
             if found is not None and self._router is not None:
@@ -102,10 +108,10 @@ class WorkerRoutes:
 class Router:
     """All sessions and all workers that are up.
 
-    `opens` says whether our workers open the flows (gateway) or the peers do (endpoint).
-    `on_abuse` is called once for a link that has to be closed, with a sentence that says why.
-    `clock` returns monotonic seconds. `resume_timeout` is in seconds; 0 ends a session with its
-    link. `defer` makes a call in the next turn of the event loop.
+    `opens` says whether the workers of this host open the flows (gateway) or its peers
+    (endpoint). `on_abuse` is called once for a link that has to be closed, with a sentence that
+    says why. `clock` returns monotonic seconds. `resume_timeout` is in seconds; with 0, a session
+    ends with its link. `defer` makes a call in the next turn of the event loop.
     """
 
     def __init__(
@@ -139,12 +145,12 @@ class Router:
 
     @property
     def flows(self) -> int:
-        """How many flows are open over all sessions."""
+        """Open flows of all sessions."""
         return sum(session.flows for session in self.sessions.values())
 
     @property
     def workers(self) -> int:
-        """How many workers take flows."""
+        """Workers that are ready."""
         return len(self._workers)
 
     @property
@@ -159,14 +165,14 @@ class Router:
         return sorted(waiting, key=lambda session: session.detached_at or 0.0)
 
     def longest_wait(self) -> float | None:
-        """Returns for how many seconds open flows have waited for a link; None if none do."""
+        """Returns the longest time in seconds that open flows wait for a link; None if none do."""
         for session in self.detached:
             if session.flows and session.detached_at is not None:
                 return self.clock() - session.detached_at
         return None
 
     def waiting(self, now: float) -> dict[str, Waiting]:
-        """Returns what waits for a link, by the peer that it is with. `now` is monotonic."""
+        """Returns the sessions that wait for a link, by their peer. `now` is monotonic."""
         return {
             session.peer: Waiting(
                 flows=session.flows,
@@ -189,7 +195,7 @@ class Router:
         return WorkerRoutes(self, index)
 
     def worker_down(self, index: int) -> int:
-        """Takes a worker out of all sessions; returns how many flows were closed with it."""
+        """Takes a worker out of all sessions; returns how many flows ended with it."""
         if self._workers.pop(index, None) is None:
             return 0
         return sum(session.worker_down(index) for session in self.sessions.values())
@@ -199,8 +205,9 @@ class Router:
     def attach(self, port: LinkPort, peer: str, terms: LinkTerms) -> AttachedLink:
         """Lets a link that has come up carry the session that its HELLOs name.
 
-        If the session had another link, that one carries nothing any more and is in the result's
-        `replaced`: it is to be closed. Other sessions of the peer end, for a host has one.
+        If the session had another link, that one carries nothing any more. It is in the result's
+        `replaced`, and the caller has to close it. Other sessions of the peer end, because a host
+        has only one.
         """
         link = self._session(peer, terms).attach(port, terms)
         self.metrics.sessions_detached.set(len(self.detached))
@@ -211,7 +218,7 @@ class Router:
             if session.key == terms.session and (terms.resume or not session.flows):
                 return session
             if session.key == terms.session:
-                reason = "the peer takes no part in resuming"
+                reason = "the peer does not support resuming"
             else:
                 reason = "the peer has begun another session"
             self._end(session, reason)
@@ -228,7 +235,7 @@ class Router:
         """
         session = link.session
         if session.link is not link:
-            return 0  # a newer link has taken over before
+            return 0  # a newer link has taken over
         flows = session.flows
         if link.terms.resume and self.resume_timeout and flows and not self.draining:
             session.detach()
@@ -238,13 +245,13 @@ class Router:
         return flows
 
     def drain(self) -> None:
-        """Takes no new flows. Sessions without a link end: no link will come for them any more."""
+        """Takes no new flows. Sessions without a link end, because no new link will come."""
         self.draining = True
         for session in self.detached:
-            self._end(session, "this host takes no new links, as it is shutting down")
+            self._end(session, "this host is shutting down and takes no new links")
 
     def forget_peer(self, peer: str, reason: str, key: bytes | None = None) -> None:
-        """Ends the sessions of a peer, with a link or without; with `key`, only that one."""
+        """Ends the sessions of a peer, with or without a link; with `key`, only that session."""
         for session in [s for s in self.sessions.values() if s.peer == peer]:
             if key is None or session.key == key:
                 self._end(session, reason)
@@ -266,7 +273,7 @@ class Router:
         self.choose_target()
 
     def tick(self, now: float) -> None:
-        """Looks at the times of all sessions; called once a second. `now` is monotonic."""
+        """Ends sessions and links whose time is over. Called once a second; `now` is monotonic."""
         if self.opens:
             self.chooser.tick(self.sessions.values(), self.worker_count)
             able = {s.peer: n for n, s in self.sessions.items() if s.transmits}
@@ -281,7 +288,7 @@ class Router:
                 session.abuse(f"no complete RESUME came within {RESUME_SECONDS:g} s")
 
     def restore(self, sessions: Iterable[RoutedSession]) -> None:
-        """Goes on with sessions of the program before us, which have no link at the moment."""
+        """Goes on with sessions of the previous program, which have no link at the moment."""
         for session in sessions:
             self.sessions[session.number] = session
             self._last_number = max(self._last_number, session.number)
@@ -291,21 +298,21 @@ class Router:
 
     @property
     def target(self) -> int:
-        """The session that new flows of the first route go to; 0: none."""
+        """The number of the session that new flows of the first route go to; 0 if there is none."""
         preferred, others = (
             self.chooser.table.targets[0] if self.chooser.table.targets else ([], [])
         )
         return next(iter((*preferred, *others)), 0)
 
     def route(self, routes: Sequence[RouteSettings]) -> None:
-        """Puts other routes in force. The workers have been sent the same ones before."""
+        """Puts other routes into force. The workers have got the same routes before."""
         self.chooser.configure(routes)
         if self.opens:
             self.chooser.choose(self.sessions.values(), self.clock())
             self._tell_workers()
 
     def dial_failed(self, peer: str, message: DialFailed) -> None:
-        """A dial through a peer did not reach its target: the peer may be passed over."""
+        """Notes that a dial through a peer did not reach its target."""
         self.chooser.dial_failed(message.route, peer, message.host, self.clock())
         self.choose_target()
 
@@ -314,9 +321,10 @@ class Router:
         self.choose_target()
 
     def choose_target(self) -> None:
-        """Decides which sessions new flows of ours go to, and tells the workers if it changed.
+        """Decides which sessions new flows go to, and tells the workers if that has changed.
 
-        Called whenever a link, a session or what is known of a peer has changed.
+        Called whenever a link, a session or the health of a peer has changed. Only on a gateway it
+        does anything.
         """
         if self.opens and self.chooser.choose(self.sessions.values(), self.clock()):
             self._tell_workers()
@@ -326,9 +334,9 @@ class Router:
             worker.send_control(0, self.chooser.table)
 
     def _free_number(self) -> int:
-        """Returns the next number that is free, 1 to 65535: one that ended is not taken soon."""
+        """Returns the next free number, 1 to 65535. The number of an ended session comes last."""
         for _ in range(0xFFFF):
             self._last_number = self._last_number % 0xFFFF + 1
             if self._last_number not in self.sessions:
                 return self._last_number
-        raise LocalProtocolError("65535 sessions are open")
+        raise LocalProtocolError("all 65535 numbers of sessions are in use")

@@ -173,7 +173,9 @@ async def test_a_bug_in_what_a_worker_says_costs_the_link_and_not_the_worker(
         link.messages([OpenConnection(5, "example.com", 80).encode()])
         async with asyncio.timeout(60):
             await changed.wait()
-    assert setup.abuses == ["a bug in what worker 0 said; the log has it"]
+    assert setup.abuses == [
+        "a message of worker 0 met a bug, which is in the log; the flows resume on the next link"
+    ]
     with monkeypatch.context() as patched:
         patched.setattr(setup.slot, "_answered", fails)
         question = spawn("ask", setup.slot.ask("status"))

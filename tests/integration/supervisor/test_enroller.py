@@ -169,7 +169,10 @@ async def test_nobody_joins_a_gateway(
     await made.ready()
     try:
         answer = await made.ask("invite")
-        assert answer == {"ok": False, "error": "this is a gateway; hosts join an endpoint"}
+        assert answer == {
+            "ok": False,
+            "error": "this instance is a gateway, and hosts join an endpoint",
+        }
     finally:
         await made.close()
 

@@ -274,7 +274,7 @@ async def test_workers_that_take_too_long_end_the_start(
     monkeypatch.setattr(instance, "START_TIMEOUT", 0.2)
     running.gateway()
     running.start("mute")
-    with pytest.raises(StartError, match=r"worker 0, worker 1 not ready within 0 s"):
+    with pytest.raises(StartError, match=r"worker 0 and worker 1 did not become ready within 0 s"):
         await running.ended()
 
 
@@ -533,7 +533,7 @@ async def test_the_watchdog_is_fed_only_while_all_workers_answer(
     await running.until(lambda: running.notified().count("WATCHDOG=1") > 3)
     worker = running.instance.workers[1]
     worker._unanswered = UNANSWERED_RECENT + 1
-    await running.until(lambda: "worker 1 not answering: the service manager's" in caplog.text)
+    await running.until(lambda: "no answer from worker 1: systemd's watchdog" in caplog.text)
     states = [row["state"] for row in (await running.ask("status"))["result"]["workers"]]
     assert states == ["running", "hanging"]
     running.notified().clear()

@@ -188,7 +188,7 @@ def test_a_peer_that_cannot_resume_begins_its_session_anew() -> None:
     assert list(setup.router.sessions.values()) == [setup.session]
     assert setup.router.flows == 0
     assert all(
-        worker.told(SessionEnded) == [SessionEnded("the peer takes no part in resuming")]
+        worker.told(SessionEnded) == [SessionEnded("the peer does not support resuming")]
         for worker in setup.workers
     )
 
