@@ -70,7 +70,7 @@ def test_another_key_for_a_host_that_has_joined(place: Place) -> None:
         (peer,) = json.loads(place.ask_endpoint("peers", "--json"))["peers"]
         assert len(peer["public_keys"]) == 2
         gateway.reload()
-        gateway.wait_log("this host identifies itself by another key on its next links")
+        gateway.wait_log("the private key has changed: the next links use the public key")
         sock.sendall(b"both")
         assert sock.recv(4) == b"both"
     place.command("check-config", config)
@@ -118,7 +118,7 @@ def test_members_survive_a_restart_and_their_policy(place: Place) -> None:
         (place.directory / "endpoint.toml").write_text(toml(place.settings))
         place.endpoint.reload()
         place.endpoint.wait_log(
-            r"the host laptop has joined, but is refused: there is no \[policies"
+            r"the host laptop has joined, but its links are refused: there is no \[policies"
         )
         with pytest.raises(ConnectionResetError):
             sock.recv(1)

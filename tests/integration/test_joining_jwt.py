@@ -122,7 +122,7 @@ def test_each_refusal_is_told_on_both_sides(company: Company) -> None:
     path = company.place.directory / "endpoint.toml"
     path.write_text(toml(company.place.settings))
     company.place.endpoint.reload()
-    assert "this endpoint takes no JWT" in company.join(provider.token(), status=1)
+    assert "this endpoint accepts no JWT" in company.join(provider.token(), status=1)
     control = company.place.endpoint.runtime_directory / "control.sock"
     answer = control_client.request(control, {"op": "invite", "jwt": True})
     assert "no [join.jwt]" in answer["error"]

@@ -417,7 +417,7 @@ def test_a_unix_listener_that_cannot_be_had_is_named(hosts: Hosts, place: str) -
     hosts.write("gateway", socks={"listen": [f"unix:{place}"]})
     reason = {
         "missing/socks.sock": f"there is no directory {hosts.directory}/missing",
-        "file": "what is there is no socket, and is left alone; choose another path",
+        "file": "that file is no socket, and is left alone; choose another path",
         "run-gateway/control.sock": "it is the control socket of this instance",
     }[place]
     gateway = Daemon("gateway", hosts.directory)

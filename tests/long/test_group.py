@@ -154,7 +154,7 @@ def test_another_key_is_good_at_all_endpoints_and_ends_no_link(group: Group) -> 
         wait_until(are_both_at_b, "both keys at b")
         print(f"another key, made at a, was good at b after {time.monotonic() - began:.2f} s")
         gateway.reload()
-        gateway.wait_log("this host identifies itself by another key on its next links")
+        gateway.wait_log("the private key has changed: the next links use the public key")
         for sock in flows:
             sock.sendall(b"both")
             assert sock.recv(4) == b"both", "the links go on"

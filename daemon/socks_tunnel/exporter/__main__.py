@@ -24,8 +24,8 @@ def main() -> int:
     )
     directory = Path(given["metrics_dir"])
     die_with_parent()
-    # The supervisor decides when it ends: a signal to the whole process or control group must not
-    # take the metrics away while the supervisor drains.
+    # The supervisor ends the exporter. A signal to the whole process group or control group must
+    # not end the metrics while the supervisor drains.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     ops_logging.setup(given["log_level"], given["log_format"], component="exporter")
@@ -36,7 +36,6 @@ def main() -> int:
             int(given["ipc_fd"]),
             int(given["listen_fd"]),
             directory,
-            # names of ours, separated by commas
             names=frozenset(filter(None, given["hosts"].split(","))),
         ),
         debug=False,
@@ -47,4 +46,4 @@ def main() -> int:
 if __name__ == "__main__":
     status = main()
     ops_logging.shutdown()
-    leave(status)  # without a wait for a thread that renders
+    leave(status)  # does not wait for a thread that renders metrics

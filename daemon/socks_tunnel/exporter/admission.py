@@ -1,15 +1,15 @@
-"""Who may read a page of the exporter: no page of another site, nobody by a name that is not ours.
+"""Decides who may read a page of the exporter, so that pages of other sites cannot.
 
-Everybody who can connect may read the pages; a browser connects for pages of anybody. Two things
-keep such a page from reading ours:
+Everybody who can connect may read the pages. A browser also connects for pages of other sites. Two
+checks keep those from reading these pages:
 
-* A request names the host that it is for (RFC 9110 section 7.2). A name that an attacker has made
-  to point here (DNS rebinding) is his own, so only names that are known to be ours are answered.
-  An address needs no such check: nobody can make an address point elsewhere.
-* A browser says on whose behalf it asks: `Origin` (RFC 6454) and `Sec-Fetch-Site` (W3C, Fetch
-  Metadata Request Headers). Programs say neither.
+* A request names its host (RFC 9110 section 7.2). An attacker can let a name of his own point here
+  (DNS rebinding), so only names that are known to be this host's are answered. An address needs no
+  such check, because nobody can make it point elsewhere.
+* A browser says on whose behalf it asks, by `Origin` (RFC 6454) and `Sec-Fetch-Site` (W3C, Fetch
+  Metadata Request Headers). Other programs send neither.
 
-No socket and no clock: headers go in, a refusal comes out.
+It has no socket and no clock: it judges the headers of a request.
 """
 
 from collections.abc import Collection, Mapping
@@ -23,14 +23,15 @@ OWN_NAMES: Final = frozenset({"localhost", "ip6-localhost"})
 """Names that every resolver and browser takes for loopback."""
 
 MISDIRECTED: Final = 421
-"""The status for a name that is not ours (RFC 9110 section 15.5.20)."""
+"""The status for a name that is not this host's (RFC 9110 section 15.5.20)."""
 
 FORBIDDEN: Final = 403
+"""The status for a request on behalf of another site."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The status of the answer, a sentence for whoever asked, and the reason that is counted."""
+    """The status of the answer, a sentence for the client, and the label of the metric."""
 
     status: int
     sentence: str
@@ -42,11 +43,11 @@ def judge(
 ) -> Refusal | None:
     """Returns why a request is refused, or None if it is not.
 
-    `headers` have names in lower case. `names` are ours besides :data:`OWN_NAMES`, in lower case.
-    `linkable`: a link on a page of another site may lead here, to a page in a window of its own.
+    `headers` have names in lower case. `names` are this host's names besides :data:`OWN_NAMES`, in
+    lower case. With `linkable`, a link on a page of another site may open this page.
     """
     host = headers.get("host")
-    if host is not None:  # no browser speaks HTTP/1.0, where it may be absent
+    if host is not None:  # it may be absent only in HTTP/1.0, which no browser speaks
         name = _name(host)
         if parse_ip(name) is None and name not in OWN_NAMES and name not in names:
             return Refusal(

@@ -15,7 +15,7 @@ from socks_tunnel.protocol.settings import RouteSettings
 _log = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT: Final = 5.0
-"""Seconds for the supervisor to say which routes are in force."""
+"""Seconds that the supervisor has to send the routes in force."""
 
 
 class AutoConfig:
@@ -49,9 +49,9 @@ class AutoConfig:
 
 
 def _reachable(listeners: list[str], headers: Mapping[str, str]) -> HostPort | None:
-    """Returns the first listener that has an address.
+    """Returns the first listener that a browser can reach, or None.
 
-    One on all addresses is reached at the one by which this page was asked for.
+    For a listener on all addresses, this is the host of the request with the listener's port.
     """
     for listener in listeners:
         if listener.startswith("unix:"):

@@ -1,4 +1,4 @@
-"""The stream to the supervisor: what it says, and what it is asked for the status page."""
+"""The exporter's stream to the supervisor: the pushed state, and questions for the status page."""
 
 import asyncio
 import logging
@@ -23,17 +23,17 @@ from socks_tunnel.protocol.ipc import (
 _log = logging.getLogger(__name__)
 
 STATE_MAX_AGE: Final = 15.0
-"""Seconds after which a supervisor that says nothing counts as hung."""
+"""Seconds without a message after which the supervisor counts as hung."""
 
 QUESTIONS_MAX: Final = 4
 """Questions that may be unanswered at a time."""
 
 ROWS_MAX: Final = 1000
-"""Rows of an answer that are kept; a supervisor sends far fewer."""
+"""Rows of an answer that are kept. The supervisor sends far fewer."""
 
 
 class State:
-    """What the supervisor said last. `now` is a monotonic clock in seconds."""
+    """The last state that the supervisor has pushed. `now` returns monotonic seconds."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -60,7 +60,7 @@ class State:
 
 
 class SupervisorChannel(Channel):
-    """The stream to the supervisor. `done` is called once, when there is nothing left to do."""
+    """The stream to the supervisor. `done` is called once, when the stream has ended."""
 
     def __init__(self, state: State, done: Callable[[], None]) -> None:
         super().__init__()
@@ -70,12 +70,12 @@ class SupervisorChannel(Channel):
         self._last_question = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Says hello."""
+        """Sends the hello with this process's id."""
         super().connection_made(transport)
         self.send_control(0, ChildHello(os.getpid()))
 
     def on_messages(self, session: int, messages: list[memoryview]) -> None:
-        """Tunnel messages have no business here."""
+        """Raises: the exporter takes no tunnel messages."""
         del session, messages
         raise RemoteProtocolError("a tunnel message came to the exporter", kind="ipc-message")
 
@@ -93,16 +93,17 @@ class SupervisorChannel(Channel):
                 self.close()
             case _:
                 raise RemoteProtocolError(
-                    f"the exporter has no use for control '{message.OP}'", kind="ipc-control"
+                    f"the exporter does not take the control message '{message.OP}'",
+                    kind="ipc-control",
                 )
 
     def on_closed(self, error: Exception | None) -> None:
-        """Ends: the supervisor is gone, or wants it."""
+        """Ends the exporter: the supervisor has ended, or has sent Shutdown."""
         if error is not None:
-            _log.error("the exporter lost the supervisor: %s", error)
+            _log.error("the exporter lost its connection to the supervisor: %s; it ends", error)
         for _, answer in self._questions.values():
             if not answer.done():
-                answer.set_exception(ConnectionError("the supervisor is gone"))
+                answer.set_exception(ConnectionError("the supervisor has ended"))
         self._done()
 
     # --- questions ----------------------------------------------------------------------------
@@ -110,8 +111,8 @@ class SupervisorChannel(Channel):
     async def ask(self, what: str) -> list[Any]:
         """Returns the rows with which the supervisor answers a question.
 
-        Raises :class:`ConnectionError` if it is gone, or has too many questions already. Whoever
-        asks bounds the wait.
+        Raises :class:`ConnectionError` if the supervisor has ended, or has too many questions
+        already. The caller has to limit the wait.
         """
         if self.closing or len(self._questions) >= QUESTIONS_MAX:
             raise ConnectionError("the supervisor takes no questions at the moment")
@@ -128,7 +129,7 @@ class SupervisorChannel(Channel):
     def _answered(self, message: Answer) -> None:
         question = self._questions.get(message.number)
         if question is None:
-            return  # whoever asked has given up
+            return  # the asker has given up
         rows, answer = question
         rows += message.rows[: ROWS_MAX - len(rows)]
         if not message.more and not answer.done():

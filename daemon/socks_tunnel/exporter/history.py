@@ -1,7 +1,7 @@
-"""The last quarter of an hour: throughput, flows and links, a point every five seconds.
+"""The history of the last quarter of an hour: throughput, flows and links every five seconds.
 
-No clock and no files: samples of the metrics and the time go in, points come out. It is kept also
-while nobody looks, so that whoever opens the page sees what was before.
+It has no clock and no files: it makes points of samples of the metrics and times. It is also kept
+while no page is open, so that a new page shows what was before.
 """
 
 from collections import deque
@@ -23,7 +23,7 @@ _DOWN: Final = "socks_tunnel_bytes_total", "down"
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One moment: Unix time, bytes per second, numbers. Rates are None where they are not known."""
+    """One point: Unix time, bytes per second up and down (None if unknown), flows, links."""
 
     number: int
     time: float
@@ -33,14 +33,14 @@ class Point:
     links: int
 
     def as_row(self) -> list[float | None]:
-        """Returns it in the form that the page reads."""
+        """Returns the point in the form for the page."""
         rates = (None if rate is None else round(rate, 1) for rate in (self.up, self.down))
         return [round(self.time, 1), *rates, self.flows, self.links]
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What all processes together have counted."""
+    """Sums over all processes: payload bytes, open flows, links that are up, other counters."""
 
     up: float
     down: float
@@ -62,24 +62,24 @@ def add_up(samples: Iterable[Sample]) -> Sums:
         elif metric == "socks_tunnel_links" and labels[1] == "up":
             links += value
         elif metric in _TOTALS and value:
-            # Of several labels, the last one says what is interesting.
+            # If there are several labels, the last one is shown.
             of = totals[_TOTALS[metric]]
             of[labels[-1]] = of.get(labels[-1], 0.0) + value
     return Sums(sums.get(_UP, 0.0), sums.get(_DOWN, 0.0), int(flows), int(links), totals)
 
 
 class History:
-    """Keeps the points, and the totals of the moment."""
+    """Keeps the points, and the latest totals."""
 
     def __init__(self) -> None:
         self._points: deque[Point] = deque(maxlen=POINTS)
         self._before: tuple[float, float, float] | None = None
         self._last = 0
         self.totals: Mapping[str, dict[str, float]] = {}
-        """What was counted since the start: verdicts, replies, reasons of drops, causes."""
+        """Counts since the start: verdicts, replies, reasons of drops, causes of reconnects."""
 
     def take(self, sums: Sums, monotonic: float, unix: float) -> None:
-        """Takes what was counted by now, with the time of both clocks in seconds."""
+        """Takes sums, with the monotonic and the Unix time in seconds."""
         self.totals = sums.totals
         rates: tuple[float | None, float | None] = None, None
         if self._before is not None:
@@ -92,7 +92,7 @@ class History:
         self._points.append(Point(self._last, unix, *rates, sums.flows, sums.links))
 
     def since(self, number: int) -> tuple[int, list[Point]]:
-        """Returns the points after that of a number, and the number of the last one."""
+        """Returns the number of the last point, and the points after the one with `number`."""
         return self._last, [point for point in self._points if point.number > number]
 
 

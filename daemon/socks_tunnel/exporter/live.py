@@ -1,7 +1,7 @@
-"""The status page and what keeps it live: server-sent events (HTML standard, section 9.2).
+"""The status page and its updates by server-sent events (HTML standard, section 9.2).
 
-While anybody looks, the supervisor is asked once in :data:`PERIOD` seconds, however many look.
-A stream has room for one event: who reads slowly misses some, and holds up nobody.
+While a page is open, the supervisor is asked once in :data:`PERIOD` seconds, for all pages. A
+stream holds only one event: a slow reader misses some, and delays nobody.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 _bugs = BugLog()
 
 STREAMS_MAX: Final = 16
-"""Streams at a time; further ones get 503."""
+"""Streams at a time. Further ones get status 503."""
 
 PERIOD: Final = 2.0
 """Seconds from one event to the next."""
@@ -41,13 +41,13 @@ _INLINE: Final = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
 class Watch:
-    """One stream of events. `close` gives its place back."""
+    """One stream of events. :meth:`close` frees its place."""
 
     def __init__(self, live: "Live") -> None:
         self._live = live
         self._number = 0
         self.changed = asyncio.Event()
-        self.changed.set()  # there is something to say at once
+        self.changed.set()  # the first event is sent at once
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Iterates over events."""
@@ -65,14 +65,15 @@ class Watch:
         return b"data: " + json.dumps(event, default=str).encode() + b"\n\n"
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the stream."""
         self._live.left(self)
 
 
 class Live:
-    """What is shown, and who looks. `ask` asks the supervisor for the overview.
+    """The contents of the status page, and its streams.
 
-    `refused` is called with the reason for each request that is refused.
+    `ask` asks the supervisor for the overview. `directory` has the files of the metrics. `refused`
+    is called with the reason of each refused request.
     """
 
     def __init__(
@@ -91,13 +92,13 @@ class Live:
 
     @property
     def streams(self) -> int:
-        """How many look."""
+        """Open streams."""
         return len(self._watches)
 
     # --- pages --------------------------------------------------------------------------------
 
     async def page(self, request: Request) -> Response:
-        """Returns the page. It is read anew each time: few look, and then seldom."""
+        """Returns the page. Its file is read each time, because this is rare."""
         del request
         body = await asyncio.to_thread(PAGE.read_bytes)
         return Response(
@@ -126,22 +127,22 @@ class Live:
         return Response(200, headers=headers, stream=watch)
 
     def left(self, watch: Watch) -> None:
-        """Learns that a stream has ended."""
+        """Forgets a stream that has ended."""
         self._watches.discard(watch)
 
     # --- what keeps it live -------------------------------------------------------------------
 
     async def record(self) -> None:
-        """Takes a point of the history now and then, for as long as the process lives."""
+        """Takes a point of the history each :data:`POINT_PERIOD` seconds, until cancelled."""
         while True:
             with _bugs.going_on(_log, "a point of the history is missing"):
-                # In a thread: files are read and parsed.
+                # In a thread, because files are read and parsed.
                 sums = await asyncio.to_thread(lambda: add_up(counted(self._directory)))
                 self.history.take(sums, time.monotonic(), time.time())
             await asyncio.sleep(POINT_PERIOD)
 
     async def _poll(self) -> None:
-        """Asks the supervisor as long as anybody looks."""
+        """Asks the supervisor while a page is open."""
         while self._watches:
             self.state = await self._asked()
             for watch in self._watches:

@@ -2,16 +2,16 @@
 
 ::
 
-    /          the status page; /events keeps it live
+    /          the status page; /events updates it
     /proxy.pac which destinations a browser reaches through the proxy, by the routes in force
-    /metrics   what all processes of the instance count, as OpenMetrics or in the text format
+    /metrics   the metrics of all processes of the instance, as OpenMetrics or in the text format
     /healthz   200 while the supervisor's event loop turns, else 503
     /readyz    200 while the instance can serve, else 503 with the reason
 
-The supervisor pushes its state over IPC once a second. No scrape and no health check ever reaches
-the supervisor: a scrape delays no packet, and one that hangs is noticed here by its silence. Only
-while a status page is open, the supervisor is asked for what that shows, and for its routes when a
-browser fetches them.
+The supervisor pushes its state over IPC once a second. A scrape or health check never reaches the
+supervisor, so a scrape delays no packet, and a supervisor that hangs is noticed here by its
+silence. The supervisor is asked only for the contents of an open status page, and for its routes
+when a browser fetches /proxy.pac.
 """
 
 import asyncio
@@ -35,13 +35,17 @@ from socks_tunnel.protocol.ipc import ChildReady
 BOUNDS: Final = Bounds(
     connections=64, per_address=32, requests=32, body=0, read_timeout=10.0, handle_timeout=30.0
 )
-"""What those who ask may spend: a connection has 10 s for its request, and no body."""
+"""Limits for clients: a connection has 10 s for its request, which has no body."""
 
 
 async def serve(
     ipc_fd: int, listen_fd: int, directory: Path, *, names: Collection[str] = ()
 ) -> None:
-    """Serves on an inherited listening socket until the supervisor ends it or is gone."""
+    """Serves on an inherited listening socket until the supervisor ends it or has ended itself.
+
+    `ipc_fd` and `listen_fd` are descriptors, and `directory` has the files of the metrics. `names`
+    are this host's names for requests (`metrics.hosts`).
+    """
     done = asyncio.Event()
     state = State()
     metrics = Metrics()

@@ -1,7 +1,7 @@
-"""The pages of the exporter: a table of paths, and what is common to all of them.
+"""The pages of the exporter: a table of paths, and what all pages have in common.
 
-A page is added by an entry in :attr:`Exporter.pages`. Whether a request may be answered at all is
-decided before its page is asked (:mod:`socks_tunnel.exporter.admission`).
+An entry in :attr:`Exporter.pages` adds a page. Before a page is asked,
+:mod:`socks_tunnel.exporter.admission` decides whether the request may be answered.
 """
 
 import asyncio
@@ -19,23 +19,23 @@ from socks_tunnel.ops.tasks import spawn
 _log = logging.getLogger(__name__)
 
 RENDERS_WAITING_MAX: Final = 8
-"""Scrapes that may wait for the one that is being rendered; further ones get 503."""
+"""Scrapes that may wait for the one that is being rendered. Further ones get status 503."""
 
 COMMON_HEADERS: Final = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
-    # No page of another site may have ours as a picture, a script or a frame of its own.
+    # No page of another site may load these pages as a picture, a script or a frame.
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
 }
-"""Headers of every answer, unless the page has its own."""
+"""Headers of each answer, unless the page sets them itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What answers one path.
+    """The page for one path.
 
-    `linkable`: a link on a page of another site may lead here; only for pages that a person reads.
+    With `linkable`, a link on a page of another site may open it. Only for pages that people read.
     """
 
     answer: Callable[[Request], Awaitable[Response]]
@@ -45,8 +45,8 @@ class Page:
 class Exporter:
     """Answers requests. `render` returns the text of the metrics, and is called in a thread.
 
-    `names` are host names of ours, in lower case (`metrics.hosts`). `refused` is called with the
-    reason for each request that is refused.
+    `names` are this host's names in lower case (`metrics.hosts`). `refused` is called with the
+    reason of each refused request.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Exporter:
         }
 
     async def answer(self, request: Request) -> Response:
-        """Returns the page of a request. What follows a `?` is of no interest."""
+        """Returns the page for a request. A query (after `?`) is ignored."""
         page = self.pages.get(request.path.partition("?")[0])
         refusal = judge(request.headers, self._names, linkable=page is not None and page.linkable)
         if refusal is not None:
@@ -78,7 +78,7 @@ class Exporter:
             response = text(refusal.status, refusal.sentence)
         elif page is None:
             self._refused("unknown-page")
-            response = text(404, f"there are {', '.join(sorted(self.pages))}")
+            response = text(404, f"no such page; there are {', '.join(sorted(self.pages))}")
         else:
             response = await page.answer(request)
         return replace(response, headers={**COMMON_HEADERS, **response.headers})
@@ -95,12 +95,12 @@ class Exporter:
         wanted = negotiate(request.headers.get("accept", ""))
         if self._waiting >= RENDERS_WAITING_MAX:
             self._refused("busy")
-            return text(503, "too many scrapes")
+            return text(503, f"{RENDERS_WAITING_MAX} scrapes wait already; try again later")
         self._waiting += 1
         try:
             while self._rendering is not None and not self._rendering.done():
                 await asyncio.wait([self._rendering])
-            # A task of its own: a scraper that leaves must not let the next one begin beside it.
+            # A task of its own, so that only one is rendered at a time, also if a scraper leaves.
             self._rendering = spawn("render", self._rendered(wanted))
             return await asyncio.shield(self._rendering)
         finally:
@@ -108,7 +108,7 @@ class Exporter:
 
     async def _rendered(self, wanted: Format) -> Response:
         try:
-            # In a thread: /healthz is answered meanwhile.
+            # In a thread, so that /healthz is answered meanwhile.
             body = await asyncio.to_thread(self._render, wanted)
         except OSError as error:
             _log.error("the metrics cannot be read: %s", error)

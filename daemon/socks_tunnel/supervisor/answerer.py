@@ -33,10 +33,10 @@ _log = logging.getLogger(__name__)
 SAID_GOODBYE: Final = "the peer said goodbye"
 
 HANDSHAKES_PER_PEER: Final = 2
-"""Links of one peer that may be set up at a time. A further offer ends the oldest attempt."""
+"""Links of one peer that may be coming up at a time. A further offer ends the oldest attempt."""
 
 HANDSHAKES_MAX: Final = 64
-"""Links that may be coming up at a time; further offers are refused."""
+"""Links that may be coming up at a time. Further offers are refused."""
 
 
 class EndpointLinks(Links):
@@ -47,7 +47,7 @@ class EndpointLinks(Links):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.enroller: Enroller | None = None
-        """Answers requests to join; None: nobody can join."""
+        """Answers requests to join; with None, nobody can join."""
         self._carriers = carriers.incoming(
             Handlers(self._offer, self._bye, self._join),
             self.metrics,
@@ -81,7 +81,7 @@ class EndpointLinks(Links):
         self._pauses.start()
 
     async def _ask(self, to: bytes, request: bytes, timeout: float) -> bytes:  # noqa: ASYNC109
-        """Brings a request to another endpoint of our group; returns the answer."""
+        """Sends a request to another endpoint of the group; returns the answer."""
         for carrier in self._carriers:
             if isinstance(carrier, carriers.RendezvousListener):
                 return await carrier.ask(to, request, timeout)
@@ -89,7 +89,7 @@ class EndpointLinks(Links):
 
     def path_changed(self, why: str) -> None:
         """Checks that offers still arrive. Gateways make new links themselves."""
-        _log.debug("offers may not get here any more: %s", why)
+        _log.debug("checking that offers still arrive: %s", why)
         for carrier in self._carriers:
             carrier.doubt()
 
@@ -113,13 +113,13 @@ class EndpointLinks(Links):
         self._count_links()
 
     async def stop(self, reason: str) -> None:
-        """Takes no more offers, ends all links."""
+        """Takes no more offers, and ends all links."""
         self.draining = True
         if self.enroller is not None:
             await self.enroller.stop()
         self._paths.stop()
         self._pauses.stop()
-        # Before the carriers, one of which may relay what the links say to their peers.
+        # The links end before the carriers, because a carrier may relay the links' last messages.
         await asyncio.gather(*(link.close(reason) for link in list(self.links)))
         for carrier in self._carriers:
             await carrier.stop()
@@ -132,22 +132,22 @@ class EndpointLinks(Links):
         await super().suspend(reason)
 
     def on_up(self, link: PeerLink) -> None:
-        """Also remembers when a host that has joined was here."""
+        """Also notes the time at which a host that has joined was here."""
         super().on_up(link)
         if self.enroller is not None:
             self.enroller.seen(link.peer.name)
 
     def export(self) -> dict[str, Any]:
-        """Returns what the carriers leave."""
+        """Returns the values of the carriers for the next program."""
         return {"carriers": [carrier.export() for carrier in self._carriers]}
 
     def inherit(self, fields: Mapping[str, Any]) -> None:
-        """Gives the carriers what they have left."""
+        """Gives the carriers the values of the previous program."""
         for carrier, left in zip(self._carriers, bounded.tables(fields, "carriers"), strict=False):
             carrier.inherit(left)
 
     def on_down(self, link: PeerLink, reason: str) -> None:
-        """Logs the reason, also of a link that never came up: the gateway sees only the failure."""
+        """Also logs why a link did not come up, which the gateway cannot know."""
         if link.up_at is None:
             expected = self.draining or reason == SAID_GOODBYE or self.linked_beside(link)
             level = logging.INFO if expected else logging.WARNING
@@ -155,7 +155,7 @@ class EndpointLinks(Links):
         else:
             if self.enroller is not None:
                 self.enroller.seen(link.peer.name)
-            if link.lost_because is not None:  # perhaps with the network that brings offers
+            if link.lost_because is not None:  # the network may have failed that brings offers
                 self.path_changed(f"link {link.peer.name} was lost")
         super().on_down(link, reason)
 
@@ -167,7 +167,7 @@ class EndpointLinks(Links):
             self.rejected(f"an offer from {origin}", rejection)
             return None
         if self.draining:
-            _log.info("refused an offer of %s: shutting down", name)
+            _log.info("refused an offer of %s: this endpoint is shutting down", name)
             return None
         if not self._make_room(name):
             return None
@@ -181,7 +181,7 @@ class EndpointLinks(Links):
         try:
             sdp = await link.link.accept_offer(offer.sdp)
         except TransportError:
-            return None  # on_down has said why
+            return None  # on_down has logged why
         except BaseException:
             spawn(f"close link {name}", link.close("its offer was not answered"))
             raise
@@ -203,17 +203,21 @@ class EndpointLinks(Links):
         return await self.enroller.handle(request)
 
     def _make_room(self, name: str) -> bool:
-        """Keeps the links that are coming up within their bounds; False if there is no room."""
+        """Returns whether one more link of this peer may come up. Ends older attempts for it."""
         pending = [link for link in self.links if not link.came_up.done()]
         if len(pending) >= HANDSHAKES_MAX:
-            # An attempt beside a link that works can be made again; nobody waits for it.
+            # No flow waits for an attempt besides a link that works, so it can be made later.
             spare = next((link for link in pending if self.linked_beside(link)), None)
             if spare is not None:
                 pending.remove(spare)
                 why = "room was needed for a peer without a link"
                 spawn(f"close link {spare.peer.name}", spare.close(why))
         if len(pending) >= HANDSHAKES_MAX:
-            _log.warning("refused an offer of %s: %d links are coming up", name, len(pending))
+            _log.warning(
+                "refused an offer of %s: %d links are coming up already; it will try again",
+                name,
+                len(pending),
+            )
             return False
         own = [link for link in pending if link.peer.name == name]
         # A gateway that dials again has given up its earlier attempt.
@@ -231,13 +235,13 @@ class EndpointLinks(Links):
         for link in own:
             if link.session_id == session_id:
                 spawn(f"close link {name}", self._part(link))
-            elif link.attached is None:  # an attempt of the same session that nobody waits for now
+            elif link.attached is None:  # the gateway has given this attempt up, too
                 spawn(f"close link {name}", link.close(SAID_GOODBYE))
-        if all(link.attached is None for link in own):  # it has ended by itself meanwhile
+        if all(link.attached is None for link in own):  # the link has ended before the goodbye
             self.attachments.forget(name, SAID_GOODBYE, bye.session)
         return True
 
     async def _part(self, link: PeerLink) -> None:
-        """Ends a link together with its session: nobody will resume that."""
+        """Ends a link together with its session, which will not be resumed."""
         await link.close(SAID_GOODBYE, "peer-restarted")
         self.attachments.forget(link.peer.name, SAID_GOODBYE, link.session)

@@ -17,7 +17,7 @@ RESUME: Final = "resume"
 
 
 class Port(LinkPort, Protocol):
-    """What is needed of a link."""
+    """A link, as far as it has to be known here."""
 
     @property
     def max_message(self) -> int:
@@ -25,9 +25,9 @@ class Port(LinkPort, Protocol):
 
 
 class Attachments:
-    """The way to the router.
+    """Attaches links to the router and detaches them.
 
-    `rank` says which peer of several is used first, `weight` what a peer's share is.
+    `rank` returns a peer's place in the configuration, and `weight` its share of this process.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Attachments:
         return self._router.attach(port, peer, terms)
 
     def detach(self, attached: AttachedLink, reason: str) -> int:
-        """Takes out a link that has ended; returns how many flows ended with it."""
+        """Detaches a link that has ended; returns how many flows ended with it."""
         return self._router.detach(attached, reason)
 
     def forget(self, peer: str, reason: str, session: bytes | None = None) -> None:

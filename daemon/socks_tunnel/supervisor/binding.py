@@ -1,6 +1,6 @@
-"""Binds everything that an instance listens on, before anything else of it starts.
+"""Binds all sockets that an instance listens on, before anything else of it starts.
 
-Sockets that systemd has bound stand in for those of the configuration with the same address.
+A socket of systemd takes the place of one of the configuration with the same address.
 """
 
 import logging
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What is bound: the exporter's listener, and those of clients, forwards first."""
+    """The listeners of an instance: the exporter's, and those for clients, forwards first."""
 
     metrics: Listener | None
     clients: list[Listener]
@@ -42,11 +42,12 @@ def bind(
 ) -> Bound:
     """Returns the listeners of an instance. `control` is the path of its control socket.
 
-    `inherited` are those of the program before us, systemd's among them, which then does not pass
-    any. One that stands for an address of the configuration is used; the others are closed.
+    `inherited` are the listeners of the previous program, including those of systemd, which passes
+    its sockets only once. Those that serve an address of the configuration are used; the others
+    are closed.
 
-    Raises :class:`ListenError`, and :class:`RemoteListenerError` for an address that others can
-    reach without a password; nothing is left open then.
+    Raises :class:`ListenError`, and :class:`RemoteListenerError` for an address that other hosts
+    can reach without a password. Then nothing is left open.
     """
     left = [] if inherited is None else list(inherited.clients)
     left_metrics = [] if inherited is None or inherited.metrics is None else [inherited.metrics]
@@ -63,16 +64,20 @@ def bind(
             sock.close()
         raise
     for listener in (*left, *left_metrics):
-        _log.info("listening no more on %s", listener_text(listener.address))
+        _log.info("no longer listening on %s", listener_text(listener.address))
         listener.close()
     for sock in activated:
-        _log.warning("systemd passed a socket that nothing is configured for: %s", sock)
+        _log.warning(
+            "systemd passed a socket for which nothing is configured: closing it; "
+            "check the .socket unit: %s",
+            sock,
+        )
         sock.close()
     return Bound(metrics[0] if metrics else None, clients)
 
 
 def _take(left: list[Listener], address: Address, kind: str) -> Listener | None:
-    """Takes the listener that stands for an address; `kind` is that of :attr:`Listener.kind`."""
+    """Takes the listener for an address out of `left`. `kind` is as in :attr:`Listener.kind`."""
     for listener in left:
         if listener.wanted == address and listener.kind == kind:
             left.remove(listener)
@@ -102,7 +107,7 @@ def _bind_clients(
     left: list[Listener],
     bound: list[Listener],
 ) -> list[Listener]:
-    """Returns the listeners for clients. Each is put into `bound` as soon as it is open."""
+    """Returns the listeners for clients. Adds each to `bound` as soon as it is open."""
     if config.role != "gateway":
         return []
     if control in config.socks.listen:
@@ -140,6 +145,9 @@ def _bind_clients(
 
 
 def row_of(listener: Listener) -> list[Any]:
-    """Returns a listener as a worker's configuration has it: descriptor, kind, target or none."""
+    """Returns the row of :class:`Configure` for a listener: [descriptor, kind, host, port].
+
+    Host and port are those of a forward's target, else "" and 0.
+    """
     host, port = listener.target if listener.target is not None else ("", 0)
     return [listener.socket.fileno(), listener.kind, host, port]

@@ -1,6 +1,7 @@
-"""Which carriers bring envelopes, by the configuration: the only part that knows them by name.
+"""Makes the carriers of envelopes that the configuration names.
 
-The dialler and the answerer see carriers through :mod:`socks_tunnel.signaling.carrier` alone.
+Only this module knows the kinds of carriers. The dialler and the answerer use them through
+:mod:`socks_tunnel.signaling.carrier`.
 """
 
 import asyncio
@@ -38,38 +39,38 @@ LONGEST_DELAY: Final = 15.0
 """Bounds of the delay between two attempts to reach a rendezvous service, in seconds."""
 
 _Way: TypeAlias = tuple[str, Path | None, str | None]
-"""What two peers that share a connection to a service have in common: URL, authorities, proxy."""
+"""URL, certificate authorities and proxy. Peers for which these are equal share a connection."""
 
 
 class ConfiguredCarrier(Protocol):
-    """A way for offers to come in, as its part of the configuration says."""
+    """A way on which offers come in, if the configuration has it."""
 
     async def prepare(self, config: Config) -> None:
-        """Reads what it needs besides the configuration. Raises :class:`ConfigError`."""
+        """Reads the files that the carrier needs. Raises :class:`ConfigError`."""
 
     async def start(self, config: Config) -> None:
         """Begins to take offers. Raises :class:`OSError`."""
 
     def apply(self, config: Config) -> None:
-        """Takes offers of the peers of a configuration, and uses what was prepared last."""
+        """Takes offers of the peers of a configuration, and uses the files read last."""
 
     def doubt(self) -> None:
         """Checks that offers still arrive, because the network or the host may have changed."""
 
     async def stop(self) -> None:
-        """Takes no more offers; bounded in time."""
+        """Takes no more offers. Bounded in time."""
 
     def export(self) -> dict[str, Any]:
-        """Takes no more offers; returns what :meth:`inherit` of the next program needs."""
+        """Takes no more offers; returns the values for :meth:`inherit` in the next program."""
 
     def inherit(self, fields: Mapping[str, Any]) -> None:
         """Takes what :meth:`export` returned, before :meth:`start`. Raises Malformed."""
 
 
 class Outgoing:
-    """The ways to all peers of a gateway. Peers behind one service share one connection to it.
+    """The carriers to all peers of a gateway. Peers behind one service share one connection to it.
 
-    `waited` returns for how many seconds flows have waited for a link, None if none do.
+    `waited` returns for how many seconds flows have waited for a link; None if none do.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Outgoing:
         self._peers: list[Peer] = []
 
     def apply(self, config: Config) -> None:
-        """Connects to the services that the peers name, and leaves those that none names."""
+        """Connects to the services that the peers name, and leaves all others."""
         self._proxy = config.ice.proxy
         self._peers = [peer for peer in config.peers if peer.rendezvous is not None]
         loads = any(route.policy == "least-loaded" for route in config.routes)
@@ -119,7 +120,7 @@ class Outgoing:
                 service.watch(keys, loads=loads)
 
     def flows(self) -> dict[str, int]:
-        """Returns how many flows the peers have in all, of those that have said so."""
+        """Returns the flows that peers have in all, for the peers that have reported them."""
         found = {}
         for peer in self._peers:
             service = self._services.get(self._way(peer))
@@ -130,7 +131,7 @@ class Outgoing:
         return found
 
     def carrier_for(self, peer: Peer) -> OutgoingCarrier:
-        """Returns the way to a peer of the configuration that was applied last."""
+        """Returns the carrier to a peer of the configuration that was applied last."""
         if peer.rendezvous is None:
             return direct(peer)
         from socks_tunnel.signaling.rendezvous_peer import RendezvousCarrier  # noqa: PLC0415 - as above
@@ -164,17 +165,24 @@ class Outgoing:
 
 
 def read_enrolment(path: Path) -> bytes:
-    """Returns what a file says for the rendezvous service; empty, with a warning, if it cannot."""
+    """Returns the enrolment in a file, for the rendezvous service.
+
+    If the file cannot be read, logs a warning and returns b"".
+    """
     try:
         with open_regular(path) as file:
             return file.read(ENROLMENT_MAX)
     except OSError as error:
-        _log.warning("the enrolment %s cannot be read: %s", path, error.strerror or error)
+        _log.warning(
+            "the enrolment %s cannot be read: %s; a service that wants one refuses this host",
+            path,
+            error.strerror or error,
+        )
         return b""
 
 
 def direct(peer: Peer) -> OutgoingCarrier:
-    """Returns the way to a peer of a gateway that has a url."""
+    """Returns the direct carrier to a peer that has a url."""
     assert peer.url is not None, "the loader wants a url or a rendezvous for each peer of a gateway"
     ca = peer.tls_ca if peer.url.startswith("https:") else None
     return DirectClient(peer.url, ca=ca, proxy=peer.proxy)
@@ -189,9 +197,9 @@ def incoming(
     load: Callable[[], Load],
     revoked: Callable[[], Sequence[bytes]],
 ) -> list[ConfiguredCarrier]:
-    """Returns the ways on which an endpoint takes offers and requests to join.
+    """Returns the carriers on which an endpoint takes offers and requests to join.
 
-    `waited` is as for :class:`Outgoing`; `load` returns how busy the endpoint is, and `revoked` the
+    `waited` is as for :class:`Outgoing`. `load` returns the load of the endpoint, and `revoked` the
     keys whose enrolment it has revoked.
     """
     return [
@@ -243,7 +251,7 @@ def _rendezvous(
 
 
 class RendezvousListener:
-    """Offers that come through a service; does nothing where none is configured."""
+    """Takes offers through a rendezvous service. Does nothing if none is configured."""
 
     def __init__(
         self,
@@ -265,10 +273,10 @@ class RendezvousListener:
         self._service: Rendezvous | None = None
 
     async def prepare(self, config: Config) -> None:
-        """Does nothing: the configuration has all that is needed."""
+        """Does nothing: no files are needed."""
 
     async def start(self, config: Config) -> None:
-        """Connects, in the background: a service that is not there yet is no obstacle."""
+        """Connects in the background. It goes on trying if the service cannot be reached."""
         signaling = config.signaling
         if signaling is None or signaling.rendezvous is None:
             return
@@ -298,13 +306,13 @@ class RendezvousListener:
             self._service.revoked.changed()
 
     async def ask(self, to: bytes, request: bytes, timeout: float) -> bytes:  # noqa: ASYNC109
-        """Brings a request to another endpoint; returns the answer. Raises SignalingError."""
+        """Sends a request to another endpoint; returns the answer. Raises SignalingError."""
         if self._service is None:
-            raise SignalingError("there is no rendezvous service")
+            raise SignalingError("this endpoint has no rendezvous service (signaling.rendezvous)")
         return await self._service.join(to, request, timeout)
 
     def doubt(self) -> None:
-        """Makes sure that the service still hears us."""
+        """Checks that the service still hears this host."""
         if self._service is not None:
             self._service.doubt()
 
@@ -322,7 +330,7 @@ class RendezvousListener:
 
 
 class DirectListener:
-    """The direct carrier's listener, with its certificate, which may be renewed."""
+    """Takes offers by HTTP or HTTPS. The certificate can be renewed."""
 
     def __init__(self, handlers: Handlers, metrics: Metrics) -> None:
         self._handlers = handlers
@@ -334,7 +342,7 @@ class DirectListener:
         self._inherited: tuple[str, socket.socket] | None = None
 
     async def prepare(self, config: Config) -> None:
-        """Reads the certificate. HTTP stays HTTP while it listens. Raises :class:`ConfigError`."""
+        """Reads the certificate, unless HTTP is served already. Raises :class:`ConfigError`."""
         signaling = config.signaling
         if signaling is None or signaling.tls_certificate is None:
             return
@@ -355,7 +363,7 @@ class DirectListener:
         if signaling is None or signaling.listen is None:
             if listening is not None:
                 listening[1].close()
-            return  # the loader has seen to it that there is another way in
+            return  # the loader has checked that there is another carrier
         self._listen = str(signaling.listen)
         certificate = self._certificate
         tls = None if certificate is None else certificate.context
@@ -379,15 +387,15 @@ class DirectListener:
             self._tell(certificate)
 
     def apply(self, config: Config) -> None:
-        """Serves a renewed certificate to new connections; old ones go on with what they have."""
-        del config  # whoever makes an offer proves to be one of its peers
+        """Serves a renewed certificate to new connections. Old ones keep the old certificate."""
+        del config  # each offer proves which peer it comes from
         if self._server is not None and self._certificate is not None:
             self._server.tls = self._certificate.context
-            if self._certificate is not self._told:  # hosts that join change nothing here
+            if self._certificate is not self._told:  # also called when a host has joined
                 self._tell(self._certificate)
 
     def doubt(self) -> None:
-        """Does nothing: a gateway that makes an offer connects."""
+        """Does nothing: gateways connect for each offer."""
 
     async def stop(self) -> None:
         """Stops listening."""
@@ -395,7 +403,7 @@ class DirectListener:
             await self._server.stop()
 
     def export(self) -> dict[str, Any]:
-        """Returns the listening socket. Gateways that connect meanwhile wait in its queue."""
+        """Returns the listening socket. Gateways that connect wait in its queue meanwhile."""
         sock = None if self._server is None else self._server.release()
         if sock is None or self._listen is None:
             return {}
@@ -411,7 +419,7 @@ class DirectListener:
             self._inherited = bounded.text(fields, "listen"), sock
 
     def _tell(self, certificate: ServerCertificate) -> None:
-        """Says in log and metric until when the certificate is good."""
+        """Logs and exports the time until which the certificate is valid."""
         self._told = certificate
         expires = self._metrics.tls_certificate_expires_seconds.labels("signaling")
         expires.set(certificate.not_after.timestamp())

@@ -1,13 +1,13 @@
-"""Which sessions new flows of each route go to. No sockets; time comes in as `now`.
+"""Chooses the sessions for new flows of each route. No sockets; time comes in as `now`.
 
-The table of candidates is made here alone, and each worker gets a copy of it (:class:`NewFlows`).
-A worker matches the destination, and takes the best candidate that can transmit::
+It makes the table of candidates, and each worker gets a copy (:class:`NewFlows`). A worker finds
+the route of a destination, and takes the best candidate that can transmit::
 
     links (up, in doubt, GOAWAY, round trip) ---+
     workers (dials that failed or did not) -----+--> candidates of each route --> workers
     probes (supervisor/probing.py) -------------+
 
-What speaks against a peer, and for how long, is :mod:`socks_tunnel.protocol.failover`'s to say.
+:mod:`socks_tunnel.protocol.failover` decides what speaks against a peer, and for how long.
 """
 
 import logging
@@ -36,7 +36,7 @@ _PEERS_NAMED: Final = 3
 
 
 class LinkView(Protocol):
-    """What is needed to know of a session's link."""
+    """A session's link, as far as the choice needs it."""
 
     accepts: bool
     doubted: bool
@@ -51,7 +51,7 @@ class LinkView(Protocol):
 
 
 class SessionView(Protocol):
-    """What is needed to know of a session."""
+    """A session, as far as the choice needs it."""
 
     number: int
     peer: str
@@ -71,7 +71,7 @@ class SessionView(Protocol):
 
 
 class _Choice:
-    """What is known of one route, and what was decided last."""
+    """The health of one route's peers, and the last decision about it."""
 
     def __init__(self, settings: RouteSettings) -> None:
         self.settings = settings
@@ -85,7 +85,7 @@ class _Choice:
         self.against: dict[str, Against] = {}
         self.nearest = ""
         self.passed_over: set[str] = set()
-        """Peers of which it was said that they are passed over."""
+        """Peers that were logged as passed over."""
 
 
 class Chooser:
@@ -94,16 +94,16 @@ class Chooser:
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
         self.table = NewFlows([], [])
-        """What the workers know."""
+        """The table that the workers have."""
         self._choices: list[_Choice] = []
         self._seen: set[str] = set()
-        """Peers that have had a link. One that never had a link is not passed over for that."""
+        """Peers that have had a link. A peer that never had one is not logged as passed over."""
         self._rtt: dict[str, float] = {}
         self.reported: Callable[[], Mapping[str, int]] = dict
-        """Returns how many flows peers have in all, of those that have said so."""
+        """Returns the flows that peers have in all, for the peers that have reported them."""
         self._reported: Mapping[str, int] = {}
         self._own: dict[str, int] = {}
-        """How many of them were ours when they said it."""
+        """How many of these flows were from this host when the peers reported them."""
         self._workers = 1
 
     @property
@@ -112,7 +112,7 @@ class Chooser:
         return [choice.settings for choice in self._choices]
 
     def configure(self, routes: Sequence[RouteSettings]) -> None:
-        """Puts other routes in force. What is known of a route that stays the same stays known."""
+        """Puts other routes into force. The health of unchanged routes is kept."""
         before = {choice.settings.name: choice for choice in self._choices}
         self._choices = []
         for settings in routes:
@@ -130,7 +130,7 @@ class Chooser:
             self.metrics.route_peer_preferred.labels(settings.name, peer).set(0)
 
     def tick(self, sessions: Iterable[SessionView], workers: int = 1) -> None:
-        """Takes round trips and loads; called once a second. `workers` is how many have flows."""
+        """Takes round trips and loads. Called once a second; `workers` is their number."""
         reported = self.reported()
         if reported != self._reported:
             self._reported = reported
@@ -147,19 +147,19 @@ class Chooser:
     # --- what workers and probes tell -----------------------------------------------------------
 
     def dial_failed(self, route: str, peer: str, host: str, now: float) -> None:
-        """A dial through a peer has not reached its target."""
+        """Notes that a dial through a peer did not reach its target."""
         for choice in self._choices:
             if choice.settings.name == route:
                 choice.health.dial_failed(peer, host, now)
 
     def dial_succeeded(self, route: str, peer: str) -> None:
-        """A dial through a peer has reached its target."""
+        """Notes that a dial through a peer has reached its target."""
         for choice in self._choices:
             if choice.settings.name == route:
                 choice.health.dial_succeeded(peer)
 
     def probed(self, route: str, peer: str, failure: str | None, now: float) -> None:
-        """A probe has ended; `failure` is None if it has reached its target."""
+        """Notes the outcome of a probe. `failure` is None if it has reached its target."""
         for choice in self._choices:
             if choice.settings.name == route:
                 if failure is None:
@@ -184,12 +184,12 @@ class Chooser:
         return True
 
     def _beside(self, choice: _Choice) -> dict[str, float]:
-        """Returns what a worker adds to its own flows of each peer, for what it has in all.
+        """Returns what a worker adds to its own number of flows of each peer, for `least-loaded`.
 
-        With it, a worker counts the flows that it has opened since the peers have told their loads,
-        and its part of these loads: the part that it has in all flows of the peers. So each worker
-        of each gateway makes good its part of a difference, and all together the whole. If each of
-        them made good all of it, the peer that had less would be told to have too much next.
+        The sum stands for the worker's share of the load that the peers have reported, and for the
+        flows that it has opened since then. So each worker of each gateway evens out its share of a
+        difference between peers, and all together the whole. If each of them evened out the whole
+        difference, the peer that had less would have too much next.
         """
         peers = [peer for peer in choice.preferred if peer not in choice.against]
         told = self._reported
@@ -205,7 +205,7 @@ class Chooser:
         named = bool(choice.settings.peers)
         if named:
             peers = list(choice.settings.peers)
-        else:  # all there are, in the order of the configuration
+        else:  # all peers, in the order of the configuration
             peers = sorted(by_peer, key=lambda peer: (by_peer[peer].rank, -by_peer[peer].number))
         preferred: list[str] = []
         others: list[tuple[int, str]] = []
@@ -234,7 +234,7 @@ class Chooser:
     def _judge(
         self, choice: _Choice, peer: str, trouble: Against | None, now: float
     ) -> Against | None:
-        """Returns what speaks against a peer of a list, after its link was looked at."""
+        """Returns what speaks against a peer of a route; `trouble` is a problem of its link."""
         health = choice.health
         if trouble is None:
             health.link_well(peer, now)
@@ -257,7 +257,7 @@ class Chooser:
         return None
 
     def _by_distance(self, choice: _Choice, peers: list[str]) -> list[str]:
-        """Returns the peers, the nearest one first; who is first stays so until one is nearer."""
+        """Returns the peers, the nearest first. Only a clearly nearer one takes the first place."""
         far = float("inf")
         ordered = sorted(peers, key=lambda peer: self._rtt.get(peer, far))
         current = choice.nearest
@@ -290,7 +290,7 @@ class Chooser:
                 continue
             instead = next((other for other in (*preferred, *rest) if other != peer), None)
             if instead is None:
-                continue  # the link's own sentence says it; nobody takes over
+                continue  # no peer takes over, and the loss of the link is logged elsewhere
             choice.passed_over.add(peer)
             self.metrics.failovers_total.labels(found.cause).inc()
             _log.warning(

@@ -1,4 +1,4 @@
-"""What the metrics say of the configuration: which one is in force, since when, what expires."""
+"""Metrics about the configuration: which one is in force, since when, and what expires."""
 
 import hashlib
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ class IceServerLogin(Protocol):
 def config_hash(config: object) -> int:
     """Returns a number that differs for different configurations.
 
-    It is made of the text form of the configuration, which has no passwords.
+    It is computed from the text form of the configuration, which has no passwords.
     """
     return int.from_bytes(hashlib.sha256(repr(config).encode()).digest()[:HASH_BYTES], "big")
 

@@ -5,8 +5,8 @@
     {"op": "status"}                     {"ok": true, "result": …}
     {"op": "reload"}                     {"ok": false, "error": "a sentence"}
 
-A connection may ask several times. Who may connect is decided by the socket's mode (0660); who did
-is in the log, by SO_PEERCRED (unix(7)).
+A connection may ask several times. The mode of the socket (0660) decides who may connect. The log
+names the process that asks, by SO_PEERCRED (unix(7)).
 """
 
 import asyncio
@@ -28,10 +28,10 @@ REQUEST_MAX: Final = 4096
 """Longest request in bytes."""
 
 CLIENTS_MAX: Final = 16
-"""Connections at a time; further ones are closed at once."""
+"""Connections at a time. Further ones are closed at once."""
 
 PIECE: Final = 32_768
-"""Bytes of an answer that are encoded at a time."""
+"""Bytes of an answer that are written at a time."""
 
 IDLE_TIMEOUT: Final = 60.0
 """Seconds that a connection may be silent."""
@@ -40,10 +40,10 @@ CLOSE_TIMEOUT: Final = 1.0
 """Seconds that a client has to take the rest of its answer when its connection is closed."""
 
 _READING: Final = frozenset({"status", "connections"})
-"""Requests that change nothing: of those that are repeated on a connection, the first is logged."""
+"""Requests that change nothing. If they are repeated on a connection, only the first is logged."""
 
 _POLLED: Final = "summary"
-"""Requests that a waiting command repeats ten times a second. They are not logged."""
+"""The request that a waiting command repeats ten times a second. It is not logged."""
 
 _UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
@@ -61,7 +61,7 @@ caller: ContextVar[Caller] = ContextVar("caller")
 
 
 class ControlError(Exception):
-    """A request that cannot be fulfilled; the text is a sentence for whoever asked."""
+    """A request cannot be fulfilled. The text is a sentence for the caller."""
 
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -69,7 +69,7 @@ Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
 class ControlServer:
-    """Listens on a Unix socket at `path`. No other live process may own it."""
+    """Listens on a Unix socket at `path`. The caller must be the only process that uses it."""
 
     def __init__(self, path: Path, handler: Handler) -> None:
         self._path = path
@@ -78,7 +78,7 @@ class ControlServer:
         self._clients: set[asyncio.StreamWriter] = set()
 
     async def start(self, listening: socket.socket | None = None) -> None:
-        """Binds and listens; `listening` does already. Raises :class:`OSError`."""
+        """Binds and listens, or uses the listening socket given. Raises :class:`OSError`."""
         sock = self._bind() if listening is None else listening
         self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=REQUEST_MAX)
 
@@ -87,7 +87,7 @@ class ControlServer:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.bind(str(self._path))
-            self._path.chmod(0o660)  # before it listens: nobody can have connected
+            self._path.chmod(0o660)  # nobody can connect before it listens
             sock.setblocking(False)
         except OSError:
             sock.close()
@@ -129,8 +129,8 @@ class ControlServer:
         except TimeoutError:
             _log.debug("a control connection was silent for %.0f s; closed", IDLE_TIMEOUT)
         except (ValueError, ConnectionError) as error:
-            # A line over the limit, or a client that did not wait for the answer.
-            _log.info("a control connection ended: %s", error)
+            # A line was too long, or the client did not wait for the answer.
+            _log.info("a connection to the control socket ended early: %s", error)
         finally:
             self._clients.discard(writer)
             await _close(writer)
@@ -162,14 +162,14 @@ class ControlServer:
             return {"ok": False, "error": str(error)}
         except Exception:  # noqa: BLE001 - a bug in one answer must not end the others
             _log.exception("the control request '%s' failed", bounded.clip(op, 40))
-            return {"ok": False, "error": "a bug; the log of the instance has the details"}
+            return {"ok": False, "error": "a bug in this program; the log of the instance has it"}
 
 
 def pieces(answer: dict[str, Any]) -> Iterator[bytes]:
-    """Yields the line that an answer is, in pieces that each take about a millisecond to encode.
+    """Yields the line of an answer, in pieces that each take about a millisecond to encode.
 
-    `json.dumps` holds the interpreter to its end, a second for 20,000 flows. So long lists, as the
-    result or among its values, are cut.
+    `json.dumps` cannot be interrupted, and takes a second for 20,000 flows. So long lists are
+    encoded row by row.
     """
     gathered = b""
     for text in _texts(answer):
@@ -208,7 +208,7 @@ async def _close(writer: asyncio.StreamWriter) -> None:
     except TimeoutError:
         writer.transport.abort()
     except ConnectionError:
-        pass  # the client was faster
+        pass  # the client has closed it first
 
 
 def _peer_of(writer: asyncio.StreamWriter) -> Caller:

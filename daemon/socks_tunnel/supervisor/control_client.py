@@ -1,4 +1,4 @@
-"""How commands ask a running instance; see :mod:`socks_tunnel.supervisor.control`."""
+"""Asks a running instance on its control socket; see :mod:`socks_tunnel.supervisor.control`."""
 
 import errno
 import json
@@ -43,9 +43,9 @@ def request(path: Path, fields: Mapping[str, Any], *, timeout: float = TIMEOUT) 
 
 
 def _read_line(sock: socket.socket, until: float) -> bytes:
-    """Returns what comes up to the end of the line, of the connection, or of the longest answer.
+    """Returns the bytes up to the end of the line or of the connection, :data:`ANSWER_MAX` at most.
 
-    Raises :class:`TimeoutError` if that has not come at the time `until`.
+    Raises :class:`TimeoutError` at the monotonic time `until`.
     """
     line = bytearray()
     while len(line) <= ANSWER_MAX:

@@ -1,31 +1,30 @@
-"""How much each worker may transmit on a link. No sockets, clocks or processes.
+"""Decides how much each worker may transmit on a link. No sockets, clocks or processes.
 
-A data channel takes whatever it is given and queues it, so without a bound a keystroke would wait
-behind seconds of a download. The supervisor therefore grants workers bytes to transmit, and the
-bytes that wait in the link, together with those that active workers may still send, stay below a
-limit::
+A data channel queues everything that it is given, so without a limit a keystroke would wait behind
+seconds of a download. So the supervisor grants workers bytes to transmit. The bytes that wait in
+the link, together with those that active workers may still send, stay below a limit::
 
     worker --- held --->  supervisor --- outstanding --->  data channels  --->  network
                 (granted, not used yet)      (in the link's queue)
 
     outstanding + held of the busy workers  <=  limit
 
-An idle worker keeps credit up to the limit, so that it can begin at once; it costs the others
-nothing. What it holds beyond a limit that has shrunk is taken back, or it would fill a slow link
-for seconds when it begins. A worker that is alone has the whole link.
+An idle worker keeps credit up to the limit, so that it can begin at once. This takes nothing from
+the others. If the limit shrinks, credit beyond it is taken back, because the worker would otherwise
+fill a slow link for seconds when it begins. A worker that is alone has the whole link.
 
-Workers that want more than there is share by flows: each tells how many of its flows have something
-to transmit (:class:`socks_tunnel.protocol.ipc.Demand`). Credit goes by start-time fair queueing, as
-within a worker, and a worker's virtual time passes the slower, the more flows it has. A number that
-is out of date costs little: what a worker does not use, others get, each grant is an occasion to
-tell another number, and one that was not told again for :data:`TOLD_FOR` counts no more.
+Workers that want more than there is share by flows: each reports how many of its flows have
+something to transmit (:class:`socks_tunnel.protocol.ipc.Demand`). Credit is given by start-time
+fair queueing, as within a worker; the more flows a worker has, the slower its virtual time passes.
+An outdated number does little harm: others get what a worker does not use, the worker can report
+again with each grant, and a number is ignored after :data:`TOLD_FOR`.
 
-The limit follows the time that bytes wait in the link, as the queue limits of RFC 8290 do: it
+The limit follows the time that bytes wait in the link, as the queue limits of RFC 8290 do. It
 shrinks while they wait longer than :data:`SOJOURN_HIGH`, and grows while the link empties quickly
-and workers have used up what they were granted. So what waits is bounded in time as well.
+and workers have used up their credit. So the wait is bounded in time as well.
 
-Small messages leave no worker short. Where each may still send half of the limit, credit is not
-shared anew for every message that leaves, but once in :data:`REVIEW_EVERY`.
+Credit is not shared anew for every small message that leaves. If each worker may still send half of
+the limit, it is shared once in :data:`REVIEW_EVERY`.
 """
 
 import heapq
@@ -50,37 +49,37 @@ SOJOURN_LOW: Final = 0.008
 """Seconds of waiting below which the limit may grow."""
 
 CHUNK_MIN: Final = 1_100
-"""Least DATA payload in bytes that is advised: a packet's worth."""
+"""Least DATA payload in bytes that is advised: about one packet."""
 
 CHUNK_MAX: Final = 16_384
 """Longest DATA payload in bytes that is advised."""
 
 _CHUNKS_PER_LIMIT: Final = 8
-"""A message holds the wire for an eighth of the time that the limit allows to wait."""
+"""Messages in one limit: one message takes at most an eighth of the time that the limit allows."""
 
 _BATCHES_PER_LIMIT: Final = 8
-"""Credit is given in portions of about an eighth of the limit, so that few messages carry it."""
+"""Portions of credit in one limit, so that few control messages are needed."""
 
 
 UNUSED_AFTER: Final = 0.050
-"""Seconds after which a worker that holds credit and sends nothing gets no more, and what it holds
-is not reserved for it: a busy one uses what it is given within a turn of its event loop."""
+"""Seconds after which a worker that holds credit and sends nothing gets no more, and its credit is
+not reserved for it. A busy worker uses its credit within a turn of its event loop."""
 
 REVIEW_EVERY: Final = 0.010
-"""Seconds after which credit is shared anew although no worker lacks any: a worker that only
-receives learns the round trip by it."""
+"""Seconds after which credit is shared anew although no worker lacks any. This also tells the round
+trip to workers that only receive."""
 
 TOLD_FOR: Final = 2.0
-"""Seconds for which the number of flows counts that a worker has told. It tells it again each
+"""Seconds for which a reported number of flows counts. A worker reports it again each
 :data:`socks_tunnel.protocol.scheduler.DEMAND_HOLD` as long as it gets credit."""
 
 
 class Share:
     """One worker's part in a link, in bytes.
 
-    `held` was granted and not used, `outstanding` waits in the link. `held` may be below zero:
-    control messages are sent without asking. `flows` is how many of its flows have something to
-    transmit, as far as it has told.
+    `held` was granted and not used; `outstanding` waits in the link. `held` may be below zero,
+    because control messages need no credit. `flows` is the reported number of flows that have
+    something to transmit.
     """
 
     __slots__ = ("finish", "flows", "granted_at", "held", "outstanding", "sent_at", "told_at")
@@ -97,12 +96,12 @@ class Share:
 
     @property
     def used(self) -> int:
-        """What the worker takes of the limit."""
+        """Bytes of the limit that the worker uses."""
         return self.outstanding + max(self.held, 0)
 
     @property
     def idle(self) -> bool:
-        """Whether nothing of it waits, neither in the link nor, as far as is known, for credit."""
+        """Whether nothing of the worker waits in the link or, as far as is known, for credit."""
         return not self.outstanding and not self.flows
 
 
@@ -123,7 +122,7 @@ class LinkCredit:
 
     @property
     def chunk(self) -> int:
-        """The DATA payload in bytes that suits the link: none holds the wire for long."""
+        """Advised DATA payload in bytes, so that no message takes the link for long."""
         return min(max(self.limit // _CHUNKS_PER_LIMIT, CHUNK_MIN), CHUNK_MAX)
 
     def first_grant(self, share: Share) -> int:
@@ -132,12 +131,12 @@ class LinkCredit:
         return share.held
 
     def told(self, share: Share, flows: int, now: float) -> None:
-        """Learns how many flows of a worker have something to transmit."""
+        """Notes how many flows of a worker have something to transmit."""
         share.flows = flows
         share.told_at = self._now = now
 
     def sent(self, share: Share | None, size: int, now: float) -> None:
-        """Counts bytes that were given to the link; None: messages of the supervisor's own."""
+        """Counts bytes that were given to the link. `share` is None for the supervisor's own."""
         self._now = now
         if share is None:
             share = _UNSHARED
@@ -183,20 +182,20 @@ class LinkCredit:
         self._lacking = True
 
     def due(self, now: float) -> bool:
-        """Returns whether there may be somebody whom :meth:`grants` would give or take something.
+        """Returns whether :meth:`grants` should be called.
 
-        Also if the last time is some while ago.
+        That is so if a worker may lack credit, and :data:`REVIEW_EVERY` after the last call.
         """
         return self._lacking or now - self._shared_at >= REVIEW_EVERY
 
     def grants(self, shares: Iterable[Share], most: int = LIMIT_MAX) -> list[tuple[Share, int]]:
-        """Returns whom to give how much now, and counts it as given.
+        """Returns the workers that get credit now and the bytes for each, and counts them as given.
 
-        Workers that are busy get up to `most` bytes together; those that are idle cost nothing.
+        Busy workers get up to `most` bytes together. Idle workers do not count.
 
-        A worker that holds more than the limit loses the difference: it was given on a link that
-        looked faster. The amount is below zero then, and so may be the worker's credit for a
-        moment, if the bytes for it are on their way here already.
+        A worker that holds more than the limit, which was larger before, loses the difference. Then
+        the amount is below zero. The worker's credit may also be below zero for a moment, if it has
+        sent these bytes already.
         """
         given: dict[Share, int] = {}
         self._shared_at = self._now
@@ -211,7 +210,7 @@ class LinkCredit:
                 given[share] = self.limit - share.held
                 share.held = self.limit
             elif share.idle:
-                # What it spent beyond its credit has left: that is forgiven.
+                # Bytes that it sent beyond its credit have left the link, so they do not count.
                 if share.held <= self.limit >> 1:
                     self._give(share, self.limit - share.held, given)
             else:
@@ -231,7 +230,7 @@ class LinkCredit:
             if self._wants(share, portion):
                 heapq.heappush(wanting, (share.finish, i))
         if not self.outstanding:
-            # Nothing may ever leave again to give credit for.
+            # Nothing waits in the link, so no bytes that leave would lead to the next grant.
             for share in busy:
                 if share.held <= 0:
                     self._give(share, portion - share.held, given)
@@ -241,7 +240,7 @@ class LinkCredit:
         return list(given.items())
 
     def _wants(self, share: Share, portion: int) -> bool:
-        """Whether a busy worker may be given more."""
+        """Returns whether a busy worker may get more."""
         wanted = self.limit - share.used
         if share.held <= 0:
             return wanted > 0
@@ -255,9 +254,9 @@ class LinkCredit:
         given[share] = given.get(share, 0) + amount
 
     def lost(self, share: Share) -> None:
-        """Forgets a worker that is gone; what it had sent still drains."""
+        """Forgets a worker that has died. The bytes that it has sent still drain."""
         share.held = 0
 
 
 _UNSHARED: Final = Share()
-"""Stands for the supervisor in the queue of every link; nobody looks at its numbers."""
+"""Stands for the supervisor in the queue of every link. Its numbers are not used."""

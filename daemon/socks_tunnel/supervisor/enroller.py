@@ -1,8 +1,8 @@
-"""Hosts that join an endpoint: their requests, and the commands of who administers it.
+"""Hosts that join an endpoint: their requests, and the commands of its administrator.
 
-Who has joined is a peer besides those of the configuration, with the policy that its tag names.
-Requests that come together are applied together: for a thousand hosts, the workers get a few new
-configurations instead of a thousand.
+A host that has joined is a peer, like those of the configuration, with the policy that its tag
+names. Requests that come together are applied together. So for a thousand hosts, the workers get a
+few new configurations and not a thousand.
 """
 
 import asyncio
@@ -41,21 +41,23 @@ _log = logging.getLogger(__name__)
 
 FILE: Final = "enrolments"
 COPY: Final = "enrolments-of-group"
-"""Names of the files in the state directory; the other one is a copy of a group's list."""
+"""Names of the files in the state directory. The second one is the copy of a group's list."""
 
 GATHER: Final = 0.1
-"""Seconds in which changes are gathered before they are applied together."""
+"""Seconds for which changes are gathered before they are applied together."""
 
 REQUESTS_LOGGED: Final = 20
+"""Refused requests that are logged within :data:`REQUESTS_PERIOD`. Others are only counted."""
+
 REQUESTS_PERIOD: Final = 10.0
-"""So many refused requests are logged within so many seconds; the rest is counted."""
+"""Seconds."""
 
 OPERATIONS: Final = frozenset({"forget", "invite", "peers", "revoke", "withdraw"})
 """Requests on the control socket that are answered here."""
 
 
 class Enroller:
-    """The members of one endpoint. `apply` makes a changed set of peers hold.
+    """The members of one endpoint. `apply` puts a changed set of peers into force.
 
     Raises :class:`OSError` if the file of enrolments cannot be used.
     """
@@ -75,7 +77,7 @@ class Enroller:
         self._refused = 0
         self._refused_since = 0.0
         self._told: set[str] = set()
-        """Members that are refused by the configuration, which the log says once."""
+        """Members that the configuration refuses, and that were logged."""
         self._jwt = JwtJoins(identity)
         self._results = metrics.joins_total
         self._expires = metrics.membership_expires_seconds
@@ -84,7 +86,7 @@ class Enroller:
             config, identity, self._file.enrolments, directory / COPY, self._changed, metrics
         )
         if isinstance(self._group, ListOwner):
-            # An epoch that a power failure took back would be begun again, for other changes.
+            # Without this, an epoch lost in a power failure would be used again for other changes.
             self._file.sync()
         self._enrolments.expire(time.time())
         self._show()
@@ -97,7 +99,7 @@ class Enroller:
 
     @property
     def _enrolments(self) -> Enrolments:
-        """The members that are in force, and who may join them."""
+        """The members in force, and the invitations."""
         return (
             self._group.enrolments if isinstance(self._group, ListCopy) else self._file.enrolments
         )
@@ -108,12 +110,12 @@ class Enroller:
             self._group.start(ask)
 
     async def stop(self) -> None:
-        """Shares it no more."""
+        """Stops sharing the list."""
         if self._group is not None:
             await self._group.stop()
 
     def use(self, config: Config) -> None:
-        """Decides by a configuration, without the members, from now on."""
+        """Takes a configuration (without the members) for decisions from now on."""
         self._config = config
         self._jwt.apply(config)
         self._listed = keys_in(config)
@@ -121,8 +123,8 @@ class Enroller:
     def extend(self, config: Config) -> Config:
         """Returns a configuration as it was read, with the members as further peers.
 
-        It changes nothing: the configuration may be refused after all. It may be called in a
-        thread, beside hosts that join.
+        It does not put anything into force, because the configuration may still be refused. It may
+        be called in a thread while hosts join.
         """
         names, listed = {peer.name for peer in config.peers}, keys_in(config)
         now = time.time()
@@ -140,25 +142,26 @@ class Enroller:
                 continue
             refused.add(member.name)
             if member.name not in self._told:
-                _log.warning("the host %s has joined, but is refused: %s", member.name, why)
+                _log.warning(
+                    "the host %s has joined, but its links are refused: %s", member.name, why
+                )
         self._told = refused
         return replace(config, peers=(*config.peers, *peers))
 
     def extended(self) -> Config:
-        """Returns the configuration in force with the members that there are now."""
+        """Returns the configuration in force with the present members."""
         return self.extend(self._config)
 
     def revoked_keys(self) -> list[bytes]:
-        """Returns the keys whose enrolment by this endpoint is void.
+        """Returns the keys whose enrolment by this endpoint is void: replaced and revoked ones.
 
-        Those of revoked hosts are behind those that other keys have taken the place of: a service
-        remembers the last ones if they are more than it has room for.
+        Revoked keys come last, because a service keeps the last keys if there are too many.
         """
         enrolments = self._file.enrolments
         return [*enrolments.replaced(), *enrolments.revoked]
 
     def tick(self) -> None:
-        """Lets go whose time is over. To be called each second or so."""
+        """Removes members whose time is over. Has to be called about once a second."""
         group = self._group
         if isinstance(group, ListCopy) and (stale := group.is_stale(time.time())) != self._stale:
             self._stale = stale
@@ -170,18 +173,18 @@ class Enroller:
                 )
             self._changed()
         if self._enrolments.expire(time.time()):
-            _log.info("the time of a host that had joined, or of its old key, is over")
+            _log.info("the membership of a host, or the time of its old key, has expired")
             self._changed()
 
     def seen(self, name: str) -> None:
-        """A link of this peer has come up or ended."""
+        """Notes the present time for a peer, of which a link has come up or ended."""
         try:
             self._enrolments.seen(name, time.time())
         except OSError as error:
-            _log.warning("when %s was seen cannot be written down: %s", name, error)
+            _log.warning("the time at which %s was seen cannot be saved: %s", name, error)
 
     def _changed(self) -> "asyncio.Task[None]":
-        """Has the changes applied; returns what ends when they hold."""
+        """Applies changes soon; returns the task that ends when they are in force."""
         self._show()
         if isinstance(self._group, ListOwner):
             self._group.changed()
@@ -190,7 +193,7 @@ class Enroller:
         return self._applying
 
     def _show(self) -> None:
-        """Exports when the first member has to leave; nothing if none has to."""
+        """Exports the time at which the first membership ends; nothing if none ends."""
         ends = [member.until for member in self._enrolments.members.values() if member.until]
         if ends:
             self._expires.labels("joined").set(min(ends))
@@ -199,13 +202,13 @@ class Enroller:
 
     async def _apply_soon(self) -> None:
         await asyncio.sleep(GATHER)
-        self._applying = None  # what comes from now on needs another turn
+        self._applying = None  # later changes need another call
         await self._apply()
 
     # --- requests to join -----------------------------------------------------------------------
 
     async def handle(self, data: bytes) -> bytes | None:
-        """Answers a request; None if whoever made it has proved nothing.
+        """Returns the answer to a request; None if its sender has proved nothing.
 
         This is a :data:`~socks_tunnel.signaling.carrier.JoinHandler`.
         """
@@ -252,8 +255,8 @@ class Enroller:
         settings = self._jwt.settings
         if isinstance(judged, Refusal):
             return judged
-        if settings is None:  # a reload has taken it away meanwhile
-            return NotJoined("this endpoint takes no JWT any more")
+        if settings is None:  # a reload has removed it meanwhile
+            return NotJoined("this endpoint does not accept JWT any more")
         decided = self._enrolments.join_by_jwt(
             request,
             judged,
@@ -279,7 +282,7 @@ class Enroller:
         return decided
 
     async def _hold(self, decided: Joined) -> Joined | Refusal:
-        """Waits until a decision is on the disk and in force."""
+        """Waits until a decision is saved and in force."""
         applied = self._changed()
         try:
             await asyncio.to_thread(self._file.sync)
@@ -297,7 +300,9 @@ class Enroller:
         if self._refused <= REQUESTS_LOGGED:
             _log.warning("refused a request to join from %s: %s", remote_address.get(), why)
         if self._refused == REQUESTS_LOGGED:
-            _log.warning("further ones within %.0f s are not logged", REQUESTS_PERIOD)
+            _log.warning(
+                "further refused requests to join within %.0f s are only counted", REQUESTS_PERIOD
+            )
 
     # --- commands -------------------------------------------------------------------------------
 
@@ -323,7 +328,7 @@ class Enroller:
             raise ControlError(self._group.elsewhere)
         if request.get("jwt"):
             if self._jwt.settings is None:
-                raise ControlError("no JWT is taken: the configuration has no [join.jwt]")
+                raise ControlError("JWT is not accepted: the configuration has no [join.jwt]")
             return {"address": self._jwt.address, "issuer": self._jwt.settings.issuer}
         tag = _text(request, "tag", "")
         if tag and tag not in self._config.policies:
@@ -343,7 +348,7 @@ class Enroller:
 
     async def _revoke(self, name: str) -> dict[str, Any]:
         try:
-            if self._is_copy:  # the owner may be away: here it holds all the same
+            if self._is_copy:  # also works while the owner of the list cannot be reached
                 member = self._enrolments.members[name]
                 self._file.enrolments.bar(name, member.all_keys(), time.time())
                 invitation = None
@@ -417,8 +422,8 @@ def _log_joined(decided: Joined, what: str, request: Request) -> None:
 
 
 def _not_written(error: OSError) -> Refusal:
-    _log.error("a host cannot join: %s", error)
-    return Refusal("disk", "the endpoint cannot write down who joins; its log says why")
+    _log.error("a host cannot join, because the list of members cannot be saved: %s", error)
+    return Refusal("disk", "the endpoint cannot save its list of members; its log says why")
 
 
 def _text(request: Mapping[str, Any], name: str, default: str | None = None) -> str:

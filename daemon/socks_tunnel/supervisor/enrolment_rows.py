@@ -22,7 +22,7 @@ def why_refused(
     listed: Mapping[bytes, str],
     now: float,
 ) -> str | None:
-    """Returns why a configuration leaves no place for a member; None if it does."""
+    """Returns why a member cannot be a peer in a configuration; None if it can."""
     if member.name in names:
         return "the configuration has a peer of that name"
     if member.tag and member.tag not in policies:
@@ -33,7 +33,7 @@ def why_refused(
 
 
 def peer_of(member: Member, now: float) -> Peer:
-    """Returns the peer that a member is."""
+    """Returns the peer for a member, with the policy of its tag."""
     key, *old = member.keys(now)
     return Peer(
         name=member.name,
@@ -54,7 +54,7 @@ def _iso(moment: int) -> str | None:
 
 
 def rows_of(enrolments: MemberList, here: Iterable[Revoked], now: float) -> dict[str, Any]:
-    """Returns what `peers` shows of a list, and of the keys that are revoked `here` alone."""
+    """Returns the rows of `peers` for a list, and for the keys that are revoked only `here`."""
     members = [
         {
             "name": member.name,

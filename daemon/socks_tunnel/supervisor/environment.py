@@ -5,8 +5,8 @@ from typing import Final
 PARENT_VARIABLE: Final = "SOCKS_TUNNEL_PARENT"
 """Holds the process id of a parent that an instance must not outlive; `demo` and `exec` set it."""
 
-# What concerns the main process alone must not reach its children: one that answered the service
-# manager in its name, or took its sockets, would be believed.
+# Children must not get the variables that are for the main process alone. A child could otherwise
+# speak to the service manager in its name, or use its sockets.
 OWN_ENVIRONMENT: Final = (
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",

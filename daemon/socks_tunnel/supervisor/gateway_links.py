@@ -1,6 +1,6 @@
-"""The links of a gateway: a :class:`Dialler` for each configured peer, and what hurries them all.
+"""The links of a gateway: a :class:`Dialler` for each configured peer (see dialler.py).
 
-What becomes of one peer: supervisor/dialler.py.
+It also lets all of them dial at once when the network has changed or the host has slept.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class GatewayLinks(Links):
         self.router.route(routes)
 
     def timing_of(self, peer: str) -> Timing:
-        """Watches peers closely that share a route: new flows have somewhere else to go."""
+        """Returns a closer watch for peers that share a route, as new flows can go elsewhere."""
         if peer not in self._shared:
             return DEFAULT_TIMING
         fast = fast_path_active(self.config.transport.fast_path)
@@ -71,7 +71,7 @@ class GatewayLinks(Links):
         self._pauses.start()
 
     def apply(self, config: Config) -> None:
-        """Ends what leads to peers that are gone, dials new ones, and those that moved anew."""
+        """Ends the links of removed peers, dials new peers, and dials moved peers again."""
         super().apply(config)
         self._outgoing.apply(config)
         for name, dialler in list(self._diallers.items()):
@@ -95,13 +95,14 @@ class GatewayLinks(Links):
         self._count_links()
 
     def renew(self, identity: PrivateIdentity) -> bool:
-        """Takes another key for the next links. Those that are up go on with the old one.
+        """Takes another key for the next links. Links that are up go on with the old key.
 
-        When the endpoint does not accept that any more, it ends them, and flows go on with others.
+        When an endpoint does not accept the old key any more, it ends them, and their flows go on
+        with new links.
         """
         if identity.public != self.identity.public:
             _log.info(
-                "this host identifies itself by another key on its next links: %s",
+                "the private key has changed: the next links use the public key %s",
                 identity.public_text,
             )
             self.identity = identity
@@ -112,13 +113,13 @@ class GatewayLinks(Links):
         return True
 
     def goaway(self) -> None:
-        """Also dials no more."""
+        """Also stops dialling."""
         super().goaway()
         for dialler in self._diallers.values():
             dialler.hold()
 
     async def stop(self, reason: str) -> None:
-        """Says goodbye to all peers."""
+        """Stops dialling, ends all links in order, and sends all peers a goodbye."""
         self.draining = True
         self._paths.stop()
         self._pauses.stop()
@@ -126,7 +127,7 @@ class GatewayLinks(Links):
         await self._outgoing.stop()
 
     async def suspend(self, reason: str) -> None:
-        """Says no goodbye: the next program dials with the same sessions."""
+        """Ends the links without a goodbye: the next program dials with the same sessions."""
         self.draining = True
         self._paths.stop()
         self._pauses.stop()
@@ -135,19 +136,20 @@ class GatewayLinks(Links):
         await super().suspend(reason)
 
     def export(self) -> dict[str, Any]:
-        """Returns the sessions, which are named by this side."""
+        """Returns the names of the sessions, which this side has chosen."""
         return {"sessions": {name: d.session for name, d in self._diallers.items()}}
 
     def inherit(self, fields: Mapping[str, Any]) -> None:
-        """Takes the sessions."""
+        """Takes the names of the sessions of the previous program."""
         sessions = bounded.table(fields, "sessions")
         self._inherited = {name: bounded.binary(sessions, name, 16) for name in sessions}
 
     def host_changed(self, why: str) -> None:
-        """Tries other links beside those that a change of addresses or routes concerns.
+        """Tries other links besides those that a change of addresses or routes concerns.
 
-        The kernel still sends to the peer of some links from the same address, as when a container
-        has started here. Those are asked for an answer, and are in doubt if none comes soon.
+        A link is not concerned if the kernel still sends to its peer from the same address, for
+        instance when a container has started here. The peer of such a link is asked for an answer,
+        and the link is in doubt if none comes soon.
         """
         concerned = self.up()
         if only_addresses(why):
@@ -161,11 +163,11 @@ class GatewayLinks(Links):
         *,
         links: Collection[PeerLink] | None = None,
     ) -> None:
-        """Tries another link beside each: addresses or routes have changed, or the host has slept.
+        """Tries another link besides each one, because the network has changed or the host slept.
 
-        With `links`, only beside these; the others are asked for an answer. `why` ends the sentence
-        "link office: …". Whoever waits to dial again does it now; an attempt that has begun is made
-        anew, for it knows other addresses.
+        With `links`, only besides these; the peers of the others are asked for an answer. `why`
+        ends the sentence "link office: …". Diallers that wait dial now. An attempt under way is
+        made anew, because it has old addresses.
         """
         if self.draining:
             return
@@ -179,7 +181,7 @@ class GatewayLinks(Links):
             dialler.hurry()
 
     def _dial_anew(self, dialler: Dialler, why: str) -> None:
-        """Has a link made the way that is configured now; its flows go on with it."""
+        """Lets a new link be made with the present settings; the flows go on with it."""
         for link in self.up():
             if link.peer.name == dialler.peer.name:
                 link.doubt(why, "configuration")
@@ -198,7 +200,7 @@ class GatewayLinks(Links):
 
 
 def _sends_as_before(link: PeerLink) -> bool:
-    """Returns whether the kernel sends to the peer from the address that the link has."""
+    """Returns whether the kernel would send to the peer from the local address of the link."""
     path = link.link.transport.path
     return (
         path is not None

@@ -4,9 +4,9 @@ The owner's members are those of its file of enrolments, as without a group. A c
 own, and the members in it are the peers of its endpoint. What goes over the wire, and why it can be
 believed, is in :mod:`socks_tunnel.signaling.group_list`.
 
-A copy asks each :data:`POLL` seconds, and at once when the owner says that there is something new.
-The owner says so until the other endpoint has asked. A copy holds while the owner is away, with all
-its revocations, and for `max_age` at most.
+A copy asks the owner each :data:`POLL` seconds, and at once when the owner reports a change. The
+owner repeats the report until the other endpoint has asked. While the owner is away, a copy with
+all its revocations stays in force for at most `max_age`.
 """
 
 import asyncio
@@ -47,10 +47,10 @@ from socks_tunnel.signaling.member_list import Entry
 _log = logging.getLogger(__name__)
 
 POLL: Final = 10.0
-"""Seconds between two times that a copy asks, if the owner says nothing."""
+"""Seconds between two questions of a copy, if the owner reports no change."""
 
 ASK_TIMEOUT: Final = 5.0
-"""Seconds that an endpoint waits for what another one of its group answers."""
+"""Seconds that an endpoint waits for the answer of another one of its group."""
 
 GATHER: Final = 0.1
 """Seconds in which changes are gathered before the owner tells of them."""
@@ -60,28 +60,29 @@ RETRY_MAX: Final = 5.0
 """Bounds of the pause between two attempts to reach another endpoint, in seconds."""
 
 AWAY_AFTER: Final = 30.0
-"""Seconds without an answer after which the log has it that the owner is away."""
+"""Seconds without an answer after which the absence of the owner is logged."""
 
 TOLD_WITHIN: Final = 2.0
-"""Seconds that a revocation waits for the other endpoints to have it, before it names those that
+"""Seconds that a revocation waits for the other endpoints to get it. After that it names those that
 have not."""
 
 WRITTEN_EACH: Final = 3600.0
-"""Seconds in which the time of the owner's last answer is written down at most once."""
+"""Least seconds between two times at which the time of the owner's last answer is saved."""
 
 COPIED_MAX: Final = 2 * (MEMBERS_MAX + REVOKED_MAX)
-"""Entries of a whole list, which wait in memory until its last part is here."""
+"""Most entries of a whole list, which wait in memory until its last part has come."""
 
 CLOCK_BACK: Final = 300.0
-"""Seconds that the clock may be behind the time at which the owner was last heard before a restart.
-If it is farther behind, how old the copy is cannot be known, and it counts as too old."""
+"""Seconds by which the clock may be behind the time of the owner's last answer after a restart. If
+it is more, the age of the copy is unknown, and it counts as too old."""
 
 Ask: TypeAlias = Callable[[bytes, bytes, float], Awaitable[bytes]]
-"""Brings a request to a key and returns the answer; raises :class:`SignalingError`."""
+"""Sends a request to the endpoint with a key, and returns the answer within so many seconds. Raises
+:class:`SignalingError`."""
 
 
 class _Part:
-    """What owner and copies have in common: the group, and requests of its endpoints."""
+    """The common part of owner and copies: the group, and requests of its endpoints."""
 
     def __init__(self, group: Group, identity: PrivateIdentity) -> None:
         self.name = group.name
@@ -94,7 +95,7 @@ class _Part:
 
     @property
     def elsewhere(self) -> str:
-        """Where hosts join, as a sentence."""
+        """A sentence that says where hosts join."""
         return f"hosts join at {self.owner_name}, which owns the list of {self.name}"
 
     def opened(self, data: bytes) -> ListRequest | ListChanged | None:
@@ -105,7 +106,7 @@ class _Part:
         return open_request(data, self._identity.public, self.name, self._others, time.time())
 
     async def stop(self) -> None:
-        """Asks and tells no more."""
+        """Stops asking and reporting."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -125,21 +126,21 @@ class ListOwner(_Part):
         self._changed = {key: asyncio.Event() for key in self._others}
 
     def start(self, ask: Ask) -> None:
-        """Tells the others of changes from now on."""
+        """Reports changes to the other endpoints from now on."""
         self._tasks = [
             spawn(f"tell {name} of members", self._tell(key, ask))
             for key, name in self._others.items()
         ]
 
     def changed(self) -> None:
-        """The list has changed."""
+        """Reports a change of the list."""
         for event in self._changed.values():
             event.set()
 
     def handle(self, request: ListRequest | ListChanged) -> bytes | None:
-        """Answers a request of another endpoint; None for one that makes no sense.
+        """Returns the answer to another endpoint; None for a request that is only for copies.
 
-        Raises :class:`JoinRejected` for one that cannot be answered.
+        Raises :class:`JoinRejected` for a request that cannot be answered.
         """
         if isinstance(request, ListChanged):
             return None
@@ -153,7 +154,7 @@ class ListOwner(_Part):
         return [name for key, name in self._others.items() if self._have.get(key) != version]
 
     async def told(self) -> list[str]:
-        """Waits for the others to have the latest version; returns who does not have it in time."""
+        """Waits for the others to get the latest version; returns who has not got it in time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TOLD_WITHIN):
                 while self.behind():
@@ -181,7 +182,7 @@ class ListOwner(_Part):
             pause = min(2 * pause, RETRY_MAX)
 
     def row(self) -> dict[str, Any]:
-        """Returns what `peers` says of the list."""
+        """Returns the row of `peers` about the list."""
         return {
             "group": self.name,
             "owner": self.owner_name,
@@ -191,9 +192,10 @@ class ListOwner(_Part):
 
 
 class ListCopy(_Part):
-    """An endpoint that has a copy. `changed` is called when other hosts may be here.
+    """An endpoint that has a copy at `path`.
 
-    Raises :class:`OSError` if the file cannot be used.
+    `changed` is called when the members have changed, and `heard` with the Unix time of each answer
+    of the owner. Raises :class:`OSError` if the file cannot be used.
     """
 
     def __init__(
@@ -209,7 +211,7 @@ class ListCopy(_Part):
         try:
             self._file = EnrolmentFile(path, identity)
         except DamagedFileError as error:
-            # The owner has all of it. Nobody is admitted until it has answered.
+            # The owner has the whole list. No member is admitted until it has answered.
             _log.warning("%s; the owner is asked for a new copy", error)
             path.replace(path.with_suffix(".damaged"))
             self._file = EnrolmentFile(path, identity)
@@ -217,16 +219,16 @@ class ListCopy(_Part):
         self._heard = heard
         self._hint = asyncio.Event()
         self._fresh: list[Entry] | None = None
-        """Entries of a whole list of which parts are still missing; None if none is on its way."""
+        """The entries so far of a whole list that comes in parts; None if none is on its way."""
         self._unwritten = False
-        """Whether the file lacks something that is in force. It is written as a whole then."""
+        """Whether the file lacks changes that are in force. It is then written as a whole."""
         self._heard_at_boottime: float | None = None
-        """The same moment as `_heard_at` by a clock that nobody sets; None if before the start."""
+        """`_heard_at` by a clock that cannot be set; None if it was before the start."""
         self._away_told = False
         self._problem = ""
         of = self._file.enrolments.copied
         if of and (of.get("owner"), of.get("group")) != (self._owner.hex(), self.name):
-            _log.warning("%s is of another group, and is not used any more", path)
+            _log.warning("%s is the copy of another group's list: emptying it", path)
             self._file.replace([])
         copied = self._file.enrolments.copied
         self._cursor: Version = copied.get("epoch", 0), copied.get("number", 0)
@@ -244,9 +246,9 @@ class ListCopy(_Part):
         return copied.get("epoch", 0), copied.get("number", 0)
 
     def is_stale(self, now: float) -> bool:
-        """Returns whether the copy is too old to admit anybody by it. `now` is Unix time.
+        """Returns whether the copy is older than `max_age`, so that it admits nobody.
 
-        A clock that is set back does not make the copy younger.
+        `now` is Unix time. A clock that is set back does not make the copy younger.
         """
         if not self._max_age:
             return False
@@ -259,7 +261,7 @@ class ListCopy(_Part):
         self._tasks = [spawn("follow the list of members", self._follow(ask))]
 
     def handle(self, request: ListRequest | ListChanged) -> bytes | None:
-        """Answers a request of another endpoint; None for one that is not for a copy."""
+        """Returns the answer to another endpoint; None for a request that is not for a copy."""
         if isinstance(request, ListRequest) or request.sender != self._owner:
             return None
         self._hint.set()
@@ -279,7 +281,7 @@ class ListCopy(_Part):
             else:
                 pause = RETRY_MIN
                 if portion.more or portion.entries:
-                    continue  # the last time, so that the owner knows what we have
+                    continue  # the last question tells the owner the version that is here
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._hint.wait()
@@ -306,7 +308,7 @@ class ListCopy(_Part):
         return portion
 
     def _take(self, portion: Portion) -> None:
-        """Applies an answer. Raises :class:`JoinRejected` for a list that is older than ours."""
+        """Applies an answer. Raises :class:`JoinRejected` for a list older than the copy."""
         now = time.time()
         if portion.reset:
             self._fresh = []
@@ -341,7 +343,7 @@ class ListCopy(_Part):
         self._problem = ""
         if self._away_told:
             self._away_told = False
-            _log.info("%s, who owns the list of members, is heard again", self.owner_name)
+            _log.info("%s, which owns the list of members, answers again", self.owner_name)
         self._heard_at, self._heard_at_boottime = now, _boottime()
         self._heard(now)
 
@@ -361,8 +363,8 @@ class ListCopy(_Part):
     def _record(self, entry: Entry) -> None:
         """Appends an entry to the file, unless an earlier one is missing there.
 
-        The last entry of an answer says which version the file has. It must not be written behind a
-        gap: after a restart, the owner would never be asked for what is missing.
+        The last entry of an answer says which version the file has. It must not come after a gap,
+        or the owner would not be asked for the missing entries after a restart.
         """
         if self._unwritten:
             return
@@ -379,13 +381,16 @@ class ListCopy(_Part):
             return
         if self._unwritten:
             self._unwritten = False
-            _log.info("the list of members is written down again")
+            _log.info("the list of members is saved again")
 
     def _not_written(self, error: OSError) -> None:
-        """The list is in force all the same: who is revoked is not let in for a full disk."""
+        """Logs that the file cannot be written. The list is in force all the same.
+
+        So a full disk does not let revoked hosts in.
+        """
         if not self._unwritten:
             _log.error(
-                "the list of members cannot be written down; this endpoint tries again, and has to"
+                "the list of members cannot be saved; this endpoint tries again, and would have to"
                 " ask %s for it after a restart: %s",
                 self.owner_name,
                 clip(error),
@@ -408,7 +413,8 @@ class ListCopy(_Part):
             return
         self._away_told = True
         _log.warning(
-            "nothing heard of %s, who owns the list of members, since %s: %s; its copy holds%s",
+            "no answer from %s, which owns the list of members, since %s: %s; "
+            "the copy stays in force%s",
             self.owner_name,
             _iso(self._heard_at) or "ever",
             problem,
@@ -439,8 +445,8 @@ def part_of(
 ) -> GroupPart | None:
     """Returns an endpoint's part in the group of its configuration; None if there is no group.
 
-    `own` are the members of its own, and the copy is at `path`. Raises :class:`ValueError` with a
-    sentence if it is not of the group, and :class:`OSError` if the copy cannot be used.
+    `own` are the endpoint's own members. The copy is at `path`. Raises :class:`ValueError` with a
+    sentence if the endpoint is not in the group, and :class:`OSError` if the copy cannot be used.
     """
     group = config.join.group
     if group is None:
@@ -451,7 +457,8 @@ def part_of(
     name = names.get(identity.public)
     if name is None:
         raise ValueError(
-            "join.group: this endpoint's own public key is none of those of the endpoints"
+            "join.group: none of the endpoints has the public key of this endpoint "
+            f"({identity.public_text})"
         )
     if name == group.owner:
         return ListOwner(group, identity, own)
@@ -467,7 +474,7 @@ def part_of(
 
 
 def _boottime() -> float:
-    """Returns seconds since the start of the system, with those that it slept."""
+    """Returns seconds since the start of the system, including those asleep."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 

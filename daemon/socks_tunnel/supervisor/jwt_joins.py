@@ -1,6 +1,6 @@
-"""What an endpoint does with tokens of an identity provider (JWT): opens, looks up the key, judges.
+"""Judges tokens of an identity provider (JWT) by which hosts join an endpoint.
 
-PyJWT is loaded by endpoints that take such tokens, and by no others.
+PyJWT is imported only by endpoints that accept such tokens.
 """
 
 from dataclasses import dataclass
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a token is not accepted: a value of the metric's label, and a sentence for both sides."""
+    """Why a token is not accepted: the label of the metric, and a sentence for both sides."""
 
     code: str
     sentence: str
 
 
 class JwtJoins:
-    """The tokens that one endpoint takes, by its configuration."""
+    """Judges tokens by the configuration of one endpoint."""
 
     def __init__(self, identity: PrivateIdentity) -> None:
         self._identity = identity
         self._way: tuple[JoinJwt, str | None] | None = None
         self._jwks: Jwks | None = None
         self.address = ""
-        """What hosts are told so that they can send tokens; empty if none are taken."""
+        """The address to which hosts send tokens; empty if tokens are not accepted."""
 
     @property
     def settings(self) -> JoinJwt | None:
-        """What the configuration says; None if no tokens are taken."""
+        """The settings of `[join.jwt]`; None if tokens are not accepted."""
         return None if self._way is None else self._way[0]
 
     def apply(self, config: Config) -> None:
-        """Takes a configuration. The keys stay known if it names the same source for them."""
+        """Takes a configuration. The known keys are kept if their source has not changed."""
         jwt = config.join.jwt
         if jwt is None:
             self._way, self._jwks, self.address = None, None, ""
@@ -54,17 +54,17 @@ class JwtJoins:
         self.address = str(JoinAddress.of(self._identity))
 
     async def judge(self, request: JwtRequest, now: float) -> "Accepted | Refusal":
-        """Returns what the token in a request says, or why it is not accepted.
+        """Returns the claims of an accepted token, or why it is not accepted.
 
         Raises :class:`~socks_tunnel.signaling.joining.JoinRejected` if the request was not made for
-        this endpoint: its sender has shown nothing then, and is to be told nothing.
+        this endpoint. Such a sender has proved nothing, and gets no answer.
         """
         from socks_tunnel.signaling.joining_jwt import unseal  # noqa: PLC0415 - as above
 
         token = unseal(request, self._identity)
         settings, jwks = self.settings, self._jwks
         if settings is None or jwks is None:
-            return Refusal("jwt-off", "this endpoint takes no JWT; it has no [join.jwt]")
+            return Refusal("jwt-off", "this endpoint accepts no JWT; it has no [join.jwt]")
         from socks_tunnel.signaling import jwt_tokens  # noqa: PLC0415 - as above
         from socks_tunnel.signaling.jwks import KeysUnavailable  # noqa: PLC0415 - as above
 

@@ -1,11 +1,11 @@
 """Listening sockets: bound here or inherited from systemd, then shared by all workers.
 
-One socket for each address, not one for each worker: what waits in its accept queue is lost with no
-worker's death, and any worker can take it.
+There is one socket for each address, and not one for each worker. So any worker can accept a queued
+connection, and the queue survives the death of a worker.
 
-A Unix socket is a file too, which outlives a process that is killed. What stands in the way of one
-is removed only if it is a socket that nobody listens on; the file is removed at the end only if it
-still is the one that was made here.
+A Unix socket is also a file, which survives a process that is killed. An existing file is removed
+only if it is a socket that nobody listens on. At the end the file is removed only if it still is
+the one that was made here.
 """
 
 import contextlib
@@ -28,15 +28,16 @@ from socks_tunnel.protocol.addresses import HostPort, parse_ip
 _log = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
-"""Connections that may wait for a worker; the kernel's net.core.somaxconn bounds it too."""
+"""Connections that may wait for a worker. The kernel's net.core.somaxconn limits them too."""
 
 UNIX_MODE: Final = 0o660
-"""Mode of a Unix socket that is bound here: for the user and the group of the daemon."""
+"""Mode of a Unix socket that is bound here: the user and the group of the daemon may connect."""
 
 LOCK_TIMEOUT: Final = 2.0
 """Seconds to wait for another instance that is making a Unix socket in the same directory."""
 
 _LOCK_POLL: Final = 0.02
+"""Seconds between two attempts to get that lock."""
 
 _FIRST_ACTIVATED_FD: Final = 3
 """SD_LISTEN_FDS_START of sd_listen_fds(3)."""
@@ -49,20 +50,23 @@ Address: TypeAlias = HostPort | Path
 
 
 class ListenError(Exception):
-    """A listener cannot be had; the text is a sentence that says what to do about it."""
+    """It is not possible to listen on an address. The text is a sentence that says what to do."""
 
 
 class RemoteListenerError(ListenError):
-    """A listener is bound where the configuration lets nobody in; the text says what to change."""
+    """A listener can be reached by other hosts, which the configuration does not allow.
+
+    The text says what to change.
+    """
 
 
 @dataclass(slots=True)
 class Listener:
     """A listening TCP or Unix socket, or the bound UDP socket of a forward.
 
-    `activated`: it is systemd's, which goes on to hold it. `target` is where a forward leads to,
-    None for a SOCKS listener. `file` is what was made in the file system for a Unix socket: its
-    device and inode.
+    `activated` means that systemd has passed the socket, and keeps it open itself. `target` is the
+    target of a forward, None for a listener of the proxy. `file` is the device and inode of the
+    file that was made here for a Unix socket.
     """
 
     socket: socket.socket
@@ -70,44 +74,44 @@ class Listener:
     target: HostPort | None = None
     file: tuple[int, int] | None = None
     wanted: Address | None = None
-    """The address in the configuration that it stands for."""
+    """The address in the configuration that it serves."""
 
     @property
     def kind(self) -> str:
-        """What a worker is told of it."""
+        """The kind for workers: `socks`, `forward-tcp` or `forward-udp`."""
         if self.target is None:
             return "socks"
         return "forward-udp" if self.socket.type == socket.SOCK_DGRAM else "forward-tcp"
 
     @property
     def address(self) -> Address:
-        """Where it listens; with the port that the system chose if 0 was asked for."""
+        """The address of the socket, with the port that the system chose if 0 was configured."""
         return _name_of(self.socket)
 
     def refuse(self) -> None:
-        """Lets the kernel refuse new connections, also for the processes that share the socket.
+        """Lets the kernel refuse new connections, for all processes that share the socket.
 
-        Connections that nobody has accepted are ended. systemd's socket is left as it is:
-        connections wait there for the next start.
+        Queued connections are ended. A socket of systemd is left as it is: connections wait there
+        for the next start.
         """
         if self.activated or self.socket.type != socket.SOCK_STREAM:
             return
         try:
             self.socket.shutdown(socket.SHUT_RD)
         except OSError as error:
-            if error.errno != errno.ENOTCONN:  # it did not listen any more
+            if error.errno != errno.ENOTCONN:  # it does not listen any more
                 raise
         if self.socket.family == socket.AF_UNIX:
-            # A TCP socket's queue is emptied by that; a Unix socket's is only closed at its end.
+            # The shutdown has emptied the queue of a TCP socket, but not that of a Unix socket.
             with contextlib.suppress(OSError):
                 while True:
                     self.socket.accept()[0].close()
 
     def close(self) -> None:
-        """Closes this process's hold of it, and removes the file of a Unix socket made here."""
+        """Closes the socket in this process, and removes the file of a Unix socket made here."""
         if self.file is not None:
             path = Path(self.socket.getsockname())
-            # Another instance may have taken the place once nobody was served here any more.
+            # Another instance may have made its own file there since this one stopped listening.
             with contextlib.suppress(OSError):
                 if _file_of(path) == self.file:
                     path.unlink()
@@ -135,7 +139,11 @@ def activated_sockets(environ: Mapping[str, str]) -> list[socket.socket]:
         if (listens and sock.family in {*_INTERNET, socket.AF_UNIX}) or is_udp:
             sockets.append(sock)
         else:
-            _log.warning("systemd passed file descriptor %d, which no listener can use", fd)
+            _log.warning(
+                "systemd passed file descriptor %d, which no listener can use: closing it; "
+                "check the .socket unit",
+                fd,
+            )
             sock.close()
     return sockets
 
@@ -147,12 +155,13 @@ def open_listeners(
     *,
     others: bool = False,
 ) -> list[Listener]:
-    """Returns a listener for each address, in order. `others` says that there are others already.
+    """Returns a listener for each address, in order.
 
-    Of the `activated` sockets the one of that address is taken, or else the next of its kind that
-    no address asks for; those taken are removed from the list. Where none is left, a socket is
-    bound. Raises
-    :class:`ListenError`; nothing stays bound then. `setting` names the configuration key in it.
+    An address gets the `activated` socket that is bound to it, or else the next one of its kind
+    that no other address matches. These are removed from the list. If none is left, a socket is
+    bound. A missing IPv6 loopback address is left out if there are other listeners; `others` says
+    that the caller has some. Raises :class:`ListenError`, which names the configuration key
+    `setting`; then nothing stays bound.
     """
     chosen: dict[int, socket.socket] = {}
     for position, address in enumerate(wanted):
@@ -198,10 +207,10 @@ def open_listeners(
 def open_forwards(
     forwards: Sequence[tuple[str, HostPort, HostPort]], activated: list[socket.socket]
 ) -> list[Listener]:
-    """Returns a listener for each forward: ("tcp" or "udp", where it listens, its target).
+    """Returns a listener for each forward: ("tcp" or "udp", the address, the target).
 
-    An `activated` socket is used only where it has that address. Raises :class:`ListenError`;
-    nothing stays bound then.
+    An `activated` socket is used only if it has that address. Raises :class:`ListenError`; then
+    nothing stays bound.
     """
     listeners: list[Listener] = []
     for index, (protocol, address, target) in enumerate(forwards):
@@ -249,15 +258,15 @@ def bind(setting: str, address: HostPort, kind: socket.SocketKind = socket.SOCK_
 def bind_unix(setting: str, path: Path) -> Listener:
     """Binds a Unix socket with mode 0660 and listens on it. Raises :class:`ListenError`.
 
-    A socket that nobody listens on is replaced; nothing else that is there is touched.
+    A socket file that nobody listens on is replaced. No other file is touched.
     """
     where = f"{setting}: cannot listen on {listener_text(path)}"
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # Two instances that find the same dead socket must not remove each other's new one.
+        # Two instances that find the same dead socket must not remove each other's new socket.
         with _locked(path.parent):
             _remove_dead(path)
-            # Made with its mode, not given it later: it never has another one.
+            # The umask gives the file its mode when it is made, so that it never has another.
             umask = os.umask(0o777 & ~UNIX_MODE)
             try:
                 sock.bind(str(path))
@@ -288,7 +297,7 @@ def _locked(directory: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > end:
                     raise ListenError(f"another program has locked {directory}") from None
-                time.sleep(_LOCK_POLL)  # the start waits for this: no child and no link is there
+                time.sleep(_LOCK_POLL)  # blocking is harmless: children and links start later
         yield
     finally:
         os.close(fd)
@@ -301,9 +310,9 @@ def _remove_dead(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise ListenError("what is there is no socket, and is left alone; choose another path")
+        raise ListenError("that file is no socket, and is left alone; choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # a full queue is an answer too
+        probe.setblocking(False)  # a full queue (EAGAIN) also shows that somebody listens
         result = probe.connect_ex(str(path))
     match result:
         case errno.ECONNREFUSED:
@@ -318,7 +327,7 @@ def _remove_dead(path: Path) -> None:
             )
         case number:
             raise ListenError(
-                f"a socket is there that cannot be asked whether it is in use "
+                f"there is a socket, and it is not known whether it is in use "
                 f"({os.strerror(number)}); remove it if it is not"
             )
 
@@ -333,7 +342,7 @@ def _unix_advice(error: OSError, path: Path) -> str:
         case errno.ENOENT:
             return f"there is no directory {path.parent}"
         case errno.ENOTDIR:
-            return f"{path.parent} is no directory"
+            return f"{path.parent} is not a directory"
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return (
                 f"no permission to make a socket in {path.parent}; the packaged unit may write to "
@@ -359,8 +368,8 @@ def _advice(error: OSError) -> str:
 
 
 def has_no_ipv6(address: Address, error: ListenError) -> bool:
-    """Returns whether the address is that of IPv6's loopback, which this host does not have."""
-    # The default is to listen on both loopback addresses, and many hosts have IPv6 switched off.
+    """Returns whether an error only says that this host lacks the IPv6 loopback address."""
+    # By default a gateway listens on both loopback addresses, and many hosts have no IPv6.
     cause = error.__cause__
     return (
         isinstance(address, HostPort)
@@ -373,8 +382,8 @@ def has_no_ipv6(address: Address, error: ListenError) -> bool:
 def reaches_beyond(address: Address) -> bool:
     """Returns whether clients of other hosts can reach a socket that is bound to `address`.
 
-    `0.0.0.0` and `::` stand for all addresses of the host, `::` for IPv4 too if the socket is
-    dual-stack. Who may use a Unix socket is decided by its mode; nobody comes from elsewhere.
+    `0.0.0.0` and `::` stand for all addresses of the host, `::` also for IPv4 if the socket is
+    dual-stack. A Unix socket cannot be reached by other hosts.
     """
     if isinstance(address, Path):
         return False
@@ -387,9 +396,9 @@ def reaches_beyond(address: Address) -> bool:
 def check_reach(
     listeners: Sequence[Listener], *, allow_remote_clients: bool, has_users: bool
 ) -> None:
-    """Judges where SOCKS listeners and forwards are really bound, whoever bound them.
+    """Checks the addresses to which SOCKS listeners and forwards are really bound.
 
-    The configuration was checked when it was read, but systemd's sockets may be bound elsewhere.
+    The configuration was checked when it was read, but sockets of systemd may have other addresses.
     Raises :class:`RemoteListenerError`.
     """
     for listener in listeners:
@@ -399,13 +408,13 @@ def check_reach(
         whose = "systemd's socket" if listener.activated else "a listener"
         if not allow_remote_clients:
             raise RemoteListenerError(
-                f"{whose} is bound to {where}, which is no loopback address: remote clients must "
-                "be allowed with allow_remote_clients in [socks], and named in users_file"
+                f"{whose} is bound to {where}, which is no loopback address: set "
+                "allow_remote_clients in [socks] if remote clients may use it, and users_file"
             )
         if listener.target is None and not has_users:
             raise RemoteListenerError(
-                f"{whose} is bound to {where}, which is no loopback address: users_file in [socks] "
-                "is needed"
+                f"{whose} is bound to {where}, which is no loopback address: set users_file in "
+                "[socks]"
             )
 
 
@@ -422,7 +431,7 @@ def listens_at(
 
 
 def _may_stand_in(sock: socket.socket, address: Address) -> bool:
-    """Returns whether a socket of systemd's serves the same kind of clients as that address."""
+    """Returns whether a socket of systemd is of the same kind as the address: Unix or TCP."""
     is_unix = sock.family == socket.AF_UNIX
     return sock.type == socket.SOCK_STREAM and is_unix is isinstance(address, Path)
 

@@ -1,8 +1,8 @@
 """Learns from the kernel that this host's addresses or default routes have changed.
 
-:class:`NetlinkDecoder` is sans-IO: datagrams of the kernel in, sentences out. :class:`PathWatcher`
-is the socket around it. What a notification looks like (netlink(7), rtnetlink(7)), in the byte
-order of the machine::
+:class:`NetlinkDecoder` is sans-IO: it makes sentences of the kernel's datagrams.
+:class:`PathWatcher` is the socket around it. These are the parts of a notification (netlink(7),
+rtnetlink(7)), in the byte order of the machine::
 
     nlmsghdr    [LENGTH:4] [TYPE:2] [FLAGS:2] [SEQUENCE:4] [PORT:4]    LENGTH includes this header
     ifaddrmsg   [FAMILY:1] [PREFIX:1] [FLAGS:1] [SCOPE:1] [INDEX:4]
@@ -10,8 +10,8 @@ order of the machine::
                 [TABLE:1] [PROTOCOL:1] [SCOPE:1] [TYPE:1] [FLAGS:4]    DST: bits, 0 for a default
     rtattr      [LENGTH:2] [TYPE:2] [PAYLOAD], LENGTH without the padding to 4 bytes that follows
 
-The kernel repeats what it has said before, such as an IPv6 address whose lifetime a router has
-prolonged. So both lists are read once at the start, and only a difference to them is a change.
+The kernel repeats notifications, for instance when a router has prolonged the lifetime of an IPv6
+address. So both lists are read at the start, and only a difference to them is a change.
 """
 
 import asyncio
@@ -26,19 +26,19 @@ from typing import Final
 _log = logging.getLogger(__name__)
 
 SETTLE_SECONDS: Final = 0.1
-"""Seconds that changes are collected: one address brings several notifications."""
+"""Seconds for which changes are collected, because one address causes several notifications."""
 
 INTERVAL: Final = 1.0
-"""Seconds between two calls of a watcher's owner."""
+"""Least seconds between two calls of a watcher's owner."""
 
 NAMED_MAX: Final = 4
-"""Changes that one call names; it says how many more there were."""
+"""Changes that one call names. It only counts further ones."""
 
 KNOWN_MAX: Final = 4096
-"""Addresses and default routes that are remembered. What is beyond counts as a change each time."""
+"""Addresses and default routes that are remembered. Further ones count as a change each time."""
 
 DATAGRAMS_PER_TURN: Final = 64
-"""Datagrams of the kernel that are read before the event loop goes on."""
+"""Datagrams of the kernel that are read in one turn of the event loop."""
 
 _DATAGRAM_MAX: Final = 65_536
 _GROUPS: Final = 0x10 | 0x40 | 0x100 | 0x400
@@ -68,12 +68,12 @@ _ADDRESS_CHANGES: Final = ("its host has a new address", "its host has lost its 
 
 
 def only_addresses(why: str) -> bool:
-    """Returns whether a change that was told leaves the default routes as they are."""
+    """Returns whether a sentence is about addresses only, and not about default routes."""
     return why.startswith(_ADDRESS_CHANGES)
 
 
 def joined(changes: Iterable[str]) -> str:
-    """Returns several changes as one end of a sentence, those that concern all peers first.
+    """Returns several changes as the end of one sentence, those of default routes first.
 
     A change that came more than once is named once.
     """
@@ -100,24 +100,24 @@ def source_towards(remote: tuple[str, int]) -> str | None:
 
 
 class NetlinkDecoder:
-    """Knows the addresses and default routes of the host; says what changes.
+    """Knows the addresses and default routes of the host, and reports changes.
 
-    Its owner sends what :meth:`request` returns, when it begins and whenever something has come.
+    Its owner sends what :meth:`request` returns, at the start and after each datagram.
     """
 
     def __init__(self) -> None:
         self._known: set[tuple[object, ...]] = set()
         self._reading = [_GET_ADDRESS, _GET_ROUTE]
-        """Lists that are still to be read; what comes before their end is no change."""
+        """Lists that have not been read. Before their end, nothing counts as a change."""
         self._asked = False
 
     @property
     def settled(self) -> bool:
-        """Whether both lists were read: from now on what is new is a change."""
+        """Whether both lists have been read, so that differences count as changes."""
         return not self._reading
 
     def request(self) -> bytes | None:
-        """Returns the next question to the kernel, once; None if it has to answer one first."""
+        """Returns the next request to the kernel, once; None if there is none at the moment."""
         if not self._reading or self._asked:
             return None
         self._asked = True
@@ -151,8 +151,8 @@ class NetlinkDecoder:
         _, _, flags, scope, index = _ADDRESS.unpack_from(body)
         attributes = _attributes(body[_ADDRESS.size :])
         raw = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
-        # Link-local and host addresses lead to no peer; a tentative one cannot be used yet, and is
-        # told again when it can (RFC 4862 section 5.4).
+        # No peer can be reached from link-local and host addresses. A tentative address cannot be
+        # used yet, and the kernel reports it again when it can (RFC 4862 section 5.4).
         if raw is None or len(raw) not in (4, 16) or scope >= _SCOPE_LINK:
             return
         if new and flags & _TENTATIVE:
@@ -173,7 +173,7 @@ class NetlinkDecoder:
             yield f"its host has {'a new' if new else 'lost its'} default route"
 
     def _differs(self, what: tuple[object, ...], *, new: bool) -> bool:
-        """Remembers a thing or forgets it. Returns whether that is a change."""
+        """Remembers an address or route, or forgets it; returns whether that is a change."""
         known = what in self._known
         if not new:
             self._known.discard(what)
@@ -206,10 +206,10 @@ def _attributes(body: bytes) -> dict[int, bytes]:
 
 
 class PathWatcher:
-    """Calls `on_change` with a sentence's end when addresses or default routes have changed.
+    """Calls `on_change` with the end of a sentence when addresses or default routes have changed.
 
-    It is called at most once each :data:`INTERVAL`, and never for nothing. Several changes are told
-    together, see :func:`joined`.
+    It is called at most once in :data:`INTERVAL` seconds. Several changes are joined by
+    :func:`joined`.
     """
 
     def __init__(self, on_change: Callable[[str], None]) -> None:
@@ -218,11 +218,11 @@ class PathWatcher:
         self._sock: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._changes: dict[str, None] = {}
-        """What is told at the next call, in order, each once; at most :data:`KNOWN_MAX`."""
+        """Changes for the next call, in order, each once; at most :data:`KNOWN_MAX`."""
         self._told_at = float("-inf")
 
     def start(self) -> None:
-        """Begins to listen. Where that is not allowed, links find out by themselves."""
+        """Begins to listen. If that is not allowed, logs it: links then notice by themselves."""
         try:
             sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
             try:
@@ -232,7 +232,11 @@ class PathWatcher:
                 sock.close()
                 raise
         except OSError as error:
-            _log.info("the kernel does not report changes of addresses and routes: %s", error)
+            _log.info(
+                "the kernel does not report changes of addresses and routes: %s; "
+                "lost links are noticed later",
+                error,
+            )
             return
         self._sock = sock
         asyncio.get_running_loop().add_reader(sock, self._readable)
@@ -268,13 +272,15 @@ class PathWatcher:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     _log.warning(
-                        "the kernel no longer reports changes of addresses and routes: %s", error
+                        "the kernel no longer reports changes of addresses and routes: %s; "
+                        "lost links are noticed later",
+                        error,
                     )
                     self.stop()
                     return
                 changes += self._decoder.lost()
             else:
-                if port == 0:  # netlink(7): 0 is the kernel; anybody else may say anything
+                if port == 0:  # netlink(7): 0 is the kernel; other processes may send anything
                     changes += self._decoder.receive(datagram)
         self._ask()
         if changes:

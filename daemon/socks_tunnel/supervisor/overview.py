@@ -1,7 +1,8 @@
-"""What the status page shows of an instance. It is asked for only while somebody looks.
+"""The contents of the status page, which are made only while a page is open.
 
-Destinations, clients and the rules of the policy are in it only with `metrics.show_destinations`:
-whoever can connect to the exporter may read the page. Passwords, keys and payload never are.
+It has destinations, clients and rules of the policy only with `metrics.show_destinations`, because
+everybody who can connect to the exporter can read the page. It never has passwords, keys or
+payload.
 """
 
 from itertools import islice
@@ -13,13 +14,13 @@ from socks_tunnel.supervisor import report
 from socks_tunnel.supervisor.report import Summarized
 
 LINKS_SHOWN: Final = 100
-"""Links with a row of their own; all are counted."""
+"""Links that have a row. All links are counted."""
 
 FLOWS_SHOWN: Final = 10
-"""Flows of each worker with a row of their own, the fastest."""
+"""Flows of each worker that have a row: the fastest ones."""
 
 ROUTES_SHOWN: Final = 100
-"""Peers of routes with a row of their own."""
+"""Peers of routes that have a row."""
 
 REASONS: Final = {
     "link": "its link is down or in doubt",
@@ -27,19 +28,19 @@ REASONS: Final = {
     "dials": "it does not reach some targets",
     "probe": "it does not reach the target of the probe",
 }
-"""What speaks against a peer, by its cause, without any destination."""
+"""What speaks against a peer, by the cause, without any destination."""
 
 RULES_SHOWN: Final = 50
 """Rules of one list that are shown."""
 
 POLICIES_SHOWN: Final = 50
-"""Policies with a row of their own."""
+"""Policies that have a row."""
 
 _LISTS: Final = ("allowed_hosts", "allowed_ports", "denied_hosts", "denied_ports")
 
 
 async def overview(instance: Summarized, problems: RecentProblems) -> dict[str, Any]:
-    """Returns all that the page shows, in a form that an IPC frame holds."""
+    """Returns the contents of the page, short enough for an IPC frame."""
     config, router = instance.config, instance.links.router
     whole, held = await report.brief(instance)
     rows = instance.links.rows(held)

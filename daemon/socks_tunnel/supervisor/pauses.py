@@ -1,7 +1,7 @@
 """Notices that this host or this process has not run for a while: a closed lid, a stopped program.
 
-The clock is one that goes on while the host sleeps (CLOCK_BOOTTIME, clock_gettime(2)). Where time
-has passed that no tick saw, what the other side thinks of our links has passed it by as well.
+The clock goes on while the host sleeps (CLOCK_BOOTTIME, clock_gettime(2)). After a long time
+without a tick, the peers may have given the links up.
 """
 
 import asyncio
@@ -13,8 +13,7 @@ TICK: Final = 1.0
 """Seconds between two looks at the clock."""
 
 PAUSE_MIN: Final = 5.0
-"""Seconds without a tick that count as a pause: fewer than the 15 after which a peer gives a link
-up."""
+"""Seconds without a tick that count as a pause. A peer gives a link up after 15 s."""
 
 
 class Pauses:
@@ -44,7 +43,7 @@ class PauseWatcher:
         self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
 
     def stop(self) -> None:
-        """Looks no more."""
+        """Stops looking at the clock."""
         if self._timer is not None:
             self._timer.cancel()
 

@@ -7,14 +7,14 @@ from socks_tunnel.config.settings import Peer
 from socks_tunnel.signaling.identity import parse_public_key
 
 KEYS_REMEMBERED: Final = 16_384
-"""Public keys whose bytes are remembered: a reload asks four times for those of every peer."""
+"""Public keys whose parsed form is cached: a reload needs those of each peer four times."""
 
 _parsed = lru_cache(maxsize=KEYS_REMEMBERED)(parse_public_key)
 
 
 def keys_of(peer: Peer) -> list[bytes]:
     """Returns the keys that a peer may use, the newest first."""
-    if not peer.old_public_key:  # as almost always: a reload asks for thousands in one turn
+    if not peer.old_public_key:  # the common case: a reload needs thousands in one turn
         return [_parsed(peer.public_key)]
     return [_parsed(peer.public_key), _parsed(peer.old_public_key)]
 

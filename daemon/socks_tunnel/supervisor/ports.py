@@ -1,4 +1,4 @@
-"""What routing needs of others: the channel of a worker, a link that is up, its terms."""
+"""What routing needs: the channel of a worker, a link that is up, and the terms of that link."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ class WorkerPort(Protocol):
 
     @property
     def paused(self) -> bool:
-        """True while the operating system's buffer is full and bytes wait in this process."""
+        """Whether the operating system's buffer is full, so that bytes wait in this process."""
 
     @property
     def urgent(self) -> int:
-        """Bytes of urgent messages among them."""
+        """Bytes of urgent messages that wait in this process."""
 
     @property
     def buffered(self) -> int:
@@ -27,7 +27,7 @@ class WorkerPort(Protocol):
         """Sends tunnel messages."""
 
     def send_urgent(self, session: int, messages: Sequence[bytes]) -> None:
-        """Sends tunnel messages that may overtake those that wait."""
+        """Sends tunnel messages that may overtake others that wait."""
 
     def send_control(self, session: int, message: Control) -> None:
         """Sends a control message."""
@@ -41,9 +41,9 @@ class LinkPort(Protocol):
         """Last measured round trip in seconds."""
 
     def send_many(self, messages: list[bytes]) -> None:
-        """Sends flow messages. Each byte of them is reported by `drained` later, sent or not.
+        """Sends flow messages. All their bytes are later reported by `drained`, sent or not.
 
-        Raises :class:`LocalProtocolError` for what no worker may send.
+        Raises :class:`LocalProtocolError` for a message that no worker may send.
         """
 
     def send_resume(self, resume: Resume) -> None:
@@ -52,11 +52,12 @@ class LinkPort(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LinkTerms:
-    """What both HELLOs have agreed upon for a link.
+    """The terms of a link, from both HELLOs.
 
-    `session` names the session (16 bytes), the rest is the peer's, as in protocol.md section 5.
-    `resume` says whether both sides have that feature. `rank` is the peer's place in the
-    configuration, `weight` its share of this process beside others.
+    `session` names the session (16 bytes). `window`, `max_data`, `idle_udp` and `features` are the
+    peer's, as in docs/protocol.md section 5. `resume` says whether both sides have that feature.
+    `rank` is the peer's place in the configuration, and `weight` its share of this process while
+    others are busy.
     """
 
     session: bytes

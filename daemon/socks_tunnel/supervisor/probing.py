@@ -1,4 +1,4 @@
-"""Probes: asks a worker now and then whether each peer of a route reaches the route's target.
+"""Probes: asks a worker at intervals whether each peer of a route reaches the route's target.
 
 No sockets; time comes in as `now`.
 """
@@ -18,10 +18,10 @@ from socks_tunnel.supervisor.ports import WorkerPort
 _log = logging.getLogger(__name__)
 
 FORGOTTEN_AFTER: Final = 10.0
-"""Seconds after which an answer that is missing will not come: its worker has ended."""
+"""Seconds after which a missing answer is given up: its worker has ended."""
 
 REACHED: Final = frozenset({CloseReason.ORDERLY, CloseReason.CONNECTION_REFUSED})
-"""The target has answered: it was connected, or it refuses."""
+"""Outcomes that show that the target has answered: it was connected, or it refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,10 @@ class Prober:
         workers: Mapping[int, WorkerPort],
         now: float,
     ) -> None:
-        """Asks what is due. `sessions` are those that transmit, by peer; called once a second."""
+        """Starts the probes that are due. Called once a second.
+
+        `sessions` has the number of the session with each peer that can transmit.
+        """
         for number, asked in list(self._asked.items()):
             if now - asked.at > FORGOTTEN_AFTER:
                 del self._asked[number]
@@ -88,7 +91,8 @@ class Prober:
         elif reason == CloseReason.NOT_ALLOWED and key not in self._warned:
             self._warned.add(key)
             _log.warning(
-                "route %s: the policy of %s does not allow the probe of %s, which says nothing so",
+                "route %s: the policy of %s does not allow the probe of %s, so the probe says "
+                "nothing about that peer; allow it there, or name another target",
                 asked.route,
                 asked.peer,
                 asked.target,
@@ -96,4 +100,4 @@ class Prober:
                     f"route {asked.route}: the policy of {asked.peer} does not allow the probe"
                 ),
             )
-        # Else the link or the endpoint had no room for it: that says nothing of the target.
+        # Any other reason, such as a limit or a lost link, says nothing about the target.

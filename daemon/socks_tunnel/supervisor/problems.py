@@ -9,7 +9,7 @@ EXIT_CONFIG: Final = 78
 
 
 class StartError(Exception):
-    """The instance cannot start; the text is a sentence for the operator."""
+    """The instance cannot start. The text is a sentence for the operator."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Why links are replaced: what was wrong with the link before the one that has come up.
+"""Counts links that take the place of another, by what was wrong with the other one.
 
 No socket and no clock. The list of causes is :data:`socks_tunnel.ops.labels.RECONNECT_CAUSES`.
 
@@ -10,7 +10,7 @@ No socket and no clock. The list of causes is :data:`socks_tunnel.ops.labels.REC
 `host-slept`        this host was suspended
 `peer-restarted`    its peer shut down, or said goodbye
 `better-path`       its path was relayed, and a direct one was found
-`replaced`          the peer made another one; why, its own metrics say
+`replaced`          the peer made another one, and its own metrics say why
 `configuration`     the key or the url of the peer changed
 `protocol`          its peer broke the protocol
 `bug`               a message met a fault of this program
@@ -23,7 +23,7 @@ from socks_tunnel.ops.labels import ReconnectCause
 from socks_tunnel.ops.metrics import Metrics
 
 REMEMBERED_MAX: Final = 10_000
-"""Peers without a link whose cause is remembered; those that lost theirs first are forgotten."""
+"""Peers without a link whose cause is remembered. The first to lose its link is forgotten first."""
 
 
 class Reconnects:

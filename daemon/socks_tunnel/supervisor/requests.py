@@ -1,4 +1,4 @@
-"""What requests on the control socket may ask for, checked."""
+"""Checks the parameters of requests on the control socket."""
 
 from typing import Any, Final
 
@@ -35,7 +35,7 @@ def flow_name(request: dict[str, Any]) -> tuple[str, int]:
 
 
 def selection(request: dict[str, Any]) -> dict[str, Any]:
-    """Returns which flows are asked for: all, or the first `limit` of each worker.
+    """Returns the options for :func:`report.connections`: none, or `limit` and `by`.
 
     Raises :class:`ControlError`.
     """

@@ -1,14 +1,14 @@
-"""The round trip that the windows of flows go by. Neither clock nor I/O.
+"""The round trip on which the windows of flows depend. Neither clock nor I/O.
 
-A round trip that is measured beside a transfer has the queues of that transfer in it. Windows that
-grow by it make the queues longer, and so on. So the shortest one of the last half minute counts.
-After ICE has moved to a longer path, the old one is forgotten within that time.
+A round trip measured during a transfer includes the queues of that transfer. Windows that depend on
+it would make the queues longer, and so on. So the shortest one of the last 15 to 30 s counts. When
+ICE has moved to a longer path, the old round trip is forgotten within that time.
 """
 
 from typing import Final
 
 KEPT: Final = 15.0
-"""Seconds for which a period's shortest round trip is collected; it counts for as long again."""
+"""Seconds of one period. The shortest round trip of a period also counts in the next one."""
 
 
 class ShortestRoundTrip:
@@ -22,9 +22,9 @@ class ShortestRoundTrip:
         self._began: float | None = None
 
     def of(self, measured: float | None, now: float) -> float:
-        """Takes the last measured one, which may be the same as before; returns the shortest.
+        """Takes the last measured round trip, which may be an old one; returns the shortest.
 
-        0 as long as none was measured.
+        Returns 0 if none was measured yet.
         """
         if measured is None:
             return 0.0

@@ -2,20 +2,21 @@
 
 This file is long because link, workers and table of a session change together.
 
-Ownership. A flow belongs to the worker that opened it (gateway) or that its opening message was
-given to (endpoint); the entry lives from the opening message to the first CLOSE, in either
-direction. One look-up by CONN_ID routes a message, and payload is never looked at::
+A flow belongs to the worker that opened it (gateway), or to the worker that got its opening message
+(endpoint). Its entry exists from the opening message until the first CLOSE in either direction. One
+look-up by CONN_ID routes a message. Payload is never looked at::
 
     link --messages--> owners[CONN_ID] --> that worker's channel        (down)
     worker --messages--> the session's link                            (up)
 
-On the endpoint the worker is mix32(CONN_ID ^ mix32(SESSION)) modulo their number, or the next one
-that is up. When a worker dies its flows are closed at the peer at once (0x13), and nothing else.
+On the endpoint the worker is mix32(CONN_ID ^ mix32(SESSION)) modulo the number of workers, or the
+next one that is up. When a worker dies, its flows are closed at the peer at once (0x13,
+WORKER_LOST), and no others.
 
-What a worker sends between the loss of one link and its answer to the next attach was meant for
-the old link. It is dropped here: the rows of its answer say what the peer needs instead. The same
-holds for what still comes by a link that a newer one has replaced. Nothing repeats datagrams, so
-those are counted.
+Messages that a worker sends between the loss of one link and its answer to the next attach were
+meant for the old link. They are dropped here, because the rows of the answer tell the peer what it
+needs. The same holds for messages from a link that a newer one has replaced. Datagrams are not
+repeated, so dropped ones are counted.
 """
 
 import logging
@@ -56,23 +57,24 @@ from socks_tunnel.supervisor.turns import Turns
 _log = logging.getLogger(__name__)
 
 DATAGRAM_BACKLOG_MAX: Final = 1_048_576
-"""Bytes of UDP_PACKETs that may wait for a worker to read before more of them are dropped. What
-else waits for it does not count: datagrams overtake it."""
+"""Bytes of UDP_PACKETs that may wait for a worker to read. Further datagrams are dropped. Other
+messages do not count, because datagrams overtake them."""
 
 WORKER_BACKLOG_MAX: Final = 64 * 1_048_576
-"""Bytes that may wait for a worker to read. A peer that keeps to its windows never gets there; the
-link whose message would is closed."""
+"""Bytes that may wait for a worker to read. A peer that respects its windows never reaches this. A
+link whose messages exceed it is closed."""
 
 LINK_BACKLOG_MAX: Final = 16 * 1_048_576
-"""Bytes that one worker may have waiting in one link. Credit bounds payload, but the answers that a
-peer provokes are beyond it; a link whose peer provokes so much and reads nothing is closed."""
+"""Bytes of one worker that may wait in one link. Credit limits payload, but not the answers that a
+peer provokes. A link is closed if its peer provokes so many and does not read."""
 
 PEER_ROWS_SPARE: Final = CLOSED_REMEMBERED_MAX
-"""Rows of RESUME that a peer may send on one link besides one for each flow that it may have open
-here, and as many again for openings that we have not refused yet: of flows that it has closed."""
+"""Rows of RESUME for closed flows that a peer may send on one link. In addition, it may send two
+rows for each flow that it may have open here: one for an open flow, and one for an opening that is
+not refused yet."""
 
 ANSWERS_MAX: Final = 65_536
-"""Bytes that may wait in a link while the supervisor still answers by itself (CLOSE 0x16)."""
+"""Bytes that may wait in a link while the supervisor still answers unknown flows (CLOSE 0x16)."""
 
 _unpack_header = HEADER.unpack_from
 _HEADER_SIZE: Final = HEADER.size
@@ -86,10 +88,10 @@ _KNOWN: Final = frozenset(int(kind) for kind in MessageType)
 
 
 class RoutingOwner(Protocol):
-    """Who keeps all sessions: :class:`socks_tunnel.supervisor.router.Router`."""
+    """The owner of all sessions: :class:`socks_tunnel.supervisor.router.Router`."""
 
     opens: bool
-    """Whether our workers open the flows (gateway) or the peer does (endpoint)."""
+    """Whether the workers of this host open the flows (gateway) or the peer does (endpoint)."""
     worker_count: int
     flows_per_session: int
     metrics: Metrics
@@ -118,23 +120,23 @@ class AttachedLink:
         self.accepts = True
         """False once the peer has asked for no new flows (GOAWAY)."""
         self.replaced: AttachedLink | None = None
-        """The older link whose session this one has taken over: it is to be closed."""
+        """The older link whose session this one has taken over. It has to be closed."""
         self.reported: set[str] = set()
         self.abusive = False
         self.doubted = False
-        """Whether its peer may be gone: new flows go elsewhere, if there is another way."""
+        """Whether its peer may be gone, so that new flows go to another peer if there is one."""
         self.clock = session.router.clock
         self.since = self.clock()
         self.awaiting: set[int] = set()
-        """Workers whose rows for our RESUME are still to come."""
+        """Indices of the workers whose rows for our RESUME have not come yet."""
         self.flows_before = session.flows
         lost_at = session.detached_at
         self.gap = None if lost_at is None else self.since - lost_at
-        """Seconds between the loss of the link before and this one; None if it was replaced."""
+        """Seconds between the loss of the last link and this one; None if it was replaced."""
         self.rows_sent = False
-        """Whether our RESUME was sent, or it is certain that there is none."""
+        """Whether our RESUME was sent, or none is needed."""
         self.peer_done = not terms.resume or not self.flows_before
-        """Whether the peer's RESUME is complete, or nothing here depends on it."""
+        """Whether the peer's RESUME is complete, or no flow depends on it."""
         self.resume_ended = not terms.resume
         """Whether the peer has sent the last of its RESUME, or must not send one."""
         self.peer_rows = 0
@@ -142,19 +144,19 @@ class AttachedLink:
 
     @property
     def flows(self) -> int:
-        """How many flows it carries: none once a newer link has taken over."""
+        """Flows that it carries: none once a newer link has taken over."""
         return self.session.flows if self.session.link is self else 0
 
     @property
     def resumed(self) -> bool:
-        """Whether both RESUMEs are complete: flows go on."""
+        """Whether both RESUMEs are complete, so that flows go on."""
         return self.peer_done and not self.awaiting
 
     def messages(self, messages: list[bytes]) -> None:
-        """Routes what came from the peer; each is at least a header long."""
+        """Routes messages of the peer, each of which has a whole header."""
         if self.session.link is self:
             self.session.from_peer(messages)
-        else:  # a newer link has taken over, and RESUME told the rest
+        else:  # a newer link has taken over, and its RESUME has covered these messages
             self.session.count_lost(messages)
 
     def drained(self, count: int) -> None:
@@ -165,7 +167,7 @@ class AttachedLink:
             self.session.router.turns.want(self)
 
     def serve(self, most: int) -> int:
-        """Gives the workers credit; returns how much."""
+        """Gives the workers up to `most` bytes of credit; returns how many."""
         return self.session.give_credit(most) if self.session.link is self else 0
 
     def resume(self, resume: Resume) -> None:
@@ -179,18 +181,18 @@ class AttachedLink:
         return self.port.rtt
 
     def goaway(self) -> None:
-        """Notes that the peer wants nothing new on this link."""
+        """Notes that the peer takes no new flows on this link."""
         self.accepts = False
         self.session.router.choose_target()
 
     def doubt(self, *, to: bool) -> None:
-        """Notes that the peer may be gone, or that it is not."""
+        """Notes whether the peer may be gone."""
         self.doubted = to
         self.session.router.choose_target()
 
 
 class WorkerEntry:
-    """One worker in one session: its channel, its share of the link, whether it is in step."""
+    """One worker in one session: its channel, its share of the link, and its state."""
 
     __slots__ = ("before", "index", "port", "ready", "round_trip", "rows", "share")
 
@@ -199,21 +201,23 @@ class WorkerEntry:
         self.port = port
         self.share = Share()
         self.round_trip = 0
-        """The round trip in microseconds that it was told of the present link; 0: none."""
+        """The round trip of the present link in microseconds as last told to it; 0 for none."""
         self.ready = False
         """Whether it has answered the attach of the present link."""
         self.before: set[int] = set()
-        """The flows that its answer to the attach tells of: those that it had when it was told of
-        the link, and those that it opened before it answered. One that the peer has opened since
-        then is not in its answer, and lives."""
+        """The flows that its answer to the attach covers: those that it had at the attach, and
+        those that it opened before it answered. A flow that the peer has opened since the attach is
+        not in the answer, but exists."""
         self.rows: list[tuple[int, int, int, int]] = []
-        """What it has told so far for our RESUME."""
+        """Its rows for our RESUME so far."""
 
 
 class RoutedSession:
-    """The flows with one peer, as the supervisor sees them. `number` is the SESSION of IPC.
+    """The flows with one peer, as the supervisor sees them.
 
-    This class has many methods because messages come from two sides, in order and out of turn.
+    `number` is the SESSION of IPC frames, and `key` the name of the session in HELLO (16 bytes).
+
+    This class has many methods because peer, workers and links each have several messages.
     """
 
     def __init__(self, router: RoutingOwner, number: int, peer: str, key: bytes) -> None:
@@ -223,17 +227,17 @@ class RoutedSession:
         self.key = key
         self.link: AttachedLink | None = None
         self.detached_at: float | None = None
-        """When the last link was lost (monotonic clock), None while there is one."""
+        """Monotonic time at which the last link was lost; None while there is one."""
         self.rank = 0
         self.workers: dict[int, WorkerEntry] = {}
         self._owners: dict[int, WorkerEntry] = {}
         self._associations: set[int] = set()
         self._left: dict[int, list[int]] = {}
-        """Flows that the program before us has left, by the index of their worker."""
+        """Flows that the previous program has left, by the index of their worker."""
 
     @property
     def flows(self) -> int:
-        """How many flows are open."""
+        """Open flows."""
         left = sum(map(len, self._left.values())) if self._left else 0
         return len(self._owners) + left
 
@@ -245,13 +249,13 @@ class RoutedSession:
 
     @property
     def associations(self) -> int:
-        """How many of the flows are UDP associations."""
+        """Open flows that are UDP associations."""
         return len(self._associations)
 
     # --- messages of the peer -----------------------------------------------------------------
 
     def from_peer(self, messages: list[bytes]) -> None:
-        """Routes messages that came from the peer, a batch for each worker."""
+        """Routes messages of the peer, in one batch for each worker."""
         owners = self._owners
         batches: dict[WorkerEntry, list[bytes]] = {}
         for message in messages:
@@ -291,7 +295,10 @@ class RoutedSession:
             port.send_messages(self.number, batch)
 
     def _unowned(self, kind: int, conn_id: int) -> WorkerEntry | None:
-        """Takes a new flow in, or deals with a message whose flow nobody here knows."""
+        """Takes a new flow in, or handles a message for an unknown flow.
+
+        Returns the worker that gets the message, or None.
+        """
         metrics = self.router.metrics
         if kind in FLOW_OPENERS:
             if conn_id == 0:
@@ -303,8 +310,8 @@ class RoutedSession:
                 return None
             return self._assign(kind, conn_id)
         if kind in _STREAM:
-            # Late bytes of a flow that was just closed, or a peer that is confused. Its sender has
-            # to learn that nobody takes them; nothing else is ever answered.
+            # These are late bytes of a closed flow, or an error of the peer. The sender has to
+            # learn that the flow is gone. No other message for an unknown flow is answered.
             metrics.messages_late_total.inc()
             self._answer(CloseConnection(conn_id, CloseReason.UNKNOWN_FLOW).encode())
         elif kind == _UDP_PACKET:
@@ -341,7 +348,7 @@ class RoutedSession:
     def from_worker(self, worker: WorkerEntry, bodies: list[memoryview]) -> None:
         """Sends messages of a worker on the session's link.
 
-        Raises :class:`RemoteProtocolError` for what no worker may send.
+        Raises :class:`RemoteProtocolError` for a message that no worker may send.
         """
         messages = [bytes(body) for body in bodies]
         size = 0
@@ -354,14 +361,14 @@ class RoutedSession:
                 conn_id = int.from_bytes(message[3:7])
                 if kind in FLOW_OPENERS:
                     self._add(kind, conn_id, worker)
-                    if not worker.ready:  # its rows come later, and know whether the flow lives
+                    if not worker.ready:  # its rows come later, and say whether the flow exists
                         worker.before.add(conn_id)
                 elif self._owners.get(conn_id) is worker:
                     del self._owners[conn_id]
                     self._associations.discard(conn_id)
         link = self.link
         if link is None or not worker.ready:
-            self.count_lost(messages)  # they were meant for a link that is gone
+            self.count_lost(messages)  # they were meant for the last link
             return
         link.credit.sent(worker.share, size, link.clock())
         try:
@@ -372,15 +379,15 @@ class RoutedSession:
             self.abuse(f"{worker.share.outstanding} bytes wait for the peer, which does not read")
 
     def count_lost(self, messages: list[bytes]) -> None:
-        """Counts the datagrams among messages that a link which is gone does not carry any more."""
+        """Counts the datagrams among messages that are dropped because their link is gone."""
         datagrams = sum(message[0] == _UDP_PACKET for message in messages)
         if datagrams:
             self.router.metrics.udp_dropped_total.labels("link-lost").inc(datagrams)
 
     def give_credit(self, most: int) -> int:
-        """Lets the workers transmit as far as the link allows now, up to `most` bytes.
+        """Gives the workers the credit that the link allows now, up to `most` bytes.
 
-        Returns how many more that are.
+        Returns how many bytes were given.
         """
         link = self.link
         if link is None:
@@ -392,7 +399,8 @@ class RoutedSession:
             given += max(amount, 0)
             self._grant(link, entries[share], amount, round_trip)
         for entry in entries.values():
-            # A worker that only receives needs no credit for long, but its windows grow by this.
+            # A worker that only receives rarely needs credit, but its windows depend on the round
+            # trip. So it is told of a change by more than a quarter.
             if abs(entry.round_trip - round_trip) > round_trip >> 2:
                 self._grant(link, entry, 0, round_trip)
         return given
@@ -402,8 +410,8 @@ class RoutedSession:
         entry.port.send_control(self.number, Credit(amount, link.credit.chunk, round_trip))
 
     def demanded(self, worker: WorkerEntry, flows: int) -> None:
-        """Shares credit from now on by so many flows of the worker."""
-        if self.link is not None and worker.ready:  # else: it was told of a link that is gone
+        """Notes that `flows` flows of the worker have something to transmit, for its credit."""
+        if self.link is not None and worker.ready:  # else the number is about the last link
             flows = min(max(flows, 0), self.router.flows_per_session)
             self.link.credit.told(worker.share, flows, self.link.clock())
 
@@ -442,7 +450,7 @@ class RoutedSession:
         )
 
     def attached(self, worker: WorkerEntry, answer: Attached) -> None:
-        """Takes a worker's answer to the attach: from here on what it sends is for this link."""
+        """Takes a worker's answer to the attach. Its later messages are for this link."""
         worker.rows += [(a, b, c, d) for a, b, c, d in answer.rows]
         if not answer.last:
             return
@@ -454,7 +462,7 @@ class RoutedSession:
             self._send_rows_if_complete(link)
 
     def _reconcile(self, worker: WorkerEntry) -> None:
-        """Makes the table agree with what the worker says: it knows its flows."""
+        """Makes the table of flows agree with the worker's rows, which are right."""
         present = {row[0] for row in worker.rows if not row[3] & ROW_CLOSED}
         for conn_id in worker.before - present:
             if self._owners.get(conn_id) is worker:
@@ -476,7 +484,8 @@ class RoutedSession:
             for row in worker.rows:
                 (closed if row[3] & ROW_CLOSED else rows).append(row)
             worker.rows = []
-        # As many as a peer has to take, the latest: of others it learns that they ended, not why.
+        # Only the latest closed flows, as many as a peer has to accept. Of the others the peer
+        # learns that they have ended, but not why.
         rows += closed[-PEER_ROWS_SPARE:]
         for start in range(0, max(len(rows), 1), RESUME_ROWS_MAX):
             last = start + RESUME_ROWS_MAX >= len(rows)
@@ -484,12 +493,12 @@ class RoutedSession:
         self._resumed_if_complete(link)
 
     def from_peer_resume(self, link: AttachedLink, resume: Resume) -> None:
-        """Hands the rows of the peer to the workers that own their flows."""
+        """Passes the rows of the peer to the workers that own their flows."""
         if link.resume_ended:
             self._protocol_error("second-resume", "sent RESUME after its last one")
             return
         link.peer_rows += len(resume.rows)
-        # There may be more flows than are allowed now: from before there were fewer workers.
+        # There may be more flows than are allowed now, if there were more workers before.
         flows_max = max(self.router.flows_per_session, len(self._owners))
         if link.peer_rows > 2 * flows_max + PEER_ROWS_SPARE:
             self._protocol_error("resume-rows", "sent more rows in RESUME than it can have flows")
@@ -530,7 +539,7 @@ class RoutedSession:
             self.router.choose_target()
 
     def detach(self) -> None:
-        """The link is gone; the session waits for the next one."""
+        """Lets the session wait for the next link, because this one is gone."""
         self.link = None
         self.detached_at = self.router.clock()
         for worker in self.workers.values():
@@ -551,7 +560,7 @@ class RoutedSession:
         return worker
 
     def worker_down(self, index: int) -> int:
-        """Closes the flows of a worker that is gone, at the peer; returns how many there were."""
+        """Closes the flows of a dead worker at the peer; returns how many there were."""
         worker = self.workers.pop(index, None)
         if worker is None:
             return 0
@@ -564,7 +573,7 @@ class RoutedSession:
                 messages.append(UdpAssociateClosed(conn_id, CloseReason.WORKER_LOST).encode())
             else:
                 messages.append(CloseConnection(conn_id, CloseReason.WORKER_LOST).encode())
-        # Without a link the peer learns of it by our RESUME, which does not name these flows.
+        # Without a link, the peer learns of their end from our RESUME, which lacks these flows.
         self._send(messages)
         link = self.link
         if link is not None:
@@ -575,7 +584,7 @@ class RoutedSession:
         return len(lost)
 
     def end(self, reason: str) -> None:
-        """Ends the session and its flows. Its link, if there is one, is the caller's to close."""
+        """Ends the session and its flows. The caller has to close its link, if there is one."""
         for worker in self.workers.values():
             worker.port.send_control(self.number, SessionEnded(reason))
         self.link = None
@@ -586,7 +595,7 @@ class RoutedSession:
     # --- hand-over ----------------------------------------------------------------------------
 
     def export(self) -> dict[str, Any]:
-        """Returns the session as plain values, for the program that takes our place."""
+        """Returns the session as plain values, for the next program."""
         flows: dict[int, list[int]] = {}
         for conn_id, worker in self._owners.items():
             flows.setdefault(worker.index, []).append(conn_id)
@@ -601,7 +610,7 @@ class RoutedSession:
 
     @classmethod
     def restore(cls, router: RoutingOwner, fields: Mapping[str, Any]) -> Self:
-        """Returns the session that :meth:`export` described; its workers are still to come.
+        """Returns the session that :meth:`export` described, without its workers.
 
         Raises :class:`~socks_tunnel.protocol.bounded.Malformed`.
         """
@@ -642,7 +651,7 @@ class RoutedSession:
         return sum(worker.share.outstanding for worker in self.workers.values())
 
     def _send(self, messages: list[bytes]) -> None:
-        """Sends messages of the supervisor's own."""
+        """Sends messages that the supervisor itself has made."""
         if self.link is not None and messages:
             self.link.credit.sent(None, sum(map(len, messages)), self.link.clock())
             self.link.port.send_many(messages)
@@ -659,8 +668,8 @@ class RoutedSession:
             )
 
     def abuse(self, reason: str) -> None:
-        """Asks for the end of the link, once, for what its peer does."""
+        """Asks for the end of the link, once, because of what its peer does."""
         link = self.link
-        if link is not None and not link.abusive:  # closing takes a moment, and more may come
+        if link is not None and not link.abusive:  # more may come before the link is closed
             link.abusive = True
             self.router.on_abuse(link, reason)

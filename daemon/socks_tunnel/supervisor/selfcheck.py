@@ -1,11 +1,11 @@
-"""`python -m socks_tunnel.supervisor.selfcheck FILE SERVED…`: whether this program could start now.
+"""`python -m socks_tunnel.supervisor.selfcheck FILE SERVED…`: checks a start.
 
-The running program asks the installed one before it gives its place up. Everything that a
-supervisor and a worker need is imported, the configuration is read, and what it listens on is bound
-for a moment, except what the running program serves: SERVED. Nothing is written or dialled. Prints
-a line of JSON with its version and the versions of the hand-over that it reads. Exit status 0, or
-78 for a configuration that it cannot use, 73 for a listener that it cannot have, 70 for anything
-else.
+The running program asks the installed one before it is replaced. The check imports everything that
+a supervisor and a worker need, reads the configuration, and binds all listeners for a moment,
+except those that the running program serves (SERVED). It writes and dials nothing. It prints a line
+of JSON with its version and the versions of the hand-over that it reads. The exit status is 0, or
+78 for a configuration that cannot be used, 73 for a listener that cannot be bound, and 70 for
+anything else.
 """
 
 import socket
@@ -37,9 +37,9 @@ WORKER_TIMEOUT: Final = 30.0
 
 
 def check_listeners(config: Config, served: Collection[str]) -> None:
-    """Binds for a moment what is configured and not among the addresses that are served already.
+    """Binds all configured addresses for a moment, except those in `served`.
 
-    Unix sockets are not tried: they would be seen. Raises :class:`ListenError`.
+    Unix sockets are not tried, because their files could be seen. Raises :class:`ListenError`.
     """
     signaling = config.signaling
     wanted: list[tuple[str, HostPort | Path | None, socket.SocketKind]] = [
@@ -56,14 +56,14 @@ def check_listeners(config: Config, served: Collection[str]) -> None:
         try:
             bind(setting, address, kind).close()
         except ListenError as error:
-            if not has_no_ipv6(address, error):  # such a one is left out at the start too
+            if not has_no_ipv6(address, error):  # the start leaves such an address out as well
                 raise
 
 
 def check_keys(config: Config) -> None:
-    """Reads the private key, and the certificate that offers are taken with.
+    """Reads the private key, and the TLS certificate for offers if there is one.
 
-    Raises :class:`OSError` and :class:`ValueError` for what cannot be used.
+    Raises :class:`OSError` and :class:`ValueError` for a file that cannot be used.
     """
     path, signaling = config.identity.private_key_file, config.signaling
     assert path is not None, "the loader finds one"

@@ -1,8 +1,8 @@
-"""What the transports of all links do, added up for the metrics.
+"""Adds up the figures of the transports of all links, for metrics.
 
-A transport has counters that run from its own start and end with it. Here they become counters of
-the instance: of each link, what has come since the last look is added. Gauges are sums over links.
-Thousands of links are looked at in turn, so that no look takes the event loop long.
+The counters of a transport begin with it and end with it. Here they become counters of the
+instance, to which each look adds the differences since the last one. Gauges are sums over all
+links. If there are thousands of links, each look takes only some of them, so that it is short.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,20 +16,20 @@ from socks_tunnel.ops.metrics import Metrics
 from socks_tunnel.peer.transport import TransportStats
 
 LOOKS_MAX: Final = 200
-"""Links that are looked at in one go, a few milliseconds."""
+"""Links in one look, which takes a few milliseconds."""
 
 
 class Measured(Protocol):
-    """What has a transport: a link."""
+    """A transport."""
 
     @property
     def stats(self) -> TransportStats:
-        """The figures of this moment."""
+        """Its present figures."""
 
 
 @dataclass(slots=True)
 class _Seen:
-    """What was seen of one link last: its counters in the order of `_COUNTERS`, and its gauges."""
+    """The last figures of one link: its counters in the order of `_COUNTERS`, and its gauges."""
 
     counted: list[int]
     cwnd: int = 0
@@ -75,7 +75,7 @@ class TransportMeter:
         )
 
     def look(self, links: Sequence[Measured]) -> None:
-        """Looks at the links that are up, or at some of them: the others are next."""
+        """Looks at the links that are up, or at some of them. The next call takes the others."""
         if len(links) > LOOKS_MAX:
             begin = self._at % len(links)
             looked_at = [*links[begin : begin + LOOKS_MAX]]

@@ -1,17 +1,17 @@
-"""In which order, and how much at a time, one process gives credit to its links. No I/O, no clock.
+"""Decides in which order and portions this process gives credit to its links. No I/O, no clock.
 
-Each link has a congestion controller of its own, so the network decides how much of a bottleneck
-each of them gets. What they share here is this process. A link that has been the only one to want
-credit for a while gets what it wants at once, for a turn of the event loop would cost its workers
-another wake-up. When several want some, they have turns::
+Each link has its own congestion controller, so the network decides how much of a bottleneck each
+link gets. Here they share this process. A link that has been alone in wanting credit for a while
+gets it at once, because to wait for a turn of the event loop would cost its workers another
+wake-up. If several links want credit, they take turns::
 
     link A (weight 3)  --wants--+
                                 +--> start-time fair queueing --> TURN_BYTES a turn of the loop
     link B (weight 1)  --wants--+
 
-A turn of the event loop gives away no more than :data:`TURN_BYTES`, and the rest waits for the next
-one. So a link with a thousand flows takes no more of a busy process than one with a single flow,
-and one of weight 3 takes three times as much as one of weight 1 if both have more to send.
+A turn of the event loop gives at most :data:`TURN_BYTES`, and the rest waits for the next turn. So
+a link with a thousand flows gets no more of a busy process than a link with one flow. A link of
+weight 3 gets three times as much as one of weight 1 if both have more to send.
 """
 
 import heapq
@@ -34,7 +34,7 @@ ALONE_AFTER: Final = 4
 
 
 class Served(Protocol):
-    """A link, as far as turns are concerned: `finish` is 0.0 and `waiting` False at first."""
+    """A link that takes turns. At first `finish` is 0.0 and `waiting` is False."""
 
     finish: float
     """Virtual time, in bytes for each unit of weight, at which its last service ended."""
@@ -57,10 +57,10 @@ class Turns:
         self._scheduled = False
         self._last: Served | None = None
         self._in_a_row = 0
-        """How often the link that was served last was served, and no other."""
+        """How often in a row the last link was served."""
 
     def want(self, link: Served) -> None:
-        """Gives a link credit, at once or when its turn comes; harmless if it waits already."""
+        """Gives a link credit, at once or in its turn. Harmless if it waits already."""
         if link.waiting:
             return
         if link is self._last and self._in_a_row >= ALONE_AFTER and not self._scheduled:
@@ -82,7 +82,7 @@ class Turns:
         """Serves the links that wait, for one turn of the event loop."""
         try:
             self._serve()
-        finally:  # a bug that one link meets must not leave all of them without credit
+        finally:  # after a bug in one link, the others must still get credit
             self._scheduled = bool(self._queue)
             if self._scheduled:
                 self._defer(self.run)

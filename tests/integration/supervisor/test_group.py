@@ -171,7 +171,7 @@ async def test_who_is_revoked_is_refused_although_that_cannot_be_written_down(
     path.mkdir()
     await a.revoke("host")
     await until(lambda: not b.peers)
-    assert "the list of members cannot be written down" in caplog.text
+    assert "the list of members cannot be saved" in caplog.text
     world.cut = {"b"}
     await world.stop("a")
     world.start("a")  # whose list comes as a whole
@@ -201,7 +201,9 @@ def test_an_endpoint_that_is_not_in_its_group_does_not_start(tmp_path: Path) -> 
     async def nothing() -> None:
         """Applies nothing."""
 
-    with pytest.raises(ValueError, match="own public key is none of those"):
+    with pytest.raises(
+        ValueError, match="none of the endpoints has the public key of this endpoint"
+    ):
         Enroller(tmp_path, PrivateIdentity.generate(), config, nothing, Metrics())
 
 
