@@ -31,8 +31,8 @@ from socks_tunnel.signaling.identity import PrivateIdentity
 from socks_tunnel.supervisor import control_client
 from socks_tunnel.supervisor.environment import OWN_ENVIRONMENT, PARENT_VARIABLE
 from socks_tunnel.supervisor.listeners import ListenError, bind
-from socks_tunnel.supervisor.problems import EXIT_CANNOT_CREATE, EXIT_UNAVAILABLE
-from socks_tunnel.supervisor.processes import EXIT_CONFIG, describe_exit
+from socks_tunnel.supervisor.problems import EXIT_CANNOT_CREATE, EXIT_CONFIG, EXIT_UNAVAILABLE
+from socks_tunnel.supervisor.processes import describe_exit
 
 EXIT_USAGE: Final = 2
 

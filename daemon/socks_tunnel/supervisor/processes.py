@@ -106,6 +106,7 @@ class Slot:
         self.name = name
         self.state: SlotState = "starting"
         self.pid: int | None = None
+        self._last_pid: int | None = None
         self.restarts = 0
         self.channel: Channel | None = None
         self.was_ready = asyncio.Event()
@@ -179,10 +180,7 @@ class Slot:
     # --- life ---------------------------------------------------------------------------------
 
     def start(self, handed: HandedChild | None = None) -> None:
-        """Starts the process, and keeps it running until :meth:`stop` or :meth:`kill`.
-
-        With `handed`, the first process is that child, and is not started.
-        """
+        """Keeps the process running until :meth:`stop` or :meth:`kill`; `handed` is the first."""
         self._handed = handed
         self.ended = spawn(f"keep {self.name} running", self._keep())
 
@@ -338,7 +336,9 @@ class Slot:
             if loop.time() - began >= LIVED_LONG:
                 self._backoff.reset()
             delay = self._backoff.next()
-            _log.error("%s %s; restarting in %.1f s", self.name, ending, delay)
+            # The kernel's log names a process that it has killed by its PID.
+            pid = "" if status is None else f" (it had PID {self._last_pid})"
+            _log.error("%s %s%s; restarting in %.1f s", self.name, ending, pid, delay)
             self.state = "waiting"
             try:
                 async with asyncio.timeout(delay):
@@ -355,7 +355,7 @@ class Slot:
         handed, self._handed = self._handed, None
         process, ours = await self._spawn() if handed is None else self._adopt(handed)
         self._process = process
-        self.pid = process.pid
+        self.pid = self._last_pid = process.pid
         exited = spawn(f"{self.name} exits", process.wait())
         try:
             channel = await connect(ours, lambda: _SlotChannel(self))
@@ -430,6 +430,8 @@ class Slot:
             channel.leave(lambda: self._handed_over(message.flows))
         elif isinstance(message, ChildReady) and self.state == "starting":
             self.state = "running"
+            if self.restarts:
+                _log.info("%s is running again (PID %d)", self.name, self.pid)
             self.was_ready.set()
             self.on_ready()
         else:
