@@ -17,8 +17,10 @@ from socks_tunnel.peer.ice.protocol import PathProtocol
 from socks_tunnel.peer.layered import Sha256Certificate
 from socks_tunnel.protocol.errors import RemoteProtocolError
 from support.dtls_forger import (
+    ALERT,
     APPLICATION_DATA,
     CLIENT_HELLO_FRAGMENT,
+    FATAL_ALERT,
     FATAL_ALERT_IN_THE_CLEAR,
     HANDSHAKE,
     Forger,
@@ -100,6 +102,25 @@ async def test_a_handshake_that_is_begun_in_the_midst_ends_the_link() -> None:
         with pytest.raises(RemoteProtocolError, match="ended the DTLS association") as ended:
             await asyncio.wait_for(asyncio.shield(task), 60)
         assert ended.value.kind == "dtls"
+
+
+@pytest.mark.parametrize(
+    ("kind", "contents"), [(HANDSHAKE, CLIENT_HELLO_FRAGMENT), (ALERT, FATAL_ALERT)]
+)
+async def test_without_the_fast_path_the_link_ends_too(kind: int, contents: bytes) -> None:
+    """Its SCTP must be able to close, although nothing can be sent any more."""
+    async with pair("fast-dtls", "fenced") as (sender, taker):
+        task = receiver_task(taker)
+        assert sender.dtls._ssl is not None
+        assert sender.dtls._udp is not None
+        forger = Forger(sender.dtls._ssl, server=sender.dtls._role == "server")
+        sender.dtls._udp.sendto(forger.record(kind, contents), sender.dtls._address)
+        async with asyncio.timeout(60):
+            while not task.done():
+                taker.open().send(b"what is sent next finds out")
+                await asyncio.sleep(0.01)
+        with pytest.raises(RemoteProtocolError, match="ended the DTLS association"):
+            task.result()
 
 
 async def test_several_records_in_one_datagram_reach_aiortc_at_once() -> None:

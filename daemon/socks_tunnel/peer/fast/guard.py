@@ -103,6 +103,7 @@ _FENCED: Final = (
     "peerconnection.RTCPeerConnection._RTCPeerConnection__createSctpTransport",
     "dtls.RTCCertificate._create_ssl_context",
     "dtls.RTCDtlsTransport._recv_next",
+    "dtls.RTCDtlsTransport._send_data",
     "dtls.RTCDtlsTransport._validate_peer_identity",
     "sctp.RTCSctpTransport",
 )

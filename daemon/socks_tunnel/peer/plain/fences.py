@@ -20,7 +20,7 @@ from aiortc.rtcsctptransport import ForwardTsnChunk, InitChunk, parse_packet
 from OpenSSL import SSL
 
 from socks_tunnel.peer.fast import guard
-from socks_tunnel.peer.fast.records import PLAINTEXT_MAX
+from socks_tunnel.peer.fast.records import PLAINTEXT_MAX, RecordError
 from socks_tunnel.peer.layered import CheckedDtlsTransport, LayeredPeerConnection
 from socks_tunnel.peer.plain.bounds import Association, admit
 
@@ -58,6 +58,7 @@ class FencedDtlsTransport(CheckedDtlsTransport):
     def __init__(self, transport: RTCIceTransport, certificates: list[RTCCertificate]) -> None:
         super().__init__(transport, certificates)
         self.turn = Turn()
+        self._failure: RecordError | None = None
         self._datagrams = transport._connection._queue  # noqa: SLF001
 
     async def _recv_next(self) -> None:
@@ -65,8 +66,25 @@ class FencedDtlsTransport(CheckedDtlsTransport):
             self.turn.rest()
         else:
             await self.turn.breathe()
-        await super()._recv_next()
+        try:
+            await super()._recv_next()
+        except ConnectionError:
+            if self._failure is not None:
+                raise self._failure from None
+            raise
         await self._read_rest()
+
+    async def _send_data(self, data: bytes) -> None:
+        """Sends a packet. Ends the link if OpenSSL takes no more, because of what the peer sent.
+
+        aiortc's SCTP would raise OpenSSL's error out of its timers, and out of its own end.
+        """
+        try:
+            await super()._send_data(data)
+        except SSL.Error:
+            if self._failure is None:
+                self._failure = RecordError()
+                self._datagrams.put_nowait(None)  # as aioice does at the end of its sockets
 
     async def _read_rest(self) -> None:
         """Reads the other records of a datagram (RFC 6347 section 4.1.1).
