@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,23 @@ def test_no_process_can_be_started(command: tuple[str, ...], sentence: str, tmp_
     )
     assert (done.returncode, done.stdout) == (69, "")
     assert done.stderr == f"{sentence}{os.strerror(errno.EACCES)}\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("check-config", "x"), ("pair", "--gateway", "a", "--endpoint", "b", "--url", "unix:s")],
+)
+def test_a_working_directory_that_is_gone(command: tuple[str, ...], tmp_path: Path) -> None:
+    before = f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir {tmp_path}/gone;"
+    done = call(*command, before=before)
+    assert done.returncode == 2
+    assert done.stderr.startswith("socks-tunnel: the directory in which it was started is not")
+
+
+def test_a_temporary_directory_whose_name_is_not_utf_8() -> None:
+    """A configuration cannot name files below it."""
+    with tempfile.TemporaryDirectory(prefix=b"st-\xff", dir=b"/tmp") as directory:
+        done = call("demo", "--listen", "127.0.0.1:0", before=f"TMPDIR={os.fsdecode(directory)}")
+    assert done.returncode == 73
+    assert "is not UTF-8 text, which a configuration has to be" in done.stderr
+    assert "Traceback" not in done.stderr

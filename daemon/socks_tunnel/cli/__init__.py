@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 
 import click
 
-from socks_tunnel.cli.frame import EXIT_BUG, EXIT_CANNOT_CREATE, LazyGroup
+from socks_tunnel.cli.frame import EXIT_BUG, EXIT_CANNOT_CREATE, EXIT_USAGE, LazyGroup
 
 COMMANDS: Final = {
     name: f"{__name__}.{where}"
@@ -55,6 +55,13 @@ def main() -> NoReturn:
     try:
         cli.main(prog_name="socks-tunnel")
     except OSError as error:
+        if _directory_is_gone():
+            click.echo(
+                "socks-tunnel: the directory in which it was started is not there any more;"
+                " change to another one",
+                err=True,
+            )
+            sys.exit(EXIT_USAGE)
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             _report_bug()
         with contextlib.suppress(OSError):  # standard error may be what is full
@@ -62,6 +69,15 @@ def main() -> NoReturn:
         sys.exit(EXIT_CANNOT_CREATE)
     except Exception:  # noqa: BLE001 - the last resort: it reports the exception and ends the process
         _report_bug()
+
+
+def _directory_is_gone() -> bool:
+    """Whether the working directory has been removed, so that no relative path leads anywhere."""
+    try:
+        os.getcwd()  # noqa: PTH109 - pathlib's Path.cwd() calls it
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _report_bug() -> NoReturn:

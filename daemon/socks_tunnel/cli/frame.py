@@ -16,6 +16,7 @@ import click
 
 from socks_tunnel.config.errors import ConfigError
 
+EXIT_USAGE: Final = 2
 EXIT_UNAVAILABLE: Final = 69
 EXIT_BUG: Final = 70
 EXIT_CANNOT_CREATE: Final = 73

@@ -229,8 +229,8 @@ def _resolve(destination: HostPort, kind: socket.SocketKind) -> list[IPAddress]:
     try:
         found = socket.getaddrinfo(*destination, type=kind)
     except OSError as error:
-        message = f"{destination.host} cannot be looked up, and only its addresses decide: {error}"
-        raise Unavailable(message) from None
+        why = f"and only its addresses decide: {error.strerror or error}"
+        raise Unavailable(f"{destination.host} cannot be looked up, {why}") from None
     # The resolver gives a link-local address with its zone. Rules have no zones.
     literals = dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found)
     return [address for address in map(parse_ip, literals) if address is not None]

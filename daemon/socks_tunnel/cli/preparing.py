@@ -133,16 +133,15 @@ def pair(gateway: Path, endpoint: Path, url: str) -> None:
     """Write a configuration and a key for each side, which name each other."""
     from socks_tunnel.signaling.identity import PrivateIdentity
 
+    gateway_key, endpoint_key = PrivateIdentity.generate(), PrivateIdentity.generate()
     try:
-        signaling = pairing.signaling_address(url, Path.cwd())
+        texts = pairing.pair(
+            pairing.signaling_address(url, Path.cwd()),
+            gateway_key=gateway_key.public_text,
+            endpoint_key=endpoint_key.public_text,
+        )
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--url") from None
-    gateway_key, endpoint_key = PrivateIdentity.generate(), PrivateIdentity.generate()
-    texts = pairing.pair(
-        signaling,
-        gateway_key=gateway_key.public_text,
-        endpoint_key=endpoint_key.public_text,
-    )
     files = {
         gateway / "gateway.toml": texts.gateway.encode(),
         gateway / pairing.GATEWAY_KEY: gateway_key.to_pem(),

@@ -1,7 +1,9 @@
 """Reads text and TOML files, with mistakes as :class:`ConfigError` that names file and line."""
 
+import json
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,6 +50,21 @@ def read_toml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         raise ConfigError([Problem(path, line, "", message)]) from None
     except (RecursionError, ValueError) as error:
         raise ConfigError([unreadable(path, text, error)]) from None
+
+
+def toml_value(value: str | Sequence[str | int]) -> str:
+    """Returns a text, or a list of texts and numbers, as TOML has it.
+
+    Raises :class:`ValueError` for a text that is not UTF-8, as the name of a file may be: a TOML
+    file cannot have it.
+    """
+    # JSON's notation is TOML's, apart from DEL, and from the pairs of surrogates in its escapes.
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{value!r} is not UTF-8 text, which a configuration has to be") from None
+    return text
 
 
 def unreadable(path: Path, text: str, error: RecursionError | ValueError) -> Problem:

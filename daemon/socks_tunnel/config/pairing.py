@@ -1,6 +1,5 @@
 """Writes the two configurations of a new gateway and endpoint that name each other."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from socks_tunnel.config.documents import toml_value
 from socks_tunnel.config.models import Peer, PolicyRules, Signaling
 from socks_tunnel.protocol.addresses import parse_ip
 from socks_tunnel.protocol.policies import parse_policy
@@ -159,14 +159,14 @@ def pair(signaling: SignalingAddress, *, gateway_key: str, endpoint_key: str) ->
     """
     ice = ""
     if signaling.loopback is not None:
-        ice = _LOOPBACK_ICE.format(address=json.dumps(signaling.loopback))
+        ice = _LOOPBACK_ICE.format(address=toml_value(signaling.loopback))
     return Pair(
         gateway=_GATEWAY.format(
-            key_file=GATEWAY_KEY, public_key=endpoint_key, url=json.dumps(signaling.url)
+            key_file=GATEWAY_KEY, public_key=endpoint_key, url=toml_value(signaling.url)
         )
         + ice,
         endpoint=_ENDPOINT.format(
-            key_file=ENDPOINT_KEY, public_key=gateway_key, listen=json.dumps(signaling.listen)
+            key_file=ENDPOINT_KEY, public_key=gateway_key, listen=toml_value(signaling.listen)
         )
         + ice,
     )
@@ -196,10 +196,10 @@ def meeting(
         problem = error.problems[0]
         raise ValueError(f"{problem.text!r}: {problem.reason}") from None
     text = _MEETING.format(
-        key_file=json.dumps(key_file),
-        way="".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()),
-        hosts=json.dumps(list(hosts)),
-        ports=json.dumps([int(port) if port.isdecimal() else port for port in ports]),
+        key_file=toml_value(key_file),
+        way="".join(f"{name} = {toml_value(value)}\n" for name, value in settings.items()),
+        hosts=toml_value(list(hosts)),
+        ports=toml_value([int(port) if port.isdecimal() else port for port in ports]),
     )
     return text + _loopback_ice(url)
 
@@ -232,9 +232,9 @@ def joined(
     except ValidationError as error:
         raise ValueError(str(error.errors()[0]["ctx"]["error"])) from None
     text = _JOINED.format(
-        key_file=json.dumps(key_file),
+        key_file=toml_value(key_file),
         public_key=endpoint_key,
-        way="".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()),
+        way="".join(f"{name} = {toml_value(value)}\n" for name, value in settings.items()),
     )
     return text + _loopback_ice(url)
 
@@ -245,4 +245,4 @@ def _loopback_ice(url: str) -> str:
     address = parse_ip("127.0.0.1" if host == "localhost" or url.startswith("unix:") else host)
     if address is None or not address.is_loopback:
         return ""
-    return _LOOPBACK_ICE.format(address=json.dumps(str(address)))
+    return _LOOPBACK_ICE.format(address=toml_value(str(address)))

@@ -43,8 +43,13 @@ def hash_password(password: str) -> str:
     """Returns the hash of `password` under a new random salt. Takes about 0.1 s and 32 MiB.
 
     Raises :class:`ValueError` for a password that SOCKS5 cannot carry: empty, or over 255 bytes.
+    So it does for one that is not UTF-8 text.
     """
-    if not 1 <= len(password.encode()) <= NAME_MAX:
+    try:
+        size = len(password.encode())
+    except UnicodeEncodeError:
+        raise ValueError("a password is UTF-8 text") from None
+    if not 1 <= size <= NAME_MAX:
         raise ValueError(f"a password has 1 to {NAME_MAX} bytes")
     salt = os.urandom(16)
     key = _derive(password, _Scrypt(_LOG_N, _R, _P, salt, bytes(_KEY_SIZE)))

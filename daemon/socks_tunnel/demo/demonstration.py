@@ -8,7 +8,6 @@ them.
 """
 
 import asyncio
-import json
 import os
 import shlex
 import shutil
@@ -23,6 +22,7 @@ import uvloop
 from aiohttp import web
 
 from socks_tunnel.config import paths
+from socks_tunnel.config.documents import toml_value
 from socks_tunnel.config.rendezvous import RendezvousConfig
 from socks_tunnel.ops.tasks import spawn
 from socks_tunnel.protocol.addresses import HostPort, parse_ip
@@ -163,7 +163,11 @@ class _Demo:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._signals.put_nowait, number)
-        self._write_configurations(await self._serve() if self._rendezvous else None)
+        service = await self._serve() if self._rendezvous else None
+        try:
+            self._write_configurations(service)
+        except ValueError as error:
+            raise _DemoError(str(error), EXIT_CANNOT_CREATE) from None
         target = web.AppRunner(_target(), access_log=None, handle_signals=False)
         stopped = spawn("signal", self._signals.get())
         try:
@@ -208,8 +212,8 @@ class _Demo:
         way = "listen" if service is None else "rendezvous"
         signaling = service or f"unix:{self._directory / 'signaling.sock'}"
         own = {
-            "gateway": _GATEWAY.format(listen=_toml(str(self._listen))),
-            "endpoint": _ENDPOINT.format(way=way, signaling=_toml(signaling)),
+            "gateway": _GATEWAY.format(listen=toml_value(str(self._listen))),
+            "endpoint": _ENDPOINT.format(way=way, signaling=toml_value(signaling)),
         }
         if self._policy_file is None:
             own["endpoint"] += _OPEN_POLICY
@@ -219,14 +223,14 @@ class _Demo:
             key_file.touch(mode=0o600)
             key_file.write_bytes(keys[role].to_pem())
             text = _COMMON.format(
-                role=_toml(role),
-                key=_toml(str(key_file)),
-                peer=_toml(other),
-                public_key=_toml(keys[other].public_text),
-                url="" if role == "endpoint" else f"{gateways} = {_toml(signaling)}\n",
+                role=toml_value(role),
+                key=toml_value(str(key_file)),
+                peer=toml_value(other),
+                public_key=toml_value(keys[other].public_text),
+                url="" if role == "endpoint" else f"{gateways} = {toml_value(signaling)}\n",
             )
             if role == "endpoint" and self._policy_file is not None:
-                text = f"policy_file = {_toml(str(self._policy_file.absolute()))}\n{text}"
+                text = f"policy_file = {toml_value(str(self._policy_file.absolute()))}\n{text}"
             (self._directory / f"{role}.toml").write_text(text + own[role], "utf-8")
 
     async def _start(self, role: str) -> None:
@@ -368,8 +372,3 @@ def _target() -> web.Application:
     app = web.Application()
     app.router.add_get("/", hello)
     return app
-
-
-def _toml(text: str) -> str:
-    """Returns a TOML string; JSON's notation is one."""
-    return json.dumps(text, ensure_ascii=False)

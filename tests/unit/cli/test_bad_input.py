@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,3 +123,40 @@ def test_configurations_of_another_user(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "others"))
     monkeypatch.setattr(scripting, "CONFIGURATIONS", tmp_path)
     assert scripting.only_configuration() == tmp_path / "mine.toml"
+
+
+@pytest.mark.parametrize("name", ["\U0001f600", "\x7f", 'a"b\\c', "\u00fc"])
+def test_unusual_characters_get_into_a_configuration(name: str, tmp_path: Path) -> None:
+    """TOML knows neither a bare DEL nor two escapes for one character, which JSON has."""
+    config, ca = tmp_path / "endpoint.toml", tmp_path / f"{name}.pem"
+    result = call(
+        *("setup", "wss://rendezvous.example.net/", "--allow", "10.77.0.0/16", "--no-start"),
+        *("--config", str(config), "--tls-ca", str(ca)),
+    )
+    assert result.exit_code == 0, result.output
+    assert tomllib.loads(config.read_text("utf-8"))["signaling"]["tls_ca"] == str(ca)
+
+
+def test_what_is_not_utf_8_does_not(tmp_path: Path) -> None:
+    config, ca = tmp_path / "endpoint.toml", tmp_path / "\udcff.pem"
+    result = call(
+        *("setup", "wss://rendezvous.example.net/", "--allow", "10.77.0.0/16", "--no-start"),
+        *("--config", str(config), "--tls-ca", str(ca)),
+    )
+    assert result.exit_code == 2
+    assert "is not UTF-8 text, which a configuration has to be" in result.output
+    assert not config.exists()
+
+
+def test_neither_does_it_from_pair(tmp_path: Path) -> None:
+    here = ("--gateway", str(tmp_path / "g"), "--endpoint", str(tmp_path / "e"))
+    result = call("pair", *here, "--url", "unix:/run/\udcff")
+    assert result.exit_code == 2
+    assert "is not UTF-8 text, which a configuration has to be" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_password_that_is_not_utf_8() -> None:
+    result = call("passwd", "anna", "--password", "\udcff")
+    assert result.exit_code == 2
+    assert "Error: a password is UTF-8 text" in result.output
