@@ -27,12 +27,12 @@ setup(
     ext_modules=mypycify(sys.argv.pop().split(), group_name="socks_tunnel", debug_level="0"),
 )
 """
-"""The group's name is that of the one library with all the code, socks_tunnel__mypyc, which stands
-beside the packages. The modules beside the sources only name what is in it."""
+"""The name of the group becomes that of the one library with all the code, socks_tunnel__mypyc,
+beside the packages. The extension modules beside the sources only refer to it."""
 
 
 def build(work: Path) -> Iterator[Path]:
-    """Compiles in an empty directory; yields each extension module, by its path in there."""
+    """Compiles in an empty directory; yields the path of each extension module, relative to it."""
     for package in PACKAGES:
         shutil.copytree(
             ROOT / package,
@@ -42,7 +42,7 @@ def build(work: Path) -> Iterator[Path]:
     listed = runpy.run_path(str(ROOT / "daemon/socks_tunnel/ops/compiled.py"))["MODULES"]
     files = [f"{name.replace('.', '/')}.py" for name in listed]
     options = ["--config-file", str(ROOT / "pyproject.toml"), "--explicit-package-bases"]
-    # Not below the working tree, whose packages mypy would find too.
+    # The directory is not below the working tree, because mypy would find its packages too.
     result = subprocess.run(
         [
             *(sys.executable, "-c", SETUP, "--quiet", "build_ext", "--inplace"),
@@ -62,7 +62,7 @@ def build(work: Path) -> Iterator[Path]:
 
 
 def main(output: Path) -> None:
-    """Compiles, and puts everything into `output`."""
+    """Compiles, and writes both packages with their extension modules to `output`."""
     with tempfile.TemporaryDirectory() as name:
         count = sum(1 for _ in build(Path(name)))
         shutil.rmtree(output, ignore_errors=True)

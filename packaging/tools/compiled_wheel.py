@@ -1,4 +1,4 @@
-"""Hatchling's hook: with SOCKS_TUNNEL_COMPILE=1, a wheel has the compiled data path in it."""
+"""Hatchling's hook: with SOCKS_TUNNEL_COMPILE=1, a wheel contains the compiled data path."""
 
 import os
 import sys
@@ -11,8 +11,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-class CompiledHook(BuildHookInterface):  # type: ignore[type-arg] # hatchling says nothing of it
-    """Adds the extension modules to a wheel; editable installations and others stay as they are."""
+class CompiledHook(BuildHookInterface):  # type: ignore[type-arg] # hatchling names no argument
+    """Adds the extension modules to a wheel. Other builds, such as editable ones, do not change."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compiles before the wheel is put together."""
@@ -27,7 +27,7 @@ class CompiledHook(BuildHookInterface):  # type: ignore[type-arg] # hatchling sa
         build_data["infer_tag"] = True
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        """Removes what was compiled: the wheel has it."""
+        """Removes the compiled files, which are in the wheel by now."""
         del version, build_data, artifact_path
         if hasattr(self, "work"):
             self.work.cleanup()

@@ -12,7 +12,8 @@ from typing import Final
 EXIT_NOT_EXECUTABLE: Final = 126
 EXIT_NOT_FOUND: Final = 127
 SIGNAL_BASE: Final = 128
-"""A command that a signal has ended has this status and the signal's number, as in a shell."""
+"""The status of a command that a signal has ended is this plus the signal's number, as in a shell.
+"""
 
 FORWARDED: Final = frozenset(
     {
@@ -25,11 +26,11 @@ FORWARDED: Final = frozenset(
         signal.SIGALRM,
     }
 )
-"""Signals that are for the command and not for us."""
+"""Signals that are passed on to the command."""
 
 
 class CommandError(Exception):
-    """The command cannot be started; the text is a sentence, `exit_code` the status for it."""
+    """The command cannot be started. The text is a sentence, and `exit_code` the exit status."""
 
     def __init__(self, sentence: str, exit_code: int) -> None:
         super().__init__(sentence)
@@ -53,9 +54,9 @@ def _cannot_start(program: str, number: int) -> CommandError:
 
 
 class Forwarding:
-    """Holds the signals that are meant for a command from before it starts until it has ended.
+    """Blocks the signals for a command from before it starts until it has ended.
 
-    A signal that comes while there is no command yet is not lost: the command gets it.
+    A signal that comes before the command has started is passed on when it has.
     """
 
     def __init__(self) -> None:
@@ -75,12 +76,12 @@ class Forwarding:
             raise _cannot_start(command[0], error.errno or 0) from None
         while (status := child.poll()) is None:
             info = signal.sigwaitinfo(FORWARDED | {signal.SIGCHLD})
-            # What the terminal sends (^C) goes to the whole foreground group, the command included;
-            # only what another process has sent to us alone is passed on.
+            # A signal of the terminal (^C) goes to the whole foreground group, which includes the
+            # command. Only a signal that another process has sent to this one is passed on.
             if info.si_signo != signal.SIGCHLD and info.si_pid:
                 child.send_signal(info.si_signo)
         return status if status >= 0 else SIGNAL_BASE - status
 
     def release(self) -> None:
-        """Takes signals for oneself again."""
+        """Unblocks the signals."""
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)

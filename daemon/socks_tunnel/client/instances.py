@@ -1,4 +1,4 @@
-"""Which instance runs here, and whether it can serve: what `wait`, `exec` and `nc` ask first."""
+"""Finds out whether an instance runs here and can serve, for `wait`, `exec` and `nc`."""
 
 import errno
 import time
@@ -9,21 +9,21 @@ from typing import Any, Final
 from socks_tunnel.supervisor import control_client
 
 POLL: Final = 0.1
-"""Seconds between two questions while a state is waited for."""
+"""Seconds between two questions while waiting for a state."""
 
 ASK_TIMEOUT: Final = 10.0
 """Seconds for one question."""
 
 
 class InstanceError(Exception):
-    """The instance cannot be used; the text is a sentence."""
+    """The instance cannot be used. The text is a sentence."""
 
 
 def summary(path: Path) -> dict[str, Any]:
-    """Returns what an instance says of itself in short.
+    """Returns an instance's answer to `summary`.
 
     Raises :class:`OSError` if none answers on the control socket `path`, and :class:`InstanceError`
-    if it refuses, as one of an older version does.
+    if it refuses, as an older version does.
     """
     answer = control_client.request(path, {"op": "summary"}, timeout=ASK_TIMEOUT)
     result = answer.get("result")
@@ -33,11 +33,11 @@ def summary(path: Path) -> dict[str, Any]:
 
 
 def wait_for_link(find: Callable[[], Path | None], timeout: float) -> dict[str, Any]:
-    """Waits until an instance is there and has a link; returns its summary.
+    """Waits until an instance runs and has a link; returns its summary.
 
     `find` returns its control socket, or None while there is none. Raises :class:`InstanceError`
-    with what was missing if that takes longer than `timeout` seconds; it asks at least once. An
-    instance that may not be asked is an error at once.
+    with what is missing after `timeout` seconds; it asks at least once. Also raises it at once if
+    this user may not ask the instance.
     """
     until = time.monotonic() + timeout
     while True:
@@ -60,7 +60,7 @@ def wait_for_link(find: Callable[[], Path | None], timeout: float) -> dict[str, 
 
 
 def may_not_ask(path: Path) -> str:
-    """Returns what to tell a user whom the control socket of an instance is not for."""
+    """Returns the sentence for a user who may not use the control socket of an instance."""
     return (
         f"you may not ask the instance on {path}: its socket is for the user and group of the "
         "daemon; use sudo, or become a member of that group"
@@ -68,7 +68,7 @@ def may_not_ask(path: Path) -> str:
 
 
 def why_no_link(found: Mapping[str, Any]) -> str:
-    """Returns why an instance has no link, as a sentence."""
+    """Returns a sentence that says why an instance has no link."""
     if found["state"] != "ready":
         return f"{found['instance']} is {found['state']}"
     details = "; ".join(found["details"])
@@ -76,5 +76,5 @@ def why_no_link(found: Mapping[str, Any]) -> str:
 
 
 def is_gone(error: OSError) -> bool:
-    """Whether an error of :func:`summary` says that no process is behind the control socket."""
+    """Returns whether an error of :func:`summary` means that no process has the control socket."""
     return error.errno in {errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPROTO}

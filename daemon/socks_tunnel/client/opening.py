@@ -15,6 +15,7 @@ EXIT_REFUSED: Final = 1
 EXIT_UNAVAILABLE: Final = 69
 
 _READ: Final = 65_536
+"""Bytes read from the proxy at a time."""
 
 _SENTENCES: Final = {
     Reply.GENERAL_FAILURE: "failed; the log of the gateway has the reason",
@@ -28,11 +29,11 @@ _SENTENCES: Final = {
 }
 
 _ANSWERED: Final = frozenset({Reply.NOT_ALLOWED, Reply.COMMAND_NOT_SUPPORTED})
-"""Replies that are a "no"; with the others, something could not be reached."""
+"""Replies that are a negative answer. With the others, something could not be reached."""
 
 
 class OpeningError(Exception):
-    """Nothing was opened; the text is a sentence, `exit_code` the status of the command."""
+    """Nothing was opened. The text is a sentence, and `exit_code` the exit status."""
 
     def __init__(self, sentence: str, exit_code: int) -> None:
         super().__init__(sentence)
@@ -40,7 +41,7 @@ class OpeningError(Exception):
 
 
 def open_stream(proxy: Proxy, destination: HostPort, timeout: float) -> tuple[socket.socket, bytes]:
-    """Returns a blocking connection to `destination`, and what the target has said already.
+    """Returns a blocking connection to `destination`, and the bytes that the target has sent.
 
     Raises :class:`OpeningError` if that is not open within `timeout` seconds.
     """
@@ -50,13 +51,13 @@ def open_stream(proxy: Proxy, destination: HostPort, timeout: float) -> tuple[so
 
 
 def open_association(proxy: Proxy, timeout: float) -> tuple[socket.socket, socket.socket]:
-    """Returns the connection that an association lives as long as, and a socket to its relay.
+    """Returns the control connection of an association, and a UDP socket to its relay.
 
-    Raises :class:`OpeningError`.
+    The association lives as long as the control connection. Raises :class:`OpeningError`.
     """
     sock, bound, _ = _open(proxy, UdpAssociateRequest(None), "the UDP relay", timeout)
     try:
-        # RFC 1928 section 6: BND.ADDR is where to send to. Unspecified means the proxy's own.
+        # RFC 1928 section 6: datagrams go to BND.ADDR. If it is unspecified, the proxy's address.
         host = bound.host
         if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
             host = sock.getpeername()[0]
@@ -68,7 +69,8 @@ def open_association(proxy: Proxy, timeout: float) -> tuple[socket.socket, socke
             raise
     except OSError as error:
         sock.close()
-        raise OpeningError(f"the UDP relay on {bound}: {_why(error)}", EXIT_UNAVAILABLE) from None
+        sentence = f"the UDP relay on {bound} cannot be reached: {_why(error)}"
+        raise OpeningError(sentence, EXIT_UNAVAILABLE) from None
     sock.settimeout(None)
     return sock, relay
 
@@ -90,7 +92,7 @@ def _open(
         raise OpeningError(sentence, EXIT_UNAVAILABLE) from None
     except OSError as error:
         sock.close()
-        sentence = f"the proxy on {proxy} ended the conversation: {_why(error)}"
+        sentence = f"the proxy on {proxy} closed the connection: {_why(error)}"
         raise OpeningError(sentence, EXIT_UNAVAILABLE) from None
     except RemoteProtocolError as error:
         sock.close()

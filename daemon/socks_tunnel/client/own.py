@@ -1,4 +1,4 @@
-"""An instance of one's own, for the time of one command: `socks-tunnel exec` where none runs."""
+"""A private instance for the time of one command: `socks-tunnel exec` if none runs."""
 
 import contextlib
 import os
@@ -73,7 +73,7 @@ class OwnInstance:
             stdout=self._log,
             stderr=self._log,
             env=environment,
-            # Out of the terminal's process group: ^C is for the command.
+            # Not in the terminal's process group: ^C is for the command.
             start_new_session=True,
         )
 
@@ -110,7 +110,7 @@ class OwnInstance:
         return self._process.poll()
 
     def log_tail(self) -> str:
-        """Returns the end of what it has logged."""
+        """Returns the end of its log."""
         assert self._log is not None
         self._log.flush()
         data = Path(self._log.name).read_bytes()

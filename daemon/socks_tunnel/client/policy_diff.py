@@ -1,4 +1,4 @@
-"""What a changed policy would change: for open flows, and for what was asked for lately. No I/O."""
+"""Compares two policies for open flows and for destinations of the audit records. No I/O."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from socks_tunnel.protocol.policies import PolicySet
 from socks_tunnel.protocol.policy import Policy, Verdict
 
 DESTINATIONS_MAX: Final = 100_000
-"""Different destinations that are compared; further ones are only counted."""
+"""Different destinations that are compared. Further ones are only counted."""
 
 Lookup = Callable[[HostPort], list[IPAddress]]
 """Returns the addresses of a name now; none if it cannot be looked up."""
@@ -27,7 +27,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a policy says: `allowed` or `denied`; `unresolved` if it needs addresses in vain."""
+    """The verdict of a policy: `allowed`, `denied`, or `unresolved` if a name has no addresses."""
 
     verdict: str
     rule: str
@@ -41,22 +41,22 @@ class Change:
     """A destination of a peer about which the two policies differ."""
 
     peer: str
-    """Empty where a gateway has refused before it chose a peer."""
+    """Empty if a gateway has refused before it chose a peer."""
     destination: HostPort
     before: Judgement
     after: Judgement
     flows: list[Mapping[str, Any]] = field(default_factory=list)
     """Rows of the open flows to it."""
     times: int = 0
-    """How often it was asked for, by the audit records."""
+    """Requests for it in the audit records."""
 
 
 class Comparison:
-    """Compares two configurations about everything that it is shown."""
+    """Compares two configurations for the flows and audit records that it is given."""
 
     def __init__(self, old: Side, new: Side, lookup: Lookup) -> None:
         self.associations = 0
-        """Open UDP associations, whose datagrams are judged one by one."""
+        """Open UDP associations. They have no destination, as each datagram has its own."""
         self.left_out = 0
         """Destinations beyond :data:`DESTINATIONS_MAX`."""
         self.compared = 0
@@ -65,7 +65,7 @@ class Comparison:
         self._addresses: dict[str, list[IPAddress]] = {}
 
     def flow(self, row: Mapping[str, Any]) -> None:
-        """Takes an open flow, as `connections` has it."""
+        """Takes an open flow, as a row of `connections`."""
         if not row["destination"]:
             self.associations += 1
             return
@@ -74,7 +74,7 @@ class Comparison:
             change.flows.append(row)
 
     def record(self, record: Mapping[str, Any], since: datetime) -> None:
-        """Takes an audit record; older ones than `since` are passed over."""
+        """Takes an audit record. Those before `since` are ignored."""
         time = record.get("time")
         if record["message"] != DECISION or (time and datetime.fromisoformat(time) < since):
             return
@@ -83,7 +83,7 @@ class Comparison:
             change.times += 1
 
     def changes(self) -> list[Change]:
-        """Returns what would change, open flows first, then what was asked for most."""
+        """Returns the changed destinations: most open flows first, then most requests."""
         found = [change for change in self._seen.values() if change is not None]
         return sorted(found, key=lambda change: (-len(change.flows), -change.times))
 

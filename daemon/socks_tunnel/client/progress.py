@@ -1,4 +1,4 @@
-"""A line in the terminal that says how far something is; the same line again and again."""
+"""A line in the terminal that shows progress, and is overwritten each time."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from typing import Any, Final, TextIO
 from socks_tunnel.client.instances import POLL, InstanceError, is_gone, summary
 
 QUIET_SECONDS: Final = 5.0
-"""Where there is no terminal, a line is written when it has changed, at most so often."""
+"""Least seconds between two lines if the output is no terminal. Only changed lines are written."""
 
 _CLEAR: Final = "\r\x1b[K"
 
@@ -24,7 +24,7 @@ class Progress:
         self._at = float("-inf")
 
     def show(self, line: str) -> None:
-        """Says how far it is."""
+        """Shows a line."""
         if line == self._shown:
             return
         if self._terminal:
@@ -37,12 +37,12 @@ class Progress:
         self._shown, self._at = line, self._clock()
 
     def end(self, line: str) -> None:
-        """Says what it came to."""
+        """Writes the last line."""
         self._stream.write(f"{_CLEAR}{line}\n" if self._terminal else f"{line}\n")
         self._stream.flush()
 
     def clear(self) -> None:
-        """Takes the line away, in a terminal."""
+        """Removes the line in a terminal."""
         if self._terminal:
             self._stream.write(_CLEAR)
             self._stream.flush()
@@ -53,10 +53,10 @@ def follow(
     progress: Progress,
     describe: Callable[[Mapping[str, Any]], str | None],
 ) -> Mapping[str, Any] | None:
-    """Shows what `describe` makes of the instance's summary, until that is None.
+    """Shows the line that `describe` makes of the instance's summary, until it returns None.
 
-    Returns that summary, or None if the instance has ended. Raises :class:`OSError` if it does not
-    answer for another reason.
+    Returns the last summary, or None if the instance has ended. Raises :class:`OSError` if it does
+    not answer for another reason.
     """
     while True:
         try:
@@ -66,7 +66,7 @@ def follow(
                 return None
             raise
         except InstanceError:
-            return None  # another version answers there: the instance that was followed has gone
+            return None  # another version answers there, so the instance has ended
         line = describe(found)
         if line is None:
             return found

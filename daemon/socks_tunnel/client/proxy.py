@@ -1,4 +1,4 @@
-"""Where the proxy of an instance is, and how a program is told of it."""
+"""Finds the proxy of an instance, and makes the environment for programs that use it."""
 
 import socket
 from collections.abc import Mapping
@@ -11,22 +11,23 @@ from socks_tunnel.protocol.addresses import HostPort, parse_host_port, parse_ip
 
 USERNAME_VARIABLE: Final = "SOCKS_TUNNEL_USERNAME"
 PASSWORD_VARIABLE: Final = "SOCKS_TUNNEL_PASSWORD"  # noqa: S105 - the name of a variable
-"""Name and password for a proxy that asks for them (RFC 1929). Arguments are seen by everybody."""
+"""Variables with name and password for a proxy that asks for them (RFC 1929). Arguments would be
+visible to all users."""
 
 NO_PROXY: Final = "localhost,127.0.0.0/8,127.0.0.1,::1"
-"""What a child reaches directly: the host that it runs on. Programs differ in whether they know
-ranges, so the most used address is named too."""
+"""Hosts that a child reaches directly: its own host. Not all programs know ranges, so 127.0.0.1 is
+named as well."""
 
 _VARIABLES: Final = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
 
 
 class NoProxyError(Exception):
-    """The instance has no proxy that can be used; the text is a sentence."""
+    """The instance has no proxy that can be used. The text is a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A SOCKS5 proxy: an address and port, or the path of a Unix socket; perhaps with a login."""
+    """A SOCKS5 proxy: an address and port or the path of a Unix socket, with an optional login."""
 
     address: HostPort | Path
     username: str | None = None
@@ -61,7 +62,7 @@ def proxy_of(summary: Mapping[str, Any], environment: Mapping[str, str]) -> Prox
     """Returns the first SOCKS5 listener of an instance. Raises :class:`NoProxyError`."""
     name = summary["instance"]
     if summary["role"] != "gateway":
-        raise NoProxyError(f"{name} is an endpoint; proxies are where the gateway is")
+        raise NoProxyError(f"{name} is an endpoint, and only gateways have a proxy")
     if "socks5" not in summary["protocols"]:
         raise NoProxyError(f"{name} does not speak SOCKS5: its socks.protocols leaves that out")
     listeners: list[str] = summary["listen"]
@@ -72,10 +73,10 @@ def proxy_of(summary: Mapping[str, Any], environment: Mapping[str, str]) -> Prox
 
 
 def proxy_environment(proxy: Proxy, environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns the environment of a child that is to use the proxy.
+    """Returns the environment of a child that has to use the proxy.
 
-    Names are looked up at the far end (`socks5h`). An inherited NO_PROXY was written for another
-    proxy, whose exceptions may be just what the tunnel is for, so it is replaced. Raises
+    Names are looked up at the far end (`socks5h`). An inherited NO_PROXY is replaced: it was made
+    for another proxy, and may name just the hosts for which the tunnel is needed. Raises
     :class:`NoProxyError` for a Unix socket, which no URL can name.
     """
     if isinstance(proxy.address, Path):
@@ -89,7 +90,7 @@ def proxy_environment(proxy: Proxy, environment: Mapping[str, str]) -> dict[str,
 
 
 def _reachable(address: HostPort) -> HostPort:
-    """Returns where a listener on all addresses is reached from this host."""
+    """Returns the address at which this host reaches a listener, also one on all addresses."""
     ip = parse_ip(address.host)
     if ip is None or not ip.is_unspecified:
         return address

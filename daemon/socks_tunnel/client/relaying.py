@@ -1,8 +1,8 @@
-"""Standard input and output, through the tunnel: the working part of `socks-tunnel nc`.
+"""Relays standard input and output through the tunnel, for `socks-tunnel nc`.
 
-Two threads, one for each direction, with blocking calls: standard input and output may be anything
-(a terminal, a file, a pipe, the socket pair of ssh). They belong to others too, and must not be
-made non-blocking under them.
+It has two threads, one for each direction, with blocking calls. Standard input and output may be a
+terminal, a file, a pipe or the socket pair of ssh. Other processes use them as well, so they must
+not become non-blocking.
 """
 
 import errno
@@ -18,7 +18,8 @@ from socks_tunnel.protocol.errors import RemoteProtocolError
 from socks_tunnel.protocol.socks5 import parse_udp_packet, udp_header
 
 PIECE: Final = 262_144
-"""Bytes that are read at a time; so much, and what the kernel holds, waits for a slow reader."""
+"""Bytes that are read at a time. As many wait here for a slow reader, besides those in the kernel.
+"""
 
 DATAGRAM_MAX: Final = 16_384
 """Bytes of standard input that become one datagram."""
@@ -28,11 +29,11 @@ PACKET_MAX: Final = 65_535
 
 
 class RelayError(Exception):
-    """The conversation did not end in order; the text is a sentence."""
+    """The connection did not end in order. The text is a sentence."""
 
 
 class _Ended:
-    """What the two directions have come to. :meth:`wait` returns when nothing is left to do."""
+    """The end of the two directions. :meth:`wait` returns when both have ended."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -41,7 +42,7 @@ class _Ended:
         self._error: str | None = None
 
     def finish(self, *, both: bool = False, error: str | None = None) -> None:
-        """One direction has ended; with `both` or an `error` there is no use for the other."""
+        """Notes the end of one direction. With `both` or an `error`, the other one ends as well."""
         with self._changed:
             self._open -= 1
             self._over = self._over or both or error is not None or self._open <= 0
@@ -49,7 +50,7 @@ class _Ended:
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Waits until it is over. Raises :class:`RelayError` for what went wrong."""
+        """Waits for the end. Raises :class:`RelayError` if a direction ended with an error."""
         with self._changed:
             self._changed.wait_for(lambda: self._over)
             if self._error is not None:
@@ -59,9 +60,9 @@ class _Ended:
 def relay_stream(sock: socket.socket, early: bytes, source: int = 0, sink: int = 1) -> None:
     """Copies `source` to a connection, and the connection to `sink`, until both have ended.
 
-    The end of one direction is passed on and leaves the other one open. Where `source` is a
-    terminal, the end of the connection ends it all, for nobody can be expected to type ^D after
-    that. Raises :class:`RelayError`; the connection is closed in any case.
+    The end of one direction is passed on and leaves the other one open. If `source` is a terminal,
+    the end of the connection ends both, because a user would not know to type ^D. The connection is
+    closed in any case. Raises :class:`RelayError`.
     """
     ended = _Ended()
     interactive = os.isatty(source)
@@ -79,12 +80,12 @@ def _up(sock: socket.socket, source: int, ended: _Ended) -> None:
             sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
     except OSError as error:
-        # A reset is told to one call only: if it is this one, the other direction finds an end in
-        # order.
+        # Only one call gets the error of a reset. If it is this one, the other direction sees an
+        # orderly end.
         if error.errno == errno.ECONNRESET:
             ended.finish(error=_lost(error))
             return
-        # Else the other direction knows why the connection has ended, and whether it is a failure.
+        # After these errors, the other direction finds out why the connection has ended.
         if error.errno not in {errno.EPIPE, errno.ENOTCONN, errno.EBADF}:
             ended.finish(error=f"standard input: {os.strerror(error.errno or 0)}")
             return
@@ -121,12 +122,12 @@ def relay_datagrams(
     source: int = 0,
     sink: int = 1,
 ) -> None:
-    """Sends what is read from `source`, a datagram for each read, and writes what comes back.
+    """Sends a datagram for each read of `source`, and writes the answers to `sink`.
 
     After the end of `source` it goes on until nothing has come for `idle` seconds. Datagrams from
-    another port than that of `destination` are dropped; a name answers from its address, so hosts
-    are not compared. Raises :class:`RelayError` if the association ends by itself; both sockets are
-    closed in any case.
+    another port than that of `destination` are dropped. Hosts are not compared, because a name
+    answers from its address. Both sockets are closed in any case. Raises :class:`RelayError` if the
+    association ends by itself.
     """
     ours, theirs = os.pipe()
     failures: list[str] = []
@@ -137,7 +138,7 @@ def relay_datagrams(
     limit: float | None = None
     try:
         while ready := {fd for fd, _ in poll.poll(limit)}:
-            if ours in ready:  # nothing more is sent
+            if ours in ready:  # the sending thread has ended
                 if failures:
                     raise RelayError(failures[0])
                 poll.unregister(ours)
@@ -170,7 +171,7 @@ def _take_datagram(relay: socket.socket, port: int, sink: int) -> None:
         packet = relay.recv(PACKET_MAX)
         header = parse_udp_packet(packet)
     except OSError as error:
-        raise RelayError(f"the UDP relay: {os.strerror(error.errno or 0)}") from None
+        raise RelayError(f"the UDP relay failed: {os.strerror(error.errno or 0)}") from None
     except RemoteProtocolError as error:
         raise RelayError(f"the UDP relay sent a packet that cannot be read: {error}") from None
     if header.frag == 0 and header.destination.port == port:
@@ -187,7 +188,7 @@ def _write_all(sink: int, data: bytes) -> None:
 
 
 def _close(sink: int) -> None:
-    """Lets the reader of `sink` see the end while the other direction goes on."""
+    """Closes `sink`, so that its reader sees the end while the other direction goes on."""
     try:
         os.close(sink)
     except OSError as error:
@@ -196,5 +197,5 @@ def _close(sink: int) -> None:
 
 
 def _spawn(work: Callable[[], None]) -> None:
-    # Daemon threads: at the end, one may still wait for standard input.
+    # Daemon threads, because one may still wait for standard input at the end.
     threading.Thread(target=work, daemon=True).start()

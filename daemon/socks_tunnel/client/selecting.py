@@ -1,25 +1,25 @@
-"""Which flows `socks-tunnel connections` shows, and in which order. No I/O."""
+"""Filters and sorts the flows that `socks-tunnel connections` shows. No I/O."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
 NUMBERS: Final = {"age": "seconds", "up": "up", "down": "down", "total": "", "worker": "worker"}
-"""What can be sorted by and is a number: the most comes first. The field of a flow's row."""
+"""Numeric orders, the highest first, with the field of a flow's row ("" for a sum)."""
 
 TEXTS: Final = ("peer", "client", "destination", "command", "kind", "state")
-"""What can be sorted by and is a text: in the order of the alphabet."""
+"""Alphabetical orders: fields of a flow's row."""
 
 FIELDS: Final = (*TEXTS, "flow", "worker")
-"""What can be filtered by."""
+"""Fields for filters."""
 
 
 class FilterError(ValueError):
-    """A filter that cannot be understood; the text is a sentence."""
+    """A filter cannot be parsed. The text is a sentence."""
 
 
 def ordered(rows: Iterable[Mapping[str, Any]], by: str | None) -> list[Mapping[str, Any]]:
-    """Returns the rows in an order; equal ones stay as they were. `-` before it turns it round."""
+    """Returns the rows in the order `by`, reversed with a leading `-`. Equal rows keep theirs."""
     if by is None:
         return list(rows)
     name = by.removeprefix("-")
@@ -31,17 +31,17 @@ def ordered(rows: Iterable[Mapping[str, Any]], by: str | None) -> list[Mapping[s
 
 
 def orders() -> Sequence[str]:
-    """Returns all that :func:`ordered` takes."""
+    """Returns all orders that :func:`ordered` takes."""
     names = (*NUMBERS, *TEXTS)
     return [*names, *(f"-{name}" for name in names)]
 
 
 def matching(rows: Iterable[Mapping[str, Any]], filters: Iterable[str]) -> list[Mapping[str, Any]]:
-    """Returns the rows that fit every filter.
+    """Returns the rows that match all filters.
 
     `FIELD=PATTERN` compares one of :data:`FIELDS` with a shell pattern (`*`, `?`, `[…]`), and
-    `FIELD!=PATTERN` turns that round; a filter without `=` is looked for in client, destination and
-    peer. Upper and lower case are the same. Raises :class:`FilterError`.
+    `FIELD!=PATTERN` is its opposite. A filter without `=` matches a part of client, destination or
+    peer. Case is ignored. Raises :class:`FilterError`.
     """
     checks = [_parse(text) for text in filters]
     return [row for row in rows if all(_fits(row, *check) for check in checks)]

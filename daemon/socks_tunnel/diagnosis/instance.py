@@ -30,7 +30,7 @@ def ask(path: Path) -> dict[str, Any]:
 
 
 def of_running(found: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yields what an instance's answer shows: its links, why they are as they are, its errors."""
+    """Yields findings from an instance's answer: its state, its links, its latest errors."""
     reason = found.get("reason")
     if reason == found["state"]:
         reason = None
@@ -72,7 +72,7 @@ def _listed(texts: list[str]) -> str:
 
 
 def _of_errors(errors: list[Mapping[str, Any]]) -> Iterator[Finding]:
-    """Yields the latest errors, each sentence once, with what is known of it."""
+    """Yields the latest errors, each sentence once, with advice if there is any."""
     for sentence, row in {row["message"]: row for row in reversed(errors)}.items():
         about = f"log {datetime.fromtimestamp(row['time'], UTC):%Y-%m-%dT%H:%M:%SZ}"
         if known(sentence):
@@ -83,7 +83,7 @@ def _of_errors(errors: list[Mapping[str, Any]]) -> Iterator[Finding]:
 
 
 def ports(config: Config) -> Iterator[Finding]:
-    """Yields which of the configured addresses cannot be listened on. For when nothing runs."""
+    """Yields the configured addresses that cannot be bound. Only if no instance runs."""
     wanted: list[tuple[str, Any]] = [("socks.listen", each) for each in config.socks.listen]
     wanted.append(("metrics.listen", config.metrics.listen))
     if config.signaling is not None:
@@ -101,7 +101,7 @@ def ports(config: Config) -> Iterator[Finding]:
 
 
 def trial(config: Path, timeout: float, say: Callable[[str], None]) -> Iterator[Finding]:
-    """Starts a gateway for a moment, and yields whether it gets a link, and why not.
+    """Starts a gateway for a moment, and yields whether it gets a link, or why not.
 
     It ends when a link is up, when an attempt has failed, or after `timeout` seconds.
     """
@@ -130,7 +130,7 @@ def trial(config: Path, timeout: float, say: Callable[[str], None]) -> Iterator[
 
 
 def _asked(path: Path | None) -> dict[str, Any] | None:
-    """Returns the answer of an instance that is starting; None while it gives none."""
+    """Returns the answer of an instance that is starting; None while it does not answer."""
     if path is None:
         return None
     try:
@@ -140,5 +140,5 @@ def _asked(path: Path | None) -> dict[str, Any] | None:
 
 
 def _linked(found: Mapping[str, Any]) -> bool:
-    """Whether a link is up, and has measured its round trip: with its first PING."""
+    """Returns whether a link is up and has measured its round trip, by its first PING."""
     return any(link["state"] == "up" and link["rtt_ms"] is not None for link in found["links"])

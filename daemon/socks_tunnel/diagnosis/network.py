@@ -1,4 +1,4 @@
-"""Asks what a configuration names: signalling, rendezvous, STUN, TURN and name servers; clocks."""
+"""Checks the servers of a configuration: signalling, rendezvous, STUN, TURN, DNS; and clocks."""
 
 import asyncio
 import os
@@ -42,7 +42,7 @@ NAME_TIMEOUT: Final = 3.0
 
 
 async def check(config: Config) -> AsyncIterator[Finding]:
-    """Yields what was found in asking everything that the configuration names."""
+    """Yields a finding for each server that the configuration names."""
     for peer in config.peers:
         for url in (peer.url, peer.rendezvous):
             if url is not None:
@@ -66,7 +66,7 @@ async def check(config: Config) -> AsyncIterator[Finding]:
 
 
 def _names_needed(config: Config) -> bool:
-    """Whether anything that the configuration is for needs a name server."""
+    """Returns whether the configuration needs a name server."""
     urls = [url for peer in config.peers for url in (peer.url, peer.rendezvous)]
     hosts = [signaling_host(url) for url in urls]
     hosts += [server.url.host for server in parse_servers(ice_settings(config.ice))]
@@ -76,9 +76,9 @@ def _names_needed(config: Config) -> bool:
 async def _ask(
     about: str, text: str, ca: Path | None, proxy: str | None, *, trusted: bool
 ) -> Finding:
-    """Asks a server for nothing in particular, and compares its clock with ours.
+    """Sends a server a plain request, and compares its clock with this host's.
 
-    If it is `trusted`, signalling goes by its clock.
+    With `trusted`, signalling uses the clock of that server.
     """
     shown = text
     if text.startswith("ws"):
@@ -143,13 +143,13 @@ def _words(error: Exception) -> str:
 
 
 async def _candidates(settings: IceSettings) -> AsyncIterator[Finding]:
-    """Gathers candidates as a link does, and says what came of each server."""
+    """Gathers candidates as a link does, and yields a finding for each server."""
     try:
         servers = parse_servers(settings)
     except ValueError as error:
         yield explain(str(error), "ICE")
         return
-    for server in servers:  # a link has less time for them, since it can do without
+    for server in servers:  # a link waits less, because it can do without a server
         MEMORY.answered(str(server), ALIVE_PATIENCE)
     with candidate_addresses(settings):
         connection = IceConnection(ice_controlling=True)
@@ -176,7 +176,7 @@ async def _candidates(settings: IceSettings) -> AsyncIterator[Finding]:
 
 
 async def name_servers(file: Path, *, needed: bool, port: int = 53) -> AsyncIterator[Finding]:
-    """Asks each name server of resolv.conf(5) for the root's; any answer shows that it is there."""
+    """Asks each name server of resolv.conf(5) for the root's. Any answer shows that it works."""
     servers = list(_listed(file))
     if not servers:
         yield Finding("note", "DNS", f"{file} names no name server.")
@@ -224,10 +224,10 @@ async def _answers(server: str, port: int) -> bool:
 
 
 def environment_proxies() -> list[str]:
-    """Returns the names of the environment's variables that name a proxy; never what they hold."""
+    """Returns the names of the variables that set a proxy, but not their values."""
     return sorted(name for name in os.environ if name.lower() in {"https_proxy", "http_proxy"})
 
 
 def peers_by_way(peers: Iterable[Peer]) -> str:
-    """Returns which peers there are, and how each is reached."""
+    """Returns the peers and their URLs, as a list for people."""
     return ", ".join(f"{p.name} ({p.url or p.rendezvous or 'asks us'})" for p in peers)
