@@ -34,9 +34,13 @@ SLOW_RATE_MAX: Final = 350_000
 """Bytes a second up to which the ways are told apart wholly, and from which on they are not. On
 faster paths a packet takes little time, and a TCP beside us cannot tell the ways apart."""
 
-CREDIT_WINDOWS: Final = 4
-"""Windows beyond the window that may be in flight because SACKs wait on the way back. A peer whose
-stamps lie gains no more by it."""
+WAIT_SHARE: Final = 0.55
+"""Part of a round trip that is believed to be wait on the way back; it is seldom more where both
+ways have the same queue. If all was believed, a sender would take no queue for its own, and push
+others aside for a peer whose stamps lie."""
+
+CREDIT_WINDOWS: Final = WAIT_SHARE / (1 - WAIT_SHARE)
+"""Windows beyond the window that may be in flight because SACKs wait on the way back."""
 
 TOP_UP_PACKETS: Final = 2
 """Packets beyond what window and pacer let go from which on urgent messages travel without bulk:
@@ -142,9 +146,10 @@ class Sender(Packing):
                 # No SACK waits for longer than the whole round trip has taken.
                 self.way_back.restart(event.now)
                 waited = 0.0
+            waited = min(waited, WAIT_SHARE * rtt)
             event.there = rtt - event.slow * waited if waited >= 0 else 0.0
         if event.there:
-            limit = CREDIT_WINDOWS * self.controller.window
+            limit = int(CREDIT_WINDOWS * self.controller.window)
             self.credit = min(int(self.rate * (rtt - event.there)), limit)
         event.credit = self.credit
 

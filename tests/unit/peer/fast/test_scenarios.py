@@ -6,10 +6,13 @@ of the machine that runs the test has a part in it.
 
 import asyncio
 import math
+import random
 
 import pytest
 
+from socks_tunnel.peer.fast.congestion import Acked
 from socks_tunnel.peer.fast.sender import CREDIT_WINDOWS
+from support.compiled import pure_only
 from support.sctp_network import Path, dtls_pair, run_virtual
 from support.sctp_transfer import Result, Sink, bulk, channel, fast, opened, started
 from support.tcp_cubic import TcpCubic
@@ -290,6 +293,45 @@ def test_a_keystroke_does_not_wait_for_a_transfer_in_its_lane() -> None:
     assert took[int(0.9 * len(took))] < 125
 
 
+@pure_only("socks_tunnel.peer.fast.sender")
+@pytest.mark.parametrize("seed", range(3))
+def test_a_peer_whose_stamps_lie_leaves_a_tcp_its_share(seed: int) -> None:
+    """All but 21 ms of each round trip is said to be wait on the way back: no lie can do more.
+
+    When all of that was believed, TCP had 13 to 16 %. Beside an honest peer it has 43 to 67.
+    """
+
+    async def main() -> tuple[float, float]:
+        there, back = Path(delay=0.02, rate=MBIT, queue=20), Path(delay=0.02, rate=MBIT, queue=20)
+        dtls = dtls_pair(there, back, probing=True)
+        a, b = fast(dtls[0]), fast(dtls[1])
+        left, right = Sink(a), Sink(b)
+        await started(a, b)
+        one = channel(a)
+        await opened(one)
+        split = a.path.sender._split_trip
+
+        def lied(event: Acked, _: float) -> None:
+            split(event, max(event.rtt - 0.021, 0.0))
+
+        a.path.sender._split_trip = lied
+        rival = TcpCubic(there, back)
+        left.filling = one
+        left.fill()
+        await asyncio.sleep(random.Random(seed).random())
+        rival.start()
+        await asyncio.sleep(10)
+        ours, theirs = right.received, rival.delivered
+        await asyncio.sleep(30)
+        left.filling = None
+        assert not left.failed + right.failed
+        return (right.received - ours) / 30, (rival.delivered - theirs) * 1_500 / 30
+
+    ours, theirs = run_virtual(main)
+    assert theirs > 0.3 * MBIT
+    assert ours > 0.2 * MBIT
+
+
 @pytest.mark.parametrize("step", [-50_000, 3_000, 1 << 30])
 def test_a_peer_that_lies_about_its_clock_costs_itself_only(step: int) -> None:
     """Its clock runs by `step` microseconds off each 10 ms. What comes of it is a queue on its way."""
@@ -319,6 +361,6 @@ def test_a_peer_that_lies_about_its_clock_costs_itself_only(step: int) -> None:
         return most, lied / 10, (right.received - honest) / 10
 
     most, lied, honest = run_virtual(main)
-    assert most <= 2 * CREDIT_WINDOWS  # the window may have been halved since
+    assert most <= 4 * CREDIT_WINDOWS  # the window may have been cut since
     assert lied > 0.5 * MBIT
     assert honest > 0.85 * MBIT

@@ -8,6 +8,7 @@ from socks_tunnel.peer.fast.sender import (
     SLOW_RATE,
     SLOW_RATE_MAX,
     UNKNOWN,
+    WAIT_SHARE,
     Sender,
 )
 from socks_tunnel.peer.fast.streams import NORMAL, OutboundStream
@@ -65,10 +66,20 @@ def test_a_clock_that_was_stopped_is_noticed() -> None:
     assert made.credit == pytest.approx(SLOW_RATE * 0.040, abs=1)
 
 
-def test_stamps_that_lie_gain_some_windows_at_most() -> None:
+def test_stamps_that_lie_gain_a_part_of_the_window_at_most() -> None:
     made = sender()
     acknowledged(made, 9.9, rate=SLOW_RATE, rtt=10.0)
-    assert made.credit <= CREDIT_WINDOWS * made.controller.window < SLOW_RATE * 9.9
+    assert made.credit == int(CREDIT_WINDOWS * made.controller.window)
+    assert made.credit < SLOW_RATE * WAIT_SHARE * 10.0
+
+
+@pytest.mark.parametrize("waited", [0.0, 0.039, 0.09])
+def test_no_more_than_a_part_of_a_round_trip_counts_as_wait(waited: float) -> None:
+    made = sender()
+    acknowledged(made, waited, rate=SLOW_RATE / 4, rtt=0.1)
+    believed = min(waited, WAIT_SHARE * 0.1)
+    assert made._acked.there == pytest.approx(0.1 - believed)
+    assert made.credit == pytest.approx(SLOW_RATE / 4 * believed, abs=2)
 
 
 def test_another_path_and_a_time_out_begin_without_it() -> None:
