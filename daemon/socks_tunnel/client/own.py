@@ -16,21 +16,21 @@ from socks_tunnel.ops.process import KILL_TIMEOUT
 from socks_tunnel.supervisor.environment import OWN_ENVIRONMENT, PARENT_VARIABLE
 
 STOP_TIMEOUT: Final = 3.0
-"""Seconds that its flows have to end after the command; a second signal then ends it at once."""
+"""Seconds that its flows have to end after the command. Then a second signal ends it at once."""
 
 LEAVE_TIMEOUT: Final = 5.0
-"""Seconds that it has to end after the second signal; SIGKILL comes then."""
+"""Seconds that it has to end after the second signal. Then it is killed (SIGKILL)."""
 
 LOG_TAIL: Final = 2000
-"""Bytes of its log that are shown where it was of no use."""
+"""Bytes of its log that are shown if it could not be used."""
 
 
 class OwnInstance:
-    """A gateway that is started here, listens on a free port of loopback, and ends with the block.
+    """A gateway that starts and ends with a `with` block, and listens on a free loopback port.
 
-    It takes no port of the configuration: neither those of `[socks]` and `[[forwards]]` nor that of
-    `[metrics]`. If this process is killed, so is it, by the kernel. Entering the block raises
-    :class:`InstanceError` if no process can be started.
+    It uses no port of the configuration: neither those of `[socks]` and `[[forwards]]` nor that of
+    `[metrics]`. If this process is killed, the kernel kills the gateway, too. Entering the block
+    raises :class:`InstanceError` if no process can be started.
     """
 
     def __init__(self, config: Path) -> None:

@@ -57,12 +57,8 @@ async def depart(
     The caller must not send anything to the workers any more.
     """
     waiting = await asyncio.gather(*(slot.settle(SETTLE_SECONDS) for slot in workers))
-    if sum(waiting):
-        _log.warning(
-            "%d clients still wait for an answer after %.0f s: their connections will be closed",
-            sum(waiting),
-            SETTLE_SECONDS,
-        )
+    if sum(waiting):  # each worker warns of those that it really closes
+        _log.debug("%d clients still wait for an answer after %.0f s", sum(waiting), SETTLE_SECONDS)
     since = time.monotonic()
     ending = spawn("suspend links", links.suspend(REASON))
     for _ in range(LEAVE_TURNS):  # a link leaves its session when its task begins

@@ -337,7 +337,7 @@ class Slot:
                 self._backoff.reset()
             delay = self._backoff.next()
             # The kernel's log names a process that it has killed by its PID.
-            pid = "" if status is None else f" (it had PID {self._last_pid})"
+            pid = "" if status is None else f"; it had PID {self._last_pid}"
             _log.error("%s %s%s; restarting in %.1f s", self.name, ending, pid, delay)
             self.state = "waiting"
             try:

@@ -173,7 +173,7 @@ async def test_a_killed_child_is_reported_lost_at_once_and_started_again(
         line
         for old, new in pairwise([*pids, slot.pid])
         for line in (
-            f"{killed} (it had PID {old}); restarting in 0.0 s",
+            f"{killed}; it had PID {old}; restarting in 0.0 s",
             f"worker 7 is running again (PID {new})",
         )
     ]
@@ -187,8 +187,8 @@ async def test_an_exit_after_ready_is_restarted_whatever_its_status(
     await slot.until_event("ready", 3)
     assert slot.restarts == 2
     assert slot.unbootable == []
-    assert "worker 7 exited with status 3 (it had PID " in caplog.text
-    assert "worker 7 exited with status 78 (it had PID " in caplog.text
+    assert "worker 7 exited with status 3; it had PID " in caplog.text
+    assert "worker 7 exited with status 78; it had PID " in caplog.text
 
 
 async def test_a_child_that_never_gets_ready_is_given_up_after_three_attempts(
@@ -266,7 +266,7 @@ async def test_a_child_that_does_not_answer_is_aborted(
     slot.tick()
     await slot.until_event("ready", 2)
     assert "worker 7 has not answered for 20 s; aborting it (SIGABRT)" in caplog.text
-    assert "worker 7 was killed by SIGABRT (it had PID " in caplog.text
+    assert "worker 7 was killed by SIGABRT; it had PID " in caplog.text
     assert slot.responsive
 
 
@@ -280,7 +280,7 @@ async def test_a_child_that_survives_sigabrt_is_killed(
         slot.tick()
     await slot.until_event("ready", 2)
     assert "survived SIGABRT; killing it (SIGKILL)" in caplog.text
-    assert "worker 7 was killed by SIGKILL (it had PID " in caplog.text
+    assert "worker 7 was killed by SIGKILL; it had PID " in caplog.text
 
 
 async def test_a_child_that_never_says_hello_is_aborted(
@@ -306,7 +306,7 @@ async def test_a_child_that_breaks_the_protocol_is_killed(
     await slot.until_event("restart")
     await slot.until_event("ready", slot.events.count("ready") + 1)
     assert "worker 7 broke the IPC protocol" in caplog.text
-    assert "worker 7 was killed by SIGKILL (it had PID " in caplog.text
+    assert "worker 7 was killed by SIGKILL; it had PID " in caplog.text
 
 
 async def test_a_child_that_closes_its_stream_and_stays_is_killed(
