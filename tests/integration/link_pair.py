@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar
@@ -77,20 +78,39 @@ def over_aiortc(link: Link) -> AiortcTransport:
     return link.transport
 
 
+class MuteSocket:
+    """A UDP socket that sends nothing, and receives as before.
+
+    A compiled transport's methods cannot be replaced, but what it has of others can.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def send(self, *_: Any) -> None:
+        """Sends nothing."""
+
+    def sendto(self, *_: Any) -> None:
+        """Sends nothing."""
+
+    def sendmsg(self, *_: Any) -> None:
+        """Sends nothing."""
+
+
 def silence(link: Link) -> None:
     """Lets nothing out of a link any more, without an end."""
 
     async def swallow(*_: Any) -> None:
         pass
 
-    def swallow_now(*_: Any) -> None:
-        pass
-
     sctp = pc_of(link).sctp
     assert sctp is not None
     if isinstance(sctp.transport, FastDtlsTransport):
         udp: Any = sctp.transport.udp
-        udp.send_segments = udp.send_fragmentable = udp.send_probe = swallow_now
+        udp._socket = MuteSocket(udp._socket)
     ice: Any = sctp.transport.transport._connection
     ice.send = ice.sendto = swallow
 

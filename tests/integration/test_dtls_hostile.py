@@ -96,7 +96,7 @@ async def test_a_handshake_that_is_begun_in_the_midst_ends_the_link() -> None:
         assert sender.dtls._ssl is not None
         forger = Forger(sender.dtls._ssl, server=sender.dtls._role == "server")
         record = bytearray(forger.record(HANDSHAKE, CLIENT_HELLO_FRAGMENT))
-        taker.dtls.datagrams_received(record, len(record), len(record), STRANGER, None)
+        taker.dtls.path.datagrams_received(record, len(record), len(record), STRANGER, None)
         with pytest.raises(ConnectionError):
             taker.dtls.send_packets([b"what is sent next finds out"])
         with pytest.raises(RemoteProtocolError, match="ended the DTLS association") as ended:
@@ -112,9 +112,9 @@ async def test_without_the_fast_path_the_link_ends_too(kind: int, contents: byte
     async with pair("fast-dtls", "fenced") as (sender, taker):
         task = receiver_task(taker)
         assert sender.dtls._ssl is not None
-        assert sender.dtls._udp is not None
+        assert sender.dtls.udp is not None
         forger = Forger(sender.dtls._ssl, server=sender.dtls._role == "server")
-        sender.dtls._udp.sendto(forger.record(kind, contents), sender.dtls._address)
+        sender.dtls.udp.sendto(forger.record(kind, contents), sender.dtls.path.address)
         async with asyncio.timeout(60):
             while not task.done():
                 taker.open().send(b"what is sent next finds out")
@@ -138,11 +138,11 @@ async def test_several_records_in_one_datagram_reach_aiortc_at_once() -> None:
 
         sctp._handle_data = handle
         assert sender.dtls._ssl is not None
-        assert sender.dtls._udp is not None
+        assert sender.dtls.udp is not None
         forger = Forger(sender.dtls._ssl, server=sender.dtls._role == "server")
         contents = [b"number %d" % number for number in range(300)]
         datagram = b"".join(forger.record(APPLICATION_DATA, each) for each in contents)
-        sender.dtls._udp.sendto(datagram, sender.dtls._address)
+        sender.dtls.udp.sendto(datagram, sender.dtls.path.address)
         async with asyncio.timeout(60):
             await all_there.wait()
         assert arrived == contents

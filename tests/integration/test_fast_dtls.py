@@ -17,8 +17,9 @@ from OpenSSL import SSL
 
 from integration.fast_pair import Kind, Peer, pair, receiver_task
 from integration.link_pair import PATIENCE
-from socks_tunnel.peer.fast import dtls as dtls_module
-from socks_tunnel.peer.fast.dtls import PACKETS_MAX, FastDtlsTransport, PinnedCertificate
+from socks_tunnel.peer.fast import recordpath
+from socks_tunnel.peer.fast.dtls import FastDtlsTransport, PinnedCertificate
+from socks_tunnel.peer.fast.recordpath import PACKETS_MAX, SocketHandler
 from socks_tunnel.peer.fast.records import DTLS_1_2
 from socks_tunnel.peer.fast.udp import BatchedUdpTransport
 
@@ -119,6 +120,9 @@ class Collector:
     def path_changed(self) -> None:
         """Nothing here depends on the path."""
 
+    def path_mtu_exceeded(self, size: int) -> None:
+        raise AssertionError(f"{size} bytes do not fit loopback")
+
     def transport_writable(self) -> None:
         raise AssertionError("nothing was ever blocked")
 
@@ -129,14 +133,14 @@ class Collector:
 
 def collect(transport: FastDtlsTransport) -> Collector:
     collector = Collector()
-    transport._data_receiver = collector  # type: ignore[assignment] # what is replaced is its method
-    transport._batch = PACKETS_MAX  # whatever the handshake has taken on a busy machine
+    transport.path.receiver = collector
+    transport.path.batch = PACKETS_MAX  # whatever the handshake has taken on a busy machine
     return collector
 
 
 def encrypt(transport: FastDtlsTransport, packet: bytes) -> bytes:
     """One record, as the transport would send it."""
-    return bytes(transport._openssl().write((packet,)))
+    return bytes(transport.open_records().write((packet,)))
 
 
 def corrupt(record: bytes, at: int, value: int | None = None) -> bytes:
@@ -186,25 +190,27 @@ async def test_a_forged_record_costs_only_itself(kind: str, position: int) -> No
         spare = encrypt(sender.dtls, b"never delivered as it is".ljust(200))
         forged = FORGERIES[kind](spare)
         size = len(records[0])
-        protocol = taker.dtls._pair.protocol
+        protocol = taker.dtls.path.pair.protocol
         if len(forged) == size:
             joined = b"".join([*records[:position], forged, *records[position:]])
             batches = [(joined, size)]
         else:  # the kernel joins no datagrams of other sizes, but a shorter one at the end
             batches = [(b"".join([*records, forged[:size]]), size), (forged, len(forged))]
         for data, segment in batches:
-            taker.dtls.datagrams_received(
+            taker.dtls.path.datagrams_received(
                 bytearray(data), len(data), segment, ("127.0.0.1", 9), protocol
             )
-        taker.dtls.turn_ended()
+        taker.dtls.path.turn_ended()
         got = [packet for packet in collector.packets if packet in packets]
         assert got == packets
         # What is left of the forgery is at most the packet that the attacker has copied.
         assert len(collector.packets) <= len(packets) + 1
         # And the association goes on.
         record = encrypt(sender.dtls, b"on")
-        taker.dtls.datagrams_received(bytearray(record), len(record), len(record), (), protocol)
-        taker.dtls.turn_ended()
+        taker.dtls.path.datagrams_received(
+            bytearray(record), len(record), len(record), (), protocol
+        )
+        taker.dtls.path.turn_ended()
         assert collector.packets[-1] == b"on"
         assert taker.dtls.state == "connected"
 
@@ -215,8 +221,8 @@ async def test_a_repeated_record_is_delivered_once() -> None:
         refused = taker.dtls.counters.refused_records
         records = [encrypt(sender.dtls, bytes([number]) * 100) for number in range(4)]
         joined = bytearray(b"".join([*records, records[1], records[2]]))
-        taker.dtls.datagrams_received(joined, len(joined), len(records[0]), (), None)
-        taker.dtls.turn_ended()
+        taker.dtls.path.datagrams_received(joined, len(joined), len(records[0]), (), None)
+        taker.dtls.path.turn_ended()
         assert collector.packets == [bytes([number]) * 100 for number in range(4)]
         assert taker.dtls.counters.refused_records == refused + 2
         assert collector.turns == 1
@@ -227,8 +233,8 @@ async def test_several_records_in_one_datagram_are_all_read() -> None:
         collector = collect(taker.dtls)
         odd = taker.dtls.counters.odd_datagrams  # a flight of the handshake may have come twice
         datagram = bytearray(b"".join(encrypt(sender.dtls, b"%d" % n) for n in range(5)))
-        taker.dtls.datagrams_received(datagram, len(datagram), len(datagram), (), None)
-        taker.dtls.turn_ended()
+        taker.dtls.path.datagrams_received(datagram, len(datagram), len(datagram), (), None)
+        taker.dtls.path.turn_ended()
         assert collector.packets == [b"%d" % number for number in range(5)]
         assert taker.dtls.counters.odd_datagrams == odd + 1
 
@@ -284,7 +290,7 @@ async def test_a_costly_receiver_yields_to_the_loop() -> None:
                 longest = max(longest, spent - before)
         assert taker.dtls.counters.deferred_turns > 0
         # The first batch is a full one; after it, the number adapts.
-        assert longest <= PACKETS_MAX * 0.0005 + dtls_module.TURN_SECONDS + 0.001
+        assert longest <= PACKETS_MAX * 0.0005 + recordpath.TURN_SECONDS + 0.001
         sizes = [len(batch) for batch in collector.batches]
         assert sizes[-1] <= 4
         assert len(collector.packets) == 640, "the bytes wait in the socket and are not lost"
@@ -299,9 +305,9 @@ async def test_no_socket_is_read_while_packets_wait() -> None:
         loop = asyncio.get_running_loop()
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.bind(("127.0.0.1", 0))
-        handler = dtls_module._Socket(taker.dtls, None)
+        handler = SocketHandler(taker.dtls.path, None)
         other = BatchedUdpTransport(loop, sock, asyncio.DatagramProtocol(), handler)
-        taker.dtls._taken_over.append(other)
+        taker.dtls.path.sockets.append(other)
         pair_now = taker.dtls._ice._nominated[1]
         chosen = SimpleNamespace(
             protocol=SimpleNamespace(transport=other),
@@ -313,8 +319,8 @@ async def test_no_socket_is_read_while_packets_wait() -> None:
         def work() -> None:
             if len(collector.batches) == 1:
                 taker.dtls._ice._nominated[1] = chosen
-                taker.dtls._follow_pair()
-            spent = time.perf_counter() + 2 * dtls_module.TURN_SECONDS
+                taker.dtls.follow_pair()
+            spent = time.perf_counter() + 2 * recordpath.TURN_SECONDS
             while time.perf_counter() < spent:
                 pass
 
@@ -324,7 +330,7 @@ async def test_no_socket_is_read_while_packets_wait() -> None:
             async with asyncio.timeout(60):
                 while len(collector.packets) < 2 * PACKETS_MAX:
                     await asyncio.sleep(0)
-                    if taker.dtls._pending:
+                    if taker.dtls.path.pending:
                         readings.append((left._reading, other._reading))
             assert readings
             assert set(readings) == {(False, False)}
@@ -379,12 +385,12 @@ async def test_what_comes_another_way_is_taken_too() -> None:
 
 
 async def test_what_comes_another_way_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dtls_module, "RELAYED_PACKETS_MAX", 10)
+    monkeypatch.setattr(recordpath, "RELAYED_PACKETS_MAX", 10)
     async with pair("fast-dtls", "fast-dtls") as (sender, taker):
         collector = collect(taker.dtls)
         for number in range(15):
             taker.dtls._ice.data_received(encrypt(sender.dtls, bytes([number])), 1)
-        taker.dtls.turn_ended()
+        taker.dtls.path.turn_ended()
         await asyncio.sleep(0)
         assert len(collector.packets) == 10
         assert taker.dtls.counters.dropped_packets == 5

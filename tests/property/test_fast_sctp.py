@@ -53,7 +53,7 @@ class Clock:
 def near_the_end(transports: list[Any], start: int) -> None:
     """Has the numbers of ordered and unordered messages begin shortly before they wrap around."""
     for transport in transports:
-        for stream in transport._out_streams.values():
+        for stream in [way.stream for way in transport.exchange._ways.values()]:
             stream.next_ssn += start
             stream.next_mid += start
             stream.next_unordered += start

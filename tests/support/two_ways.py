@@ -67,7 +67,7 @@ class End:
         self.voices = 0
         self.echo: Any = None
         transport.attach(self)
-        transport.shared_labels = LANE_LABELS
+        transport.exchange.shared_labels = LANE_LABELS
 
     def sctp_messages(self, batch: list[tuple[Any, bytes]]) -> None:
         """Counts what came; answers keystrokes."""

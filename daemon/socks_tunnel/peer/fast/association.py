@@ -7,10 +7,10 @@ of their own, which are not used here but for what other handlers read: `_local_
 
 import hmac
 import os
-from collections.abc import Container, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
-from aiortc import RTCDataChannel, RTCDtlsTransport, RTCSctpTransport
+from aiortc import RTCDtlsTransport, RTCSctpTransport
 from aiortc.rtcsctptransport import (
     AbortChunk,
     Chunk,
@@ -24,7 +24,7 @@ from aiortc.rtcsctptransport import (
 )
 
 from socks_tunnel.peer.fast.datapath import DataPath
-from socks_tunnel.peer.fast.streams import OutboundStream, rank_of
+from socks_tunnel.peer.fast.exchange import Exchange
 from socks_tunnel.peer.fast.wire import (
     ADDRESSING,
     I_DATA,
@@ -57,6 +57,7 @@ class FastAssociation(RTCSctpTransport):
     """The control plane of an association whose data is moved by `path`."""
 
     path: DataPath
+    exchange: Exchange
 
     def __init__(self, transport: RTCDtlsTransport, port: int) -> None:
         super().__init__(transport, port)
@@ -65,9 +66,6 @@ class FastAssociation(RTCSctpTransport):
         self._peer_stamps = False
         self._peer_takes_zero = False
         self._restart: InitChunk | None = None
-        self._out_streams: dict[int, OutboundStream] = {}
-        self.shared_labels: Container[str] = ()
-        """Labels of channels whose messages belong to flows (:class:`OutboundStream`)."""
 
     def _ended(self, reason: str) -> None:
         """Learns that the association has ended, for another reason than a call of `stop`."""
@@ -193,9 +191,9 @@ class FastAssociation(RTCSctpTransport):
         """
         self._restart = None
         self._remote_verification_tag = chunk.initiate_tag
-        self._fail("the peer's SCTP has restarted, and what was under way is lost")
+        self.fail("the peer's SCTP has restarted, and what was under way is lost")
 
-    def _fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
         """Ends the association because of the peer; tells it and the owner why."""
         chunk = AbortChunk()
         chunk.params.append((PROTOCOL_VIOLATION, reason.encode()))
@@ -203,36 +201,12 @@ class FastAssociation(RTCSctpTransport):
         self._ended(reason)  # before the channels say that they are closed, which is no reason
         self._set_state(self.State.CLOSED)
 
-    # --- streams ----------------------------------------------------------------------------------
-
-    def _stream_of(self, channel: RTCDataChannel) -> OutboundStream:
-        """Returns the stream of a channel, which is made when it is first used."""
-        stream_id = channel.id
-        if stream_id is None:
-            raise ValueError("the channel has no stream yet")
-        stream = self._out_streams.get(stream_id)
-        if stream is None or stream.owner is not channel:
-            rank = rank_of(channel.label, channel.ordered, channel.maxRetransmits)
-            stream = self._out_streams[stream_id] = OutboundStream(
-                stream_id, rank, channel, shared=channel.label in self.shared_labels
-            )
-        return stream
-
-    def _reliability(self, channel: RTCDataChannel, now: float) -> tuple[int, float]:
-        """Returns how often a fragment may be sent again, and until when; -1 and 0 for ever."""
-        if not self._remote_partial_reliability:
-            return -1, 0.0
-        if channel.maxPacketLifeTime:
-            return -1, now + channel.maxPacketLifeTime / 1000
-        return -1 if channel.maxRetransmits is None else channel.maxRetransmits, 0.0
-
     # --- resets of streams (RFC 6525) -------------------------------------------------------------
 
     async def _transmit_reconfig(self) -> None:
         """Asks for the reset of streams, once all that was queued for them is sent."""
         for stream_id in self._reconfig_queue:
-            stream = self._out_streams.get(stream_id)
-            if stream is not None and stream.first is not None:
+            if self.exchange.waits(stream_id):
                 return
         recovery = self.path.sender.recovery
         self._local_tsn = recovery.next_tsn & TSN_MASK
@@ -247,7 +221,7 @@ class FastAssociation(RTCSctpTransport):
         await super()._receive_reconfig_param(param)
         if request is not None and self._reconfig_request is not request:
             for stream_id in request.streams:
-                self._out_streams.pop(stream_id, None)
+                self.exchange.forget(stream_id)
 
     async def _reset_deferred_streams(self) -> None:
         request = self._reconfig_deferred

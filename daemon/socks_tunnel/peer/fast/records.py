@@ -19,7 +19,6 @@ other goes through OpenSSL alone, where it costs nobody but itself.
 """
 
 import threading
-from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -164,7 +163,7 @@ class Records:
         return view[: max(size, 0)]
 
     def read_joined(
-        self, data: bytes | bytearray, size: int, segment: int, packets: deque[bytes]
+        self, data: bytes | bytearray, size: int, segment: int, packets: list[bytes]
     ) -> int:
         """Appends the contents of datagrams that are one record each; returns how many were taken.
 
@@ -189,7 +188,7 @@ class Records:
                 taken += 1
         return taken
 
-    def read_datagram(self, datagram: bytes, packets: deque[bytes]) -> int:
+    def read_datagram(self, datagram: bytes, packets: list[bytes]) -> int:
         """Appends the contents of the records of one datagram, and returns how many they were.
 
         Nothing is known of it but that its first byte means DTLS. RFC 6347 section 4.1.1 allows

@@ -49,7 +49,7 @@ class FastTransport(AiortcTransport):
     def _make_sctp(self, dtls: RTCDtlsTransport) -> FastSctpTransport:
         self._sctp = FastSctpTransport(dtls, congestion=self._congestion)
         self._sctp.attach(self)
-        self._sctp.shared_labels = LANE_LABELS
+        self._sctp.exchange.shared_labels = LANE_LABELS
         self._stall = self._sctp.path.sender.recovery.stall
         return self._sctp
 

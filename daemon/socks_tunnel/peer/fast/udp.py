@@ -12,19 +12,21 @@ Everything works without it too, with a system call for each datagram.
 
 The socket carries a DTLS association and the STUN checks of aioice beside it (RFC 7983 section 7
 tells them apart by the first byte), so it stands where aioice expects an
-:class:`asyncio.DatagramTransport`.
+:class:`asyncio.DatagramTransport`. It has the methods of that class that aioice calls, but does not
+inherit from it: all packets pass here, and attributes of a compiled class are fast only if none of
+its bases is interpreted (docs/adr/0028).
 """
 
 import asyncio
 import errno
 import os
 import socket
-import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from struct import Struct
 from typing import Any, Final, Protocol
 
 SOL_UDP: Final = 17
@@ -63,6 +65,10 @@ counted, as a full interface queue would."""
 
 SOCKET_BUFFER: Final = 4 * 1024 * 1024
 """Bytes asked for as the kernel's buffers; it gives at most net.core.rmem_max and wmem_max."""
+
+_INT: Final = Struct("=i")
+_SHORT: Final = Struct("=H")
+"""The values of UDP_GRO and UDP_SEGMENT, in the host's byte order."""
 
 _WAIT: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS})
 
@@ -124,7 +130,7 @@ def _receive_buffer() -> bytearray:
     return buffer
 
 
-class BatchedUdpTransport(asyncio.DatagramTransport):
+class BatchedUdpTransport:
     """A datagram transport on a non-blocking UDP socket of its own, with batches both ways.
 
     `protocol` is told of errors and of the end, as by any transport; datagrams go to `receiver`.
@@ -138,7 +144,6 @@ class BatchedUdpTransport(asyncio.DatagramTransport):
         protocol: asyncio.DatagramProtocol,
         receiver: DatagramReceiver,
     ) -> None:
-        super().__init__()
         sock.setblocking(False)
         self.counters = UdpCounters()
         self.segments = True
@@ -239,9 +244,10 @@ class BatchedUdpTransport(asyncio.DatagramTransport):
         receive = self._socket.recvmsg_into
         counters = self.counters
         deadline = time.perf_counter() + READ_SECONDS_MAX
+        buffers = (buffer,)
         for call in range(READ_CALLS_MAX):
             try:
-                size, ancillary, _, address = receive((buffer,), 64)
+                size, ancillary, _, address = receive(buffers, 64)
             except OSError as error:
                 if error.errno not in _WAIT:  # an ICMP error that was queued on the socket
                     self._protocol.error_received(error)
@@ -251,7 +257,7 @@ class BatchedUdpTransport(asyncio.DatagramTransport):
             segment = size
             for level, kind, value in ancillary:
                 if level == SOL_UDP and kind == UDP_GRO:
-                    segment = struct.unpack_from("=i", value)[0]
+                    segment = int(_INT.unpack_from(value)[0])
             counters.receive_calls += 1
             if size == 0:
                 continue  # an empty datagram means nothing here (RFC 7983), and costs no more
@@ -311,7 +317,7 @@ class BatchedUdpTransport(asyncio.DatagramTransport):
                 self._socket.sendto(data, address)
             datagrams = 1
         elif self.segments:
-            ancillary = ((SOL_UDP, UDP_SEGMENT, struct.pack("=H", segment)),)
+            ancillary = ((SOL_UDP, UDP_SEGMENT, _SHORT.pack(segment)),)
             self._socket.sendmsg((data,), ancillary, 0, address)
             datagrams = -(-size // segment)
         else:

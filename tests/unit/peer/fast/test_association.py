@@ -402,13 +402,13 @@ def test_a_close_in_flight_leaves_nothing_behind() -> None:
         assert a.has_unsent
         await a.stop()
         assert (a.state, one.readyState) == ("closed", "closed")
-        assert a._timer is None
+        assert a.exchange.timer is None
         assert a.queued_bytes == 0
         await asyncio.sleep(1)
         assert b.state == "closed"
         assert right.failed == ["the peer ended the association"]
         assert left.failed == []
-        assert b._timer is None
+        assert b.exchange.timer is None
         assert b.path.receiver.reassembly.held == 0
         received = right.received
         b.receive_packets([packet_to(b, chunk(0, bytes(13)))])

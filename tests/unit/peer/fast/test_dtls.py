@@ -60,7 +60,7 @@ async def test_before_the_handshake_nothing_is_sent() -> None:
 
 async def test_datagrams_before_the_handshake_are_aioices() -> None:
     dtls = transport()
-    dtls._read_datagram(b"\x17" + bytes(50))
+    dtls.path.read_datagram(b"\x17" + bytes(50))
     assert dtls.counters.odd_datagrams == 0
     dtls._ice_data_received(b"\x80 is no DTLS", 1)
     assert dtls._ice._queue.get_nowait() == (b"\x80 is no DTLS", 1)

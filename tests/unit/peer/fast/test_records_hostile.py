@@ -1,7 +1,5 @@
 """What a hostile peer, who has the keys, can do to the record layer: two ends in memory."""
 
-from collections import deque
-
 import pytest
 
 from socks_tunnel.peer.fast.guard import _handshake
@@ -30,7 +28,7 @@ def victim(role: str) -> tuple[Records, Forger]:
 def lone(records: Records, forger: Forger, contents: bytes) -> list[bytes]:
     """What an honest record of its own datagram brings."""
     record = forger.record(APPLICATION_DATA, contents)
-    got: deque[bytes] = deque()
+    got: list[bytes] = []
     records.read_joined(record, len(record), len(record), got)
     return list(got)
 
@@ -41,7 +39,7 @@ def test_hundreds_of_records_in_one_datagram_leave_nothing_in_openssl(role: str)
     records, forger = victim(role)
     for _ in range(3):
         datagram = b"".join(forger.record(APPLICATION_DATA, b"x") for _ in range(400))
-        got: deque[bytes] = deque()
+        got: list[bytes] = []
         assert records.read_datagram(datagram, got) == len(got) == 400
     assert lone(records, forger, b"honest") == [b"honest"]
 
@@ -50,7 +48,7 @@ def test_hundreds_of_records_in_one_datagram_leave_nothing_in_openssl(role: str)
 def test_empty_records_are_passed_over(role: str) -> None:
     records, forger = victim(role)
     empty = [forger.record(APPLICATION_DATA, b"") for _ in range(10)]
-    got: deque[bytes] = deque()
+    got: list[bytes] = []
     joined = b"".join(empty)
     assert records.read_joined(joined, len(joined), len(empty[0]), got) == 0
     mixed = b"".join(forger.record(APPLICATION_DATA, text) for text in (b"", b"one", b"", b"two"))
@@ -62,14 +60,14 @@ def test_empty_records_are_passed_over(role: str) -> None:
 @ROLES
 def test_a_fatal_alert_ends_the_association(role: str) -> None:
     records, forger = victim(role)
-    assert records.read_datagram(forger.record(ALERT, FATAL_ALERT), deque()) == 0
+    assert records.read_datagram(forger.record(ALERT, FATAL_ALERT), []) == 0
     assert records.closed
 
 
 def test_a_server_cannot_make_a_client_repeat_the_handshake() -> None:
     """RFC 8827 section 6.5: an alert is the answer, and the association goes on."""
     records, forger = victim("client")
-    records.read_datagram(forger.record(HANDSHAKE, HELLO_REQUEST), deque())
+    records.read_datagram(forger.record(HANDSHAKE, HELLO_REQUEST), [])
     answer = bytes(records.written())
     assert answer[0] == ALERT
     assert not records.closed
@@ -80,6 +78,6 @@ def test_a_server_cannot_make_a_client_repeat_the_handshake() -> None:
 @ROLES
 def test_a_handshake_that_is_begun_in_the_midst_is_noticed_by_the_next_write(role: str) -> None:
     records, forger = victim(role)
-    records.read_datagram(forger.record(HANDSHAKE, CLIENT_HELLO_FRAGMENT), deque())
+    records.read_datagram(forger.record(HANDSHAKE, CLIENT_HELLO_FRAGMENT), [])
     with pytest.raises(RecordError):
         records.write([b"x"])

@@ -372,7 +372,7 @@ def test_probing_waits_for_the_association() -> None:
         client, _ = dtls_pair(Path(), Path(), probing=True)
         a = fast(client)
         a.path_changed()
-        assert a._timer is None
+        assert a.exchange.timer is None
         assert a.path.wake_at == 0.0
         await asyncio.sleep(1)
 

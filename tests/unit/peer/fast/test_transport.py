@@ -6,6 +6,7 @@ The connection is not made; SCTP is a stand-in that writes down what it is given
 import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -241,8 +242,10 @@ async def test_flows_share_its_lanes_and_no_other_channel() -> None:
     assert transport._sctp is not None
     shared = {}
     for number, label in enumerate(("control", "datagram", "lane-0", "lane-63")):
-        channel = SimpleNamespace(id=number, label=label, ordered=True, maxRetransmits=None)
-        shared[label] = transport._sctp._stream_of(cast("Any", channel)).shared
+        channel = Mock(
+            id=number, label=label, ordered=True, maxRetransmits=None, maxPacketLifeTime=None
+        )
+        shared[label] = transport._sctp.exchange.way(channel).stream.shared
     assert shared == {"control": False, "datagram": False, "lane-0": True, "lane-63": True}
 
 
