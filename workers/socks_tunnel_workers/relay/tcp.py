@@ -64,6 +64,10 @@ TAIL_SECONDS: Final = 1.0
 """Seconds after which the last consumed bytes of a quiet stream are acknowledged, so that the peer
 does not have to keep them."""
 
+LAST_BYTES: Final = 16_384
+"""Bytes before the peer's end of file, at most, that are acknowledged together with our own end of
+file. That saves a message and a wake-up in all processes; the peer keeps them until then."""
+
 HELD_WHEN_SHORT: Final = 65_536
 """Bytes in flight that a flow may have while three quarters of the worker's memory are in use. If
 the peer does not support resuming, half of the window may be in flight if that is more: such a peer
@@ -281,7 +285,12 @@ class TcpRelay(Flow):
     def _send_eof_if_due(self) -> None:
         send = self.core.send
         if send.eof and self.session.open_to_send and send.take_eof():
-            self.session.send(SendEof(self.conn_id).encode())
+            receive, session = self.core.receive, self.session
+            # The gateway closes when all that it sent is acknowledged: a later update would cost a
+            # message, and the CLOSE would wait for it. The endpoint needs none, it gets the CLOSE.
+            if receive.eof or not self.upstream:
+                self._announce_last(session.loop.time())
+            session.send(SendEof(self.conn_id).encode())
             self._finish_if_delivered()
 
     def _room(self) -> int:
@@ -496,11 +505,29 @@ class TcpRelay(Flow):
         due = receive.consume(count)
         if self.ended:
             return
-        # After its end of file the sender needs no window, but keeps its bytes until it knows that
-        # all of them were consumed.
         if receive.eof:
-            due = receive.received == receive.consumed and session.resumes
-        if due:
+            self._all_came(now)
+        elif due:
+            self._announce(now)
+
+    def _all_came(self, now: float) -> None:
+        """Acknowledges what came before the peer's end of file, if that is due already.
+
+        After it the sender needs no more window, but it keeps what it sent until it knows that all
+        of it was consumed. A few bytes are acknowledged with our own end of file if that is still
+        to come, or by the next sweep.
+        """
+        core = self.core
+        receive = core.receive
+        if receive.all_written and (
+            core.send.eof_sent or receive.consumed - receive.announced > LAST_BYTES
+        ):
+            self._announce_last(now)
+
+    def _announce_last(self, now: float) -> None:
+        """Acknowledges the last bytes of a stream, which need no window, if the peer keeps them."""
+        receive = self.core.receive
+        if receive.consumed > receive.announced and self.session.resumes:
             self._announce(now)
 
     def _announce(self, now: float) -> None:
@@ -574,8 +601,8 @@ class TcpRelay(Flow):
         if core.opened and self.sock is not None and not core.receive.pending.size:
             self._after_write()
         # If the flow has ended, its CLOSE acknowledges everything.
-        if not self.ended and self.session.resumes and core.receive.all_written:
-            self._announce(self.session.loop.time())
+        if not self.ended:
+            self._all_came(self.session.loop.time())
 
     def _awaits(self, state: str) -> bool:
         """Returns whether this is a BIND in that state: "opening" or "listening"."""
@@ -668,8 +695,8 @@ class TcpRelay(Flow):
                 self._drop_socket()
             return
         receive = core.receive
-        if idle > TAIL_SECONDS and receive.consumed > receive.announced and self.session.resumes:
-            self._announce(now)
+        if idle > TAIL_SECONDS or receive.eof:
+            self._announce_last(now)
         if not core.opened:
             return  # the connect timeout limits this
         memory = self.session.memory
