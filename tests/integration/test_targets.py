@@ -96,6 +96,9 @@ async def test_targets_that_vanish_are_noticed(
             while flow.sock is None:
                 await asyncio.sleep(0.005)
         sock = flow.sock
+        if kind == "connect":
+            assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        flow.sweep(asyncio.get_running_loop().time())  # a connection that is over before needs none
         assert bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)) is bool(keepalive)
         if keepalive:
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == keepalive

@@ -16,7 +16,7 @@ from socks_tunnel.protocol.addresses import HostPort, encode_address
 from socks_tunnel.protocol.ipc import NewFlows, SessionEnded, SessionOpened
 from socks_tunnel.protocol.messages import OpenConnection
 from socks_tunnel_workers.relay.tcp import TcpRelay
-from socks_tunnel_workers.sockets import KEEPALIVE_INTERVAL, KEEPALIVE_PROBES
+from socks_tunnel_workers.sockets import KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, PlainSocket
 from support.worker_pair import LINK, Pair, attach, counted, link_up, worker_pair
 
 RESET = b"\1\0\0\0\0\0\0\0"
@@ -242,6 +242,13 @@ async def test_names_are_resolved_at_the_endpoint_as_torsocks_asks_for_it(tmp_pa
         assert (await ask(pair, address))[1] == 2
         assert counted(pair.gateway_worker, "requests_total", "resolve", "succeeded") == 1
         assert not list(pair.gateway_worker.flows())
+
+
+def test_a_plain_socket_makes_no_members_of_enumerations() -> None:
+    with PlainSocket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        assert (type(sock.family), type(sock.type)) == (int, int)
+        assert (sock.family, sock.type) == (socket.AF_INET6, socket.SOCK_DGRAM)
+        assert "family=10" in repr(sock)
 
 
 async def test_the_connection_of_a_client_has_the_options_of_a_relay(

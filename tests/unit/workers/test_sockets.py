@@ -13,6 +13,8 @@ from socks_tunnel_workers.sockets import (
     KEEPALIVE_PROBES,
     Liveness,
     is_shortage,
+    keep_alive,
+    prepare_dialled,
     prepare_stream,
 )
 
@@ -54,6 +56,18 @@ def test_tcp() -> None:
         (socket.IPPROTO_TCP, socket.TCP_KEEPCNT): KEEPALIVE_PROBES,
         (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT): 120_000,
     }
+
+
+def test_a_dialled_connection_is_kept_alive_only_when_that_is_asked_for() -> None:
+    sock = Recorder(socket.AF_INET)
+    prepare_dialled(cast("socket.socket", sock), Liveness(60, 120))
+    assert not sock.blocking
+    timeout = {(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT): 120_000}
+    assert sock.options == ALWAYS | timeout
+    keep_alive(cast("socket.socket", sock), Liveness(0, 120))
+    assert sock.options == ALWAYS | timeout
+    keep_alive(cast("socket.socket", sock), Liveness(60, 120))
+    assert sock.options == options(Liveness(60, 120))
 
 
 def test_unix_sockets_have_nothing_of_the_kind() -> None:

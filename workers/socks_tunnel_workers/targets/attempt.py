@@ -15,7 +15,7 @@ from typing import Protocol
 
 from socks_tunnel.protocol.addresses import IPAddress
 from socks_tunnel.protocol.errors import Reply
-from socks_tunnel_workers.sockets import Liveness, prepare_stream
+from socks_tunnel_workers.sockets import Liveness, PlainSocket, prepare_dialled
 from socks_tunnel_workers.targets.dialer import DialError, explained, failure
 
 
@@ -37,6 +37,7 @@ class Attempt:
 
     The owner is told the outcome exactly once, perhaps before :meth:`start` returns, and not after
     :meth:`cancel`. `guard` calls the handlers of the socket and the timer.
+    The owner has to turn keepalive on (:func:`~socks_tunnel_workers.sockets.keep_alive`).
     """
 
     __slots__ = ("_address", "_guard", "_loop", "_owner", "_port", "_seconds", "_sock", "_timer")
@@ -65,8 +66,8 @@ class Attempt:
         address = self._address
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         try:
-            self._sock = sock = socket.socket(family, socket.SOCK_STREAM)
-            prepare_stream(sock, liveness)
+            self._sock = sock = PlainSocket(family, socket.SOCK_STREAM)
+            prepare_dialled(sock, liveness)
             code = sock.connect_ex((str(address), self._port))
         except OSError as error:
             self._fail(error)

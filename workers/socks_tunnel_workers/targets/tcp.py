@@ -24,6 +24,7 @@ from socks_tunnel_workers.relay.tcp import TcpRelay
 from socks_tunnel_workers.sockets import (
     Liveness,
     is_shortage,
+    keep_alive,
     listen_toward,
     prepare_stream,
     reset,
@@ -57,7 +58,7 @@ def socket_name(sock: socket.socket) -> HostPort:
 class TargetRelay(TcpRelay):
     """A TCP flow on the endpoint, from the request on. `attempt` or `task` opens its socket."""
 
-    __slots__ = ("allowed", "attempt", "listener", "targets", "task")
+    __slots__ = ("allowed", "attempt", "kept_alive", "listener", "targets", "task")
 
     def __init__(
         self, targets: TargetServices, session: WorkerSession, request: OpenConnection | Bind
@@ -80,6 +81,8 @@ class TargetRelay(TcpRelay):
         """The listening socket for the caller of a BIND."""
         self.attempt: Attempt | None = None
         self.task: asyncio.Task[None] | None = None
+        self.kept_alive = False
+        """Whether the system was asked to look after the connection."""
 
     def start(self) -> None:
         """Begins to decide, and then to dial or to listen."""
@@ -162,6 +165,14 @@ class TargetRelay(TcpRelay):
         )
         self.attempt.start(self._liveness())
         return True
+
+    def sweep(self, now: float) -> None:
+        """Has the connection kept alive, and does what is due for any flow."""
+        # Not when it is made: most connections are over before the first probe, and before a sweep.
+        if self.sock is not None and not self.kept_alive:
+            self.kept_alive = True
+            keep_alive(self.sock, self._liveness())
+        super().sweep(now)
 
     def take(self, sock: socket.socket) -> None:
         """Keeps the connected socket, and watches it for reading."""

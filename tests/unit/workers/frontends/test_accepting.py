@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import socket
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from socks_tunnel.protocol.lone import LONE_SECONDS
+from socks_tunnel_workers.frontends import accepting
 from socks_tunnel_workers.frontends.accepting import ACCEPTS_PER_TURN, PAUSE_SECONDS, Listener
 from unit.workers.frontends.fakes import Gateway, Sock
 
@@ -31,6 +34,9 @@ class Listening:
         self.queue: list[Accepted | OSError] = []
         self.served: list[Accepted] = []
         self.fails: Exception | None = None
+        self.now = 1000.0
+        self.asked = 0
+        """How often the queue was asked for a client."""
         self.options: list[tuple[int, int]] = []
         self.listener = Listener(gateway.clients, cast("socket.socket", self), self.serve)
         self.listener.start()
@@ -43,6 +49,7 @@ class Listening:
         self.options.append((level, option))
 
     def accept(self) -> tuple[Accepted, tuple[str, int]]:
+        self.asked += 1
         if not self.queue:
             raise BlockingIOError
         first = self.queue[0]
@@ -71,18 +78,42 @@ class Listening:
     def turn(self) -> None:
         self.gateway.loop.readers[self]()
 
+    def turns(self) -> None:
+        """The event loop calls as long as somebody waits."""
+        while self.queue:
+            self.turn()
+
 
 @pytest.fixture
-def listening() -> Listening:
-    return Listening(Gateway())
+def listening(monkeypatch: pytest.MonkeyPatch) -> Listening:
+    found = Listening(Gateway())
+    monkeypatch.setattr(accepting, "time", SimpleNamespace(monotonic=lambda: found.now))
+    return found
+
+
+def test_whoever_comes_alone_costs_no_call_that_fails(listening: Listening) -> None:
+    for _ in range(3):
+        clients = listening.comes()
+        listening.turn()
+        assert listening.served[-1:] == clients
+        listening.now += 2 * LONE_SECONDS
+    assert listening.asked == 3
 
 
 def test_a_burst_is_taken_in_turns(listening: Listening) -> None:
     clients = listening.comes(ACCEPTS_PER_TURN + 3)
     listening.turn()
-    assert listening.served == clients[:ACCEPTS_PER_TURN]
+    assert listening.served == clients[:1]  # nobody knows yet that there are more
+    listening.turn()
+    assert listening.served == clients[: 1 + ACCEPTS_PER_TURN]
     listening.turn()
     assert listening.served == clients
+
+
+def test_a_client_that_another_worker_took_is_not_missed(listening: Listening) -> None:
+    listening.turn()
+    assert listening.served == []
+    assert listening.watched
 
 
 def test_clients_get_their_options_from_the_listening_socket(listening: Listening) -> None:
@@ -116,7 +147,7 @@ def test_a_drain_ends_a_pause_for_good(listening: Listening) -> None:
 def test_a_connection_that_is_gone_is_passed_over(listening: Listening, code: int) -> None:
     listening.queue.append(OSError(code, "gone"))
     (client,) = listening.comes()
-    listening.turn()
+    listening.turns()
     assert listening.served == [client]
 
 
@@ -134,7 +165,7 @@ def test_one_client_that_cannot_be_served_costs_nobody_else(
 ) -> None:
     clients = listening.comes(2)
     listening.fails = failure
-    listening.turn()
+    listening.turns()
     assert all(client.closed for client in clients)
     assert listening.watched
     bugs = 2 if isinstance(failure, RuntimeError) else 0

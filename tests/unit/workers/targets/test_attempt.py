@@ -15,7 +15,7 @@ import pytest
 
 from socks_tunnel.protocol.errors import Reply
 from socks_tunnel_workers.sockets import Liveness
-from socks_tunnel_workers.targets import dialer
+from socks_tunnel_workers.targets import attempt, dialer
 from socks_tunnel_workers.targets.attempt import Attempt
 from socks_tunnel_workers.targets.dialer import DialError
 from unit.workers.frontends.fakes import Loop, Sock
@@ -67,7 +67,7 @@ class Scene:
         self.failure: OSError | None = None
         self.owner = Owner(self.loop)
         self.guarded = 0
-        monkeypatch.setattr(socket, "socket", self._socket)
+        monkeypatch.setattr(attempt, "PlainSocket", self._socket)
         # No routing table: what it would say is the test's.
         self.source: object = None
         monkeypatch.setattr(dialer, "source_address", lambda _address: self.source)
