@@ -186,7 +186,10 @@ class RecordPath:
         self._end_if_closed()
 
     def _end_if_closed(self) -> None:
-        if self._open().closed:
+        records = self._open()
+        if records.failure is not None:
+            self._owner.failed(records.failure)
+        elif records.closed:
             self._owner.closed_by_peer()
 
     def relayed(self, datagram: bytes) -> None:

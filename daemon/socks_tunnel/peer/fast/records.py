@@ -137,7 +137,9 @@ class Records:
         self._out = private._from_ssl  # noqa: SLF001
         self._connection = connection  # what owns the handles
         self.closed = False
-        """Whether the peer has ended the association, by close_notify or by a fatal alert."""
+        """Whether the peer has ended the association. Nothing more is read then."""
+        self.failure: RecordError | None = None
+        """Set if the peer has ended it by something else than close_notify."""
         name = connection.get_cipher_name() or ""
         # AES-GCM: 13 + 8 + 16 (RFC 5288). ChaCha20-Poly1305: 13 + 16 (RFC 7905).
         self.overhead = 37 if "GCM" in name else 29 if "CHACHA20" in name else RECORD_OVERHEAD_MAX
@@ -170,6 +172,8 @@ class Records:
         `data` is as :func:`count_single_records` has approved it. Records that are forged,
         repeated or too old are passed over by OpenSSL.
         """
+        if self.closed:
+            return 0
         buffers = _buffers()
         read, plain, view = lib.SSL_read, buffers.plain, buffers.plain_view
         ssl, append = self._ssl, packets.append
@@ -196,7 +200,7 @@ class Records:
         place of later ones, and the memory of ever more of them has no bound. OpenSSL may answer:
         see :meth:`written`.
         """
-        if len(datagram) > BIO_BYTES_MAX:
+        if self.closed or len(datagram) > BIO_BYTES_MAX:
             return 0
         lib.BIO_write(self._in, datagram, len(datagram))
         buffers = _buffers()
@@ -214,8 +218,11 @@ class Records:
             self.closed = True
         elif code != lib.SSL_ERROR_WANT_READ:
             lib.ERR_clear_error()  # the queue of errors is the thread's, not this connection's
-            if lib.SSL_get_shutdown(self._ssl) & SSL.RECEIVED_SHUTDOWN:
-                self.closed = True  # by a fatal alert
+            fatal_alert = lib.SSL_get_shutdown(self._ssl) & SSL.RECEIVED_SHUTDOWN
+            if code == lib.SSL_ERROR_SSL or fatal_alert:
+                # OpenSSL reads nothing more, so its BIO would keep whatever comes.
+                self.closed = True
+                self.failure = RecordError()
 
 
 def cut(records: memoryview) -> list[memoryview]:

@@ -98,8 +98,10 @@ class FencedDtlsTransport(CheckedDtlsTransport):
                 data = connection.recv(PLAINTEXT_MAX)
             except SSL.ZeroReturnError:
                 raise ConnectionError from None  # as aiortc does: the peer has ended it
-            except SSL.Error:
+            except SSL.WantReadError:
                 return  # nothing is left
+            except SSL.Error:
+                raise RecordError from None  # nothing would ever be read again
             if data and self._data_receiver is not None:
                 await self._data_receiver._handle_data(data)  # noqa: SLF001 - as aiortc does
 

@@ -1,6 +1,7 @@
 """What a hostile peer, who has the keys, can do to the record layer: two ends in memory."""
 
 import pytest
+from OpenSSL._util import ffi, lib
 
 from socks_tunnel.peer.fast.guard import _handshake
 from socks_tunnel.peer.fast.records import RecordError, Records
@@ -62,6 +63,21 @@ def test_a_fatal_alert_ends_the_association(role: str) -> None:
     records, forger = victim(role)
     assert records.read_datagram(forger.record(ALERT, FATAL_ALERT), []) == 0
     assert records.closed
+    assert isinstance(records.failure, RecordError)
+
+
+@ROLES
+@pytest.mark.parametrize(("kind", "contents"), [(ALERT, FATAL_ALERT), (24, b"a heartbeat")])
+def test_after_the_end_nothing_piles_up_in_openssl(role: str, kind: int, contents: bytes) -> None:
+    """Whatever anybody sends to the port would stay in the BIO, since OpenSSL reads no more."""
+    records, forger = victim(role)
+    records.read_datagram(forger.record(kind, contents), [])
+    assert records.closed
+    for _ in range(10):
+        assert lone(records, forger, b"late") == []
+        assert records.read_datagram(forger.record(HANDSHAKE, bytes(500)), []) == 0
+    rest = ffi.new("char[]", 100)
+    assert lib.BIO_read(records._in, rest, 100) <= 0
 
 
 def test_a_server_cannot_make_a_client_repeat_the_handshake() -> None:
