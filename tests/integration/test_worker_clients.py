@@ -249,6 +249,7 @@ def test_a_plain_socket_makes_no_members_of_enumerations() -> None:
         assert (type(sock.family), type(sock.type)) == (int, int)
         assert (sock.family, sock.type) == (socket.AF_INET6, socket.SOCK_DGRAM)
         assert "family=10" in repr(sock)
+        assert not hasattr(sock, "__dict__")
 
 
 async def test_the_connection_of_a_client_has_the_options_of_a_relay(

@@ -55,6 +55,8 @@ class PlainSocket(socket.socket):
     asks for both, which takes some 5 µs of each connection.
     """
 
+    __slots__ = ()  # a dictionary for each connection would cost memory
+
     family = socket.SocketType.family  # type: ignore[assignment] # an int, as IntEnum members are
     type = socket.SocketType.type  # type: ignore[assignment] # as above
 
