@@ -1,7 +1,7 @@
-"""A support bundle: everything that whoever helps asks for, in one file, without secrets.
+"""Writes a support bundle: everything that helps to find a fault, in one file, without secrets.
 
-Two nets hold secrets back. What is packed is chosen so that it has none. Then every text is
-searched for each secret that the configuration knows, in case a library has put one into a log.
+Two measures keep secrets out. Only values without secrets are packed. Then each text is searched
+for the secrets that the configuration has, in case a library has written one to a log.
 """
 
 import base64
@@ -28,7 +28,7 @@ from socks_tunnel.ops.files import read_whole, write_new
 HIDDEN: Final = "[secret]"
 
 SECRET_MIN: Final = 4
-"""Bytes of the shortest secret that is searched for: shorter ones are in every text by chance."""
+"""Characters of the shortest secret that is searched for. Shorter ones occur in any text."""
 
 LOG_LINES: Final = 5000
 """Lines of the journal that are packed."""
@@ -53,7 +53,7 @@ _FILES: Final = (
 
 
 def secrets_of(config: Config) -> list[str]:
-    """Returns every secret that a configuration has or names, the longest first."""
+    """Returns all secrets of a configuration and of the files that it names, the longest first."""
     found: set[str | None] = {server.credential for server in config.ice.servers}
     for proxy in (config.ice.proxy, *(peer.proxy for peer in config.peers)):
         found |= _of_url(proxy)
@@ -63,24 +63,24 @@ def secrets_of(config: Config) -> list[str]:
     found |= set(config.users.values())
     found |= _of_key(config.identity.private_key_file)
     if (signaling := config.signaling) is not None:
-        # The certificate's file may hold the key too. A line of the certificate is no loss.
+        # The certificate's file may also have the key. It does no harm to hide the certificate.
         for file in (signaling.tls_key, signaling.tls_certificate):
             found |= _of_key(file)
     return sorted((s for s in found if s and len(s) >= SECRET_MIN), key=len, reverse=True)
 
 
 def _of_key(file: Path | None) -> set[str | None]:
-    """Returns the lines of a PEM file that has a private key; none for another file."""
+    """Returns the lines of a PEM file if it has a private key, else none."""
     text = "" if file is None else _read(file)
     return {s for s in text.splitlines() if "-----" not in s} if "PRIVATE KEY" in text else set()
 
 
 def _of_url(text: str | None) -> set[str | None]:
-    """Returns each form in which a text may have the password of a URL.
+    """Returns all forms in which the password of a URL may occur in a text.
 
-    A password that is not escaped as it must be (`http://user:a/b@host`) is no part of the login
-    for urllib, and a library may name its first piece as the port. So the login is taken to be
-    all that is before the last @. Without a password, the user name is one: a token.
+    If a password is not escaped (`http://user:a/b@host`), urllib does not see it as part of the
+    login, and a library may name its first piece as the port. So everything before the last @
+    counts as the login. Without a password, the user name counts as a token.
     """
     before, at, _ = (text or "").rpartition("@")
     if not at:
@@ -102,7 +102,7 @@ def scrub(text: str, secrets: Iterable[str]) -> str:
 
 
 def shown(config: Config) -> dict[str, Any]:
-    """Returns a configuration as it may be shown."""
+    """Returns a configuration as plain values, without its secrets."""
     fields = asdict(config)
     fields["users"] = f"{len(config.users)} users"
     for server in fields["ice"]["servers"]:
@@ -140,7 +140,7 @@ def _host() -> str:
 
 
 def journal(instance: str) -> str:
-    """Returns the end of the journal of an instance's unit; empty where there is none."""
+    """Returns the end of the journal of an instance's unit; "" if there is no journal."""
     unit = f"socks-tunnel@{instance}.service"
     command = ("journalctl", f"--unit={unit}", f"--lines={LOG_LINES}", "--no-pager", "--quiet")
     return _output((*command, "--output=short-iso"))
@@ -173,7 +173,7 @@ def _read(path: Path) -> str:
 def write(path: Path, config: Config, files: Iterable[tuple[str, str]]) -> None:
     """Writes a bundle that only its owner can read.
 
-    Raises :class:`OSError` if there is a file, or if it cannot be written; then no half is left.
+    Raises :class:`OSError` if the file exists or cannot be written. No partial file is left.
     """
     secrets = secrets_of(config)
     now = int(time.time())

@@ -1,4 +1,4 @@
-"""What a running instance says of itself, and what a gateway says that is started to see."""
+"""Findings about a running instance, or about a gateway that is started for a moment."""
 
 import contextlib
 import time
@@ -17,7 +17,7 @@ from socks_tunnel.supervisor import control_client
 from socks_tunnel.supervisor.listeners import ListenError, bind
 
 ASK_TIMEOUT: Final = 10.0
-"""Seconds for an instance to answer."""
+"""Seconds that an instance has to answer."""
 
 
 def ask(path: Path) -> dict[str, Any]:
