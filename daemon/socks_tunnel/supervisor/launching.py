@@ -149,23 +149,15 @@ class Nursery:
                 f"a command line with its environment has {len(order)} bytes, "
                 f"more than the {ORDER_MAX} that the nursery takes"
             )
-        sock = self._socket
-        # Sending never waits: the nursery has read the last order before it answered.
-        if sock is not None:
+        if self._socket is not None:
             try:
-                sock.send(order)
-            except BrokenPipeError:
-                await self._end()  # the nursery has ended meanwhile: start another
-                sock = None
-        if sock is None:
-            sock = self._socket = await self._boot()
-            sock.send(order)
-        for start in range(0, len(fds), FDS_PER_MESSAGE):
-            socket.send_fds(sock, [b"\0"], list(fds[start : start + FDS_PER_MESSAGE]))
-        answer = await asyncio.get_running_loop().sock_recv(sock, 64)
-        if not answer:
-            raise ConnectionResetError("it has closed its socket")
-        return answer
+                return await _ask(self._socket, order, fds)
+            except (BrokenPipeError, ConnectionResetError):
+                # The nursery has ended, and nobody has read the order. A child that it had just
+                # forked may have kept its end of the socket open a moment longer.
+                await self._end()
+        self._socket = await self._boot()
+        return await _ask(self._socket, order, fds)
 
     async def close(self) -> None:
         """Ends the nursery. Its children go on, and :meth:`start` raises OSError from now on."""
@@ -228,6 +220,21 @@ class Nursery:
         if status is None:
             return f"(PID {process.pid}) did not end within {KILL_TIMEOUT:.0f} s after SIGKILL"
         return f"ended with status {status}" if status >= 0 else f"was killed by signal {-status}"
+
+
+async def _ask(sock: socket.socket, order: bytes, fds: Sequence[int]) -> bytes:
+    """Gives an order to a nursery and returns the answer.
+
+    Raises :class:`BrokenPipeError` or :class:`ConnectionResetError` if the nursery has ended
+    without reading all of the order, and another :class:`OSError` if it ended without an answer.
+    """
+    sock.send(order)  # never waits: the nursery has read the last order before it answered
+    for start in range(0, len(fds), FDS_PER_MESSAGE):
+        socket.send_fds(sock, [b"\0"], list(fds[start : start + FDS_PER_MESSAGE]))
+    answer = await asyncio.get_running_loop().sock_recv(sock, 64)
+    if not answer:
+        raise ConnectionAbortedError("it has closed its socket")
+    return answer
 
 
 class Forked:

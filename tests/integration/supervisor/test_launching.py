@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -129,6 +130,23 @@ async def test_children_outlive_their_nursery_and_another_takes_its_place(
     assert child.returncode is None
     child.send_signal(signal.SIGKILL)
     assert await child.wait() == -signal.SIGKILL
+
+
+async def test_an_order_that_nobody_has_read_is_given_to_the_next_nursery(nursery: Nursery) -> None:
+    """A child closes the socket of its dead nursery only after it has started."""
+    child = await nursery.start((*COMMAND, "exit", "0"), [0], {})
+    assert await child.wait() == 0
+    first = nursery.pid
+    assert nursery._socket is not None
+    nursery._socket.close()
+    nursery._socket, of_a_child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    nursery._socket.setblocking(False)
+    starting = asyncio.create_task(nursery.start((*COMMAND, "exit", "3"), [0], {}))
+    await asyncio.to_thread(of_a_child.recv, 1, socket.MSG_PEEK)
+    of_a_child.close()
+    second = await starting
+    assert await second.wait() == 3
+    assert nursery.pid not in {None, first}
 
 
 async def test_a_nursery_without_orders_ends_and_its_children_live_on(leash: int) -> None:
