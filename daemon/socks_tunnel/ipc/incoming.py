@@ -1,9 +1,9 @@
 """What one end of an IPC stream receives: frames, a batch of messages for each session and turn.
 
-In a module and a class of its own, because all that is received passes here, and it can be compiled
-(docs/adr/0028): :class:`socks_tunnel.ipc.stream.Channel`, from which others inherit, cannot. The
-event loop calls the methods of this class; between it and whoever takes the messages nothing is
-interpreted (docs/adr/0046).
+All that is received passes here, so this is a class of its own, which is compiled (docs/adr/0028).
+:class:`socks_tunnel.ipc.stream.Channel`, which has it, cannot be, because others inherit from it.
+The event loop calls the methods of this class, and no interpreted code runs between the loop and
+whoever takes the messages.
 """
 
 from collections.abc import Callable
