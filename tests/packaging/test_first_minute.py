@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-import socks_tunnel
 from support.certificates import Authority
+from support.checkout import ROOT
 from support.corporate import Server, need
 from support.figures import Told
 from support.installed import limits_drop_in
@@ -26,7 +26,7 @@ from support.processes import wait_until
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(1500)]
 
-README = Path(socks_tunnel.__file__).parents[2] / "README.md"
+README = ROOT / "README.md"
 SECRET = "north by north-west"
 SERVICE = "rendezvous.example.net"
 COMMANDS_MAX = 4

@@ -3,15 +3,14 @@
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # comes with ansible-core
 
-import socks_tunnel
 from socks_tunnel.ops.metrics import Metrics
+from support.checkout import ROOT
 
-FOLDER = Path(socks_tunnel.__file__).parents[2] / "packaging/prometheus"
+FOLDER = ROOT / "packaging/prometheus"
 
 _SELECTOR = re.compile(
     r"\b(?P<name>up|[a-z_]*socks_tunnel_[a-z_:0-9]+|job_[a-z_:0-9]+)\b(?:\{(?P<labels>[^}]*)\})?"

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import socks_tunnel
 from support.certificates import Authority
+from support.checkout import ROOT
 from support.corporate import need
 from support.processes import wait_until
 
 Kind = Literal["nginx", "caddy"]
 
-DOCS = Path(socks_tunnel.__file__).parents[2] / "docs" / "reach.md"
+DOCS = ROOT / "docs" / "reach.md"
 
 DOCUMENTED_NAME = "rendezvous.example.net"
 DOCUMENTED_SERVICE = "127.0.0.1:8443"

@@ -2,16 +2,13 @@
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
 
-import socks_tunnel
 from socks_tunnel.config.models import ConfigFile
-
-ROOT = Path(socks_tunnel.__file__).parents[2]
+from support.checkout import ROOT
 
 # What reads a setting only to check it, or to hand it on, does not count as its reader.
 CARRIERS = {

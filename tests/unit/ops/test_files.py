@@ -12,10 +12,11 @@ import pytest
 
 import socks_tunnel
 from socks_tunnel.ops.files import rename, replace_whole, sync_directory, write_new
+from support.checkout import ROOT
 
 PACKAGES = (
     Path(socks_tunnel.__file__).parent,
-    Path(socks_tunnel.__file__).parents[2] / "workers/socks_tunnel_workers",
+    ROOT / "workers/socks_tunnel_workers",
 )
 
 RENAMING = {

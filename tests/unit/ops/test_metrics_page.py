@@ -2,11 +2,9 @@
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
-import socks_tunnel
 from socks_tunnel.ops import labels
 from socks_tunnel.ops.meters import AnyFamily
 from socks_tunnel.ops.metrics import Metrics
@@ -14,8 +12,8 @@ from socks_tunnel.protocol.errors import Reply
 from socks_tunnel.protocol.messages import MessageType
 from socks_tunnel.rendezvous.figures import Figures
 from socks_tunnel_workers.targets.failures import Failure
+from support.checkout import ROOT
 
-ROOT = Path(socks_tunnel.__file__).parents[2]
 PAGE = (ROOT / "docs/metrics.md").read_text("utf-8")
 
 

@@ -4,12 +4,10 @@ Other implementations are written from that page, so whatever it says in numbers
 """
 
 import re
-from pathlib import Path
 
 import msgpack
 import pytest
 
-import socks_tunnel
 from socks_tunnel.ops.labels import SIGNALING_REJECTIONS
 from socks_tunnel.peer import channels, sdp
 from socks_tunnel.peer.fast import stall
@@ -34,8 +32,9 @@ from socks_tunnel.supervisor import router, routing
 from socks_tunnel_workers.relay import tcp as flows
 from socks_tunnel_workers.targets import questions, udp
 from socks_tunnel_workers.targets import tcp as targets
+from support.checkout import ROOT
 
-PAGE = (Path(socks_tunnel.__file__).parents[2] / "docs/protocol.md").read_text("utf-8")
+PAGE = (ROOT / "docs/protocol.md").read_text("utf-8")
 
 
 def tables(head: str) -> list[list[str]]:

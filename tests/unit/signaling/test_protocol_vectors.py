@@ -7,7 +7,6 @@ page: a block changes only with the protocol.
 import re
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,6 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-import socks_tunnel
 from socks_tunnel.peer.ice.datagram_relay import channel_address
 from socks_tunnel.protocol import rendezvous as wire
 from socks_tunnel.protocol.rendezvous_load import Load
@@ -26,8 +24,8 @@ from socks_tunnel.protocol.rendezvous_states import ServiceConnection
 from socks_tunnel.signaling import envelope, group_list, joining, joining_jwt
 from socks_tunnel.signaling.identity import PrivateIdentity, public_key_text, verify
 from socks_tunnel.signaling.member_list import Entry
+from support.checkout import ROOT
 
-ROOT = Path(socks_tunnel.__file__).parents[2]
 PAGE = (ROOT / "docs/protocol-vectors.md").read_text("utf-8")
 PROTOCOL = (ROOT / "docs/protocol.md").read_text("utf-8")
 

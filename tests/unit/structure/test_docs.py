@@ -8,13 +8,12 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
-import socks_tunnel
 from socks_tunnel.cli import COMMANDS
 from socks_tunnel.config.models import Config
 from socks_tunnel.config.rendezvous import RendezvousConfig
 from socks_tunnel.protocol import ipc
+from support.checkout import ROOT
 
-ROOT = Path(socks_tunnel.__file__).parents[2]
 PAGES = sorted(
     {*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "packaging").rglob("*.md")}
 )
