@@ -61,10 +61,11 @@ async def test_an_exception_above_is_the_owners() -> None:
     path, above = RecordPath(owner, {}), Above()
     path.receiver = above
     above.error = ZeroDivisionError("a bug above")
+    owner.failed.side_effect = lambda _: setattr(path, "failed", True)
     path.pending.append(b"x")
     path.turn_ended()
     owner.failed.assert_called_once_with(above.error)
-    path.failed = True
+    assert above.turns == 0, "what has failed is told of nothing"
     path.pending.append(b"y")
     path.turn_ended()
     assert above.batches == [[b"x"]]

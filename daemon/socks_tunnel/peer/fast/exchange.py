@@ -158,9 +158,14 @@ class Exchange:
         )
 
     def forget(self, stream_id: int) -> None:
-        """Forgets the ways on a stream that was reset: the next channel there begins anew."""
+        """Forgets the ways on a stream that was reset: the next channel there begins anew.
+
+        What was queued on them after the reset had been asked for would get numbers of the old
+        stream, so it is dropped.
+        """
         for channel, way in list(self._ways.items()):
             if way.stream.stream_id == stream_id:
+                self.path.sender.scheduler.discard(way.stream)
                 del self._ways[channel]
 
     # --- for the owner ----------------------------------------------------------------------------

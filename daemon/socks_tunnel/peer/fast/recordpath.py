@@ -159,7 +159,9 @@ class RecordPath:
                 protocol.datagram_received(datagram, address)
 
     def _read_joined(self, data: bytes | bytearray, size: int, segment: int, records: int) -> None:
-        """Decrypts datagrams that are one record each."""
+        """Decrypts datagrams that are one record each. After the end they count for nothing."""
+        if not self.connected:
+            return
         counters = self.counters
         taken = self._open().read_joined(data, size, segment, self.pending)
         counters.received_bytes += size
@@ -236,7 +238,7 @@ class RecordPath:
                 self.batch = max(1, batch // 2)
             elif now - before < CALL_SECONDS / 4:
                 self.batch = min(PACKETS_MAX, batch * 2)
-        if handed and self.receiver is not None:
+        if handed and self.receiver is not None and not self.failed:
             self.receiver.turn_ended()
         for udp in self.sockets:
             if pending:

@@ -23,8 +23,9 @@ keystroke would wait behind a download in the same lane. But only the messages o
 their order, and a message gets its number when its first fragment leaves. So in a stream that flows
 share, a small message overtakes larger ones of other flows that are not begun yet. Until it has
 left, the stream goes ahead of the others, first with the rest of the message that is begun. All of
-that counts as sent by the stream, which waits the longer afterwards. A message is overtaken by one
-quantum at most, so flows that always send small messages do not hold up the others of their lane.
+that counts as sent by the stream, which waits the longer afterwards, unless it becomes empty. A
+message is overtaken by one quantum at most, so flows that always send small messages do not hold up
+the others of their lane.
 """
 
 from collections import deque
@@ -339,7 +340,8 @@ class Scheduler:
         self._leave(message)
 
     def _leave(self, message: Message) -> None:
-        self._locked = None
+        if self._locked is message:
+            self._locked = None
         stream = message.stream
         if stream.small and stream.small[0] is message:
             del stream.small[0]
@@ -361,7 +363,7 @@ def _may_overtake(message: Message) -> bool:
         return False
     flow = message.data[_FLOW:_FLOW_END]
     large = False
-    for other in queue:
+    for other in reversed(queue):  # a flow that is busy itself has its own message at the end
         # What is not counted is no message of a flow: the opening of the channel, or its answer.
         if not other.counted or other.data[_FLOW:_FLOW_END] == flow:
             return False

@@ -66,6 +66,16 @@ async def test_a_reset_waits_for_what_is_queued() -> None:
     assert ours.path.closed
 
 
+async def test_what_was_queued_on_a_stream_that_was_reset_is_dropped() -> None:
+    ours = exchange()
+    ours.send_uncounted(a_channel(4), 50, b"of the old channel")
+    ours.send_uncounted(a_channel(6), 50, b"another")
+    ours.forget(4)
+    assert ours.path.sender.scheduler.queued == len(b"another")
+    ours.release()
+    assert ours.path.sender.scheduler.queued == 0
+
+
 def test_a_lifetime_is_one_where_the_peer_can_skip() -> None:
     async def main() -> None:
         client, server = dtls_pair(Path(delay=0.01), Path(delay=0.01))

@@ -62,6 +62,20 @@ async def test_the_pair_that_was_adopted_is_not_asked_for_again() -> None:
     assert owner.calls == ["open"]
 
 
+async def test_after_the_end_datagrams_count_for_nothing() -> None:
+    """Anybody can send what looks like a record."""
+    owner = Owner()
+    path = RecordPath(owner, {})
+    record = b"\x17\xfe\xfd\x00\x01" + bytes(6) + b"\x00\x20" + bytes(32)
+    for number in (1, 3):
+        path.datagrams_received(
+            bytearray(record * number), len(record) * number, len(record), (), None
+        )
+    path.read_datagram(record)
+    assert owner.calls == []
+    assert path.counters.received_bytes == 0
+
+
 async def test_what_comes_another_way_is_bounded_and_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

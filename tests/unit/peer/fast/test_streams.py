@@ -228,6 +228,17 @@ def test_nothing_goes_between_the_fragments_of_a_message_without_interleaving() 
     assert plain.pick_sparse() is None
 
 
+def test_a_stream_that_is_discarded_lets_nothing_between_the_fragments_of_another() -> None:
+    plain = Scheduler()
+    bulk, control, other = (OutboundStream(n, r) for n, r in enumerate((NORMAL, CONTROL, NORMAL)))
+    (large,) = queue(plain, bulk, 5_000)
+    plain.sent(large, 1_000)
+    queue(plain, other, 700)
+    queue(plain, control, 10)
+    plain.discard(other)
+    assert plain.pick() is large
+
+
 def flow_message(stream: OutboundStream, flow: int, size: int) -> Message:
     """Returns a message of a lane: its header names the flow."""
     return Message(stream, 53, Data(flow, bytes(size - HEADER.size)).encode(), counted=True)
