@@ -101,13 +101,14 @@ def keep_alive(sock: socket.socket, liveness: Liveness) -> None:
     """Turns keepalive on for a TCP connection, if it is wanted.
 
     The silence before the first probe counts from the last byte that came, also if that was before
-    this call.
+    this call: Linux takes the silence so far into account when TCP_KEEPIDLE is set while keepalive
+    is on already, and begins a whole new period when keepalive is turned on last.
     """
     if liveness.keepalive:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, liveness.keepalive)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def prepare_listening(sock: socket.socket) -> None:

@@ -70,6 +70,15 @@ def test_a_dialled_connection_is_kept_alive_only_when_that_is_asked_for() -> Non
     assert sock.options == options(Liveness(60, 120))
 
 
+def test_the_silence_before_keepalive_is_asked_for_counts() -> None:
+    """On Linux it does if the time to the first probe is set last: tcp_sock_set_keepidle()."""
+    sock = Recorder(socket.AF_INET)
+    keep_alive(cast("socket.socket", sock), Liveness(60, 120))
+    order = list(sock.options)
+    on = order.index((socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+    assert on < order.index((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE))
+
+
 def test_unix_sockets_have_nothing_of_the_kind() -> None:
     assert options(Liveness(60, 120), socket.AF_UNIX) == {}
 
