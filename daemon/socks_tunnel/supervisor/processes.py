@@ -325,8 +325,10 @@ class Slot:
             if self._stopping.is_set():
                 _log.debug("%s %s", self.name, ending)
                 break
+            # The kernel's log names a process that it has killed by its PID.
+            pid = "" if status is None else f"; it had PID {self._last_pid}"
             if self._retired:
-                _log.error("%s %s; it is not started again", self.name, ending)
+                _log.error("%s %s%s; this program does not start it again", self.name, ending, pid)
                 break
             if not self.was_ready.is_set() and self._boot_attempts is not None:
                 self._boot_failures += 1
@@ -336,8 +338,6 @@ class Slot:
             if loop.time() - began >= LIVED_LONG:
                 self._backoff.reset()
             delay = self._backoff.next()
-            # The kernel's log names a process that it has killed by its PID.
-            pid = "" if status is None else f"; it had PID {self._last_pid}"
             _log.error("%s %s%s; restarting in %.1f s", self.name, ending, pid, delay)
             self.state = "waiting"
             try:
