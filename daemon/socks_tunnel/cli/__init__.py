@@ -1,7 +1,7 @@
 """The command `socks-tunnel`.
 
-Exit codes: 0 done, 1 a negative answer, 2 usage, 69 a peer or service cannot be reached, 70 a bug,
-73 cannot create, 78 configuration (the numbers of sysexits.h).
+Exit codes: 0 done, 1 a negative answer, 2 usage, 69 a peer or service cannot be reached or no
+process can be started, 70 a bug, 73 cannot create, 78 configuration (the numbers of sysexits.h).
 """
 
 import contextlib
