@@ -3,8 +3,8 @@
     libdatachannel_peer.py offer|answer
 
 The other side's description comes as a JSON line on standard input, ours goes out as one. Who made the
-offer says when it has taken the answer. Then each takes 300 messages, says their number and hash, and
-sends as many of its own.
+offer says when it has taken the answer. Both say when the channel is open. Then each takes 300 messages,
+says their number and hash, and sends as many of its own.
 """
 
 import asyncio
@@ -61,6 +61,7 @@ async def main(role: str) -> None:
             await connection.create_answer()
         say(sdp=await described(connection))
         channel = await connection.accept_data_channel()
+    say(opened=True)
     sending = asyncio.ensure_future(send(channel))
     whole, count = hashlib.sha256(), 0
     while count < MESSAGES:

@@ -33,6 +33,7 @@ from socks_tunnel.protocol.messages import (
     decode,
     message_header,
 )
+from support.compiled import pure_only
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -431,6 +432,7 @@ async def test_an_abort_ends_the_link() -> None:
         assert await seen.down() == "the peer closed the connection"
 
 
+@pure_only("socks_tunnel.peer.plain.transport")
 async def test_messages_that_never_end_are_bounded(
     monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:

@@ -1,8 +1,8 @@
 // One peer of libdatachannel, for tests/integration/test_fast_interop.py:
 //   libdatachannel.js offer|answer
 // The other side's description comes as a JSON line on standard input, ours goes out as one, with its
-// candidates. Who made the offer says when it has taken the answer. Then each takes 300 messages, says
-// their number and hash, and sends as many of its own.
+// candidates. Who made the offer says when it has taken the answer. Both say when the channel is open and
+// watched. Then each takes 300 messages, says their number and hash, and sends as many of its own.
 "use strict";
 const { createHash } = require("crypto");
 const { createInterface } = require("readline");
@@ -68,7 +68,9 @@ async function main() {
     connection.setRemoteDescription((await hear()).sdp, "answer");
     say({ answered: true });
   }
-  await send(await opened);
+  const channel = await opened;
+  say({ opened: true });
+  await send(channel);
 }
 
 main().catch((error) => {
