@@ -18,7 +18,9 @@ links failed since.
 Nothing is sent before libdatachannel's program has said that it watches the channel. Its library lets
 two threads hand on messages then: the one that sets the callback, those that came before, and the one
 that receives, those that come now. Each takes a message out of one queue and calls the callback after
-that (Channel::flushPendingMessages), so two of them may change places.
+that (Channel::flushPendingMessages), so two of them may change places. Where the callback was set 30 ms
+late, in one of 60 links on a busy machine the 8th message came after the 15th, and the 16th after
+the 25th; all were whole.
 """
 
 import asyncio

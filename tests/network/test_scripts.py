@@ -209,7 +209,7 @@ def test_one_flow_of_several_is_found_and_ended(make_tunnel: MakeTunnel) -> None
     assert kept.recv(7) == b"goes on"
     again = socks_tunnel(tunnel, "kill", *of_instance(tunnel), f"office/{row['conn_id']}")
     assert again.returncode == 1
-    assert b"refused: there is no flow office/" in again.stderr
+    assert b"refused: there is no open flow office/" in again.stderr
     uid = os.getuid()
     tunnel.gateway.wait_log(rf"flow killed peer=office flow={row['conn_id']} .* uid={uid} ")
     tunnel.gateway.wait_log(rf"flow ended peer=office flow={row['conn_id']} .* reason=reset")

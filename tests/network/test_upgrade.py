@@ -220,7 +220,7 @@ def test_a_program_that_does_not_start_is_refused_and_nothing_is_lost(
             done = command(daemon)
             assert done.returncode == 1
             assert "No module named 'no_such_library'" in done.stderr
-            assert f"version {now['version']} goes on" in done.stderr
+            assert f"version {now['version']} keeps running" in done.stderr
             sock.sendall(b"on")
             assert sock.recv(10) == b"on"
         after = daemon.control("status")

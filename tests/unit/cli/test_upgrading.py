@@ -77,9 +77,9 @@ def test_flows_may_wait_longer_where_the_peer_is_away(monkeypatch: pytest.Monkey
 def test_a_refusal_is_told_and_the_running_version_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    result = run(monkeypatch, {"ok": False, "error": "version 1.0 goes on: it cannot start"})
+    result = run(monkeypatch, {"ok": False, "error": "version 1.0 keeps running: it cannot start"})
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "refused: version 1.0 goes on" in result.stderr
+    assert "refused: version 1.0 keeps running" in result.stderr
 
 
 @pytest.mark.parametrize("error", ["there is no request 'upgrade'", "the instance is starting"])
