@@ -145,7 +145,7 @@ compiled: $(COMPILED)/.stamp ## copies of the packages with a compiled data path
 test-compiled: $(TEST_STAMPS) $(COMPILED)/.stamp ## the tests of the data path, on the compiled one
 	@SOCKS_TUNNEL_COMPILED=1 PYTHONPATH=$(COMPILED) $(PYTEST) tests/unit/ops/test_compiled.py \
 	  tests/unit/peer tests/unit/protocol tests/unit/supervisor tests/unit/workers tests/property \
-	  tests/integration/ipc tests/integration/test_fast_dtls.py tests/integration/test_fast_interop.py \
+	  tests/integration/ipc/test_stream.py tests/integration/test_fast_dtls.py tests/integration/test_fast_interop.py \
 	  tests/integration/test_fast_recordpath.py tests/integration/test_dtls_hostile.py tests/integration/test_link.py \
 	  tests/integration/test_link_ends.py tests/integration/test_link_hostile.py \
 	  tests/integration/test_worker_tcp.py tests/integration/test_worker_udp.py $(ARGS)
